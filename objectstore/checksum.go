@@ -1,0 +1,118 @@
+package objectstore
+
+import (
+	"encoding/hex"
+	"fmt"
+	"strings"
+)
+
+// Checksum names an object: the SHA-256 of a metadata object's bytes, or of a content object's header and content.
+type Checksum [32]byte
+
+// String returns the 64 lower-case hexadecimal digits.
+func (c Checksum) String() string { return hex.EncodeToString(c[:]) }
+
+// IsZero reports whether c is the zero Checksum, which names nothing.
+func (c Checksum) IsZero() bool { return c == Checksum{} }
+
+// MarshalText returns what String does.
+func (c Checksum) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText is ParseChecksum.
+func (c *Checksum) UnmarshalText(text []byte) (err error) {
+	*c, err = ParseChecksum(string(text))
+	return err
+}
+
+// ParseChecksum parses 64 lower-case hexadecimal digits; anything else is ErrInvalid.
+func ParseChecksum(s string) (Checksum, error) {
+	var c Checksum
+	if len(s) != 2*len(c) || strings.ContainsAny(s, "ABCDEF") {
+		return Checksum{}, invalidf("checksum %.80q: not 64 lower-case hexadecimal digits", s)
+	}
+	if _, err := hex.Decode(c[:], []byte(s)); err != nil {
+		return Checksum{}, invalidf("checksum %q: not 64 lower-case hexadecimal digits", s)
+	}
+	return c, nil
+}
+
+// ObjectType is the type of an object; the values are ostree's.
+type ObjectType int
+
+// The object types of ostree-core.h.
+const (
+	TypeFile           ObjectType = 1 // content: a regular file or a symbolic link
+	TypeDirTree        ObjectType = 2 // names in a directory
+	TypeDirMeta        ObjectType = 3 // owner, mode and xattrs of a directory
+	TypeCommit         ObjectType = 4
+	TypeTombstone      ObjectType = 5 // what is left of a deleted commit, named after it
+	TypeCommitMeta     ObjectType = 6 // signatures of a commit, named after it
+	TypePayloadLink    ObjectType = 7
+	TypeFileXattrs     ObjectType = 8
+	TypeFileXattrsLink ObjectType = 9
+)
+
+var extensions = [...]string{
+	TypeFile:           "file",
+	TypeDirTree:        "dirtree",
+	TypeDirMeta:        "dirmeta",
+	TypeCommit:         "commit",
+	TypeTombstone:      "tombstone-commit",
+	TypeCommitMeta:     "commitmeta",
+	TypePayloadLink:    "payload-link",
+	TypeFileXattrs:     "file-xattrs",
+	TypeFileXattrsLink: "file-xattrs-link",
+}
+
+// Ext returns the file name extension in a bare repository, without a dot.
+func (t ObjectType) Ext() string {
+	if t <= 0 || int(t) >= len(extensions) {
+		return fmt.Sprintf("type-%d", int(t))
+	}
+	return extensions[t]
+}
+
+// String returns the extension.
+func (t ObjectType) String() string { return t.Ext() }
+
+func typeOfExt(ext string) (ObjectType, bool) {
+	for t, e := range extensions {
+		if e == ext && e != "" {
+			return ObjectType(t), true
+		}
+	}
+	return 0, false
+}
+
+// hashed reports whether objects of the type are named after the SHA-256 of their bytes.
+func (t ObjectType) hashed() bool { return t == TypeDirTree || t == TypeDirMeta || t == TypeCommit }
+
+// LoosePath returns the path of an object below objects/: "ab/cdef….file".
+func LoosePath(sum Checksum, t ObjectType) string {
+	s := sum.String()
+	return s[:2] + "/" + s[2:] + "." + t.Ext()
+}
+
+// looseName is the last component of LoosePath.
+func looseName(sum *Checksum, t ObjectType) string {
+	var buf [80]byte
+	n := hex.Encode(buf[:], sum[1:])
+	n += copy(buf[n:], ".")
+	n += copy(buf[n:], t.Ext())
+	return string(buf[:n])
+}
+
+// parseLooseName is the inverse of looseName for the directory whose name is first in hexadecimal.
+func parseLooseName(first byte, name string) (Checksum, ObjectType, bool) {
+	sum := Checksum{first}
+	const digits = 62
+	if len(name) < digits+2 || name[digits] != '.' {
+		return sum, 0, false
+	}
+	t, ok := typeOfExt(name[digits+1:])
+	if !ok || strings.ContainsAny(name[:digits], "ABCDEF") {
+		return sum, 0, false
+	}
+	_, err := hex.Decode(sum[1:], []byte(name[:digits]))
+	return sum, t, err == nil
+}

@@ -1,0 +1,137 @@
+package objectstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+)
+
+// The classes of errors, for errors.Is. Each also carries a method after which containerd's errdefs names its
+// classes, so that it becomes the right gRPC code without this package knowing containerd.
+var (
+	// ErrNotExist says that an object or a ref is absent. It is an fs.ErrNotExist too.
+	ErrNotExist error = notExistError{}
+	// ErrCorrupt says that something in the repository is not what its name or its format says.
+	ErrCorrupt error = corruptError{}
+	// ErrLocked says that a lock of the repository was not obtained in time.
+	ErrLocked error = lockedError{}
+	// ErrNoRepo says that a directory is not an ostree repository.
+	ErrNoRepo error = noRepoError{}
+	// ErrInvalid says that a caller's value cannot be stored in an ostree repository: a bad name, type, mode or ref.
+	ErrInvalid error = invalidError{}
+)
+
+type notExistError struct{}
+
+func (notExistError) Error() string        { return "does not exist" }
+func (notExistError) NotFound()            {}
+func (notExistError) Is(target error) bool { return target == fs.ErrNotExist }
+
+type corruptError struct{}
+
+func (corruptError) Error() string { return "corrupt" }
+func (corruptError) DataLoss()     {}
+
+type lockedError struct{}
+
+func (lockedError) Error() string { return "the repository is locked by another process" }
+func (lockedError) Unavailable()  {}
+
+type noRepoError struct{}
+
+func (noRepoError) Error() string       { return "not an ostree repository" }
+func (noRepoError) FailedPrecondition() {}
+
+type invalidError struct{}
+
+func (invalidError) Error() string     { return "not allowed in an ostree repository" }
+func (invalidError) InvalidParameter() {}
+
+// ObjectError is an error about one object.
+type ObjectError struct {
+	Type     ObjectType
+	Checksum Checksum
+	Err      error
+}
+
+// Error names the object and what is wrong with it.
+func (e *ObjectError) Error() string {
+	return fmt.Sprintf("object %s.%s: %v", e.Checksum, e.Type.Ext(), e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *ObjectError) Unwrap() error { return e.Err }
+
+// objectError wraps err, in which a missing file becomes ErrNotExist.
+func objectError(t ObjectType, sum Checksum, err error) error {
+	if err == nil {
+		return nil
+	}
+	var already *ObjectError
+	if errors.As(err, &already) && already.Type == t && already.Checksum == sum {
+		return err
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotExist
+	}
+	return &ObjectError{Type: t, Checksum: sum, Err: err}
+}
+
+// RefError is an error about one ref.
+type RefError struct {
+	Ref string
+	Err error
+}
+
+// Error names the ref and what is wrong with it.
+func (e *RefError) Error() string { return fmt.Sprintf("ref %q: %v", e.Ref, e.Err) }
+
+// Unwrap returns the cause.
+func (e *RefError) Unwrap() error { return e.Err }
+
+// UnsupportedModeError says that a repository is of a mode that this package does not work on.
+type UnsupportedModeError struct {
+	Path string
+	Mode string // value of the mode key
+}
+
+// Error names the mode, and says what to do instead.
+func (e *UnsupportedModeError) Error() string {
+	const bare = `only mode "bare" keeps owners, modes and extended attributes on the files themselves`
+	switch e.Mode {
+	case "archive", "archive-z2", "bare-user", "bare-user-only":
+		return fmt.Sprintf("ostree repository %s has mode %q: %s; make one with \"ostree init --mode=bare\" and copy the "+
+			"commits with \"ostree pull-local\"", e.Path, e.Mode, bare)
+	case "bare-split-xattrs":
+		return fmt.Sprintf("ostree repository %s has mode %q, which exists only inside container layers: %s; copy the "+
+			"commits into one with \"ostree pull-local\"", e.Path, e.Mode, bare)
+	}
+	return fmt.Sprintf("ostree repository %s has unknown mode %q: %s", e.Path, e.Mode, bare)
+}
+
+// NotImplemented marks the class of the error.
+func (e *UnsupportedModeError) NotImplemented() {}
+
+// UnsupportedConfigError says that a repository has a setting under which this package would do the wrong thing.
+type UnsupportedConfigError struct {
+	Path, Key, Value string
+	Hint             string // why, and what to do
+}
+
+// Error names the setting, and says what to do.
+func (e *UnsupportedConfigError) Error() string {
+	return fmt.Sprintf("ostree repository %s has %s=%s: %s", e.Path, e.Key, e.Value, e.Hint)
+}
+
+// NotImplemented marks the class of the error.
+func (e *UnsupportedConfigError) NotImplemented() {}
+
+// corruptf describes why something is corrupt.
+func corruptf(format string, args ...any) error {
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), ErrCorrupt)
+}
+
+// invalidf describes why a value cannot be stored.
+func invalidf(format string, args ...any) error {
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), ErrInvalid)
+}

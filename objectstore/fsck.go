@@ -1,0 +1,348 @@
+package objectstore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+)
+
+// FsckOptions are options of [Repo.Fsck].
+type FsckOptions struct {
+	Workers  int                     // that hash at the same time; 0: one for each processor
+	Progress func(done, total int64) // called with numbers of objects, by one goroutine at a time; may be nil
+}
+
+// Problem is something that is wrong in a repository. It is about an object, or, with Ref set, about a ref that names
+// the commit Checksum (zero if it cannot be read).
+type Problem struct {
+	Type     ObjectType
+	Checksum Checksum
+	Ref      string
+	Err      error // ErrCorrupt: not what its name says; ErrNotExist: something reaches it and it is missing
+}
+
+// String describes the problem.
+func (p Problem) String() string {
+	if p.Ref != "" {
+		return (&RefError{Ref: p.Ref, Err: p.Err}).Error()
+	}
+	return (&ObjectError{Type: p.Type, Checksum: p.Checksum, Err: p.Err}).Error()
+}
+
+// FsckReport is what [Repo.Fsck] has found.
+type FsckReport struct {
+	Objects  int // that were verified
+	Commits  int // complete ones
+	Refs     int
+	Partial  int // commits marked as incomplete by a pull, which is no problem
+	Problems []Problem
+}
+
+// Err returns nil if there are no problems, else an ErrCorrupt that names the first of them.
+func (r *FsckReport) Err() error {
+	switch len(r.Problems) {
+	case 0:
+		return nil
+	case 1:
+		return corruptf("%s", r.Problems[0])
+	}
+	return corruptf("%s (and %d more problems)", r.Problems[0], len(r.Problems)-1)
+}
+
+// Fsck verifies a repository as ostree fsck does: every object against its name, all that every commit needs to be
+// there, every ref. It can run beside writers and a prune: objects are hashed without a lock, and the shared lock is
+// taken only while the connections are followed. The error is for what kept it from its work; what it found is in
+// the report, sorted.
+func (r *Repo) Fsck(ctx context.Context, opts FsckOptions) (*FsckReport, error) {
+	f := &fsck{repo: r, opts: opts, report: &FsckReport{}, bad: make(map[fsckKey]struct{})}
+	err := f.hashObjects(ctx)
+	if err == nil {
+		err = f.connect(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fsck: %w", err)
+	}
+	slices.SortStableFunc(f.report.Problems, func(a, b Problem) int {
+		return cmp.Or(strings.Compare(a.Ref, b.Ref), cmp.Compare(a.Type, b.Type), bytes.Compare(a.Checksum[:], b.Checksum[:]))
+	})
+	return f.report, nil
+}
+
+type fsckKey struct {
+	typ ObjectType
+	sum Checksum
+}
+
+type fsck struct {
+	repo *Repo
+	opts FsckOptions
+	done atomic.Int64
+
+	mu     sync.Mutex
+	report *FsckReport
+	bad    map[fsckKey]struct{} // objects that have a problem already
+
+	have map[Checksum]typeSet // objects that are there while the connections are followed
+}
+
+func (f *fsck) problem(p Problem) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := fsckKey{p.Type, p.Checksum}
+	if _, known := f.bad[key]; known && p.Ref == "" {
+		return
+	}
+	if p.Ref == "" {
+		f.bad[key] = struct{}{}
+	}
+	f.report.Problems = append(f.report.Problems, p)
+}
+
+// hashObjects verifies each object by itself.
+func (f *fsck) hashObjects(ctx context.Context) error {
+	var objects []fsckKey
+	err := f.repo.eachObject(ctx, func(_ *atfs.Dir, _ string, typ ObjectType, sum Checksum) error {
+		if typ.hashed() || typ == TypeFile || typ == TypeCommitMeta || typ == TypeTombstone {
+			objects = append(objects, fsckKey{typ, sum})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	workers := f.opts.Workers
+	if workers <= 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range workers {
+		group.Go(func() error {
+			for {
+				i := next.Add(1) - 1
+				if i >= int64(len(objects)) {
+					return nil
+				}
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				f.check(objects[i])
+				f.progress(int64(len(objects)))
+			}
+		})
+	}
+	return group.Wait()
+}
+
+func (f *fsck) progress(total int64) {
+	done := f.done.Add(1)
+	if f.opts.Progress == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.opts.Progress(done, total)
+}
+
+// check verifies one object. One that has been pruned meanwhile is none.
+func (f *fsck) check(k fsckKey) {
+	err := f.repo.verify(k.typ, k.sum)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		f.problem(Problem{Type: k.typ, Checksum: k.sum, Err: err})
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.report.Objects++
+}
+
+// Verify reads an object and compares it with its name: ErrCorrupt if it is something else, ErrNotExist if there is
+// none, both in an *ObjectError.
+func (r *Repo) Verify(t ObjectType, sum Checksum) error { return objectError(t, sum, r.verify(t, sum)) }
+
+func (r *Repo) verify(t ObjectType, sum Checksum) error {
+	if t == TypeFile {
+		return r.verifyFile(sum)
+	}
+	b, err := r.readMetadata(t, sum)
+	if err != nil {
+		return err
+	}
+	switch t {
+	case TypeDirTree:
+		_, err = ParseDirTree(b)
+	case TypeDirMeta:
+		_, err = ParseDirMeta(b)
+	case TypeCommit:
+		_, err = ParseCommit(b)
+	default:
+		if _, derr := parseDict(b); derr != nil {
+			err = corruptf("%v", derr)
+		}
+	}
+	return err
+}
+
+func (r *Repo) verifyFile(sum Checksum) error {
+	d, err := r.subdir(sum[0], false)
+	if err != nil {
+		return err
+	}
+	name := looseName(&sum, TypeFile)
+	m, _, err := statFile(d, name)
+	if err != nil {
+		if errors.Is(err, ErrInvalid) {
+			return corruptf("neither a regular file nor a symbolic link")
+		}
+		return err
+	}
+	got, err := hashFile(d, name, m)
+	if err != nil {
+		return err
+	}
+	if got != sum {
+		return corruptf("its content, owner, mode or extended attributes have checksum %s", got)
+	}
+	return nil
+}
+
+// connect verifies that what commits and refs name is there, under the shared lock, so that nothing goes meanwhile.
+func (f *fsck) connect(ctx context.Context) (err error) {
+	lock, err := f.repo.Lock(ctx, LockShared)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	f.have = make(map[Checksum]typeSet)
+	var commits []Checksum
+	err = f.repo.eachObject(ctx, func(_ *atfs.Dir, _ string, typ ObjectType, sum Checksum) error {
+		f.have[sum] |= setOf(typ)
+		if typ == TypeCommit {
+			commits = append(commits, sum)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m := newMarker(f.repo)
+	for _, sum := range commits {
+		if err := f.commit(ctx, m, sum); err != nil {
+			return err
+		}
+	}
+	return f.refs()
+}
+
+// commit follows a commit. A partial one is only counted.
+func (f *fsck) commit(ctx context.Context, m *marker, sum Checksum) error {
+	partial, err := f.repo.isPartial(sum)
+	if err != nil {
+		return err
+	}
+	if partial {
+		f.report.Partial++
+		return nil
+	}
+	c, err := f.repo.Commit(sum)
+	if err != nil {
+		f.problem(Problem{Type: TypeCommit, Checksum: sum, Err: cause(err)})
+		return nil
+	}
+	f.report.Commits++
+	f.need(m, TypeDirMeta, &c.Meta)
+	todo := []Checksum{c.Tree}
+	for len(todo) > 0 {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		tree := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if !f.need(m, TypeDirTree, &tree) {
+			continue
+		}
+		t, err := f.repo.DirTree(tree)
+		if err != nil {
+			f.problem(Problem{Type: TypeDirTree, Checksum: tree, Err: cause(err)})
+			continue
+		}
+		for i := range t.Files {
+			f.need(m, TypeFile, &t.Files[i].Checksum)
+		}
+		for i := range t.Dirs {
+			f.need(m, TypeDirMeta, &t.Dirs[i].Meta)
+			todo = append(todo, t.Dirs[i].Tree)
+		}
+	}
+	return nil
+}
+
+// need records an object as missing if it is. It reports whether it is there and was not seen before.
+func (f *fsck) need(m *marker, typ ObjectType, sum *Checksum) bool {
+	if !m.mark(typ, sum) {
+		return false
+	}
+	if f.have[*sum]&setOf(typ) == 0 {
+		f.problem(Problem{Type: typ, Checksum: *sum, Err: ErrNotExist})
+		return false
+	}
+	return true
+}
+
+// cause strips what a Problem says itself.
+func cause(err error) error {
+	var oe *ObjectError
+	if errors.As(err, &oe) {
+		return oe.Err
+	}
+	return err
+}
+
+// refs verifies every ref, also when one cannot be read.
+func (f *fsck) refs() error {
+	for _, top := range refTops {
+		d, err := f.repo.dir.OpenDir(top.dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = walkRefs(d, ".", func(name string, sum Checksum, err error) error {
+			f.ref(top.prefix+name, sum, err)
+			return nil
+		})
+		if err = errors.Join(err, d.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fsck) ref(name string, sum Checksum, err error) {
+	f.report.Refs++
+	if err == nil && f.have[sum]&setOf(TypeCommit) == 0 {
+		err = fmt.Errorf("its commit %s %w", sum, ErrNotExist)
+	}
+	if errors.Is(err, unix.EISDIR) {
+		err = corruptf("a directory")
+	}
+	if err != nil {
+		f.problem(Problem{Type: TypeCommit, Checksum: sum, Ref: name, Err: err})
+	}
+}

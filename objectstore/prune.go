@@ -1,0 +1,400 @@
+package objectstore
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
+)
+
+// PruneStats says what a prune removes, or has removed.
+type PruneStats struct {
+	Objects int
+	Bytes   int64 // that become free; an object that a checkout links to frees nothing
+}
+
+// PruneOptions tell a plan what the caller is about to do as well.
+type PruneOptions struct {
+	// Without names refs that are planned to be gone. Whoever executes the plan deletes them first, under the same
+	// lock; one that is still there then keeps what it reaches.
+	Without []string
+	// Unlinked says that other links to the garbage are removed too, so that all its bytes become free.
+	Unlinked bool
+}
+
+// PrunePlan is what a prune is going to remove.
+type PrunePlan struct {
+	repo    *Repo
+	refs    map[string]Checksum
+	garbage []garbage
+	stats   PruneStats
+}
+
+type garbage struct {
+	typ   ObjectType
+	sum   Checksum
+	bytes int64
+}
+
+// Stats says what Execute removes if no ref changes before.
+func (p *PrunePlan) Stats() PruneStats { return p.stats }
+
+// PlanPrune finds the objects that no ref reaches, the parents of commits included as far as they are there. It takes
+// no lock, so it disturbs nobody: objects of transactions that are under way can be in the plan, and Execute leaves
+// out those that a ref has come to reach.
+//
+// A ref that cannot be read, or reaches a metadata object that is missing or corrupt, is an error, and nothing is
+// planned: what that object held together must not be lost. Partial commits are kept with what they have.
+func (r *Repo) PlanPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, error) {
+	p, err := r.planPrune(ctx, opts)
+	if err != nil {
+		return nil, fmt.Errorf("plan prune: %w", err)
+	}
+	return p, nil
+}
+
+func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, error) {
+	p := &PrunePlan{repo: r}
+	// Without a lock, a ref may be deleted and its commit pruned while we follow it.
+	const attempts = 3
+	var m *marker
+	for attempt := 1; ; attempt++ {
+		var err error
+		if p.refs, err = r.allRefs(); err != nil {
+			return nil, err
+		}
+		for _, name := range opts.Without {
+			delete(p.refs, name)
+		}
+		m = newMarker(r)
+		if err = m.refs(ctx, p.refs); err == nil {
+			break
+		}
+		if attempt == attempts || !errors.Is(err, ErrNotExist) {
+			return nil, err
+		}
+	}
+	err := r.eachObject(ctx, func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error {
+		if !m.isGarbage(typ, sum) {
+			return nil
+		}
+		st, err := d.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		g := garbage{typ: typ, sum: sum}
+		if st.Nlink == 1 || opts.Unlinked {
+			g.bytes = st.Blocks * 512
+		}
+		p.garbage = append(p.garbage, g)
+		p.stats.Objects++
+		p.stats.Bytes += g.bytes
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.sort()
+	return p, nil
+}
+
+// sort brings commits before dirtrees before content, so that at no moment there is a commit without its closure.
+func (p *PrunePlan) sort() {
+	rank := [...]int{TypeCommit: -2, TypeDirTree: -1, TypeFileXattrsLink: 0}
+	slices.SortStableFunc(p.garbage, func(a, b garbage) int { return cmp.Compare(rank[a.typ], rank[b.typ]) })
+}
+
+// Execute takes the exclusive lock, so it waits for running transactions and makes new ones wait, and removes what
+// was planned but for objects that refs reach that were added or moved since. It returns what it removed, also with
+// an error; what is left a later prune finds again. It also clears tmp/ of what is older than tmp-expiry-secs.
+func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
+	lock, err := p.repo.Lock(ctx, LockExclusive)
+	if err != nil {
+		return PruneStats{}, fmt.Errorf("prune: %w", err)
+	}
+	stats, err := p.ExecuteLocked(ctx, lock)
+	return stats, errors.Join(err, lock.Unlock())
+}
+
+// ExecuteLocked is Execute under an exclusive lock that the caller holds and keeps.
+func (p *PrunePlan) ExecuteLocked(ctx context.Context, lock *Lock) (PruneStats, error) {
+	if lock.repo != p.repo || lock.kind != LockExclusive {
+		panic("objectstore: prune under a lock that is not the repository's exclusive one")
+	}
+	stats, err := p.execute(ctx)
+	if err != nil {
+		return stats, fmt.Errorf("prune: %w", err)
+	}
+	return stats, nil
+}
+
+func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
+	var stats PruneStats
+	refs, err := p.repo.allRefs()
+	if err != nil {
+		return stats, err
+	}
+	changed := make(map[string]Checksum)
+	for name, sum := range refs {
+		if old, ok := p.refs[name]; !ok || old != sum {
+			changed[name] = sum
+		}
+	}
+	m := newMarker(p.repo)
+	if err := m.refs(ctx, changed); err != nil {
+		return stats, err
+	}
+	for _, g := range p.garbage {
+		if err := ctx.Err(); err != nil {
+			return stats, context.Cause(ctx)
+		}
+		if !m.isGarbage(g.typ, g.sum) {
+			continue
+		}
+		removed, err := p.repo.removeObject(g.typ, g.sum)
+		if err != nil {
+			return stats, err
+		}
+		if removed {
+			stats.Objects++
+			stats.Bytes += g.bytes
+		}
+	}
+	return stats, p.repo.cleanTmp(time.Now())
+}
+
+// removeObject deletes an object, and what there is about a commit besides it.
+func (r *Repo) removeObject(typ ObjectType, sum Checksum) (removed bool, err error) {
+	d, err := r.subdir(sum[0], false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil && typ == TypeCommit && r.config.tombstones {
+		err = r.writeTombstone(d, sum)
+	}
+	if err == nil {
+		err = d.Unlink(looseName(&sum, typ))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil && typ == TypeCommit {
+		// Only now: a commit without its closure must not lose the mark that says so.
+		if err = r.dir.Unlink(partialName(sum)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	return err == nil, objectError(typ, sum, err)
+}
+
+// writeTombstone leaves the object that tells readers of the repository that a commit was deleted on purpose.
+func (r *Repo) writeTombstone(d *atfs.Dir, sum Checksum) (err error) {
+	data := appendDict(nil, []MetaEntry{{Key: "commit", Value: gvariant.Bytes(sum[:])}})
+	f, err := r.tmp.TmpFile(fileMode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Chmod(fileMode); err != nil {
+		return err
+	}
+	if err := f.LinkTo(d, looseName(&sum, TypeTombstone)); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func partialName(sum Checksum) string { return stateName + "/" + sum.String() + ".commitpartial" }
+
+// cleanTmp removes what is old in tmp/, whoever made it. Under the exclusive lock nobody is at work there.
+func (r *Repo) cleanTmp(now time.Time) error {
+	if r.config.tmpExpiry == forever {
+		return nil
+	}
+	names, err := r.tmp.ReadNames()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == "cache" {
+			continue
+		}
+		st, err := r.tmp.Lstat(name)
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			return err
+		}
+		if now.Sub(time.Unix(st.Mtim.Unix())) <= r.config.tmpExpiry {
+			continue
+		}
+		if err := r.tmp.RemoveAll(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachObject calls f for each object, with the directory that it is in, of which f must not keep a handle. What is
+// not named like an object is passed over.
+func (r *Repo) eachObject(ctx context.Context, f func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error) error {
+	for first := range 256 {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		d, err := r.subdir(byte(first), false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		names, err := d.ReadNames()
+		if errors.Is(err, fs.ErrNotExist) { // removed since the handle was taken
+			r.forget(byte(first), d)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			sum, typ, ok := parseLooseName(byte(first), name)
+			if !ok {
+				continue
+			}
+			if err := f(d, name, typ, sum); err != nil {
+				return fmt.Errorf("%s: %w", path.Join(objectsName, subdirName(byte(first)), name), err)
+			}
+		}
+	}
+	return nil
+}
+
+// marker collects what refs reach. For each checksum it keeps a set of object types, because checksums of different
+// types can be equal: the empty file and the empty dirtree of a hostile image, say.
+type marker struct {
+	repo *Repo
+	seen map[Checksum]typeSet
+}
+
+type typeSet uint16
+
+func setOf(t ObjectType) typeSet { return 1 << t }
+
+func newMarker(r *Repo) *marker { return &marker{repo: r, seen: make(map[Checksum]typeSet)} }
+
+// mark reports whether the object was new.
+func (m *marker) mark(t ObjectType, sum *Checksum) bool {
+	old := m.seen[*sum]
+	if old&setOf(t) != 0 {
+		return false
+	}
+	m.seen[*sum] = old | setOf(t)
+	return true
+}
+
+func (m *marker) unmark(t ObjectType, sum *Checksum) { m.seen[*sum] &^= setOf(t) }
+
+func (m *marker) isGarbage(t ObjectType, sum Checksum) bool {
+	seen := m.seen[sum]
+	switch t {
+	case TypeFile, TypeDirTree, TypeDirMeta, TypeCommit:
+		return seen&setOf(t) == 0
+	case TypeCommitMeta: // goes with its commit
+		return seen&setOf(TypeCommit) == 0
+	default: // not ours to judge
+		return false
+	}
+}
+
+func (m *marker) refs(ctx context.Context, refs map[string]Checksum) error {
+	for name, sum := range refs {
+		if err := m.commits(ctx, sum); err != nil {
+			return &RefError{Ref: name, Err: err}
+		}
+	}
+	return nil
+}
+
+// commits marks a commit and its parents.
+func (m *marker) commits(ctx context.Context, sum Checksum) error {
+	for first := true; m.mark(TypeCommit, &sum); first = false {
+		c, err := m.repo.Commit(sum)
+		if err != nil {
+			if !first && errors.Is(err, ErrNotExist) {
+				m.unmark(TypeCommit, &sum)
+				return nil // history that was not pulled, or has been pruned
+			}
+			return err
+		}
+		partial, err := m.repo.isPartial(sum)
+		if err != nil {
+			return err
+		}
+		m.mark(TypeDirMeta, &c.Meta)
+		if err := m.tree(ctx, c.Tree, partial); err != nil {
+			return fmt.Errorf("commit %s: %w", sum, err)
+		}
+		if c.Parent == nil {
+			return nil
+		}
+		sum = *c.Parent
+	}
+	return nil
+}
+
+// tree marks a dirtree and everything below it.
+func (m *marker) tree(ctx context.Context, root Checksum, partial bool) error {
+	todo := []Checksum{root}
+	for len(todo) > 0 {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		sum := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if !m.mark(TypeDirTree, &sum) {
+			continue
+		}
+		t, err := m.repo.DirTree(sum)
+		if partial && errors.Is(err, ErrNotExist) {
+			m.unmark(TypeDirTree, &sum)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for i := range t.Files {
+			m.mark(TypeFile, &t.Files[i].Checksum)
+		}
+		for i := range t.Dirs {
+			m.mark(TypeDirMeta, &t.Dirs[i].Meta)
+			todo = append(todo, t.Dirs[i].Tree)
+		}
+	}
+	return nil
+}
+
+// isPartial reports whether a commit is known to be incomplete: its pull has not ended, or fsck found it so.
+func (r *Repo) isPartial(sum Checksum) (bool, error) {
+	st, err := r.dir.Lstat(partialName(sum))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG, err
+}

@@ -1,0 +1,404 @@
+package objectstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+)
+
+const (
+	maxRefLen   = 2048
+	maxRefDepth = 64 // directories; also the aliases that lead to a ref
+	refFileLen  = 65 // 64 digits and a newline
+)
+
+// ValidateRef returns ErrInvalid if name is not a ref of ostree: components of Unicode letters, digits and "_", and
+// but for the first character "-" and ".", with slashes between them. 64 hexadecimal digits are a checksum, not a
+// ref.
+func ValidateRef(name string) error {
+	if !validRefPath(name) {
+		return invalidf("ref %.300q", name)
+	}
+	if _, err := ParseChecksum(name); err == nil {
+		return invalidf("ref %q: a checksum", name)
+	}
+	return nil
+}
+
+func validRefPath(name string) bool {
+	if len(name) > maxRefLen || strings.Count(name, "/") >= maxRefDepth {
+		return false
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if !validRefComponent(part) {
+			return false
+		}
+	}
+	return true
+}
+
+// validRefComponent is libostree's [\w\d][-._\w\d]*.
+func validRefComponent(s string) bool {
+	if s == "" || len(s) > maxNameLen || !validString(s) {
+		return false
+	}
+	for i, r := range s {
+		switch {
+		case r == '_' || unicode.IsLetter(r) || unicode.Is(unicode.N, r):
+		case i > 0 && (r == '-' || r == '.'):
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// Ref returns the commit that a ref in refs/heads names. Absent is ErrNotExist, in a *RefError.
+func (r *Repo) Ref(name string) (Checksum, error) {
+	sum, err := r.ref(name)
+	if err != nil {
+		return Checksum{}, &RefError{Ref: name, Err: err}
+	}
+	return sum, nil
+}
+
+func (r *Repo) ref(name string) (Checksum, error) {
+	if err := ValidateRef(name); err != nil {
+		return Checksum{}, err
+	}
+	heads, err := r.dir.OpenDir(headsName)
+	if err != nil {
+		return Checksum{}, err
+	}
+	defer heads.Close()
+	sum, err := readRef(heads, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
+		return Checksum{}, ErrNotExist
+	}
+	return sum, err
+}
+
+// readRef reads a ref below heads. A symbolic link there is an alias: it is followed within heads, by name.
+func readRef(heads *atfs.Dir, name string) (Checksum, error) {
+	for range maxRefDepth {
+		b, err := heads.ReadFile(name, refFileLen)
+		if err == nil {
+			return parseRef(b)
+		}
+		if !errors.Is(err, unix.ELOOP) {
+			return Checksum{}, err
+		}
+		target, err := heads.Readlink(name)
+		if err != nil {
+			return Checksum{}, err
+		}
+		next := path.Join(path.Dir(name), target)
+		if path.IsAbs(target) || !validRefPath(next) {
+			return Checksum{}, corruptf("alias of %q", target)
+		}
+		name = next
+	}
+	return Checksum{}, corruptf("alias of itself")
+}
+
+func parseRef(b []byte) (Checksum, error) {
+	sum, err := ParseChecksum(strings.TrimSuffix(string(b), "\n"))
+	if err != nil {
+		return sum, corruptf("its file holds %.70q", b)
+	}
+	return sum, nil
+}
+
+// Refs returns the refs of refs/heads that are prefix, or below it as a directory; "" is all of them. Files that no
+// ref could name are left out.
+func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
+	if prefix != "" {
+		if err := ValidateRef(prefix); err != nil {
+			return nil, err
+		}
+	}
+	refs := make(map[string]Checksum)
+	heads, err := r.dir.OpenDir(headsName)
+	if err != nil {
+		return nil, fmt.Errorf("list refs: %w", err)
+	}
+	defer heads.Close()
+	if prefix != "" {
+		switch sum, err := r.Ref(prefix); {
+		case err == nil:
+			refs[prefix] = sum
+			return refs, nil
+		case !errors.Is(err, ErrNotExist):
+			return nil, fmt.Errorf("list refs: %w", err)
+		}
+	}
+	start := prefix
+	if start == "" {
+		start = "."
+	}
+	if err := walkRefs(heads, start, collectRefs(refs, "")); err != nil {
+		return nil, fmt.Errorf("list refs: %w", err)
+	}
+	return refs, nil
+}
+
+// refTops are the directories of refs, and what stands in front of their refs in allRefs.
+var refTops = []struct{ dir, prefix string }{
+	{headsName, ""},
+	{remotesName, "/remotes/"},
+	{mirrorsName, "/mirrors/"},
+}
+
+// allRefs returns every ref: of refs/heads by its name, of remotes and mirrors by its path below refs/ with a slash
+// in front.
+func (r *Repo) allRefs() (map[string]Checksum, error) {
+	refs := make(map[string]Checksum)
+	for _, top := range refTops {
+		d, err := r.dir.OpenDir(top.dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = walkRefs(d, ".", collectRefs(refs, top.prefix))
+			err = errors.Join(err, d.Close())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list refs: %w", err)
+		}
+	}
+	return refs, nil
+}
+
+// collectRefs returns a function for walkRefs that fills refs and stops at the first that cannot be read.
+func collectRefs(refs map[string]Checksum, prefix string) func(string, Checksum, error) error {
+	return func(name string, sum Checksum, err error) error {
+		switch {
+		case err == nil:
+			refs[prefix+name] = sum
+		case !errors.Is(err, fs.ErrNotExist): // an alias of nothing names nothing
+			return &RefError{Ref: prefix + name, Err: err}
+		}
+		return nil
+	}
+}
+
+// walkRefs calls f for each ref in the directory dir below top, with an error for one that cannot be read. What
+// disappears meanwhile is left out.
+func walkRefs(top *atfs.Dir, dir string, f func(name string, sum Checksum, err error) error) error {
+	d, err := top.OpenDir(dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			return nil
+		}
+		return err
+	}
+	ents, err := d.ReadDir()
+	if err = errors.Join(err, d.Close()); err != nil {
+		return err
+	}
+	for _, e := range ents {
+		name := path.Join(dir, e.Name())
+		if !validRefPath(name) {
+			continue
+		}
+		if e.IsDir() {
+			if err := walkRefs(top, name, f); err != nil {
+				return err
+			}
+			continue
+		}
+		if e.Type()&^fs.ModeSymlink != 0 {
+			continue
+		}
+		sum, err := readRef(top, name)
+		if errors.Is(err, fs.ErrNotExist) && e.Type() == 0 {
+			continue
+		}
+		if err := f(name, sum, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DeleteRefs deletes refs of refs/heads, under the shared lock. Those that do not exist are passed over.
+func (r *Repo) DeleteRefs(ctx context.Context, names ...string) error {
+	t, err := r.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		t.DeleteRef(name)
+	}
+	return t.Commit(ctx, CommitOptions{})
+}
+
+// DeleteRefs does what [Repo.DeleteRefs] does, for a caller that holds the lock already, whichever kind.
+func (l *Lock) DeleteRefs(names ...string) error {
+	w := refWriter{repo: l.repo}
+	for _, name := range names {
+		w.changes = append(w.changes, refChange{name: name, del: true})
+	}
+	return w.write()
+}
+
+// refChange sets or deletes a ref.
+type refChange struct {
+	name string
+	sum  Checksum
+	del  bool
+}
+
+// refWriter writes refs: each atomically, one behind the other.
+type refWriter struct {
+	repo    *Repo
+	sync    bool
+	changes []refChange
+	heads   *atfs.Dir
+	dirty   []string            // directories below heads whose names changed, in order
+	seen    map[string]struct{} // those in dirty
+}
+
+func (w *refWriter) write() (err error) {
+	if len(w.changes) == 0 {
+		return nil
+	}
+	if w.heads, err = w.repo.dir.OpenDir(headsName); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.heads.Close()) }()
+	w.seen = make(map[string]struct{})
+	for _, c := range w.changes {
+		if err := w.change(c); err != nil {
+			return &RefError{Ref: c.name, Err: err}
+		}
+	}
+	if w.sync {
+		for _, name := range w.dirty {
+			if err := syncDir(w.heads, name); err != nil {
+				return err
+			}
+		}
+	}
+	// Other users of libostree learn from the time of the directory that refs have changed.
+	return w.repo.dir.TouchSelf()
+}
+
+func syncDir(d *atfs.Dir, name string) error {
+	sub, err := d.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(sub.Sync(), sub.Close())
+}
+
+func (w *refWriter) touch(dir string) {
+	if _, ok := w.seen[dir]; !ok {
+		w.seen[dir] = struct{}{}
+		w.dirty = append(w.dirty, dir)
+	}
+}
+
+func (w *refWriter) change(c refChange) error {
+	if err := ValidateRef(c.name); err != nil {
+		return err
+	}
+	if !c.del {
+		return w.set(c)
+	}
+	switch err := w.heads.Unlink(c.name); {
+	case err == nil:
+		w.touch(path.Dir(c.name))
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOTDIR):
+		return err
+	}
+	return nil
+}
+
+// set writes a ref to a temporary file and moves it into place. The temporary file is not in refs/, where its name
+// could be that of a ref.
+func (w *refWriter) set(c refChange) (err error) {
+	if old, err := readRef(w.heads, c.name); err == nil && old == c.sum {
+		return nil
+	}
+	if err := w.mkdirs(path.Dir(c.name)); err != nil {
+		return err
+	}
+	f, err := w.repo.tmp.TmpFile(fileMode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write([]byte(c.sum.String() + "\n")); err != nil {
+		return err
+	}
+	if err := f.Chmod(fileMode); err != nil {
+		return err
+	}
+	if w.sync {
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	err = linkTemporary(f, w.repo.tmp, "ref-", func(tmp string) error {
+		err := w.repo.tmp.Rename(tmp, w.heads, c.name, 0)
+		if errors.Is(err, unix.EISDIR) && removeEmptyDirs(w.heads, c.name) == nil {
+			err = w.repo.tmp.Rename(tmp, w.heads, c.name, 0)
+		}
+		return err
+	})
+	if errors.Is(err, unix.EISDIR) {
+		return fmt.Errorf("there are refs below it: %w", err)
+	}
+	if err == nil {
+		w.touch(path.Dir(c.name))
+	}
+	return err
+}
+
+// mkdirs makes the directories of a ref, and remembers those that got a new name.
+func (w *refWriter) mkdirs(dir string) error {
+	if dir == "." {
+		return nil
+	}
+	if err := w.mkdirs(path.Dir(dir)); err != nil {
+		return err
+	}
+	err := w.heads.Mkdir(dir, dirMode)
+	switch {
+	case err == nil:
+		w.touch(path.Dir(dir))
+		return nil
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	}
+	return err
+}
+
+// removeEmptyDirs removes a directory that holds nothing but empty directories, all that is left where refs have
+// been deleted.
+func removeEmptyDirs(d *atfs.Dir, name string) error {
+	sub, err := d.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	names, err := sub.ReadNames()
+	for _, n := range names {
+		if err == nil {
+			err = removeEmptyDirs(sub, n)
+		}
+	}
+	if err = errors.Join(err, sub.Close()); err != nil {
+		return err
+	}
+	return d.Rmdir(name)
+}

@@ -1,0 +1,590 @@
+package objectstore
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+)
+
+// Stored is an object that is in the repository.
+type Stored struct {
+	Checksum Checksum
+	Added    bool  // it was not there before
+	Blocks   int64 // bytes that it takes on the disk if it was added: its size in whole blocks
+}
+
+// ErrMetadataDiffers says that an inode cannot become an object as it is, because its owner, mode or extended
+// attributes are not those wanted.
+var ErrMetadataDiffers = errors.New("owner, mode or extended attributes of the inode differ")
+
+// Txn is a transaction: objects are added, then refs are moved to them. It holds the shared lock from Begin to Commit
+// or Abort, so that no prune takes an object, new or found, before a ref reaches it.
+//
+// An object is in the repository, complete and under its name, as soon as the method that stores it returns; not
+// before, whatever happens to the process. It is durable only after a Commit with Sync, or a syncfs of the caller's.
+// What a transaction that was not committed has stored is garbage for the next prune. A method that failed can be
+// called again.
+//
+// All methods may be called by several goroutines at once, but Commit and Abort only after the others have returned.
+type Txn struct {
+	repo     *Repo
+	lock     *Lock
+	umask    uint32
+	uid, gid uint32 // of new files
+
+	mu   sync.Mutex
+	refs []refChange
+	done bool
+}
+
+// Begin starts a transaction, which must be ended by Commit or Abort. It waits for the shared lock as [Repo.Lock]
+// does.
+func (r *Repo) Begin(ctx context.Context) (*Txn, error) {
+	lock, err := r.Lock(ctx, LockShared)
+	if err != nil {
+		return nil, fmt.Errorf("begin transaction: %w", err)
+	}
+	t := &Txn{repo: r, lock: lock, umask: processUmask(), uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
+	if r.chownAll {
+		t.uid, t.gid = noID, noID
+	}
+	return t, nil
+}
+
+// Repo returns the repository.
+func (t *Txn) Repo() *Repo { return t.repo }
+
+// StoreFile stores a regular file whose content is in memory. The content is hashed first; when the object exists
+// nothing is written. A new inode gets mtime; one that exists keeps its own, see docs/adr/0002-object-mtime.md. An
+// inode whose size, owner or mode show that it is not the object, as after a power failure, is replaced.
+func (t *Txn) StoreFile(m *FileMeta, mtime unix.Timespec, data []byte) (Stored, error) {
+	h := getHasher()
+	defer h.put()
+	if err := h.startRegular(m, mtime); err != nil {
+		return Stored{}, fmt.Errorf("store file: %w", err)
+	}
+	h.hash.Write(data)
+	sum := h.finish()
+	stored, err := t.storeFile(m, mtime, data, sum)
+	return stored, storeError(TypeFile, sum, err)
+}
+
+// startRegular hashes the header of a regular file, and refuses a time that utimensat(2) would refuse or take for a
+// flag.
+func (h *hasher) startRegular(m *FileMeta, mtime unix.Timespec) error {
+	if m.IsSymlink() {
+		return invalidf("mode %o: not a regular file", m.Mode)
+	}
+	if mtime.Nsec < 0 || mtime.Nsec >= 1e9 {
+		return invalidf("time with %d nanoseconds", mtime.Nsec)
+	}
+	return h.start(m)
+}
+
+func storeError(typ ObjectType, sum Checksum, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("store %w", &ObjectError{Type: typ, Checksum: sum, Err: err})
+}
+
+func (t *Txn) storeFile(m *FileMeta, mtime unix.Timespec, data []byte, sum Checksum) (Stored, error) {
+	state, err := t.find(sum, m, int64(len(data)))
+	if err != nil || state == present {
+		return Stored{Checksum: sum}, err
+	}
+	f, err := t.repo.tmp.TmpFile(m.Mode & 0o777)
+	if err != nil {
+		return Stored{}, err
+	}
+	if len(data) > 0 {
+		_, err = f.Write(data)
+	}
+	if err == nil {
+		err = t.setAttr(f, m, mtime)
+	}
+	added := false
+	if err == nil {
+		added, err = t.publish(f, sum, TypeFile, state == wrong)
+	}
+	return t.stored(sum, added, int64(len(data))), errors.Join(err, f.Close())
+}
+
+func (t *Txn) stored(sum Checksum, added bool, size int64) Stored {
+	if !added {
+		return Stored{Checksum: sum}
+	}
+	block := t.repo.blockSize
+	return Stored{Checksum: sum, Added: true, Blocks: (size + block - 1) / block * block}
+}
+
+// presence is what is in the repository under an object's name.
+type presence int
+
+const (
+	absent  presence = iota
+	present          // an inode that can be the object
+	wrong            // an inode that cannot be the object
+)
+
+// find looks for a content object. Size is -1 for symbolic links.
+func (t *Txn) find(sum Checksum, m *FileMeta, size int64) (presence, error) {
+	st, err := t.repo.stat(&sum, TypeFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return absent, nil
+	case err != nil:
+		return absent, err
+	case st.Mode != m.Mode || st.Uid != m.UID || st.Gid != m.GID || size >= 0 && st.Size != size:
+		return wrong, nil
+	}
+	return present, nil
+}
+
+// setAttr gives a file its attributes. The order matters: writing and chown(2) take set-id bits and capabilities
+// away, and everything else would change the time.
+func (t *Txn) setAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
+	if m.UID != t.uid || m.GID != t.gid {
+		if err := f.Chown(m.UID, m.GID); err != nil {
+			return err
+		}
+	}
+	if m.Mode&(t.umask|0o7000) != 0 {
+		if err := f.Chmod(m.Mode); err != nil {
+			return err
+		}
+	}
+	for _, x := range m.Xattrs {
+		if err := f.Setxattr(x.Name, x.Value); err != nil {
+			return err
+		}
+	}
+	return f.Utimes(mtime)
+}
+
+// publish gives a complete file its name among the objects. A name that is taken is success, unless what has it is
+// to be replaced.
+func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) (added bool, err error) {
+	name := looseName(&sum, typ)
+	return t.inSubdir(sum[0], func(d *atfs.Dir) error {
+		if replace {
+			return linkTemporary(f, t.repo.tmp, "obj-", func(tmp string) error {
+				return t.repo.tmp.Rename(tmp, d, name, 0)
+			})
+		}
+		return f.LinkTo(d, name)
+	})
+}
+
+// inSubdir calls f, which gives an object its name in the directory it is called with. It reports whether f did that,
+// rather than find the name taken.
+func (t *Txn) inSubdir(first byte, f func(*atfs.Dir) error) (added bool, err error) {
+	for attempt := 0; ; attempt++ {
+		d, err := t.repo.subdir(first, true)
+		if err != nil {
+			return false, err
+		}
+		err = f(d)
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, fs.ErrExist):
+			return false, nil
+		case errors.Is(err, fs.ErrNotExist) && attempt == 0: // someone removed the empty directory
+			t.repo.forget(first, d)
+		default:
+			return false, err
+		}
+	}
+}
+
+// linkTemporary gives f a random name in tmp and calls move with it, which moves the file on. The name is gone
+// afterwards.
+func linkTemporary(f *atfs.File, tmp *atfs.Dir, prefix string, move func(name string) error) error {
+	name := prefix + rand.Text()
+	if err := f.LinkTo(tmp, name); err != nil {
+		return err
+	}
+	err := move(name)
+	if err != nil {
+		err = errors.Join(err, tmp.Unlink(name))
+	}
+	return err
+}
+
+// FileWriter stores a regular file piece by piece. Its methods must not be called by several goroutines at once.
+type FileWriter struct {
+	txn   *Txn
+	meta  *FileMeta
+	mtime unix.Timespec
+	file  *atfs.File
+	h     *hasher
+	size  int64
+	err   error // the first that Write returned
+}
+
+var errWriterDone = errors.New("file writer was committed or aborted already")
+
+// NewFile begins to store a regular file of any size: write the content, then Commit, or Abort. m must not change
+// until then. The content goes to a file without a name, which is dropped when the object exists.
+func (t *Txn) NewFile(m *FileMeta, mtime unix.Timespec) (*FileWriter, error) {
+	h := getHasher()
+	err := h.startRegular(m, mtime)
+	var f *atfs.File
+	if err == nil {
+		f, err = t.repo.tmp.TmpFile(m.Mode & 0o777)
+	}
+	if err != nil {
+		h.put()
+		return nil, fmt.Errorf("store file: %w", err)
+	}
+	return &FileWriter{txn: t, meta: m, mtime: mtime, file: f, h: h}, nil
+}
+
+// Write appends to the content. After an error the file can only be aborted.
+func (w *FileWriter) Write(b []byte) (int, error) {
+	if w.h == nil {
+		return 0, errWriterDone
+	}
+	if w.err != nil {
+		return 0, w.err
+	}
+	w.h.hash.Write(b)
+	n, err := w.file.Write(b)
+	w.size += int64(n)
+	w.err = err
+	return n, err
+}
+
+// Commit makes what was written an object, with the guarantees of [Txn.StoreFile], and releases the writer.
+func (w *FileWriter) Commit() (Stored, error) {
+	if w.h == nil {
+		return Stored{}, errWriterDone
+	}
+	if w.err != nil {
+		return Stored{}, errors.Join(w.err, w.Abort())
+	}
+	sum := w.h.finish()
+	stored, err := w.commit(sum)
+	return stored, storeError(TypeFile, sum, errors.Join(err, w.Abort()))
+}
+
+func (w *FileWriter) commit(sum Checksum) (Stored, error) {
+	state, err := w.txn.find(sum, w.meta, w.size)
+	if err != nil || state == present {
+		return Stored{Checksum: sum}, err
+	}
+	if err := w.txn.setAttr(w.file, w.meta, w.mtime); err != nil {
+		return Stored{}, err
+	}
+	added, err := w.txn.publish(w.file, sum, TypeFile, state == wrong)
+	return w.txn.stored(sum, added, w.size), err
+}
+
+// Abort drops what was written. After Commit or Abort it does nothing.
+func (w *FileWriter) Abort() error {
+	if w.h == nil {
+		return nil
+	}
+	w.h.put()
+	w.h = nil
+	return w.file.Close()
+}
+
+// StoreSymlink stores a symbolic link.
+func (t *Txn) StoreSymlink(m *FileMeta) (Stored, error) {
+	if !m.IsSymlink() {
+		return Stored{}, invalidf("store symbolic link: mode %o", m.Mode)
+	}
+	h := getHasher()
+	defer h.put()
+	if err := h.start(m); err != nil {
+		return Stored{}, fmt.Errorf("store symbolic link: %w", err)
+	}
+	sum := h.finish()
+	stored, err := t.storeSymlink(m, sum)
+	return stored, storeError(TypeFile, sum, err)
+}
+
+func (t *Txn) storeSymlink(m *FileMeta, sum Checksum) (Stored, error) {
+	state, err := t.find(sum, m, -1)
+	if err != nil || state == present {
+		return Stored{Checksum: sum}, err
+	}
+	name := looseName(&sum, TypeFile)
+	if state == absent && m.UID == t.uid && m.GID == t.gid && len(m.Xattrs) == 0 {
+		// symlink(2) makes a complete object at once.
+		added, err := t.inSubdir(sum[0], func(d *atfs.Dir) error { return d.Symlink(m.Target, name) })
+		return Stored{Checksum: sum, Added: added}, err
+	}
+	tmp := "link-" + rand.Text()
+	if err := t.repo.tmp.Symlink(m.Target, tmp); err != nil {
+		return Stored{}, err
+	}
+	err = t.setLinkAttr(tmp, m)
+	added := false
+	if err == nil {
+		flags := uint(unix.RENAME_NOREPLACE)
+		if state == wrong {
+			flags = 0
+		}
+		added, err = t.inSubdir(sum[0], func(d *atfs.Dir) error { return t.repo.tmp.Rename(tmp, d, name, flags) })
+	}
+	if !added {
+		err = errors.Join(err, t.repo.tmp.Unlink(tmp))
+	}
+	return Stored{Checksum: sum, Added: added}, err
+}
+
+func (t *Txn) setLinkAttr(name string, m *FileMeta) error {
+	if err := t.repo.tmp.Chown(name, m.UID, m.GID); err != nil {
+		return err
+	}
+	for _, x := range m.Xattrs {
+		if err := t.repo.tmp.Setxattr(name, x.Name, x.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AdoptFile makes an existing inode an object, by a hard link: no content is copied, and the inode keeps its mtime.
+// Its owner, mode, extended attributes and content are read and hashed. They must be those of m, else the error is
+// ErrMetadataDiffers; with m nil they are taken as they are. Nobody may write to the inode from now on: its content
+// is part of the repository.
+//
+// EXDEV, EMLINK and EPERM of link(2) are returned for the caller to copy the file instead.
+func (t *Txn) AdoptFile(m *FileMeta, from *atfs.Dir, name string) (Stored, error) {
+	sum, size, err := t.identify(m, from, name)
+	if err != nil {
+		return Stored{}, fmt.Errorf("adopt file: %w", err)
+	}
+	have, err := t.repo.Has(TypeFile, sum)
+	if err != nil || have {
+		return Stored{Checksum: sum}, err
+	}
+	added, err := t.inSubdir(sum[0], func(d *atfs.Dir) error { return from.Link(name, d, looseName(&sum, TypeFile)) })
+	return t.stored(sum, added, size), storeError(TypeFile, sum, err)
+}
+
+// identify computes the checksum of an inode, whose metadata must be want unless that is nil.
+func (t *Txn) identify(want *FileMeta, from *atfs.Dir, name string) (Checksum, int64, error) {
+	got, st, err := statFile(from, name)
+	if err != nil {
+		return Checksum{}, 0, err
+	}
+	if err := got.Validate(); err != nil {
+		return Checksum{}, 0, fmt.Errorf("%s: %w", name, err)
+	}
+	if want != nil && !got.equal(want) {
+		return Checksum{}, 0, fmt.Errorf("%s: %w", name, ErrMetadataDiffers)
+	}
+	sum, err := hashFile(from, name, got)
+	return sum, st.Size, err
+}
+
+// equal reports whether two files have the same header.
+func (m *FileMeta) equal(o *FileMeta) bool {
+	return m.UID == o.UID && m.GID == o.GID && m.Mode == o.Mode && m.Target == o.Target &&
+		slices.EqualFunc(m.Xattrs, o.Xattrs, func(a, b Xattr) bool { return a.Name == b.Name && string(a.Value) == string(b.Value) })
+}
+
+// hashFile computes the checksum of the content object that has metadata m and the content of a name.
+func hashFile(d *atfs.Dir, name string, m *FileMeta) (Checksum, error) {
+	h := getHasher()
+	defer h.put()
+	h.startUnchecked(m)
+	if m.IsSymlink() {
+		return h.finish(), nil
+	}
+	f, err := d.Open(name)
+	if err != nil {
+		return Checksum{}, err
+	}
+	defer f.Close()
+	buf := getCopyBuffer()
+	defer copyBuffers.Put(buf)
+	if err := copyAll(h.hash, f, buf[:]); err != nil {
+		return Checksum{}, err
+	}
+	return h.finish(), nil
+}
+
+// copyAll copies src to dst through buf.
+func copyAll(dst io.Writer, src io.Reader, buf []byte) error {
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// StoreMetadata stores the bytes of a dirtree, dirmeta or commit, which must be one: ErrInvalid if they are not. A
+// commit's root directory must be in the repository already.
+func (t *Txn) StoreMetadata(typ ObjectType, data []byte) (Stored, error) {
+	if !typ.hashed() {
+		return Stored{}, invalidf("store metadata object: type %s", typ)
+	}
+	sum := Checksum(sha256.Sum256(data))
+	stored, err := t.storeMetadata(typ, data, sum)
+	return stored, storeError(typ, sum, err)
+}
+
+func (t *Txn) storeMetadata(typ ObjectType, data []byte, sum Checksum) (Stored, error) {
+	if len(data) > MaxMetadataSize {
+		return Stored{}, invalidf("%d bytes, at most %d are allowed", len(data), MaxMetadataSize)
+	}
+	replace := false
+	switch st, err := t.repo.stat(&sum, typ); {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == int64(len(data)):
+		return Stored{Checksum: sum}, nil
+	case err == nil:
+		replace = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return Stored{}, err
+	}
+	if err := t.checkMetadata(typ, data); err != nil {
+		return Stored{}, err
+	}
+	f, err := t.repo.tmp.TmpFile(fileMode)
+	if err != nil {
+		return Stored{}, err
+	}
+	_, err = f.Write(data)
+	if err == nil && t.umask&fileMode != 0 {
+		err = f.Chmod(fileMode)
+	}
+	added := false
+	if err == nil {
+		added, err = t.publish(f, sum, typ, replace)
+	}
+	return t.stored(sum, added, int64(len(data))), errors.Join(err, f.Close())
+}
+
+// checkMetadata refuses what a reader would refuse.
+func (t *Txn) checkMetadata(typ ObjectType, data []byte) error {
+	var err error
+	switch typ {
+	case TypeDirTree:
+		_, err = ParseDirTree(data)
+	case TypeDirMeta:
+		_, err = ParseDirMeta(data)
+	default:
+		var c *Commit
+		if c, err = ParseCommit(data); err == nil {
+			return errors.Join(t.need(TypeDirTree, c.Tree), t.need(TypeDirMeta, c.Meta))
+		}
+	}
+	if err != nil {
+		return invalidf("%v", err)
+	}
+	return nil
+}
+
+func (t *Txn) need(typ ObjectType, sum Checksum) error {
+	switch have, err := t.repo.Has(typ, sum); {
+	case err != nil:
+		return err
+	case !have:
+		return &ObjectError{Type: typ, Checksum: sum, Err: ErrNotExist}
+	}
+	return nil
+}
+
+// SetRef stages a ref of refs/heads: Commit writes it. The last SetRef or DeleteRef of a name counts.
+func (t *Txn) SetRef(name string, sum Checksum) { t.stage(refChange{name: name, sum: sum}) }
+
+// DeleteRef stages the deletion of a ref. One that does not exist is passed over.
+func (t *Txn) DeleteRef(name string) { t.stage(refChange{name: name, del: true}) }
+
+func (t *Txn) stage(c refChange) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refs = append(slices.DeleteFunc(t.refs, func(o refChange) bool { return o.name == c.name }), c)
+}
+
+// CommitOptions are options of [Txn.Commit].
+type CommitOptions struct {
+	// Sync makes everything durable: objects before the refs that name them, and refs before Commit returns. Without
+	// it nothing is, and after a power failure a ref may name objects without content, which the caller must be able
+	// to find and repair.
+	Sync bool
+}
+
+var errTxnDone = errors.New("transaction was committed or aborted already")
+
+// Commit writes the staged refs, in the order in which they were staged and each atomically, and releases the lock,
+// in any case. A ref whose commit is not in the repository is an error before any ref is written. When writing
+// fails, some refs may have been written; to do the same again in a new transaction is safe.
+func (t *Txn) Commit(ctx context.Context, opts CommitOptions) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.done {
+		return fmt.Errorf("commit transaction: %w", errTxnDone)
+	}
+	t.done = true
+	if err := errors.Join(t.commit(ctx, opts), t.lock.Unlock()); err != nil {
+		return fmt.Errorf("commit transaction: %w", err)
+	}
+	return nil
+}
+
+func (t *Txn) commit(ctx context.Context, opts CommitOptions) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	for _, c := range t.refs {
+		if err := ValidateRef(c.name); err != nil {
+			return err
+		}
+		if c.del {
+			continue
+		}
+		if err := t.need(TypeCommit, c.sum); err != nil {
+			return &RefError{Ref: c.name, Err: err}
+		}
+	}
+	if opts.Sync {
+		// Objects durable before the ref that names them.
+		if err := t.repo.objects.SyncFS(); err != nil {
+			return err
+		}
+	}
+	w := refWriter{repo: t.repo, sync: opts.Sync, changes: t.refs}
+	return w.write()
+}
+
+// Abort ends the transaction without touching refs, and releases the lock. After Commit or Abort it does nothing, so
+// it can be deferred.
+func (t *Txn) Abort() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.done {
+		return nil
+	}
+	t.done = true
+	if err := t.lock.Unlock(); err != nil {
+		return fmt.Errorf("abort transaction: %w", err)
+	}
+	return nil
+}

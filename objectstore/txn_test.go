@@ -1,0 +1,582 @@
+package objectstore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+var update = flag.Bool("update", false, "rewrite the files in testdata")
+
+// hooked opens a directory of its own whose operations hook sees.
+func hooked(tb testing.TB, hook atfs.Hook) *atfs.Dir {
+	tb.Helper()
+	d, err := objecttest.OpenDir(tb, tb.TempDir()).WithHook(hook)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return d
+}
+
+func begin(tb testing.TB, repo *objectstore.Repo) *objectstore.Txn {
+	tb.Helper()
+	txn, err := repo.Begin(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := txn.Abort(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return txn
+}
+
+// smallTree has five content objects: in memory, in pieces, with attributes, a plain link and one with an owner.
+func smallTree(tb testing.TB) *objecttest.Node {
+	tb.Helper()
+	n := map[string]*objecttest.Node{
+		"small": objecttest.File(0o644, "small"),
+		"large": objecttest.File(0o600, strings.Repeat("large", 2000)),
+		"link":  objecttest.Symlink("small"),
+		"empty": objecttest.File(0o644, ""),
+		"attrs": objecttest.File(0o755, "attributes"),
+	}
+	if os.Geteuid() == 0 {
+		n["attrs"] = objecttest.File(0o4755, "attributes").Own(1, 2).Xattr("user.a", "b")
+		n["owned"] = objecttest.Symlink("small").Own(3, 4)
+	}
+	return objecttest.Dir(0o755, n)
+}
+
+// storeSmall is the transaction that the tests below take apart: five objects, a commit, a ref.
+func storeSmall(ctx context.Context, repo *objectstore.Repo, root *objecttest.Node, sync bool) error {
+	txn, err := repo.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer txn.Abort() //nolint:errcheck // the error that matters is that of Commit
+	if _, err := objecttest.StoreCommit(txn, "dir/ref", root); err != nil {
+		return err
+	}
+	return txn.Commit(ctx, objectstore.CommitOptions{Sync: sync})
+}
+
+// TestEachOperationFails lets each operation of a transaction fail in turn. Every time the repository must be whole,
+// and the same transaction must then go through.
+func TestEachOperationFails(t *testing.T) {
+	root := smallTree(t)
+	errInjected := fmt.Errorf("injected error: %w", unix.ENOSPC)
+	seen := make(map[atfs.Op]bool)
+	for i := 0; ; i++ {
+		var mu sync.Mutex
+		armed, n := false, 0
+		dir := hooked(t, func(op atfs.Op, _ string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if !armed {
+				return nil
+			}
+			n++
+			if n-1 == i {
+				seen[op] = true
+				return errInjected
+			}
+			return nil
+		})
+		repo, err := objectstore.Create(dir, objectstore.ModeBare)
+		if err != nil {
+			t.Fatal(err)
+		}
+		arm := func(on bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			armed = on
+		}
+		arm(true)
+		err = storeSmall(t.Context(), repo, root, true)
+		arm(false)
+		done := err == nil
+		if !done && (!errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "injected error")) {
+			t.Fatalf("operation %d: got %v, want the injected error", i, err)
+		}
+		checkWhole(t, repo, i)
+		if names, err := dir.ReadFile("refs/heads/dir/ref", 100); err == nil && len(names) != 65 {
+			t.Errorf("operation %d: the ref has %d bytes", i, len(names))
+		}
+		if err := storeSmall(t.Context(), repo, root, true); err != nil {
+			t.Errorf("operation %d: the retry failed: %v", i, err)
+		}
+		checkWhole(t, repo, i)
+		if _, err := repo.Ref("dir/ref"); err != nil {
+			t.Errorf("operation %d: after the retry: %v", i, err)
+		}
+		if err := repo.Close(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+		if done {
+			t.Logf("%d operations", i)
+			break
+		}
+	}
+	for _, op := range []atfs.Op{
+		atfs.OpMkdir, atfs.OpTmpFile, atfs.OpWrite, atfs.OpChmod, atfs.OpUtimes, atfs.OpLink, atfs.OpSymlink, atfs.OpSyncFS,
+		atfs.OpSync, atfs.OpRename,
+	} {
+		if !seen[op] {
+			t.Errorf("no %s was made to fail", op)
+		}
+	}
+}
+
+func checkWhole(t *testing.T, repo *objectstore.Repo, i int) {
+	t.Helper()
+	report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{Workers: 1})
+	if err == nil {
+		err = report.Err()
+	}
+	if err != nil {
+		t.Errorf("operation %d: fsck: %v", i, err)
+	}
+	if i%16 == 0 && objecttest.HasOstree() {
+		objecttest.Ostree(t, repo, "fsck", "--quiet")
+	}
+}
+
+// TestOrderOfCommit pins the order of operations of a transaction with Sync: objects, syncfs, then refs.
+func TestOrderOfCommit(t *testing.T) {
+	needsRoot(t)
+	var trace bytes.Buffer
+	old := unix.Umask(0o022)
+	defer unix.Umask(old)
+	repo := objecttest.NewRepoAt(t, hooked(t, func(op atfs.Op, name string) error {
+		fmt.Fprintf(&trace, "%s: %s\n", op, name)
+		return nil
+	}))
+	trace.Reset()
+	if err := storeSmall(t.Context(), repo, smallTree(t), true); err != nil {
+		t.Fatal(err)
+	}
+	got := regexp.MustCompile(`(ref|obj|link)-[A-Z2-7]{26}`).ReplaceAllString(trace.String(), "$1-RANDOM")
+	const golden = "testdata/order-of-commit.txt"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("order of operations (-%s +got); rewrite with -update:\n%s", golden, diff)
+	}
+	before, after, ok := strings.Cut(got, "syncfs: objects\n")
+	if !ok || strings.Contains(before, "refs/") || strings.Contains(after, ": objects/") {
+		t.Error("objects must be durable before the first ref is touched")
+	}
+}
+
+// TestExistingObjectsAreNotWritten stores the same twice: the second time nothing but the lock may be touched.
+func TestExistingObjectsAreNotWritten(t *testing.T) {
+	var ops []string
+	var mu sync.Mutex
+	repo := objecttest.NewRepoAt(t, hooked(t, func(op atfs.Op, name string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		ops = append(ops, string(op)+" "+name)
+		return nil
+	}))
+	root := smallTree(t)
+	delete(root.Entries, "large") // comes in pieces, which have to go somewhere
+	if err := storeSmall(t.Context(), repo, root, false); err != nil {
+		t.Fatal(err)
+	}
+	ops = nil
+	if err := storeSmall(t.Context(), repo, root, false); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"utimes ."}, ops); diff != "" {
+		t.Errorf("operations (-want +got):\n%s", diff)
+	}
+}
+
+func TestStored(t *testing.T) {
+	repo := objecttest.NewRepo(t)
+	txn := begin(t, repo)
+	m := &objectstore.FileMeta{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Mode: unix.S_IFREG | 0o644}
+	data := bytes.Repeat([]byte("x"), 5000)
+	first, err := txn.StoreFile(m, unix.Timespec{}, data)
+	if err != nil || !first.Added || first.Blocks < 5000 || first.Blocks%512 != 0 {
+		t.Errorf("first: %+v, %v", first, err)
+	}
+	for name, store := range map[string]func() (objectstore.Stored, error){
+		"in memory": func() (objectstore.Stored, error) { return txn.StoreFile(m, unix.Timespec{}, data) },
+		"in pieces": func() (objectstore.Stored, error) {
+			w, err := txn.NewFile(m, unix.Timespec{})
+			if err != nil {
+				return objectstore.Stored{}, err
+			}
+			for _, b := range data {
+				if _, err := w.Write([]byte{b}); err != nil {
+					return objectstore.Stored{}, err
+				}
+			}
+			return w.Commit()
+		},
+	} {
+		got, err := store()
+		if want := (objectstore.Stored{Checksum: first.Checksum}); err != nil || got != want {
+			t.Errorf("again %s: got %+v, %v, want %+v", name, got, err, want)
+		}
+	}
+	w, err := txn.NewFile(m, unix.Timespec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Abort(); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.Write([]byte("x")); err == nil {
+		t.Error("a write after Abort was taken")
+	}
+	if _, err := w.Commit(); err == nil {
+		t.Error("a commit after Abort was taken")
+	}
+	for name, bad := range map[string]unix.Timespec{"negative": {Nsec: -1}, "omit": {Nsec: unix.UTIME_OMIT}, "large": {Nsec: 1e9}} {
+		if _, err := txn.StoreFile(m, bad, data); !errors.Is(err, objectstore.ErrInvalid) {
+			t.Errorf("time %s: got %v, want ErrInvalid", name, err)
+		}
+	}
+	if _, err := txn.StoreMetadata(objectstore.TypeDirTree, []byte("nonsense")); !errors.Is(err, objectstore.ErrInvalid) {
+		t.Errorf("nonsense as a dirtree: got %v, want ErrInvalid", err)
+	}
+	if _, err := txn.StoreMetadata(objectstore.TypeFile, nil); !errors.Is(err, objectstore.ErrInvalid) {
+		t.Errorf("a file as metadata: got %v, want ErrInvalid", err)
+	}
+	c := objectstore.Commit{Tree: objectstore.Checksum{1}, Meta: objectstore.Checksum{2}}
+	b, err := c.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := txn.StoreMetadata(objectstore.TypeCommit, b); !errors.Is(err, objectstore.ErrNotExist) {
+		t.Errorf("a commit without its tree: got %v, want ErrNotExist", err)
+	}
+}
+
+// TestManyWriters stores the same and different objects from many goroutines.
+func TestManyWriters(t *testing.T) {
+	repo := objecttest.NewRepo(t)
+	txn := begin(t, repo)
+	m := &objectstore.FileMeta{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Mode: unix.S_IFREG | 0o644}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	added := make(map[objectstore.Checksum]int)
+	for range 8 {
+		wg.Go(func() {
+			for i := range 200 {
+				s, err := txn.StoreFile(m, unix.Timespec{}, fmt.Append(nil, i))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				if s.Added {
+					added[s.Checksum]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if len(added) != 200 {
+		t.Errorf("%d objects were added, want 200", len(added))
+	}
+	for sum, n := range added {
+		if n != 1 {
+			t.Errorf("object %s was added %d times", sum, n)
+		}
+	}
+}
+
+// TestDamagedObjectIsReplaced writes over inodes as a power failure does: the next writer of the object heals it.
+func TestDamagedObjectIsReplaced(t *testing.T) {
+	needsRoot(t)
+	repo := objecttest.NewRepo(t)
+	root := smallTree(t)
+	sum := objecttest.Commit(t, repo, "r", root)
+	c, err := repo.Commit(sum)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := repo.DirTree(c.Tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths := []string{objectstore.LoosePath(c.Tree, objectstore.TypeDirTree)}
+	for _, f := range tree.Files {
+		if f.Name != "empty" && f.Name != "link" {
+			paths = append(paths, objectstore.LoosePath(f.Checksum, objectstore.TypeFile))
+		}
+	}
+	for _, p := range paths {
+		p = repo.ObjectsDir().Path() + "/" + p
+		if fi, err := os.Lstat(p); err != nil {
+			t.Fatal(err)
+		} else if fi.Mode()&fs.ModeSymlink != 0 {
+			err = os.Lchown(p, 0, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.Truncate(p, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{})
+	if err != nil || len(report.Problems) != len(paths) {
+		t.Fatalf("fsck: %+v, %v, want %d problems", report, err, len(paths))
+	}
+	if objecttest.Commit(t, repo, "r", root) != sum {
+		t.Error("another commit")
+	}
+	objecttest.Fsck(t, repo)
+}
+
+func TestAdoptFile(t *testing.T) {
+	needsRoot(t)
+	repo := objecttest.NewRepo(t)
+	if err := repo.Dir().Mkdir("upper", 0o700); err != nil { // on the same file system
+		t.Fatal(err)
+	}
+	src := repo.Dir().Path() + "/upper"
+	d := objecttest.OpenDir(t, src)
+	if err := os.WriteFile(src+"/f", []byte("content"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("f", src+"/l"); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(src+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	txn := begin(t, repo)
+	want := &objectstore.FileMeta{Mode: unix.S_IFREG | 0o640}
+	other := &objectstore.FileMeta{Mode: unix.S_IFREG | 0o644}
+	if _, err := txn.AdoptFile(other, d, "f"); !errors.Is(err, objectstore.ErrMetadataDiffers) {
+		t.Errorf("another mode: got %v, want ErrMetadataDiffers", err)
+	}
+	got, err := txn.AdoptFile(want, d, "f")
+	if err != nil || !got.Added {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	st, err := d.Lstat("f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ost, err := repo.Stat(got.Checksum); err != nil || ost.Ino != st.Ino || ost.Mtim != st.Mtim {
+		t.Errorf("the object is inode %d with mtime %v (%v), want %d with %v", ost.Ino, ost.Mtim, err, st.Ino, st.Mtim)
+	}
+	if same, err := txn.StoreFile(want, unix.Timespec{}, []byte("content")); err != nil || same.Added || same.Checksum != got.Checksum {
+		t.Errorf("stored from memory: %+v, %v, want %s", same, err, got.Checksum)
+	}
+	if again, err := txn.AdoptFile(nil, d, "f"); err != nil || again.Added || again.Checksum != got.Checksum {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	if l, err := txn.AdoptFile(nil, d, "l"); err != nil || !l.Added {
+		t.Errorf("symbolic link: %+v, %v", l, err)
+	}
+	if _, err := txn.AdoptFile(nil, d, "fifo"); !errors.Is(err, objectstore.ErrInvalid) {
+		t.Errorf("fifo: got %v, want ErrInvalid", err)
+	}
+	if _, err := txn.AdoptFile(nil, d, "absent"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("absent: got %v, want fs.ErrNotExist", err)
+	}
+	if err := repo.LinkFile(got.Checksum, d, "linked"); err != nil {
+		t.Error(err)
+	}
+	if err := repo.LinkFile(objectstore.Checksum{1}, d, "nothing"); !errors.Is(err, objectstore.ErrNotExist) {
+		t.Errorf("link of nothing: got %v, want ErrNotExist", err)
+	}
+}
+
+func TestRefs(t *testing.T) {
+	repo := objecttest.NewRepo(t)
+	a := objecttest.Commit(t, repo, "dir/a", objecttest.Dir(0o755, nil))
+	b := objecttest.Commit(t, repo, "dir/sub/b", objecttest.Dir(0o700, nil))
+	objecttest.Commit(t, repo, "dirt", objecttest.Dir(0o711, nil))
+	if err := repo.Dir().WriteFile("refs/heads/dir/.hidden", []byte("not a ref"), 0o644, false); err != nil {
+		t.Fatal(err)
+	}
+	for prefix, want := range map[string]map[string]objectstore.Checksum{
+		"dir":     {"dir/a": a, "dir/sub/b": b},
+		"dir/sub": {"dir/sub/b": b},
+		"dir/a":   {"dir/a": a},
+		"absent":  {},
+	} {
+		got, err := repo.Refs(prefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("refs below %q (-want +got):\n%s", prefix, diff)
+		}
+	}
+	if _, err := repo.Ref("absent"); !errors.Is(err, objectstore.ErrNotExist) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("absent ref: got %v, want ErrNotExist", err)
+	}
+	if _, err := repo.Ref("dir"); !errors.Is(err, objectstore.ErrNotExist) {
+		t.Errorf("directory of refs: got %v, want ErrNotExist", err)
+	}
+	if _, err := repo.Ref("../../config"); !errors.Is(err, objectstore.ErrInvalid) {
+		t.Errorf("escaping ref: got %v, want ErrInvalid", err)
+	}
+
+	txn := begin(t, repo)
+	txn.SetRef("nothing", objectstore.Checksum{1})
+	if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); !errors.Is(err, objectstore.ErrNotExist) {
+		t.Errorf("ref to an absent commit: got %v, want ErrNotExist", err)
+	}
+	if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); err == nil {
+		t.Error("a transaction was committed twice")
+	}
+	txn = begin(t, repo)
+	txn.SetRef("dir", a)
+	if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); err == nil || !strings.Contains(err.Error(), "there are refs below it") {
+		t.Errorf("ref where there is a directory of refs: got %v", err)
+	}
+	before, err := repo.Dir().Lstat(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := repo.DeleteRefs(t.Context(), "dir/a", "dir/sub/b", "absent", "absent/too", "dirt/too"); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := repo.Dir().Lstat("."); err != nil || after.Mtim == before.Mtim {
+		t.Errorf("the mtime of the repository did not change: %v, %v", after.Mtim, err)
+	}
+	if err := repo.Dir().Unlink("refs/heads/dir/.hidden"); err != nil {
+		t.Fatal(err)
+	}
+	txn = begin(t, repo)
+	txn.SetRef("gone", a)
+	txn.DeleteRef("gone")
+	txn.SetRef("dir", a) // only empty directories are left of the refs below it
+	if err := txn.Commit(t.Context(), objectstore.CommitOptions{Sync: true}); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := repo.Lock(t.Context(), objectstore.LockExclusive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.DeleteRefs("dirt"); err != nil {
+		t.Error(err)
+	}
+	if err := lock.Unlock(); err != nil {
+		t.Error(err)
+	}
+	got, err := repo.Refs("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]objectstore.Checksum{"dir": a}, got); diff != "" {
+		t.Errorf("refs in the end (-want +got):\n%s", diff)
+	}
+}
+
+// TestLocks has every pair of locks in one process.
+func TestLocks(t *testing.T) {
+	repo := objecttest.NewRepo(t)
+	for _, tc := range []struct {
+		held, wanted objectstore.LockKind
+		free         bool
+	}{
+		{objectstore.LockShared, objectstore.LockShared, true},
+		{objectstore.LockShared, objectstore.LockExclusive, false},
+		{objectstore.LockExclusive, objectstore.LockShared, false},
+		{objectstore.LockExclusive, objectstore.LockExclusive, false},
+	} {
+		t.Run(fmt.Sprintf("%s under %s", tc.wanted, tc.held), func(t *testing.T) {
+			held, err := repo.Lock(t.Context(), tc.held)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := held.Unlock(); err != nil {
+					t.Error(err)
+				}
+			}()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+			defer cancel()
+			l, err := repo.Lock(ctx, tc.wanted)
+			if free := err == nil; free != tc.free || !free && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v, want free: %v", err, tc.free)
+			}
+			if err != nil {
+				return
+			}
+			for range 2 {
+				if err := l.Unlock(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	held, err := repo.Lock(t.Context(), objectstore.LockShared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error)
+	go func() {
+		l, err := repo.Lock(t.Context(), objectstore.LockExclusive)
+		if err == nil {
+			err = l.Unlock()
+		}
+		got <- err
+	}()
+	if err := held.Unlock(); err != nil {
+		t.Error(err)
+	}
+	if err := <-got; err != nil {
+		t.Errorf("after the lock was released: %v", err)
+	}
+}
+
+func FuzzValidateRef(f *testing.F) {
+	for _, s := range []string{"a", "oci/diff/" + sumHello, "..", "a/../b", "übung", "a//b", ".a", "remote:a", "a\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if objectstore.ValidateRef(s) != nil {
+			return
+		}
+		// The pattern of libostree, with \w as PCRE understands it for Unicode.
+		pattern := regexp.MustCompile(`^(?:[\pL\pN_][-.\pL\pN_]*/)*[\pL\pN_][-.\pL\pN_]*$`)
+		if !pattern.MatchString(s) || !fs.ValidPath(s) {
+			t.Errorf("ref %q is taken, but not by libostree", s)
+		}
+	})
+}
