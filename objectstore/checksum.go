@@ -116,3 +116,29 @@ func parseLooseName(first byte, name string) (Checksum, ObjectType, bool) {
 	_, err := hex.Decode(sum[1:], []byte(name[:digits]))
 	return sum, t, err == nil
 }
+
+// ObjectName names one object: objects of different types can have one checksum.
+type ObjectName struct {
+	Type     ObjectType
+	Checksum Checksum
+}
+
+// String returns the name as ostree writes it: "<64 hex>.file".
+func (n ObjectName) String() string { return n.Checksum.String() + "." + n.Type.Ext() }
+
+// ParseObjectName is the inverse of [ObjectName.String]; anything else is ErrInvalid.
+func ParseObjectName(s string) (ObjectName, error) {
+	digits, ext, ok := strings.Cut(s, ".")
+	if !ok {
+		return ObjectName{}, invalidf("object name %.80q: no type", s)
+	}
+	sum, err := ParseChecksum(digits)
+	if err != nil {
+		return ObjectName{}, err
+	}
+	typ, ok := typeOfExt(ext)
+	if !ok {
+		return ObjectName{}, invalidf("object name %.80q: no such type", s)
+	}
+	return ObjectName{typ, sum}, nil
+}

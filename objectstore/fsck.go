@@ -175,6 +175,13 @@ func (f *fsck) check(k fsckKey) {
 // none, both in an *ObjectError.
 func (r *Repo) Verify(t ObjectType, sum Checksum) error { return objectError(t, sum, r.verify(t, sum)) }
 
+// RemoveObject deletes an object, for a caller that holds the lock, whichever kind, and knows that nobody can use it: it
+// is damaged, or a commit that lacks something. One that is not there is no error.
+func (l *Lock) RemoveObject(t ObjectType, sum Checksum) error {
+	_, err := l.repo.removeObject(t, sum)
+	return err
+}
+
 func (r *Repo) verify(t ObjectType, sum Checksum) error {
 	if t == TypeFile {
 		return r.verifyFile(sum)

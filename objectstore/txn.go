@@ -43,6 +43,9 @@ type Txn struct {
 	umask    uint32
 	uid, gid uint32 // of new files
 
+	onPublish func(ObjectName)
+	distrust  map[ObjectName]struct{}
+
 	mu   sync.Mutex
 	refs []refChange
 	done bool
@@ -64,6 +67,19 @@ func (r *Repo) Begin(ctx context.Context) (*Txn, error) {
 
 // Repo returns the repository.
 func (t *Txn) Repo() *Repo { return t.repo }
+
+// OnPublish has f called with the name of each object before it gets that name: once anybody can see an object, f
+// knows of it. Several goroutines may call f at once. It is set before anything is stored.
+func (t *Txn) OnPublish(f func(ObjectName)) { t.onPublish = f }
+
+// Distrust names objects that are not to be taken as they are in the repository: one of them that is stored again
+// replaces what has its name, atomically. It is set before anything is stored.
+func (t *Txn) Distrust(names map[ObjectName]struct{}) { t.distrust = names }
+
+func (t *Txn) distrusts(typ ObjectType, sum Checksum) bool {
+	_, ok := t.distrust[ObjectName{typ, sum}]
+	return ok
+}
 
 // StoreFile stores a regular file whose content is in memory. The content is hashed first; when the object exists
 // nothing is written. A new inode gets mtime; one that exists keeps its own, see docs/adr/0002-object-mtime.md. An
@@ -146,7 +162,8 @@ func (t *Txn) find(sum Checksum, m *FileMeta, size int64) (presence, error) {
 		return absent, nil
 	case err != nil:
 		return absent, err
-	case st.Mode != m.Mode || st.Uid != m.UID || st.Gid != m.GID || size >= 0 && st.Size != size:
+	case st.Mode != m.Mode || st.Uid != m.UID || st.Gid != m.GID || size >= 0 && st.Size != size,
+		t.distrusts(TypeFile, sum):
 		return wrong, nil
 	}
 	return present, nil
@@ -177,7 +194,7 @@ func (t *Txn) setAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
 // to be replaced.
 func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) (added bool, err error) {
 	name := looseName(&sum, typ)
-	return t.inSubdir(sum[0], func(d *atfs.Dir) error {
+	return t.inSubdir(typ, sum, func(d *atfs.Dir) error {
 		if replace {
 			return linkTemporary(f, t.repo.tmp, "obj-", func(tmp string) error {
 				return t.repo.tmp.Rename(tmp, d, name, 0)
@@ -189,7 +206,11 @@ func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) 
 
 // inSubdir calls f, which gives an object its name in the directory it is called with. It reports whether f did that,
 // rather than find the name taken.
-func (t *Txn) inSubdir(first byte, f func(*atfs.Dir) error) (added bool, err error) {
+func (t *Txn) inSubdir(typ ObjectType, sum Checksum, f func(*atfs.Dir) error) (added bool, err error) {
+	if t.onPublish != nil {
+		t.onPublish(ObjectName{typ, sum})
+	}
+	first := sum[0]
 	for attempt := 0; ; attempt++ {
 		d, err := t.repo.subdir(first, true)
 		if err != nil {
@@ -325,7 +346,7 @@ func (t *Txn) storeSymlink(m *FileMeta, sum Checksum) (Stored, error) {
 	name := looseName(&sum, TypeFile)
 	if state == absent && m.UID == t.uid && m.GID == t.gid && len(m.Xattrs) == 0 {
 		// symlink(2) makes a complete object at once.
-		added, err := t.inSubdir(sum[0], func(d *atfs.Dir) error { return d.Symlink(m.Target, name) })
+		added, err := t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return d.Symlink(m.Target, name) })
 		return Stored{Checksum: sum, Added: added}, err
 	}
 	tmp := "link-" + rand.Text()
@@ -339,7 +360,7 @@ func (t *Txn) storeSymlink(m *FileMeta, sum Checksum) (Stored, error) {
 		if state == wrong {
 			flags = 0
 		}
-		added, err = t.inSubdir(sum[0], func(d *atfs.Dir) error { return t.repo.tmp.Rename(tmp, d, name, flags) })
+		added, err = t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return t.repo.tmp.Rename(tmp, d, name, flags) })
 	}
 	if !added {
 		err = errors.Join(err, t.repo.tmp.Unlink(tmp))
@@ -374,7 +395,7 @@ func (t *Txn) AdoptFile(m *FileMeta, from *atfs.Dir, name string) (Stored, error
 	if err != nil || have {
 		return Stored{Checksum: sum}, err
 	}
-	added, err := t.inSubdir(sum[0], func(d *atfs.Dir) error { return from.Link(name, d, looseName(&sum, TypeFile)) })
+	added, err := t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return from.Link(name, d, looseName(&sum, TypeFile)) })
 	return t.stored(sum, added, size), storeError(TypeFile, sum, err)
 }
 
@@ -456,7 +477,7 @@ func (t *Txn) storeMetadata(typ ObjectType, data []byte, sum Checksum) (Stored, 
 	}
 	replace := false
 	switch st, err := t.repo.stat(&sum, typ); {
-	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == int64(len(data)):
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == int64(len(data)) && !t.distrusts(typ, sum):
 		return Stored{Checksum: sum}, nil
 	case err == nil:
 		replace = true

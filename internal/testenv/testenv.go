@@ -1,0 +1,160 @@
+// Package testenv holds the one policy by which tests skip.
+//
+// A test that needs root, a tool or a kernel feature says so with a Needs function. Where the need is not met the test
+// is skipped with a message that names what is missing. What a machine can be given (root, a Debian package) must be
+// there in CI: with the environment variable CI set to true such a test fails instead of being skipped, so that a green
+// run never hides a missing install step. What a machine cannot be given (a kernel feature, a file system's) skips
+// there too.
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// missing ends the test for want of something that can be installed.
+func missing(tb testing.TB, format string, args ...any) {
+	tb.Helper()
+	if os.Getenv("CI") == "true" {
+		tb.Fatalf("needed in CI: "+format, args...)
+	}
+	tb.Skipf(format, args...)
+}
+
+// NeedsRoot ends the test unless it runs as root.
+func NeedsRoot(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		missing(tb, "needs root, runs as user %d", os.Geteuid())
+	}
+}
+
+// NeedsTool ends the test unless a program of that name is in PATH or one of the system's directories, and returns its
+// path.
+func NeedsTool(tb testing.TB, name string) string {
+	tb.Helper()
+	if p, ok := LookTool(name); ok {
+		return p
+	}
+	missing(tb, "needs the program %s, which is not installed", name)
+	return ""
+}
+
+// LookTool finds a program in PATH, or in the system's directories that an ordinary user's PATH leaves out.
+func LookTool(name string) (string, bool) {
+	if p, err := exec.LookPath(name); err == nil {
+		return p, true
+	}
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"} {
+		p := filepath.Join(dir, name)
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return p, true
+		}
+	}
+	return "", false
+}
+
+// NeedsOverlay ends the test unless overlayfs can be mounted with upper, work and lower directories in a temporary
+// directory of the test's.
+func NeedsOverlay(tb testing.TB) {
+	tb.Helper()
+	NeedsRoot(tb)
+	dir := tb.TempDir()
+	opts := ""
+	for _, part := range []struct{ option, name string }{
+		{"lowerdir", "lower"},
+		{"upperdir", "upper"},
+		{"workdir", "work"},
+	} {
+		p := filepath.Join(dir, part.name)
+		if err := os.Mkdir(p, 0o755); err != nil {
+			tb.Fatalf("make %s: %v", p, err)
+		}
+		opts += part.option + "=" + p + ","
+	}
+	target := filepath.Join(dir, "merged")
+	if err := os.Mkdir(target, 0o755); err != nil {
+		tb.Fatalf("make %s: %v", target, err)
+	}
+	if err := unix.Mount("overlay", target, "overlay", 0, opts+"index=off"); err != nil {
+		tb.Skipf("needs overlayfs on %s: mount: %v", dir, err)
+	}
+	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+		tb.Fatalf("unmount %s: %v", target, err)
+	}
+}
+
+// NeedsVerity ends the test unless fs-verity can be switched on for a file in dir.
+func NeedsVerity(tb testing.TB, dir string) {
+	tb.Helper()
+	f, err := os.CreateTemp(dir, "verity")
+	if err != nil {
+		tb.Fatalf("create file in %s: %v", dir, err)
+	}
+	defer os.Remove(f.Name())
+	if err := f.Close(); err != nil {
+		tb.Fatalf("close %s: %v", f.Name(), err)
+	}
+	r, err := os.Open(f.Name())
+	if err != nil {
+		tb.Fatalf("open %s: %v", f.Name(), err)
+	}
+	defer r.Close()
+	if err := enableVerity(r.Fd()); err != nil {
+		tb.Skipf("needs fs-verity on the file system of %s: %v", dir, err)
+	}
+}
+
+// NeedsReflink ends the test unless files in dir can share extents (FICLONE).
+func NeedsReflink(tb testing.TB, dir string) {
+	tb.Helper()
+	src, err := os.CreateTemp(dir, "reflink")
+	if err != nil {
+		tb.Fatalf("create file in %s: %v", dir, err)
+	}
+	defer os.Remove(src.Name())
+	defer src.Close()
+	if _, err := src.WriteString("data"); err != nil {
+		tb.Fatalf("write %s: %v", src.Name(), err)
+	}
+	dst, err := os.CreateTemp(dir, "reflink")
+	if err != nil {
+		tb.Fatalf("create file in %s: %v", dir, err)
+	}
+	defer os.Remove(dst.Name())
+	defer dst.Close()
+	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err != nil {
+		tb.Skipf("needs reflinks on the file system of %s: %v", dir, err)
+	}
+}
+
+// NeedsLoop ends the test unless loop devices can be had.
+func NeedsLoop(tb testing.TB) {
+	tb.Helper()
+	NeedsRoot(tb)
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		tb.Skipf("needs loop devices: %v", err)
+	}
+	defer f.Close()
+	if _, err := unix.IoctlRetInt(int(f.Fd()), unix.LOOP_CTL_GET_FREE); err != nil {
+		tb.Skipf("needs loop devices: get a free one: %v", err)
+	}
+}
+
+// NeedsEROFS ends the test unless the running kernel has EROFS, built in or loaded.
+func NeedsEROFS(tb testing.TB) {
+	tb.Helper()
+	NeedsRoot(tb)
+	b, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		tb.Fatalf("read /proc/filesystems: %v", err)
+	}
+	if !hasFilesystem(string(b), "erofs") {
+		tb.Skip("needs EROFS: not in /proc/filesystems")
+	}
+}

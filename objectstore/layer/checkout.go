@@ -1,0 +1,457 @@
+package layer
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+const (
+	checkoutTmpPrefix = "checkout-"
+	commitFile        = "commit"
+	checkoutFS        = "fs"
+
+	shortID = 16 // hex digits of a layer ID in the name of its directory
+)
+
+// A checkoutCall is a checkout being made; others that want it wait for done.
+type checkoutCall struct {
+	done      chan struct{}
+	added     Usage
+	err       error
+	cancelled bool // by the one caller who made it, which is not the others' error
+}
+
+// Checkout sees to it that there is a checkout of the last layer of a chain, lowest layer first, and returns its name
+// below the root. The layers below matter only to a layer with Unresolved entries. Concurrent calls make it once; only
+// the call that did reports what was added. The caller holds the layers, or something that is alive does.
+//
+// A checkout appears under its name complete or not at all. It is not synced: Recover removes what a
+// power failure may have damaged, and it is made again.
+func (s *Store) Checkout(ctx context.Context, chain []objectstore.Checksum) (name string, added Usage, err error) {
+	if len(chain) == 0 {
+		return "", Usage{}, errors.New("check out layer: empty chain")
+	}
+	id := chain[len(chain)-1]
+	l, err := s.Layer(ctx, id)
+	if err != nil {
+		return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
+	}
+	var root *composefs.Inode
+	variant := checkoutFS
+	if l.Unresolved > 0 {
+		if root, err = s.readImage(l); err != nil {
+			return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
+		}
+		if variant, err = s.resolve(ctx, root, chain[:len(chain)-1]); err != nil {
+			return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
+		}
+	}
+	name = path.Join(layersDir, id.String()[:shortID], variant)
+	ok, err := s.HasCheckout(name)
+	if err == nil && ok {
+		return name, Usage{}, s.checkOwner(id)
+	}
+	if err == nil {
+		added, err = s.checkoutOnce(ctx, name, func() (Usage, error) {
+			// Another call may have ended since the check above.
+			if ok, err := s.HasCheckout(name); err != nil || ok {
+				return Usage{}, errors.Join(err, s.checkOwner(id))
+			}
+			if root == nil {
+				if root, err = s.readImage(l); err != nil {
+					return Usage{}, err
+				}
+			}
+			return s.makeCheckout(ctx, id, root, variant)
+		})
+	}
+	if err != nil {
+		return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
+	}
+	return name, added, nil
+}
+
+// HasCheckout reports whether the checkout called name, as Checkout returned it, is there.
+func (s *Store) HasCheckout(name string) (bool, error) { return s.root.Exists(name) }
+
+// checkOwner refuses a layer whose directory belongs to another one: their IDs begin alike.
+func (s *Store) checkOwner(id objectstore.Checksum) error {
+	short := id.String()[:shortID]
+	b, err := s.layers.ReadFile(path.Join(short, commitFile), 128)
+	if err != nil {
+		return err
+	}
+	if got := strings.TrimSpace(string(b)); got != id.String() {
+		return fmt.Errorf("directory %s/%s belongs to layer %s: %w", layersDir, short, got, objectstore.ErrCorrupt)
+	}
+	return nil
+}
+
+// checkoutOnce calls f unless a call for the same name is running, for which it waits instead.
+func (s *Store) checkoutOnce(ctx context.Context, name string, f func() (Usage, error)) (Usage, error) {
+	s.mu.Lock()
+	for c, ok := s.checkouts[name]; ok; c, ok = s.checkouts[name] {
+		s.mu.Unlock()
+		select {
+		case <-c.done:
+			if !c.cancelled {
+				return Usage{}, c.err
+			}
+		case <-ctx.Done():
+			return Usage{}, context.Cause(ctx)
+		}
+		s.mu.Lock()
+	}
+	c := &checkoutCall{done: make(chan struct{})}
+	s.checkouts[name] = c
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.checkouts, name)
+		s.mu.Unlock()
+		close(c.done)
+	}()
+	c.added, c.err = f()
+	c.cancelled = c.err != nil && ctx.Err() != nil
+	return c.added, c.err
+}
+
+// makeCheckout makes a checkout in tmp/ and moves it to its place.
+func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root *composefs.Inode, variant string) (_ Usage, err error) {
+	// A checkout has directories and files of its own, which no object holds.
+	entry, err := s.journal.hold(id)
+	if err != nil {
+		return Usage{}, err
+	}
+	defer s.journal.end(entry)
+	tmp := checkoutTmpPrefix + rand.Text()
+	if err := s.tmp.Mkdir(tmp, 0o700); err != nil {
+		return Usage{}, err
+	}
+	defer func() { err = errors.Join(err, s.tmp.RemoveAll(tmp)) }()
+	dir, err := s.tmp.OpenDir(tmp)
+	if err != nil {
+		return Usage{}, err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	if err := dir.WriteFile(commitFile, []byte(id.String()+"\n"), 0o600, false); err != nil {
+		return Usage{}, err
+	}
+	if err := dir.Mkdir(variant, 0o700); err != nil {
+		return Usage{}, err
+	}
+	fsDir, err := dir.OpenDir(variant)
+	if err != nil {
+		return Usage{}, err
+	}
+	c := &checkout{s: s, root: fsDir, groups: linkGroups(root)}
+	err = c.run(ctx, root)
+	if err = errors.Join(err, fsDir.Close()); err != nil {
+		return Usage{}, err
+	}
+	short := id.String()[:shortID]
+	err = s.tmp.Rename(tmp, s.layers, short, unix.RENAME_NOREPLACE)
+	if errors.Is(err, fs.ErrExist) {
+		if err = s.checkOwner(id); err != nil {
+			return Usage{}, err
+		}
+		err = dir.Rename(variant, s.layers, path.Join(short, variant), unix.RENAME_NOREPLACE)
+		if errors.Is(err, fs.ErrExist) { // another process was first
+			return Usage{}, nil
+		}
+	}
+	return c.added, err
+}
+
+// A checkout is one being made.
+type checkout struct {
+	s      *Store
+	root   *atfs.Dir
+	groups map[*composefs.Inode]*linkGroup
+
+	mu    sync.Mutex
+	added Usage
+}
+
+// A linkGroup is a file with several names. Its mutex orders the goroutines that make them.
+type linkGroup struct {
+	mu    sync.Mutex
+	names []madeName // so far
+}
+
+type madeName struct {
+	path string // from the checkout's root
+	dir  *composefs.Inode
+}
+
+// linkGroups finds the files of a tree that have several names.
+func linkGroups(root *composefs.Inode) map[*composefs.Inode]*linkGroup {
+	seen := make(map[*composefs.Inode]struct{})
+	groups := make(map[*composefs.Inode]*linkGroup)
+	var walk func(n *composefs.Inode)
+	walk = func(n *composefs.Inode) {
+		for _, e := range n.Entries {
+			if e.Inode.IsDir() {
+				walk(e.Inode)
+			} else if _, ok := seen[e.Inode]; ok {
+				groups[e.Inode] = new(linkGroup)
+			} else {
+				seen[e.Inode] = struct{}{}
+			}
+		}
+	}
+	walk(root)
+	return groups
+}
+
+func (c *checkout) run(ctx context.Context, root *composefs.Inode) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.s.opts.Workers)
+	dir, err := c.root.OpenDir(".")
+	if err != nil {
+		return err
+	}
+	g.Go(func() error { return c.dir(ctx, g, dir, "", root) })
+	return g.Wait()
+}
+
+// dir fills a directory and those below it, and closes it. Its own attributes come last: making an entry changes the
+// directory's time, and making one in a directory below does not.
+func (c *checkout) dir(ctx context.Context, g *errgroup.Group, d *atfs.Dir, name string, n *composefs.Inode) (err error) {
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	var subdirs []composefs.Entry
+	for _, e := range n.Entries {
+		if e.Inode.IsDir() {
+			subdirs = append(subdirs, e)
+			err = d.Mkdir(e.Name, 0o700)
+		} else {
+			err = c.entry(d, name, n, e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, x := range n.Xattrs {
+		if err := d.SetxattrSelf(x.Name, x.Value); err != nil {
+			return err
+		}
+	}
+	if err := d.SetAttr(n.UID, n.GID, n.Mode, n.Mtime); err != nil {
+		return err
+	}
+	st, err := d.Lstat(".")
+	if err != nil {
+		return err
+	}
+	c.count(st.Blocks * 512)
+	for _, e := range subdirs {
+		sub, err := d.OpenDir(e.Name)
+		if err != nil {
+			return err
+		}
+		work := func() error { return c.dir(ctx, g, sub, path.Join(name, e.Name), e.Inode) }
+		if g.TryGo(work) {
+			continue
+		}
+		if err := work(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checkout) count(bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.added.Bytes += bytes
+	c.added.Inodes++
+}
+
+// entry makes a name that is not a directory's.
+func (c *checkout) entry(d *atfs.Dir, dirName string, dir *composefs.Inode, e composefs.Entry) error {
+	g := c.groups[e.Inode]
+	if g == nil {
+		err := c.link(d, e.Name, e.Inode)
+		if errors.Is(err, errNotLinked) {
+			err = c.make(d, e.Name, e.Inode)
+		}
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := c.grouped(g, d, e); err != nil {
+		return err
+	}
+	g.names = append(g.names, madeName{path.Join(dirName, e.Name), dir})
+	return nil
+}
+
+// grouped makes one of several names of a file. All of them are one inode, also where the first were links to the
+// object and the object can take no more.
+func (c *checkout) grouped(g *linkGroup, d *atfs.Dir, e composefs.Entry) error {
+	if len(g.names) > 0 {
+		err := c.root.Link(g.names[0].path, d, e.Name)
+		if !errors.Is(err, unix.EMLINK) {
+			return err
+		}
+	} else if err := c.link(d, e.Name, e.Inode); !errors.Is(err, errNotLinked) {
+		return err
+	}
+	if err := c.make(d, e.Name, e.Inode); err != nil {
+		return err
+	}
+	for _, name := range g.names {
+		if err := c.relink(name, d, e.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// relink makes a name that there is one of the file called to in d. The name's directory may have been done: it gets
+// back its time.
+func (c *checkout) relink(name madeName, d *atfs.Dir, to string) (err error) {
+	parent, err := c.root.OpenDir(path.Dir(name.path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, parent.Close()) }()
+	base := path.Base(name.path)
+	if err := parent.Unlink(base); err != nil {
+		return err
+	}
+	if err := d.Link(to, parent, base); err != nil {
+		return err
+	}
+	return parent.SetAttr(name.dir.UID, name.dir.GID, name.dir.Mode, name.dir.Mtime)
+}
+
+// errNotLinked says that a file must have an inode of its own.
+var errNotLinked = errors.New("not linked")
+
+// link gives a regular file's object the name, if that is all it takes.
+func (c *checkout) link(d *atfs.Dir, name string, n *composefs.Inode) error {
+	if n.Payload == "" || hasEmptyXattr(n) {
+		return errNotLinked
+	}
+	sum, err := payloadSum(n.Payload)
+	if err != nil {
+		return err
+	}
+	if c.s.opts.Mtime == MtimeExact || c.s.opts.MaxLinks > 0 {
+		st, err := c.s.repo.Stat(sum)
+		if err != nil {
+			return err
+		}
+		if c.s.opts.Mtime == MtimeExact && st.Mtim != n.Mtime ||
+			c.s.opts.MaxLinks > 0 && int(st.Nlink) >= c.s.opts.MaxLinks {
+			return errNotLinked
+		}
+	}
+	err = c.s.repo.LinkFile(sum, d, name)
+	// EXDEV: the repository is on another file system. EPERM: the object is immutable, or the file system has no links.
+	if errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EPERM) {
+		return errNotLinked
+	}
+	return err
+}
+
+func hasEmptyXattr(n *composefs.Inode) bool {
+	for _, x := range n.Xattrs {
+		if len(x.Value) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// make makes a file with an inode of its own.
+func (c *checkout) make(d *atfs.Dir, name string, n *composefs.Inode) error {
+	var err error
+	switch n.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return c.makeRegular(d, name, n)
+	case unix.S_IFLNK:
+		err = d.Symlink(n.Target, name)
+	case unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK:
+		err = d.Mknod(name, n.Mode, n.Rdev)
+	default:
+		err = fmt.Errorf("file %q has type %o: %w", name, n.Mode, objectstore.ErrCorrupt)
+	}
+	if err != nil {
+		return err
+	}
+	if n.UID != 0 || n.GID != 0 {
+		if err := d.Chown(name, n.UID, n.GID); err != nil {
+			return err
+		}
+		if n.Mode&unix.S_IFMT != unix.S_IFLNK && n.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+			if err := d.Chmod(name, n.Mode); err != nil {
+				return err
+			}
+		}
+	}
+	for _, x := range n.Xattrs {
+		if err := d.Setxattr(name, x.Name, x.Value); err != nil {
+			return err
+		}
+	}
+	c.count(0)
+	return d.Utimes(name, n.Mtime)
+}
+
+func (c *checkout) makeRegular(d *atfs.Dir, name string, n *composefs.Inode) (err error) {
+	f, err := d.OpenFile(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if n.Payload != "" {
+		sum, err := payloadSum(n.Payload)
+		if err != nil {
+			return err
+		}
+		src, err := c.s.repo.OpenFile(sum)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.CopyFrom(src), src.Close()); err != nil {
+			return err
+		}
+	}
+	if n.UID != 0 || n.GID != 0 {
+		if err := f.Chown(n.UID, n.GID); err != nil {
+			return err
+		}
+	}
+	for _, x := range n.Xattrs {
+		if err := f.Setxattr(x.Name, x.Value); err != nil {
+			return err
+		}
+	}
+	if err := f.Chmod(n.Mode); err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	c.count(st.Blocks * 512)
+	return f.Utimes(n.Mtime)
+}

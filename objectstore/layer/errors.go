@@ -1,0 +1,54 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrNotExist is returned for a layer the store does not have.
+var ErrNotExist = notFoundError("no such layer")
+
+type notFoundError string
+
+func (e notFoundError) Error() string { return string(e) }
+
+// NotFound marks the error for errdefs.
+func (notFoundError) NotFound() {}
+
+// ErrInvalid marks what a layer's bytes are to blame for: errors.Is(err, ErrInvalid) tells a bad layer from a bad disk.
+var ErrInvalid = invalidError("invalid layer")
+
+type invalidError string
+
+func (e invalidError) Error() string { return string(e) }
+
+// InvalidParameter marks the error for errdefs.
+func (invalidError) InvalidParameter() {}
+
+// EntryError says what is wrong with one entry of a layer. It is an ErrInvalid.
+type EntryError struct {
+	Name string // the entry, as the layer spells it
+	Err  error
+}
+
+func (e *EntryError) Error() string { return fmt.Sprintf("layer entry %q: %v", e.Name, e.Err) }
+
+// Unwrap gives the cause and ErrInvalid.
+func (e *EntryError) Unwrap() []error { return []error{e.Err, ErrInvalid} }
+
+var (
+	errOutside      = errors.New("name leads outside the layer")
+	errNameLong     = errors.New("name is too long")
+	errName         = errors.New("name is not one that a file can have")
+	errNotDir       = errors.New("parent is not a directory")
+	errLinkLoop     = errors.New("too many symbolic links")
+	errLinkDir      = errors.New("hard link to a directory")
+	errLinkWhiteout = errors.New("hard link to a whiteout")
+	errWhiteout     = errors.New("whiteout names nothing")
+	errType         = errors.New("entry type is not supported")
+	errDevice       = errors.New("device number is out of range")
+	errXattr        = errors.New("extended attributes are longer than the kernel allows")
+	errTooMany      = errors.New("layer has too many entries")
+	errOwner        = errors.New("owner is out of range")
+	errSymlink      = errors.New("symbolic link target is empty or too long")
+)

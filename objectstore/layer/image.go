@@ -1,0 +1,161 @@
+package layer
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
+)
+
+// readImage parses a layer image.
+func readImage(b []byte) (*composefs.Inode, error) { return composefs.Read(b, composefs.Limits{}) }
+
+// storeLayer writes the layer image and the layer commit of a sealed tree, and fills in l.
+func (s *Store) storeLayer(txn *objectstore.Txn, l *Layer, root *composefs.Inode, added *Usage) error {
+	objects := l.summarize(root)
+	image, err := composefs.Marshal(root, composefs.Options{MaxVersion: 1})
+	if err != nil {
+		return fmt.Errorf("make layer image: %w", err)
+	}
+	stored, err := txn.StoreFile(&objectstore.FileMeta{Mode: unix.S_IFREG | 0o600}, unix.Timespec{}, image)
+	if err != nil {
+		return fmt.Errorf("store layer image: %w", err)
+	}
+	added.add(stored)
+	l.Image = stored.Checksum
+
+	put := func(t objectstore.ObjectType, data []byte, err error) (objectstore.Checksum, error) {
+		if err != nil {
+			return objectstore.Checksum{}, err
+		}
+		stored, err := txn.StoreMetadata(t, data)
+		if err == nil {
+			added.add(stored)
+		}
+		return stored.Checksum, err
+	}
+	marshal := func(t objectstore.ObjectType, v interface{ Marshal() ([]byte, error) }) (objectstore.Checksum, error) {
+		data, err := v.Marshal()
+		return put(t, data, err)
+	}
+	meta, err := marshal(objectstore.TypeDirMeta, &objectstore.DirMeta{Mode: unix.S_IFDIR | 0o700})
+	if err != nil {
+		return fmt.Errorf("store layer commit: %w", err)
+	}
+	var set objectstore.DirTree
+	for _, sum := range objects {
+		set.Files = append(set.Files, objectstore.TreeFile{Name: sum.String(), Checksum: sum})
+	}
+	setSum, err := marshal(objectstore.TypeDirTree, &set)
+	if err != nil {
+		return fmt.Errorf("store layer commit: %w", err)
+	}
+	top, err := marshal(objectstore.TypeDirTree, &objectstore.DirTree{
+		Files: []objectstore.TreeFile{{Name: imageName, Checksum: l.Image}},
+		Dirs:  []objectstore.TreeDir{{Name: objectsName, Tree: setSum, Meta: meta}},
+	})
+	if err != nil {
+		return fmt.Errorf("store layer commit: %w", err)
+	}
+	c := &objectstore.Commit{Tree: top, Meta: meta}
+	if l.DiffID != "" {
+		c.Metadata = append(c.Metadata, objectstore.MetaEntry{Key: metaDiffID, Value: gvariant.String(l.DiffID.String())})
+	}
+	for _, m := range []struct {
+		key string
+		v   int64
+	}{{metaEntries, l.Entries}, {metaBytes, l.Size}, {metaTarBytes, l.TarSize}, {metaUnresolved, l.Unresolved}} {
+		c.Metadata = append(c.Metadata, objectstore.MetaEntry{Key: m.key, Value: gvariant.Uint64(uint64(m.v))})
+	}
+	if l.ID, err = marshal(objectstore.TypeCommit, c); err != nil {
+		return fmt.Errorf("store layer commit: %w", err)
+	}
+	return nil
+}
+
+// summarize counts what a layer's tree holds and returns the objects it uses, sorted.
+func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
+	l.Entries, l.Size, l.Unresolved = 0, 0, 0
+	seen := make(map[*composefs.Inode]struct{})
+	payloads := make(map[string]struct{})
+	var walk func(n *composefs.Inode)
+	walk = func(n *composefs.Inode) {
+		for _, e := range n.Entries {
+			l.Entries++
+			c := e.Inode
+			if _, ok := seen[c]; ok {
+				continue
+			}
+			if !c.IsDir() {
+				seen[c] = struct{}{}
+			}
+			if unresolved(c) {
+				l.Unresolved++
+			}
+			if c.Payload != "" {
+				l.Size += c.Size
+				payloads[c.Payload] = struct{}{}
+			}
+			walk(c)
+		}
+	}
+	walk(root)
+	sums := make([]objectstore.Checksum, 0, len(payloads))
+	for p := range payloads {
+		if sum, err := payloadSum(p); err == nil { // made by LoosePath
+			sums = append(sums, sum)
+		}
+	}
+	slices.SortFunc(sums, func(a, b objectstore.Checksum) int { return slices.Compare(a[:], b[:]) })
+	return sums
+}
+
+func isOpaque(n *composefs.Inode) bool {
+	v, ok := xattr(n, xattrOpaque)
+	return ok && string(v) == "y"
+}
+
+func isImplicit(n *composefs.Inode) bool {
+	_, ok := xattr(n, xattrImplicit)
+	return ok
+}
+
+// external returns the path in a lower layer that the inode is a hard link to.
+func external(n *composefs.Inode) (string, bool) {
+	v, ok := xattr(n, xattrHardlink)
+	return string(v), ok
+}
+
+func unresolved(n *composefs.Inode) bool {
+	_, link := external(n)
+	return link || isImplicit(n)
+}
+
+func xattr(n *composefs.Inode, name string) ([]byte, bool) {
+	for _, x := range n.Xattrs {
+		if x.Name == name {
+			return x.Value, true
+		}
+	}
+	return nil, false
+}
+
+func withoutXattr(x []composefs.Xattr, names ...string) []composefs.Xattr {
+	return slices.DeleteFunc(slices.Clone(x), func(x composefs.Xattr) bool { return slices.Contains(names, x.Name) })
+}
+
+// child returns the entry called name of a directory, or nil. Entries are sorted.
+func child(dir *composefs.Inode, name string) *composefs.Inode {
+	i, ok := slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int {
+		return strings.Compare(e.Name, name)
+	})
+	if !ok {
+		return nil
+	}
+	return dir.Entries[i].Inode
+}

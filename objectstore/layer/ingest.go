@@ -1,0 +1,431 @@
+package layer
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// ImportOptions say what is known of a tar beside its bytes.
+type ImportOptions struct {
+	// Blob is the digest of the compressed blob, recorded so that AcquireBlob finds the layer. "" records none.
+	Blob digest.Digest
+	// Accept, if set, is called when the whole stream has been read, before anything refers to the layer. An error
+	// drops the layer. It is where the digest of the blob and the end of the decompressor are checked.
+	Accept func(diffID digest.Digest, tarSize int64) error
+	// BlobFile is the file that the blob is read from, "" if it is not a file. The journal keeps it, so that the layer can
+	// be made again after a power failure.
+	BlobFile string
+	// Distrust names objects that are damaged: those that the layer has replace what is in the store.
+	Distrust map[objectstore.ObjectName]struct{}
+}
+
+// Import reads a plain tar to the end of the stream and returns its layer, held. What is wrong with the tar is an
+// ErrInvalid; then, and on any other error, nothing refers to what was stored so far.
+//
+// Memory is bounded by Options.MaxInFlight of file content, about 400 bytes an entry, and the layer image.
+// Nothing is fsynced but the entry in the journal, if there is one.
+func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Held, err error) {
+	if o.Blob != "" {
+		if _, err := digestRef(refBlob, o.Blob); err != nil {
+			return nil, err
+		}
+	}
+	in, err := s.begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	defer in.finish(&err)
+	in.txn.Distrust(o.Distrust)
+
+	d := newDigester(r)
+	defer d.Close()
+	if err := in.readTar(tar.NewReader(d)); err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	diffID, size, err := d.Finish()
+	if err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	if o.Accept != nil {
+		if err := o.Accept(diffID, size); err != nil {
+			return nil, fmt.Errorf("import layer: %w", err)
+		}
+	}
+	ref, err := digestRef(refDiff, diffID)
+	if err != nil {
+		return nil, err
+	}
+	refs := []string{ref}
+	if o.Blob != "" {
+		if ref, err = digestRef(refBlob, o.Blob); err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return in.commit(Layer{DiffID: diffID, TarSize: size}, journalRecord{blob: o.Blob, file: o.BlobFile, refs: refs})
+}
+
+// ingest is one layer on its way into the store.
+type ingest struct {
+	s    *Store
+	ctx  context.Context //nolint:containedctx // one call's state, not kept beyond it
+	lock *objectstore.Lock
+	txn  *objectstore.Txn
+	tree *tree
+	pub  *publisher
+
+	stale []*inode // attributes changed after the content was on its way to the store
+}
+
+func (s *Store) begin(ctx context.Context) (*ingest, error) {
+	lock, err := s.repo.Lock(ctx, objectstore.LockShared)
+	if err != nil {
+		return nil, err
+	}
+	txn, err := s.repo.Begin(ctx)
+	if err != nil {
+		return nil, errors.Join(err, lock.Unlock())
+	}
+	txn.OnPublish(s.journal.published)
+	in := &ingest{s: s, ctx: ctx, lock: lock, txn: txn, tree: newTree(s.opts.MaxEntries)}
+	in.pub = newPublisher(ctx, txn, s.opts)
+	return in, nil
+}
+
+// finish ends what commit has not ended. It waits for the workers: none of them outlives the call.
+func (in *ingest) finish(err *error) {
+	in.pub.stop()
+	*err = errors.Join(*err, in.txn.Abort())
+	if in.lock != nil {
+		*err = errors.Join(*err, in.lock.Unlock())
+	}
+}
+
+// commit waits for the objects, writes layer image and layer commit, and then journal and refs.
+func (in *ingest) commit(l Layer, r journalRecord) (*Held, error) {
+	if err := in.pub.wait(); err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	if err := in.restat(); err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	added := in.pub.added
+	if err := in.s.storeLayer(in.txn, &l, in.tree.seal(), &added); err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	r.layer = l.ID
+	if err := in.s.publishRefs(in.ctx, in.txn, r); err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	h := &Held{Layer: l, Added: added, lock: in.lock}
+	in.lock = nil
+	return h, nil
+}
+
+// restat stores files again whose attributes a later entry of the tar, a hard link, has changed.
+func (in *ingest) restat() error {
+	for _, n := range in.stale {
+		if err := in.pub.restore(in.s.repo, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (in *ingest) readTar(tr *tar.Reader) error {
+	for {
+		hdr, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return invalidTar(err)
+		}
+		if in.pub.ctx.Err() != nil {
+			return in.pub.cause()
+		}
+		if err := in.entry(hdr, tr); err != nil {
+			var re *readError
+			var se *storeError
+			switch {
+			case errors.As(err, &re):
+				return invalidTar(re.err)
+			case errors.As(err, &se):
+				return se.err
+			}
+			return &EntryError{Name: hdr.Name, Err: err}
+		}
+	}
+}
+
+// readError is an error of the stream inside an entry's content.
+type readError struct{ err error }
+
+func (e *readError) Error() string { return e.err.Error() }
+
+// storeError is an error of the store, not of the layer.
+type storeError struct{ err error }
+
+func (e *storeError) Error() string { return e.err.Error() }
+func (e *storeError) Unwrap() error { return e.err }
+
+// invalidTar tells a bad tar from an error of the reader behind it, which keeps its own kind.
+func invalidTar(err error) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, tar.ErrInsecurePath) {
+		return fmt.Errorf("read tar: %w: %w", ErrInvalid, err)
+	}
+	return fmt.Errorf("read tar: %w", err)
+}
+
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutMeta   = ".wh..wh."
+	whiteoutOpaque = ".wh..wh..opq"
+
+	paxXattr = "SCHILY.xattr."
+)
+
+// entry puts one entry of the tar into the tree, as containerd's applier puts it into a directory.
+func (in *ingest) entry(hdr *tar.Header, content io.Reader) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	parts, base, err := splitName(hdr.Name)
+	if err != nil {
+		return err
+	}
+	if base == "" { // attributes of the root are not the layer's to set
+		return nil
+	}
+	dir, err := in.tree.dir(parts, base)
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(base, whiteoutPrefix) {
+		return in.whiteout(dir, base)
+	}
+	if err := in.tree.count(); err != nil {
+		return err
+	}
+	if hdr.Typeflag == tar.TypeLink {
+		return in.link(hdr, dir, base)
+	}
+	n := new(inode)
+	if err := attributes(n, hdr); err != nil {
+		return err
+	}
+	switch hdr.Typeflag {
+	case tar.TypeDir:
+		n.Mode |= unix.S_IFDIR
+		n.children = make(map[string]*inode)
+	case tar.TypeReg, tar.TypeGNUSparse:
+		n.Mode |= unix.S_IFREG
+		n.Size = hdr.Size
+	case tar.TypeSymlink:
+		n.Mode = unix.S_IFLNK | 0o777
+		n.Target = hdr.Linkname
+		if n.Target == "" || len(n.Target) > maxPath || strings.ContainsRune(n.Target, 0) {
+			return errSymlink
+		}
+	case tar.TypeFifo:
+		n.Mode |= unix.S_IFIFO
+	case tar.TypeChar, tar.TypeBlock:
+		if hdr.Devmajor < 0 || hdr.Devminor < 0 || hdr.Devmajor >= 1<<12 || hdr.Devminor >= 1<<20 {
+			return errDevice
+		}
+		n.Rdev = unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))
+		n.Mode |= unix.S_IFCHR
+		if hdr.Typeflag == tar.TypeBlock {
+			n.Mode = n.Mode&^unix.S_IFMT | unix.S_IFBLK
+		}
+	default:
+		return fmt.Errorf("%w: %q", errType, hdr.Typeflag)
+	}
+	if err := xattrs(n, hdr.PAXRecords); err != nil {
+		return err
+	}
+	in.tree.put(dir, base, n)
+	if n.Size > 0 {
+		return in.pub.file(n, content)
+	}
+	return nil
+}
+
+func (in *ingest) whiteout(dir *inode, base string) error {
+	if base == whiteoutOpaque {
+		dir.opaque = true
+		return nil
+	}
+	if strings.HasPrefix(base, whiteoutMeta) { // bookkeeping of aufs, which containerd and Docker ignore or never see
+		return nil
+	}
+	name := strings.TrimPrefix(base, whiteoutPrefix)
+	if name == "" || name == "." || name == ".." {
+		return errWhiteout
+	}
+	if err := in.tree.count(); err != nil {
+		return err
+	}
+	in.tree.whiteOut(dir, name)
+	return nil
+}
+
+// link gives the target a further name. As containerd does, the attributes of the link's own header become those of
+// the file. A target that this layer does not have is one of a lower layer, which a checkout looks for.
+func (in *ingest) link(hdr *tar.Header, dir *inode, base string) error {
+	tdir, tbase, err := splitName(hdr.Linkname)
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
+	}
+	if tbase == "" {
+		return errLinkDir
+	}
+	target, name, err := in.tree.find(tdir, tbase)
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
+	}
+	switch {
+	case target == nil:
+		n := &inode{external: name}
+		n.Mode = unix.S_IFREG
+		in.tree.put(dir, base, n)
+		return nil
+	case target.IsDir():
+		return errLinkDir
+	case target.whiteout:
+		return errLinkWhiteout
+	}
+	if err := in.relabel(target, hdr); err != nil {
+		return err
+	}
+	if dir.children[base] != target {
+		in.tree.put(dir, base, target)
+	}
+	return nil
+}
+
+// relabel gives a file that has been read the attributes of a hard link's header.
+func (in *ingest) relabel(n *inode, hdr *tar.Header) error {
+	if n.external != "" {
+		return nil
+	}
+	var a inode
+	if err := attributes(&a, hdr); err != nil {
+		return err
+	}
+	a.Mode |= n.Mode & unix.S_IFMT
+	if n.isSymlink() {
+		a.Mode = n.Mode
+	}
+	if err := xattrs(&a, hdr.PAXRecords); err != nil {
+		return err
+	}
+	if n.Mode == a.Mode && n.UID == a.UID && n.GID == a.GID && n.Mtime == a.Mtime && len(a.Xattrs) == 0 {
+		return nil
+	}
+	n.setAttributes(&a)
+	if n.hasObject() {
+		in.stale = append(in.stale, n)
+	}
+	return nil
+}
+
+// attributes sets owner, permissions and time from a header. Times outside what a file system can hold become the
+// epoch, as containerd has it.
+func attributes(n *inode, hdr *tar.Header) error {
+	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) > math.MaxUint32-1 || int64(hdr.Gid) > math.MaxUint32-1 {
+		return errOwner
+	}
+	n.UID, n.GID = uint32(hdr.Uid), uint32(hdr.Gid)
+	n.Mode = uint32(hdr.Mode) & 0o7777
+	n.Mtime = timespec(hdr.ModTime)
+	return nil
+}
+
+var (
+	minTime = time.Unix(0, 0)
+	maxTime = time.Unix(0, math.MaxInt64)
+)
+
+func timespec(t time.Time) unix.Timespec {
+	if t.Before(minTime) || t.After(maxTime) {
+		t = minTime
+	}
+	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
+}
+
+const (
+	maxXattrName  = 255   // XATTR_NAME_MAX
+	maxXattrValue = 65535 // what the layer image can hold; one byte less than XATTR_SIZE_MAX
+	maxXattrs     = 65535 // names and values of one file; names alone may not be longer (XATTR_LIST_MAX)
+)
+
+// xattrs sets the extended attributes that a tar may set. Dropped are: trusted.*, which only the host's own
+// administrator sets; user.overlay.*, which a nested overlay would obey; security.selinux, which the host's policy
+// decides; user.* on what cannot carry it; and system.* other than POSIX ACLs, which no file system stores.
+func xattrs(n *inode, records map[string]string) error {
+	total := 0
+	for key, value := range records {
+		name, ok := strings.CutPrefix(key, paxXattr)
+		if !ok {
+			continue
+		}
+		keep, err := keepXattr(n, name, value)
+		if err != nil {
+			return err
+		}
+		if !keep {
+			continue
+		}
+		if total += len(name) + len(value); total > maxXattrs {
+			return errXattr
+		}
+		v := []byte(value)
+		switch {
+		case isACL(name):
+			v, err = normalACL(name, v, n.Mode)
+		case name == xattrCaps:
+			v, err = normalCaps(v)
+		}
+		if err != nil {
+			return err
+		}
+		if v == nil {
+			continue
+		}
+		n.Xattrs = append(n.Xattrs, composefs.Xattr{Name: name, Value: v})
+	}
+	sortXattrs(n.Xattrs)
+	return nil
+}
+
+func keepXattr(n *inode, name, value string) (bool, error) {
+	if len(name) > maxXattrName || len(value) > maxXattrValue {
+		return false, errXattr
+	}
+	ns, rest, ok := strings.Cut(name, ".")
+	switch {
+	case !ok, rest == "", strings.ContainsRune(name, 0):
+		return false, nil
+	case ns == "security":
+		return rest != "selinux", nil
+	case ns == "user":
+		return !strings.HasPrefix(rest, "overlay.") && (n.isRegular() || n.IsDir()), nil
+	case isACL(name):
+		return !n.isSymlink(), nil
+	}
+	return false, nil
+}

@@ -1,0 +1,459 @@
+package layer
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+const (
+	journalDir   = "journal"
+	journalTitle = "ostree-snapshotter journal 1"
+
+	// maxJournalEntry is more than the entry of a layer with the default of MaxEntries files takes.
+	maxJournalEntry = 1 << 30
+
+	syncAfterLast  = 5 * time.Second  // after the last import
+	syncAfterFirst = 30 * time.Second // after the first one that is not on the disk
+)
+
+// A journalRecord is what an entry of the journal says: a layer that somebody may need from now on, and what of it a
+// power failure could still take.
+type journalRecord struct {
+	boot    string // run of the kernel in which it was written
+	layer   objectstore.Checksum
+	blob    digest.Digest            // that it was unpacked from; ""
+	file    string                   // where that blob was read; ""
+	refs    []string                 // that name the layer
+	objects []objectstore.ObjectName // of the layer, that are not known to be on the disk
+}
+
+func (r *journalRecord) marshal() []byte {
+	b := fmt.Appendf(nil, "%s\nboot %s\nlayer %s\n", journalTitle, r.boot, r.layer)
+	if r.blob != "" {
+		b = fmt.Appendf(b, "blob %s\n", r.blob)
+	}
+	if r.file != "" {
+		b = fmt.Appendf(b, "file %q\n", r.file)
+	}
+	for _, ref := range r.refs {
+		b = fmt.Appendf(b, "ref %s\n", ref)
+	}
+	for _, name := range r.objects {
+		b = append(b, "object "...)
+		b = append(b, name.String()...)
+		b = append(b, '\n')
+	}
+	return b
+}
+
+// parseJournal reads an entry. Lines that say nothing are passed over: an entry that is not whole was never waited for,
+// so that nothing needs its layer, and what can be read of it is still worth a look.
+func parseJournal(b []byte) journalRecord {
+	var r journalRecord
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	for lines.Scan() {
+		key, value, _ := strings.Cut(lines.Text(), " ")
+		switch key {
+		case "boot":
+			r.boot = value
+		case "layer":
+			if sum, err := objectstore.ParseChecksum(value); err == nil {
+				r.layer = sum
+			}
+		case "blob":
+			if d, err := digest.Parse(value); err == nil {
+				r.blob = d
+			}
+		case "file":
+			if name, err := strconv.Unquote(value); err == nil {
+				r.file = name
+			}
+		case "ref":
+			if strings.HasPrefix(value, refPrefix+"/") && objectstore.ValidateRef(value) == nil {
+				r.refs = append(r.refs, value)
+			}
+		case "object":
+			if name, err := objectstore.ParseObjectName(value); err == nil {
+				r.objects = append(r.objects, name)
+			}
+		}
+	}
+	return r
+}
+
+// A journalEntry is a file in journal/ that this process has written.
+type journalEntry struct {
+	name  string
+	layer objectstore.Checksum
+	busy  int // calls that still write what the entry is for
+}
+
+// A journal knows what is not on the disk yet. Before anything durable can name a layer, an entry that lists the
+// layer's objects is on the disk itself. A sync of the file system clears the entries that were complete before it
+// began.
+//
+// Its mutex is never held during an operation on the disk.
+type journal struct {
+	dir    *atfs.Dir
+	on     bool
+	boot   string
+	sync   func() error // everything to the disk
+	failed func(error)  // told of the errors of a sync in the background
+
+	mu      sync.Mutex
+	pending map[objectstore.ObjectName]struct{} // published since the last sync began
+	syncing map[objectstore.ObjectName]struct{} // published before it began; empty once it succeeded
+	entries map[*journalEntry]struct{}          // not cleared
+	first   time.Time                           // when the oldest thing that is not synced was written; zero for none
+	timer   *time.Timer
+	closed  bool
+	broken  bool // a sync has failed
+
+	work sync.WaitGroup // syncing in the background
+	turn chan struct{}  // has an element while a sync runs
+}
+
+func (j *journal) open(root *atfs.Dir, o Options) error {
+	if err := root.MkdirAll(journalDir, 0o700); err != nil {
+		return err
+	}
+	var err error
+	if j.dir, err = root.OpenDir(journalDir); err != nil {
+		return err
+	}
+	j.on = o.Journal
+	j.sync = root.SyncFS
+	j.failed = o.SyncFailed
+	j.boot = o.Boot
+	if j.boot == "" {
+		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return fmt.Errorf("read boot ID: %w", err)
+		}
+		j.boot = strings.TrimSpace(string(b))
+	}
+	j.pending = make(map[objectstore.ObjectName]struct{})
+	j.entries = make(map[*journalEntry]struct{})
+	j.turn = make(chan struct{}, 1)
+	return nil
+}
+
+// published takes notice of an object before it gets its name. Whoever finds the object there also finds it pending.
+func (j *journal) published(name objectstore.ObjectName) {
+	if !j.on {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.pending[name] = struct{}{}
+	if j.first.IsZero() {
+		j.first = time.Now()
+		j.arm(syncAfterFirst)
+	}
+}
+
+// isPending is called with the mutex held.
+func (j *journal) isPending(name objectstore.ObjectName) bool {
+	if _, ok := j.pending[name]; ok {
+		return true
+	}
+	_, ok := j.syncing[name]
+	return ok
+}
+
+// begin writes an entry, or none if everything that r names is on the disk. Of r.objects, which are all objects of the
+// layer, those are listed that are not. When it returns, what the entry is for may be written; then comes end.
+func (j *journal) begin(r journalRecord) (*journalEntry, error) {
+	if !j.on {
+		return nil, nil
+	}
+	r.boot = j.boot
+	all := r.objects
+	r.objects = nil
+	j.mu.Lock()
+	for _, name := range all {
+		if j.isPending(name) {
+			r.objects = append(r.objects, name)
+		}
+	}
+	j.mu.Unlock()
+	if len(all) > 0 && len(r.objects) == 0 && len(r.refs) == 0 {
+		return nil, nil
+	}
+	e := &journalEntry{name: rand.Text(), layer: r.layer, busy: 1}
+	if err := j.write(e.name, r.marshal()); err != nil {
+		return nil, errors.Join(fmt.Errorf("write journal: %w", err), ignoreNotExist(j.dir.Unlink(e.name)))
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.entries[e] = struct{}{}
+	return e, nil
+}
+
+// write makes a file and has it on the disk, name included. It need not appear at once: see parseJournal.
+func (j *journal) write(name string, data []byte) (err error) {
+	f, err := j.dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return j.dir.Sync()
+}
+
+// hold keeps the entry of a layer from being cleared, because something else is being made of the layer. If it has been
+// cleared, another one is written. Then comes end.
+func (j *journal) hold(layer objectstore.Checksum) (*journalEntry, error) {
+	j.mu.Lock()
+	for e := range j.entries {
+		if e.layer == layer {
+			e.busy++
+			j.mu.Unlock()
+			return e, nil
+		}
+	}
+	j.mu.Unlock()
+	return j.begin(journalRecord{layer: layer})
+}
+
+// end says that what the entry is for is written, or will not be. The next sync may clear it.
+func (j *journal) end(e *journalEntry) {
+	if e == nil {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	e.busy--
+	now := time.Now()
+	if j.first.IsZero() {
+		j.first = now
+	}
+	j.arm(min(syncAfterLast, j.first.Add(syncAfterFirst).Sub(now)))
+}
+
+// arm has everything synced in the background, after a while. It is called with the mutex held.
+func (j *journal) arm(after time.Duration) {
+	if j.closed {
+		return
+	}
+	if j.timer == nil {
+		j.timer = time.AfterFunc(after, j.background)
+		return
+	}
+	j.timer.Reset(after)
+}
+
+func (j *journal) background() {
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return
+	}
+	j.work.Add(1)
+	j.mu.Unlock()
+	defer j.work.Done()
+	err := j.flush(context.Background())
+	if err != nil && j.failed != nil {
+		j.failed(err)
+	}
+}
+
+// flush syncs the file system and clears the entries that were complete when it began.
+//
+// When a sync fails the kernel may have dropped what it could not write, and the next sync succeeds all the same. So
+// nothing is cleared from then on: the next start looks at it.
+func (j *journal) flush(ctx context.Context) error {
+	select {
+	case j.turn <- struct{}{}:
+		defer func() { <-j.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	done := j.startSync()
+	err := j.sync()
+	if err != nil {
+		err = fmt.Errorf("sync store: %w", err)
+	}
+	if !j.endSync(done, err == nil) {
+		return err
+	}
+	for _, e := range done {
+		err = errors.Join(err, ignoreNotExist(j.dir.Unlink(e.name)))
+	}
+	return err
+}
+
+// startSync returns the entries that a sync which begins now clears. Nobody finds them any more.
+func (j *journal) startSync() []*journalEntry {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var done []*journalEntry
+	for e := range j.entries {
+		if e.busy == 0 {
+			done = append(done, e)
+			delete(j.entries, e)
+		}
+	}
+	if len(j.syncing) == 0 {
+		j.syncing = j.pending
+	} else {
+		for name := range j.pending {
+			j.syncing[name] = struct{}{}
+		}
+	}
+	j.pending = make(map[objectstore.ObjectName]struct{})
+	j.first = time.Time{}
+	return done
+}
+
+// endSync reports whether the entries can be cleared.
+func (j *journal) endSync(done []*journalEntry, ok bool) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.broken = j.broken || !ok
+	if j.broken {
+		for _, e := range done {
+			j.entries[e] = struct{}{}
+		}
+		return false
+	}
+	j.syncing = nil
+	return true
+}
+
+// forget drops the entries of layers that were removed: nothing is lost if they are.
+func (j *journal) forget(layers map[objectstore.Checksum]struct{}) error {
+	var gone []*journalEntry
+	j.mu.Lock()
+	for e := range j.entries {
+		if _, ok := layers[e.layer]; ok && e.busy == 0 {
+			gone = append(gone, e)
+			delete(j.entries, e)
+		}
+	}
+	j.mu.Unlock()
+	var err error
+	for _, e := range gone {
+		err = errors.Join(err, ignoreNotExist(j.dir.Unlink(e.name)))
+	}
+	return err
+}
+
+// close syncs what is not on the disk yet. No sync is running when it returns.
+func (j *journal) close() error {
+	if j.dir == nil {
+		return nil
+	}
+	j.mu.Lock()
+	j.closed = true
+	if j.timer != nil {
+		j.timer.Stop()
+	}
+	j.mu.Unlock()
+	j.work.Wait()
+	j.mu.Lock()
+	dirty := len(j.pending)+len(j.syncing)+len(j.entries) > 0
+	j.mu.Unlock()
+	var err error
+	if dirty {
+		err = j.flush(context.Background())
+	}
+	return errors.Join(err, j.dir.Close())
+}
+
+// Sync has everything that was stored so far on the disk when it returns, and clears the journal.
+func (s *Store) Sync(ctx context.Context) error { return s.journal.flush(ctx) }
+
+// publishRefs ends the transaction that has stored a layer: the journal lists what is not on the disk, then the refs
+// are written.
+func (s *Store) publishRefs(ctx context.Context, txn *objectstore.Txn, r journalRecord) error {
+	entry, err := s.journalLayer(r)
+	if err != nil {
+		return err
+	}
+	defer s.journal.end(entry)
+	for _, ref := range r.refs {
+		txn.SetRef(ref, r.layer)
+	}
+	return txn.Commit(ctx, objectstore.CommitOptions{})
+}
+
+// journalLayer begins an entry for the layer and the refs that it does not have yet.
+func (s *Store) journalLayer(r journalRecord) (*journalEntry, error) {
+	if !s.journal.on {
+		return nil, nil
+	}
+	var refs []string
+	for _, ref := range r.refs {
+		if id, err := s.repo.Ref(ref); err != nil || id != r.layer {
+			refs = append(refs, ref)
+		}
+	}
+	r.refs = refs
+	var err error
+	if r.objects, err = s.closure(r.layer); err != nil {
+		return nil, err
+	}
+	return s.journal.begin(r)
+}
+
+// closure returns the names of all objects of a layer, its commit first. They need not be there, except those that the
+// others are named in.
+func (s *Store) closure(id objectstore.Checksum) ([]objectstore.ObjectName, error) {
+	c, err := s.repo.Commit(id)
+	if err != nil {
+		return nil, err
+	}
+	var names []objectstore.ObjectName
+	seen := make(map[objectstore.ObjectName]struct{})
+	add := func(typ objectstore.ObjectType, sum objectstore.Checksum) bool {
+		name := objectstore.ObjectName{Type: typ, Checksum: sum}
+		if _, ok := seen[name]; ok {
+			return false
+		}
+		seen[name] = struct{}{}
+		names = append(names, name)
+		return true
+	}
+	add(objectstore.TypeCommit, id)
+	add(objectstore.TypeDirMeta, c.Meta)
+	todo := []objectstore.Checksum{c.Tree}
+	for len(todo) > 0 {
+		tree := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if !add(objectstore.TypeDirTree, tree) {
+			continue
+		}
+		t, err := s.repo.DirTree(tree)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range t.Files {
+			add(objectstore.TypeFile, f.Checksum)
+		}
+		for _, d := range t.Dirs {
+			add(objectstore.TypeDirMeta, d.Meta)
+			todo = append(todo, d.Tree)
+		}
+	}
+	return names, nil
+}

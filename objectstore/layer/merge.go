@@ -1,0 +1,168 @@
+package layer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// Merge makes one layer of two, upper lying directly over lower, and returns it held. Over whatever lies below, it
+// shows what the two show. Its ref is oci/snapshot/<name>.
+func (s *Store) Merge(ctx context.Context, lower, upper objectstore.Checksum, name string) (_ *Held, err error) {
+	in, err := s.begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("merge layers: %w", err)
+	}
+	defer in.finish(&err)
+	l, err := s.Image(ctx, lower)
+	if err != nil {
+		return nil, fmt.Errorf("merge layers: %w", err)
+	}
+	u, err := s.Image(ctx, upper)
+	if err != nil {
+		return nil, fmt.Errorf("merge layers: %w", err)
+	}
+	m := merger{lower: l}
+	m.settle(u, l, isOpaque(l))
+	m.merge(l, u)
+	dropHidden(l, false)
+	var merged Layer
+	var added Usage
+	if err := s.storeLayer(in.txn, &merged, l, &added); err != nil {
+		return nil, fmt.Errorf("merge layers: %w", err)
+	}
+	if err := s.publishRefs(ctx, in.txn, journalRecord{layer: merged.ID, refs: []string{refSnapshot + name}}); err != nil {
+		return nil, fmt.Errorf("merge layers: %w", err)
+	}
+	h := &Held{Layer: merged, Added: added, lock: in.lock}
+	in.lock = nil
+	return h, nil
+}
+
+type merger struct{ lower *composefs.Inode }
+
+// settle resolves what u, a directory of the upper layer, leaves to the lower one, as a checkout would: l is the lower
+// layer's directory of the same name, if any, and hidden says that it hides what lies further below. It comes before
+// merge, which changes the lower layer. What neither resolves nor hides is left to the layers below.
+func (m *merger) settle(u, l *composefs.Inode, hidden bool) {
+	for i, e := range u.Entries {
+		u.Entries[i].Inode = m.local(e.Inode)
+		if !e.Inode.IsDir() {
+			continue
+		}
+		var below *composefs.Inode
+		hides := hidden
+		if l != nil {
+			below = child(l, e.Name)
+		}
+		if below != nil {
+			hides = hides || !below.IsDir() || isOpaque(below)
+			if !below.IsDir() {
+				below = nil
+			}
+		}
+		if isImplicit(e.Inode) {
+			switch {
+			case below != nil && !isImplicit(below):
+				adoptAttributes(e.Inode, below)
+			case hides:
+				e.Inode.Xattrs = withoutXattr(e.Inode.Xattrs, xattrImplicit)
+			}
+		}
+		m.settle(e.Inode, below, hides)
+	}
+}
+
+// merge lays the directory u over l, which becomes the result.
+func (m *merger) merge(l, u *composefs.Inode) {
+	opaque := isOpaque(u)
+	if opaque {
+		l.Entries = nil
+	}
+	if !isImplicit(u) {
+		was := isOpaque(l)
+		l.Mode, l.UID, l.GID, l.Mtime, l.Xattrs = u.Mode, u.UID, u.GID, u.Mtime, u.Xattrs
+		opaque = opaque || was
+	}
+	if opaque {
+		makeOpaque(l)
+	}
+	entries := make([]composefs.Entry, 0, len(l.Entries)+len(u.Entries))
+	i, j := 0, 0
+	for i < len(l.Entries) || j < len(u.Entries) {
+		switch order := mergeOrder(l.Entries, u.Entries, i, j); {
+		case order < 0:
+			entries = append(entries, l.Entries[i])
+			i++
+		case order > 0:
+			entries = append(entries, u.Entries[j])
+			j++
+		default:
+			entries = append(entries, m.both(l.Entries[i], u.Entries[j]))
+			i++
+			j++
+		}
+	}
+	l.Entries = entries
+}
+
+func mergeOrder(l, u []composefs.Entry, i, j int) int {
+	switch {
+	case i == len(l):
+		return 1
+	case j == len(u):
+		return -1
+	}
+	return strings.Compare(l[i].Name, u[j].Name)
+}
+
+// both is the entry for a name that both layers have.
+func (m *merger) both(l, u composefs.Entry) composefs.Entry {
+	switch {
+	case l.Inode.IsDir() && u.Inode.IsDir():
+		m.merge(l.Inode, u.Inode)
+		return l
+	case u.Inode.IsDir():
+		// The lower entry hid what lies below it, be it a whiteout or a file; the directory must go on doing so.
+		makeOpaque(u.Inode)
+		return u
+	}
+	return u
+}
+
+// local replaces a hard link into the lower layer by the file itself.
+func (m *merger) local(n *composefs.Inode) *composefs.Inode {
+	target, ok := external(n)
+	if !ok {
+		return n
+	}
+	cur := m.lower
+	for part := range strings.SplitSeq(target, "/") {
+		if cur = child(cur, part); cur == nil {
+			return n
+		}
+	}
+	if cur.IsDir() || cur.IsWhiteout() {
+		return n
+	}
+	return cur
+}
+
+// dropHidden removes the whiteouts below opaque directories, as (*tree).seal does.
+func dropHidden(dir *composefs.Inode, hidden bool) {
+	hidden = hidden || isOpaque(dir)
+	dir.Entries = slices.DeleteFunc(dir.Entries, func(e composefs.Entry) bool { return hidden && e.Inode.IsWhiteout() })
+	for _, e := range dir.Entries {
+		if e.Inode.IsDir() {
+			dropHidden(e.Inode, hidden)
+		}
+	}
+}
+
+func makeOpaque(n *composefs.Inode) {
+	n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrOpaque, Value: []byte("y")}})
+}

@@ -1,0 +1,81 @@
+package layer
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// loopFS makes a file system of a kind in a file and mounts it until the test ends.
+func loopFS(t *testing.T, kind string, size int64, mkfs ...string) string {
+	t.Helper()
+	bin, err := exec.LookPath("mkfs." + kind)
+	if err != nil {
+		t.Skipf("mkfs.%s is not installed", kind)
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	f, err := os.Create(image)
+	must(t, err)
+	must(t, f.Truncate(size))
+	must(t, f.Close())
+	if out, err := exec.Command(bin, append(mkfs, image)...).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.%s: %v\n%s", kind, err, out)
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", kind, "-o", "loop", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("cannot mount a loop device with %s: %v\n%s", kind, err, out)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	return dir
+}
+
+// mountOverlay mounts lower directories, lowest first, below an upper one, and returns the merged directory and a
+// function that unmounts it. upper is "" for a read-only mount.
+func mountOverlay(t testing.TB, lower []string, upper, work string) (string, func()) {
+	t.Helper()
+	dir := t.TempDir()
+	var reversed []string
+	for _, l := range slices.Backward(lower) {
+		if !slices.Contains(reversed, l) { // overlayfs refuses a directory that is there twice; it counts where it is topmost
+			reversed = append(reversed, l)
+		}
+		if value(stat(l))(t).xattrs[xattrOpaque] != "" { // on a layer's root overlayfs does not see it
+			break
+		}
+	}
+	if upper == "" && len(reversed) == 1 { // overlay wants two
+		reversed = append(reversed, t.TempDir())
+	}
+	opts := "index=off,lowerdir=" + strings.Join(reversed, ":")
+	if upper != "" {
+		opts += ",upperdir=" + upper + ",workdir=" + work
+	}
+	if err := unix.Mount("overlay", dir, "overlay", 0, opts); err != nil {
+		if err == unix.ENODEV || err == unix.EPERM {
+			t.Skipf("cannot mount an overlay: %v", err)
+		}
+		t.Fatalf("mount overlay with %s: %v", opts, err)
+	}
+	mounted := true
+	umount := func() {
+		if mounted {
+			must(t, unix.Unmount(dir, 0))
+		}
+		mounted = false
+	}
+	t.Cleanup(umount)
+	return dir, umount
+}
+
+// mergedTree is what an overlay of directories shows, lowest first.
+func mergedTree(t testing.TB, dirs ...string) map[string]*node {
+	t.Helper()
+	dir, umount := mountOverlay(t, dirs, "", "")
+	defer umount()
+	return listTree(t, dir)
+}

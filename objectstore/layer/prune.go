@@ -1,0 +1,185 @@
+package layer
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// Live returns the IDs of the layers that somebody outside the store needs. It is called without and with the
+// repository's exclusive lock held, and must not take a lock of the repository.
+type Live func(ctx context.Context) (map[objectstore.Checksum]struct{}, error)
+
+// PruneStats counts what a prune removes.
+type PruneStats struct {
+	Layers    int   // layers that nobody needs
+	Checkouts int   // directories of layers
+	Objects   int   // objects that no ref reaches once the refs of these layers are gone
+	Bytes     int64 // allocated by these objects
+}
+
+// A PrunePlan is what a prune would remove. It is computed without any lock and checked again when it is executed.
+type PrunePlan struct {
+	s       *Store
+	live    Live
+	objects *objectstore.PrunePlan
+	stats   PruneStats
+}
+
+// PlanPrune finds the layers that live does not name, their checkouts, and the objects that nothing else needs. Refs
+// that are not this package's, and what they reach, are left alone.
+func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
+	p := &PrunePlan{s: s, live: live}
+	if err := p.restoreRefs(ctx); err != nil {
+		return nil, fmt.Errorf("plan prune: %w", err)
+	}
+	dead, err := p.dead(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("plan prune: %w", err)
+	}
+	p.objects, err = s.repo.PlanPrune(ctx, objectstore.PruneOptions{Without: dead.refs, Unlinked: true})
+	if err != nil {
+		return nil, fmt.Errorf("plan prune: %w", err)
+	}
+	st := p.objects.Stats()
+	p.stats = PruneStats{Layers: len(dead.layers), Checkouts: len(dead.checkouts), Objects: st.Objects, Bytes: st.Bytes}
+	return p, nil
+}
+
+// Stats says what Execute would remove, as of the time of the plan.
+func (p *PrunePlan) Stats() PruneStats { return p.stats }
+
+// restoreRefs gives a ref back to each live layer that has lost its own, so that neither this prune nor that of
+// someone else takes it for garbage.
+func (p *PrunePlan) restoreRefs(ctx context.Context) (err error) {
+	live, err := p.live(ctx)
+	if err != nil {
+		return fmt.Errorf("list live layers: %w", err)
+	}
+	refs, err := p.s.repo.Refs(refPrefix)
+	if err != nil {
+		return err
+	}
+	for _, id := range refs {
+		delete(live, id)
+	}
+	if len(live) == 0 {
+		return nil
+	}
+	txn, err := p.s.repo.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, txn.Abort()) }()
+	for id := range live {
+		l, err := p.s.Layer(ctx, id)
+		if errors.Is(err, ErrNotExist) {
+			continue // there is nothing left to protect
+		}
+		if err != nil {
+			return err
+		}
+		ref := refSnapshot + id.String()[:shortID]
+		if l.DiffID != "" {
+			if ref, err = digestRef(refDiff, l.DiffID); err != nil {
+				return err
+			}
+		}
+		entry, err := p.s.journalLayer(journalRecord{layer: id, refs: []string{ref}})
+		if err != nil {
+			return err
+		}
+		defer p.s.journal.end(entry)
+		txn.SetRef(ref, id)
+	}
+	return txn.Commit(ctx, objectstore.CommitOptions{})
+}
+
+// garbage is what is dead at one moment.
+type garbage struct {
+	refs      []string
+	layers    map[objectstore.Checksum]struct{}
+	checkouts []string // names in layers/
+}
+
+func (p *PrunePlan) dead(ctx context.Context) (*garbage, error) {
+	live, err := p.live(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list live layers: %w", err)
+	}
+	refs, err := p.s.repo.Refs(refPrefix)
+	if err != nil {
+		return nil, err
+	}
+	g := &garbage{layers: make(map[objectstore.Checksum]struct{})}
+	for name, id := range refs {
+		if _, ok := live[id]; !ok {
+			g.refs = append(g.refs, name)
+			g.layers[id] = struct{}{}
+		}
+	}
+	short := make(map[string]struct{})
+	for id := range live {
+		short[id.String()[:shortID]] = struct{}{}
+	}
+	names, err := p.s.layers.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if _, ok := short[name]; !ok && !strings.Contains(name, ".tmp-") {
+			g.checkouts = append(g.checkouts, name)
+		}
+	}
+	return g, nil
+}
+
+// Execute removes what is garbage in the plan and still is. It holds the repository's exclusive lock for as long as
+// that takes: a running import makes it wait, for the repository's lock timeout or until ctx is done, and then
+// objectstore.ErrLocked is returned. What a crash leaves behind is found by the next prune.
+func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
+	lock, err := p.s.repo.Lock(ctx, objectstore.LockExclusive)
+	if err != nil {
+		return PruneStats{}, fmt.Errorf("prune: %w", err)
+	}
+	stats, trash, err := p.execute(ctx, lock)
+	err = errors.Join(err, lock.Unlock())
+	// The links of a checkout hold its objects' bytes, but nobody waits for them: that needs no lock.
+	for _, name := range trash {
+		err = errors.Join(err, p.s.tmp.RemoveAll(name))
+	}
+	if err != nil {
+		err = fmt.Errorf("prune: %w", err)
+	}
+	return stats, err
+}
+
+// execute does what needs the lock, and returns the names in tmp/ that are left to be removed.
+func (p *PrunePlan) execute(ctx context.Context, lock *objectstore.Lock) (stats PruneStats, trash []string, err error) {
+	dead, err := p.dead(ctx)
+	if err != nil {
+		return stats, nil, err
+	}
+	stats.Layers = len(dead.layers)
+	if err := lock.DeleteRefs(dead.refs...); err != nil {
+		return stats, nil, err
+	}
+	if err := p.s.journal.forget(dead.layers); err != nil {
+		return stats, nil, err
+	}
+	for _, name := range dead.checkouts {
+		to := checkoutTmpPrefix + "dead-" + rand.Text()
+		if err := p.s.layers.Rename(name, p.s.tmp, to, 0); err != nil {
+			return stats, trash, err
+		}
+		trash = append(trash, to)
+		stats.Checkouts++
+	}
+	objects, err := p.objects.ExecuteLocked(ctx, lock)
+	stats.Objects, stats.Bytes = objects.Objects, objects.Bytes
+	return stats, trash, err
+}

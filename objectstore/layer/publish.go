@@ -1,0 +1,287 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+const (
+	smallFile = 1 << 20 // content up to this size is in memory whole, so that a known file is never written
+	chunkSize = 1 << 20 // larger content is passed on in chunks of this size
+)
+
+// A publisher makes objects of file contents. Reading the tar is one goroutine's work; hashing and writing is that of
+// the publisher's workers, which it feeds through a bounded queue.
+type publisher struct {
+	ctx    context.Context //nolint:containedctx // of the workers; ends with the first error
+	cancel context.CancelCauseFunc
+	txn    *objectstore.Txn
+	group  *errgroup.Group
+	jobs   chan job
+	memory *semaphore.Weighted
+	closed bool
+
+	mu    sync.Mutex
+	added Usage
+}
+
+// A job is a file of a layer and where its content comes from.
+type job struct {
+	n    *inode
+	meta objectstore.FileMeta // attributes as they were when the job was made: a hard link's header may change the inode
+	time unix.Timespec        // as meta
+	buf  *buffer              // the whole content, or
+	open func(txn *objectstore.Txn) (objectstore.Stored, error)
+	drop func() // called instead of open when the job is not done
+}
+
+func newPublisher(ctx context.Context, txn *objectstore.Txn, o Options) *publisher {
+	ctx, cancel := context.WithCancelCause(ctx)
+	p := &publisher{
+		cancel: cancel,
+		txn:    txn,
+		jobs:   make(chan job, 4*o.Workers),
+		memory: semaphore.NewWeighted(max(o.MaxInFlight, 4*chunkSize)),
+	}
+	p.group, p.ctx = errgroup.WithContext(ctx)
+	for range o.Workers {
+		p.group.Go(p.work)
+	}
+	return p
+}
+
+// cause says why the publisher's context has ended: the first worker's error, or the caller's cancellation.
+func (p *publisher) cause() error { return context.Cause(p.ctx) }
+
+// objectMeta is the part of a file's attributes that its object has. An ostree object cannot have an empty extended
+// attribute; a checkout gives a file with one an inode of its own.
+func objectMeta(n *inode) objectstore.FileMeta {
+	m := objectstore.FileMeta{UID: n.UID, GID: n.GID, Mode: n.Mode}
+	for _, x := range n.Xattrs {
+		if len(x.Value) > 0 {
+			m.Xattrs = append(m.Xattrs, objectstore.Xattr{Name: x.Name, Value: x.Value})
+		}
+	}
+	return m
+}
+
+// file reads the n.Size bytes of a regular file from r and sees to it that they become an object. n.sum is set when
+// wait has returned.
+func (p *publisher) file(n *inode, r io.Reader) error {
+	if n.Size > smallFile {
+		return p.large(n, r)
+	}
+	buf, err := p.read(r, n.Size)
+	if err != nil {
+		return err
+	}
+	return p.send(job{n: n, meta: objectMeta(n), time: n.Mtime, buf: buf})
+}
+
+func (p *publisher) send(j job) error {
+	select {
+	case p.jobs <- j:
+		return nil
+	case <-p.ctx.Done():
+		p.drop(j)
+		return &storeError{p.cause()}
+	}
+}
+
+// drop lets go of what a job holds that will not be done.
+func (p *publisher) drop(j job) {
+	if j.buf != nil {
+		p.release(j.buf)
+	}
+	if j.drop != nil {
+		j.drop()
+	}
+}
+
+// read takes size bytes from r into memory, when there is room.
+func (p *publisher) read(r io.Reader, size int64) (*buffer, error) {
+	buf, err := p.acquire(size)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(r, buf.data); err != nil {
+		p.release(buf)
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, &readError{err}
+	}
+	return buf, nil
+}
+
+// large streams content that is too long to be in memory to a goroutine of its own.
+func (p *publisher) large(n *inode, r io.Reader) error {
+	chunks := make(chan *buffer, 2)
+	j := job{n: n, meta: objectMeta(n), time: n.Mtime}
+	ok := false // the reader below has sent everything; read after chunks is closed
+	p.group.Go(func() (err error) {
+		w, err := p.txn.NewFile(&j.meta, j.time)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, w.Abort()) }()
+		for c := range chunks {
+			if err == nil {
+				_, err = w.Write(c.data)
+			}
+			p.release(c)
+		}
+		if err != nil || !ok {
+			return err
+		}
+		stored, err := w.Commit()
+		if err != nil {
+			return err
+		}
+		p.done(n, stored)
+		return nil
+	})
+	defer close(chunks)
+	for left := n.Size; left > 0; {
+		c, err := p.read(r, min(left, chunkSize))
+		if err != nil {
+			return err
+		}
+		left -= int64(len(c.data))
+		select {
+		case chunks <- c:
+		case <-p.ctx.Done():
+			p.release(c)
+			return &storeError{p.cause()}
+		}
+	}
+	ok = true
+	return nil
+}
+
+func (p *publisher) work() error {
+	for {
+		select {
+		case j, ok := <-p.jobs:
+			if !ok {
+				return nil
+			}
+			if err := p.run(j); err != nil {
+				return err
+			}
+		case <-p.ctx.Done():
+			return p.cause()
+		}
+	}
+}
+
+func (p *publisher) run(j job) error {
+	var stored objectstore.Stored
+	var err error
+	if j.open != nil {
+		stored, err = j.open(p.txn)
+	} else {
+		stored, err = p.txn.StoreFile(&j.meta, j.time, j.buf.data)
+		p.release(j.buf)
+	}
+	if err != nil {
+		return err
+	}
+	p.done(j.n, stored)
+	return nil
+}
+
+func (p *publisher) done(n *inode, stored objectstore.Stored) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n.sum = stored.Checksum
+	p.added.add(stored)
+}
+
+// wait ends the queue and waits until every object is stored.
+func (p *publisher) wait() error {
+	if !p.closed {
+		p.closed = true
+		close(p.jobs)
+	}
+	return p.group.Wait()
+}
+
+// stop makes the workers give up and waits for them. After wait it does nothing.
+func (p *publisher) stop() {
+	p.cancel(context.Canceled)
+	_ = p.group.Wait() // the error is the cancellation, or one that wait has returned
+	for {
+		select {
+		case j, ok := <-p.jobs:
+			if !ok {
+				return
+			}
+			p.drop(j)
+		default:
+			return
+		}
+	}
+}
+
+// restore makes the object of a file anew from the one it has, with the attributes it has now. It is called after wait.
+func (p *publisher) restore(repo *objectstore.Repo, n *inode) (err error) {
+	f, err := repo.OpenFile(n.sum)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	meta := objectMeta(n)
+	w, err := p.txn.NewFile(&meta, n.Mtime)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Abort()) }()
+	if _, err := io.Copy(w, f); err != nil {
+		return fmt.Errorf("copy object %s: %w", n.sum, err)
+	}
+	stored, err := w.Commit()
+	if err != nil {
+		return err
+	}
+	p.done(n, stored)
+	return nil
+}
+
+// buffer is memory for file content. Its capacity is a power of two, so that pools can be shared by size.
+type buffer struct{ data []byte }
+
+const minBuffer = 12 // bits
+
+var buffers [21 - minBuffer]sync.Pool // up to 1 MiB
+
+func bufferClass(size int64) int { return max(bits.Len64(uint64(size-1)), minBuffer) - minBuffer }
+
+func (p *publisher) acquire(size int64) (*buffer, error) {
+	if err := p.memory.Acquire(p.ctx, size); err != nil {
+		return nil, &storeError{p.cause()}
+	}
+	class := bufferClass(size)
+	b, _ := buffers[class].Get().(*buffer)
+	if b == nil {
+		b = &buffer{data: make([]byte, 1<<(class+minBuffer))}
+	}
+	b.data = b.data[:size]
+	return b, nil
+}
+
+func (p *publisher) release(b *buffer) {
+	size := int64(len(b.data))
+	buffers[bufferClass(size)].Put(b)
+	p.memory.Release(size)
+}

@@ -1,0 +1,320 @@
+package layer
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// A LostLayer is a layer that lacks something since the last stop.
+type LostLayer struct {
+	ID       objectstore.Checksum
+	Blob     digest.Digest // that it was unpacked from; "" if it was made of a directory, or if that is not known
+	BlobFile string        // where that blob was read; "" if it was not a file
+	Cause    error
+}
+
+// A Recovery is what [Store.Recover] found and did.
+type Recovery struct {
+	Entries   int                      // of the journal; 0 after a clean stop
+	Objects   int                      // that were hashed again
+	Damaged   []objectstore.ObjectName // that were not what their names say, and are removed
+	Checkouts int                      // removed
+	Remade    []objectstore.Checksum   // layers that are whole again
+	Lost      []LostLayer              // layers that are gone
+}
+
+// Recover brings the store in order after a stop without warning. Exactly the objects that the journal lists are hashed
+// again, in parallel. What is damaged is removed, and with it every layer that lacks something: its commit, its refs
+// and its checkouts. remake, which may be nil, is then asked to import such a layer's blob again. At last everything is
+// synced and the journal cleared; after a stop meanwhile, Recover begins again.
+//
+// A checkout of a layer in the journal may have damage that no object has, so it is removed too, unless the kernel has
+// been running since it was made: then nothing was lost, and containers may use it.
+//
+// Nothing else may use the store meanwhile, except that remake imports into it.
+func (s *Store) Recover(ctx context.Context, remake func(context.Context, LostLayer) error) (*Recovery, error) {
+	r, err := s.recoverJournal(ctx, remake)
+	if err != nil {
+		return nil, fmt.Errorf("recover layers: %w", err)
+	}
+	return r, nil
+}
+
+func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context, LostLayer) error) (*Recovery, error) {
+	entries, err := s.journal.dir.ReadNames()
+	if err != nil || len(entries) == 0 {
+		return &Recovery{}, err
+	}
+	r := &recovery{store: s, report: &Recovery{Entries: len(entries)}, layers: make(map[objectstore.Checksum]*journalRecord)}
+	objects, err := r.read(entries)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.judge(ctx, objects); err != nil {
+		return nil, err
+	}
+	if err := r.remake(ctx, remake); err != nil {
+		return nil, err
+	}
+	if err := s.Sync(ctx); err != nil {
+		return nil, err
+	}
+	for _, name := range entries {
+		if err := ignoreNotExist(s.journal.dir.Unlink(name)); err != nil {
+			return nil, err
+		}
+	}
+	return r.report, nil
+}
+
+type recovery struct {
+	store  *Store
+	report *Recovery
+	layers map[objectstore.Checksum]*journalRecord // what the entries for one layer say together
+	lost   []LostLayer
+}
+
+// read reads the entries, and returns the objects that they list.
+func (r *recovery) read(entries []string) ([]objectstore.ObjectName, error) {
+	objects := make(map[objectstore.ObjectName]struct{})
+	for _, name := range entries {
+		b, err := r.store.journal.dir.ReadFile(name, maxJournalEntry)
+		if err != nil {
+			return nil, err
+		}
+		rec := parseJournal(b)
+		for _, o := range rec.objects {
+			objects[o] = struct{}{}
+		}
+		if !rec.layer.IsZero() {
+			r.merge(rec)
+		}
+	}
+	return slices.Collect(maps.Keys(objects)), nil
+}
+
+func (r *recovery) merge(rec journalRecord) {
+	rec.objects = nil
+	old := r.layers[rec.layer]
+	if old == nil {
+		r.layers[rec.layer] = &rec
+		return
+	}
+	if rec.blob != "" {
+		old.blob, old.file = rec.blob, rec.file
+	}
+	if rec.boot != r.store.journal.boot {
+		old.boot = rec.boot
+	}
+	old.refs = append(old.refs, rec.refs...)
+}
+
+// judge removes what is damaged, under the shared lock: a prune of somebody else must not take what looks unneeded
+// meanwhile.
+func (r *recovery) judge(ctx context.Context, objects []objectstore.ObjectName) (err error) {
+	lock, err := r.store.repo.Lock(ctx, objectstore.LockShared)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	if err := r.verify(ctx, objects); err != nil {
+		return err
+	}
+	for _, name := range r.report.Damaged {
+		if err := lock.RemoveObject(name.Type, name.Checksum); err != nil {
+			return err
+		}
+	}
+	for _, rec := range r.layers { // with a damaged one, refs cannot be listed
+		if err := r.removeDamagedRefs(lock, rec.refs); err != nil {
+			return err
+		}
+	}
+	for id, rec := range r.layers {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if err := r.layer(ctx, lock, id, rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verify hashes objects and collects those that are damaged.
+func (r *recovery) verify(ctx context.Context, objects []objectstore.ObjectName) error {
+	var mu sync.Mutex
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, name := range objects {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			err := r.store.repo.Verify(name.Type, name.Checksum)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				return nil // whoever needs it will be found to lack it
+			case errors.Is(err, objectstore.ErrCorrupt), errors.Is(err, objectstore.ErrInvalid):
+				r.report.Damaged = append(r.report.Damaged, name)
+			case err != nil:
+				return err
+			}
+			r.report.Objects++
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	slices.SortFunc(r.report.Damaged, func(a, b objectstore.ObjectName) int {
+		return cmp.Compare(a.String(), b.String())
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// layer removes a layer that is not whole, and what may be damaged of one that is.
+func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objectstore.Checksum, rec *journalRecord) error {
+	s := r.store
+	switch cause := s.whole(id); {
+	case cause == nil:
+		if err := s.restoreRefs(ctx, id, rec.refs); err != nil {
+			return err
+		}
+		if rec.boot == s.journal.boot {
+			return nil
+		}
+	case errors.Is(cause, objectstore.ErrNotExist), errors.Is(cause, objectstore.ErrCorrupt):
+		r.lost = append(r.lost, LostLayer{ID: id, Blob: rec.blob, BlobFile: rec.file, Cause: cause})
+		if err := s.dropLayer(lock, id); err != nil {
+			return err
+		}
+	default:
+		return cause
+	}
+	return r.removeCheckouts(id)
+}
+
+// whole returns what is wrong with a layer of whose objects none is damaged: the first that is missing.
+func (s *Store) whole(id objectstore.Checksum) error {
+	names, err := s.closure(id)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		switch ok, err := s.repo.Has(name.Type, name.Checksum); {
+		case err != nil:
+			return err
+		case !ok:
+			return &objectstore.ObjectError{Type: name.Type, Checksum: name.Checksum, Err: objectstore.ErrNotExist}
+		}
+	}
+	return nil
+}
+
+// restoreRefs writes refs of a layer where they are missing.
+func (s *Store) restoreRefs(ctx context.Context, id objectstore.Checksum, refs []string) (err error) {
+	txn, err := s.repo.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, txn.Abort()) }()
+	for _, ref := range refs {
+		switch _, err := s.repo.Ref(ref); {
+		case errors.Is(err, objectstore.ErrNotExist):
+			txn.SetRef(ref, id)
+		case err != nil:
+			return err
+		}
+	}
+	return txn.Commit(ctx, objectstore.CommitOptions{})
+}
+
+// dropLayer removes the refs and the commit of a layer that is not whole: ostree fsck minds either.
+func (s *Store) dropLayer(lock *objectstore.Lock, id objectstore.Checksum) error {
+	all, err := s.repo.Refs(refPrefix)
+	if err != nil {
+		return err
+	}
+	var dead []string
+	for ref, got := range all {
+		if got == id {
+			dead = append(dead, ref)
+		}
+	}
+	if err := lock.DeleteRefs(dead...); err != nil {
+		return err
+	}
+	return lock.RemoveObject(objectstore.TypeCommit, id)
+}
+
+// removeDamagedRefs removes refs that cannot be read: those of a file that a power failure left empty.
+func (r *recovery) removeDamagedRefs(lock *objectstore.Lock, refs []string) error {
+	var damaged []string
+	for _, ref := range refs {
+		switch _, err := r.store.repo.Ref(ref); {
+		case errors.Is(err, objectstore.ErrCorrupt):
+			damaged = append(damaged, ref)
+		case err != nil && !errors.Is(err, objectstore.ErrNotExist):
+			return err
+		}
+	}
+	return lock.DeleteRefs(damaged...)
+}
+
+// removeCheckouts removes the checkouts of a layer. They leave their place at once: half of one must not be found.
+func (r *recovery) removeCheckouts(id objectstore.Checksum) error {
+	tmp := checkoutTmpPrefix + "dead-" + rand.Text()
+	err := r.store.layers.Rename(id.String()[:shortID], r.store.tmp, tmp, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.report.Checkouts++
+	return r.store.tmp.RemoveAll(tmp)
+}
+
+// remake has lost layers made again, and looks whether they are.
+func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer) error) error {
+	for _, lost := range r.lost {
+		err := errors.New("its blob is not known")
+		if f != nil && lost.Blob != "" {
+			err = f(ctx, lost)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err == nil {
+			if err = r.store.whole(lost.ID); err == nil {
+				err = r.store.restoreRefs(ctx, lost.ID, r.layers[lost.ID].refs)
+			}
+		}
+		if err != nil {
+			lost.Cause = fmt.Errorf("%w (and cannot be made again: %w)", lost.Cause, err)
+			r.report.Lost = append(r.report.Lost, lost)
+			continue
+		}
+		r.report.Remade = append(r.report.Remade, lost.ID)
+	}
+	return nil
+}

@@ -1,0 +1,404 @@
+package layer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// objectFile is the path of an object of a store.
+func (b *bed) objectFile(typ objectstore.ObjectType, sum objectstore.Checksum) string {
+	return filepath.Join(b.path, "repo/objects", objectstore.LoosePath(sum, typ))
+}
+
+// truncate leaves of a file what a power failure leaves of one that was never written back.
+func truncate(t testing.TB, name string) {
+	t.Helper()
+	if err := os.Truncate(name, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flip changes one bit of a file, and nothing else of it.
+func flip(t testing.TB, name string) {
+	t.Helper()
+	st, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data[len(data)/2] ^= 0x10
+	if _, err := f.WriteAt(data[len(data)/2:len(data)/2+1], int64(len(data)/2)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(name, st.ModTime(), st.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// damages are what a power failure can do to a layer.
+var damages = []struct {
+	name   string
+	refs   bool // only refs suffer: the layer is whole
+	damage func(t testing.TB, b *bed, l Layer)
+}{
+	{"empty content", false, func(t testing.TB, b *bed, l Layer) {
+		sums, err := b.Objects(t.Context(), l.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		truncate(t, b.objectFile(objectstore.TypeFile, sums[0]))
+	}},
+	{"flipped bit", false, func(t testing.TB, b *bed, l Layer) {
+		sums, err := b.Objects(t.Context(), l.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flip(t, b.objectFile(objectstore.TypeFile, sums[0]))
+	}},
+	{"missing content", false, func(t testing.TB, b *bed, l Layer) {
+		sums, err := b.Objects(t.Context(), l.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(b.objectFile(objectstore.TypeFile, sums[0])); err != nil {
+			t.Fatal(err)
+		}
+	}},
+	{"empty image", false, func(t testing.TB, b *bed, l Layer) { truncate(t, b.objectFile(objectstore.TypeFile, l.Image)) }},
+	{"empty commit", false, func(t testing.TB, b *bed, l Layer) { truncate(t, b.objectFile(objectstore.TypeCommit, l.ID)) }},
+	{"missing commit", false, func(t testing.TB, b *bed, l Layer) {
+		if err := os.Remove(b.objectFile(objectstore.TypeCommit, l.ID)); err != nil {
+			t.Fatal(err)
+		}
+	}},
+	{"empty dirtree", false, func(t testing.TB, b *bed, l Layer) {
+		c, err := b.repo.Commit(l.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		truncate(t, b.objectFile(objectstore.TypeDirTree, c.Tree))
+	}},
+	{"everything empty", false, func(t testing.TB, b *bed, l Layer) {
+		names, err := b.closure(l.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range names {
+			if o.Type != objectstore.TypeDirMeta { // the only one that another layer has too
+				truncate(t, b.objectFile(o.Type, o.Checksum))
+			}
+		}
+	}},
+	{"empty ref", true, func(t testing.TB, b *bed, l Layer) {
+		truncate(t, filepath.Join(b.path, "repo/refs/heads/oci/diff", l.DiffID.Encoded()))
+	}},
+	{"missing ref", true, func(t testing.TB, b *bed, _ Layer) {
+		if err := os.Remove(filepath.Join(b.path, "repo/refs/heads/oci/blob", someBlob.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+	}},
+}
+
+// After damage to what the journal lists, the store is right again: healed when the blob is there, without the layer
+// when it is not. Without the journal the damage stays.
+func TestRecover(t *testing.T) {
+	for _, tt := range damages {
+		t.Run(tt.name, func(t *testing.T) {
+			prepare := func(t *testing.T, journal bool) (*bed, Layer, Layer) {
+				b := newBed(t, Options{Journal: journal, Boot: "before"})
+				other := importTar(t, b.Store, makeTar(t, file("other", "of another layer")))
+				if err := b.Sync(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				l := b.importBlob(t, someTar(t), someBlob)
+				checkOut(t, b.Store, b.path, l.ID)
+				b.crash(t)
+				b.open(t, Options{Journal: journal, Boot: "after"})
+				tt.damage(t, b, l)
+				return b, l, other
+			}
+			check := func(t *testing.T, b *bed, other Layer) {
+				t.Helper()
+				if p := b.problems(t); len(p) != 0 {
+					t.Errorf("fsck: %v", p)
+				}
+				checkStore(t, b.Store, b.path)
+				if _, err := b.Layer(t.Context(), other.ID); err != nil {
+					t.Errorf("layer that was synced: %v", err)
+				}
+				if r := b.records(t); len(r) != 0 {
+					t.Errorf("journal has %d entries", len(r))
+				}
+			}
+			t.Run("healed", func(t *testing.T) {
+				b, l, other := prepare(t, true)
+				r, err := b.Recover(t.Context(), func(ctx context.Context, lost LostLayer) error {
+					if lost.ID != l.ID || lost.Blob != someBlob || lost.BlobFile == "" {
+						t.Errorf("got %+v", lost)
+					}
+					h, err := b.Import(ctx, bytes.NewReader(someTar(t)), ImportOptions{Blob: lost.Blob})
+					if err != nil {
+						return err
+					}
+					return h.Release()
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.Entries != 1 || len(r.Lost) != 0 || (len(r.Remade) == 1) == tt.refs || r.Checkouts != 1 {
+					t.Errorf("got %+v", r)
+				}
+				check(t, b, other)
+				for _, ref := range []string{"oci/diff/" + l.DiffID.Encoded(), "oci/blob/" + someBlob.Encoded()} {
+					if id, err := b.repo.Ref(ref); err != nil || id != l.ID {
+						t.Errorf("ref %s: got %s, %v", ref, id, err)
+					}
+				}
+				if got, err := os.ReadFile(filepath.Join(checkOut(t, b.Store, b.path, l.ID), "d/a")); err != nil || string(got) != "content a" {
+					t.Errorf("got %q, %v", got, err)
+				}
+			})
+			t.Run("lost", func(t *testing.T) {
+				b, l, other := prepare(t, true)
+				r, err := b.Recover(t.Context(), func(context.Context, LostLayer) error { return fs.ErrNotExist })
+				if err != nil {
+					t.Fatal(err)
+				}
+				check(t, b, other)
+				_, err = b.Layer(t.Context(), l.ID)
+				if tt.refs {
+					if len(r.Lost) != 0 || err != nil {
+						t.Errorf("got %+v, %v", r, err)
+					}
+					return
+				}
+				if len(r.Lost) != 1 || r.Lost[0].ID != l.ID || !errors.Is(r.Lost[0].Cause, fs.ErrNotExist) || !errors.Is(err, ErrNotExist) {
+					t.Errorf("got %+v, %v, want the layer lost", r, err)
+				}
+				if ok, err := b.HasCheckout("layers/" + l.ID.String()[:shortID]); ok || err != nil {
+					t.Errorf("checkout is there (%v)", err)
+				}
+				// A pull makes it work again.
+				if again := b.importBlob(t, someTar(t), someBlob); again.ID != l.ID {
+					t.Errorf("got layer %s, want %s", again.ID, l.ID)
+				}
+				if p := b.problems(t); len(p) != 0 {
+					t.Errorf("fsck after the next import: %v", p)
+				}
+			})
+			t.Run("journal off", func(t *testing.T) {
+				b, _, _ := prepare(t, false)
+				r, err := b.Recover(t.Context(), nil)
+				if err != nil || r.Entries != 0 {
+					t.Errorf("got %+v, %v", r, err)
+				}
+				if p := b.problems(t); len(p) == 0 && tt.name != "missing ref" {
+					t.Error("fsck finds nothing: this test does not damage anything")
+				}
+			})
+		})
+	}
+}
+
+// A kill of the process loses nothing: checkouts, which containers may be using, stay.
+func TestRecoverSameBoot(t *testing.T) {
+	for _, boot := range []string{"first", "second"} {
+		t.Run(boot, func(t *testing.T) {
+			b := newBed(t, Options{Journal: true, Boot: "first"})
+			l := importTar(t, b.Store, someTar(t))
+			name, _, err := b.Checkout(t.Context(), []objectstore.Checksum{l.ID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.crash(t)
+			b.open(t, Options{Journal: true, Boot: boot})
+			r, err := b.Recover(t.Context(), nil)
+			if err != nil || len(r.Lost)+len(r.Damaged)+len(r.Remade) != 0 || r.Objects == 0 {
+				t.Errorf("got %+v, %v", r, err)
+			}
+			if ok, err := b.HasCheckout(name); err != nil || ok != (boot == "first") {
+				t.Errorf("checkout is there: got %v, %v", ok, err)
+			}
+		})
+	}
+}
+
+const (
+	killEnv    = "OSTREE_SNAPSHOTTER_TEST_KILL" // path, and the number of the operation to be killed at
+	syncedFile = "synced"                       // made when nothing is left to be lost
+	rowFile    = "rows"                         // what metadata.db is to the snapshotter: durable, one layer a line
+)
+
+// TestKillChild is the process that TestKillAndPowerLoss kills.
+func TestKillChild(t *testing.T) {
+	path, at, ok := strings.Cut(os.Getenv(killEnv), ":")
+	if !ok {
+		t.Skip("is started by TestKillAndPowerLoss")
+	}
+	limit, err := strconv.Atoi(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bed{path: path}
+	n := make(chan int, 1)
+	n <- 0
+	syncing := false
+	b.hook = func(op atfs.Op, _ string) error {
+		i := <-n + 1
+		if syncing { // and has synced
+			if err := os.WriteFile(filepath.Join(path, syncedFile), nil, 0o600); err != nil {
+				return err
+			}
+		}
+		syncing = op == atfs.OpSyncFS
+		if i == limit {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+		n <- i
+		return nil
+	}
+	b.open(t, Options{Journal: true, Boot: "before", Workers: 1})
+	for i := range 2 {
+		l := importTar(t, b.Store, killTar(t, i))
+		checkOut(t, b.Store, path, l.ID)
+		rows, err := os.OpenFile(filepath.Join(path, rowFile), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(rows, l.ID)
+		if err := rows.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.close(t)
+}
+
+// truncateObjects is a power failure before anything was written back.
+func truncateObjects(t testing.TB, path string) {
+	t.Helper()
+	err := filepath.WalkDir(filepath.Join(path, "repo/objects"), func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			err = os.Truncate(name, 0)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func killTar(t testing.TB, i int) []byte {
+	return makeTar(t, file("same", "in both"), dir("d"), file("d/own", fmt.Sprint("only in ", i)))
+}
+
+// Killed at any operation, with all that was not synced lost on top: every layer that somebody recorded is whole after
+// the next start or reported as lost, and after the prune that follows each start no object is damaged.
+func TestKillAndPowerLoss(t *testing.T) {
+	testenv.NeedsRoot(t)
+	step := 1
+	if testing.Short() {
+		step = 7
+	}
+	for i := 1; ; i += step {
+		done := false
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			b := &bed{path: t.TempDir()}
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKillChild$")
+			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%d", killEnv, b.path, i))
+			out, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			switch {
+			case err == nil:
+				done = true
+			case !errors.As(err, &exit) || exit.Sys().(interface{ Signaled() bool }).Signaled() == false:
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if _, err := os.Stat(filepath.Join(b.path, "layers")); err != nil {
+				return // killed before there was a store
+			}
+			if _, err := os.Stat(filepath.Join(b.path, syncedFile)); err != nil {
+				truncateObjects(t, b.path)
+			}
+			b.open(t, Options{Journal: true, Boot: "after"})
+			defer b.close(t)
+			if err := b.SweepTmp(); err != nil {
+				t.Fatal(err)
+			}
+			again := false
+			r, err := b.Recover(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lost := make(map[objectstore.Checksum]bool)
+			for _, l := range r.Lost {
+				lost[l.ID] = true
+			}
+			rows, err := os.Open(filepath.Join(b.path, rowFile))
+			live := make(map[objectstore.Checksum]struct{})
+			if err == nil {
+				defer rows.Close()
+				data, err := io.ReadAll(rows)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, line := range strings.Fields(string(data)) {
+					id, err := objectstore.ParseChecksum(line)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := b.whole(id); err != nil && !lost[id] {
+						t.Errorf("layer %s: %v, and not reported", id, err)
+					}
+					if !lost[id] {
+						live[id] = struct{}{}
+					}
+					again = true
+				}
+			}
+			plan, err := b.PlanPrune(t.Context(), func(context.Context) (map[objectstore.Checksum]struct{}, error) { return live, nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := plan.Execute(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if p := b.problems(t); len(p) != 0 {
+				t.Errorf("fsck: %v", p)
+			}
+			if done && (!again || len(r.Lost) != 0 || r.Entries != 0) {
+				t.Errorf("clean stop: got %+v", r)
+			}
+			for i := range 2 { // a retry works
+				checkOut(t, b.Store, b.path, importTar(t, b.Store, killTar(t, i)).ID)
+			}
+		})
+		if done || t.Failed() {
+			return
+		}
+	}
+}

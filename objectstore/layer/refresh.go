@@ -1,0 +1,259 @@
+package layer
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// RefreshCheckout makes the checkout of the last layer of a chain what it should be, in place, and returns how many
+// entries that took: containers that have it mounted see the difference too. It is for a checkout that may hold links to
+// inodes which were objects and have been replaced, or that was damaged otherwise. One that is missing is made.
+//
+// The checkout is made anew in tmp/, and what differs is moved over, each file atomically. The caller holds the layers,
+// or something that is alive does.
+func (s *Store) RefreshCheckout(ctx context.Context, chain []objectstore.Checksum) (changed int, err error) {
+	if len(chain) == 0 {
+		return 0, errors.New("refresh checkout: empty chain")
+	}
+	id := chain[len(chain)-1]
+	if changed, err = s.refresh(ctx, id, chain); err != nil {
+		return changed, fmt.Errorf("refresh checkout of layer %s: %w", id, err)
+	}
+	return changed, nil
+}
+
+func (s *Store) refresh(ctx context.Context, id objectstore.Checksum, chain []objectstore.Checksum) (changed int, err error) {
+	name, added, err := s.Checkout(ctx, chain)
+	if err != nil {
+		return 0, err
+	}
+	if added != (Usage{}) {
+		return 1, nil
+	}
+	root, err := s.Image(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := s.resolve(ctx, root, chain[:len(chain)-1]); err != nil {
+		return 0, err
+	}
+	entry, err := s.journal.hold(id)
+	if err != nil {
+		return 0, err
+	}
+	defer s.journal.end(entry)
+	tmp := checkoutTmpPrefix + rand.Text()
+	if err := s.tmp.MkdirAll(path.Join(tmp, checkoutFS), 0o700); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, s.tmp.RemoveAll(tmp)) }()
+	fresh, err := s.tmp.OpenDir(path.Join(tmp, checkoutFS))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, fresh.Close()) }()
+	c := &checkout{s: s, root: fresh, groups: linkGroups(root)}
+	if err := c.run(ctx, root); err != nil {
+		return 0, err
+	}
+	old, err := s.root.OpenDir(name)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, old.Close()) }()
+	r := refresher{ctx: ctx}
+	err = r.dir(old, fresh)
+	return r.changed, err
+}
+
+type refresher struct {
+	ctx     context.Context //nolint:containedctx // of one call
+	changed int
+}
+
+// dir makes the directory old what fresh is, and takes from fresh what old lacks.
+func (r *refresher) dir(old, fresh *atfs.Dir) error {
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	st, err := fresh.Lstat(".") // before its entries go
+	if err != nil {
+		return err
+	}
+	want, err := fresh.ReadDir()
+	if err != nil {
+		return err
+	}
+	have, err := old.ReadNames()
+	if err != nil {
+		return err
+	}
+	for _, name := range have {
+		if !slices.ContainsFunc(want, func(e fs.DirEntry) bool { return e.Name() == name }) {
+			r.changed++
+			if err := old.RemoveAll(name); err != nil {
+				return err
+			}
+		}
+	}
+	for _, e := range want {
+		if e.IsDir() {
+			err = r.subdir(old, fresh, e.Name())
+		} else {
+			err = r.file(old, fresh, e.Name())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return r.attributes(old, fresh, st)
+}
+
+func (r *refresher) subdir(old, fresh *atfs.Dir, name string) (err error) {
+	st, err := old.Lstat(name)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if err := old.Unlink(name); err != nil {
+			return err
+		}
+	}
+	if err := old.MkdirAll(name, 0o700); err != nil {
+		return err
+	}
+	o, err := old.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	f, err := fresh.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return r.dir(o, f)
+}
+
+// attributes gives a directory those of the fresh one, whose status was st, last: to move an entry changes the time.
+func (r *refresher) attributes(old, fresh *atfs.Dir, st unix.Stat_t) error {
+	x, err := fresh.Xattrs(".")
+	if err != nil {
+		return err
+	}
+	is, err := old.Xattrs(".")
+	if err != nil {
+		return err
+	}
+	for name, value := range x {
+		if !bytes.Equal(is[name], value) {
+			r.changed++
+			if err := old.SetxattrSelf(name, value); err != nil {
+				return err
+			}
+		}
+	}
+	now, err := old.Lstat(".")
+	if err != nil {
+		return err
+	}
+	if now.Mode == st.Mode && now.Uid == st.Uid && now.Gid == st.Gid && now.Mtim == st.Mtim {
+		return nil
+	}
+	return old.SetAttr(st.Uid, st.Gid, st.Mode, st.Mtim)
+}
+
+// file moves the fresh file over the old one unless they are the same, or equal in all that a container sees.
+func (r *refresher) file(old, fresh *atfs.Dir, name string) error {
+	want, err := fresh.Lstat(name)
+	if err != nil {
+		return err
+	}
+	have, err := old.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case have.Dev == want.Dev && have.Ino == want.Ino:
+		return nil
+	case have.Mode&unix.S_IFMT == unix.S_IFDIR:
+		if err := old.RemoveAll(name); err != nil {
+			return err
+		}
+	default:
+		same, err := sameFile(old, fresh, name, have, want)
+		if err != nil || same {
+			return err
+		}
+	}
+	r.changed++
+	return fresh.Rename(name, old, name, 0)
+}
+
+func sameFile(a, b *atfs.Dir, name string, sta, stb unix.Stat_t) (bool, error) {
+	if sta.Mode != stb.Mode || sta.Uid != stb.Uid || sta.Gid != stb.Gid || sta.Size != stb.Size || sta.Rdev != stb.Rdev || sta.Mtim != stb.Mtim {
+		return false, nil
+	}
+	xa, err := a.Xattrs(name)
+	if err != nil {
+		return false, err
+	}
+	xb, err := b.Xattrs(name)
+	if err != nil || !maps.EqualFunc(xa, xb, bytes.Equal) {
+		return false, err
+	}
+	switch sta.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return sameContent(a, b, name)
+	case unix.S_IFLNK:
+		ta, err := a.Readlink(name)
+		if err != nil {
+			return false, err
+		}
+		tb, err := b.Readlink(name)
+		return ta == tb, err
+	}
+	return true, nil
+}
+
+func sameContent(a, b *atfs.Dir, name string) (_ bool, err error) {
+	fa, err := a.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, fa.Close()) }()
+	fb, err := b.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, fb.Close()) }()
+	bufa, bufb := make([]byte, 128<<10), make([]byte, 128<<10)
+	for off := int64(0); ; {
+		na, erra := fa.ReadAt(bufa, off)
+		nb, errb := fb.ReadAt(bufb, off)
+		end := errors.Is(erra, io.EOF) && errors.Is(errb, io.EOF)
+		if !end && errors.Join(erra, errb) != nil {
+			if errors.Is(erra, io.EOF) || errors.Is(errb, io.EOF) {
+				return false, nil // one of them is shorter
+			}
+			return false, errors.Join(erra, errb)
+		}
+		if !bytes.Equal(bufa[:na], bufb[:nb]) {
+			return false, nil
+		}
+		if end {
+			return true, nil
+		}
+		off += int64(na)
+	}
+}

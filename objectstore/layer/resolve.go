@@ -1,0 +1,168 @@
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+var errNoLinkTarget = errors.New("hard link target is not in this layer nor in one below")
+
+// resolve settles what a layer's tree leaves to the layers below it, lowest first: directories without an entry take
+// the attributes of the directory below, as a copy-up would give them, and hard links to files below become these
+// files. It changes root and returns the name of the checkout, which depends on nothing but layer and resolution.
+func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []objectstore.Checksum) (string, error) {
+	r := &resolver{s: s, below: below, images: make(map[objectstore.Checksum]*composefs.Inode)}
+	sum := sha256.New()
+	links := make(map[string]*composefs.Inode) // by target: two links to one file below stay links of each other
+	var walk func(dir *composefs.Inode, name string) error
+	walk = func(dir *composefs.Inode, name string) error {
+		for i, e := range dir.Entries {
+			p := path.Join(name, e.Name)
+			target, isLink := external(e.Inode)
+			switch {
+			case isLink:
+				n := links[target]
+				if n == nil {
+					found, err := r.file(ctx, target, len(below))
+					if err != nil {
+						return &EntryError{Name: p, Err: fmt.Errorf("%w: %q", err, target)}
+					}
+					n = found
+					links[target] = n
+				}
+				dir.Entries[i].Inode = n
+				describe(sum, p, n)
+			case isImplicit(e.Inode):
+				e.Inode.Xattrs = withoutXattr(e.Inode.Xattrs, xattrImplicit)
+				if err := r.adopt(ctx, e.Inode, p); err != nil {
+					return err
+				}
+				describe(sum, p, e.Inode)
+			}
+			if e.Inode.IsDir() {
+				if err := walk(e.Inode, p); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	if err := walk(root, ""); err != nil {
+		return "", err
+	}
+	return checkoutFS + "-" + hex.EncodeToString(sum.Sum(nil))[:shortID], nil
+}
+
+func describe(w interface{ Write([]byte) (int, error) }, name string, n *composefs.Inode) {
+	fmt.Fprintf(w, "%q %o %d %d %d %d.%d %q %q\n", name, n.Mode, n.UID, n.GID, n.Rdev, n.Mtime.Sec, n.Mtime.Nsec, n.Target, n.Payload)
+	for _, x := range n.Xattrs {
+		fmt.Fprintf(w, " %q=%q\n", x.Name, x.Value)
+	}
+}
+
+// A resolver looks names up in the layers below one.
+type resolver struct {
+	s      *Store
+	below  []objectstore.Checksum
+	images map[objectstore.Checksum]*composefs.Inode
+}
+
+func (r *resolver) image(ctx context.Context, i int) (*composefs.Inode, error) {
+	id := r.below[i]
+	if root, ok := r.images[id]; ok {
+		return root, nil
+	}
+	root, err := r.s.Image(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	r.images[id] = root
+	return root, nil
+}
+
+// lookup calls f, from the top down, with what each of the lowest n layers has at a path, until f says that it has
+// seen enough, or something hides what lies further below.
+func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer int, n *composefs.Inode) (done bool)) error {
+	parts := strings.Split(name, "/")
+	for i := n - 1; i >= 0; i-- {
+		cur, err := r.image(ctx, i)
+		if err != nil {
+			return err
+		}
+		hidden := isOpaque(cur)
+		for j, part := range parts {
+			if cur = child(cur, part); cur == nil {
+				break
+			}
+			last := j == len(parts)-1
+			if cur.IsWhiteout() || !last && !cur.IsDir() {
+				return nil
+			}
+			hidden = hidden || isOpaque(cur)
+			if last && (f(i, cur) || !cur.IsDir()) {
+				return nil
+			}
+		}
+		if hidden {
+			return nil
+		}
+	}
+	return nil
+}
+
+// adopt gives a directory the attributes of the one it lies over. Without one it keeps the default, 0755 root:root.
+func (r *resolver) adopt(ctx context.Context, dir *composefs.Inode, name string) error {
+	return r.lookup(ctx, name, len(r.below), func(_ int, n *composefs.Inode) bool {
+		if !n.IsDir() {
+			return true
+		}
+		if isImplicit(n) {
+			return false
+		}
+		adoptAttributes(dir, n)
+		return true
+	})
+}
+
+// adoptAttributes gives an implicit directory the attributes of the one below it.
+func adoptAttributes(dir, below *composefs.Inode) {
+	dir.Mode, dir.UID, dir.GID, dir.Mtime = below.Mode, below.UID, below.GID, below.Mtime
+	dir.Xattrs = withoutXattr(dir.Xattrs, xattrImplicit)
+	for _, x := range below.Xattrs {
+		if !strings.HasPrefix(x.Name, "trusted.") { // as copy-up, and as containerd's applier
+			dir.Xattrs = mergeXattrs(dir.Xattrs, []composefs.Xattr{x})
+		}
+	}
+}
+
+// file finds the file that a hard link in layer n leads to.
+func (r *resolver) file(ctx context.Context, name string, n int) (*composefs.Inode, error) {
+	var found *composefs.Inode
+	var at int
+	err := r.lookup(ctx, name, n, func(i int, n *composefs.Inode) bool {
+		found, at = n, i
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if found == nil {
+		return nil, errNoLinkTarget
+	}
+	if found.IsDir() {
+		return nil, errLinkDir
+	}
+	if further, ok := external(found); ok {
+		return r.file(ctx, further, at)
+	}
+	n2 := *found
+	return &n2, nil
+}

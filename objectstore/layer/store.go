@@ -1,0 +1,396 @@
+package layer
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// Mtime says what a checkout does with a file whose modification time is not that of its object's inode.
+type Mtime string
+
+const (
+	// MtimeExact gives such a file an inode of its own, a reflink where the file system can, else a copy.
+	MtimeExact Mtime = "exact"
+	// MtimeCanonical links it all the same: it shows the time of the file that came first.
+	MtimeCanonical Mtime = "canonical"
+)
+
+// Options configure a [Store]. Zero values stand for the defaults named.
+type Options struct {
+	Mtime       Mtime // MtimeExact
+	Workers     int   // goroutines that hash and publish files of one layer; the number of processors
+	MaxInFlight int64 // bytes of file content in memory for one layer; 64 MiB
+	MaxEntries  int   // entries a layer may have; 4 Mi
+	MaxLinks    int   // hard links made to one object; what the file system allows
+
+	// Journal lists layers that are not known to be on the disk in journal/, and has them synced in the background, so
+	// that Recover finds what a power failure has damaged. Without it, only Sync makes anything durable.
+	Journal    bool
+	SyncFailed func(error) // told when syncing in the background fails; nobody
+	Boot       string      // tells this run of the kernel from others; its boot ID
+}
+
+func (o *Options) setDefaults() {
+	if o.Mtime == "" {
+		o.Mtime = MtimeExact
+	}
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	if o.MaxInFlight <= 0 {
+		o.MaxInFlight = 64 << 20
+	}
+	if o.MaxEntries <= 0 {
+		o.MaxEntries = 4 << 20
+	}
+}
+
+const (
+	layersDir = "layers"
+	tmpDir    = "tmp"
+
+	refDiff     = "oci/diff/"
+	refBlob     = "oci/blob/"
+	refSnapshot = "oci/snapshot/"
+)
+
+// refPrefix is the directory of all refs of this package.
+const refPrefix = "oci"
+
+// A Store keeps layers. Its methods may be called by many goroutines, and by several processes, at once.
+type Store struct {
+	root   *atfs.Dir
+	layers *atfs.Dir
+	tmp    *atfs.Dir
+	repo   *objectstore.Repo
+	opts   Options
+
+	journal journal
+
+	mu        sync.Mutex
+	checkouts map[string]*checkoutCall // being made, by name
+}
+
+// Open opens the layers kept below root, whose objects are in repo. It makes layers/, journal/ and tmp/ where they
+// are missing, with mode 0700. The store keeps its own handle of root; repo stays the caller's and must outlive the store.
+func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err error) {
+	opts.setDefaults()
+	if opts.Mtime != MtimeExact && opts.Mtime != MtimeCanonical {
+		return nil, fmt.Errorf("open layer store: mtime %q is neither %q nor %q", opts.Mtime, MtimeExact, MtimeCanonical)
+	}
+	s := &Store{repo: repo, opts: opts, checkouts: make(map[string]*checkoutCall)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("open layer store: %w", err), s.Close())
+		}
+	}()
+	if s.root, err = root.OpenDir("."); err != nil {
+		return nil, err
+	}
+	for name, dir := range map[string]**atfs.Dir{layersDir: &s.layers, tmpDir: &s.tmp} {
+		if err := s.root.MkdirAll(name, 0o700); err != nil {
+			return nil, err
+		}
+		if *dir, err = s.root.OpenDir(name); err != nil {
+			return nil, err
+		}
+	}
+	return s, s.journal.open(s.root, opts)
+}
+
+// Close syncs what is in the journal and closes the store's directories. Layers that are held stay held.
+func (s *Store) Close() error {
+	err := s.journal.close()
+	for _, d := range []*atfs.Dir{s.root, s.layers, s.tmp} {
+		if d != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}
+	return err
+}
+
+// Repo returns the repository the store was opened with.
+func (s *Store) Repo() *objectstore.Repo { return s.repo }
+
+// SweepTmp removes checkouts that a process which is no more was making. Nothing else may use the store meanwhile.
+func (s *Store) SweepTmp() error {
+	names, err := s.tmp.ReadNames()
+	for _, name := range names {
+		if strings.HasPrefix(name, checkoutTmpPrefix) {
+			err = errors.Join(err, s.tmp.RemoveAll(name))
+		}
+	}
+	return err
+}
+
+// A Layer describes a layer in the store.
+type Layer struct {
+	ID         objectstore.Checksum // of the layer commit
+	DiffID     digest.Digest        // of the tar; "" for a layer made of a directory
+	Image      objectstore.Checksum // object that holds the layer image
+	Entries    int64                // files, directories, links and whiteouts
+	Size       int64                // bytes of all regular files
+	TarSize    int64                // bytes of the tar; 0 for a layer made of a directory
+	Unresolved int64                // entries that a checkout must resolve against the layers below
+}
+
+// Usage is disk space that is allocated.
+type Usage struct{ Bytes, Inodes int64 }
+
+func (u *Usage) add(s objectstore.Stored) {
+	if s.Added {
+		u.Bytes += s.Blocks
+		u.Inodes++
+	}
+}
+
+// A Held layer cannot be pruned until it is released.
+type Held struct {
+	Layer
+	Added Usage // what the call that returned it added to the store
+	Known bool  // the store had the layer already; nothing was unpacked
+
+	lock *objectstore.Lock
+}
+
+// Release lets go of the layer. Further calls do nothing.
+func (h *Held) Release() error {
+	if h.lock == nil {
+		return nil
+	}
+	err := h.lock.Unlock()
+	h.lock = nil
+	return err
+}
+
+// Names of a layer commit's metadata and of the entries of its tree.
+const (
+	metaDiffID     = "oci.diff-id"
+	metaEntries    = "oci.entries"
+	metaBytes      = "oci.bytes"
+	metaTarBytes   = "oci.tar-bytes"
+	metaUnresolved = "oci.unresolved"
+
+	imageName   = "image"
+	objectsName = "objects"
+)
+
+// Acquire returns, held, the layer whose tar has the digest diffID. A layer the store does not have is ErrNotExist.
+func (s *Store) Acquire(ctx context.Context, diffID digest.Digest) (*Held, error) {
+	return s.acquire(ctx, refDiff, diffID)
+}
+
+// AcquireBlob returns, held, the layer that the compressed blob unpacks to. A blob that was never imported here is
+// ErrNotExist.
+func (s *Store) AcquireBlob(ctx context.Context, blob digest.Digest) (*Held, error) {
+	return s.acquire(ctx, refBlob, blob)
+}
+
+func (s *Store) acquire(ctx context.Context, prefix string, d digest.Digest) (_ *Held, err error) {
+	ref, err := digestRef(prefix, d)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := s.repo.Lock(ctx, objectstore.LockShared)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, lock.Unlock())
+		}
+	}()
+	id, err := s.repo.Ref(ref)
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return nil, fmt.Errorf("layer %s: %w", d, ErrNotExist)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.Layer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return &Held{Layer: *l, Known: true, lock: lock}, nil
+}
+
+// AddBlob records that a compressed blob unpacks to a layer the caller holds.
+func (s *Store) AddBlob(ctx context.Context, blob digest.Digest, id objectstore.Checksum) error {
+	ref, err := digestRef(refBlob, blob)
+	if err != nil {
+		return err
+	}
+	txn, err := s.repo.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.publishRefs(ctx, txn, journalRecord{layer: id, blob: blob, refs: []string{ref}})
+	return errors.Join(err, txn.Abort())
+}
+
+// digestRef is the ref for a digest. Digests come from manifests: only a well-formed SHA-256 becomes a name.
+func digestRef(prefix string, d digest.Digest) (string, error) {
+	if err := d.Validate(); err != nil {
+		return "", fmt.Errorf("digest %q: %w", d, errors.Join(err, ErrInvalid))
+	}
+	if d.Algorithm() != digest.SHA256 {
+		return "", fmt.Errorf("digest %q: %w: only sha256 is supported", d, ErrInvalid)
+	}
+	return prefix + d.Encoded(), nil
+}
+
+// Layer describes the layer with an ID. One the store does not have is ErrNotExist.
+func (s *Store) Layer(_ context.Context, id objectstore.Checksum) (*Layer, error) {
+	c, err := s.repo.Commit(id)
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return nil, fmt.Errorf("layer %s: %w", id, ErrNotExist)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.describe(id, c)
+}
+
+func (s *Store) describe(id objectstore.Checksum, c *objectstore.Commit) (*Layer, error) {
+	l := &Layer{ID: id}
+	if d, ok := c.MetaString(metaDiffID); ok {
+		l.DiffID = digest.Digest(d)
+	}
+	for key, dst := range map[string]*int64{
+		metaEntries: &l.Entries, metaBytes: &l.Size, metaTarBytes: &l.TarSize, metaUnresolved: &l.Unresolved,
+	} {
+		v, ok := c.MetaUint64(key)
+		if !ok {
+			return nil, fmt.Errorf("layer %s: commit has no %s: %w", id, key, objectstore.ErrCorrupt)
+		}
+		*dst = int64(v)
+	}
+	top, err := s.repo.DirTree(c.Tree)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range top.Files {
+		if f.Name == imageName {
+			l.Image = f.Checksum
+			return l, nil
+		}
+	}
+	return nil, fmt.Errorf("layer %s: commit has no %s: %w", id, imageName, objectstore.ErrCorrupt)
+}
+
+// Layers describes every layer that a ref of this package names, by ID. Damaged ones are left out and reported in the
+// error, beside the rest.
+func (s *Store) Layers(ctx context.Context) ([]Layer, error) {
+	refs, err := s.repo.Refs(refPrefix)
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[objectstore.Checksum]struct{})
+	for _, id := range refs {
+		ids[id] = struct{}{}
+	}
+	var layers []Layer
+	var errs []error
+	for id := range ids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		l, err := s.Layer(ctx, id)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		layers = append(layers, *l)
+	}
+	slices.SortFunc(layers, func(a, b Layer) int { return strings.Compare(a.ID.String(), b.ID.String()) })
+	return layers, errors.Join(errs...)
+}
+
+// Objects returns the checksums of the content objects that a layer uses, its image not among them.
+func (s *Store) Objects(_ context.Context, id objectstore.Checksum) ([]objectstore.Checksum, error) {
+	c, err := s.repo.Commit(id)
+	if err != nil {
+		return nil, err
+	}
+	top, err := s.repo.DirTree(c.Tree)
+	if err != nil {
+		return nil, err
+	}
+	var sums []objectstore.Checksum
+	for _, d := range top.Dirs {
+		if d.Name != objectsName {
+			continue
+		}
+		t, err := s.repo.DirTree(d.Tree)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range t.Files {
+			sums = append(sums, f.Checksum)
+		}
+	}
+	return sums, nil
+}
+
+// Image returns the tree of a layer, as its layer image has it.
+func (s *Store) Image(ctx context.Context, id objectstore.Checksum) (*composefs.Inode, error) {
+	l, err := s.Layer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return s.readImage(l)
+}
+
+func (s *Store) readImage(l *Layer) (*composefs.Inode, error) {
+	f, err := s.repo.OpenFile(l.Image)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, st.Size)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return nil, fmt.Errorf("read image of layer %s: %w", l.ID, err)
+	}
+	root, err := readImage(b)
+	if err != nil {
+		return nil, fmt.Errorf("read image of layer %s: %w", l.ID, err)
+	}
+	return root, nil
+}
+
+// payloadSum is the inverse of objectstore.LoosePath for a layer image's payload: "xx/<62 hex>.file".
+func payloadSum(payload string) (objectstore.Checksum, error) {
+	var sum objectstore.Checksum
+	h, ok := strings.CutSuffix(payload, ".file")
+	if !ok || len(h) != 65 || h[2] != '/' {
+		return sum, fmt.Errorf("payload %q: %w", payload, objectstore.ErrCorrupt)
+	}
+	if _, err := hex.Decode(sum[:], []byte(h[:2]+h[3:])); err != nil {
+		return sum, fmt.Errorf("payload %q: %w", payload, objectstore.ErrCorrupt)
+	}
+	return sum, nil
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,161 @@
+package layer
+
+import (
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	blockSize  = 256 << 10
+	blockCount = 12 // in all of a digester's stages: 3 MiB
+
+	maxEmptyReads = 100 // in a row, as in bufio
+)
+
+type block struct {
+	buf []byte
+	n   int
+	err error // what the source said behind these bytes
+}
+
+// fill reads until the block is full or the source has ended. io.ReadFull would not do: it says io.ErrUnexpectedEOF of
+// a source that ends inside the block, which is what a decompressor says of a truncated blob.
+func (b *block) fill(src io.Reader) {
+	b.n, b.err = 0, nil
+	for empty := 0; b.n < len(b.buf) && b.err == nil; {
+		var n int
+		n, b.err = src.Read(b.buf[b.n:])
+		b.n += n
+		if empty++; n > 0 {
+			empty = 0
+		} else if b.err == nil && empty == maxEmptyReads {
+			b.err = io.ErrNoProgress
+		}
+	}
+}
+
+// A digester is an io.Reader over a source that computes the digest of everything read. Reading the source, using the
+// bytes and hashing them are three goroutines, so that decompressing, unpacking and hashing overlap; blocks go round
+// between them and are never copied.
+type digester struct {
+	full, used, free chan *block
+	cur              *block
+	off              int
+	size             int64
+	sum              hash.Hash
+	stop             chan struct{}
+	wg               sync.WaitGroup
+	once             sync.Once
+	err              error
+}
+
+// newDigester starts reading src. Finish or Close must be called.
+func newDigester(src io.Reader) *digester {
+	d := &digester{
+		full: make(chan *block, blockCount),
+		used: make(chan *block, blockCount),
+		free: make(chan *block, blockCount),
+		sum:  sha256.New(),
+		stop: make(chan struct{}),
+	}
+	for range blockCount {
+		d.free <- &block{buf: make([]byte, blockSize)}
+	}
+	d.wg.Go(func() { d.fill(src) })
+	d.wg.Go(d.hash)
+	return d
+}
+
+func (d *digester) fill(src io.Reader) {
+	defer close(d.full)
+	for {
+		var b *block
+		select {
+		case b = <-d.free:
+		case <-d.stop:
+			return
+		}
+		b.fill(src)
+		last := b.err != nil
+		select {
+		case d.full <- b:
+		case <-d.stop:
+			return
+		}
+		if last {
+			return
+		}
+	}
+}
+
+func (d *digester) hash() {
+	for b := range d.used {
+		d.sum.Write(b.buf[:b.n])
+		d.free <- b // never blocks: there are only blockCount blocks
+	}
+}
+
+// Read implements io.Reader. It is for one goroutine.
+func (d *digester) Read(p []byte) (int, error) {
+	for d.cur == nil || d.off == d.cur.n {
+		if d.err != nil {
+			return 0, d.err
+		}
+		if err := d.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, d.cur.buf[d.off:d.cur.n])
+	d.off += n
+	return n, nil
+}
+
+// next passes the current block on to be hashed and takes another.
+func (d *digester) next() error {
+	if d.cur != nil {
+		d.err = d.cur.err
+		d.used <- d.cur
+		d.cur = nil
+		if d.err != nil {
+			return d.err
+		}
+	}
+	b, ok := <-d.full
+	if !ok {
+		d.err = io.ErrUnexpectedEOF
+		return d.err
+	}
+	d.cur, d.off = b, 0
+	d.size += int64(b.n)
+	return nil
+}
+
+// Finish reads the rest of the source and returns digest and size of everything that was read from it. An error of
+// the source other than io.EOF is returned.
+func (d *digester) Finish() (digest.Digest, int64, error) {
+	for d.err == nil {
+		if err := d.next(); err != nil && !errors.Is(err, io.EOF) {
+			d.Close()
+			return "", 0, err
+		}
+	}
+	d.Close()
+	if !errors.Is(d.err, io.EOF) {
+		return "", 0, d.err
+	}
+	return digest.NewDigest(digest.SHA256, d.sum), d.size, nil
+}
+
+// Close stops the goroutines. A source that blocks in Read must be made to return by its owner.
+func (d *digester) Close() {
+	d.once.Do(func() {
+		close(d.stop)
+		close(d.used)
+		d.wg.Wait()
+	})
+}

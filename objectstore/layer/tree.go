@@ -1,0 +1,304 @@
+package layer
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// Names of the overlay file system's form of a layer, and of our marks for what a checkout must resolve. Marks are
+// trusted.* so that no tar can set them (ingest drops all of trusted.*).
+const (
+	xattrOpaque   = "trusted.overlay.opaque"
+	xattrImplicit = "trusted.ostree.implicit"
+	xattrHardlink = "trusted.ostree.hardlink"
+)
+
+const (
+	maxName  = 255  // NAME_MAX
+	maxPath  = 4095 // PATH_MAX without the NUL
+	maxLinks = 255  // symbolic links followed for one name, as containerd
+)
+
+// inode is a file of a layer that is being read. Several names with one *inode are hard links.
+type inode struct {
+	composefs.Inode
+	children map[string]*inode    // directories
+	implicit bool                 // directory without an entry of its own
+	opaque   bool                 // directory that hides what lies below
+	whiteout bool                 // character device 0:0 made by a .wh. entry
+	external string               // hard link to this path of a lower layer
+	sum      objectstore.Checksum // object of a regular file with content; set when its worker is done
+}
+
+func newDir() *inode {
+	return &inode{
+		Inode:    composefs.Inode{Mode: unix.S_IFDIR | 0o755},
+		children: make(map[string]*inode),
+		implicit: true,
+	}
+}
+
+func (n *inode) isSymlink() bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
+func (n *inode) isRegular() bool { return n.Mode&unix.S_IFMT == unix.S_IFREG }
+
+// hasObject reports whether the file's content is an object of the store.
+func (n *inode) hasObject() bool { return n.isRegular() && n.Size > 0 && n.external == "" }
+
+// setAttributes gives n the attributes of a, to whose extended attributes those stay added that only n has.
+func (n *inode) setAttributes(a *inode) {
+	n.Mode, n.UID, n.GID, n.Mtime = a.Mode, a.UID, a.GID, a.Mtime
+	kept := n.Xattrs[:0:0]
+	for _, x := range n.Xattrs {
+		if isACL(x.Name) { // chmod(2) changes the ACL, too
+			v, err := normalACL(x.Name, x.Value, n.Mode)
+			if err != nil || v == nil {
+				continue
+			}
+			x.Value = v
+		}
+		kept = append(kept, x)
+	}
+	n.Xattrs = mergeXattrs(kept, a.Xattrs)
+}
+
+// tree is the overlay form of a layer while it is read. Names are resolved inside it as containerd's applier resolves
+// them inside the upper directory: symbolic links of the layer itself are followed, and cannot leave its root.
+type tree struct {
+	root    *inode
+	entries int
+	limit   int
+}
+
+func newTree(limit int) *tree {
+	t := &tree{root: newDir(), limit: limit}
+	t.root.implicit = false
+	return t
+}
+
+// splitName turns the name of a tar entry into its parent's components and its last one. The root gives base "".
+func splitName(name string) (dir []string, base string, err error) {
+	if len(name) > maxPath {
+		return nil, "", errNameLong
+	}
+	clean := path.Clean("/" + name)
+	for c := range strings.SplitSeq(name, "/") {
+		if c == ".." {
+			return nil, "", errOutside
+		}
+		if len(c) > maxName {
+			return nil, "", errNameLong
+		}
+	}
+	if strings.ContainsRune(name, 0) {
+		return nil, "", errName
+	}
+	if clean == "/" {
+		return nil, "", nil
+	}
+	parts := strings.Split(clean[1:], "/")
+	return parts[:len(parts)-1], parts[len(parts)-1], nil
+}
+
+// dir returns the directory that the components lead to, making what is missing. The last component of the entry's
+// name is given for its length.
+func (t *tree) dir(parts []string, base string) (*inode, error) {
+	w := walker{stack: []step{{n: t.root}}}
+	err := w.walk(parts, func(top *inode, part string) (*inode, error) {
+		switch child := top.children[part]; {
+		case child == nil:
+			if err := t.count(); err != nil {
+				return nil, err
+			}
+			top.children[part] = newDir()
+		case child.whiteout:
+			// The layer removes what lay here and puts a directory in its place.
+			top.children[part] = newDir()
+			top.children[part].opaque = true
+		}
+		return top.children[part], nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if w.top().length+len(base) > maxPath {
+		return nil, errNameLong
+	}
+	return w.top().n, nil
+}
+
+// find returns what the components lead to, following symbolic links in all but the last, and nil if the layer does
+// not have it. It makes nothing. The path is the one the layer's own symbolic links lead to.
+func (t *tree) find(dir []string, base string) (n *inode, path string, err error) {
+	w := walker{stack: []step{{n: t.root}}}
+	err = w.walk(dir, func(top *inode, part string) (*inode, error) {
+		if top == nil { // behind a name that the layer does not have
+			return nil, nil
+		}
+		return top.children[part], nil
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	if w.top().length+len(base) > maxPath {
+		return nil, "", errNameLong
+	}
+	if top := w.top().n; top != nil {
+		n = top.children[base]
+	}
+	for _, s := range w.stack[1:] {
+		path += s.name + "/"
+	}
+	return n, path + base, nil
+}
+
+// A walker follows names through a layer, symbolic links included, as the kernel does for a process whose root
+// directory is that of the layer.
+type walker struct {
+	stack []step // from the root to where the walker is
+	links int
+}
+
+type step struct {
+	n      *inode // a directory, or nil
+	name   string
+	length int // of the path to here, with a slash behind it
+}
+
+func (w *walker) top() step { return w.stack[len(w.stack)-1] }
+
+// walk calls next for each name on the way, with the directory it is in. What next returns is where the way goes on.
+func (w *walker) walk(parts []string, next func(top *inode, part string) (*inode, error)) error {
+	for len(parts) > 0 {
+		part := parts[0]
+		parts = parts[1:]
+		switch {
+		case part == "", part == ".":
+			continue
+		case part == "..":
+			w.stack = w.stack[:max(len(w.stack)-1, 1)]
+			continue
+		case len(part) > maxName: // from a symbolic link
+			return errNameLong
+		}
+		child, err := next(w.top().n, part)
+		switch {
+		case err != nil:
+			return err
+		case child == nil, child.IsDir():
+			w.stack = append(w.stack, step{child, part, w.top().length + len(part) + 1})
+			if w.top().length > maxPath {
+				return errNameLong
+			}
+		case child.isSymlink():
+			target := strings.Split(child.Target, "/")
+			if w.links++; w.links > maxLinks || len(target)+len(parts) > maxPath {
+				return errLinkLoop
+			}
+			if target[0] == "" {
+				w.stack = w.stack[:1]
+			}
+			parts = append(target, parts...)
+		default:
+			return errNotDir
+		}
+	}
+	return nil
+}
+
+func (t *tree) count() error {
+	if t.entries++; t.entries > t.limit {
+		return errTooMany
+	}
+	return nil
+}
+
+// put gives n the name base in dir. What was there goes, except that a directory put over a directory keeps its
+// content and takes the new attributes.
+func (t *tree) put(dir *inode, base string, n *inode) {
+	old := dir.children[base]
+	switch {
+	case old != nil && old.IsDir() && n.IsDir():
+		old.implicit = false
+		old.setAttributes(n)
+		return
+	case old != nil && old.whiteout && n.IsDir():
+		n.opaque = true
+	}
+	dir.children[base] = n
+}
+
+// whiteOut hides what the layers below call base in dir. Entries of the layer itself are not affected.
+func (t *tree) whiteOut(dir *inode, base string) {
+	switch old := dir.children[base]; {
+	case old == nil:
+		dir.children[base] = &inode{Inode: composefs.Inode{Mode: unix.S_IFCHR}, whiteout: true}
+	case old.IsDir():
+		old.opaque = true
+	}
+}
+
+func mergeXattrs(old, add []composefs.Xattr) []composefs.Xattr {
+	if len(old) == 0 {
+		return add
+	}
+	m := slices.Clone(add)
+	for _, x := range old {
+		if !slices.ContainsFunc(add, func(y composefs.Xattr) bool { return x.Name == y.Name }) {
+			m = append(m, x)
+		}
+	}
+	sortXattrs(m)
+	return m
+}
+
+func sortXattrs(x []composefs.Xattr) {
+	slices.SortFunc(x, func(a, b composefs.Xattr) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// seal gives the tree the form of a layer image: sorted entries, marks, payload paths. Every inode's object must be
+// known by then, and the tree is not to be changed afterwards.
+func (t *tree) seal() *composefs.Inode {
+	done := make(map[*inode]struct{})
+	var walk func(n *inode, hidden bool)
+	walk = func(n *inode, hidden bool) {
+		if _, ok := done[n]; ok {
+			return
+		}
+		done[n] = struct{}{}
+		switch {
+		case n.IsDir():
+			if n.opaque {
+				n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrOpaque, Value: []byte("y")}})
+			}
+			if n.implicit {
+				n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrImplicit, Value: []byte("1")}})
+			}
+			// Where nothing shows through there is nothing to hide. A whiteout there would be seen: overlayfs reads
+			// a directory that it does not merge as it is.
+			hidden = hidden || n.opaque
+			n.Entries = make([]composefs.Entry, 0, len(n.children))
+			for name, child := range n.children {
+				if hidden && child.Inode.IsWhiteout() {
+					continue
+				}
+				n.Entries = append(n.Entries, composefs.Entry{Name: name, Inode: &child.Inode})
+			}
+			slices.SortFunc(n.Entries, func(a, b composefs.Entry) int { return strings.Compare(a.Name, b.Name) })
+			for _, e := range n.Entries {
+				walk(n.children[e.Name], hidden)
+			}
+		case n.external != "":
+			n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrHardlink, Value: []byte(n.external)}})
+		case n.hasObject():
+			n.Payload = objectstore.LoosePath(n.sum, objectstore.TypeFile)
+		}
+	}
+	walk(t.root, false)
+	return &t.root.Inode
+}
