@@ -1,0 +1,185 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// Cleanup removes what removed snapshots leave behind: their directories, layers that nobody needs any more and the
+// checkouts and objects of these. Calls wait for each other. While something is being pulled the store is not pruned;
+// the next Cleanup does it.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	select {
+	case s.cleaning <- struct{}{}:
+		defer func() { <-s.cleaning }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err := s.sweep(ctx); err != nil {
+		return fmt.Errorf("clean up snapshots: %w", err)
+	}
+	if err := s.prune(ctx); err != nil {
+		return fmt.Errorf("clean up snapshots: %w", err)
+	}
+	return nil
+}
+
+// sweep removes the directories of snapshots that are no more.
+func (s *Snapshotter) sweep(ctx context.Context) error {
+	if err := s.discardOrphans(ctx); err != nil {
+		return err
+	}
+	names, err := s.tmp.ReadNames()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		// What begins with newPrefix belongs to a Prepare that is running.
+		if strings.HasPrefix(name, oldPrefix) {
+			errs = append(errs, s.tmp.RemoveAll(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// discardOrphans moves directories that no snapshot needs out of snapshots/. It does so inside a write transaction:
+// no snapshot is being made or committed meanwhile.
+func (s *Snapshotter) discardOrphans(ctx context.Context) error {
+	return s.write(ctx, func(ctx context.Context) error {
+		needed := make(map[string]struct{})
+		err := walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+			if info.Kind == snapshots.KindCommitted {
+				return nil
+			}
+			id, _, _, err := storage.GetInfo(ctx, info.Name)
+			needed[id] = struct{}{}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		names, err := s.snaps.ReadNames()
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if _, ok := needed[name]; ok {
+				continue
+			}
+			if err := ignoreNotExist(s.discard(name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// prune removes layers and objects that nobody needs. To find them takes a walk over the whole store, so it is done
+// only when there may be some.
+func (s *Snapshotter) prune(ctx context.Context) (err error) {
+	if !s.garbage.Swap(false) {
+		return nil
+	}
+	defer func() {
+		if err != nil {
+			s.garbage.Store(true)
+		}
+		if errors.Is(err, objectstore.ErrLocked) {
+			log.G(ctx).WithError(err).Info("store is in use, not pruned now")
+			err = nil
+		}
+	}()
+	start := time.Now()
+	stats, err := s.pruneNow(ctx)
+	if err != nil {
+		return err
+	}
+	log.G(ctx).WithFields(log.Fields{
+		"layers": stats.Layers, "checkouts": stats.Checkouts, "objects": stats.Objects, "bytes": stats.Bytes,
+		"duration": time.Since(start),
+	}).Info("store pruned")
+	return nil
+}
+
+// pruneNow prunes, or returns objectstore.ErrLocked if a pull would keep it waiting.
+func (s *Snapshotter) pruneNow(ctx context.Context) (layer.PruneStats, error) {
+	if err := s.probeLock(ctx); err != nil {
+		return layer.PruneStats{}, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var patience *time.Timer // runs while Execute waits for the lock
+	plan, err := s.layers.PlanPrune(ctx, func(ctx context.Context) (map[objectstore.Checksum]struct{}, error) {
+		// Execute asks what is live when it has the lock: from then on it may take its time.
+		if patience != nil && !patience.Stop() {
+			return nil, objectstore.ErrLocked
+		}
+		patience = nil
+		return s.Live(ctx)
+	})
+	if err != nil {
+		return layer.PruneStats{}, err
+	}
+	patience = time.AfterFunc(lockPatience, func() { cancel(objectstore.ErrLocked) })
+	return plan.Execute(ctx)
+}
+
+// lockPatience is how long Cleanup waits for a pull to end. Whoever removes an image waits for Cleanup.
+const lockPatience = time.Second
+
+// probeLock returns objectstore.ErrLocked if a pull is running: to plan would be for nothing then.
+func (s *Snapshotter) probeLock(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, objectstore.ErrLocked)
+	defer cancel()
+	lock, err := s.layers.Repo().Lock(ctx, objectstore.LockExclusive)
+	if err != nil {
+		return err
+	}
+	return lock.Unlock()
+}
+
+// Live returns the layers that snapshots need. It takes no lock of the repository.
+func (s *Snapshotter) Live(ctx context.Context) (map[objectstore.Checksum]struct{}, error) {
+	live := make(map[objectstore.Checksum]struct{})
+	// Directories before rows: Commit moves a layer from the one to the other.
+	names, err := s.snaps.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range names {
+		sum, err := s.readLayer(id)
+		if errdefs.IsDataLoss(err) {
+			continue // nothing can use that snapshot
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !sum.IsZero() {
+			live[sum] = struct{}{}
+		}
+	}
+	err = s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind != snapshots.KindCommitted {
+			return nil
+		}
+		c, err := contentOf("", info)
+		live[c.layer] = struct{}{}
+		return err
+	})
+	return live, err
+}

@@ -1,0 +1,230 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// Commit makes an active snapshot a committed one called name. If a layer was applied to the snapshot, that is all:
+// one transaction. What was written through the mounts becomes a layer first; nobody may write there any more.
+//
+// A snapshot without parent can be given one with snapshots.WithParent. On an error the active snapshot stays as it
+// is, and Commit may be called again.
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	if err := s.commit(ctx, name, key, opts); err != nil {
+		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, err)
+	}
+	return nil
+}
+
+func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snapshots.Opt) (err error) {
+	start := time.Now()
+	asked, err := applyOpts(opts)
+	if err != nil {
+		return err
+	}
+	id, below, err := s.canCommit(ctx, name, key, asked.Parent)
+	if err != nil {
+		return err
+	}
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	top, err := s.layerOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, top.release()) }()
+	checkout, added, err := s.layers.Checkout(ctx, layerIDs(below, top.ID))
+	if err != nil {
+		return lost(content{name: name, layer: top.ID}, err)
+	}
+	if s.opts.sync {
+		if err := s.layers.Sync(ctx); err != nil {
+			return err
+		}
+	}
+	c := content{name: name, id: id, layer: top.ID, checkout: checkout, chainID: chainID(below, top.DiffID)}
+	info := snapshots.Info{Name: name, Kind: snapshots.KindCommitted, Labels: committedLabels(name, asked.Labels, c.labels())}
+	usage := snapshots.Usage{Size: top.usage.Bytes + added.Bytes, Inodes: top.usage.Inodes + added.Inodes}
+	err = s.write(ctx, func(ctx context.Context) error {
+		if _, err := storage.CommitActive(ctx, key, name, usage, append(opts, onlyLabels(info.Labels))...); err != nil {
+			return err
+		}
+		_, info, _, err = storage.GetInfo(ctx, name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.refs.put(info)
+	s.dropCommitted(ctx, id, top.imported)
+	log.G(ctx).WithFields(log.Fields{
+		"snapshot": name, "layer": top.ID.String(), "added": usage.Size, "duration": time.Since(start),
+	}).Debug("snapshot committed")
+	return nil
+}
+
+// canCommit finds, before any work is done, what the transaction would refuse. It returns the number of the active
+// snapshot and what will be below it.
+func (s *Snapshotter) canCommit(ctx context.Context, name, key, asked string) (id string, below []content, err error) {
+	err = s.read(ctx, func(ctx context.Context) error {
+		var info snapshots.Info
+		if id, info, _, err = storage.GetInfo(ctx, key); err != nil {
+			return err
+		}
+		if info.Kind != snapshots.KindActive {
+			return fmt.Errorf("not an active snapshot: %w", errdefs.ErrFailedPrecondition)
+		}
+		if _, _, _, err := storage.GetInfo(ctx, name); err == nil {
+			return fmt.Errorf("snapshot %q: %w", name, errdefs.ErrAlreadyExists)
+		}
+		parent := info.Parent
+		switch {
+		case parent == "":
+			parent = asked
+		case asked != "" && asked != parent:
+			return fmt.Errorf("parent is %q and cannot become %q: %w", parent, asked, errdefs.ErrInvalidArgument)
+		}
+		below, err = chainIn(ctx, parent)
+		return err
+	})
+	return id, below, err
+}
+
+// topLayer is the layer that a snapshot is committed with.
+type topLayer struct {
+	layer.Layer
+	usage    layer.Usage // what it added to the store
+	imported bool        // the upper directory has content
+	held     *layer.Held // nil: the file layer keeps it
+}
+
+func (t *topLayer) release() error {
+	if t.held == nil {
+		return nil
+	}
+	return t.held.Release()
+}
+
+// layerOf returns the layer of an active snapshot: the one that was applied to it, what is in its upper directory, or
+// the two as one.
+func (s *Snapshotter) layerOf(ctx context.Context, id string) (_ *topLayer, err error) {
+	d, err := s.readDirectory(id)
+	if err != nil {
+		return nil, err
+	}
+	if d.layer.IsZero() {
+		return s.importUpper(ctx, id)
+	}
+	pristine, err := s.isPristine(id)
+	if err != nil {
+		return nil, err
+	}
+	if pristine {
+		l, err := s.layers.Layer(ctx, d.layer)
+		if err != nil {
+			return nil, lost(content{layer: d.layer}, err)
+		}
+		return &topLayer{Layer: *l, usage: d.usage}, nil
+	}
+	upper, err := s.importUpper(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, upper.release()) }()
+	held, err := s.layers.Merge(ctx, d.layer, upper.ID, id)
+	if err != nil {
+		return nil, err
+	}
+	return &topLayer{
+		Layer: held.Layer,
+		usage: layer.Usage{
+			Bytes:  d.usage.Bytes + upper.usage.Bytes + held.Added.Bytes,
+			Inodes: d.usage.Inodes + upper.usage.Inodes + held.Added.Inodes,
+		},
+		imported: true,
+		held:     held,
+	}, nil
+}
+
+func (s *Snapshotter) importUpper(ctx context.Context, id string) (_ *topLayer, err error) {
+	// If the snapshot is not committed after all, what is stored here is garbage.
+	s.garbage.Store(true)
+	dir, err := s.snaps.OpenDir(path.Join(id, upperDir))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	held, err := s.layers.ImportDir(ctx, dir, id)
+	if err != nil {
+		return nil, err
+	}
+	return &topLayer{Layer: held.Layer, usage: held.Added, imported: true, held: held}, nil
+}
+
+// dropCommitted removes the directory of a snapshot that was just committed. One with content takes its time: Commit
+// runs inside containerd's own transaction, so it does not wait.
+func (s *Snapshotter) dropCommitted(ctx context.Context, id string, full bool) {
+	log := log.G(ctx).WithField("directory", path.Join(snapshotsDir, id))
+	tmp := oldPrefix + id
+	if err := s.snaps.Rename(id, s.tmp, tmp, 0); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			log.WithError(err).Warn("directory of committed snapshot stays until cleanup")
+		}
+		return
+	}
+	remove := func() {
+		if err := s.tmp.RemoveAll(tmp); err != nil {
+			log.WithError(err).Warn("directory of committed snapshot stays until cleanup")
+		}
+	}
+	if !full {
+		remove()
+		return
+	}
+	s.work.Go(remove)
+}
+
+// LostLayerError says that a layer which a snapshot is made of is no longer in the store, or damaged there. It is an
+// errdefs.ErrDataLoss.
+type LostLayerError struct {
+	Snapshot string // name; "" for an active one
+	Layer    objectstore.Checksum
+	Cause    error
+}
+
+// Error names the layer, and says what to do.
+func (e *LostLayerError) Error() string {
+	text := fmt.Sprintf("layer %s is lost: %v; remove the image and pull it again", e.Layer, e.Cause)
+	if e.Snapshot == "" {
+		return text
+	}
+	return fmt.Sprintf("snapshot %q: %s", e.Snapshot, text)
+}
+
+// DataLoss marks the error for errdefs. The cause is not unwrapped: to containerd, "not found" would be the snapshot.
+func (*LostLayerError) DataLoss() {}
+
+// lost turns an error of the layer store about a layer that must be there into a LostLayerError.
+func lost(c content, err error) error {
+	if errdefs.IsNotFound(err) || errors.Is(err, objectstore.ErrCorrupt) {
+		return &LostLayerError{Snapshot: c.name, Layer: c.layer, Cause: err}
+	}
+	return err
+}

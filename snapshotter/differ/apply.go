@@ -1,0 +1,213 @@
+package differ
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
+)
+
+// Snapshots is what the differ needs of the snapshotter.
+type Snapshots interface {
+	// Locate returns the active snapshot that mounts belong to, or, if the snapshot was made with its layer, that
+	// layer. Mounts that are not the snapshotter's are an errdefs.ErrNotImplemented.
+	Locate(ctx context.Context, mounts []mount.Mount) (id string, staged objectstore.Checksum, err error)
+	// AddLayer puts a layer over what the snapshot has. The layer may be released when it returns; with sync,
+	// everything is on the disk then.
+	AddLayer(ctx context.Context, id string, held *layer.Held, sync bool) error
+	// MarkGarbage is called when something was stored that nobody will need.
+	MarkGarbage()
+}
+
+// Differ implements containerd's diff.Applier, and diff.Comparer as far as to say that it does not. Its methods may be
+// called by many goroutines at once.
+type Differ struct {
+	snapshots    Snapshots
+	layers       *layer.Store
+	content      ContentSource
+	decompressor *Decompressor
+	blobs        keylock.Map // by digest: being unpacked
+}
+
+var (
+	_ diff.Applier  = (*Differ)(nil)
+	_ diff.Comparer = (*Differ)(nil)
+)
+
+// New returns a differ that unpacks blobs of source into layers, for snapshots.
+func New(snapshots Snapshots, layers *layer.Store, source ContentSource, d *Decompressor) *Differ {
+	return &Differ{snapshots: snapshots, layers: layers, content: source, decompressor: d}
+}
+
+// Compare returns errdefs.ErrNotImplemented: containerd's walking differ makes layers of our mounts. It has the lease
+// under which the blob that it writes must be; a proxy is not told of it.
+func (d *Differ) Compare(context.Context, []mount.Mount, []mount.Mount, ...diff.Opt) (ocispec.Descriptor, error) {
+	return ocispec.Descriptor{}, fmt.Errorf("compare: %w", errdefs.ErrNotImplemented)
+}
+
+// Apply applies the layer that desc describes to the active snapshot that mounts belong to, and returns a descriptor
+// of the uncompressed tar. Calls for one blob unpack it once.
+func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	var config diff.ApplyConfig
+	for _, o := range opts {
+		if err := o(ctx, desc, &config); err != nil {
+			return ocispec.Descriptor{}, fmt.Errorf("apply layer %s: %w", desc.Digest, err)
+		}
+	}
+	applied, err := d.apply(ctx, desc, mounts, config)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("apply layer %s: %w", desc.Digest, err)
+	}
+	return applied, nil
+}
+
+func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, config diff.ApplyConfig) (_ ocispec.Descriptor, err error) {
+	compressed, err := isCompressed(desc.MediaType)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	id, staged, err := d.snapshots.Locate(ctx, mounts)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if err := desc.Digest.Validate(); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if id == "" {
+		l, err := d.layers.Layer(ctx, staged)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		return tarDescriptor(l)
+	}
+	held, err := d.obtain(ctx, desc, compressed)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer func() { err = errors.Join(err, held.Release()) }()
+	if err := d.snapshots.AddLayer(ctx, id, held, config.SyncFs); err != nil {
+		d.snapshots.MarkGarbage()
+		return ocispec.Descriptor{}, err
+	}
+	return tarDescriptor(&held.Layer)
+}
+
+func tarDescriptor(l *layer.Layer) (ocispec.Descriptor, error) {
+	if l.DiffID == "" {
+		return ocispec.Descriptor{}, fmt.Errorf("layer %s was not made of a tar: %w", l.ID, errdefs.ErrFailedPrecondition)
+	}
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: l.TarSize, Digest: l.DiffID}, nil
+}
+
+// obtain returns, held, the layer that a blob unpacks to.
+func (d *Differ) obtain(ctx context.Context, desc ocispec.Descriptor, compressed bool) (*layer.Held, error) {
+	if held, err := d.known(ctx, desc, compressed); held != nil || err != nil {
+		return held, err
+	}
+	unlock, err := d.blobs.Lock(ctx, desc.Digest.String())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if held, err := d.known(ctx, desc, compressed); held != nil || err != nil {
+		return held, err // somebody else has unpacked it meanwhile
+	}
+	return d.unpack(ctx, desc, compressed)
+}
+
+// known returns, held, the layer of a blob that was unpacked before, nil if it was not.
+func (d *Differ) known(ctx context.Context, desc ocispec.Descriptor, compressed bool) (*layer.Held, error) {
+	if desc.Digest.Algorithm() != digest.SHA256 {
+		return nil, nil
+	}
+	held, err := d.layers.AcquireBlob(ctx, desc.Digest)
+	if errdefs.IsNotFound(err) && !compressed {
+		held, err = d.layers.Acquire(ctx, desc.Digest) // the blob is the tar
+	}
+	switch {
+	case errdefs.IsNotFound(err), errors.Is(err, objectstore.ErrCorrupt):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	log.G(ctx).WithFields(log.Fields{
+		"layer": held.ID.String(), "diffID": held.DiffID, "blob": desc.Digest, "by": "blob",
+	}).Info("layer known")
+	return held, nil
+}
+
+// unpack imports the layer from the blob.
+func (d *Differ) unpack(ctx context.Context, desc ocispec.Descriptor, compressed bool) (_ *layer.Held, err error) {
+	defer func() {
+		if err != nil {
+			d.snapshots.MarkGarbage()
+		}
+	}()
+	return importBlob(ctx, d.layers, d.content, d.decompressor, desc, compressed, nil)
+}
+
+// Import unpacks a blob of source into a layer of the store and returns it held. What the blob is compressed with is
+// found out. Objects in distrust are replaced where the layer has them.
+func Import(ctx context.Context, layers *layer.Store, source ContentSource, d *Decompressor, blob digest.Digest, distrust map[objectstore.ObjectName]struct{}) (*layer.Held, error) {
+	if err := blob.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	held, err := importBlob(ctx, layers, source, d, ocispec.Descriptor{Digest: blob}, true, distrust)
+	if err != nil {
+		return nil, fmt.Errorf("import blob %s: %w", blob, err)
+	}
+	return held, nil
+}
+
+func importBlob(ctx context.Context, layers *layer.Store, source ContentSource, d *Decompressor, desc ocispec.Descriptor, compressed bool, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
+	start := time.Now()
+	// Whatever ends the import ends the decompressor and the reading of the blob too.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	blob, err := source.Open(ctx, desc)
+	if err != nil {
+		return nil, fmt.Errorf("open blob: %w", err)
+	}
+	defer func() { err = errors.Join(err, blob.Close()) }()
+	v, err := newVerifier(ctx, blob, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer v.stop()
+	tar, err := d.open(ctx, v, compressed)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, tar.Close()) }()
+	options := layer.ImportOptions{
+		// The stream has been read to its end, so the decompressor is content with the blob.
+		Accept:   func(diffID digest.Digest, _ int64) error { return tar.accept(diffID) },
+		Distrust: distrust,
+	}
+	if f, ok := blob.(*FileBlob); ok {
+		options.BlobFile = f.Name()
+	}
+	if desc.Digest.Algorithm() == digest.SHA256 {
+		options.Blob = desc.Digest
+	}
+	held, err := layers.Import(ctx, tar, options)
+	if err != nil {
+		return nil, err
+	}
+	log.G(ctx).WithFields(log.Fields{
+		"layer": held.ID.String(), "diffID": held.DiffID, "blob": desc.Digest, "entries": held.Entries, "bytes": held.TarSize,
+		"added": held.Added.Bytes, "decompressor": tar.name, "duration": time.Since(start),
+	}).Info("layer imported")
+	return held, nil
+}

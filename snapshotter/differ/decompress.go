@@ -1,0 +1,388 @@
+package differ
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// Values of the gzip setting that are not the path of a program.
+const (
+	GzipAuto = "auto" // igzip if there is one on the host and it passes the self-test
+	GzipOff  = "off"  // always in this process
+)
+
+const (
+	// zstdMaxWindow bounds the memory that a zstd frame can demand. It is what zstd(1) accepts without --long=31.
+	zstdMaxWindow = 128 << 20
+	// pipeSize is the size of the pipe from igzip: with the default of 64 KiB the two processes wait for each other.
+	pipeSize = 1 << 20
+	// igzipMinSize is the size below which starting a process takes longer than decompressing.
+	igzipMinSize = 256 << 10
+	// memberProbe is how much of a blob is searched for the end of the first gzip member.
+	memberProbe = 64 << 10
+
+	nobody = 65534
+)
+
+// layerTypes are the media types of layers, and whether they may be compressed. What they call the compression is not
+// relied on, as containerd does not either: the first bytes of the blob tell it.
+var layerTypes = map[string]bool{
+	ocispec.MediaTypeImageLayer:     false,
+	ocispec.MediaTypeImageLayerGzip: true,
+	ocispec.MediaTypeImageLayerZstd: true,
+
+	"application/vnd.oci.image.layer.nondistributable.v1.tar":      false,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": true,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": true,
+
+	images.MediaTypeDockerSchema2Layer:            true,
+	images.MediaTypeDockerSchema2LayerGzip:        true,
+	images.MediaTypeDockerSchema2LayerZstd:        true,
+	images.MediaTypeDockerSchema2LayerForeign:     true,
+	images.MediaTypeDockerSchema2LayerForeignGzip: true,
+}
+
+// isCompressed reports whether blobs of a media type may be compressed. One that is not a layer's, or an encrypted
+// layer's, is an errdefs.ErrNotImplemented.
+func isCompressed(mediaType string) (bool, error) {
+	c, ok := layerTypes[mediaType]
+	if !ok {
+		return false, fmt.Errorf("media type %q: %w", mediaType, errdefs.ErrNotImplemented)
+	}
+	return c, nil
+}
+
+// A Decompressor turns blobs into plain tars: gzip and zstd, and what is not compressed.
+//
+// Whatever it uses, it accepts what Go's gzip accepts, which is a sequence of whole gzip members and nothing after
+// them. igzip ignores what follows the last member that it recognises.
+type Decompressor struct {
+	igzip string // absolute path, "" for none
+}
+
+// NewDecompressor finds out what gzip is decompressed with: [GzipAuto], [GzipOff], or the absolute path of an igzip.
+// A program that is named and does not pass the self-test is an error.
+func NewDecompressor(ctx context.Context, gzip string) (*Decompressor, error) {
+	switch {
+	case gzip == GzipOff:
+		return &Decompressor{}, nil
+	case gzip == GzipAuto || gzip == "":
+		path, err := exec.LookPath("igzip")
+		if err != nil || !filepath.IsAbs(path) {
+			return &Decompressor{}, nil //nolint:nilerr // the host has none
+		}
+		if err := selfTest(ctx, path); err != nil {
+			log.G(ctx).WithError(err).WithField("path", path).Warn("igzip does not pass the self-test and is not used")
+			return &Decompressor{}, nil
+		}
+		return &Decompressor{igzip: path}, nil
+	case !filepath.IsAbs(gzip):
+		return nil, fmt.Errorf("gzip %q is neither %q, %q nor an absolute path", gzip, GzipAuto, GzipOff)
+	}
+	if err := selfTest(ctx, gzip); err != nil {
+		return nil, fmt.Errorf("gzip %s: %w", gzip, err)
+	}
+	return &Decompressor{igzip: gzip}, nil
+}
+
+// Gzip returns the path of the program that decompresses gzip, "" if this process does.
+func (d *Decompressor) Gzip() string { return d.igzip }
+
+// A tarStream is the plain tar of a blob. Read returns io.EOF only if the blob was decompressed without complaint to
+// its end.
+type tarStream struct {
+	io.Reader
+	name   string // of what decompresses
+	accept func(diffID digest.Digest) error
+	close  func() error
+}
+
+// Close ends decompression, whether or not everything was read. Further calls do nothing.
+func (s *tarStream) Close() error {
+	if s.close == nil {
+		return nil
+	}
+	f := s.close
+	s.close = nil
+	return f()
+}
+
+// open begins to decompress a blob. When ctx is done, reading fails.
+func (d *Decompressor) open(ctx context.Context, v *verifier, compressed bool) (*tarStream, error) {
+	kind := compression.Uncompressed
+	if compressed {
+		head, err := v.head(512)
+		if err != nil {
+			return nil, err
+		}
+		kind = compression.DetectCompression(head)
+	}
+	verify := func(digest.Digest) error { return v.verify() }
+	switch kind {
+	case compression.Gzip:
+		ok, err := d.useIgzip(v)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			v.startHash()
+			s, err := startIgzip(ctx, d.igzip, v)
+			if err != nil {
+				return nil, err
+			}
+			s.accept = verify
+			return s, nil
+		}
+		r, err := gzip.NewReader(v.reader())
+		if err != nil {
+			return nil, err
+		}
+		return &tarStream{Reader: r, name: "gzip", accept: verify, close: r.Close}, nil
+	case compression.Zstd:
+		r, err := zstd.NewReader(v.reader(), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdMaxWindow))
+		if err != nil {
+			return nil, err
+		}
+		return &tarStream{Reader: r, name: "zstd", accept: verify, close: func() error { r.Close(); return nil }}, nil
+	default:
+		return d.plain(v), nil
+	}
+}
+
+// plain passes a blob that is not compressed through. Its digest is the diff ID, which the import computes anyway.
+func (d *Decompressor) plain(v *verifier) *tarStream {
+	s := &tarStream{name: "none"}
+	if v.desc.Digest.Algorithm() != digest.SHA256 {
+		s.Reader = v.reader()
+		s.accept = func(digest.Digest) error { return v.verify() }
+		return s
+	}
+	s.Reader = newChunkReader(v.section())
+	s.accept = func(diffID digest.Digest) error {
+		if diffID != v.desc.Digest {
+			return fmt.Errorf("blob has digest %s, descriptor says %s: %w", diffID, v.desc.Digest, errdefs.ErrFailedPrecondition)
+		}
+		return nil
+	}
+	return s
+}
+
+// useIgzip reports whether a gzip blob is one for igzip: a file, worth a process, and probably of one member. Of what
+// has several, like an eStargz layer with one for each file, only Go's gzip can say that nothing is left over; see
+// igzipReader.end.
+func (d *Decompressor) useIgzip(v *verifier) (bool, error) {
+	if d.igzip == "" || v.file == nil || v.blob.Size() < igzipMinSize {
+		return false, nil
+	}
+	r, err := gzip.NewReader(io.NewSectionReader(v.blob, 0, memberProbe))
+	if err != nil {
+		return false, err
+	}
+	r.Multistream(false)
+	_, err = io.Copy(io.Discard, r)
+	switch {
+	case err == nil: // the first member is complete
+		return false, nil
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return true, nil
+	}
+	return false, err
+}
+
+// An igzipReader reads what igzip writes.
+type igzipReader struct {
+	v      *verifier
+	ctx    context.Context //nolint:containedctx // of one Apply
+	cmd    *exec.Cmd
+	pipe   *os.File
+	stderr *excerpt
+	total  int64
+	waited bool
+	err    error // after the end
+}
+
+// igzipCommand is a run of igzip from standard input to standard output, as a user that owns nothing.
+func igzipCommand(ctx context.Context, path string) (*exec.Cmd, *excerpt) {
+	cmd := exec.CommandContext(ctx, path, "-d", "-c")
+	cmd.Env = []string{"LC_ALL=C"}
+	cmd.Dir = "/"
+	cmd.WaitDelay = 5 * time.Second
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+	stderr := new(excerpt)
+	cmd.Stderr = stderr
+	return cmd, stderr
+}
+
+// startIgzip starts igzip on the file of a blob, which it reads itself.
+func startIgzip(ctx context.Context, path string, v *verifier) (*tarStream, error) {
+	cmd, stderr := igzipCommand(ctx, path)
+	if _, err := v.file.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	cmd.Stdin = v.file
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	// A host may not allow a pipe of that size; the default one is slower, not wrong.
+	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeSize)
+	cmd.Stdout = w
+	err = cmd.Start()
+	if err = errors.Join(err, w.Close()); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", path, err), r.Close())
+	}
+	ir := &igzipReader{v: v, ctx: ctx, cmd: cmd, pipe: r, stderr: stderr}
+	return &tarStream{Reader: ir, name: path, close: ir.Close}, nil
+}
+
+// Read reads from the pipe. At its end it waits for the process, and returns io.EOF only if all went well.
+func (r *igzipReader) Read(b []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.pipe.Read(b)
+	r.total += int64(n)
+	if err == nil {
+		return n, nil
+	}
+	if errors.Is(err, io.EOF) {
+		if err = r.wait(); err == nil {
+			err = r.end()
+		}
+	}
+	r.err = err
+	return n, err
+}
+
+// wait returns why igzip failed, nil if it did not.
+func (r *igzipReader) wait() error {
+	r.waited = true
+	err := r.cmd.Wait()
+	switch {
+	case err == nil:
+		return nil
+	case r.ctx.Err() != nil:
+		return context.Cause(r.ctx)
+	}
+	return fmt.Errorf("decompress: %s%w", r.stderr.prefix(), err)
+}
+
+// end returns io.EOF if igzip's output is all that the blob holds.
+//
+// A gzip file ends with the length of its last member. If that is the length of the output, there was one member and
+// nothing behind it. Otherwise there are several, or igzip has ignored something: then Go's gzip reads it all again.
+func (r *igzipReader) end() error {
+	var length [4]byte
+	if _, err := r.v.blob.ReadAt(length[:], r.v.blob.Size()-int64(len(length))); err != nil {
+		return err
+	}
+	if binary.LittleEndian.Uint32(length[:]) == uint32(r.total) {
+		return io.EOF
+	}
+	z, err := gzip.NewReader(r.v.section())
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(io.Discard, z)
+	if err = errors.Join(err, z.Close()); err != nil {
+		return err
+	}
+	if n != r.total {
+		return fmt.Errorf("decompress: %s wrote %d bytes of %d", r.cmd.Path, r.total, n)
+	}
+	return io.EOF
+}
+
+// Close kills the process if it still runs.
+func (r *igzipReader) Close() error {
+	r.err = os.ErrClosed
+	if !r.waited {
+		_ = r.cmd.Process.Kill() // it may have ended
+		_ = r.cmd.Wait()         // it was killed: how it ended says nothing
+	}
+	return r.pipe.Close()
+}
+
+// An excerpt keeps the beginning of what a program writes to standard error.
+type excerpt struct{ buf bytes.Buffer }
+
+const excerptSize = 1 << 10
+
+func (t *excerpt) Write(b []byte) (int, error) {
+	t.buf.Write(b[:min(len(b), excerptSize-t.buf.Len())])
+	return len(b), nil
+}
+
+func (t *excerpt) prefix() string {
+	s := strings.Join(strings.Fields(t.buf.String()), " ")
+	if s == "" {
+		return ""
+	}
+	return fmt.Sprintf("%q: ", s)
+}
+
+// selfTest runs a program over gzip streams whose outcome is known. There are versions of igzip that read the first of
+// several members only.
+func selfTest(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	first := bytes.Repeat([]byte("all work and no play makes jack a dull boy\n"), 10000)
+	second := []byte("the end\n")
+	one, two := gzipped(first), gzipped(second)
+	badSum := bytes.Clone(one)
+	badSum[len(badSum)-8] ^= 1
+	for _, c := range []struct {
+		name string
+		in   []byte
+		want []byte // nil: it must fail
+	}{
+		{"two members", append(bytes.Clone(one), two...), append(bytes.Clone(first), second...)},
+		{"truncated", one[:len(one)/2], nil},
+		{"without trailer", one[:len(one)-4], nil},
+		{"truncated second member", append(bytes.Clone(one), two[:len(two)-3]...), nil},
+		{"wrong checksum", badSum, nil},
+	} {
+		cmd, stderr := igzipCommand(ctx, path)
+		cmd.Stdin = bytes.NewReader(c.in)
+		out, err := cmd.Output()
+		switch {
+		case c.want == nil && err == nil:
+			return fmt.Errorf("self-test: accepts gzip that is not whole: %s", c.name)
+		case c.want != nil && err != nil:
+			return fmt.Errorf("self-test: %s: %s%w", c.name, stderr.prefix(), err)
+		case c.want != nil && !bytes.Equal(out, c.want):
+			return fmt.Errorf("self-test: wrong output: %s", c.name)
+		}
+	}
+	return nil
+}
+
+func gzipped(b []byte) []byte {
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	_, _ = w.Write(b) // a bytes.Buffer takes everything
+	_ = w.Close()
+	return buf.Bytes()
+}

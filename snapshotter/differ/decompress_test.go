@@ -1,0 +1,392 @@
+package differ
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// text is n bytes that compress to about half.
+func text(n int) []byte {
+	r := rand.New(rand.NewPCG(1, uint64(n)))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = 'a' + byte(r.IntN(16))
+	}
+	return b
+}
+
+func zstded(tb testing.TB, b []byte, opts ...zstd.EOption) []byte {
+	tb.Helper()
+	var buf bytes.Buffer
+	w, err := zstd.NewWriter(&buf, opts...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := w.Write(b); err != nil {
+		tb.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+// putBlob makes a content store of one blob.
+func putBlob(tb testing.TB, dir string, blob []byte) (Files, ocispec.Descriptor) {
+	tb.Helper()
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	path := filepath.Join(dir, "blobs", "sha256", desc.Digest.Encoded())
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	if err := os.WriteFile(path, blob, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return Files(dir), desc
+}
+
+// decompress reads a blob to its end and verifies it. It returns what decompressed it.
+func decompress(tb testing.TB, d *Decompressor, source ContentSource, desc ocispec.Descriptor, compressed bool) (out []byte, name string, err error) {
+	tb.Helper()
+	blob, err := source.Open(tb.Context(), desc)
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { err = errors.Join(err, blob.Close()) }()
+	v, err := newVerifier(tb.Context(), blob, desc)
+	if err != nil {
+		return nil, "", err
+	}
+	defer v.stop()
+	s, err := d.open(tb.Context(), v, compressed)
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if out, err = io.ReadAll(s); err != nil {
+		return out, s.name, err
+	}
+	return out, s.name, s.accept(digest.FromBytes(out))
+}
+
+// An image must not depend on what the host decompresses it with: igzip and the built-in gzip accept the same blobs.
+func TestIgzipIsLikeGzip(t *testing.T) {
+	path, err := exec.LookPath("igzip")
+	if err != nil {
+		t.Skip("needs igzip (package isal)")
+	}
+	fast, err := NewDecompressor(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow, err := NewDecompressor(t.Context(), GzipOff)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := text(4<<20), text(1<<20)
+	z1, z2 := gzipped(one), gzipped(two)
+	small := gzipped([]byte("small"))
+	flipped := func(at int) []byte {
+		b := bytes.Clone(z1)
+		b[(at+len(b))%len(b)] ^= 0x55
+		return b
+	}
+	var many []byte
+	for i := range 2000 {
+		many = append(many, gzipped(text(300+i))...)
+	}
+	// Garbage that ends with what would be the length of all that was decompressed before.
+	tricky := join(z1, []byte("garbage"), z1[len(z1)-4:])
+	for _, c := range []struct {
+		name  string
+		blob  []byte
+		igzip bool // that igzip is tried, and not only the built-in gzip
+		fails bool
+		same  bool // whatever the outcome
+	}{
+		{name: "one member", blob: z1, igzip: true},
+		{name: "two members", blob: join(z1, z2), igzip: true},
+		{name: "empty member at the end", blob: join(z1, gzipped(nil)), igzip: true},
+		{name: "empty member between", blob: join(z1, gzipped(nil), z2), igzip: true},
+		{name: "many small members, as in eStargz", blob: many},
+		{name: "small member first", blob: join(small, z1)},
+		{name: "small blob", blob: small},
+		{name: "nothing inside", blob: gzipped(nil)},
+		{name: "text behind", blob: join(z1, []byte("trailing garbage")), igzip: true, fails: true},
+		{name: "zeros behind", blob: join(z1, make([]byte, 512)), igzip: true, fails: true},
+		{name: "one byte behind", blob: join(z1, []byte{0x1f}), igzip: true, fails: true},
+		{name: "garbage between", blob: join(z1, []byte("garbage"), z2), igzip: true, fails: true},
+		{name: "truncated", blob: z1[:len(z1)/2], igzip: true, fails: true},
+		{name: "truncated in the trailer", blob: z1[:len(z1)-3], igzip: true, fails: true},
+		{name: "without trailer", blob: z1[:len(z1)-8], igzip: true, fails: true},
+		{name: "truncated second member", blob: join(z1, z2[:len(z2)/2]), igzip: true, fails: true},
+		{name: "second member is a header", blob: join(z1, z2[:10]), igzip: true, fails: true},
+		{name: "flipped byte in the middle", blob: flipped(len(z1) / 2), igzip: true, fails: true},
+		{name: "flipped checksum", blob: flipped(-6), igzip: true, fails: true},
+		{name: "flipped length", blob: flipped(-2), igzip: true, fails: true},
+		{name: "garbage that looks like a trailer", blob: tricky, igzip: true, same: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			source, desc := putBlob(t, t.TempDir(), c.blob)
+			want, _, wantErr := decompress(t, slow, source, desc, true)
+			got, name, err := decompress(t, fast, source, desc, true)
+			if (name == path) != c.igzip {
+				t.Errorf("decompressed by %s, want igzip: %v", name, c.igzip)
+			}
+			if c.same {
+				if err == nil && !bytes.Equal(got, one) {
+					t.Error("igzip's output is not what is in the blob")
+				}
+				return
+			}
+			if (wantErr != nil) != c.fails {
+				t.Fatalf("built-in gzip: error is %v, want one: %v", wantErr, c.fails)
+			}
+			if (err != nil) != c.fails {
+				t.Fatalf("igzip: error is %v, want one: %v", err, c.fails)
+			}
+			if err == nil && !bytes.Equal(got, want) {
+				t.Errorf("igzip gives %d bytes, built-in gzip %d others", len(got), len(want))
+			}
+		})
+	}
+}
+
+func TestDecompress(t *testing.T) {
+	plain := text(2 << 20)
+	for _, c := range []struct {
+		name       string
+		blob       []byte
+		compressed bool
+		want       []byte // nil: an error
+		by         string
+	}{
+		{"gzip", gzipped(plain), true, plain, "gzip"},
+		{"zstd", zstded(t, plain), true, plain, "zstd"},
+		{"zstd in several frames", join(zstded(t, plain), zstded(t, plain)), true, join(plain, plain), "zstd"},
+		{"zstd behind a skippable frame", join([]byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}, zstded(t, plain)), true, plain, "zstd"},
+		{"zstd, large window", zstded(t, plain, zstd.WithWindowSize(64<<20)), true, plain, "zstd"},
+		{"plain that may be compressed", plain, true, plain, "none"},
+		{"plain", plain, false, plain, "none"},
+		{"gzip that is called plain", gzipped(plain), false, gzipped(plain), "none"},
+		{"nothing", nil, true, []byte{}, "none"},
+		{"zstd truncated", zstded(t, plain)[:1<<20], true, nil, "zstd"},
+		{"zstd, window of 512 MiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x98, 0x01, 0x00, 0x00}, true, nil, "zstd"},
+		{"zstd and garbage", join(zstded(t, plain), []byte("garbage")), true, nil, "zstd"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := &Decompressor{}
+			files, desc := putBlob(t, t.TempDir(), c.blob)
+			for kind, source := range map[string]ContentSource{"file": files, "provider": Provider{providerOf(c.blob)}} {
+				got, by, err := decompress(t, d, source, desc, c.compressed)
+				if (err != nil) != (c.want == nil) || err == nil && !bytes.Equal(got, c.want) {
+					t.Errorf("%s: got %d bytes, %v, want %d", kind, len(got), err, len(c.want))
+				}
+				if by != c.by {
+					t.Errorf("%s: decompressed by %q, want %q", kind, by, c.by)
+				}
+			}
+		})
+	}
+}
+
+// A blob whose bytes are not those that the descriptor names is refused, also where the decompressor is content.
+func TestDigestIsVerified(t *testing.T) {
+	plain := text(2 << 20)
+	other := digest.FromString("other")
+	for name, blob := range map[string][]byte{"gzip": gzipped(plain), "zstd": zstded(t, plain), "plain": plain} {
+		for _, igzip := range []string{GzipOff, GzipAuto} {
+			t.Run(name+" with gzip "+igzip, func(t *testing.T) {
+				d, err := NewDecompressor(t.Context(), igzip)
+				if err != nil {
+					t.Fatal(err)
+				}
+				desc := ocispec.Descriptor{Digest: other, Size: int64(len(blob))}
+				if _, _, err := decompress(t, d, Provider{providerOf(blob)}, desc, true); !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("provider: got %v, want a failed precondition", err)
+				}
+				dir := t.TempDir()
+				files, good := putBlob(t, dir, blob)
+				blobs := filepath.Join(dir, "blobs", "sha256")
+				if err := os.Rename(filepath.Join(blobs, good.Digest.Encoded()), filepath.Join(blobs, other.Encoded())); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err := decompress(t, d, files, desc, true); !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("file: got %v, want a failed precondition", err)
+				}
+				desc.Size++
+				if _, _, err := decompress(t, d, files, desc, true); !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("size: got %v, want a failed precondition", err)
+				}
+			})
+		}
+	}
+}
+
+func TestIsCompressed(t *testing.T) {
+	for _, c := range []struct {
+		mediaType  string
+		compressed bool
+		unknown    bool
+	}{
+		{mediaType: "application/vnd.oci.image.layer.v1.tar"},
+		{mediaType: "application/vnd.oci.image.layer.v1.tar+gzip", compressed: true},
+		{mediaType: "application/vnd.oci.image.layer.v1.tar+zstd", compressed: true},
+		{mediaType: "application/vnd.docker.image.rootfs.diff.tar", compressed: true},
+		{mediaType: "application/vnd.docker.image.rootfs.diff.tar.gzip", compressed: true},
+		{mediaType: "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", unknown: true},
+		{mediaType: "application/vnd.oci.image.layer.v1.tar+encrypted", unknown: true},
+		{mediaType: "application/vnd.erofs.layer.v1", unknown: true},
+		{mediaType: "application/vnd.oci.image.manifest.v1+json", unknown: true},
+		{mediaType: "", unknown: true},
+		{mediaType: strings.Repeat("+", 1<<16), unknown: true},
+	} {
+		got, err := isCompressed(c.mediaType)
+		if errdefs.IsNotImplemented(err) != c.unknown || got != c.compressed {
+			t.Errorf("%.60q: got %v, %v", c.mediaType, got, err)
+		}
+	}
+}
+
+func TestNewDecompressor(t *testing.T) {
+	script := func(name, text string) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for dir := filepath.Dir(path); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return path
+	}
+	for _, c := range []struct {
+		name, gzip, want string
+	}{
+		{"relative", "igzip", "neither"},
+		{"missing", "/nonexistent/igzip", "no such file"},
+		{"fails", script("a", "exit 3"), "exit status 3"},
+		{"says why", script("b", "echo out of cheese >&2; exit 1"), "out of cheese"},
+		{"reads the first member only", script("c", "head -c 100000000 >/dev/null; echo x"), "wrong output"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if _, err := NewDecompressor(t.Context(), c.gzip); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got error %v, want one with %q", err, c.want)
+			}
+		})
+	}
+	t.Run("gzip(1) ignores garbage like igzip", func(t *testing.T) {
+		path, err := exec.LookPath("gzip")
+		if err != nil {
+			t.Skip("needs gzip")
+		}
+		if _, err := NewDecompressor(t.Context(), path); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("auto takes no program that is wrong", func(t *testing.T) {
+		dir := filepath.Dir(script("igzip", "cat"))
+		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+		d, err := NewDecompressor(t.Context(), GzipAuto)
+		if err != nil || d.Gzip() != "" {
+			t.Errorf("got %q, %v, want none", d.Gzip(), err)
+		}
+	})
+}
+
+// The process must not outlive the call.
+func TestIgzipEndsWithItsContext(t *testing.T) {
+	path, err := exec.LookPath("igzip")
+	if err != nil {
+		t.Skip("needs igzip (package isal)")
+	}
+	files, desc := putBlob(t, t.TempDir(), gzipped(text(8<<20)))
+	for _, c := range []struct {
+		name string
+		end  func(cancel func(), s *tarStream) error
+	}{
+		{"context", func(cancel func(), s *tarStream) error {
+			cancel()
+			_, err := io.Copy(io.Discard, s)
+			return err
+		}},
+		{"close", func(_ func(), s *tarStream) error {
+			err := s.Close()
+			if _, rerr := s.Read(make([]byte, 1)); rerr == nil {
+				return errors.New("read after close")
+			}
+			if err != nil {
+				return fmt.Errorf("close: %w", err)
+			}
+			return context.Canceled
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			blob, err := files.Open(ctx, desc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer blob.Close()
+			v, err := newVerifier(ctx, blob, desc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.stop()
+			s, err := startIgzip(ctx, path, v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(s, make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.end(cancel, s); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want the context's error", err)
+			}
+			r := s.Reader.(*igzipReader)
+			if r.cmd.ProcessState == nil {
+				t.Error("process was not waited for")
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func BenchmarkGzip(b *testing.B) {
+	blob := gzipped(text(64 << 20))
+	files, desc := putBlob(b, b.TempDir(), blob)
+	for _, g := range []string{GzipOff, GzipAuto} {
+		d, err := NewDecompressor(b.Context(), g)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run("gzip="+g, func(b *testing.B) {
+			b.SetBytes(64 << 20)
+			for b.Loop() {
+				if _, _, err := decompress(b, d, files, desc, true); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,170 @@
+package snapshotter
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+const (
+	layerFile  = "layer"
+	usageFile  = "usage"
+	stagedFile = "staged"
+
+	tmpPrefix = "snapshot-"
+	newPrefix = tmpPrefix + "new-"
+	oldPrefix = tmpPrefix + "old-"
+
+	smallFile = 256 // no file in a snapshot's directory is larger
+)
+
+// A newDirectory is the directory of a snapshot that is being made.
+type newDirectory struct {
+	kind     snapshots.Kind
+	parent   bool
+	staged   *layer.Held // nil if the snapshot is not staged
+	uid, gid uint32      // of the upper directory
+}
+
+// empty reports whether the snapshot needs no directory at all.
+func (n newDirectory) empty() bool { return n.kind == snapshots.KindView && n.parent }
+
+// makeDirectory makes a snapshot's directory in tmp/ and returns its name there.
+func (s *Snapshotter) makeDirectory(n newDirectory) (name string, err error) {
+	name = newPrefix + rand.Text()
+	if n.empty() {
+		return name, nil
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.tmp.RemoveAll(name))
+		}
+	}()
+	if err := s.tmp.Mkdir(name, 0o700); err != nil {
+		return "", err
+	}
+	dir, err := s.tmp.OpenDir(name)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	if err := dir.Mkdir(upperDir, 0o755); err != nil {
+		return "", err
+	}
+	if n.uid != 0 || n.gid != 0 {
+		if err := dir.Chown(upperDir, n.uid, n.gid); err != nil {
+			return "", err
+		}
+	}
+	if n.kind != snapshots.KindActive {
+		return name, nil
+	}
+	if err := dir.Mkdir(workDir, 0o711); err != nil {
+		return "", err
+	}
+	if n.staged != nil {
+		if err := dir.WriteFile(stagedFile, nil, 0o600, false); err != nil {
+			return "", err
+		}
+		return name, dir.WriteFile(layerFile, []byte(n.staged.ID.String()+"\n"), 0o600, false)
+	}
+	return name, nil
+}
+
+// A directory is what the files beside the upper directory of an active snapshot say.
+type directory struct {
+	id     string
+	layer  objectstore.Checksum // zero if none was applied
+	usage  layer.Usage          // what this layer added to the store
+	staged bool                 // the snapshot was made with its layer, and is mounted read-only
+}
+
+// readDirectory reads them. A directory that is not there is an errdefs.ErrDataLoss: its row is.
+func (s *Snapshotter) readDirectory(id string) (directory, error) {
+	d := directory{id: id}
+	if ok, err := s.snaps.Exists(path.Join(id, workDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return d, err
+	} else if !ok {
+		return d, fmt.Errorf("directory %s/%s is missing, remove the snapshot: %w", snapshotsDir, id, errdefs.ErrDataLoss)
+	}
+	var err error
+	if d.layer, err = s.readLayer(id); err != nil || d.layer.IsZero() {
+		return d, err
+	}
+	if d.staged, err = s.snaps.Exists(path.Join(id, stagedFile)); err != nil {
+		return d, err
+	}
+	b, err := s.snaps.ReadFile(path.Join(id, usageFile), smallFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	if _, err := fmt.Sscan(string(b), &d.usage.Bytes, &d.usage.Inodes); err != nil {
+		return d, fmt.Errorf("read %s/%s/%s: %w: %w", snapshotsDir, id, usageFile, errdefs.ErrDataLoss, err)
+	}
+	return d, nil
+}
+
+// readLayer returns the layer in a snapshot's directory, zero if there is none or no such directory. A file that does
+// not name one, as after a power failure, is an errdefs.ErrDataLoss.
+func (s *Snapshotter) readLayer(id string) (objectstore.Checksum, error) {
+	b, err := s.snaps.ReadFile(path.Join(id, layerFile), smallFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return objectstore.Checksum{}, nil
+	}
+	if err != nil {
+		return objectstore.Checksum{}, err
+	}
+	sum, err := objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n"))
+	if err != nil {
+		return sum, fmt.Errorf("read %s/%s/%s: %w: %w", snapshotsDir, id, layerFile, errdefs.ErrDataLoss, err)
+	}
+	return sum, nil
+}
+
+// writeLayer records the layer of an active snapshot, and what it added to the store.
+func (s *Snapshotter) writeLayer(id string, sum objectstore.Checksum, u layer.Usage) error {
+	usage := fmt.Sprintf("%d %d\n", u.Bytes, u.Inodes)
+	if err := s.snaps.WriteFile(path.Join(id, usageFile), []byte(usage), 0o600, false); err != nil {
+		return err
+	}
+	return s.snaps.WriteFile(path.Join(id, layerFile), []byte(sum.String()+"\n"), 0o600, false)
+}
+
+// isPristine reports whether nobody has changed the upper directory since it was made.
+func (s *Snapshotter) isPristine(id string) (bool, error) {
+	dir, err := s.snaps.OpenDir(path.Join(id, upperDir))
+	if err != nil {
+		return false, err
+	}
+	names, err := dir.ReadNames()
+	x, xerr := dir.Xattrs(".")
+	st, serr := dir.Lstat(".")
+	if err := errors.Join(err, xerr, serr, dir.Close()); err != nil {
+		return false, err
+	}
+	for name := range x {
+		// The kernel marks upper directories for itself (origin, impure, uuid); that is not content.
+		if name == "trusted.overlay.opaque" || !strings.HasPrefix(name, "trusted.overlay.") {
+			return false, nil
+		}
+	}
+	return len(names) == 0 && st.Mode&^unix.S_IFMT == 0o755, nil
+}
+
+// discard moves the directory of a snapshot to tmp/, where Cleanup removes it.
+func (s *Snapshotter) discard(id string) error {
+	return s.snaps.Rename(id, s.tmp, oldPrefix+rand.Text(), 0)
+}

@@ -1,0 +1,125 @@
+package snapshotter
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// Labels that this package keeps on committed snapshots. Nobody else can set or remove them: labels come from image
+// authors too, as annotations of a layer, so every value that arrives from outside is dropped.
+const (
+	// LabelLayer is the ID of the layer that the snapshot adds to its parent.
+	LabelLayer = privatePrefix + "layer"
+	// LabelCheckout is the name of the layer's checkout, below the root.
+	LabelCheckout = privatePrefix + "checkout"
+	// LabelChainID is the chain ID of the snapshot. It is there only if this program computed the diff IDs of all its
+	// layers.
+	LabelChainID = privatePrefix + "chain-id"
+
+	privatePrefix = "containerd.io/snapshot/ostree."
+)
+
+// publicLabels returns a copy of labels without this package's own.
+func publicLabels(labels map[string]string) map[string]string {
+	public := make(map[string]string, len(labels))
+	for k, v := range labels {
+		if !strings.HasPrefix(k, privatePrefix) {
+			public[k] = v
+		}
+	}
+	return public
+}
+
+// privateLabels returns this package's own among labels.
+func privateLabels(labels map[string]string) map[string]string {
+	private := make(map[string]string)
+	for k, v := range labels {
+		if strings.HasPrefix(k, privatePrefix) {
+			private[k] = v
+		}
+	}
+	return private
+}
+
+// committedLabels are the labels of a committed snapshot: those that were asked for, its own, and the label by which
+// containerd finds the snapshot from another namespace. Client-side unpacking does not ask for that one.
+func committedLabels(name string, asked, private map[string]string) map[string]string {
+	labels := publicLabels(asked)
+	maps.Copy(labels, private)
+	chain := private[LabelChainID]
+	if _, ok := labels[snapshots.LabelSnapshotRef]; !ok && chain != "" && clientName(name) == chain {
+		labels[snapshots.LabelSnapshotRef] = chain
+	}
+	return labels
+}
+
+// clientName is the part of a key or name that containerd's client chose: the metadata service puts the namespace and
+// a number before it.
+func clientName(key string) string {
+	if parts := strings.SplitN(key, "/", 3); len(parts) == 3 {
+		return parts[2]
+	}
+	return key
+}
+
+// isUnpackKey reports whether a key is one under which containerd unpacks an image. What is mounted under any other
+// key may be written through the mounts.
+func isUnpackKey(key string) bool {
+	return strings.HasPrefix(clientName(key), snapshots.UnpackKeyPrefix+"-")
+}
+
+// content is what a committed snapshot consists of.
+type content struct {
+	name     string // of the snapshot
+	id       string // of the snapshot
+	layer    objectstore.Checksum
+	checkout string        // below the root
+	chainID  digest.Digest // "" if it is not known
+}
+
+// contentOf reads the labels of a committed snapshot.
+func contentOf(id string, info snapshots.Info) (content, error) {
+	sum, err := objectstore.ParseChecksum(info.Labels[LabelLayer])
+	if err != nil {
+		return content{}, fmt.Errorf("snapshot %q: label %s: %w", info.Name, LabelLayer, err)
+	}
+	c := content{
+		name:     info.Name,
+		id:       id,
+		layer:    sum,
+		checkout: info.Labels[LabelCheckout],
+		chainID:  digest.Digest(info.Labels[LabelChainID]),
+	}
+	if c.checkout == "" {
+		return content{}, fmt.Errorf("snapshot %q: no label %s", info.Name, LabelCheckout)
+	}
+	return c, nil
+}
+
+// labels is the inverse of contentOf.
+func (c content) labels() map[string]string {
+	l := map[string]string{LabelLayer: c.layer.String(), LabelCheckout: c.checkout}
+	if c.chainID != "" {
+		l[LabelChainID] = c.chainID.String()
+	}
+	return l
+}
+
+// chainID is the chain ID of a snapshot whose layer has a diff ID, over the chain below it. It is "" if either has
+// none that this program computed.
+func chainID(below []content, diffID digest.Digest) digest.Digest {
+	if len(below) == 0 || diffID == "" {
+		return diffID
+	}
+	parent := below[0].chainID
+	if parent == "" {
+		return ""
+	}
+	return digest.FromString(parent.String() + " " + diffID.String())
+}

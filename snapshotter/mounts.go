@@ -1,0 +1,85 @@
+package snapshotter
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+)
+
+// stack is what the mounts of one snapshot are made of.
+type stack struct {
+	upper, work string   // directories of the snapshot itself
+	lowers      []string // checkouts below it, topmost first
+	readOnly    bool     // a view, or an active snapshot that is staged
+	unpack      bool     // containerd applies an image layer to it
+	options     []string // for every overlay mount
+}
+
+// mounts returns the mounts of the stack: always one, which mount(8) understands.
+func (s stack) mounts() []mount.Mount {
+	s.lowers = topmost(s.lowers)
+	switch {
+	case s.readOnly && len(s.lowers) == 0:
+		return bind(s.upper, "ro")
+	case s.readOnly && len(s.lowers) == 1:
+		return bind(s.lowers[0], "ro")
+	case s.readOnly:
+		return s.overlay(s.lower())
+	case len(s.lowers) > 0:
+		return s.overlay("workdir="+s.work, "upperdir="+s.upper, s.lower())
+	case s.unpack:
+		// There is nothing below to mount over, but an applier must not take this for a plain directory: on one it
+		// would execute the layer's whiteouts instead of keeping them, and the parent comes only at Commit. An
+		// overlay without a lower directory tells it so; nobody mounts it.
+		return s.overlay("workdir="+s.work, "upperdir="+s.upper)
+	}
+	return bind(s.upper, "rw")
+}
+
+// topmost leaves out of a list of directories, topmost first, those that are in it already. The kernel refuses an
+// overlay with the same directory twice, and images do have a layer twice, most often an empty one. What is left shows
+// the same: whatever a layer adds or hides, it does so again where it is topmost, over everything that lies between.
+func topmost(dirs []string) []string {
+	seen := make(map[string]struct{}, len(dirs))
+	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool {
+		_, ok := seen[dir]
+		seen[dir] = struct{}{}
+		return ok
+	})
+}
+
+func (s stack) lower() string { return "lowerdir=" + strings.Join(s.lowers, ":") }
+
+func (s stack) overlay(options ...string) []mount.Mount {
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.options...)}}
+}
+
+func bind(source, access string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: source, Options: []string{access, "rbind"}}}
+}
+
+// overlayParameters is where the kernel says what overlay mounts do by default.
+const overlayParameters = "/sys/module/overlay/parameters"
+
+// overlayOptions returns the options of every overlay mount, as the overlay module whose parameters are in dir needs
+// them. The module must be loaded.
+//
+// Without index=off, a write to one of two unrelated files that are links of one object can change the other, if the
+// kernel's default is index=on. With metacopy or redirect_dir, an upper directory is not readable by itself, and the
+// layer that Commit makes of it would be wrong.
+func overlayOptions(dir string) []string {
+	var options []string
+	if _, err := os.Stat(filepath.Join(dir, "index")); err == nil {
+		options = append(options, "index=off")
+	}
+	for _, name := range []string{"metacopy", "redirect_dir"} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err == nil && strings.TrimSpace(string(b)) == "Y" {
+			options = append(options, name+"=off")
+		}
+	}
+	return options
+}

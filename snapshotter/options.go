@@ -1,0 +1,29 @@
+package snapshotter
+
+import "context"
+
+type options struct {
+	staging func(context.Context) bool
+	sync    bool
+	overlay []string
+}
+
+// An Option configures a [Snapshotter].
+type Option func(*options)
+
+// WithStaging lets Prepare answer read-only mounts for a layer that the store has already: containerd 2.4 and later
+// take that for a layer that is neither to be fetched nor to be applied. allow is asked each time; it must be false
+// when the caller is an older containerd, which would apply the layer to the read-only mounts.
+func WithStaging(allow func(context.Context) bool) Option {
+	return func(o *options) { o.staging = allow }
+}
+
+// WithSync makes Commit write everything to the disk before it records the snapshot.
+func WithSync() Option {
+	return func(o *options) { o.sync = true }
+}
+
+// WithOverlayOptions replaces the options of overlay mounts that the kernel's defaults call for.
+func WithOverlayOptions(mountOptions ...string) Option {
+	return func(o *options) { o.overlay = mountOptions }
+}

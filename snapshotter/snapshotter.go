@@ -1,0 +1,502 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
+)
+
+const (
+	metadataFile = "metadata.db"
+	snapshotsDir = "snapshots"
+	layersDir    = "layers" // checkouts; made by package layer
+	tmpDir       = "tmp"
+	upperDir     = "fs"
+	workDir      = "work"
+
+	// databaseTimeout is how long to wait for another process that has metadata.db open.
+	databaseTimeout = 5 * time.Second
+)
+
+// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Its methods may be called by many
+// goroutines at once, except Close. No other process may use the root meanwhile.
+type Snapshotter struct {
+	root   *atfs.Dir
+	snaps  *atfs.Dir
+	tmp    *atfs.Dir
+	path   string // of root, absolute and without symbolic links: it is in every mount
+	ms     *storage.MetaStore
+	layers *layer.Store
+	opts   options
+
+	refs     refIndex
+	locks    keylock.Map   // by number: what is done to the directory of one active snapshot
+	cleaning chan struct{} // has an element while a cleanup runs
+	garbage  atomic.Bool   // there may be layers or objects that nobody needs
+	work     sync.WaitGroup
+	close    func() error
+}
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// New opens the snapshots kept below root, whose layers are in store, and brings what a crash left behind in order.
+// The snapshotter keeps its own handle of root; store stays the caller's and must outlive the snapshotter.
+//
+// Snapshots whose layers are no longer in the store are logged by name; using one is a [LostLayerError].
+func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option) (_ *Snapshotter, err error) {
+	s := &Snapshotter{layers: store, cleaning: make(chan struct{}, 1)}
+	s.close = sync.OnceValue(s.closeAll)
+	s.opts.overlay = overlayOptions(overlayParameters)
+	for _, o := range opts {
+		o(&s.opts)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("open snapshots: %w", err), s.Close())
+		}
+	}()
+	if s.root, err = root.OpenDir("."); err != nil {
+		return nil, err
+	}
+	if s.path, err = mountablePath(s.root.Path()); err != nil {
+		return nil, err
+	}
+	for name, dir := range map[string]**atfs.Dir{snapshotsDir: &s.snaps, tmpDir: &s.tmp} {
+		if err := s.root.MkdirAll(name, 0o700); err != nil {
+			return nil, err
+		}
+		if *dir, err = s.root.OpenDir(name); err != nil {
+			return nil, err
+		}
+	}
+	s.ms, err = storage.NewMetaStore(filepath.Join(s.path, metadataFile), func(o *bolt.Options) error {
+		o.Timeout = databaseTimeout
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// mountablePath makes a path absolute and resolves symbolic links. One with a character that means something in the
+// options of a mount is refused.
+func mountablePath(name string) (string, error) {
+	abs, err := mount.CanonicalizePath(name)
+	if err != nil {
+		return "", err
+	}
+	if i := strings.IndexAny(abs, `,:\`); i >= 0 {
+		return "", fmt.Errorf("path %q has a %q, which overlay mounts do not take: choose another root", abs, abs[i])
+	}
+	return abs, nil
+}
+
+// Close closes the metadata store and the snapshotter's directories. Calls that still run fail; a second call returns
+// what the first did.
+func (s *Snapshotter) Close() error { return s.close() }
+
+func (s *Snapshotter) closeAll() error {
+	s.work.Wait()
+	var err error
+	if s.ms != nil {
+		err = s.ms.Close()
+	}
+	for _, d := range []*atfs.Dir{s.root, s.snaps, s.tmp} {
+		if d != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}
+	return err
+}
+
+// Layers returns the store that the snapshotter was opened with.
+func (s *Snapshotter) Layers() *layer.Store { return s.layers }
+
+func (s *Snapshotter) read(ctx context.Context, f func(ctx context.Context) error) error {
+	return s.ms.WithTransaction(ctx, false, f)
+}
+
+func (s *Snapshotter) write(ctx context.Context, f func(ctx context.Context) error) error {
+	return s.ms.WithTransaction(ctx, true, f)
+}
+
+// Stat describes a snapshot.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
+	err = s.read(ctx, func(ctx context.Context) error {
+		_, info, _, err = storage.GetInfo(ctx, key)
+		return err
+	})
+	return info, err
+}
+
+// Update changes labels of a snapshot. Those that say what a committed snapshot consists of stay as they are, whatever
+// info has; they are not in the answer, which has the labels that can be changed.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+	err = s.write(ctx, func(ctx context.Context) error {
+		_, old, _, err := storage.GetInfo(ctx, info.Name)
+		if err != nil {
+			return err
+		}
+		private := privateLabels(old.Labels)
+		info.Labels = publicLabels(info.Labels)
+		if old.Kind == snapshots.KindCommitted {
+			info.Labels = committedLabels(info.Name, info.Labels, private)
+		}
+		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
+		return err
+	})
+	if err != nil {
+		return snapshots.Info{}, err
+	}
+	s.refs.put(updated)
+	updated.Labels = publicLabels(updated.Labels)
+	return updated, nil
+}
+
+// Walk calls f for each snapshot that one of the filters matches, as they were when Walk was called. Every other method
+// may be called from f: no transaction is open then. With one, a method that f calls would wait for a writer that
+// waits, to make the database larger, for all transactions to end.
+func (s *Snapshotter) Walk(ctx context.Context, f snapshots.WalkFunc, filters ...string) error {
+	var found []snapshots.Info
+	err := s.read(ctx, func(ctx context.Context) error {
+		return walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			found = append(found, info)
+			return nil
+		}, filters...)
+	})
+	if err != nil {
+		return err
+	}
+	for _, info := range found {
+		if err := f(ctx, info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// walk is storage.WalkInfo, except that a store that never had a snapshot has none, instead of being an error.
+func walk(ctx context.Context, f snapshots.WalkFunc, filters ...string) error {
+	called := false
+	err := storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+		called = true
+		return f(ctx, info)
+	}, filters...)
+	if !called && errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// Prepare makes an active snapshot.
+//
+// With the label containerd.io/snapshot.ref, the answer is errdefs.ErrAlreadyExists if there is a committed snapshot
+// with this label and this parent, under whatever name: containerd then uses that one, also from another namespace.
+// Read-only mounts say that the layer is there and nothing is to be applied; see [WithStaging].
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	return s.create(ctx, snapshots.KindActive, key, parent, opts)
+}
+
+// View makes a read-only snapshot.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	return s.create(ctx, snapshots.KindView, key, parent, opts)
+}
+
+func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
+	asked, err := applyOpts(opts)
+	if err != nil {
+		return nil, err
+	}
+	labels := publicLabels(asked.Labels)
+	if ref := labels[snapshots.LabelSnapshotRef]; kind == snapshots.KindActive && s.refs.has(ref, parent) {
+		return nil, fmt.Errorf("snapshot %q on %q: %w", ref, parent, errdefs.ErrAlreadyExists)
+	}
+	below, err := s.chainOf(ctx, parent)
+	if err != nil {
+		return nil, err
+	}
+	lowers, err := s.checkouts(ctx, below)
+	if err != nil {
+		return nil, err
+	}
+	staged, err := s.stage(ctx, kind, key, labels)
+	if err != nil {
+		return nil, err
+	}
+	if staged != nil {
+		// The file layer keeps the layer alive as soon as the directory has its name.
+		defer func() { err = errors.Join(err, staged.Release()) }()
+	}
+	dir := newDirectory{kind: kind, parent: len(below) > 0, staged: staged}
+	if dir.uid, dir.gid, err = s.rootOwner(lowers); err != nil {
+		return nil, err
+	}
+	id, err := s.insert(ctx, dir, below, kind, key, parent, append(opts, onlyLabels(labels)))
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := s.mounts(ctx, id, kind, key, below, lowers)
+	if err != nil {
+		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
+	}
+	return mounts, nil
+}
+
+// insert makes the row and the directory of a new snapshot, both or neither.
+func (s *Snapshotter) insert(ctx context.Context, dir newDirectory, below []content, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (id string, err error) {
+	tmp, err := s.makeDirectory(dir)
+	if err != nil {
+		return "", fmt.Errorf("make directory of snapshot %q: %w", key, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.tmp.RemoveAll(tmp))
+		}
+	}()
+	renamed := false
+	err = s.write(ctx, func(ctx context.Context) error {
+		snap, err := storage.CreateSnapshot(ctx, kind, key, parent, opts...)
+		if err != nil {
+			return fmt.Errorf("create snapshot: %w", err)
+		}
+		if !slices.EqualFunc(snap.ParentIDs, below, func(id string, c content) bool { return id == c.id }) {
+			return fmt.Errorf("create snapshot %q: parent %q was replaced meanwhile: %w", key, parent, errdefs.ErrUnavailable)
+		}
+		id = snap.ID
+		if dir.empty() {
+			return nil
+		}
+		if err := s.tmp.Rename(tmp, s.snaps, id, 0); err != nil {
+			return err
+		}
+		renamed = true
+		return nil
+	})
+	if err != nil && renamed {
+		err = errors.Join(err, s.snaps.Rename(id, s.tmp, tmp, 0))
+	}
+	return id, err
+}
+
+func applyOpts(opts []snapshots.Opt) (snapshots.Info, error) {
+	var info snapshots.Info
+	for _, o := range opts {
+		if err := o(&info); err != nil {
+			return info, err
+		}
+	}
+	return info, nil
+}
+
+// onlyLabels replaces the labels that other options set; snapshots.WithLabels adds to them.
+func onlyLabels(labels map[string]string) snapshots.Opt {
+	return func(info *snapshots.Info) error {
+		info.Labels = labels
+		return nil
+	}
+}
+
+// chainOf reads what a committed snapshot and those below it consist of, topmost first. No name is no chain.
+func (s *Snapshotter) chainOf(ctx context.Context, name string) (chain []content, err error) {
+	if name == "" {
+		return nil, nil
+	}
+	err = s.read(ctx, func(ctx context.Context) error {
+		chain, err = chainIn(ctx, name)
+		return err
+	})
+	return chain, err
+}
+
+// chainIn is chainOf inside a transaction.
+func chainIn(ctx context.Context, name string) ([]content, error) {
+	var chain []content
+	for name != "" {
+		id, info, _, err := storage.GetInfo(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("parent snapshot %q: %w", name, err)
+		}
+		if info.Kind != snapshots.KindCommitted {
+			return nil, fmt.Errorf("parent snapshot %q is not committed: %w", name, errdefs.ErrInvalidArgument)
+		}
+		c, err := contentOf(id, info)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, c)
+		name = info.Parent
+	}
+	return chain, nil
+}
+
+// layerIDs returns the layers of a chain, lowest first, as the layer store wants them.
+func layerIDs(chain []content, above ...objectstore.Checksum) []objectstore.Checksum {
+	ids := make([]objectstore.Checksum, 0, len(chain)+len(above))
+	for _, c := range slices.Backward(chain) {
+		ids = append(ids, c.layer)
+	}
+	return append(ids, above...)
+}
+
+// checkouts returns the directories of a chain's checkouts, topmost first. One that is missing is made again.
+func (s *Snapshotter) checkouts(ctx context.Context, chain []content) ([]string, error) {
+	dirs := make([]string, len(chain))
+	for i, c := range chain {
+		ok, err := s.layers.HasCheckout(c.checkout)
+		if err != nil {
+			return nil, err
+		}
+		name := c.checkout
+		if !ok {
+			log.G(ctx).WithField("snapshot", c.name).WithField("layer", c.layer.String()).Info("checkout is missing, making it again")
+			if name, _, err = s.layers.Checkout(ctx, layerIDs(chain[i:])); err != nil {
+				return nil, lost(c, err)
+			}
+		}
+		dirs[i] = filepath.Join(s.path, name)
+	}
+	return dirs, nil
+}
+
+// rootOwner returns the owner that the upper directory of a snapshot has, which is the owner that the root of the
+// container's file system has: that of the parent's root.
+func (s *Snapshotter) rootOwner(lowers []string) (uid, gid uint32, err error) {
+	if len(lowers) == 0 {
+		return 0, 0, nil
+	}
+	name, err := filepath.Rel(s.path, lowers[0])
+	if err != nil {
+		return 0, 0, err
+	}
+	st, err := s.root.Lstat(name)
+	return st.Uid, st.Gid, err
+}
+
+// Mounts returns the mounts of an active snapshot or a view. They are the host's: nothing has to be kept running, or
+// mounted before, for them.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	var snap storage.Snapshot
+	var below []content
+	err := s.read(ctx, func(ctx context.Context) error {
+		var err error
+		if snap, err = storage.GetSnapshot(ctx, key); err != nil {
+			return fmt.Errorf("snapshot %q: %w", key, err)
+		}
+		_, info, _, err := storage.GetInfo(ctx, key)
+		if err != nil {
+			return err
+		}
+		below, err = chainIn(ctx, info.Parent)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	lowers, err := s.checkouts(ctx, below)
+	if err != nil {
+		return nil, err
+	}
+	return s.mounts(ctx, snap.ID, snap.Kind, key, below, lowers)
+}
+
+func (s *Snapshotter) mounts(ctx context.Context, id string, kind snapshots.Kind, key string, below []content, lowers []string) ([]mount.Mount, error) {
+	st := stack{
+		upper:    filepath.Join(s.path, snapshotsDir, id, upperDir),
+		work:     filepath.Join(s.path, snapshotsDir, id, workDir),
+		lowers:   lowers,
+		readOnly: kind == snapshots.KindView,
+		unpack:   isUnpackKey(key),
+		options:  s.opts.overlay,
+	}
+	if kind == snapshots.KindView {
+		return st.mounts(), nil
+	}
+	d, err := s.readDirectory(id)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %q: %w", key, err)
+	}
+	st.readOnly = d.staged
+	if !d.layer.IsZero() {
+		top, err := s.topCheckout(ctx, d, below)
+		if err != nil {
+			return nil, fmt.Errorf("snapshot %q: %w", key, err)
+		}
+		if top != "" {
+			st.lowers = append([]string{top}, lowers...)
+		}
+	}
+	return st.mounts(), nil
+}
+
+// topCheckout returns the directory of the checkout of the layer that an active snapshot was given. A staged layer
+// that lacks something only the layers below can tell has none before its parent is known, which is at Commit.
+func (s *Snapshotter) topCheckout(ctx context.Context, d directory, below []content) (string, error) {
+	l, err := s.layers.Layer(ctx, d.layer)
+	if err != nil {
+		return "", lost(content{layer: d.layer}, err)
+	}
+	if d.staged && l.Unresolved > 0 && len(below) == 0 {
+		return "", nil
+	}
+	name, _, err := s.layers.Checkout(ctx, layerIDs(below, d.layer))
+	if err != nil {
+		return "", lost(content{layer: d.layer}, err)
+	}
+	return filepath.Join(s.path, name), nil
+}
+
+// Remove removes a snapshot that has no children. Its space is freed by Cleanup.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	var id string
+	var info snapshots.Info
+	err := s.write(ctx, func(ctx context.Context) (err error) {
+		if id, info, _, err = storage.GetInfo(ctx, key); err != nil {
+			return err
+		}
+		_, _, err = storage.Remove(ctx, key)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove snapshot %q: %w", key, err)
+	}
+	s.refs.remove(key)
+	if info.Kind == snapshots.KindCommitted {
+		s.garbage.Store(true)
+		return nil
+	}
+	if ok, err := s.snaps.Exists(path.Join(id, layerFile)); err != nil || ok {
+		s.garbage.Store(true)
+	}
+	// The row is gone: a directory that stays is an orphan, which Cleanup finds.
+	if err := s.discard(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.G(ctx).WithError(err).WithField("snapshot", key).Warn("directory of removed snapshot stays until cleanup")
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+// Package snaptest opens snapshotters over real stores for tests.
+package snaptest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+)
+
+// Env is a snapshotter and what it stands on.
+type Env struct {
+	Path  string
+	Root  *atfs.Dir
+	Repo  *objectstore.Repo
+	Store *layer.Store
+	*snapshotter.Snapshotter
+}
+
+// Open opens the snapshotter below path, making what is missing. Close closes it all.
+func Open(ctx context.Context, path string, opts ...snapshotter.Option) (_ *Env, err error) {
+	e := &Env{Path: path}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.Close())
+		}
+	}()
+	if e.Root, err = atfs.Open(path); err != nil {
+		return nil, err
+	}
+	if err := e.Root.MkdirAll("repo", 0o700); err != nil {
+		return nil, err
+	}
+	dir, err := e.Root.OpenDir("repo")
+	if err != nil {
+		return nil, err
+	}
+	e.Repo, err = objectstore.Open(dir)
+	if errors.Is(err, objectstore.ErrNoRepo) {
+		e.Repo, err = objectstore.Create(dir, objectstore.ModeBare)
+	}
+	if err := errors.Join(err, dir.Close()); err != nil {
+		return nil, err
+	}
+	if e.Store, err = layer.Open(e.Root, e.Repo, layer.Options{}); err != nil {
+		return nil, err
+	}
+	e.Snapshotter, err = snapshotter.New(ctx, e.Root, e.Store, opts...)
+	return e, err
+}
+
+// Close closes the snapshotter and what it stands on.
+func (e *Env) Close() error {
+	var err error
+	if e.Snapshotter != nil {
+		err = e.Snapshotter.Close()
+	}
+	if e.Store != nil {
+		err = errors.Join(err, e.Store.Close())
+	}
+	if e.Repo != nil {
+		err = errors.Join(err, e.Repo.Close())
+	}
+	if e.Root != nil {
+		err = errors.Join(err, e.Root.Close())
+	}
+	return err
+}
+
+// New opens a snapshotter in a temporary directory. When the test ends it is closed and its repository checked.
+func New(tb testing.TB, opts ...snapshotter.Option) *Env {
+	tb.Helper()
+	NeedsRoot(tb)
+	e, err := Open(tb.Context(), tb.TempDir(), opts...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := e.Check(context.WithoutCancel(tb.Context())); err != nil {
+			tb.Error(err)
+		}
+		if err := e.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return e
+}
+
+// Reopen closes everything and opens it again, as a restart of the daemon does.
+func (e *Env) Reopen(tb testing.TB, opts ...snapshotter.Option) {
+	tb.Helper()
+	if err := e.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	again, err := Open(tb.Context(), e.Path, opts...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	*e = *again
+}
+
+// Check verifies the repository with our fsck, and with ostree(1) where there is one.
+func (e *Env) Check(ctx context.Context) error {
+	report, err := e.Repo.Fsck(ctx, objectstore.FsckOptions{})
+	if err == nil {
+		err = report.Err()
+	}
+	if _, lerr := exec.LookPath("ostree"); lerr != nil {
+		return err
+	}
+	out, ferr := exec.CommandContext(ctx, "ostree", "fsck", "--repo="+filepath.Join(e.Path, "repo")).CombinedOutput()
+	if ferr != nil {
+		err = errors.Join(err, ferr, errors.New(string(out)))
+	}
+	return err
+}
+
+// NeedsRoot skips a test that only root can run.
+func NeedsRoot(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		tb.Skip("needs root: it mounts, and makes files of any owner")
+	}
+}
+
+// SocketDir returns a directory for a unix socket, whose path must be short.
+func SocketDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "s-") //nolint:usetesting // TempDir has the name of the test in it
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
+	return dir
+}
+
+// Mount mounts the mounts in a temporary directory until the test ends, and returns the directory and what unmounts it
+// before.
+func Mount(tb testing.TB, mounts []mount.Mount) (target string, unmount func()) {
+	tb.Helper()
+	target = tb.TempDir()
+	if err := mount.All(mounts, target); err != nil {
+		tb.Fatalf("mount %v: %v", mounts, err)
+	}
+	mounted := true
+	unmount = func() {
+		if !mounted {
+			return
+		}
+		mounted = false
+		if err := mount.UnmountAll(target, unix.UMOUNT_NOFOLLOW); err != nil {
+			tb.Error(err)
+		}
+	}
+	tb.Cleanup(unmount)
+	return target, unmount
+}

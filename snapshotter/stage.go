@@ -1,0 +1,181 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// stage returns, held, the layer with which a new snapshot can be staged, nil if there is none. The caller says by a
+// label which layer it is about to fetch and apply.
+func (s *Snapshotter) stage(ctx context.Context, kind snapshots.Kind, key string, labels map[string]string) (*layer.Held, error) {
+	label := labels[snapshots.LabelSnapshotDiffID]
+	if s.opts.staging == nil || kind != snapshots.KindActive || label == "" || !isUnpackKey(key) {
+		return nil, nil
+	}
+	diffID, err := digest.Parse(label)
+	if err != nil {
+		return nil, nil //nolint:nilerr // containerd will say what is wrong with it when it applies the layer
+	}
+	held, err := s.layers.Acquire(ctx, diffID)
+	if err != nil {
+		if !errdefs.IsNotFound(err) {
+			log.G(ctx).WithError(err).WithField("diffID", diffID).Warn("known layer cannot be used, it will be fetched")
+		}
+		return nil, nil
+	}
+	if !s.opts.staging(ctx) {
+		return nil, held.Release()
+	}
+	log.G(ctx).WithFields(log.Fields{"layer": held.ID.String(), "diffID": diffID, "by": "diff"}).Info("layer known")
+	return held, nil
+}
+
+// Locate finds what mounts that this snapshotter returned belong to: the number of an active snapshot, or, if the
+// snapshot was staged, the layer that is there already. Anybody else's mounts are an errdefs.ErrNotImplemented.
+func (s *Snapshotter) Locate(_ context.Context, mounts []mount.Mount) (id string, staged objectstore.Checksum, err error) {
+	notOurs := fmt.Errorf("mounts are not of a snapshot below %s: %w", s.path, errdefs.ErrNotImplemented)
+	if len(mounts) != 1 {
+		return "", staged, notOurs
+	}
+	m := mounts[0]
+	source := m.Source
+	if m.Type == "overlay" {
+		if source = mountOption(m, "upperdir="); source == "" {
+			source, _, _ = strings.Cut(mountOption(m, "lowerdir="), ":")
+		}
+	} else if m.Type != "bind" {
+		return "", staged, notOurs
+	}
+	name, err := filepath.Rel(s.path, source)
+	if err != nil || path.Clean(source) != source {
+		return "", staged, notOurs
+	}
+	parts := strings.Split(name, "/")
+	if len(parts) == 3 && parts[0] == snapshotsDir && parts[2] == upperDir {
+		if _, err := strconv.ParseUint(parts[1], 10, 64); err == nil {
+			return s.locateUpper(parts[1], notOurs)
+		}
+	}
+	if m.ReadOnly() && len(parts) == 3 && parts[0] == layersDir {
+		staged, err := s.checkoutOwner(parts[1])
+		return "", staged, err
+	}
+	return "", staged, notOurs
+}
+
+// checkoutOwner returns the layer that a directory of checkouts belongs to: its name has only half of the ID.
+func (s *Snapshotter) checkoutOwner(short string) (objectstore.Checksum, error) {
+	b, err := s.root.ReadFile(path.Join(layersDir, short, "commit"), smallFile)
+	if err != nil {
+		return objectstore.Checksum{}, err
+	}
+	return objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n"))
+}
+
+// locateUpper is Locate for mounts of a snapshot's upper directory.
+func (s *Snapshotter) locateUpper(id string, notOurs error) (string, objectstore.Checksum, error) {
+	d, err := s.readDirectory(id)
+	switch {
+	case errdefs.IsDataLoss(err): // a view, or a snapshot that was removed meanwhile
+		return "", objectstore.Checksum{}, notOurs
+	case err != nil:
+		return "", objectstore.Checksum{}, err
+	case d.staged:
+		return "", d.layer, nil
+	}
+	return id, objectstore.Checksum{}, nil
+}
+
+func mountOption(m mount.Mount, prefix string) string {
+	i := slices.IndexFunc(m.Options, func(o string) bool { return strings.HasPrefix(o, prefix) })
+	if i < 0 {
+		return ""
+	}
+	return m.Options[i][len(prefix):]
+}
+
+// AddLayer applies a layer to an active snapshot that [Snapshotter.Locate] found, over what was applied before. When
+// it returns, the snapshot keeps the layer alive and it may be released. With sync, everything is on the disk then.
+//
+// A snapshot that was written to through its mounts is an errdefs.ErrNotImplemented: another differ can apply the
+// layer there, file by file.
+func (s *Snapshotter) AddLayer(ctx context.Context, id string, held *layer.Held, sync bool) error {
+	if err := s.addLayer(ctx, id, held); err != nil {
+		return fmt.Errorf("add layer %s to snapshot %s: %w", held.ID, id, err)
+	}
+	if !sync {
+		return nil
+	}
+	return s.layers.Sync(ctx)
+}
+
+func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held) (err error) {
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d, err := s.readDirectory(id)
+	if err != nil {
+		return err
+	}
+	pristine, err := s.isPristine(id)
+	switch {
+	case err != nil:
+		return err
+	case !pristine && !d.layer.IsZero():
+		return fmt.Errorf("snapshot has a layer and was written to since: %w", errdefs.ErrFailedPrecondition)
+	case !pristine:
+		return fmt.Errorf("snapshot was written to: %w", errdefs.ErrNotImplemented)
+	}
+	top := held
+	usage := layer.Usage{Bytes: d.usage.Bytes + held.Added.Bytes, Inodes: d.usage.Inodes + held.Added.Inodes}
+	if !d.layer.IsZero() && d.layer != held.ID {
+		if top, err = s.layers.Merge(ctx, d.layer, held.ID, id); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, top.Release()) }()
+		usage.Bytes += top.Added.Bytes
+		usage.Inodes += top.Added.Inodes
+		s.garbage.Store(true)
+	}
+	if err := s.writeLayer(id, top.ID, usage); err != nil {
+		return err
+	}
+	if top.Unresolved > 0 {
+		return nil // the layers below are known at Commit
+	}
+	start := time.Now()
+	name, added, err := s.layers.Checkout(ctx, []objectstore.Checksum{top.ID})
+	if err != nil {
+		return err
+	}
+	if added == (layer.Usage{}) {
+		return nil
+	}
+	log.G(ctx).WithFields(log.Fields{
+		"layer": top.ID.String(), "checkout": name, "added": added.Bytes, "inodes": added.Inodes, "duration": time.Since(start),
+	}).Info("layer checked out")
+	usage.Bytes += added.Bytes
+	usage.Inodes += added.Inodes
+	return s.writeLayer(id, top.ID, usage)
+}
+
+// MarkGarbage says that something was stored which no snapshot may need: the next Cleanup prunes.
+func (s *Snapshotter) MarkGarbage() { s.garbage.Store(true) }
