@@ -1,0 +1,252 @@
+package plugin
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+)
+
+// DefaultConfigFile is where the daemon looks for its configuration.
+const DefaultConfigFile = "/etc/ostree-snapshotter/config.toml"
+
+// configVersion is the version of the configuration's format.
+const configVersion = 1
+
+// Durability says when what Commit recorded is on the disk.
+type Durability string
+
+const (
+	// DurabilityJournal lists what is not on the disk yet, so that what a power failure took is found at the next start.
+	DurabilityJournal Durability = "journal"
+	// DurabilitySync writes everything before a snapshot is committed.
+	DurabilitySync Durability = "sync"
+)
+
+// Config is the daemon's configuration. Its tags are the documentation that users see.
+type Config struct {
+	Version int `toml:"version" comment:"Configuration of ostree-snapshotter. Every key is shown with its default.\n\nFormat of this file. Required."`
+
+	Root    string `toml:"root" comment:"Directory of the store: repository, checkouts, snapshots. Its file system must have extended attributes and\nhard links and be able to carry overlay mounts: ext4, xfs, btrfs."`
+	Repo    string `toml:"repo" comment:"Directory of the ostree repository, which must be on the same file system as root. Empty: \"repo\" below root.\nAnother one, like /ostree/repo, must exist and have mode bare."`
+	Address string `toml:"address" comment:"Unix socket that containerd's proxy_plugins name. systemd can pass it instead (socket activation)."`
+
+	Mtime        layer.Mtime `toml:"mtime" comment:"What to do with a file whose content is in the store already, but with another modification time.\n\"exact\": give it a copy (a reflink where the file system can). \"canonical\": share, and show the other time:\nPython then compiles its modules anew at each start."`
+	SkipDownload bool        `toml:"skip_download" comment:"Do not download layers that the store has already. The images can be run, but not pushed, saved or converted,\nbecause containerd does not have their blobs. Takes containerd 2.4 or later; otherwise it has no effect."`
+	Durability   Durability  `toml:"durability" comment:"\"journal\": layers are written to the disk in the background, and a journal lists them until they are there: after a\npower failure what is damaged is found at the next start, and made again from containerd's blobs. \"sync\": everything\nis on the disk before a snapshot is committed, which makes pulls slower."`
+
+	Containerd ContainerdConfig `toml:"containerd"`
+	Decompress DecompressConfig `toml:"decompress"`
+	Import     ImportConfig     `toml:"import"`
+	Log        LogConfig        `toml:"log"`
+}
+
+// ContainerdConfig says how to reach containerd.
+type ContainerdConfig struct {
+	Address     string `toml:"address" comment:"Socket of the containerd that this daemon serves."`
+	ContentRoot string `toml:"content_root" comment:"Directory of its content store, from which blobs are read. Empty: containerd is asked where it is."`
+}
+
+// DecompressConfig says what layers are decompressed with.
+type DecompressConfig struct {
+	Gzip string `toml:"gzip" comment:"\"auto\": igzip (of Intel's ISA-L) if the host has it, which is three times as fast as the built-in gzip.\n\"off\": the built-in gzip. Or the absolute path of an igzip."`
+}
+
+// ImportConfig bounds what unpacking one layer takes.
+type ImportConfig struct {
+	Workers    int  `toml:"workers" comment:"Goroutines that hash and write files. 0: as many as there are processors."`
+	Memory     Size `toml:"memory" comment:"File content that is in memory at once."`
+	MaxEntries int  `toml:"max_entries" comment:"Entries that a layer may have."`
+}
+
+// LogConfig says what the daemon logs to standard error.
+type LogConfig struct {
+	Level  string `toml:"level" comment:"\"trace\", \"debug\", \"info\", \"warn\" or \"error\"."`
+	Format string `toml:"format" comment:"\"text\" or \"json\"."`
+}
+
+// Size is a number of bytes that is written with a unit.
+type Size int64
+
+// MarshalText writes the size with the largest binary unit that divides it.
+func (s Size) MarshalText() ([]byte, error) {
+	for shift, unit := range []string{"B", "KiB", "MiB", "GiB"} {
+		next := int64(1) << (10 * (shift + 1))
+		if int64(s)%next != 0 || s == 0 || unit == "GiB" {
+			return fmt.Appendf(nil, "%d%s", int64(s)>>(10*shift), unit), nil
+		}
+	}
+	panic("unreachable")
+}
+
+// UnmarshalText reads a size like "64MiB", "100MB" or "1048576".
+func (s *Size) UnmarshalText(b []byte) error {
+	n, err := humanize.ParseBytes(string(b))
+	if err != nil || n > math.MaxInt64 {
+		return fmt.Errorf("%q is not a size like \"64MiB\"", b)
+	}
+	*s = Size(n)
+	return nil
+}
+
+// DefaultConfig returns the configuration that holds where a file says nothing.
+func DefaultConfig() *Config {
+	return &Config{
+		Version:    configVersion,
+		Root:       "/var/lib/ostree-snapshotter",
+		Address:    "/run/ostree-snapshotter/ostree-snapshotter.sock",
+		Mtime:      layer.MtimeExact,
+		Durability: DurabilityJournal,
+		Containerd: ContainerdConfig{Address: "/run/containerd/containerd.sock"},
+		Decompress: DecompressConfig{Gzip: differ.GzipAuto},
+		Import:     ImportConfig{Memory: 64 << 20, MaxEntries: 4 << 20},
+		Log:        LogConfig{Level: "info", Format: "text"},
+	}
+}
+
+// LoadConfig reads a configuration file. "" is no file: the defaults hold. Errors name the file, and the line and key
+// where there is one.
+func LoadConfig(name string) (*Config, error) {
+	if name == "" {
+		return DefaultConfig(), nil
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	c, err := ParseConfig(b)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// ParseConfig reads a configuration. What it does not say is the default. Unknown keys are errors.
+func ParseConfig(b []byte) (*Config, error) {
+	c := DefaultConfig()
+	c.Version = 0
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return nil, positioned(err)
+	}
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// positioned says where in the file an error of the TOML parser is.
+func positioned(err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		var errs []error
+		for _, e := range strict.Errors {
+			line, _ := e.Position()
+			errs = append(errs, fmt.Errorf("line %d: unknown key %q", line, strings.Join(e.Key(), ".")))
+		}
+		return joinLine(errs)
+	}
+	var syntax *toml.DecodeError
+	if errors.As(err, &syntax) {
+		line, _ := syntax.Position()
+		text := goField.ReplaceAllString(strings.TrimPrefix(syntax.Error(), "toml: "), "")
+		if key := strings.Join(syntax.Key(), "."); key != "" {
+			return fmt.Errorf("line %d: key %q: %s", line, key, text)
+		}
+		return fmt.Errorf("line %d: %s", line, text)
+	}
+	return err
+}
+
+// goField is what a type error of the TOML parser says about our program instead of the file.
+var goField = regexp.MustCompile(`struct field \S+ of type `)
+
+// joinLine makes one line of several errors.
+func joinLine(errs []error) error {
+	texts := make([]string, len(errs))
+	for i, err := range errs {
+		texts[i] = err.Error()
+	}
+	return errors.New(strings.Join(texts, "; "))
+}
+
+// Validate returns an error that names the first key whose value makes no sense.
+func (c *Config) Validate() error {
+	for _, v := range []struct {
+		ok   bool
+		key  string
+		got  any
+		want string
+	}{
+		{c.Version == configVersion, "version", c.Version, "must be 1"},
+		{filepath.IsAbs(c.Root), "root", c.Root, "must be an absolute path"},
+		{c.Repo == "" || filepath.IsAbs(c.Repo), "repo", c.Repo, "must be an absolute path or empty"},
+		{filepath.IsAbs(c.Address), "address", c.Address, "must be an absolute path"},
+		{c.Mtime == layer.MtimeExact || c.Mtime == layer.MtimeCanonical, "mtime", c.Mtime, `must be "exact" or "canonical"`},
+		{c.Durability == DurabilityJournal || c.Durability == DurabilitySync, "durability", c.Durability, `must be "journal" or "sync"`},
+		{filepath.IsAbs(c.Containerd.Address), "containerd.address", c.Containerd.Address, "must be an absolute path"},
+		{c.Containerd.ContentRoot == "" || filepath.IsAbs(c.Containerd.ContentRoot), "containerd.content_root", c.Containerd.ContentRoot, "must be an absolute path or empty"},
+		{c.Decompress.Gzip == differ.GzipAuto || c.Decompress.Gzip == differ.GzipOff || filepath.IsAbs(c.Decompress.Gzip), "decompress.gzip", c.Decompress.Gzip, `must be "auto", "off" or an absolute path`},
+		{c.Import.Workers >= 0, "import.workers", c.Import.Workers, "must not be negative"},
+		{c.Import.Memory >= 1<<20, "import.memory", c.Import.Memory, "must be at least 1MiB"},
+		{c.Import.MaxEntries > 0, "import.max_entries", c.Import.MaxEntries, "must be positive"},
+		{oneOf(c.Log.Level, "trace", "debug", "info", "warn", "error"), "log.level", c.Log.Level, `must be "trace", "debug", "info", "warn" or "error"`},
+		{oneOf(c.Log.Format, "text", "json"), "log.format", c.Log.Format, `must be "text" or "json"`},
+	} {
+		if !v.ok {
+			return fmt.Errorf("key %q is %#v: %s", v.key, v.got, v.want)
+		}
+	}
+	return nil
+}
+
+func oneOf(s string, values ...string) bool { return slices.Contains(values, s) }
+
+// Encode writes the configuration as TOML, every key with what it means above it.
+func (c *Config) Encode() ([]byte, error) {
+	b, err := toml.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("write configuration: %w", err)
+	}
+	var out bytes.Buffer
+	above := "["
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimRight(line, " \n")
+		if strings.HasPrefix(line, "#") && above != "" && !strings.HasPrefix(above, "#") && !strings.HasPrefix(above, "[") {
+			out.WriteByte('\n')
+		}
+		out.WriteString(line + "\n")
+		above = line
+	}
+	return out.Bytes(), nil
+}
+
+// RepoPath returns the directory of the repository.
+func (c *Config) RepoPath() string {
+	if c.Repo != "" {
+		return c.Repo
+	}
+	return filepath.Join(c.Root, "repo")
+}
+
+// layerOptions are the options of the layer store.
+func (c *Config) layerOptions() layer.Options {
+	return layer.Options{
+		Mtime:       c.Mtime,
+		Workers:     c.Import.Workers,
+		MaxInFlight: int64(c.Import.Memory),
+		MaxEntries:  c.Import.MaxEntries,
+		Journal:     c.Durability == DurabilityJournal,
+	}
+}

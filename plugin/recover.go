@@ -1,0 +1,59 @@
+package plugin
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+)
+
+// Recover brings the layers in order after a stop without warning, and logs what it found. Layers that lack something
+// are imported again from their blobs: in the file where they were read when the layer was made, or in source, which may
+// be nil. After a clean stop it does nothing.
+func (s *Store) Recover(ctx context.Context, source differ.ContentSource, d *differ.Decompressor) error {
+	start := time.Now()
+	r, err := s.Layers.Recover(ctx, func(ctx context.Context, lost layer.LostLayer) error {
+		held, err := differ.Import(ctx, s.Layers, blobSource(lost, source), d, lost.Blob, nil)
+		if err != nil {
+			return err
+		}
+		return held.Release()
+	})
+	if err != nil || r.Entries == 0 {
+		return err
+	}
+	logger := log.G(ctx).WithFields(log.Fields{
+		"entries": r.Entries, "objects": r.Objects, "damaged": len(r.Damaged), "checkouts": r.Checkouts,
+		"remade": len(r.Remade), "lost": len(r.Lost), "duration": time.Since(start),
+	})
+	if len(r.Damaged) > 0 || len(r.Lost) > 0 || len(r.Remade) > 0 {
+		logger.Warn("store was damaged when it was last stopped")
+	} else {
+		logger.Info("store was not stopped cleanly, nothing is damaged")
+	}
+	for _, name := range r.Damaged {
+		log.G(ctx).WithField("object", name.String()).Warn("object was damaged and is removed")
+	}
+	for _, id := range r.Remade {
+		log.G(ctx).WithField("layer", id.String()).Info("layer was damaged and is made again")
+	}
+	for _, l := range r.Lost {
+		log.G(ctx).WithError(l.Cause).WithField("layer", l.ID.String()).WithField("blob", l.Blob).Error("layer is lost")
+	}
+	return nil
+}
+
+// blobSource is where the blob of a lost layer may be.
+func blobSource(lost layer.LostLayer, source differ.ContentSource) differ.ContentSource {
+	var sources differ.First
+	if lost.BlobFile != "" {
+		sources = append(sources, differ.File(lost.BlobFile))
+	}
+	if source != nil {
+		sources = append(sources, source)
+	}
+	return sources
+}

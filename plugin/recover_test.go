@@ -1,0 +1,150 @@
+package plugin
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/diff"
+	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
+)
+
+// A daemon whose store lost what was not on the disk makes the layers again from the blobs before it serves, or says
+// which snapshots are lost.
+func TestPowerLossOfTheDaemon(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		blob func(t *testing.T, c *Config, file string) // where the blob is at the next start
+		ok   bool
+	}{
+		{"blob where it was", func(*testing.T, *Config, string) {}, true},
+		{"blob in the content root", func(t *testing.T, c *Config, file string) {
+			c.Containerd.ContentRoot = t.TempDir()
+			to := filepath.Join(c.Containerd.ContentRoot, "blobs/sha256", filepath.Base(file))
+			if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(file, to); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		{"blob is another", func(t *testing.T, _ *Config, file string) {
+			if err := os.WriteFile(file, []byte("something else"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"blob is gone", func(t *testing.T, _ *Config, file string) {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := testConfig(t)
+			f := &fakeContainerd{root: t.TempDir(), version: "2.4.2"}
+			tar := snaptest.Tar(t, snaptest.File("file", "content"))
+			desc := f.serve(t, c.Containerd.Address, f.root, tar)
+			conn, _ := start(t, c)
+			sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
+			ctx := namespaces.WithNamespace(t.Context(), "default")
+			m, err := sn.Prepare(ctx, "default/1/extract-1 x", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(diff.Applier).Apply(ctx, desc, m); err != nil {
+				t.Fatal(err)
+			}
+			if err := sn.Commit(ctx, "default/2/x", "default/1/extract-1 x"); err != nil {
+				t.Fatal(err)
+			}
+
+			after := powerLoss(t, c)
+			tt.blob(t, after, filepath.Join(f.root, "blobs/sha256", desc.Digest.Encoded()))
+			var logged bytes.Buffer
+			logger := logrus.New()
+			logger.SetOutput(&logged)
+			s, err := Assemble(log.WithLogger(t.Context(), logrus.NewEntry(logger)), after)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			if ents, err := os.ReadDir(filepath.Join(after.Root, "journal")); err != nil || len(ents) != 0 {
+				t.Errorf("journal: got %v, %v, want it empty", ents, err)
+			}
+			if out, err := exec.CommandContext(ctx, "ostree", "fsck", "--repo="+after.RepoPath()).CombinedOutput(); err != nil {
+				t.Errorf("ostree fsck: %v\n%s", err, out)
+			}
+			m, err = s.Snapshotter().View(ctx, "view", "default/2/x")
+			if !tt.ok {
+				if err == nil || !strings.Contains(err.Error(), "is lost") {
+					t.Errorf("got %v, want a lost layer", err)
+				}
+				if !strings.Contains(logged.String(), "default/2/x") {
+					t.Errorf("log does not name the snapshot:\n%s", logged.String())
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := os.ReadFile(filepath.Join(m[0].Source, "file")); err != nil || string(b) != "content" {
+				t.Errorf("got %q, %v", b, err)
+			}
+		})
+	}
+}
+
+// powerLoss returns the configuration of a daemon on a copy of the store in which no object was written back.
+func powerLoss(t *testing.T, c *Config) *Config {
+	t.Helper()
+	after := testConfig(t)
+	after.Containerd = c.Containerd
+	if err := os.Remove(after.Root); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", c.Root, after.Root).CombinedOutput(); err != nil {
+		t.Fatalf("copy: %v\n%s", err, out)
+	}
+	entries, err := filepath.Glob(filepath.Join(after.Root, "journal", "*"))
+	if err != nil || len(entries) == 0 {
+		t.Fatalf("journal: got %v, %v, want entries", entries, err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range entries {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, bytes.ReplaceAll(b, bytes.TrimSpace(boot), []byte("another")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	objects, err := filepath.Glob(filepath.Join(after.Root, "repo/objects/*/*"))
+	if err != nil || len(objects) == 0 {
+		t.Fatalf("objects: got %v, %v, want some", objects, err)
+	}
+	for _, name := range objects {
+		if err := os.Truncate(name, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return after
+}

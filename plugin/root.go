@@ -1,0 +1,301 @@
+package plugin
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+const (
+	lockFile   = "lock"
+	tmpDir     = "tmp"
+	privateDir = 0o700
+	rootMode   = 0o711
+)
+
+// A Store is the store below one root, in use by this process alone.
+type Store struct {
+	Root   *atfs.Dir
+	Repo   *objectstore.Repo
+	Layers *layer.Store
+
+	lock *atfs.File
+}
+
+// OpenStore makes the store that the configuration names where it is missing, takes it for this process, and checks
+// that its file system and the kernel can do what is needed. Recover is to be called before anything else uses it.
+func OpenStore(ctx context.Context, c *Config) (_ *Store, err error) {
+	s := &Store{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.Root, err = openRoot(c.Root); err != nil {
+		return nil, err
+	}
+	if s.lock, err = lockRoot(s.Root); err != nil {
+		return nil, err
+	}
+	if err := s.Root.MkdirAll(tmpDir, privateDir); err != nil {
+		return nil, err
+	}
+	if err := probe(s.Root); err != nil {
+		return nil, fmt.Errorf("root %s cannot be used: %w", c.Root, err)
+	}
+	if s.Repo, err = openRepo(c, s.Root); err != nil {
+		return nil, err
+	}
+	opts := c.layerOptions()
+	opts.SyncFailed = func(err error) {
+		log.G(ctx).WithError(err).Error("layers cannot be written to the disk; what is damaged is found at the next start")
+	}
+	if s.Layers, err = layer.Open(s.Root, s.Repo, opts); err != nil {
+		return nil, err
+	}
+	return s, s.Layers.SweepTmp()
+}
+
+// Close closes the store and lets another process have it.
+func (s *Store) Close() error {
+	var err error
+	if s.Layers != nil {
+		err = s.Layers.Close()
+	}
+	if s.Repo != nil {
+		err = errors.Join(err, s.Repo.Close())
+	}
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	if s.Root != nil {
+		err = errors.Join(err, s.Root.Close())
+	}
+	return err
+}
+
+// openRoot opens the root directory, with the mode that lets overlay mounts through and nobody see what is in it.
+func openRoot(name string) (_ *atfs.Dir, err error) {
+	if err := os.MkdirAll(name, rootMode); err != nil {
+		return nil, fmt.Errorf("make root: %w", err)
+	}
+	root, err := atfs.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, root.Close())
+		}
+	}()
+	st, err := root.Lstat(".")
+	if err != nil {
+		return nil, err
+	}
+	return root, root.SetAttr(st.Uid, st.Gid, rootMode, st.Mtim)
+}
+
+// lockRoot takes the root for this process, until the file is closed or the process ends.
+func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
+	f, err := root.OpenFile(lockFile, unix.O_RDWR|unix.O_CREAT, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	exclusive := unix.Flock_t{Type: unix.F_WRLCK}
+	err = unix.FcntlFlock(uintptr(f.FD()), unix.F_OFD_SETLK, &exclusive)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		pid, rerr := root.ReadFile(lockFile, 64)
+		if rerr != nil || len(pid) == 0 {
+			pid = []byte("unknown")
+		}
+		return nil, fmt.Errorf("root %s is in use by process %s", root.Path(), strings.TrimSpace(string(pid)))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	// The number of a predecessor is never longer than what it is overwritten with, nor can anybody read half of it.
+	pid := fmt.Appendf(nil, "%-20s\n", strconv.Itoa(os.Getpid()))
+	if _, err := f.Write(pid); err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	return f, nil
+}
+
+// openRepo opens the repository, and makes it if it is the one below the root.
+func openRepo(c *Config, root *atfs.Dir) (_ *objectstore.Repo, err error) {
+	if c.Repo == "" {
+		if err := root.MkdirAll("repo", privateDir); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := atfs.Open(c.RepoPath())
+	if err != nil {
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	repo, err := objectstore.Open(dir)
+	if errors.Is(err, objectstore.ErrNoRepo) && c.Repo == "" {
+		repo, err = objectstore.Create(dir, objectstore.ModeBare)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	if err := probeLink(root, dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("repository %s: %w", c.RepoPath(), err), repo.Close())
+	}
+	return repo, nil
+}
+
+// probeLink checks that files of the repository can be linked below the root. To have the same device number is not
+// enough: a bind mount of the same file system refuses links too.
+func probeLink(root, repo *atfs.Dir) (err error) {
+	tmp, err := root.OpenDir(tmpDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tmp.Close()) }()
+	f, err := tmp.TmpFile(0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	name := path.Join(tmpDir, "probe-"+rand.Text())
+	switch err := f.LinkTo(repo, name); {
+	case errors.Is(err, unix.EXDEV):
+		return fmt.Errorf("not on the file system of root %s, so that checkouts cannot share its files", root.Path())
+	case err != nil:
+		return err
+	}
+	return repo.Unlink(name)
+}
+
+// probe tries everything in tmp/ that the file system and the kernel must be able to do, and says which they cannot.
+func probe(root *atfs.Dir) (err error) {
+	name := path.Join(tmpDir, "probe-"+rand.Text())
+	if err := root.Mkdir(name, privateDir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, root.RemoveAll(name)) }()
+	dir, err := root.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	if err := probeFiles(dir); err != nil {
+		return err
+	}
+	return probeOverlay(dir)
+}
+
+func probeFiles(dir *atfs.Dir) (err error) {
+	f, err := dir.TmpFile(0o600)
+	if err != nil {
+		return fmt.Errorf("file system does not support O_TMPFILE: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for _, attr := range []string{"trusted.ostree.probe", "user.ostree.probe"} {
+		if err := f.Setxattr(attr, []byte("1")); err != nil {
+			return fmt.Errorf("file system does not support extended attributes: %w", err)
+		}
+	}
+	if err := f.LinkTo(dir, "a"); err != nil {
+		return fmt.Errorf("file system does not support hard links of unnamed files: %w", err)
+	}
+	if err := dir.Link("a", dir, "b"); err != nil {
+		return fmt.Errorf("file system does not support hard links: %w", err)
+	}
+	if err := dir.Mknod("whiteout", unix.S_IFCHR, 0); err != nil {
+		return fmt.Errorf("file system does not support whiteouts: %w", err)
+	}
+	return nil
+}
+
+// probeOverlay makes an overlay file system that is not mounted anywhere, and deletes a file of its lower layer. A
+// file system that cannot be the upper one makes the overlay read-only, or does not keep the whiteout.
+func probeOverlay(dir *atfs.Dir) error {
+	for _, name := range []string{"lower", "upper", "work"} {
+		if err := dir.Mkdir(name, privateDir); err != nil {
+			return err
+		}
+	}
+	f, err := dir.OpenFile("lower/file", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	mnt, err := overlay(dir.Path())
+	if err != nil {
+		return err
+	}
+	err = unix.Unlinkat(mnt, "file", 0)
+	if err = errors.Join(err, unix.Close(mnt)); err != nil {
+		return fmt.Errorf("file system cannot carry the upper directory of an overlay mount: %w", err)
+	}
+	st, err := dir.Lstat("upper/file")
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0) {
+		err = fmt.Errorf("whiteout has mode %o", st.Mode)
+	}
+	if err != nil {
+		return fmt.Errorf("file system cannot carry the upper directory of an overlay mount: %w", err)
+	}
+	return nil
+}
+
+// overlay returns the descriptor of a mount of the directories lower, upper and work in dir.
+func overlay(dir string) (int, error) {
+	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return -1, errors.New(`kernel has no overlay file system: load it with "modprobe overlay"`)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open overlay file system: %w", err)
+	}
+	defer unix.Close(fsfd)
+	for key, value := range map[string]string{
+		"lowerdir": path.Join(dir, "lower"),
+		"upperdir": path.Join(dir, "upper"),
+		"workdir":  path.Join(dir, "work"),
+	} {
+		if err := unix.FsconfigSetString(fsfd, key, value); err != nil {
+			return -1, fmt.Errorf("set overlay option %s: %w", key, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return -1, fmt.Errorf("file system cannot carry an overlay mount: %w", err)
+	}
+	mnt, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount overlay: %w", err)
+	}
+	return mnt, nil
+}
+
+// checkPrivate gives the entries of the root that only this program reads a mode that keeps others out.
+func checkPrivate(root *atfs.Dir, names ...string) error {
+	for _, name := range names {
+		if err := root.Chmod(name, privateDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

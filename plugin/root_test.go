@@ -1,0 +1,201 @@
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
+)
+
+// testConfig is a configuration whose paths are in a temporary directory, short enough for a socket.
+func testConfig(tb testing.TB) *Config {
+	tb.Helper()
+	snaptest.NeedsRoot(tb)
+	dir := snaptest.SocketDir(tb)
+	c := DefaultConfig()
+	c.Root = filepath.Join(dir, "root")
+	c.Address = filepath.Join(dir, "run", "s")
+	c.Containerd.Address = filepath.Join(dir, "containerd")
+	return c
+}
+
+// mountFS mounts an empty file system on dir until the test ends.
+func mountFS(tb testing.TB, fstype, dir string) {
+	tb.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	if err := unix.Mount(fstype, dir, fstype, 0, ""); err != nil {
+		tb.Skipf("needs a kernel with %s: %v", fstype, err)
+	}
+	tb.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			tb.Error(err)
+		}
+	})
+}
+
+func TestOpenStore(t *testing.T) {
+	c := testConfig(t)
+	for i := range 2 { // makes it, then finds it
+		s, err := OpenStore(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenStore(t.Context(), c); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("in use by process %d", os.Getpid())) {
+			t.Errorf("second instance: got %v, want an error that names this process", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]fs.FileMode{".": 0o711, "repo": 0o700, "layers": 0o700, "tmp": 0o700, "lock": 0o600} {
+			fi, err := os.Stat(filepath.Join(c.Root, name))
+			if err != nil || fi.Mode().Perm() != want {
+				t.Errorf("run %d: %s is %v, %v, want %o", i, name, fi.Mode(), err, want)
+			}
+		}
+		if ents, err := os.ReadDir(filepath.Join(c.Root, "tmp")); err != nil || len(ents) != 0 {
+			t.Errorf("tmp has %v, %v, want nothing", ents, err)
+		}
+	}
+}
+
+func TestOpenStoreSweepsTmp(t *testing.T) {
+	c := testConfig(t)
+	left := filepath.Join(c.Root, "tmp", "checkout-X", "fs")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenStore(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a dead process was making is still there: %v", err)
+	}
+}
+
+// A host that cannot do what is needed is found at start, with an error that says what it is.
+func TestOpenStoreOnAnUnsuitableFileSystem(t *testing.T) {
+	for _, c := range []struct{ fstype, want string }{
+		{"ramfs", "extended attributes"},
+		{"proc", ""},
+	} {
+		t.Run(c.fstype, func(t *testing.T) {
+			config := testConfig(t)
+			mountFS(t, c.fstype, config.Root)
+			_, err := OpenStore(t.Context(), config)
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), config.Root) {
+				t.Errorf("got %v, want an error about %s that has %q", err, config.Root, c.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "\n") {
+				t.Errorf("error has several lines: %q", err)
+			}
+		})
+	}
+	t.Run("overlay", func(t *testing.T) {
+		config := testConfig(t)
+		base := filepath.Dir(config.Root)
+		for _, name := range []string{"root", "l", "u", "w"} {
+			if err := os.Mkdir(filepath.Join(base, name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		options := fmt.Sprintf("lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", base, base, base)
+		if err := unix.Mount("overlay", config.Root, "overlay", 0, options); err != nil {
+			t.Skipf("needs overlay: %v", err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(config.Root, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		if _, err := OpenStore(t.Context(), config); err == nil {
+			t.Error("a root inside a container's own file system was accepted")
+		}
+	})
+}
+
+func TestRepositoryElsewhere(t *testing.T) {
+	makeRepo := func(t *testing.T, dir string) {
+		t.Helper()
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		d, err := atfs.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		r, err := objectstore.Create(d, objectstore.ModeBare)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		prepare func(t *testing.T, repo string)
+		want    string // in the error; "" for none
+	}{
+		{"same file system", makeRepo, ""},
+		{"not there", func(*testing.T, string) {}, "open repository"},
+		{"empty directory", func(t *testing.T, repo string) {
+			t.Helper()
+			if err := os.Mkdir(repo, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, "open repository"},
+		{"another file system", func(t *testing.T, repo string) {
+			t.Helper()
+			mountFS(t, "tmpfs", repo)
+			makeRepo(t, repo)
+		}, "not on the file system of root"},
+		{"bind mount of the same file system", func(t *testing.T, repo string) {
+			t.Helper()
+			makeRepo(t, repo+".real")
+			if err := os.Mkdir(repo, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount(repo+".real", repo, "", unix.MS_BIND, ""); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(repo, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+		}, "not on the file system of root"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := testConfig(t)
+			config.Repo = filepath.Join(filepath.Dir(config.Root), "repo")
+			c.prepare(t, config.Repo)
+			s, err := OpenStore(t.Context(), config)
+			if c.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), config.Repo) {
+				t.Errorf("got %v, want an error about %s with %q", err, config.Repo, c.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,218 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/log"
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+)
+
+// noContext is for calls that end at once.
+var noContext = context.Background()
+
+// drainTimeout is how long a server that is to stop waits for calls that run: a layer that is being unpacked may be
+// finished, and what is not is undone.
+const drainTimeout = 10 * time.Second
+
+// A Server is the daemon: snapshotter and differ over one store.
+type Server struct {
+	config      *Config
+	store       *Store
+	daemon      *daemon
+	snapshotter *snapshotter.Snapshotter
+	grpc        *grpc.Server
+	close       func() error
+}
+
+// Assemble prepares the process (umask, limit of open files) and opens everything but the socket. Its errors are one
+// line, and say what to do. The caller closes the server.
+func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("must run as root: it mounts, and makes files of any owner")
+	}
+	unix.Umask(0)
+	raiseFileLimit(ctx)
+	s := &Server{config: c}
+	s.close = sync.OnceValue(s.closeAll)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.store, err = OpenStore(ctx, c); err != nil {
+		return nil, err
+	}
+	if s.daemon, err = connect(c.Containerd.Address, c.Containerd.ContentRoot); err != nil {
+		return nil, err
+	}
+	decompressor, err := differ.NewDecompressor(ctx, c.Decompress.Gzip)
+	if err != nil {
+		return nil, err
+	}
+	log.G(ctx).WithField("gzip", cmpOr(decompressor.Gzip(), "built-in")).Debug("decompressor chosen")
+	if err := s.store.Recover(ctx, s.daemon, decompressor); err != nil {
+		return nil, err
+	}
+	var opts []snapshotter.Option
+	if c.SkipDownload {
+		opts = append(opts, snapshotter.WithStaging(s.daemon.stages))
+	}
+	if c.Durability == DurabilitySync {
+		opts = append(opts, snapshotter.WithSync())
+	}
+	if s.snapshotter, err = snapshotter.New(ctx, s.store.Root, s.store.Layers, opts...); err != nil {
+		return nil, err
+	}
+	if err := checkPrivate(s.store.Root, "layers", "journal", "snapshots", tmpDir); err != nil {
+		return nil, err
+	}
+	d := differ.New(s.snapshotter, s.store.Layers, s.daemon, decompressor)
+	s.grpc = newGRPC()
+	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(s.snapshotter))
+	diffapi.RegisterDiffServer(s.grpc, diffservice.FromApplierAndComparer(d, d))
+	return s, nil
+}
+
+func cmpOr(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// raiseFileLimit lets the process open as many files as it may: containerd pulls many layers at once.
+func raiseFileLimit(ctx context.Context) {
+	var l unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l)
+	if err == nil && l.Cur < l.Max {
+		l.Cur = l.Max
+		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("limit of open files stays as it is")
+	}
+}
+
+// Snapshotter returns the server's snapshotter.
+func (s *Server) Snapshotter() *snapshotter.Snapshotter { return s.snapshotter }
+
+// Run listens on the configured socket, tells systemd that the daemon is ready, and serves until ctx is done. Then it
+// lets running calls come to their end for a while, and returns nil.
+func (s *Server) Run(ctx context.Context) error {
+	l, err := listen(s.config.Address)
+	if err != nil {
+		return err
+	}
+	return s.Serve(ctx, l)
+}
+
+// Serve is Run with a listener, which it closes.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	var background sync.WaitGroup
+	defer background.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	background.Go(func() {
+		// What the last process left behind.
+		if err := s.snapshotter.Cleanup(ctx); err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).Warn("cleanup at start")
+		}
+	})
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(l) }()
+	log.G(ctx).WithField("address", l.Addr().String()).WithField("root", s.config.Root).Info("serving")
+	notify(ctx, sd.SdNotifyReady)
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	notify(ctx, sd.SdNotifyStopping)
+	log.G(ctx).Info("stopping")
+	s.drain(ctx)
+	if err := <-served; err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// drain stops the server: new calls are refused, running ones are waited for, but not forever.
+func (s *Server) drain(ctx context.Context) {
+	timer := time.AfterFunc(drainTimeout, func() {
+		log.G(ctx).Warn("calls still run, ending them")
+		s.grpc.Stop()
+	})
+	defer timer.Stop()
+	s.grpc.GracefulStop()
+}
+
+func notify(ctx context.Context, state string) {
+	if _, err := sd.SdNotify(false, state); err != nil {
+		log.G(ctx).WithError(err).Warn("systemd was not notified")
+	}
+}
+
+// Close closes the store. It is called after Run has returned; a second call returns what the first did.
+func (s *Server) Close() error { return s.close() }
+
+func (s *Server) closeAll() error {
+	var err error
+	if s.snapshotter != nil {
+		err = s.snapshotter.Close()
+	}
+	if s.daemon != nil {
+		err = errors.Join(err, s.daemon.Close())
+	}
+	if s.store != nil {
+		err = errors.Join(err, s.store.Close())
+	}
+	return err
+}
+
+// newGRPC returns a server with containerd's limits, on which a panic ends one call and not the daemon.
+func newGRPC() *grpc.Server {
+	return grpc.NewServer(
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+		grpc.WaitForHandlers(true),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
+			defer recovered(ctx, info.FullMethod, &err)
+			return handler(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+			defer recovered(ss.Context(), info.FullMethod, &err)
+			return handler(srv, ss)
+		}),
+	)
+}
+
+func recovered(ctx context.Context, method string, err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	log.G(ctx).WithField("method", method).WithField("panic", p).WithField("stack", string(debug.Stack())).Error("call panicked")
+	*err = status.Errorf(codes.Internal, "%s panicked: %v", method, p)
+}
