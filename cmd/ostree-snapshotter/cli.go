@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+// cli is one run of the program: where it writes and what its flags say.
+type cli struct {
+	stdout, stderr io.Writer
+	json           bool
+
+	configFile string // --config; "" stands for the default file, if there is one
+	root       string // --root; "" stands for the configuration's
+
+	daemonAddress     string // our daemon's socket; "" stands for the configuration's
+	containerdAddress string // containerd's socket; "" stands for the environment's or the configuration's
+	namespace         string // containerd namespace; "" stands for all
+}
+
+func (c *cli) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ostree-snapshotter",
+		Short: "A containerd snapshotter that keeps image layers in an ostree repository",
+		Long: `ostree-snapshotter is a containerd snapshotter and differ. Every distinct file of every image layer exists once,
+as an object of an ostree repository; containers run on overlay mounts over hard-link checkouts of the layers.
+
+"ostree-snapshotter serve" is the daemon. The other commands look at its store, while it runs or not.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          knownCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return withHint(withStatus(exitUsage, err), "\"%s --help\" lists the flags", cmd.CommandPath())
+	})
+	f := root.PersistentFlags()
+	f.StringVar(&c.configFile, "config", "", "configuration `FILE` (default "+defaultConfigFile+" where it exists)")
+	f.StringVar(&c.root, "root", "", "`DIR` that holds the store, instead of the configuration's")
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.AddCommand(
+		c.serveCommand(),
+		c.configCommand(),
+		c.layersCommand(),
+		c.dfCommand(),
+		c.fsckCommand(),
+		c.pruneCommand(),
+		c.versionCommand(),
+	)
+	return root
+}
+
+// knownCommand refuses arguments of a command that only has commands below it.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := usagef("unknown command %q for %q", args[0], cmd.CommandPath())
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		return withHint(err, "did you mean %q?", cmd.CommandPath()+" "+like[0])
+	}
+	return withHint(err, "\"%s --help\" lists the commands", cmd.CommandPath())
+}
+
+// noArgs refuses positional arguments.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return withHint(usagef("%q takes no argument, got %q", cmd.CommandPath(), strings.Join(args, " ")),
+		"\"%s --help\" describes it", cmd.CommandPath())
+}
+
+// jsonFlag gives a listing the --json flag.
+func (c *cli) jsonFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&c.json, "json", false, "write one JSON document instead of a table")
+}
+
+// daemonFlag gives a command that reads snapshots the flag that says where our daemon listens.
+func (c *cli) daemonFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.daemonAddress, "daemon-address", "",
+		"`SOCKET` of the running ostree-snapshotter, instead of the configuration's")
+}
+
+// containerdFlags gives a command that asks containerd for images the flags that ctr has for it.
+func (c *cli) containerdFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&c.containerdAddress, "address", "a", "",
+		"containerd's `SOCKET`, instead of the configuration's [$CONTAINERD_ADDRESS]")
+}
+
+// writeJSON writes v to standard output as one indented JSON document.
+func (c *cli) writeJSON(v any) error {
+	enc := json.NewEncoder(c.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+// table writes rows of tab-separated cells, in columns, to standard output.
+func (c *cli) table(rows ...string) error {
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	var errs []error
+	for _, row := range rows {
+		_, err := fmt.Fprintln(w, row)
+		errs = append(errs, err)
+	}
+	if err := errors.Join(append(errs, w.Flush())...); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}

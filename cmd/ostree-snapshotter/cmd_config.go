@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+)
+
+func (c *cli) configCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Print and check configuration",
+		Long:  "Print and check the configuration of this program, and what containerd's must say about it." + exitHelp(),
+		Args:  knownCommand,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(c.configDefaultCommand(), c.configContainerdCommand(), c.configCheckCommand())
+	return cmd
+}
+
+func (c *cli) configDefaultCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "default",
+		Short: "Print every key with its default and what it means",
+		Long: "Print a configuration file that has every key with its default, and says what it means. It goes to\n" +
+			plugin.DefaultConfigFile + "; keys that are left out have these values." + exitHelp(),
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			b, err := plugin.DefaultConfig().Encode()
+			if err != nil {
+				return err
+			}
+			_, err = c.stdout.Write(b)
+			return err
+		},
+	}
+}
+
+func (c *cli) configContainerdCommand() *cobra.Command {
+	var version int
+	cmd := &cobra.Command{
+		Use:   "containerd",
+		Short: "Print what containerd's configuration must say",
+		Long: `Print what containerd's configuration must say to use this snapshotter and differ, with the socket and root of this
+program's configuration.
+
+The format is that of the containerd that runs, or of --version: 2 for containerd 1.7, 3 for 2.0 to 2.2, 4 for 2.3 and
+later. Without either it is 3, which later releases read too.` + exitHelp(),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.containerdConfig(cmd.Context(), version) },
+	}
+	cmd.Flags().IntVar(&version, "version", 0, "`FORMAT` version: 2, 3 or 4")
+	c.containerdFlags(cmd)
+	return cmd
+}
+
+func (c *cli) containerdConfig(ctx context.Context, version int) error {
+	if version != 0 && !slices.Contains([]int{2, 3, 4}, version) {
+		return withHint(usagef("no containerd has configuration version %d", version), "use 2, 3 or 4")
+	}
+	cfg, err := c.loadConfig()
+	if err != nil {
+		return err
+	}
+	if version == 0 {
+		release, err := c.release(ctx, cfg)
+		if err == nil {
+			version, err = configVersion(release)
+		}
+		if err != nil {
+			version = 3
+			c.note("version 3 is assumed: %v", err)
+		}
+	}
+	_, err = fmt.Fprint(c.stdout, newContainerdConfig(version, cfg.Address, cfg.Root))
+	return err
+}
+
+// release is the version of the containerd that runs.
+func (c *cli) release(ctx context.Context, cfg *plugin.Config) (_ string, err error) {
+	conn, err := grpcClient(c.containerdSocket(cfg), dialUnix)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	return containerdRelease(ctx, conn)
+}
+
+func (c *cli) configCheckCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration, the host and containerd",
+		Long: `Check the configuration file, whether the host's kernel and the root's file system can do what is needed, and whether
+the containerd that runs is configured for this snapshotter. Nothing is changed.
+
+What cannot be checked, because nothing is there yet, is skipped and is no failure.` + exitHelp(),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.configCheck(cmd.Context()) },
+	}
+	c.jsonFlag(cmd)
+	c.containerdFlags(cmd)
+	return cmd
+}
+
+func (c *cli) configCheck(ctx context.Context) error {
+	cfg, err := c.loadConfig()
+	if err != nil {
+		return err
+	}
+	findings := c.findings(ctx, cfg)
+	if c.json {
+		err = c.writeJSON(findings)
+	} else {
+		var rows []string
+		for _, f := range findings {
+			rows = append(rows, f.Result+"\t"+f.Check+"\t"+f.Detail)
+		}
+		err = c.table(rows...)
+	}
+	if err != nil {
+		return err
+	}
+	failed := 0
+	for _, f := range findings {
+		if f.Result == resultFailed {
+			failed++
+		}
+	}
+	if failed > 0 {
+		return errors.New(strconv.Itoa(failed) + " of " + strconv.Itoa(len(findings)) + " checks failed")
+	}
+	return nil
+}

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/dustin/go-humanize"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+)
+
+// dfReport is the output of "df --json". All figures are bytes unless their name says otherwise.
+type dfReport struct {
+	Root string `json:"root"`
+	// Snapshots is the number of committed snapshots, Logical the sum of the sizes of the regular files in each.
+	Snapshots int   `json:"snapshots"`
+	Logical   int64 `json:"logical_bytes"`
+	// Stored is what is allocated on the disk, each inode once. The four figures below it add up to it.
+	Stored    int64 `json:"stored_bytes"`
+	Objects   int64 `json:"objects_bytes"`
+	Checkouts int64 `json:"checkouts_bytes"`
+	Active    int64 `json:"active_bytes"`
+	Metadata  int64 `json:"metadata_bytes"`
+	// Ratio is logical bytes by the stored bytes that are not of active snapshots; 0 for an empty store.
+	Ratio float64 `json:"dedup_ratio"`
+	// Unneeded is what layers take that no snapshot needs, Unreferenced what objects take that no layer has.
+	Unneeded     int64   `json:"unneeded_bytes"`
+	Unreferenced int64   `json:"unreferenced_bytes"`
+	Images       []dfRow `json:"images"`
+	// Source says whether images were asked of containerd, or are one for each chain of snapshots.
+	Source string `json:"images_from"`
+}
+
+// dfRow is one image, or one chain of snapshots that belongs to none.
+type dfRow struct {
+	Digest digest.Digest `json:"digest,omitempty"`
+	Names  []imageName   `json:"names,omitempty"`
+	Chain  digest.Digest `json:"chain_id,omitempty"`
+	Layers int           `json:"layers"`
+	Size   int64         `json:"size_bytes"`   // regular files of its layers
+	Unique int64         `json:"unique_bytes"` // freed if only this went
+	Shared int64         `json:"shared_bytes"` // stored, and needed by others too
+	Active int           `json:"active_snapshots"`
+}
+
+const (
+	fromContainerd = "containerd"
+	fromSnapshots  = "snapshots"
+)
+
+func (c *cli) dfCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "df",
+		Short: "Show what images take on the disk, and what sharing saves",
+		Long: `Show what images take on the disk, and what sharing saves.
+
+"logical" is the size of the regular files in every committed snapshot, as if each had its own. "stored" is what is
+allocated on the disk, each inode once: it is what du says about the root. Their ratio is without the writable layers
+of active snapshots, and does not flatter: stored counts whole blocks and metadata, logical does not.
+
+For each image, "unique" is what would be freed if it and the containers made from it went and all else stayed;
+"shared" is the rest of what it needs. An image that has several names in containerd is listed once. Without
+containerd, there is a line for each chain of snapshots.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.df(cmd.Context()) },
+	}
+	c.jsonFlag(cmd)
+	c.daemonFlag(cmd)
+	c.containerdFlags(cmd)
+	cmd.Flags().StringVarP(&c.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"),
+		"list only images of this containerd `NAMESPACE`; all still count as sharing [$CONTAINERD_NAMESPACE]")
+	return cmd
+}
+
+func (c *cli) df(ctx context.Context) (err error) {
+	s, err := c.openStore()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	report, damage := c.measure(ctx, s)
+	if report == nil {
+		return damage
+	}
+	if c.json {
+		err = c.writeJSON(report)
+	} else {
+		err = c.printDf(report)
+	}
+	if damage != nil {
+		err = errors.Join(err, withStatus(exitPartly, fmt.Errorf("measure store: %w", damage)))
+	}
+	return err
+}
+
+// measure makes the report. It can return one beside an error, when damaged layers had to be left out.
+func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
+	staged, err := s.staged()
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.rows(ctx, c.daemonAddress)
+	if err != nil {
+		return nil, err
+	}
+	images, source := c.images(ctx, s.cfg)
+
+	p := c.newProgress("measuring files")
+	use, err := s.diskUsage(ctx, func(n int64) { p.update(n, 0) })
+	p.stop()
+	if err != nil {
+		return nil, fmt.Errorf("measure store: %w", err)
+	}
+	list, lost := s.allLayers(ctx, rows)
+	layers, damage := s.layerUses(list, use)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+
+	groups := groupRows(rows, images)
+	owners := place(groups, rows, layers)
+	for _, id := range staged { // needed, though by nothing that has a name yet
+		for i := range layers {
+			if layers[i].ID == id && owners[i] == nobody {
+				owners[i] = many
+			}
+		}
+	}
+	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, owners: owners}, groups, use)
+	r.Root, r.Source = s.cfg.Root, source
+	r.addLogical(rows, layers)
+	r.keepNamespace(c.namespace)
+	return r, errors.Join(lost, damage)
+}
+
+// images asks containerd for its images. Without it the report is still true, only by chains: say so and go on.
+func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]image, string) {
+	address := c.containerdSocket(cfg)
+	conn, err := grpcClient(address, dialUnix)
+	if err == nil {
+		defer conn.Close()
+		var imgs []image
+		if imgs, err = listImages(ctx, conn); err == nil {
+			return imgs, fromContainerd
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, fromSnapshots
+	}
+	c.note("containerd at %s does not answer, so that images have no names: %v", address, err)
+	return nil, fromSnapshots
+}
+
+func newDfReport(a *account, groups []group, use *diskUsage) *dfReport {
+	unique, unneeded := a.unique(len(groups))
+	r := &dfReport{
+		Stored:       use.total(),
+		Objects:      use.objects,
+		Checkouts:    use.checkouts,
+		Active:       use.snapshots,
+		Metadata:     use.metadata,
+		Unneeded:     unneeded,
+		Unreferenced: use.objects,
+		Images:       []dfRow{},
+	}
+	for obj := range a.objectOwners() {
+		r.Unreferenced -= a.bytes[obj]
+	}
+	for i, g := range groups {
+		r.Images = append(r.Images, dfRow{
+			Digest: g.target,
+			Names:  g.names,
+			Chain:  g.chain,
+			Layers: len(g.layers),
+			Size:   g.size,
+			Unique: unique[i],
+			Shared: a.stored(g.layers) - unique[i],
+			Active: g.active,
+		})
+	}
+	slices.SortStableFunc(r.Images, func(a, b dfRow) int { return cmp.Compare(b.Unique, a.Unique) })
+	return r
+}
+
+// addLogical fills in what the committed snapshots would take if each had its own files.
+func (r *dfReport) addLogical(rows []row, layers []layerUse) {
+	for _, row := range rows {
+		if row.kind != snapshots.KindCommitted {
+			continue
+		}
+		r.Snapshots++
+		for _, l := range layers {
+			if l.ID == row.layer {
+				r.Logical += l.Size
+			}
+		}
+	}
+	if stored := r.Stored - r.Active; r.Logical > 0 && stored > 0 {
+		r.Ratio = float64(r.Logical) / float64(stored)
+	}
+}
+
+// keepNamespace leaves only what has a name in one namespace of containerd; "" leaves everything.
+func (r *dfReport) keepNamespace(ns string) {
+	if ns == "" {
+		return
+	}
+	r.Images = slices.DeleteFunc(r.Images, func(row dfRow) bool {
+		return !slices.ContainsFunc(row.Names, func(n imageName) bool { return n.Namespace == ns })
+	})
+}
+
+func (c *cli) printDf(r *dfReport) error {
+	rows := []string{
+		fmt.Sprintf("logical\t%s\tin %d committed snapshots", size(r.Logical), r.Snapshots),
+		fmt.Sprintf("stored\t%s\ton the disk", size(r.Stored)),
+		fmt.Sprintf("  objects\t%s\tfiles, once each, and layer images", size(r.Objects)),
+		fmt.Sprintf("  checkouts\t%s\tdirectories, and files that could not be linked", size(r.Checkouts)),
+		fmt.Sprintf("  active\t%s\twritable layers of containers", size(r.Active)),
+		fmt.Sprintf("  metadata\t%s\t", size(r.Metadata)),
+		fmt.Sprintf("unneeded\t%s\tlayers that no snapshot needs", size(r.Unneeded)),
+		fmt.Sprintf("unreferenced\t%s\tobjects that no layer has", size(r.Unreferenced)),
+		fmt.Sprintf("ratio\t%.2f\tlogical / (stored - active)", r.Ratio),
+	}
+	if err := c.table(rows...); err != nil || len(r.Images) == 0 {
+		return err
+	}
+	if _, err := fmt.Fprintln(c.stdout); err != nil {
+		return err
+	}
+	rows = []string{"IMAGE\tLAYERS\tSIZE\tUNIQUE\tSHARED\tACTIVE"}
+	for _, row := range r.Images {
+		rows = append(rows, fmt.Sprintf("%s\t%d\t%s\t%s\t%s\t%d",
+			row.title(), row.Layers, size(row.Size), size(row.Unique), size(row.Shared), row.Active))
+	}
+	return c.table(rows...)
+}
+
+// title is what a line of the table calls an image: its first name, or the chain where there is none.
+func (r *dfRow) title() string {
+	switch {
+	case len(r.Names) == 1:
+		return r.Names[0].Name
+	case len(r.Names) > 1:
+		return fmt.Sprintf("%s (+%d)", r.Names[0].Name, len(r.Names)-1)
+	case r.Chain != "":
+		return "(chain " + shortDigest(r.Chain) + ")"
+	}
+	return "(no image)"
+}
+
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// shortDigest is enough of a digest to tell it from others in a table.
+func shortDigest(d digest.Digest) string {
+	if d.Validate() != nil {
+		return string(d)
+	}
+	return d.Encoded()[:12]
+}

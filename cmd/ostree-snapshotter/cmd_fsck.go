@@ -1,0 +1,389 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// fsckReport is the output of "fsck --json".
+type fsckReport struct {
+	Objects   int           `json:"objects"`
+	Layers    int           `json:"layers"`
+	Snapshots int           `json:"snapshots"`
+	Partial   int           `json:"partial_commits"` // not damage: a pull of ostree's did not end
+	Problems  []fsckProblem `json:"problems"`
+}
+
+// fsckProblem is one thing that is damaged or missing, and what suffers from it.
+type fsckProblem struct {
+	Kind      string   `json:"kind"` // object, ref, layer, snapshot or checkout
+	Name      string   `json:"name"`
+	Error     string   `json:"error"`
+	Layers    []string `json:"layers,omitempty"`
+	Snapshots []string `json:"snapshots,omitempty"`
+	Images    []string `json:"images,omitempty"`
+
+	layers map[objectstore.Checksum]struct{} // damaged by it
+}
+
+// Kinds of problems.
+const (
+	kindObject   = "object"
+	kindRef      = "ref"
+	kindLayer    = "layer"
+	kindSnapshot = "snapshot"
+	kindCheckout = "checkout"
+)
+
+func (c *cli) fsckCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "fsck",
+		Short: "Check everything in the store",
+		Long: `Check everything in the store: every object is hashed again, every ref leads to a commit that is complete, every
+layer's image can be read and its objects are there, every snapshot's layer and checkout exist, and every checkout
+holds what its layer's image says.
+
+What is damaged is named with the snapshots and images that suffer from it. Nothing is changed. It runs beside the
+daemon, and what the daemon removes meanwhile is not missed.` +
+			exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.fsck(cmd.Context()) },
+	}
+	c.jsonFlag(cmd)
+	c.daemonFlag(cmd)
+	c.containerdFlags(cmd)
+	return cmd
+}
+
+func (c *cli) fsck(ctx context.Context) (err error) {
+	s, err := c.openStore()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	report, unread, err := c.check(ctx, s)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		err = c.writeJSON(report)
+	} else {
+		err = c.printFsck(report)
+	}
+	switch {
+	case err != nil:
+		return err
+	case len(report.Problems) > 0:
+		return withHint(withStatus(exitCorrupt, fmt.Errorf("the store has problems: %d", len(report.Problems))),
+			"%s", report.remedy())
+	case unread != nil:
+		return withStatus(exitPartly, fmt.Errorf("snapshots were not checked: %w", unread))
+	}
+	return nil
+}
+
+// check makes the report. The second result says why snapshots could not be checked, when they could not; the rest of
+// the report is true even so.
+func (c *cli) check(ctx context.Context, s *store) (_ *fsckReport, unread, err error) {
+	p := c.newProgress("checking objects")
+	objects, err := s.repo.Fsck(ctx, objectstore.FsckOptions{Progress: p.update})
+	p.stop()
+	if err != nil {
+		return nil, nil, fmt.Errorf("check repository: %w", err)
+	}
+	k := &checker{store: s, bad: make(map[object]bool)}
+	k.objects(objects)
+
+	rows, unread := s.rows(ctx, c.daemonAddress)
+	// The error says which layers are left out: the check of the repository, or that of the rows, names them too.
+	list, _ := s.allLayers(ctx, rows)
+	p = c.newProgress("checking layers")
+	err = k.layers(ctx, list, rows, p.update)
+	p.stop()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(k.problems) > 0 {
+		if err := k.forgetRemoved(ctx, c.daemonAddress, unread == nil); err != nil {
+			return nil, nil, err
+		}
+	}
+	var images []image
+	if len(k.problems) > 0 {
+		images, _ = c.images(ctx, s.cfg)
+	}
+	k.blame(list, rows, images)
+	return &fsckReport{
+		Objects:   objects.Objects,
+		Layers:    len(list),
+		Snapshots: len(rows),
+		Partial:   objects.Partial,
+		Problems:  k.problems,
+	}, unread, nil
+}
+
+// remedy says what to do about the problems.
+func (r *fsckReport) remedy() string {
+	onlyCheckouts := !slices.ContainsFunc(r.Problems, func(p fsckProblem) bool { return p.Kind != kindCheckout })
+	if onlyCheckouts {
+		return "a checkout is made again when it is next used: remove those that are named while no container uses them"
+	}
+	return "remove every image and snapshot that is named, so that what is damaged is pruned, and pull the images again"
+}
+
+func (c *cli) printFsck(r *fsckReport) error {
+	var b strings.Builder
+	for _, p := range r.Problems {
+		fmt.Fprintf(&b, "%s %s: %s\n", p.Kind, p.Name, p.Error)
+		for _, list := range []struct {
+			what  string
+			names []string
+		}{{"layer", p.Layers}, {"snapshot", p.Snapshots}, {"image", p.Images}} {
+			for _, name := range list.names {
+				fmt.Fprintf(&b, "  affects %s %s\n", list.what, name)
+			}
+		}
+	}
+	fmt.Fprintf(&b, "checked %d objects, %d layers, %d snapshots: %d problems\n",
+		r.Objects, r.Layers, r.Snapshots, len(r.Problems))
+	_, err := fmt.Fprint(c.stdout, b.String())
+	return err
+}
+
+// checker collects problems.
+type checker struct {
+	store *store
+
+	bad map[object]bool // objects that have a problem of their own
+
+	mu       sync.Mutex
+	problems []fsckProblem
+}
+
+func (k *checker) add(kind, name string, err error, layers ...objectstore.Checksum) {
+	p := fsckProblem{Kind: kind, Name: name, Error: err.Error(), layers: make(map[objectstore.Checksum]struct{})}
+	for _, id := range layers {
+		if !id.IsZero() {
+			p.layers[id] = struct{}{}
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.problems = append(k.problems, p)
+}
+
+// objects takes over what the repository's own check found.
+func (k *checker) objects(r *objectstore.FsckReport) {
+	for _, p := range r.Problems {
+		if p.Ref != "" {
+			k.add(kindRef, p.Ref, p.Err, p.Checksum)
+			continue
+		}
+		k.bad[object{p.Checksum, p.Type}] = true
+		k.add(kindObject, p.Checksum.String()+"."+p.Type.Ext(), p.Err)
+	}
+}
+
+// layers checks each layer, and then the checkouts of it that rows name. A row whose layer does not exist is a problem
+// of the row.
+func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, tick func(done, total int64)) error {
+	checkouts := make(map[objectstore.Checksum]map[string]struct{})
+	for _, r := range rows {
+		if r.kind != snapshots.KindCommitted {
+			continue
+		}
+		if checkouts[r.layer] == nil {
+			checkouts[r.layer] = make(map[string]struct{})
+		}
+		checkouts[r.layer][r.checkout] = struct{}{}
+	}
+	known := make(map[objectstore.Checksum]struct{}, len(list))
+	for _, l := range list {
+		known[l.ID] = struct{}{}
+	}
+	for _, r := range rows {
+		if _, ok := known[r.layer]; !ok && r.kind == snapshots.KindCommitted {
+			k.add(kindSnapshot, r.key, fmt.Errorf("layer %s: %w", r.layer, objectstore.ErrNotExist), r.layer)
+		}
+	}
+
+	kept, err := k.store.refLayers()
+	if err != nil {
+		return err
+	}
+	for id := range known {
+		if _, ok := kept[id]; !ok {
+			k.add(kindLayer, id.String(), errNoRef, id)
+		}
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	var done progressCount
+	for _, l := range list {
+		g.Go(func() error {
+			k.layer(ctx, l.ID, checkouts[l.ID])
+			tick(done.next(), int64(len(list)))
+			return ctx.Err()
+		})
+	}
+	return g.Wait()
+}
+
+// errNoRef is what is wrong with a layer that a snapshot needs and nothing protects from an ostree prune.
+var errNoRef = errors.New("no ref keeps it; \"ostree-snapshotter prune\" gives it one")
+
+// refLayers returns the layers that refs of ours name.
+func (s *store) refLayers() (map[objectstore.Checksum]struct{}, error) {
+	refs, err := s.repo.Refs(layerRefs)
+	if err != nil {
+		return nil, err
+	}
+	layers := make(map[objectstore.Checksum]struct{})
+	for _, id := range refs {
+		layers[id] = struct{}{}
+	}
+	return layers, nil
+}
+
+// layer checks one layer and its checkouts. An object that is a problem by itself is not one of the layer's too.
+func (k *checker) layer(ctx context.Context, id objectstore.Checksum, checkouts map[string]struct{}) {
+	image, err := k.store.verifyLayer(ctx, id)
+	var oe *objectstore.ObjectError
+	switch {
+	case errors.As(err, &oe) && k.bad[object{oe.Checksum, oe.Type}]:
+		return
+	case err != nil:
+		k.add(kindLayer, id.String(), err, id)
+		return
+	}
+	for name := range checkouts {
+		if err := k.store.verifyCheckout(ctx, name, image); err != nil {
+			k.add(kindCheckout, name, err, id)
+		}
+	}
+}
+
+// forgetRemoved drops problems with layers and snapshots that are no more: the daemon removed them while they were
+// being looked at.
+func (k *checker) forgetRemoved(ctx context.Context, daemonAddress string, haveRows bool) error {
+	layers, err := k.store.refLayers()
+	if err != nil {
+		return err
+	}
+	keys := make(map[string]struct{})
+	if haveRows {
+		rows, err := k.store.rows(ctx, daemonAddress)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			keys[r.key] = struct{}{}
+			layers[r.layer] = struct{}{}
+		}
+	}
+	k.problems = slices.DeleteFunc(k.problems, func(p fsckProblem) bool {
+		switch p.Kind {
+		case kindSnapshot:
+			_, ok := keys[p.Name]
+			return !ok
+		case kindLayer, kindCheckout:
+			for id := range p.layers {
+				if _, ok := layers[id]; ok {
+					return false
+				}
+			}
+			return true
+		}
+		return false
+	})
+	return nil
+}
+
+// blame fills in what each problem affects, and puts the problems in order.
+func (k *checker) blame(list []layer.Layer, rows []row, images []image) {
+	bad := make(map[string][]int) // problems with an object, by its name
+	for i, p := range k.problems {
+		if p.Kind == kindObject {
+			bad[p.Name] = append(bad[p.Name], i)
+		}
+	}
+	ids := make(map[objectstore.Checksum]struct{})
+	for _, l := range list {
+		ids[l.ID] = struct{}{}
+	}
+	for _, r := range rows { // also layers that are so damaged that they are not in the list
+		if !r.layer.IsZero() {
+			ids[r.layer] = struct{}{}
+		}
+	}
+	for id := range ids {
+		objs, err := k.store.layerObjects(id)
+		if err != nil { // the commit or a tree is what is damaged
+			objs = append(objs, object{id, objectstore.TypeCommit})
+			var oe *objectstore.ObjectError
+			if errors.As(err, &oe) {
+				objs = append(objs, object{oe.Checksum, oe.Type})
+			}
+		}
+		for _, obj := range objs {
+			for _, i := range bad[obj.sum.String()+"."+obj.typ.Ext()] {
+				k.problems[i].layers[id] = struct{}{}
+			}
+		}
+	}
+	groups := groupRows(rows, images)
+	for i := range k.problems {
+		k.problems[i].affects(rows, groups)
+	}
+	slices.SortFunc(k.problems, func(a, b fsckProblem) int {
+		return strings.Compare(a.Kind+" "+a.Name, b.Kind+" "+b.Name)
+	})
+}
+
+// affects names the layers that a problem damages, the snapshots that have one of them or rest on one that has, and
+// the images those belong to.
+func (p *fsckProblem) affects(rows []row, groups []group) {
+	for id := range p.layers {
+		p.Layers = append(p.Layers, id.String())
+	}
+	byKey := make(map[string]*row, len(rows))
+	for i := range rows {
+		byKey[rows[i].key] = &rows[i]
+	}
+	hit := make(map[string]bool)
+	for i := range rows {
+		for r, n := &rows[i], 0; r != nil && n <= len(rows); r, n = byKey[r.parent], n+1 {
+			if _, ok := p.layers[r.layer]; ok {
+				hit[rows[i].key] = true
+				p.Snapshots = append(p.Snapshots, rows[i].key)
+				break
+			}
+		}
+	}
+	for _, g := range groups {
+		for _, name := range g.names {
+			for key := range g.keys {
+				if hit[key] {
+					p.Images = append(p.Images, name.Namespace+"/"+name.Name)
+					break
+				}
+			}
+		}
+	}
+	slices.Sort(p.Layers)
+	slices.Sort(p.Snapshots)
+	slices.Sort(p.Images)
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// layerRow is one element of the output of "layers --json".
+type layerRow struct {
+	ID      objectstore.Checksum `json:"id"`
+	DiffID  digest.Digest        `json:"diff_id,omitempty"` // none for a layer made of a directory
+	Entries int64                `json:"entries"`
+	Size    int64                `json:"size_bytes"`
+	// Snapshots is the number of snapshots, committed or not, that have the layer. Those that rest on them not counted.
+	Snapshots int `json:"snapshots"`
+	// Unique is what would be freed on the disk if only this layer went.
+	Unique int64 `json:"unique_bytes"`
+}
+
+func (c *cli) layersCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "layers",
+		Short: "List the layers in the store",
+		Long: `List the layers in the store: how many entries and bytes each has, how many snapshots have it, and what would be
+freed on the disk if only this one went.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.listLayers(cmd.Context()) },
+	}
+	c.jsonFlag(cmd)
+	c.daemonFlag(cmd)
+	return cmd
+}
+
+func (c *cli) listLayers(ctx context.Context) (err error) {
+	s, err := c.openStore()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	list, damage := c.layerRows(ctx, s)
+	if list == nil && damage != nil {
+		return damage
+	}
+	if c.json {
+		err = c.writeJSON(list)
+	} else {
+		rows := []string{"LAYER\tDIFF ID\tENTRIES\tSIZE\tSNAPSHOTS\tUNIQUE"}
+		for _, l := range list {
+			diffID := "-"
+			if l.DiffID != "" {
+				diffID = shortDigest(l.DiffID)
+			}
+			rows = append(rows, fmt.Sprintf("%.12s\t%s\t%d\t%s\t%d\t%s",
+				l.ID, diffID, l.Entries, size(l.Size), l.Snapshots, size(l.Unique)))
+		}
+		err = c.table(rows...)
+	}
+	if damage != nil {
+		err = errors.Join(err, withStatus(exitPartly, fmt.Errorf("list layers: %w", damage)))
+	}
+	return err
+}
+
+// layerRows makes the list. It can return one beside an error, when damaged layers had to be left out.
+func (c *cli) layerRows(ctx context.Context, s *store) ([]layerRow, error) {
+	staged, err := s.staged()
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.rows(ctx, c.daemonAddress)
+	if err != nil {
+		return nil, err
+	}
+	p := c.newProgress("measuring files")
+	use, err := s.diskUsage(ctx, func(n int64) { p.update(n, 0) })
+	p.stop()
+	if err != nil {
+		return nil, fmt.Errorf("measure store: %w", err)
+	}
+	all, lost := s.allLayers(ctx, rows)
+	uses, damage := s.layerUses(all, use)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+
+	a := &account{layers: uses, bytes: use.objectBytes, owners: make([]owner, len(uses))}
+	for i := range uses {
+		a.owners[i] = owner(i)
+	}
+	unique, _ := a.unique(len(uses))
+	list := make([]layerRow, 0, len(uses))
+	for i, l := range uses {
+		list = append(list, layerRow{
+			ID:        l.ID,
+			DiffID:    l.DiffID,
+			Entries:   l.Entries,
+			Size:      l.Size,
+			Snapshots: countSnapshots(l.ID, rows, staged),
+			Unique:    unique[i],
+		})
+	}
+	return list, errors.Join(lost, damage)
+}
+
+func countSnapshots(id objectstore.Checksum, rows []row, staged map[string]objectstore.Checksum) int {
+	n := 0
+	for _, r := range rows {
+		if r.layer == id {
+			n++
+		}
+	}
+	for _, s := range staged {
+		if s == id {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+)
+
+// serveFlags are the keys of the configuration that can be given on the command line too.
+type serveFlags struct {
+	address           string
+	containerdAddress string
+	logLevel          string
+}
+
+func (c *cli) serveCommand() *cobra.Command {
+	var flags serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the snapshotter and differ",
+		Long: `Run the snapshotter and differ that containerd's proxy_plugins name, on one unix socket.
+
+The store is made when there is none. SIGTERM and SIGINT end the daemon when the calls that run have come to their end,
+or after ten seconds; a second one ends it at once. Containers are not affected by either: their mounts are the
+kernel's.` + exitHelp(exitNoRepo),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := c.loadConfig()
+			if err == nil {
+				err = flags.apply(cfg)
+			}
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&flags.address, "address", "", "`SOCKET` to listen on, instead of the configuration's")
+	f.StringVar(&flags.containerdAddress, "containerd-address", "", "containerd's `SOCKET`, instead of the configuration's")
+	f.StringVar(&flags.logLevel, "log-level", "", "`LEVEL` to log at, instead of the configuration's")
+	return cmd
+}
+
+// apply puts what the flags say over the configuration.
+func (f *serveFlags) apply(cfg *plugin.Config) error {
+	for _, p := range []struct{ flag, key *string }{
+		{&f.address, &cfg.Address},
+		{&f.containerdAddress, &cfg.Containerd.Address},
+	} {
+		if *p.flag == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p.flag)
+		if err != nil {
+			return err
+		}
+		*p.key = abs
+	}
+	if f.logLevel != "" {
+		cfg.Log.Level = f.logLevel
+	}
+	if err := cfg.Validate(); err != nil {
+		return withStatus(exitUsage, err)
+	}
+	return nil
+}
+
+// serve runs the daemon until ctx is done, which is not an error.
+func serve(ctx context.Context, cfg *plugin.Config) (err error) {
+	if err := cfg.Log.Apply(); err != nil {
+		return err
+	}
+	// What is opened outlives ctx: calls that run when it is done are to come to their end.
+	s, err := plugin.Assemble(context.WithoutCancel(ctx), cfg)
+	if err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return s.Run(ctx)
+}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+)
+
+// TestDistConfig keeps the configuration that is shipped what "config default" prints.
+func TestDistConfig(t *testing.T) {
+	got, err := os.ReadFile("../../dist/config.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := plugin.DefaultConfig().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Error("dist/config.toml is not what \"ostree-snapshotter config default\" prints: make it anew with that")
+	}
+}
+
+// TestDocsNameEveryKey keeps docs/configuration.md complete.
+func TestDocsNameEveryKey(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := plugin.DefaultConfig().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	section := ""
+	for line := range strings.Lines(string(config)) {
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, "["); ok {
+			section = strings.TrimSuffix(name, "]") + "."
+		}
+		key, value, ok := strings.Cut(line, " = ")
+		if !ok || strings.HasPrefix(line, "#") {
+			continue
+		}
+		if row := "| `" + section + key + "` | `" + strings.ReplaceAll(value, "'", `"`) + "` |"; !strings.Contains(string(doc), row) {
+			t.Errorf("docs/configuration.md has no row %q", row)
+		}
+	}
+}
+
+// TestUnitHasNoMountNamespace keeps options out of the systemd unit under which containerd could not see our mounts
+// nor we the paths it gives us.
+func TestUnitHasNoMountNamespace(t *testing.T) {
+	b, err := os.ReadFile("../../dist/ostree-snapshotter.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := make(map[string]string)
+	for line := range strings.Lines(string(b)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(line, "#") {
+			options[key] = value
+		}
+	}
+	// All that imply a namespace; see systemd.exec(5).
+	for key := range options {
+		for _, prefix := range []string{
+			"Private", "Protect", "ReadOnly", "ReadWrite", "Inaccessible", "Exec", "Bind", "TemporaryFileSystem", "Root",
+			"Mount", "Dynamic",
+		} {
+			if strings.HasPrefix(key, prefix) && key != "ExecStart" {
+				t.Errorf("%s= gives the daemon a mount namespace of its own", key)
+			}
+		}
+	}
+	for key, want := range map[string]string{"Type": "notify", "Before": "containerd.service", "KillMode": "mixed"} {
+		if options[key] != want {
+			t.Errorf("%s is %q, want %q", key, options[key], want)
+		}
+	}
+}

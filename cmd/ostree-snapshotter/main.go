@@ -1,0 +1,48 @@
+// Command ostree-snapshotter is a containerd snapshotter and differ that keep image layers in an ostree repository.
+//
+// "ostree-snapshotter serve" is the daemon. The other commands look at the repository beside it, or without it.
+//
+// The rules of the interface:
+//   - Standard output is data: what the command was asked for, as a table or, with --json, as one JSON document.
+//   - Everything else goes to standard error with an "ostree-snapshotter:" prefix. No capitalised initials and no
+//     full stops at the end. A hint says what to do about an error.
+//   - Progress is shown on a terminal and never on a pipe.
+//   - The exit status tells kinds of failure apart; each help text lists those the command can end with.
+//   - Only main ends the process.
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns its exit status. The first SIGINT or SIGTERM cancels what is being done,
+// a second one ends the process at once.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	return execute(ctx, args, stdout, stderr)
+}
+
+// execute is run until ctx is done.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	c := &cli{stdout: stdout, stderr: stderr}
+	root := c.rootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errInterrupted
+	}
+	return report(stderr, err)
+}

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// blockSize is the unit of st_blocks, whatever the file system's own.
+const blockSize = 512
+
+// object names an object of the repository.
+type object struct {
+	sum objectstore.Checksum
+	typ objectstore.ObjectType
+}
+
+// diskUsage is what a store takes on the disk: allocated bytes, each inode counted once, as du counts. The four sums
+// add up to the whole.
+type diskUsage struct {
+	objects   int64 // repo/objects/*/*
+	checkouts int64 // layers/, without the inodes that are objects
+	snapshots int64 // snapshots/, without the inodes that are objects
+	metadata  int64 // everything else: directories, refs, metadata.db, temporary files
+
+	objectBytes   map[object]int64 // of every object
+	refBytes      map[string]int64 // of every ref, and directory of refs, below refs/heads; part of metadata
+	checkoutBytes map[string]int64 // of every directory of layers/: what is there and not an object
+}
+
+func (u *diskUsage) total() int64 { return u.objects + u.checkouts + u.snapshots + u.metadata }
+
+// inode identifies a file whatever it is called.
+type inode struct{ dev, ino uint64 }
+
+// usageWalk adds up a tree. What vanishes meanwhile, because the daemon is at work, is not counted.
+type usageWalk struct {
+	ctx  context.Context
+	seen map[inode]struct{} // files with several names that are counted already
+	use  *diskUsage
+	tick func(files int64)
+	n    int64
+}
+
+// diskUsage measures the store. The repository is measured first, so that a hard link in a checkout is nobody's cost
+// but the object's.
+func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsage, error) {
+	w := &usageWalk{
+		ctx:  ctx,
+		seen: make(map[inode]struct{}),
+		use: &diskUsage{
+			objectBytes:   make(map[object]int64),
+			refBytes:      make(map[string]int64),
+			checkoutBytes: make(map[string]int64),
+		},
+		tick: tick,
+	}
+	if err := w.top(s.repo.Dir(), w.repoEntry); err != nil {
+		return nil, err
+	}
+	if err := w.top(s.root, w.rootEntry); err != nil {
+		return nil, err
+	}
+	return w.use, nil
+}
+
+// top walks a tree that begins at dir.
+func (w *usageWalk) top(dir *atfs.Dir, add func(name string, bytes int64)) error {
+	st, err := dir.Lstat(".")
+	if err != nil {
+		return err
+	}
+	if !w.first(st) { // the repository, met below the root
+		return nil
+	}
+	add(".", st.Blocks*blockSize)
+	return w.walk(dir, ".", add)
+}
+
+func (w *usageWalk) walk(dir *atfs.Dir, prefix string, add func(name string, bytes int64)) error {
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	names, err := dir.ReadNames()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		st, err := dir.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !w.first(st) {
+			continue
+		}
+		w.n++
+		w.tick(w.n)
+		below := path.Join(prefix, name)
+		add(below, st.Blocks*blockSize)
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue
+		}
+		if err := w.enter(dir, name, below, add); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *usageWalk) enter(dir *atfs.Dir, name, below string, add func(string, int64)) error {
+	sub, err := dir.OpenDir(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(w.walk(sub, below, add), sub.Close())
+}
+
+// first reports whether an inode was not met before. Directories are remembered too, whatever their link count (Btrfs
+// always says 1): the repository may be below the root.
+func (w *usageWalk) first(st unix.Stat_t) bool {
+	if st.Nlink < 2 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return true
+	}
+	id := inode{st.Dev, st.Ino}
+	if _, ok := w.seen[id]; ok {
+		return false
+	}
+	w.seen[id] = struct{}{}
+	return true
+}
+
+// repoEntry counts a file of the repository.
+func (w *usageWalk) repoEntry(name string, bytes int64) {
+	if obj, ok := parseLoosePath(name); ok {
+		w.use.objects += bytes
+		w.use.objectBytes[obj] += bytes
+		return
+	}
+	w.use.metadata += bytes
+	if ref, ok := strings.CutPrefix(name, "refs/heads/"); ok {
+		w.use.refBytes[ref] = bytes
+	}
+}
+
+// rootEntry counts a file of the root that is not in the repository.
+func (w *usageWalk) rootEntry(name string, bytes int64) {
+	top, rest, _ := strings.Cut(name, "/")
+	switch {
+	case top == layersDir && rest != "":
+		w.use.checkouts += bytes
+		checkout, _, _ := strings.Cut(rest, "/")
+		w.use.checkoutBytes[checkout] += bytes
+	case top == snapshotsDir && rest != "":
+		w.use.snapshots += bytes
+	default:
+		w.use.metadata += bytes
+	}
+}
+
+// layersDir is where checkouts are, each below the first digits of its layer's ID.
+const (
+	layersDir     = "layers"
+	layerIDDigits = 16
+)
+
+// checkoutDir is the directory of layers/ that the checkouts of a layer are in.
+func checkoutDir(id objectstore.Checksum) string { return id.String()[:layerIDDigits] }
+
+// parseLoosePath is the inverse of objectstore.LoosePath for a path below the repository.
+func parseLoosePath(name string) (object, bool) {
+	rest, ok := strings.CutPrefix(name, "objects/")
+	if !ok {
+		return object{}, false
+	}
+	stem, ext, ok := strings.Cut(rest, ".")
+	if !ok || len(stem) != 65 || stem[2] != '/' {
+		return object{}, false
+	}
+	sum, err := objectstore.ParseChecksum(stem[:2] + stem[3:])
+	if err != nil {
+		return object{}, false
+	}
+	for _, typ := range []objectstore.ObjectType{
+		objectstore.TypeFile, objectstore.TypeDirTree, objectstore.TypeDirMeta, objectstore.TypeCommit,
+	} {
+		if typ.Ext() == ext {
+			return object{sum, typ}, true
+		}
+	}
+	return object{}, false
+}
+
+// layerObjects returns every object that a layer keeps in the repository: its commit, the commit's trees, the layer
+// image and the contents.
+func (s *store) layerObjects(id objectstore.Checksum) ([]object, error) {
+	c, err := s.repo.Commit(id)
+	if err != nil {
+		return nil, err
+	}
+	seen := make(map[object]struct{})
+	var objs []object
+	add := func(sum objectstore.Checksum, typ objectstore.ObjectType) bool {
+		obj := object{sum, typ}
+		if _, ok := seen[obj]; ok {
+			return false
+		}
+		seen[obj] = struct{}{}
+		objs = append(objs, obj)
+		return true
+	}
+	add(id, objectstore.TypeCommit)
+	var tree func(tree, meta objectstore.Checksum) error
+	tree = func(sum, meta objectstore.Checksum) error {
+		add(meta, objectstore.TypeDirMeta)
+		if !add(sum, objectstore.TypeDirTree) {
+			return nil
+		}
+		t, err := s.repo.DirTree(sum)
+		if err != nil {
+			return err
+		}
+		for _, f := range t.Files {
+			add(f.Checksum, objectstore.TypeFile)
+		}
+		for _, d := range t.Dirs {
+			if err := tree(d.Tree, d.Meta); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := tree(c.Tree, c.Meta); err != nil {
+		return nil, err
+	}
+	return objs, nil
+}
