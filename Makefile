@@ -1,0 +1,54 @@
+# The targets that CI calls are the targets to call by hand.
+
+GO ?= go
+GOLANGCI_LINT = $(GO) tool -modfile=tools.mod golangci-lint
+
+# Everything but the integration tests and the programs that serve them.
+UNIT = $(shell $(GO) list ./... | grep -v /integration)
+FUZZTIME ?= 20s
+BENCH ?= .
+BENCHCOUNT ?= 1
+
+.DEFAULT_GOAL := build
+.PHONY: build test race lint fmt fuzz bench integration demo clean help setup
+
+build: ## the static binary, bin/ostree-snapshotter
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ostree-snapshotter ./cmd/ostree-snapshotter
+
+setup: ## Debian packages, containerd, nerdctl and images for the tests; needs root the first time
+	$(GO) run ./integration/setup
+
+test: setup ## all tests: units, suites and, as root, against a real containerd
+	$(GO) test -timeout 25m ./...
+
+race: ## units and suites under the race detector; needs gcc
+	$(GO) run ./integration/setup gcc
+	CGO_ENABLED=1 $(GO) test -race -timeout 25m $(UNIT)
+
+lint: ## golangci-lint at the version of tools.mod
+	$(GOLANGCI_LINT) run ./...
+
+fmt: ## format the source
+	$(GOLANGCI_LINT) fmt ./...
+
+fuzz: ## each fuzz test for FUZZTIME (20s)
+	@set -e; for pkg in $(UNIT); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+bench: setup ## the Go benchmarks that match BENCH, BENCHCOUNT times
+	$(GO) test -run '^$$' -bench '$(BENCH)' -count $(BENCHCOUNT) -timeout 60m ./bench/... ./objectstore/...
+
+integration: setup ## only the tests against a real containerd
+	$(GO) test -count=1 -timeout 40m ./integration/...
+
+demo: build ## pull two versions of an image with a private containerd and show what is shared
+	$(GO) run ./integration/demo
+
+clean: ## remove what build made; the cache below ~/.cache/ostree-snapshotter stays
+	rm -rf bin
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14

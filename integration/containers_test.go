@@ -1,0 +1,104 @@
+package integration
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+)
+
+// TestEqualFilesStaySeparate writes to one of several files that may share an inode in the store: the others, other
+// containers and the image must not change.
+func TestEqualFilesStaySeparate(t *testing.T) {
+	e := start(t, nil)
+	full := e.pull(defaultNS, "odd:1")
+	const script = `set -e
+cd /odd
+sum=$(sha256sum < same-b)
+echo more >> same-a
+chmod 600 same-other-time
+test "$(sha256sum < same-b)" = "$sum"
+test "$(sha256sum < same-other-time)" = "$sum"
+test "$(stat -c %a same-b)" = 644
+echo more >> empty-a
+test ! -s empty-b
+test ! -s empty-c
+mv linked-a moved
+cat moved linked-b | wc -l
+`
+	for range 2 {
+		if got := strings.TrimSpace(e.run(defaultNS, full, "/bin/sh", "-c", script)); got != "2" {
+			t.Errorf("the container printed %q, want 2", got)
+		}
+	}
+	e.compare("odd:1", e.view(defaultNS, full))
+}
+
+// TestImport exports an image to an archive and imports it into another namespace.
+func TestImport(t *testing.T) {
+	for _, mode := range []struct {
+		name  string
+		flags []string
+	}{{"transfer", nil}, {"local", []string{"--local"}}} {
+		t.Run(mode.name, func(t *testing.T) {
+			e := start(t, nil)
+			full := e.pull(defaultNS, "layers:1")
+			archive := filepath.Join(e.Dir, "image.tar")
+			e.ctr(defaultNS, "images", "export", archive, full)
+			e.ctr(defaultNS, "images", "rm", "--sync", full)
+			e.empty()
+			args := append([]string{"images", "import", "--snapshotter", e.Snapshotter}, mode.flags...)
+			e.ctr("imported", append(args, archive)...)
+			e.compare("layers:1", e.view("imported", full))
+			e.run("imported", full, "/bin/true")
+		})
+	}
+}
+
+// TestUserNamespace runs a container whose root is another user: containerd changes the owner of every file in a
+// snapshot of its own, which is then committed.
+func TestUserNamespace(t *testing.T) {
+	e := start(t, nil)
+	full := e.pull(defaultNS, "layers:1")
+	for range 2 {
+		out, err := e.Ctr(t.Context(), defaultNS, "run", "--rm", "--snapshotter", e.Snapshotter,
+			"--fifo-dir", filepath.Join(e.Dir, "fifo"), "--runc-root", filepath.Join(e.Dir, "runc"),
+			"--cgroup", e.CgroupParent()+"/"+containerID(),
+			"--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", full, containerID(),
+			"/bin/sh", "-c", "id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept")
+		e.must(err)
+		got := strings.Fields(out)
+		want := "0 0 0 1000 1001 0 100000 65536 content of data/kept"
+		if strings.Join(got, " ") != want {
+			t.Errorf("the container printed %q, want %q", got, want)
+		}
+	}
+	e.compare("layers:1", e.view(defaultNS, full))
+	e.ctr(defaultNS, "images", "rm", "--sync", full)
+}
+
+// TestDurabilitySync pulls with everything written out before a snapshot is committed.
+func TestDurabilitySync(t *testing.T) {
+	e := start(t, func(o *stack.Options) {
+		o.Config = "durability = \"sync\"\n"
+		o.ParallelUnpacks = 3
+	})
+	full := e.pull(defaultNS, "layers:1")
+	e.compare("layers:1", e.view(defaultNS, full))
+	e.run(defaultNS, full, "/bin/true")
+}
+
+// TestBuiltInGzip pulls without igzip, and with blobs that containerd hands out itself.
+func TestBuiltInGzip(t *testing.T) {
+	for _, tc := range []struct{ name, config string }{
+		{"gzip", "[decompress]\ngzip = \"off\"\n"},
+		{"content service", "[containerd]\ncontent_root = \"/no/such/directory\"\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := start(t, func(o *stack.Options) { o.Config = tc.config })
+			full := e.pull(defaultNS, "odd:1")
+			e.compare("odd:1", e.view(defaultNS, full))
+		})
+	}
+}

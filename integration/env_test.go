@@ -1,0 +1,358 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/image-spec/identity"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+// defaultNS is the namespace tests use that need only one.
+const defaultNS = "default"
+
+// An env is a running stack whose failures end the test.
+type env struct {
+	*stack.Stack
+	t *testing.T
+}
+
+// needsHost skips the test where the host was not made ready, and ends it where a kernel feature is missing.
+func needsHost(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs a real containerd, left out by -short")
+	}
+	testenv.NeedsRoot(t)
+	testenv.NeedsOverlay(t)
+}
+
+// start starts a stack for the test. At the end of the test the repository must pass ostree fsck, and nothing may be
+// left of the stack.
+func start(t *testing.T, change func(*stack.Options)) *env {
+	t.Helper()
+	needsHost(t)
+	opts := stack.Options{
+		Tools:       shared.tools,
+		Snapshotter: stack.Ostree,
+		Registry:    shared.registry.Address,
+	}
+	if change != nil {
+		change(&opts)
+	}
+	if opts.Snapshotter == stack.Ostree {
+		opts.Binary = daemonBinary(t)
+		opts.Config += "[log]\nformat = \"json\"\n" // which daemonLog reads
+	}
+	s, err := stack.Start(t.Context(), opts)
+	if err != nil {
+		t.Fatalf("start the stack: %v", err)
+	}
+	e := &env{Stack: s, t: t}
+	t.Cleanup(func() {
+		if opts.Snapshotter == stack.Ostree {
+			e.fsck()
+		}
+		if t.Failed() {
+			t.Logf("the last of containerd's log:\n%s", stack.Tail(s.ContainerdLog(), 25))
+			t.Logf("the last of the daemon's log:\n%s", stack.Tail(s.DaemonLog(), 40))
+		}
+		if err := s.Stop(); err != nil {
+			t.Errorf("stop the stack: %v", err)
+		}
+		if _, err := os.Lstat(s.Dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the stack's directory is still there: %v", err)
+		}
+	})
+	return e
+}
+
+// daemonBinary returns the path of the daemon to test.
+func daemonBinary(t *testing.T) string {
+	t.Helper()
+	binary, err := shared.binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary
+}
+
+// fsck lets ostree check the repository, then our own fsck everything.
+func (e *env) fsck() {
+	e.t.Helper()
+	repo := filepath.Join(e.Root, "repo")
+	if _, err := os.Stat(repo); err != nil {
+		e.t.Errorf("check the repository: %v", err)
+		return
+	}
+	// ostree's fsck takes no lock, so it misses what the daemon prunes beside it: what is really wrong stays wrong.
+	e.eventually("check the repository", func() string {
+		out, err := exec.Command("ostree", "fsck", "--repo="+repo).CombinedOutput()
+		if err != nil {
+			return fmt.Sprintf("ostree fsck: %v\n%s", err, out)
+		}
+		return ""
+	})
+	out, err := e.Run(context.WithoutCancel(e.t.Context()), daemonBinary(e.t), "fsck",
+		"--root", e.Root, "--daemon-address", e.Daemon, "--address", e.Containerd)
+	if err != nil {
+		e.t.Errorf("our fsck: %v\n%s", err, out)
+	}
+}
+
+// A logLine is a line of the daemon's log.
+type logLine struct {
+	Level  string `json:"level"`
+	Msg    string `json:"msg"`
+	Layer  string `json:"layer"`
+	DiffID string `json:"diffID"`
+}
+
+// daemonLog returns the lines of the daemon's log with a message.
+func (e *env) daemonLog(msg string) []logLine {
+	e.t.Helper()
+	b, err := os.ReadFile(e.DaemonLog())
+	e.must(err)
+	var lines []logLine
+	for text := range strings.Lines(string(b)) {
+		var line logLine
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			e.t.Fatalf("the daemon's log has the line %q: %v", text, err)
+		}
+		if line.Msg == msg {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// imported returns how often each layer was unpacked.
+func (e *env) imported() map[string]int {
+	e.t.Helper()
+	times := make(map[string]int)
+	for _, line := range e.daemonLog("layer imported") {
+		times[line.DiffID]++
+	}
+	return times
+}
+
+// importedOnce fails the test unless exactly the layers of the images were unpacked, once each.
+func (e *env) importedOnce(refs ...string) {
+	e.t.Helper()
+	want := make(map[string]int)
+	for _, ref := range refs {
+		for _, id := range image(e.t, ref).Config.RootFS.DiffIDs {
+			want[id.String()] = 1
+		}
+	}
+	if got := e.imported(); !maps.Equal(got, want) {
+		e.t.Errorf("layers were unpacked so often: %v, want %v", got, want)
+	}
+}
+
+// image returns a test image.
+func image(t *testing.T, ref string) *images.Image {
+	t.Helper()
+	dir, err := images.Layout(t.Context(), t.Output(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := images.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// eventually calls try until it returns "", at most for ten seconds; then the test fails with what it returned.
+func (e *env) eventually(what string, try func() string) {
+	e.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		problem := try()
+		if problem == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			e.t.Fatalf("%s: %s", what, problem)
+		}
+	}
+}
+
+// push puts a test image into the registry and returns the name to pull it by.
+func push(t *testing.T, ref string) string {
+	t.Helper()
+	full, err := shared.registry.Push(t.Context(), t.Output(), ref)
+	if err != nil {
+		t.Fatalf("push %s: %v", ref, err)
+	}
+	return full
+}
+
+// must ends the test if there is an error.
+func (e *env) must(err error) {
+	e.t.Helper()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// ctr runs ctr and returns what it printed.
+func (e *env) ctr(namespace string, args ...string) string {
+	e.t.Helper()
+	out, err := e.Ctr(e.t.Context(), namespace, args...)
+	e.must(err)
+	return out
+}
+
+// pull pushes a test image and pulls it.
+func (e *env) pull(namespace, ref string, flags ...string) string {
+	e.t.Helper()
+	full := push(e.t, ref)
+	e.must(e.Pull(e.t.Context(), namespace, full, flags...))
+	return full
+}
+
+// run runs a command in a new container and returns what it printed.
+func (e *env) run(namespace, full string, command ...string) string {
+	e.t.Helper()
+	out, err := e.RunContainer(e.t.Context(), namespace, full, containerID(), command...)
+	e.must(err)
+	return out
+}
+
+// exec runs a shell script in a running container and returns what it printed.
+func (e *env) exec(namespace, id, script string) string {
+	e.t.Helper()
+	out, err := e.Exec(e.t.Context(), namespace, id, "/bin/sh", "-c", script)
+	e.must(err)
+	return out
+}
+
+var containers atomic.Int64
+
+// containerID returns a name no other container has.
+func containerID() string {
+	return fmt.Sprintf("c%d-%d", os.Getpid(), containers.Add(1))
+}
+
+// chainID returns the name of an image's snapshot.
+func (e *env) chainID(namespace, full string) string {
+	e.t.Helper()
+	ctx := namespaces.WithNamespace(e.t.Context(), namespace)
+	img, err := e.Client().GetImage(ctx, full)
+	e.must(err)
+	ids, err := img.RootFS(ctx)
+	e.must(err)
+	return identity.ChainID(ids).String()
+}
+
+// view reads the tree that a container of the image would see.
+func (e *env) view(namespace, full string) tree.Tree {
+	e.t.Helper()
+	return e.viewOf(namespace, e.chainID(namespace, full))
+}
+
+// viewOf reads the tree of a committed snapshot.
+func (e *env) viewOf(namespace, name string) tree.Tree {
+	e.t.Helper()
+	ctx := namespaces.WithNamespace(e.t.Context(), namespace)
+	ctx, release, err := e.Client().WithLease(ctx) // or containerd collects the view
+	e.must(err)
+	defer func() {
+		if err := release(context.WithoutCancel(ctx)); err != nil {
+			e.t.Errorf("release lease: %v", err)
+		}
+	}()
+	sn := e.Client().SnapshotService(e.Snapshotter)
+	key := "view-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	mounts, err := sn.View(ctx, key, name)
+	e.must(err)
+	defer func() {
+		if err := sn.Remove(ctx, key); err != nil {
+			e.t.Errorf("remove view %s: %v", key, err)
+		}
+	}()
+	return e.readMounts(mounts)
+}
+
+// readMounts mounts what a snapshotter returned and reads the tree.
+func (e *env) readMounts(mounts []mount.Mount) tree.Tree {
+	e.t.Helper()
+	target, err := os.MkdirTemp(e.Dir, "view")
+	e.must(err)
+	e.must(mount.All(mounts, target))
+	got, err := tree.Read(e.t.Context(), target)
+	if uerr := mount.UnmountAll(target, 0); uerr != nil {
+		e.t.Fatalf("unmount %s: %v", target, uerr)
+	}
+	e.must(err)
+	e.must(os.Remove(target))
+	return got
+}
+
+// compare fails the test for each difference between the tree of an image and the one overlayfs shows.
+func (e *env) compare(ref string, got tree.Tree) {
+	e.t.Helper()
+	want, options := reference(e.t, ref)
+	for _, line := range diffTrees(want, got, options) {
+		e.t.Errorf("%s: %s", ref, line)
+	}
+}
+
+// diffTrees is tree.Diff with at most forty lines.
+func diffTrees(want, got tree.Tree, options tree.Options) []string {
+	lines := tree.Diff(want, got, options)
+	if n := len(lines); n > 40 {
+		lines = append(lines[:40], fmt.Sprintf("and %d more differences", n-40))
+	}
+	return lines
+}
+
+// reference returns what containerd's overlayfs snapshotter shows of a test image, and how to compare with it.
+func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
+	t.Helper()
+	needsHost(t)
+	ref = images.SameContent(ref)
+	full := push(t, ref)
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if got, ok := shared.trees[ref]; ok {
+		return got, shared.options[ref]
+	}
+	if shared.reference == nil {
+		s, err := stack.Start(context.WithoutCancel(t.Context()), stack.Options{Tools: shared.tools, Snapshotter: stack.Overlay})
+		if err != nil {
+			t.Fatalf("start the reference: %v", err)
+		}
+		shared.reference = s
+	}
+	e := &env{Stack: shared.reference, t: t}
+	e.must(e.Pull(t.Context(), defaultNS, full))
+	got := e.view(defaultNS, full)
+	if out := e.run(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(out) != "42" {
+		t.Errorf("the container printed %q, want 42", out)
+	}
+	e.ctr(defaultNS, "images", "rm", "--sync", full)
+	unsaid, err := image(t, ref).UnsaidTimes()
+	e.must(err)
+	shared.trees[ref], shared.options[ref] = got, tree.Options{IgnoreMtime: unsaid}
+	return got, shared.options[ref]
+}

@@ -1,0 +1,127 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+)
+
+// leftovers returns what the store still holds.
+func (e *env) leftovers() []string {
+	e.t.Helper()
+	var left []string
+	for _, dir := range []string{"repo/objects", "repo/refs", "layers", "snapshots"} {
+		err := filepath.WalkDir(filepath.Join(e.Root, dir), func(path string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() && strings.HasPrefix(dir, "repo/") || path == filepath.Join(e.Root, dir) {
+				return err
+			}
+			left = append(left, path)
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
+		})
+		if err != nil && !os.IsNotExist(err) {
+			e.t.Fatal(err)
+		}
+	}
+	return left
+}
+
+// empty waits until the store holds nothing.
+func (e *env) empty() {
+	e.t.Helper()
+	e.eventually("empty the store", func() string {
+		left := e.leftovers()
+		if len(left) == 0 {
+			return ""
+		}
+		return fmt.Sprintf("%d things are left, the first is %s", len(left), left[0])
+	})
+}
+
+// TestGarbage deletes every image: nothing may be left in the store. What is still needed must stay meanwhile.
+func TestGarbage(t *testing.T) {
+	for _, mode := range []struct {
+		name    string
+		unpacks int
+	}{{"sequential", 1}, {"parallel", 3}} {
+		t.Run(mode.name, func(t *testing.T) {
+			e := start(t, func(o *stack.Options) { o.ParallelUnpacks = mode.unpacks })
+			fulls := make(map[string]string)
+			for _, ref := range []string{"tiny:1", "layers:1", "layers:zstd", "odd:1", "base:1", "app:1"} {
+				fulls[ref] = e.pull(defaultNS, ref)
+			}
+			e.pull("other", "tiny:1")
+			id := containerID()
+			e.must(e.StartContainer(t.Context(), defaultNS, fulls["layers:1"], id, "/bin/sleep", "1000"))
+			for _, full := range fulls {
+				e.ctr(defaultNS, "images", "rm", "--sync", full)
+			}
+			e.eventually("remove what no image needs", func() string {
+				out, err := exec.Command("ostree", "refs", "--repo="+filepath.Join(e.Root, "repo"), "--list").CombinedOutput()
+				if err != nil {
+					t.Fatalf("ostree refs: %v\n%s", err, out)
+				}
+				// The layers of tiny:1 and of layers:1, each by diff ID and by blob.
+				if n, most := strings.Count(string(out), "\n"), 2*(len(image(t, "layers:1").Manifest.Layers)+1); n > most {
+					return fmt.Sprintf("%d refs are left, want at most %d", n, most)
+				}
+				return ""
+			})
+			e.exec(defaultNS, id, "cat /data/kept && touch /data/kept")
+			e.compare("tiny:1", e.view("other", fulls["tiny:1"]))
+			e.fsck()
+
+			e.must(e.RemoveContainer(t.Context(), defaultNS, id))
+			e.ctr("other", "images", "rm", "--sync", fulls["tiny:1"])
+			e.empty()
+
+			// And all of it once more.
+			full := e.pull(defaultNS, "layers:1")
+			e.compare("layers:1", e.view(defaultNS, full))
+			e.ctr(defaultNS, "images", "rm", "--sync", full)
+			e.empty()
+		})
+	}
+}
+
+// TestGarbageBesidePulls removes and pulls images that share files at the same time.
+func TestGarbageBesidePulls(t *testing.T) {
+	e := start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
+	stop := make(chan struct{})
+	done := make(chan error, 1)
+	full := push(t, "layers:zstd")
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := e.Pull(t.Context(), "churn", full); err != nil {
+				done <- err
+				return
+			}
+			if _, err := e.Ctr(t.Context(), "churn", "images", "rm", "--sync", full); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	for range 6 {
+		full := e.pull(defaultNS, "layers:1")
+		e.compare("layers:1", e.view(defaultNS, full))
+		e.run(defaultNS, full, "/bin/true")
+		e.ctr(defaultNS, "images", "rm", "--sync", full)
+	}
+	close(stop)
+	e.must(<-done)
+	e.empty()
+}

@@ -1,0 +1,160 @@
+// Package images makes the images the integration tests pull, from Debian packages and from hand-made layers.
+//
+//	tiny:1         a static busybox, for tests that only need a container
+//	pause:1        the same, its command does nothing: the sandbox of a pod
+//	base:1         Debian bookworm with Python, Perl and Git as first released: one layer of 340 MB, 16,000 entries
+//	base:2         the same packages with all updates: what an image rebuild a few months later gives
+//	base:1-zstd    base:1, its layer compressed with zstd
+//	app:1          an application on base:1: two small layers
+//	layers:1       layers that delete and replace what lower layers hold, in every way a layer can
+//	layers:zstd, layers:tar, layers:docker    the same layers in other media types
+//	odd:1          everything a file can be: capabilities, links, devices, long names, sparse files
+//
+// Each is an OCI layout in the cache of package testhost, under the hash of its recipe.
+package images
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+)
+
+// A media is how the layers of an image are compressed and named.
+type media int
+
+const (
+	ociGzip media = iota
+	ociZstd
+	ociTar
+	dockerGzip
+)
+
+// A recipe is how an image is made.
+type recipe struct {
+	base   string             // reference of the image whose layers come first
+	rootfs *rootfs            // then one layer of packages
+	edit   func(*layerWriter) // added to that layer
+	layers []func(*layerWriter)
+	media  media
+	cmd    []string
+}
+
+var recipes = map[string]recipe{
+	"tiny:1":        {rootfs: &smallRootfs, edit: addBusybox, cmd: []string{"/bin/sh"}},
+	"pause:1":       {rootfs: &smallRootfs, edit: addBusybox, cmd: []string{"/bin/sleep", "1000000"}},
+	"base:1":        {rootfs: &base1Rootfs, cmd: []string{"/usr/bin/python3"}},
+	"base:2":        {rootfs: &base2Rootfs, cmd: []string{"/usr/bin/python3"}},
+	"base:1-zstd":   {rootfs: &base1Rootfs, cmd: []string{"/usr/bin/python3"}, media: ociZstd},
+	"app:1":         {base: "base:1", layers: appLayers, cmd: []string{"/usr/bin/python3", "/srv/app/main.py"}},
+	"layers:1":      {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}},
+	"layers:zstd":   {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: ociZstd},
+	"layers:tar":    {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: ociTar},
+	"layers:docker": {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: dockerGzip},
+	"odd:1":         {rootfs: &smallRootfs, edit: addBusybox, layers: oddLayers, cmd: []string{"/bin/sh"}},
+}
+
+// Names returns the references of all images, sorted.
+func Names() []string { return slices.Sorted(maps.Keys(recipes)) }
+
+// SameContent returns the image that has the same layers, uncompressed, in gzip; often the image itself.
+func SameContent(ref string) string {
+	switch {
+	case strings.HasPrefix(ref, "layers:"):
+		return "layers:1"
+	case ref == "base:1-zstd":
+		return "base:1"
+	case ref == "pause:1":
+		return "tiny:1"
+	default:
+		return ref
+	}
+}
+
+//go:embed *.go
+var sources embed.FS
+
+// key is the hash of an image's recipe: of this package's source, and of the packages it is made from.
+func (r recipe) key(ref string) (string, error) {
+	inputs := []string{ref}
+	entries, err := sources.ReadDir(".")
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), "_test.go") || e.Name() == "push.go" {
+			continue
+		}
+		b, err := sources.ReadFile(e.Name())
+		if err != nil {
+			return "", err
+		}
+		inputs = append(inputs, e.Name(), string(b))
+	}
+	return testhost.Key(inputs...), nil
+}
+
+// Layout returns the directory of an image's OCI layout, making the image if the cache does not have it.
+func Layout(ctx context.Context, log io.Writer, ref string) (string, error) {
+	r, ok := recipes[ref]
+	if !ok {
+		return "", fmt.Errorf("make image %s: no such test image", ref)
+	}
+	key, err := r.key(ref)
+	if err != nil {
+		return "", fmt.Errorf("make image %s: %w", ref, err)
+	}
+	dir, err := testhost.Cached("images", key, func(dir string) error { return r.write(ctx, log, dir) })
+	if err != nil {
+		return "", fmt.Errorf("make image %s: %w", ref, err)
+	}
+	return dir, nil
+}
+
+// write writes the image as an OCI layout into an empty directory.
+func (r recipe) write(ctx context.Context, log io.Writer, dir string) error {
+	w, err := newLayoutWriter(dir, r.media)
+	if err != nil {
+		return err
+	}
+	if r.base != "" {
+		base, err := Layout(ctx, log, r.base)
+		if err != nil {
+			return err
+		}
+		if err := w.addLayersOf(base); err != nil {
+			return err
+		}
+	}
+	if r.rootfs != nil {
+		tarball, err := r.rootfs.make(ctx, log)
+		if err != nil {
+			return err
+		}
+		err = w.addLayer(func(l *layerWriter) {
+			l.copyRootfs(filepath.Join(tarball, rootfsTar))
+			if r.edit != nil {
+				r.edit(l)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for i, layer := range r.layers {
+		if err := w.addLayer(layer); err != nil {
+			return fmt.Errorf("write layer %d: %w", i, err)
+		}
+	}
+	return w.finish(r.cmd)
+}
+
+// errEmpty is returned for a layout without a manifest.
+var errEmpty = errors.New("the layout has no manifest")

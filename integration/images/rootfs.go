@@ -1,0 +1,94 @@
+package images
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+)
+
+// rootfsTar is the name of a root file system's tar in its cache entry.
+const rootfsTar = "rootfs.tar.zst"
+
+// A rootfs is a root file system made by mmdebstrap.
+type rootfs struct {
+	variant  string
+	packages []string
+	updates  bool // with bookworm-updates and bookworm-security
+}
+
+var basePackages = []string{"python3", "python3-numpy", "python3-pip", "perl", "git", "iputils-ping", "ca-certificates"}
+
+var (
+	base1Rootfs = rootfs{variant: "minbase", packages: basePackages}
+	base2Rootfs = rootfs{variant: "minbase", packages: basePackages, updates: true}
+	smallRootfs = rootfs{variant: "extract", packages: []string{"busybox-static", "base-files", "netbase", "tzdata"}}
+)
+
+// sources returns the apt sources, on the mirror the host itself uses.
+func (r *rootfs) sources() []string {
+	main, security := hostMirrors("/etc/apt/sources.list.d/debian.sources")
+	lines := []string{"deb " + main + " bookworm main"}
+	if r.updates {
+		lines = append(lines, "deb "+main+" bookworm-updates main", "deb "+security+" bookworm-security main")
+	}
+	return lines
+}
+
+// hostMirrors reads the addresses of Debian's archives from a deb822 sources file, with the public ones as default.
+func hostMirrors(name string) (main, security string) {
+	main, security = "http://deb.debian.org/debian", "http://deb.debian.org/debian-security"
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return main, security
+	}
+	for line := range strings.Lines(string(b)) {
+		uri, ok := strings.CutPrefix(strings.TrimSpace(line), "URIs: ")
+		switch uri = strings.TrimSpace(uri); {
+		case !ok || strings.Contains(uri, " "):
+		case strings.HasSuffix(uri, "/debian-security"), strings.HasSuffix(uri, "/debian-security/"):
+			security = uri
+		case strings.HasSuffix(uri, "/debian"), strings.HasSuffix(uri, "/debian/"):
+			main = uri
+		}
+	}
+	return main, security
+}
+
+// make returns the directory with the root file system's tar, running mmdebstrap if the cache does not have it.
+func (r *rootfs) make(ctx context.Context, log io.Writer) (string, error) {
+	args := []string{
+		"--mode=root", "--variant=" + r.variant, "--format=tar", "--include=" + strings.Join(r.packages, ","),
+		`--aptopt=Acquire::Languages "none"`, `--aptopt=APT::Install-Recommends "false"`, "--dpkgopt=force-unsafe-io",
+		"bookworm", "-",
+	}
+	args = append(args, r.sources()...)
+	return testhost.Cached("rootfs", testhost.Key(args...), func(dir string) error {
+		fmt.Fprintf(log, "+ mmdebstrap %s\n", strings.Join(args, " "))
+		f, err := os.Create(filepath.Join(dir, rootfsTar))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		enc, err := zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedFastest))
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+		cmd.Stdout, cmd.Stderr = enc, log
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("run mmdebstrap: %w", err)
+		}
+		if err := enc.Close(); err != nil {
+			return err
+		}
+		return f.Close()
+	})
+}

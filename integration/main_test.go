@@ -1,0 +1,119 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
+)
+
+// binaryEnv names the environment variable with the binary to test.
+const binaryEnv = "OSTREE_SNAPSHOTTER_BINARY"
+
+// A host is what all tests share.
+type host struct {
+	tools    *testhost.Tools
+	registry *stack.Registry
+	binary   func() (string, error) // the daemon, built at the first call
+
+	dir       string
+	mu        sync.Mutex
+	reference *stack.Stack         // containerd with overlayfs
+	trees     map[string]tree.Tree // what it shows of each image
+	options   map[string]tree.Options
+}
+
+// shared is nil when the tests are to be skipped.
+var shared *host
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	if testing.Short() || os.Geteuid() != 0 {
+		return m.Run()
+	}
+	start := time.Now()
+	h, err := newHost(context.Background())
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "prepare the host: %v\n", err)
+		return 1
+	}
+	defer func() {
+		if err := h.close(); err != nil {
+			fmt.Fprintf(os.Stderr, "clean up the host: %v\n", err)
+			code = max(code, 1)
+		}
+	}()
+	fmt.Fprintf(os.Stderr, "host ready in %.1f s\n", time.Since(start).Seconds())
+	shared = h
+	return m.Run()
+}
+
+func newHost(ctx context.Context) (_ *host, err error) {
+	h := &host{trees: make(map[string]tree.Tree), options: make(map[string]tree.Options)}
+	if h.dir, err = os.MkdirTemp("", "osb"); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(h.dir, 0o755); err != nil { // a test runs the daemon as another user
+		return nil, err
+	}
+	h.binary = sync.OnceValues(func() (string, error) { return buildBinary(ctx, h.dir) })
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.close())
+		}
+	}()
+	if err := testhost.InstallPackages(ctx, os.Stderr); err != nil {
+		return nil, err
+	}
+	if h.tools, err = testhost.BuildTools(ctx, os.Stderr); err != nil {
+		return nil, err
+	}
+	if h.registry, err = stack.StartRegistry(ctx, h.tools); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// buildBinary builds the daemon from this tree in a directory, unless the environment names one.
+func buildBinary(ctx context.Context, dir string) (string, error) {
+	if name := os.Getenv(binaryEnv); name != "" {
+		return filepath.Abs(name)
+	}
+	repo, err := testhost.RepoDir()
+	if err != nil {
+		return "", err
+	}
+	binary := filepath.Join(dir, "ostree-snapshotter")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/ostree-snapshotter")
+	cmd.Dir = repo
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
+func (h *host) close() error {
+	var errs []error
+	if h.reference != nil {
+		errs = append(errs, h.reference.Stop())
+	}
+	if h.registry != nil {
+		errs = append(errs, h.registry.Stop())
+	}
+	return errors.Join(append(errs, os.RemoveAll(h.dir))...)
+}

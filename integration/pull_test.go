@@ -1,0 +1,66 @@
+package integration
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+)
+
+// layered are the images of more than one layer.
+var layered = []string{"app:1", "layers:1", "layers:zstd", "layers:tar", "layers:docker", "odd:1"}
+
+// TestPull pulls every test image with the daemon's transfer service, and compares what its containers see with what
+// overlayfs shows. Images of several layers are pulled once layer after layer and once with all layers unpacked at the
+// same time.
+func TestPull(t *testing.T) {
+	for _, mode := range []struct {
+		name    string
+		unpacks int
+		refs    []string
+	}{
+		{"sequential", 1, images.Names()},
+		{"parallel", 3, layered},
+	} {
+		for _, ref := range mode.refs {
+			t.Run(mode.name+"/"+ref, func(t *testing.T) {
+				e := start(t, func(o *stack.Options) { o.ParallelUnpacks = mode.unpacks })
+				full := e.pull(defaultNS, ref)
+				e.compare(ref, e.view(defaultNS, full))
+				if got := e.run(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
+					t.Errorf("the container printed %q, want 42", got)
+				}
+			})
+		}
+	}
+}
+
+// TestPullLocal pulls with the client's own unpacker, which gives the snapshotter no labels.
+func TestPullLocal(t *testing.T) {
+	e := start(t, nil)
+	for _, ref := range []string{"layers:1", "odd:1"} {
+		full := e.pull(defaultNS, ref, "--local")
+		e.compare(ref, e.view(defaultNS, full))
+	}
+}
+
+// TestCanonicalMtime pulls with modification times that need not be kept: all else must be the same.
+func TestCanonicalMtime(t *testing.T) {
+	e := start(t, func(o *stack.Options) { o.Config = "mtime = \"canonical\"\n" })
+	full := e.pull(defaultNS, "odd:1")
+	want, options := reference(t, "odd:1")
+	got := e.view(defaultNS, full)
+	for path, g := range got {
+		if w := want[path]; w != nil {
+			if w.Mtime != g.Mtime && g.SHA256 == "" && !slices.Contains(options.IgnoreMtime, path) {
+				t.Errorf("%q: the time of something that is not a regular file changed", path)
+			}
+			g.Mtime = w.Mtime
+		}
+	}
+	for _, line := range diffTrees(want, got, options) {
+		t.Error(line)
+	}
+}

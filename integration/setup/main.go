@@ -1,0 +1,79 @@
+// Command setup makes this machine ready for the integration tests and the benchmarks: Debian packages, the programs
+// the tests run against, and the test images. What is there already is not made again.
+//
+//	go run ./integration/setup [packages] [tools] [images] [gcc]
+//
+// Without arguments it does the first three. The C compiler, which only the race detector needs, is installed when it
+// is asked for. An ordinary user gets a word on what is missing and no error: the tests that need it are skipped.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	err := run(ctx, os.Stderr, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "setup: error: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+type step struct {
+	name     string
+	onDemand bool
+	do       func(ctx context.Context, log io.Writer) error
+}
+
+var steps = []step{
+	{"packages", false, testhost.InstallPackages},
+	{"gcc", true, testhost.InstallCompiler},
+	{"tools", false, func(ctx context.Context, log io.Writer) error {
+		_, err := testhost.BuildTools(ctx, log)
+		return err
+	}},
+	{"images", false, func(ctx context.Context, log io.Writer) error {
+		for _, ref := range images.Names() {
+			if _, err := images.Layout(ctx, log, ref); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
+}
+
+func run(ctx context.Context, log io.Writer, wanted []string) error {
+	for _, name := range wanted {
+		if !slices.ContainsFunc(steps, func(s step) bool { return s.name == name }) {
+			return fmt.Errorf("there is no step %q", name)
+		}
+	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintf(log, "setup: not root: the tests against a real containerd are skipped\n")
+		return nil
+	}
+	for _, s := range steps {
+		if len(wanted) > 0 && !slices.Contains(wanted, s.name) || len(wanted) == 0 && s.onDemand {
+			continue
+		}
+		start := time.Now()
+		if err := s.do(ctx, log); err != nil {
+			return err
+		}
+		fmt.Fprintf(log, "setup: %s ready in %.1f s\n", s.name, time.Since(start).Seconds())
+	}
+	return nil
+}

@@ -1,0 +1,248 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process is a running program whose output goes to a log file.
+type process struct {
+	name string
+	log  string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error         // of Wait; read after done
+}
+
+// startProcess starts a program. Its output is added to the log file.
+func startProcess(log string, env []string, name string, args ...string) (*process, error) {
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(name), err)
+	}
+	defer f.Close()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = f, f
+	// In a session of its own, so that an interrupt from the terminal reaches us alone and we can stop it in order.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(name), err)
+	}
+	p := &process{name: filepath.Base(name), log: log, cmd: cmd, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// running tells whether the process has not ended.
+func (p *process) running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// endWait is how long a process may take to end after a signal.
+const endWait = 10 * time.Second
+
+// signal sends a signal and waits for the end, at most for endWait.
+func (p *process) signal(sig os.Signal) error {
+	if !p.running() {
+		return nil
+	}
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("signal %s: %w", p.name, err)
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(endWait):
+		return fmt.Errorf("stop %s: still running %v after %v", p.name, endWait, sig)
+	}
+}
+
+// stop ends the process, by force if it does not end by itself within ten seconds, which is an error.
+func (p *process) stop() error {
+	if p == nil {
+		return nil
+	}
+	err := p.signal(unix.SIGTERM)
+	if err != nil {
+		err = errors.Join(err, p.signal(unix.SIGKILL))
+	}
+	return err
+}
+
+// waitFor calls ready until it returns nil, the process ends, or half a minute has passed.
+func (p *process) waitFor(ctx context.Context, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("start %s: ended at once: %w\n%s", p.name, p.err, Tail(p.log, 20))
+		case <-ctx.Done():
+			return fmt.Errorf("start %s: not ready: %w\n%s", p.name, err, Tail(p.log, 20))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Tail returns the last lines of a file, or why it cannot be read.
+func Tail(name string, lines int) string {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.SplitAfter(strings.TrimRight(string(b), "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "")
+}
+
+// killShims ends the shims of the containerd at a socket, and first the processes they started: the containers.
+func killShims(socket string) error {
+	var shims []int
+	parents := make(map[int]int)
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if b, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline")); err == nil {
+			argv := strings.Split(string(b), "\x00")
+			if filepath.Base(argv[0]) == "containerd-shim-runc-v2" && slices.Contains(argv, socket) {
+				shims = append(shims, pid)
+			}
+		}
+		if ppid, ok := parentOf(pid); ok {
+			parents[pid] = ppid
+		}
+	}
+	var victims []int
+	for _, shim := range shims {
+		for pid, ppid := range parents {
+			if ppid == shim {
+				victims = append(victims, pid)
+			}
+		}
+	}
+	var errs []error
+	for _, pid := range append(victims, shims...) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("kill %d: %w", pid, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// parentOf returns the process ID of a process's parent.
+func parentOf(pid int) (int, bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	// The program's name is in parentheses and may hold anything.
+	_, rest, ok := strings.Cut(string(b[bytes.LastIndexByte(b, ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 2 {
+		return 0, false
+	}
+	ppid, err := strconv.Atoi(fields[1])
+	return ppid, err == nil
+}
+
+// removeCgroups removes a control group and those below it, which must be empty, from every hierarchy.
+func removeCgroups(name string) error {
+	dirs, err := filepath.Glob("/sys/fs/cgroup" + name)
+	if err != nil {
+		return err
+	}
+	v1, err := filepath.Glob("/sys/fs/cgroup/*" + name)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range append(dirs, v1...) {
+		errs = append(errs, removeCgroup(dir, time.Now().Add(endWait)))
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroup removes one, waiting for the last of its processes to be gone.
+func removeCgroup(dir string, deadline time.Time) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name()), deadline); err != nil {
+				return err
+			}
+		}
+	}
+	for {
+		err := unix.Rmdir(dir)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// unmountBelow unmounts everything that is mounted on a directory or below it, the deepest first.
+func unmountBelow(dir string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var points []string
+	for line := range strings.Lines(string(b)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			point := unescapeMount(fields[4])
+			if point == dir || strings.HasPrefix(point, dir+"/") {
+				points = append(points, point)
+			}
+		}
+	}
+	var errs []error
+	for i := len(points) - 1; i >= 0; i-- {
+		err := unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unescapeMount undoes the octal escapes of /proc/self/mountinfo.
+func unescapeMount(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}

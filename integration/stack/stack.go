@@ -1,0 +1,474 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"text/template"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+)
+
+// Snapshotters a stack can be built around.
+const (
+	Ostree  = "ostree"    // ours, through the daemon
+	Overlay = "overlayfs" // containerd's own: the baseline
+)
+
+// Options say how to start a Stack.
+type Options struct {
+	// Tools are the programs to run.
+	Tools *testhost.Tools
+	// Snapshotter is Ostree or Overlay: the default of CRI, and what Ctr and Nerdctl are told.
+	Snapshotter string
+	// Binary is the ostree-snapshotter to run; it is needed for Ostree.
+	Binary string
+	// Config is the daemon's configuration, without the line "version = 1".
+	Config string
+	// Root is the daemon's root; the default is a directory of the stack's, removed by Stop.
+	Root string
+	// ParallelUnpacks is containerd's max_concurrent_unpacks; 0 means 1: layer after layer.
+	ParallelUnpacks int
+	// Registry is the address of the registry that holds the images, for containerd's configuration.
+	Registry string
+	// SandboxImage is the image CRI uses for a pod's sandbox.
+	SandboxImage string
+}
+
+// A Stack is a running containerd, with our daemon beside it if the snapshotter is Ostree.
+type Stack struct {
+	Dir         string
+	Snapshotter string
+	Root        string // the daemon's
+	// Containerd and Daemon are the paths of the two sockets.
+	Containerd, Daemon string
+
+	opts       Options
+	containerd *process
+	daemon     *process
+	client     *containerd.Client
+}
+
+var containerdConfig = template.Must(template.New("config.toml").Parse(`version = 3
+root = "{{.Dir}}/containerd"
+state = "{{.Dir}}/state"
+disabled_plugins = [
+  "io.containerd.nri.v1.nri",
+  "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.snapshotter.v1.native",
+  "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.tracing.processor.v1.otlp",
+]
+
+[grpc]
+  address = "{{.Containerd}}"
+[ttrpc]
+  address = "{{.Containerd}}.ttrpc"
+{{if eq .Snapshotter "ostree"}}
+[proxy_plugins.ostree]
+  type = "snapshot"
+  address = "{{.Daemon}}"
+  capabilities = ["rebase"]
+  [proxy_plugins.ostree.exports]
+    root = "{{.Root}}"
+
+[proxy_plugins.ostree-diff]
+  type = "diff"
+  address = "{{.Daemon}}"
+{{end}}
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{{.Dir}}/opt"
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = "{{.Dir}}/s"
+[plugins."io.containerd.service.v1.diff-service"]
+  default = [{{if eq .Snapshotter "ostree"}}"ostree-diff", {{end}}"walking"]
+[plugins."io.containerd.transfer.v1.local"]
+  max_concurrent_unpacks = {{.Unpacks}}
+{{if eq .Snapshotter "ostree"}}
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux"
+    snapshotter = "ostree"
+    differ = "ostree-diff"
+    optional = true
+{{end}}
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux"
+    snapshotter = "overlayfs"
+    differ = "walking"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{{.Snapshotter}}"
+{{if .SandboxImage}}
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{{.SandboxImage}}"
+{{end}}
+[plugins."io.containerd.cri.v1.runtime"]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{{.Dir}}/cni/bin"]
+    conf_dir = "{{.Dir}}/cni/net.d"
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      BinaryName = "{{.Runc}}"
+      Root = "{{.Dir}}/runc"
+      SystemdCgroup = false
+`))
+
+// Start starts a stack. On error nothing of it is left.
+func Start(ctx context.Context, opts Options) (_ *Stack, err error) {
+	// Short, since the path of a unix socket has at most 107 bytes.
+	dir, err := os.MkdirTemp("", "osi")
+	if err != nil {
+		return nil, fmt.Errorf("start stack: %w", err)
+	}
+	// The rootfs mounts below must be reachable for processes of other users in containers.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("start stack: %w", err)
+	}
+	s := &Stack{
+		Dir:         dir,
+		Snapshotter: opts.Snapshotter,
+		Root:        opts.Root,
+		Containerd:  filepath.Join(dir, "c.sock"),
+		Daemon:      filepath.Join(dir, "o.sock"),
+		opts:        opts,
+	}
+	if s.Root == "" {
+		s.Root = filepath.Join(dir, "ostree")
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Stop())
+		}
+	}()
+	var config bytes.Buffer
+	err = containerdConfig.Execute(&config, map[string]any{
+		"Dir": dir, "Root": s.Root, "Containerd": s.Containerd, "Daemon": s.Daemon, "Snapshotter": s.Snapshotter,
+		"Unpacks": max(1, opts.ParallelUnpacks), "SandboxImage": opts.SandboxImage, "Runc": opts.Tools.Runc,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start stack: %w", err)
+	}
+	if err := os.WriteFile(s.path("containerd.toml"), config.Bytes(), 0o600); err != nil {
+		return nil, fmt.Errorf("start stack: %w", err)
+	}
+	if s.Snapshotter == Ostree {
+		if err := s.WriteConfig(opts.Config); err != nil {
+			return nil, err
+		}
+		// Which of the two comes first must not matter; here the daemon needs containerd's socket to read blobs.
+		if err := s.startDaemon(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.startContainerd(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Stack) path(name string) string { return filepath.Join(s.Dir, name) }
+
+// WriteConfig sets the daemon's configuration for its next start.
+func (s *Stack) WriteConfig(config string) error {
+	if err := os.WriteFile(s.path("ostree.toml"), []byte("version = 1\n"+config), 0o600); err != nil {
+		return fmt.Errorf("write the daemon's configuration: %w", err)
+	}
+	return nil
+}
+
+// environment is the environment of containerd and the clients: the shim and runc are found in PATH.
+func (s *Stack) environment() []string {
+	return []string{
+		"PATH=" + strings.Join([]string{
+			filepath.Dir(s.opts.Tools.Containerd), filepath.Dir(s.opts.Tools.Runc),
+			"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
+		}, ":"),
+		"CONTAINERD_ADDRESS=" + s.Containerd, "HOME=" + s.Dir, "TMPDIR=/tmp",
+	}
+}
+
+func (s *Stack) startContainerd(ctx context.Context) error {
+	var err error
+	s.containerd, err = startProcess(s.ContainerdLog(), s.environment(), s.opts.Tools.Containerd, "--config", s.path("containerd.toml"))
+	if err != nil {
+		return err
+	}
+	err = s.containerd.waitFor(ctx, func(ctx context.Context) error {
+		c, err := containerd.New(s.Containerd, containerd.WithTimeout(time.Second))
+		if err != nil {
+			return err
+		}
+		if _, err := c.Version(ctx); err != nil {
+			return errors.Join(err, c.Close())
+		}
+		s.client = c
+		return nil
+	})
+	return err
+}
+
+// DaemonArgs are the arguments by which the daemon of this stack is started.
+func (s *Stack) DaemonArgs() []string {
+	return []string{
+		"serve", "--config", s.path("ostree.toml"), "--root", s.Root, "--address", s.Daemon,
+		"--containerd-address", s.Containerd,
+	}
+}
+
+func (s *Stack) startDaemon(ctx context.Context) error {
+	var err error
+	s.daemon, err = startProcess(s.DaemonLog(), s.environment(), s.opts.Binary, s.DaemonArgs()...)
+	if err != nil {
+		return err
+	}
+	return s.daemon.waitFor(ctx, func(ctx context.Context) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", s.Daemon)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}
+
+// ContainerdLog returns the path of containerd's log.
+func (s *Stack) ContainerdLog() string { return s.path("containerd.log") }
+
+// DaemonLog returns the path of the daemon's log, which grows over restarts.
+func (s *Stack) DaemonLog() string { return s.path("ostree.log") }
+
+// DaemonPid returns the daemon's process ID.
+func (s *Stack) DaemonPid() int { return s.daemon.cmd.Process.Pid }
+
+// Client returns a client of containerd. RestartContainerd replaces it.
+func (s *Stack) Client() *containerd.Client { return s.client }
+
+// Context returns a context with the namespace the helpers use.
+func Context(ctx context.Context) context.Context { return namespaces.WithNamespace(ctx, "default") }
+
+// StopDaemon asks the daemon to end and waits for it. Its exit code must be 0.
+func (s *Stack) StopDaemon() error {
+	if err := s.daemon.stop(); err != nil {
+		return err
+	}
+	if s.daemon.err != nil {
+		return fmt.Errorf("stop the daemon: %w\n%s", s.daemon.err, Tail(s.DaemonLog(), 20))
+	}
+	return nil
+}
+
+// KillDaemon kills the daemon without warning.
+func (s *Stack) KillDaemon() error { return s.daemon.signal(unix.SIGKILL) }
+
+// StartDaemon starts the daemon again after it was stopped or killed, and waits until containerd has found it: for up
+// to three seconds containerd answers by itself that there is no connection.
+func (s *Stack) StartDaemon(ctx context.Context) error {
+	if err := s.startDaemon(ctx); err != nil {
+		return err
+	}
+	sn := s.client.SnapshotService(s.Snapshotter)
+	return s.daemon.waitFor(ctx, func(ctx context.Context) error {
+		ctx = Context(ctx)
+		key := fmt.Sprintf("probe-%d", time.Now().UnixNano())
+		if _, err := sn.Prepare(ctx, key, ""); err != nil { // the one call that containerd always passes on
+			return err
+		}
+		err := sn.Remove(ctx, key)
+		if errdefs.IsNotFound(err) { // nothing leases it: containerd may have collected it
+			return nil
+		}
+		return err
+	})
+}
+
+// RestartContainerd stops containerd in good order and starts it again.
+func (s *Stack) RestartContainerd(ctx context.Context) error {
+	err := s.client.Close()
+	s.client = nil
+	if err := errors.Join(err, s.containerd.stop()); err != nil {
+		return err
+	}
+	return s.startContainerd(ctx)
+}
+
+// Reboot ends everything without warning, unmounts everything below the stack's directory, removes
+// containerd's state and starts daemon and containerd again. What is on the disk stays as it is.
+func (s *Stack) Reboot(ctx context.Context) error {
+	errs := []error{s.client.Close(), s.containerd.signal(unix.SIGKILL)}
+	s.client = nil
+	if s.daemon != nil {
+		errs = append(errs, s.daemon.signal(unix.SIGKILL))
+	}
+	errs = append(errs, killShims(s.Containerd), unmountBelow(s.Dir))
+	for _, name := range []string{"state", "s", "runc", "fifo"} { // what lies in /run on a real machine
+		errs = append(errs, os.RemoveAll(s.path(name)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("reboot: %w", err)
+	}
+	if s.daemon != nil {
+		if err := s.startDaemon(ctx); err != nil {
+			return err
+		}
+	}
+	return s.startContainerd(ctx)
+}
+
+// A CommandError is the failure of a client's command.
+type CommandError struct {
+	Args   []string
+	Output string // both streams
+	Err    error
+}
+
+// Error ends in the last lines of the output; what comes before them is mostly progress.
+func (e *CommandError) Error() string {
+	lines := strings.SplitAfter(strings.TrimSpace(e.Output), "\n")
+	return fmt.Sprintf("run %s: %v\n%s", strings.Join(e.Args, " "), e.Err, strings.Join(lines[max(0, len(lines)-8):], ""))
+}
+
+// Unwrap returns the error of the process.
+func (e *CommandError) Unwrap() error { return e.Err }
+
+// Run runs a program in the environment of the stack and returns its standard output.
+func (s *Stack) Run(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), s.environment()...)
+	cmd.WaitDelay = 10 * time.Second
+	var stdout, both buffer
+	cmd.Stdout = io.MultiWriter(&stdout, &both)
+	cmd.Stderr = &both
+	if err := cmd.Run(); err != nil {
+		args = append([]string{filepath.Base(name)}, args...)
+		return stdout.String(), &CommandError{Args: args, Output: both.String(), Err: err}
+	}
+	return stdout.String(), nil
+}
+
+// A buffer takes the output of both streams of a command, which arrives from two goroutines.
+type buffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// Ctr runs ctr in a namespace.
+func (s *Stack) Ctr(ctx context.Context, namespace string, args ...string) (string, error) {
+	return s.Run(ctx, s.opts.Tools.Ctr, append([]string{"--address", s.Containerd, "--namespace", namespace}, args...)...)
+}
+
+// Pull pulls an image with ctr and unpacks it for the stack's snapshotter.
+func (s *Stack) Pull(ctx context.Context, namespace, ref string, flags ...string) error {
+	args := append([]string{"images", "pull", "--plain-http", "--snapshotter", s.Snapshotter}, flags...)
+	_, err := s.Ctr(ctx, namespace, append(args, ref)...)
+	return err
+}
+
+// RunContainer runs a command in a new container, which is removed afterwards, and returns what it printed.
+func (s *Stack) RunContainer(ctx context.Context, namespace, ref, id string, command ...string) (string, error) {
+	return s.Ctr(ctx, namespace, s.runArgs([]string{"--rm"}, ref, id, command)...)
+}
+
+// StartContainer starts a command in a new container and leaves it running.
+func (s *Stack) StartContainer(ctx context.Context, namespace, ref, id string, command ...string) error {
+	_, err := s.Ctr(ctx, namespace, s.runArgs([]string{"--detach"}, ref, id, command)...)
+	return err
+}
+
+// runArgs are ctr's arguments to run a container.
+func (s *Stack) runArgs(flags []string, ref, id string, command []string) []string {
+	args := []string{
+		"run", "--snapshotter", s.Snapshotter, "--cgroup", s.CgroupParent() + "/" + id, "--fifo-dir", s.path("fifo"),
+		"--runc-root", s.path("runc"), "--runc-binary", s.opts.Tools.Runc,
+	}
+	return slices.Concat(args, flags, []string{ref, id}, command)
+}
+
+// CgroupParent returns the control group for the stack's containers, which Stop removes.
+func (s *Stack) CgroupParent() string { return "/" + filepath.Base(s.Dir) }
+
+// Exec runs a command in a running container and returns what it printed.
+func (s *Stack) Exec(ctx context.Context, namespace, id string, command ...string) (string, error) {
+	exec := fmt.Sprintf("exec-%d", time.Now().UnixNano())
+	args := []string{"tasks", "exec", "--exec-id", exec, "--fifo-dir", s.path("fifo"), id}
+	return s.Ctr(ctx, namespace, append(args, command...)...)
+}
+
+// RemoveContainer kills a container's task and removes the container with its snapshot.
+func (s *Stack) RemoveContainer(ctx context.Context, namespace, id string) error {
+	if _, err := s.Ctr(ctx, namespace, "tasks", "rm", "--force", id); err != nil {
+		return err
+	}
+	_, err := s.Ctr(ctx, namespace, "containers", "rm", id)
+	return err
+}
+
+// Nerdctl runs nerdctl in a namespace.
+func (s *Stack) Nerdctl(ctx context.Context, namespace string, args ...string) (string, error) {
+	global := []string{
+		"--address", s.Containerd, "--namespace", namespace, "--snapshotter", s.Snapshotter, "--data-root", s.path("nerdctl"),
+		"--cgroup-manager", "cgroupfs", "--hosts-dir", s.path("certs.d"), "--insecure-registry",
+		"--cni-path", s.path("cni/bin"), "--cni-netconfpath", s.path("cni/net.d"),
+	}
+	return s.Run(ctx, s.opts.Tools.Nerdctl, append(global, args...)...)
+}
+
+// CRI returns a connection to containerd's CRI services, for the caller to close.
+func (s *Stack) CRI() (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("unix://"+s.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("connect to CRI: %w", err)
+	}
+	return conn, nil
+}
+
+// Stop ends everything and removes the stack's directory. It may be called twice.
+func (s *Stack) Stop() error {
+	var errs []error
+	if s.client != nil {
+		errs = append(errs, s.client.Close())
+		s.client = nil
+	}
+	// containerd first, so that it does not clean up after the shims while they are killed.
+	if s.containerd != nil {
+		errs = append(errs, s.containerd.signal(unix.SIGKILL))
+	}
+	errs = append(errs, killShims(s.Containerd))
+	if s.daemon != nil {
+		errs = append(errs, s.daemon.stop())
+	}
+	errs = append(errs, unmountBelow(s.Dir), removeCgroups(s.CgroupParent()), os.RemoveAll(s.Dir))
+	return errors.Join(errs...)
+}

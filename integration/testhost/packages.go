@@ -1,0 +1,108 @@
+package testhost
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+// A Package is a Debian package and a program by which its presence is known.
+type Package struct{ Name, Program string }
+
+// Packages are the Debian packages the tests want on the host.
+var Packages = []Package{
+	{"mmdebstrap", "mmdebstrap"},  // the test images
+	{"ostree", "ostree"},          // judge of our repository
+	{"runc", "runc"},              // runs the containers
+	{"isal", "igzip"},             // fast gzip
+	{"erofs-utils", "mkfs.erofs"}, // judge of our EROFS images
+	{"e2fsprogs", "mkfs.ext4"},    // the full-disk test
+	{"mount", "losetup"},          // the same
+	{"attr", "getfattr"},          // used when a test fails by a person who looks
+}
+
+// compiler is what the race detector needs.
+var compiler = []Package{{"gcc", "gcc"}, {"libc6-dev", "gcc"}}
+
+// InstallPackages installs those of Packages that are not there. It changes nothing, and needs no network and no root,
+// when nothing is missing.
+func InstallPackages(ctx context.Context, log io.Writer) error { return install(ctx, log, Packages) }
+
+// InstallCompiler installs a C compiler, as InstallPackages does.
+func InstallCompiler(ctx context.Context, log io.Writer) error { return install(ctx, log, compiler) }
+
+func install(ctx context.Context, log io.Writer, packages []Package) error {
+	var names []string
+	for _, p := range packages {
+		if _, ok := testenv.LookTool(p.Program); !ok {
+			names = append(names, p.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("install %s: needs root; run: apt-get install %s", strings.Join(names, ", "), strings.Join(names, " "))
+	}
+	return apt(ctx, log, append([]string{"install", "--yes", "--no-install-recommends"}, names...)...)
+}
+
+// apt updates the package lists, then runs apt-get with the given arguments.
+func apt(ctx context.Context, log io.Writer, args ...string) error {
+	for _, args := range [][]string{{"update", "--quiet"}, append([]string{"--quiet"}, args...)} {
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8")
+		if err := run(cmd, log); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Registry returns the path of Debian's docker-registry: the host's where it is installed, else one unpacked into the
+// cache, since installing the package would start a service.
+func Registry(ctx context.Context, log io.Writer) (string, error) {
+	const name = "docker-registry"
+	if p, ok := testenv.LookTool(name); ok {
+		return p, nil
+	}
+	dir, err := Cached("bin-registry", Key("bookworm", "1"), func(dir string) error {
+		update := exec.CommandContext(ctx, "apt-get", "update", "--quiet")
+		if err := run(update, log); err != nil {
+			return err
+		}
+		get := exec.CommandContext(ctx, "apt-get", "download", name)
+		get.Dir = dir
+		if err := run(get, log); err != nil {
+			return err
+		}
+		debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+		if err != nil || len(debs) != 1 {
+			return fmt.Errorf("download %s: got the files %q: %w", name, debs, err)
+		}
+		if err := run(exec.CommandContext(ctx, "dpkg-deb", "--extract", debs[0], dir), log); err != nil {
+			return err
+		}
+		return os.Remove(debs[0])
+	})
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "usr/bin", name), nil
+}
+
+// run runs a command with its output on log. The error names the command.
+func run(cmd *exec.Cmd, log io.Writer) error {
+	fmt.Fprintf(log, "+ %s\n", strings.Join(cmd.Args, " "))
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("run %s: %w", strings.Join(cmd.Args, " "), err)
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package testhost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+// Tools are the programs the tests run against, as absolute paths.
+type Tools struct {
+	Containerd string // its directory also has containerd-shim-runc-v2
+	Ctr        string
+	Nerdctl    string
+	Registry   string
+	Runc       string
+}
+
+// A toolModule is a Go module below integration/tools which pins a program's version, and the packages to build in it.
+type toolModule struct {
+	name     string
+	packages []string
+	tags     string
+}
+
+var toolModules = []toolModule{
+	{
+		name: "containerd",
+		packages: []string{
+			"github.com/containerd/containerd/v2/cmd/containerd",
+			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+			"github.com/containerd/containerd/v2/cmd/ctr",
+		},
+		tags: "netgo,osusergo,static_build,no_btrfs,no_devmapper,no_zfs",
+	},
+	{
+		name:     "nerdctl",
+		packages: []string{"github.com/containerd/nerdctl/v2/cmd/nerdctl"},
+		tags:     "netgo,osusergo",
+	},
+}
+
+// RepoDir returns the root of this repository: the nearest directory above the working directory with our go.mod.
+func RepoDir() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the repository: %w", err)
+	}
+	for dir := wd; ; dir = filepath.Dir(dir) {
+		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		switch {
+		case err == nil && strings.HasPrefix(string(b), "module github.com/ostree-snapshotter/ostree-snapshotter\n"):
+			return dir, nil
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return "", fmt.Errorf("find the repository: %w", err)
+		case dir == filepath.Dir(dir):
+			return "", fmt.Errorf("find the repository: no go.mod of ours above %s", wd)
+		}
+	}
+}
+
+// BuildTools returns the programs the tests run against, building those that are not in the cache.
+func BuildTools(ctx context.Context, log io.Writer) (*Tools, error) {
+	repo, err := RepoDir()
+	if err != nil {
+		return nil, err
+	}
+	dirs := make(map[string]string)
+	for _, m := range toolModules {
+		dir, err := m.build(ctx, filepath.Join(repo, "integration/tools", m.name), log)
+		if err != nil {
+			return nil, err
+		}
+		dirs[m.name] = dir
+	}
+	tools := &Tools{
+		Containerd: filepath.Join(dirs["containerd"], "containerd"),
+		Ctr:        filepath.Join(dirs["containerd"], "ctr"),
+		Nerdctl:    filepath.Join(dirs["nerdctl"], "nerdctl"),
+	}
+	if tools.Registry, err = Registry(ctx, log); err != nil {
+		return nil, err
+	}
+	var ok bool
+	if tools.Runc, ok = testenv.LookTool("runc"); !ok {
+		return nil, errors.New("find runc: not installed")
+	}
+	return tools, nil
+}
+
+// build builds the module's packages into the cache.
+func (m toolModule) build(ctx context.Context, src string, log io.Writer) (string, error) {
+	inputs := []string{runtime.Version(), runtime.GOARCH, m.tags, strings.Join(m.packages, " ")}
+	err := filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		inputs = append(inputs, strings.TrimPrefix(path, src), string(b))
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("read module %s: %w", m.name, err)
+	}
+	return Cached("bin-"+m.name, Key(inputs...), func(dir string) error {
+		args := append([]string{"build", "-trimpath", "-tags", m.tags, "-ldflags", "-s -w", "-o", dir}, m.packages...)
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir = src
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly -buildvcs=false")
+		return run(cmd, log)
+	})
+}

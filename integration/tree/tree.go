@@ -1,0 +1,260 @@
+// Package tree reads a directory tree with everything a container can see of it, and compares two of them.
+package tree
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// An Entry is one name of a tree.
+type Entry struct {
+	Mode   uint32 // with the file type
+	UID    uint32
+	GID    uint32
+	Rdev   uint64 // devices
+	Size   int64  // regular files and symbolic links
+	Mtime  unix.Timespec
+	Target string // symbolic links
+	SHA256 string // regular files
+	Xattrs map[string]string
+	inode  inode
+}
+
+type inode struct{ dev, ino uint64 }
+
+// A Tree is a directory tree: path below its root, "." for the root itself, to entry.
+type Tree map[string]*Entry
+
+// Read reads the tree below a directory.
+func Read(ctx context.Context, root string) (Tree, error) {
+	tree := make(Tree)
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		e, err := readEntry(path)
+		if err != nil {
+			return err
+		}
+		tree[rel] = e
+		if e.Mode&unix.S_IFMT == unix.S_IFREG {
+			group.Go(func() error {
+				var err error
+				e.SHA256, err = hashFile(path)
+				return err
+			})
+		}
+		return nil
+	})
+	if waitErr := group.Wait(); err == nil {
+		err = waitErr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read tree: %w", err)
+	}
+	return tree, nil
+}
+
+func readEntry(path string) (*Entry, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	e := &Entry{
+		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: st.Mtim,
+		inode: inode{st.Dev, st.Ino},
+	}
+	var err error
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		e.Size = st.Size
+		if e.Target, err = os.Readlink(path); err != nil {
+			return nil, err
+		}
+	case unix.S_IFREG:
+		e.Size = st.Size
+	case unix.S_IFCHR, unix.S_IFBLK:
+		e.Rdev = st.Rdev
+	}
+	if e.Xattrs, err = readXattrs(path); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func readXattrs(path string) (map[string]string, error) {
+	names := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, names)
+	if err != nil {
+		return nil, &fs.PathError{Op: "llistxattr", Path: path, Err: err}
+	}
+	var xattrs map[string]string
+	value := make([]byte, 64<<10)
+	for _, name := range strings.Split(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
+		if name == "" {
+			continue
+		}
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return nil, &fs.PathError{Op: "lgetxattr " + name, Path: path, Err: err}
+		}
+		if xattrs == nil {
+			xattrs = make(map[string]string)
+		}
+		xattrs[name] = string(value[:n])
+	}
+	return xattrs, nil
+}
+
+func hashFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// Options say what Diff passes over.
+type Options struct {
+	// IgnoreMtime names directories whose modification time no layer says.
+	IgnoreMtime []string
+}
+
+// Diff compares a tree with the one it should be and returns one line for each difference, sorted by path. Files that
+// are hard links of each other in want must be so in got; the reverse is not demanded, since equal files may share an
+// inode.
+func Diff(want, got Tree, opts Options) []string {
+	var lines []string
+	for _, path := range slices.Sorted(maps.Keys(want)) {
+		w, g := want[path], got[path]
+		if g == nil {
+			lines = append(lines, fmt.Sprintf("%q: missing, want %v", path, w))
+			continue
+		}
+		for _, d := range w.diff(g, slices.Contains(opts.IgnoreMtime, path)) {
+			lines = append(lines, fmt.Sprintf("%q: %s", path, d))
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(got)) {
+		if want[path] == nil {
+			lines = append(lines, fmt.Sprintf("%q: %v, want none", path, got[path]))
+		}
+	}
+	return append(lines, diffLinks(want, got)...)
+}
+
+func (e *Entry) diff(g *Entry, ignoreMtime bool) []string {
+	var lines []string
+	note := func(what string, got, want any) {
+		lines = append(lines, fmt.Sprintf("%s is %v, want %v", what, got, want))
+	}
+	if g.Mode != e.Mode {
+		note("mode", fmt.Sprintf("%#o", g.Mode), fmt.Sprintf("%#o", e.Mode))
+	}
+	if g.UID != e.UID || g.GID != e.GID {
+		note("owner", fmt.Sprintf("%d:%d", g.UID, g.GID), fmt.Sprintf("%d:%d", e.UID, e.GID))
+	}
+	if g.Rdev != e.Rdev {
+		note("device", g.Rdev, e.Rdev)
+	}
+	if g.Size != e.Size {
+		note("size", g.Size, e.Size)
+	}
+	if g.Mtime != e.Mtime && !ignoreMtime {
+		note("mtime", formatTime(g.Mtime), formatTime(e.Mtime))
+	}
+	if g.Target != e.Target {
+		note("target", fmt.Sprintf("%q", g.Target), fmt.Sprintf("%q", e.Target))
+	}
+	if g.SHA256 != e.SHA256 {
+		note("content", g.SHA256, e.SHA256)
+	}
+	if !maps.Equal(g.Xattrs, e.Xattrs) {
+		note("xattrs", fmt.Sprintf("%q", g.Xattrs), fmt.Sprintf("%q", e.Xattrs))
+	}
+	return lines
+}
+
+func formatTime(t unix.Timespec) string { return fmt.Sprintf("%d.%09d", t.Sec, t.Nsec) }
+
+// String describes the entry in short.
+func (e *Entry) String() string {
+	return fmt.Sprintf("mode %#o owner %d:%d size %d", e.Mode, e.UID, e.GID, e.Size)
+}
+
+// diffLinks finds the hard links of want that are not links of one file in got.
+func diffLinks(want, got Tree) []string {
+	first := make(map[inode]string)
+	var lines []string
+	for _, path := range slices.Sorted(maps.Keys(want)) {
+		w, g := want[path], got[path]
+		if g == nil || w.Mode&unix.S_IFMT == unix.S_IFDIR {
+			continue
+		}
+		other, seen := first[w.inode]
+		if !seen {
+			first[w.inode] = path
+			continue
+		}
+		if got[other] != nil && got[other].inode != g.inode {
+			lines = append(lines, fmt.Sprintf("%q: not a hard link of %q, want one", path, other))
+		}
+	}
+	return lines
+}
+
+// Links returns the names that share an inode with another, in groups, sorted.
+func (t Tree) Links() [][]string {
+	groups := make(map[inode][]string)
+	for _, path := range slices.Sorted(maps.Keys(t)) {
+		if e := t[path]; e.Mode&unix.S_IFMT != unix.S_IFDIR {
+			groups[e.inode] = append(groups[e.inode], path)
+		}
+	}
+	var links [][]string
+	for _, group := range groups {
+		if len(group) > 1 {
+			links = append(links, group)
+		}
+	}
+	slices.SortFunc(links, func(a, b []string) int { return strings.Compare(a[0], b[0]) })
+	return links
+}
+
+// Format writes the tree as text, for a person to read.
+func (t Tree) Format() []byte {
+	var buf bytes.Buffer
+	for _, path := range slices.Sorted(maps.Keys(t)) {
+		e := t[path]
+		fmt.Fprintf(&buf, "%q %v %s %q %s %q\n", path, e, formatTime(e.Mtime), e.Target, e.SHA256, e.Xattrs)
+	}
+	return buf.Bytes()
+}
