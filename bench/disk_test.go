@@ -1,0 +1,174 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	kgzip "github.com/klauspost/compress/gzip"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+)
+
+// freshDisk mounts a new ext4 file system and returns where. Every cold run gets one: ext4 is slow to reuse inodes
+// that were freed in the last minutes, so that on one file system a run would pay for what the run before removed.
+func freshDisk(b *testing.B, size string) (dir string, remove func()) {
+	b.Helper()
+	if os.Getuid() != 0 {
+		b.Skip("needs root: mounts a file system")
+	}
+	tmp, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	dir = filepath.Join(tmp, "disk")
+	image := filepath.Join(tmp, "ext4.img")
+	must(b, os.Mkdir(dir, 0o755))
+	run(b, "truncate", "-s", size, image)
+	run(b, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+	run(b, "mount", "-o", "loop", image, dir)
+	return dir, func() {
+		run(b, "umount", dir)
+		must(b, os.RemoveAll(tmp))
+	}
+}
+
+func run(b *testing.B, name string, args ...string) {
+	b.Helper()
+	if out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput(); err != nil {
+		b.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+}
+
+func must(b *testing.B, err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// layerBlob is the compressed blob of a test image's largest layer.
+func layerBlob(b *testing.B, ref string) string {
+	b.Helper()
+	layout, err := images.Layout(b.Context(), os.Stderr, ref)
+	must(b, err)
+	blobs, err := filepath.Glob(filepath.Join(layout, "blobs", "sha256", "*"))
+	must(b, err)
+	var largest string
+	var size int64
+	for _, name := range blobs {
+		st, err := os.Stat(name)
+		must(b, err)
+		if st.Size() > size {
+			largest, size = name, st.Size()
+		}
+	}
+	return largest
+}
+
+// A gunzip opens a blob decompressed. What it returns must be read to its end and closed.
+type gunzip func(ctx context.Context, blob string) (io.ReadCloser, error)
+
+func klauspost(_ context.Context, blob string) (io.ReadCloser, error) {
+	f, err := os.Open(blob)
+	if err != nil {
+		return nil, err
+	}
+	r, err := kgzip.NewReader(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return readCloser{r, f.Close}, nil
+}
+
+func igzip(ctx context.Context, blob string) (io.ReadCloser, error) {
+	f, err := os.Open(blob)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	cmd := exec.CommandContext(ctx, "igzip", "-dc")
+	cmd.Stdin, cmd.Stdout = f, w
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return readCloser{r, func() error { return errors.Join(r.Close(), cmd.Wait()) }}, nil
+}
+
+type readCloser struct {
+	io.Reader
+	close func() error
+}
+
+func (r readCloser) Close() error { return r.close() }
+
+// drain reads a stream in the way that costs least.
+func drain(r io.ReadCloser) (int64, error) {
+	buf := make([]byte, 1<<20)
+	var n int64
+	for {
+		m, err := r.Read(buf)
+		n += int64(m)
+		if errors.Is(err, io.EOF) {
+			return n, r.Close()
+		}
+		if err != nil {
+			return n, errors.Join(err, r.Close())
+		}
+	}
+}
+
+// series collects durations of the variants that a benchmark runs in turn.
+type series map[string][]time.Duration
+
+func (s series) time(b *testing.B, name string, f func() error) {
+	b.Helper()
+	start := time.Now()
+	if err := f(); err != nil {
+		b.Fatalf("%s: %v", name, err)
+	}
+	s[name] = append(s[name], time.Since(start))
+}
+
+// report gives each variant's median, and the median over the rounds of its ratio to the baseline. Ratios are formed
+// within a round, so that a machine that is slow for a while slows both sides.
+func (s series) report(b *testing.B, baseline string) {
+	b.Helper()
+	for name, d := range s {
+		b.ReportMetric(float64(median(d))/1e6, name+"-ms")
+		if name == baseline {
+			continue
+		}
+		ratios := make([]float64, len(d))
+		for i := range d {
+			ratios[i] = float64(d[i]) / float64(s[baseline][i])
+		}
+		b.ReportMetric(median(ratios), fmt.Sprintf("%s/%s", name, baseline))
+	}
+	b.ReportMetric(0, "ns/op") // the sum of the variants says nothing
+}
+
+func median[T int64 | float64 | time.Duration](v []T) T {
+	v = slices.Clone(v)
+	slices.Sort(v)
+	if n := len(v); n%2 == 0 {
+		return (v[n/2-1] + v[n/2]) / 2
+	}
+	return v[len(v)/2]
+}

@@ -1,0 +1,2 @@
+// Package bench measures what the product promises, beside baselines, in one run: see README.md.
+package bench

@@ -1,0 +1,77 @@
+package bench
+
+import (
+	"errors"
+	"os/exec"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// BenchmarkImport compares, for one real gzip layer of 340 MB and 16,000 entries, decompressing alone with importing
+// and checking out into an empty store (cold) and into one that has every file but not the layer's blob (known). Each
+// with Go's and with Intel's decompressor.
+func BenchmarkImport(b *testing.B) {
+	blob := layerBlob(b, "base:1")
+	for _, d := range []struct {
+		name string
+		open gunzip
+	}{{"klauspost", klauspost}, {"igzip", igzip}} {
+		b.Run(d.name, func(b *testing.B) {
+			if d.name == "igzip" {
+				if _, err := exec.LookPath("igzip"); err != nil {
+					b.Skip("needs igzip (Debian package isal)")
+				}
+			}
+			s := make(series)
+			for b.Loop() {
+				s.time(b, "decompress", func() error {
+					r, err := d.open(b.Context(), blob)
+					if err != nil {
+						return err
+					}
+					_, err = drain(r)
+					return err
+				})
+				dir, remove := freshDisk(b, "4G")
+				store := openStore(b, dir)
+				load := func() error {
+					r, err := d.open(b.Context(), blob)
+					if err != nil {
+						return err
+					}
+					h, err := store.Import(b.Context(), r, layer.ImportOptions{})
+					if err = errors.Join(err, r.Close()); err != nil {
+						return err
+					}
+					_, _, err = store.Checkout(b.Context(), []objectstore.Checksum{h.ID})
+					return errors.Join(err, h.Release())
+				}
+				s.time(b, "cold", load)
+				run(b, "sync", "-f", dir) // what cold wrote is not for known to pay
+				s.time(b, "known", load)
+				must(b, errors.Join(store.Close(), store.Repo().Close()))
+				remove()
+			}
+			s.report(b, "decompress")
+		})
+	}
+}
+
+func openStore(b *testing.B, dir string) *layer.Store {
+	b.Helper()
+	root, err := atfs.Open(dir)
+	must(b, err)
+	defer root.Close()
+	must(b, root.MkdirAll("repo", 0o700))
+	repoDir, err := root.OpenDir("repo")
+	must(b, err)
+	defer repoDir.Close()
+	repo, err := objectstore.Create(repoDir, objectstore.ModeBare)
+	must(b, err)
+	store, err := layer.Open(root, repo, layer.Options{})
+	must(b, err)
+	return store
+}
