@@ -24,6 +24,7 @@ type fsckReport struct {
 	Snapshots int           `json:"snapshots"`
 	Partial   int           `json:"partial_commits"` // not damage: a pull of ostree's did not end
 	Problems  []fsckProblem `json:"problems"`
+	Repaired  []fsckProblem `json:"repaired,omitempty"` // were problems before --repair
 }
 
 // fsckProblem is one thing that is damaged or missing, and what suffers from it.
@@ -48,6 +49,8 @@ const (
 )
 
 func (c *cli) fsckCommand() *cobra.Command {
+	var repair bool
+	var contentRoot string
 	cmd := &cobra.Command{
 		Use:   "fsck",
 		Short: "Check everything in the store",
@@ -55,12 +58,23 @@ func (c *cli) fsckCommand() *cobra.Command {
 layer's image can be read and its objects are there, every snapshot's layer and checkout exist, and every checkout
 holds what its layer's image says.
 
-What is damaged is named with the snapshots and images that suffer from it. Nothing is changed. It runs beside the
-daemon, and what the daemon removes meanwhile is not missed.` +
+What is damaged is named with the snapshots and images that suffer from it. It runs beside the daemon, and what the
+daemon removes meanwhile is not missed.
+
+With --repair, damaged and missing objects, layers and refs are made again from the layers' blobs in containerd's content
+store, whatever namespace they are in, and checkouts are put right in place, also under running containers. Then
+everything is checked again, and what is still wrong is named. Without it nothing is changed.` +
 			exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.fsck(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if repair {
+				return c.fsckRepair(cmd.Context(), contentRoot)
+			}
+			return c.fsck(cmd.Context())
+		},
 	}
+	cmd.Flags().BoolVar(&repair, "repair", false, "make again what is damaged or missing")
+	cmd.Flags().StringVar(&contentRoot, "content-root", "", "`DIRECTORY` of containerd's content store, instead of the configuration's")
 	c.jsonFlag(cmd)
 	c.daemonFlag(cmd)
 	c.containerdFlags(cmd)
@@ -77,11 +91,7 @@ func (c *cli) fsck(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if c.json {
-		err = c.writeJSON(report)
-	} else {
-		err = c.printFsck(report)
-	}
+	err = c.showFsck(report)
 	switch {
 	case err != nil:
 		return err
@@ -143,6 +153,13 @@ func (r *fsckReport) remedy() string {
 	return "remove every image and snapshot that is named, so that what is damaged is pruned, and pull the images again"
 }
 
+func (c *cli) showFsck(r *fsckReport) error {
+	if c.json {
+		return c.writeJSON(r)
+	}
+	return c.printFsck(r)
+}
+
 func (c *cli) printFsck(r *fsckReport) error {
 	var b strings.Builder
 	for _, p := range r.Problems {
@@ -155,6 +172,9 @@ func (c *cli) printFsck(r *fsckReport) error {
 				fmt.Fprintf(&b, "  affects %s %s\n", list.what, name)
 			}
 		}
+	}
+	for _, p := range r.Repaired {
+		fmt.Fprintf(&b, "%s %s: repaired\n", p.Kind, p.Name)
 	}
 	fmt.Fprintf(&b, "checked %d objects, %d layers, %d snapshots: %d problems\n",
 		r.Objects, r.Layers, r.Snapshots, len(r.Problems))

@@ -39,7 +39,8 @@ type imageName struct {
 type image struct {
 	target digest.Digest
 	names  []imageName
-	chains []digest.Digest // chain ID of every layer of every manifest that is here, lowest first
+	chains []digest.Digest                 // chain ID of every layer of every manifest that is here, lowest first
+	blobs  map[digest.Digest]digest.Digest // chain ID -> digest of the blob of its uppermost layer
 }
 
 // listImages lists the images of all namespaces of containerd, by target digest. What cannot be read of one image,
@@ -65,12 +66,12 @@ func listImages(ctx context.Context, conn grpc.ClientConnInterface) ([]image, er
 			}
 			img := byTarget[target.Digest]
 			if img == nil {
-				img = &image{target: target.Digest}
+				img = &image{target: target.Digest, blobs: make(map[digest.Digest]digest.Digest)}
 				byTarget[target.Digest] = img
 			}
 			img.names = append(img.names, imageName{Namespace: ns.Name, Name: entry.Name})
 			// The namespace of the next name may have a manifest that this one lacks.
-			w := chainWalk{provider: provider, seen: make(map[digest.Digest]bool)}
+			w := chainWalk{provider: provider, seen: make(map[digest.Digest]bool), blobs: img.blobs}
 			chains, err := w.chainIDs(nsctx, target, maxIndexDepth)
 			if err != nil {
 				return nil, fmt.Errorf("read image %s in containerd namespace %s: %w", entry.Name, ns.Name, err)
@@ -98,6 +99,7 @@ func listImages(ctx context.Context, conn grpc.ClientConnInterface) ([]image, er
 type chainWalk struct {
 	provider content.Provider
 	seen     map[digest.Digest]bool
+	blobs    map[digest.Digest]digest.Digest // filled
 }
 
 // chainIDs returns the chain IDs of the layers of every manifest that desc leads to and that is in the content store.
@@ -131,7 +133,13 @@ func (w *chainWalk) chainIDs(ctx context.Context, desc ocispec.Descriptor, depth
 		if ok, err := readJSON(ctx, w.provider, manifest.Config, &config); !ok {
 			return nil, err
 		}
-		return identity.ChainIDs(config.RootFS.DiffIDs), nil
+		chains := identity.ChainIDs(config.RootFS.DiffIDs)
+		if len(chains) == len(manifest.Layers) {
+			for i, chain := range chains {
+				w.blobs[chain] = manifest.Layers[i].Digest
+			}
+		}
+		return chains, nil
 	}
 	return nil, nil
 }

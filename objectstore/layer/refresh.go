@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"maps"
 	"path"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -101,8 +100,12 @@ func (r *refresher) dir(old, fresh *atfs.Dir) error {
 	if err != nil {
 		return err
 	}
+	wanted := make(map[string]struct{}, len(want))
+	for _, e := range want {
+		wanted[e.Name()] = struct{}{}
+	}
 	for _, name := range have {
-		if !slices.ContainsFunc(want, func(e fs.DirEntry) bool { return e.Name() == name }) {
+		if _, ok := wanted[name]; !ok {
 			r.changed++
 			if err := old.RemoveAll(name); err != nil {
 				return err

@@ -1,0 +1,334 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	"github.com/sirupsen/logrus"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+)
+
+// fsckRepair checks the store, repairs what it can, and checks again: what it reports as repaired was found to be right.
+func (c *cli) fsckRepair(ctx context.Context, contentRoot string) (err error) {
+	s, err := c.openStore()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	before, unread, err := c.checkRefsFirst(ctx, s)
+	if err != nil {
+		return err
+	}
+	if unread != nil {
+		return withStatus(exitPartly, fmt.Errorf("snapshots cannot be read, so that nothing is repaired: %w", unread))
+	}
+	if len(before.Problems) == 0 {
+		return c.showFsck(before)
+	}
+	if err := c.repair(ctx, s, before, contentRoot); err != nil {
+		return err
+	}
+	after, unread, err := c.check(ctx, s)
+	if err != nil {
+		return err
+	}
+	left := make(map[string]bool)
+	for _, p := range after.Problems {
+		left[p.Kind+" "+p.Name] = true
+	}
+	for _, p := range before.Problems {
+		if !left[p.Kind+" "+p.Name] {
+			after.Repaired = append(after.Repaired, p)
+		}
+	}
+	if err := c.showFsck(after); err != nil {
+		return err
+	}
+	switch {
+	case len(after.Problems) == 0:
+		return unread
+	case len(after.Repaired) > 0:
+		return withStatus(exitPartly, fmt.Errorf("problems that could not be repaired: %d", len(after.Problems)))
+	}
+	return withHint(withStatus(exitCorrupt, fmt.Errorf("problems that could not be repaired: %d", len(after.Problems))),
+		"%s", after.remedy())
+}
+
+// checkRefsFirst is check, after it has removed refs of ours that cannot be read: with one of them refs cannot be listed,
+// and they say nothing that is lost by that.
+func (c *cli) checkRefsFirst(ctx context.Context, s *store) (_ *fsckReport, unread, err error) {
+	removed, err := s.removeDamagedRefs(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	report, unread, err := c.check(ctx, s)
+	if err == nil {
+		report.Problems = append(removed, report.Problems...)
+	}
+	return report, unread, err
+}
+
+func (s *store) removeDamagedRefs(ctx context.Context) (removed []fsckProblem, err error) {
+	for {
+		_, err := s.repo.Refs(layerRefs)
+		var re *objectstore.RefError
+		if !errors.As(err, &re) || !errors.Is(err, objectstore.ErrCorrupt) || !strings.HasPrefix(re.Ref, layerRefs+"/") {
+			return removed, err
+		}
+		if err := s.repo.DeleteRefs(ctx, re.Ref); err != nil {
+			return removed, err
+		}
+		removed = append(removed, fsckProblem{Kind: kindRef, Name: re.Ref, Error: re.Err.Error()})
+	}
+}
+
+// A repairer makes layers again.
+type repairer struct {
+	store    *store
+	source   differ.ContentSource // nil if blobs cannot be read
+	gzip     *differ.Decompressor
+	blobs    map[objectstore.Checksum][]digest.Digest // that a layer may be unpacked from
+	bad      map[objectstore.ObjectName]struct{}      // damaged or missing
+	layers   map[objectstore.Checksum]struct{}        // that lack something
+	affected map[objectstore.Checksum]struct{}        // whose checkouts may be wrong
+	note     func(format string, args ...any)
+}
+
+func (c *cli) repair(ctx context.Context, s *store, report *fsckReport, contentRoot string) error {
+	// What the import of a blob logs is for the daemon.
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	ctx = log.WithLogger(ctx, logrus.NewEntry(quiet))
+	rows, err := s.rows(ctx, c.daemonAddress)
+	if err != nil {
+		return err
+	}
+	r := &repairer{
+		store:    s,
+		bad:      make(map[objectstore.ObjectName]struct{}),
+		layers:   make(map[objectstore.Checksum]struct{}),
+		affected: make(map[objectstore.Checksum]struct{}),
+		note:     c.note,
+	}
+	if r.source, err = c.contentSource(ctx, s.cfg, contentRoot); err != nil {
+		c.note("blobs cannot be read, so that only checkouts and refs are repaired: %v", err)
+	}
+	if r.gzip, err = differ.NewDecompressor(ctx, s.cfg.Decompress.Gzip); err != nil {
+		return err
+	}
+	images, _ := c.images(ctx, s.cfg)
+	if r.blobs, err = s.blobsOf(rows, images); err != nil {
+		return err
+	}
+	r.collect(report)
+	for id := range r.layers {
+		if err := r.layer(ctx, id); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			c.note("layer %s cannot be made again: %v", id, err)
+		}
+	}
+	// Planning a prune gives live layers the refs that they have lost.
+	if _, err := s.layers.PlanPrune(ctx, s.live(c.daemonAddress)); err != nil {
+		c.note("refs cannot be restored: %v", err)
+	}
+	if err := r.checkouts(ctx, rows); err != nil {
+		return err
+	}
+	return s.layers.Sync(ctx)
+}
+
+// contentSource is the directory of containerd's content store: blobs of every namespace are there.
+func (c *cli) contentSource(ctx context.Context, cfg *plugin.Config, root string) (differ.ContentSource, error) {
+	if root == "" {
+		root = cfg.Containerd.ContentRoot
+	}
+	if root != "" {
+		return differ.Files(root), nil
+	}
+	conn, err := grpcClient(c.containerdSocket(cfg), dialUnix)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	resp, err := introspectionapi.NewIntrospectionClient(conn).Plugins(ctx,
+		&introspectionapi.PluginsRequest{Filters: []string{"type==io.containerd.content.v1,id==content"}})
+	if err != nil {
+		return nil, fmt.Errorf("ask containerd for its content store: %w", errgrpc.ToNative(err))
+	}
+	for _, p := range resp.Plugins {
+		if dir := p.Exports["root"]; dir != "" {
+			return differ.Files(dir), nil
+		}
+	}
+	return nil, errors.New("containerd does not say where its content store is: --content-root does")
+}
+
+// chainsOf returns the layers that each committed snapshot consists of.
+func chainsOf(rows []row) map[string][]objectstore.Checksum {
+	byKey := make(map[string]*row, len(rows))
+	for i := range rows {
+		byKey[rows[i].key] = &rows[i]
+	}
+	chains := make(map[string][]objectstore.Checksum)
+	for _, r := range rows {
+		if r.kind != snapshots.KindCommitted {
+			continue
+		}
+		var chain []objectstore.Checksum
+		for cur := &r; cur != nil && len(chain) <= len(rows); cur = byKey[cur.parent] {
+			chain = append(chain, cur.layer)
+		}
+		slices.Reverse(chain)
+		chains[r.key] = chain
+	}
+	return chains
+}
+
+// blobsOf finds the blobs of layers: those that refs say, and those that the manifests of images say. The diff ID is the
+// digest of the blob of a layer that is not compressed.
+func (s *store) blobsOf(rows []row, images []image) (map[objectstore.Checksum][]digest.Digest, error) {
+	blobs := make(map[objectstore.Checksum][]digest.Digest)
+	refs, err := s.repo.Refs(layerRefs)
+	if err != nil {
+		return nil, err
+	}
+	for name, id := range refs {
+		if kind := path.Dir(name); kind == layerRefs+"/blob" || kind == layerRefs+"/diff" {
+			blobs[id] = append(blobs[id], digest.NewDigestFromEncoded(digest.SHA256, path.Base(name)))
+		}
+	}
+	for _, r := range rows {
+		for _, img := range images {
+			if blob, ok := img.blobs[r.chain]; ok {
+				blobs[r.layer] = append(blobs[r.layer], blob)
+			}
+		}
+	}
+	return blobs, nil
+}
+
+// collect takes from the report what is to be made again.
+func (r *repairer) collect(report *fsckReport) {
+	for _, p := range report.Problems {
+		if name, err := objectstore.ParseObjectName(p.Name); p.Kind == kindObject && err == nil {
+			r.bad[name] = struct{}{}
+		}
+		for id := range p.layers {
+			r.affected[id] = struct{}{}
+			if p.Kind != kindCheckout && p.Kind != kindRef {
+				r.layers[id] = struct{}{}
+			}
+		}
+	}
+}
+
+// layer unpacks a layer again if something of it is still bad.
+func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
+	if r.whole(id) {
+		return nil
+	}
+	if r.source == nil {
+		return errors.New("no blobs")
+	}
+	errs := []error{errors.New("its blob is not there")}
+	for _, blob := range r.blobs[id] {
+		held, err := differ.Import(ctx, r.store.layers, r.source, r.gzip, blob, r.bad)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		made := held.ID
+		if err := held.Release(); err != nil {
+			return err
+		}
+		if made == id {
+			return r.forget(id)
+		}
+		errs = append(errs, fmt.Errorf("blob %s is that of layer %s", blob, made))
+	}
+	return errors.Join(errs...)
+}
+
+// whole reports whether all objects of a layer are there and right.
+func (r *repairer) whole(id objectstore.Checksum) bool {
+	objects, err := r.store.layerObjects(id)
+	if err != nil {
+		return false
+	}
+	for _, o := range objects {
+		if _, bad := r.bad[objectstore.ObjectName{Type: o.typ, Checksum: o.sum}]; bad {
+			return false
+		}
+		if ok, err := r.store.repo.Has(o.typ, o.sum); err != nil || !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// forget takes the objects of a layer that was made again off the list of bad ones.
+func (r *repairer) forget(id objectstore.Checksum) error {
+	objects, err := r.store.layerObjects(id)
+	for _, o := range objects {
+		delete(r.bad, objectstore.ObjectName{Type: o.typ, Checksum: o.sum})
+	}
+	return err
+}
+
+// checkouts puts the affected checkouts of committed snapshots right, as far as their layers are whole.
+func (r *repairer) checkouts(ctx context.Context, rows []row) (err error) {
+	// Nothing is pruned meanwhile: what is read of the layers stays.
+	lock, err := r.store.repo.Lock(ctx, objectstore.LockShared)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	chains := chainsOf(rows)
+	done := make(map[string]bool)
+	for _, row := range rows {
+		chain := chains[row.key]
+		if len(chain) == 0 || done[row.checkout] || !r.isAffected(ctx, chain) || !r.whole(row.layer) {
+			continue
+		}
+		done[row.checkout] = true
+		if _, err := r.store.layers.RefreshCheckout(ctx, chain); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			r.note("checkout %s cannot be repaired: %v", row.checkout, err)
+		}
+	}
+	return nil
+}
+
+// isAffected reports whether the checkout of the last layer of a chain may be wrong: the layer was, or one below that it
+// takes something from.
+func (r *repairer) isAffected(ctx context.Context, chain []objectstore.Checksum) bool {
+	top := chain[len(chain)-1]
+	if _, ok := r.affected[top]; ok {
+		return true
+	}
+	l, err := r.store.layers.Layer(ctx, top)
+	if err != nil || l.Unresolved == 0 {
+		return false
+	}
+	return slices.ContainsFunc(chain, func(id objectstore.Checksum) bool {
+		_, ok := r.affected[id]
+		return ok
+	})
+}
