@@ -30,6 +30,7 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 	}{
 		{"blob where it was", func(*testing.T, *Config, string) {}, true},
 		{"blob in the content root", func(t *testing.T, c *Config, file string) {
+			t.Helper()
 			c.Containerd.ContentRoot = t.TempDir()
 			to := filepath.Join(c.Containerd.ContentRoot, "blobs/sha256", filepath.Base(file))
 			if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
@@ -40,11 +41,13 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 			}
 		}, true},
 		{"blob is another", func(t *testing.T, _ *Config, file string) {
+			t.Helper()
 			if err := os.WriteFile(file, []byte("something else"), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}, false},
 		{"blob is gone", func(t *testing.T, _ *Config, file string) {
+			t.Helper()
 			if err := os.Remove(file); err != nil {
 				t.Fatal(err)
 			}

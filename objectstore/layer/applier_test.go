@@ -227,7 +227,7 @@ func (g *layerGen) step(i int) {
 			g.kinds[name] = tar.TypeLink
 		}
 	case 7:
-		e := special(tar.TypeFifo, via, a[:3]...)
+		e := fifo(via, a[:3]...)
 		g.add(name, e)
 	case 8:
 		e := device(tar.TypeChar, via, 1+g.Int64N(500), g.Int64N(1000))

@@ -223,6 +223,7 @@ func TestCheckoutOnce(t *testing.T) {
 
 // mixedTarWithout is a tar of some files, without hard links to other layers.
 func mixedTarWithout(t testing.TB) []byte {
+	t.Helper()
 	var entries []tarEntry
 	for i := range 200 {
 		entries = append(entries, file(fmt.Sprintf("d%d/f%d", i%20, i), fmt.Sprint(i)))

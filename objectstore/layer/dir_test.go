@@ -59,6 +59,7 @@ func (a *active) shell(t testing.TB, script string) {
 
 // baseTar is a small root file system to change.
 func baseTar(t testing.TB) []byte {
+	t.Helper()
 	return makeTar(t,
 		dir("etc", at(when.Add(-time.Hour))), file("etc/passwd", "root"), file("etc/group", "root"), file("etc/shadow", "x", mode(0o600)),
 		dir("usr"), dir("usr/bin"), file("usr/bin/tool", "#!/bin/sh", mode(0o4755)), hardlink("usr/bin/tool2", "usr/bin/tool", mode(0o4755)),

@@ -1,7 +1,6 @@
 package layer
 
 import (
-	"archive/tar"
 	"bytes"
 	"errors"
 	"fmt"
@@ -81,9 +80,10 @@ func faultSweep(t *testing.T, prepare func(*Store, string), run func(*Store) err
 }
 
 func faultTar(t testing.TB) []byte {
+	t.Helper()
 	return makeTar(t, dir("d", owner(1, 2), withXattr("user.a", "1")), file("d/f", "content", mode(0o4755), owner(3, 4), withXattr("user.b", "2")),
 		hardlink("d/g", "d/f", mode(0o755)), file("e", ""), file("big", string(bytes.Repeat([]byte("b"), smallFile+1))), symlink("l", "d"),
-		special(tar.TypeFifo, "p", owner(1, 1)), whiteout("", "w"), file("x", "x", withXattr("user.empty", "")))
+		fifo("p", owner(1, 1)), whiteout("", "w"), file("x", "x", withXattr("user.empty", "")))
 }
 
 func TestImportFaults(t *testing.T) {

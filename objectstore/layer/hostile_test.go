@@ -96,7 +96,7 @@ func tarCases() []tarCase {
 		{name: "link replaced after use", entries: []tarEntry{symlink("l", "d"), file("l/x", "1"), dir("l"), file("l/y", "2")}, tree: []string{"d: dir 755", `d/x: file 644 "1"`, "l: dir 755", `l/y: file 644 "2"`}},
 		{name: "directory replaced by a link", entries: []tarEntry{dir("d", at(when.Add(time.Hour))), file("d/x", "1"), symlink("d", "/"+outside), file("d/planted", "2")}, tree: []string{"tmp: dir 755", outside + ": dir 755", outside + `/planted: file 644 "2"`, `d: link "/` + outside + `"`}},
 		{name: "parent is a file", entries: []tarEntry{file("a", "x"), file("a/b", "y")}, err: errNotDir, entry: "a/b"},
-		{name: "parent is a fifo", entries: []tarEntry{special(tar.TypeFifo, "a"), file("a/b", "y")}, err: errNotDir, entry: "a/b"},
+		{name: "parent is a fifo", entries: []tarEntry{fifo("a"), file("a/b", "y")}, err: errNotDir, entry: "a/b"},
 		{name: "parent is a link to a file", entries: []tarEntry{file("a", "x"), symlink("l", "a"), file("l/b", "y")}, err: errNotDir, entry: "l/b"},
 		{name: "empty link", entries: []tarEntry{symlink("l", "")}, err: errSymlink, entry: "l"},
 		{name: "link of 4096 bytes", entries: []tarEntry{symlink("l", strings.Repeat("x", 4096))}, err: errSymlink, entry: "l"},
@@ -122,7 +122,7 @@ func tarCases() []tarCase {
 		{name: "hard link to a replaced file", entries: []tarEntry{file("a", "1"), hardlink("b", "a"), file("a", "2")}, tree: []string{`a: file 644 "2"`, `b: file 644 "1"`}},
 		{name: "hard link to an empty file", entries: []tarEntry{file("a", ""), hardlink("b", "a"), file("c", "")}, tree: []string{`a: file 644 "" = a`, `b: file 644 "" = a`, `c: file 644 ""`}},
 		{name: "hard link changes attributes", entries: []tarEntry{file("a", "x", mode(0o4755), owner(1, 2)), hardlink("b", "a", mode(0o600), owner(3, 4), at(when.Add(time.Hour)))}, tree: []string{`a: file 600 3:4 "x" = a`, `b: file 600 3:4 "x" = a`}},
-		{name: "hard link to a fifo", entries: []tarEntry{special(tar.TypeFifo, "a"), hardlink("b", "a", mode(0o600))}, tree: []string{"a: fifo 600 = a", "b: fifo 600 = a"}},
+		{name: "hard link to a fifo", entries: []tarEntry{fifo("a"), hardlink("b", "a", mode(0o600))}, tree: []string{"a: fifo 600 = a", "b: fifo 600 = a"}},
 
 		// Whiteouts.
 		{name: "whiteout", entries: []tarEntry{whiteout("", "a"), whiteout("d", "b")}, tree: []string{"a: whiteout", "d: dir 755", "d/b: whiteout"}},
@@ -183,7 +183,7 @@ func tarCases() []tarCase {
 		{name: "mode with a type", entries: []tarEntry{file("a", "x", mode(0o120777)), dir("d", mode(0o100644))}, tree: []string{`a: file 777 "x"`, "d: dir 644"}},
 		{name: "set-id bits", entries: []tarEntry{file("a", "x", mode(0o6755), owner(1, 2)), dir("d", mode(0o3777), owner(1, 2)), file("e", "", mode(0o4711), owner(9, 9))}, tree: []string{`a: file 6755 1:2 "x"`, "d: dir 3777 1:2", `e: file 4711 9:9 ""`}},
 		{name: "below a directory with the set-group-ID bit", entries: []tarEntry{dir("d", mode(0o2755), owner(1, 2)), file("d/e/f", "x")}, tree: []string{"d: dir 2755 1:2", "d/e: dir 755", `d/e/f: file 644 "x"`}, differs: "the applier's implied directories inherit the group"},
-		{name: "devices", entries: []tarEntry{device(tar.TypeChar, "c", 1, 3), device(tar.TypeBlock, "b", 259, 70000), special(tar.TypeFifo, "p", mode(0o622), owner(3, 4))}, tree: []string{"c: chr 644 1,3", "b: blk 644 259,70000", "p: fifo 622 3:4"}},
+		{name: "devices", entries: []tarEntry{device(tar.TypeChar, "c", 1, 3), device(tar.TypeBlock, "b", 259, 70000), fifo("p", mode(0o622), owner(3, 4))}, tree: []string{"c: chr 644 1,3", "b: blk 644 259,70000", "p: fifo 622 3:4"}},
 		{name: "largest device", entries: []tarEntry{device(tar.TypeBlock, "b", 4095, 1<<20-1)}, tree: []string{"b: blk 644 4095,1048575"}},
 		{name: "device 0:0 is a whiteout", entries: []tarEntry{device(tar.TypeChar, "c", 0, 0)}, tree: []string{"c: whiteout"}},
 		{name: "device with major 4096", entries: []tarEntry{device(tar.TypeChar, "c", 4096, 0)}, err: errDevice, entry: "c", differs: "the kernel cuts the number"},
@@ -212,7 +212,7 @@ func tarCases() []tarCase {
 		{name: "attribute name of 256 bytes", entries: []tarEntry{file("a", "x", withXattr("user."+strings.Repeat("x", 251), "1"))}, err: errXattr, entry: "a"},
 		{name: "unknown attributes", entries: []tarEntry{file("a", "x", withXattr("foo.bar", "1"), withXattr("plain", "1"), withXattr("system.nfs4_acl", "1"))}, tree: []string{`a: file 644 "x"`}},
 		{name: "user attribute on a link", entries: []tarEntry{symlinkWith("l", "a", withXattr("user.a", "1"), withXattr("security.foo", "2"))}, tree: []string{`l: link "a" security.foo="2"`}},
-		{name: "user attribute on a fifo", entries: []tarEntry{special(tar.TypeFifo, "p", withXattr("user.a", "1"))}, tree: []string{"p: fifo 644"}},
+		{name: "user attribute on a fifo", entries: []tarEntry{fifo("p", withXattr("user.a", "1"))}, tree: []string{"p: fifo 644"}},
 		{name: "ACL", entries: []tarEntry{file("a", "x", mode(0o640), withXattr(aclAccess, userACL(5, 7, 7, 7, 7)))}, tree: []string{fmt.Sprintf(`a: file 640 "x" %s=%q`, aclAccess, userACL(5, 6, 7, 4, 0))}},
 		{name: "ACL that says no more than the mode", entries: []tarEntry{file("a", "x", mode(0o640), withXattr(aclAccess, acl(aclUserObj, 7, noID, aclGroupObj, 7, noID, aclOther, 7, noID)))}, tree: []string{`a: file 640 "x"`}},
 		{name: "ACL of nothing", entries: []tarEntry{file("a", "x", withXattr(aclAccess, acl())), file("b", "y", withXattr(aclAccess, ""))}, tree: []string{`a: file 644 "x"`, `b: file 644 "y"`}},
@@ -242,6 +242,7 @@ func init() {
 }
 
 func testTar(t *testing.T, tt tarCase) {
+	t.Helper()
 	outsideDir, err := os.MkdirTemp("/tmp", "outside")
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(outsideDir)) })
@@ -280,6 +281,7 @@ func (tt tarCase) outside(dir string) tarCase {
 
 // run imports the tar and checks the result. It returns the checkout, unless there is an error.
 func (tt tarCase) run(t *testing.T, s *Store, root string, b []byte) (string, error) {
+	t.Helper()
 	if tt.err != nil {
 		err := importErr(t, s, bytes.NewReader(b), ImportOptions{})
 		if !errors.Is(err, tt.err) || !errors.Is(err, ErrInvalid) {
@@ -314,6 +316,7 @@ func (tt tarCase) run(t *testing.T, s *Store, root string, b []byte) (string, er
 
 // compareWithApplier has containerd's applier unpack the tar, too. Either it does what we do, or the case says why not.
 func compareWithApplier(t *testing.T, tt tarCase, s *Store, b []byte, ours string, ourErr error) {
+	t.Helper()
 	dir := t.TempDir()
 	err := apply(t.Context(), dir, b)
 	var diff []string

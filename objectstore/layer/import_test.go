@@ -43,6 +43,7 @@ func hooked(t testing.TB, path string, opts Options, hook atfs.Hook) *Store {
 
 // mixedTar has small, large, many, equal, empty and relabelled files.
 func mixedTar(t testing.TB) []byte {
+	t.Helper()
 	rnd := rand.New(rand.NewPCG(1, 2))
 	large := make([]byte, 3<<20+12345)
 	for i := range large {

@@ -81,7 +81,7 @@ func (b *bed) close(t testing.TB) {
 	if b.Store == nil {
 		return
 	}
-	if err := errors.Join(b.Store.Close(), b.repo.Close()); err != nil {
+	if err := errors.Join(b.Close(), b.repo.Close()); err != nil {
 		t.Error(err)
 	}
 	b.Store = nil
@@ -196,8 +196,9 @@ func TestJournalBeforeRefs(t *testing.T) {
 
 // What is on the disk is not listed; what another layer has published and is not on the disk is listed again.
 func TestJournalListsPending(t *testing.T) {
-	first := func(t *testing.T) []byte { return makeTar(t, file("shared", "shared content")) }
+	first := func(t *testing.T) []byte { t.Helper(); return makeTar(t, file("shared", "shared content")) }
 	second := func(t *testing.T) []byte {
+		t.Helper()
 		return makeTar(t, file("x/shared", "shared content"), file("own", "own content"))
 	}
 	count := func(r journalRecord) (files int) {
@@ -215,6 +216,7 @@ func TestJournalListsPending(t *testing.T) {
 	}{
 		{"pending", func(*testing.T, *bed) {}, 3},
 		{"synced", func(t *testing.T, b *bed) {
+			t.Helper()
 			if err := b.Sync(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -442,11 +444,14 @@ func TestCleanStop(t *testing.T) {
 }
 
 func FuzzParseJournal(f *testing.F) {
-	r := journalRecord{boot: "b", layer: objectstore.Checksum{1}, blob: someBlob, file: "x", refs: []string{"oci/diff/a"},
-		objects: []objectstore.ObjectName{{Type: objectstore.TypeFile, Checksum: objectstore.Checksum{2}}}}
+	r := journalRecord{
+		boot: "b", layer: objectstore.Checksum{1}, blob: someBlob, file: "x", refs: []string{"oci/diff/a"},
+		objects: []objectstore.ObjectName{{Type: objectstore.TypeFile, Checksum: objectstore.Checksum{2}}},
+	}
 	f.Add(r.marshal())
 	f.Add([]byte("object xx\nref ../../x\nref other\nlayer\nfile x\nblob sha256:../x\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		t.Helper()
 		r := parseJournal(b)
 		for _, ref := range r.refs {
 			if !strings.HasPrefix(ref, "oci/") || objectstore.ValidateRef(ref) != nil {
@@ -458,4 +463,52 @@ func FuzzParseJournal(f *testing.F) {
 			t.Errorf("got %+v, then %+v", r, again)
 		}
 	})
+}
+
+// Whichever operation of an import with a journal fails, the import says so and a retry works, and nothing that is not
+// true stays in the journal.
+func TestJournalFaults(t *testing.T) {
+	for i := 1; ; i++ {
+		failed := false
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			b := newBed(t, Options{Journal: true, Workers: 1})
+			n := 0
+			var mu sync.Mutex
+			b.hook = func(atfs.Op, string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if n++; n == i {
+					failed = true
+					return unix.ENOSPC
+				}
+				return nil
+			}
+			tar := makeTar(t, file("a", "a"), file("b", "b"))
+			h, err := b.Import(t.Context(), bytes.NewReader(tar), ImportOptions{Blob: someBlob})
+			if err == nil {
+				err = h.Release()
+			}
+			if failed && !errors.Is(err, unix.ENOSPC) || !failed && err != nil {
+				t.Errorf("got %v", err)
+			}
+			b.hook = nil
+			l := b.importBlob(t, tar, someBlob)
+			b.crash(t)
+			b.open(t, Options{Journal: true})
+			r, err := b.Recover(t.Context(), nil)
+			if err != nil || len(r.Lost)+len(r.Damaged) != 0 || b.whole(l.ID) != nil {
+				t.Errorf("got %+v, %v", r, err)
+			}
+			if p := b.problems(t); len(p) != 0 {
+				t.Errorf("fsck: %v", p)
+			}
+			checkStore(t, b.path)
+		})
+		if !failed || t.Failed() {
+			if i < 20 {
+				t.Errorf("only %d operations", i)
+			}
+			return
+		}
+	}
 }

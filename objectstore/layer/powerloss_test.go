@@ -133,7 +133,7 @@ func TestPowerLoss(t *testing.T) {
 						case !blob && (len(r.Lost) != 1 || err == nil):
 							t.Errorf("got %+v, %v, want the layer lost", r, err)
 						}
-						checkStore(t, after.Store, after.path)
+						checkStore(t, after.path)
 						if blob {
 							fs := checkOut(t, after.Store, after.path, l.ID)
 							if got, err := os.ReadFile(filepath.Join(fs, "f7")); err != nil || string(got) != "content 7" {

@@ -112,8 +112,8 @@ func device(typ byte, name string, major, minor int64) tarEntry {
 	return tarEntry{entry(typ, name, gnu, func(h *tar.Header) { h.Devmajor, h.Devminor = major, minor }), ""}
 }
 
-func special(typ byte, name string, f ...func(*tar.Header)) tarEntry {
-	return tarEntry{entry(typ, name, f...), ""}
+func fifo(name string, f ...func(*tar.Header)) tarEntry {
+	return tarEntry{entry(tar.TypeFifo, name, f...), ""}
 }
 
 // symlinkWith is a symbolic link with more to its header.

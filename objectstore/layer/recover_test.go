@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sort"
 	"strconv"
 	"strings"
 	"testing"
@@ -66,6 +67,7 @@ var damages = []struct {
 	damage func(t testing.TB, b *bed, l Layer)
 }{
 	{"empty content", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
 		sums, err := b.Objects(t.Context(), l.ID)
 		if err != nil {
 			t.Fatal(err)
@@ -73,6 +75,7 @@ var damages = []struct {
 		truncate(t, b.objectFile(objectstore.TypeFile, sums[0]))
 	}},
 	{"flipped bit", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
 		sums, err := b.Objects(t.Context(), l.ID)
 		if err != nil {
 			t.Fatal(err)
@@ -80,6 +83,7 @@ var damages = []struct {
 		flip(t, b.objectFile(objectstore.TypeFile, sums[0]))
 	}},
 	{"missing content", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
 		sums, err := b.Objects(t.Context(), l.ID)
 		if err != nil {
 			t.Fatal(err)
@@ -88,14 +92,22 @@ var damages = []struct {
 			t.Fatal(err)
 		}
 	}},
-	{"empty image", false, func(t testing.TB, b *bed, l Layer) { truncate(t, b.objectFile(objectstore.TypeFile, l.Image)) }},
-	{"empty commit", false, func(t testing.TB, b *bed, l Layer) { truncate(t, b.objectFile(objectstore.TypeCommit, l.ID)) }},
+	{"empty image", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
+		truncate(t, b.objectFile(objectstore.TypeFile, l.Image))
+	}},
+	{"empty commit", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
+		truncate(t, b.objectFile(objectstore.TypeCommit, l.ID))
+	}},
 	{"missing commit", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
 		if err := os.Remove(b.objectFile(objectstore.TypeCommit, l.ID)); err != nil {
 			t.Fatal(err)
 		}
 	}},
 	{"empty dirtree", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
 		c, err := b.repo.Commit(l.ID)
 		if err != nil {
 			t.Fatal(err)
@@ -103,6 +115,7 @@ var damages = []struct {
 		truncate(t, b.objectFile(objectstore.TypeDirTree, c.Tree))
 	}},
 	{"everything empty", false, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
 		names, err := b.closure(l.ID)
 		if err != nil {
 			t.Fatal(err)
@@ -114,9 +127,11 @@ var damages = []struct {
 		}
 	}},
 	{"empty ref", true, func(t testing.TB, b *bed, l Layer) {
+		t.Helper()
 		truncate(t, filepath.Join(b.path, "repo/refs/heads/oci/diff", l.DiffID.Encoded()))
 	}},
 	{"missing ref", true, func(t testing.TB, b *bed, _ Layer) {
+		t.Helper()
 		if err := os.Remove(filepath.Join(b.path, "repo/refs/heads/oci/blob", someBlob.Encoded())); err != nil {
 			t.Fatal(err)
 		}
@@ -129,6 +144,7 @@ func TestRecover(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
 			prepare := func(t *testing.T, journal bool) (*bed, Layer, Layer) {
+				t.Helper()
 				b := newBed(t, Options{Journal: journal, Boot: "before"})
 				other := importTar(t, b.Store, makeTar(t, file("other", "of another layer")))
 				if err := b.Sync(t.Context()); err != nil {
@@ -146,7 +162,7 @@ func TestRecover(t *testing.T) {
 				if p := b.problems(t); len(p) != 0 {
 					t.Errorf("fsck: %v", p)
 				}
-				checkStore(t, b.Store, b.path)
+				checkStore(t, b.path)
 				if _, err := b.Layer(t.Context(), other.ID); err != nil {
 					t.Errorf("layer that was synced: %v", err)
 				}
@@ -313,6 +329,7 @@ func truncateObjects(t testing.TB, path string) {
 }
 
 func killTar(t testing.TB, i int) []byte {
+	t.Helper()
 	return makeTar(t, file("same", "in both"), dir("d"), file("d/own", fmt.Sprint("only in ", i)))
 }
 
@@ -400,5 +417,89 @@ func TestKillAndPowerLoss(t *testing.T) {
 		if done || t.Failed() {
 			return
 		}
+	}
+}
+
+// A container that runs on a damaged checkout sees the right content when the layer was imported again and the checkout
+// refreshed: links to the damaged inode, copies, what is missing and what does not belong there.
+func TestRefreshCheckout(t *testing.T) {
+	testenv.NeedsOverlay(t)
+	b := newBed(t, Options{})
+	first := importTar(t, b.Store, makeTar(t, file("copy", "content of both")))
+	tar := makeTar(t, dir("d"), file("d/linked", "linked content"), hardlink("d/name", "d/linked"),
+		file("d/copy", "content of both", at(when.Add(1))), file("gone", "gone"), symlink("link", "d"))
+	l := importTar(t, b.Store, tar)
+	fs := checkOut(t, b.Store, b.path, l.ID)
+	tree := func() string {
+		out, err := exec.Command("find", fs, "-printf", "%P %y %m %U %G %T@ %s %l\n").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	mnt := t.TempDir()
+	work := t.TempDir()
+	for _, name := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(work, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work,index=off", fs, work, work)
+	if err := unix.Mount("overlay", mnt, "overlay", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	want := strings.Split(tree(), "\n")
+
+	flip(t, filepath.Join(fs, "d/linked"))
+	flip(t, filepath.Join(fs, "d/copy"))
+	bad := make(map[objectstore.ObjectName]struct{})
+	for _, p := range b.problems(t) {
+		bad[objectstore.ObjectName{Type: p.Type, Checksum: p.Checksum}] = struct{}{}
+	}
+	if len(bad) != 1 {
+		t.Fatalf("got %d damaged objects, want that of d/linked", len(bad))
+	}
+	if err := os.Remove(filepath.Join(fs, "gone")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(fs, "d/foreign"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h, err := b.Import(t.Context(), bytes.NewReader(tar), ImportOptions{Distrust: bad})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := h.Release(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if p := b.problems(t); len(p) != 0 || h.ID != l.ID {
+		t.Errorf("after the import: layer %s, problems %v", h.ID, p)
+	}
+	chain := []objectstore.Checksum{first.ID, l.ID}
+	if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 5 {
+		t.Errorf("got %d changes, %v, want 5", n, err)
+	}
+	for name, content := range map[string]string{"d/linked": "linked content", "d/name": "linked content", "d/copy": "content of both", "gone": "gone"} {
+		for _, root := range []string{fs, mnt} {
+			if got, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(got) != content {
+				t.Errorf("%s in %s: got %q, %v, want %q", name, root, got, err, content)
+			}
+		}
+	}
+	got := strings.Split(tree(), "\n")
+	sort.Strings(got)
+	sort.Strings(want)
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 0 {
+		t.Errorf("again: got %d changes, %v, want none", n, err)
 	}
 }

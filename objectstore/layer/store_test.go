@@ -52,7 +52,7 @@ func openStore(t testing.TB, path string, opts Options) (*Store, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		checkStore(t, s, path)
+		checkStore(t, path)
 		if err := errors.Join(s.Close(), repo.Close()); err != nil {
 			t.Error(err)
 		}
@@ -60,7 +60,7 @@ func openStore(t testing.TB, path string, opts Options) (*Store, string) {
 	return s, path
 }
 
-func checkStore(t testing.TB, s *Store, path string) {
+func checkStore(t testing.TB, path string) {
 	t.Helper()
 	for _, dir := range []string{"tmp", "repo/tmp"} {
 		ents, err := os.ReadDir(filepath.Join(path, dir))

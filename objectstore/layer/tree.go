@@ -284,7 +284,7 @@ func (t *tree) seal() *composefs.Inode {
 			hidden = hidden || n.opaque
 			n.Entries = make([]composefs.Entry, 0, len(n.children))
 			for name, child := range n.children {
-				if hidden && child.Inode.IsWhiteout() {
+				if hidden && child.IsWhiteout() {
 					continue
 				}
 				n.Entries = append(n.Entries, composefs.Entry{Name: name, Inode: &child.Inode})

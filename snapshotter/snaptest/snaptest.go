@@ -136,7 +136,7 @@ func NeedsRoot(tb testing.TB) {
 // SocketDir returns a directory for a unix socket, whose path must be short.
 func SocketDir(tb testing.TB) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "s-") //nolint:usetesting // TempDir has the name of the test in it
+	dir, err := os.MkdirTemp("", "s-")
 	if err != nil {
 		tb.Fatal(err)
 	}
