@@ -28,7 +28,12 @@ type Env struct {
 }
 
 // Open opens the snapshotter below path, making what is missing. Close closes it all.
-func Open(ctx context.Context, path string, opts ...snapshotter.Option) (_ *Env, err error) {
+func Open(ctx context.Context, path string, opts ...snapshotter.Option) (*Env, error) {
+	return OpenWith(ctx, path, layer.Options{}, opts...)
+}
+
+// OpenWith is Open with a layer store that has options.
+func OpenWith(ctx context.Context, path string, layers layer.Options, opts ...snapshotter.Option) (_ *Env, err error) {
 	e := &Env{Path: path}
 	defer func() {
 		if err != nil {
@@ -52,7 +57,7 @@ func Open(ctx context.Context, path string, opts ...snapshotter.Option) (_ *Env,
 	if err := errors.Join(err, dir.Close()); err != nil {
 		return nil, err
 	}
-	if e.Store, err = layer.Open(e.Root, e.Repo, layer.Options{}); err != nil {
+	if e.Store, err = layer.Open(e.Root, e.Repo, layers); err != nil {
 		return nil, err
 	}
 	e.Snapshotter, err = snapshotter.New(ctx, e.Root, e.Store, opts...)
