@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -182,6 +183,30 @@ func TestImportDirLinks(t *testing.T) {
 	wantTree(t, filepath.Join(checkOut(t, s, root, base.ID, l.ID)), `new: file 644 "new\n"`, `open: file 644 "open\n"`, `etc: dir 755`,
 		`etc/passwd: file 600 "root"`, `etc/group: file 644 "rootmore\n"`, `etc/fresh: file 644 "x\n" user.empty=""`,
 		`l1: file 644 "linked\n" = l1`, `l2: file 644 "linked\n" = l1`, `empty: file 644 ""`)
+}
+
+// TestImportDirGrowing has a file that is written to while it is copied. The layer has what was read.
+func TestImportDirGrowing(t *testing.T) {
+	_, path := newStore(t, Options{})
+	upper := t.TempDir()
+	must(t, os.Chmod(upper, 0o755))
+	writeTree(t, upper, [2]string{"log", "begin"})
+	w, err := os.OpenFile(filepath.Join(upper, "log"), os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	defer w.Close()
+	var once sync.Once
+	s := hooked(t, path, Options{}, func(op atfs.Op, _ string) error {
+		var err error
+		if op == atfs.OpTmpFile {
+			once.Do(func() { _, err = w.WriteString(" more") })
+		}
+		return err
+	})
+	l := importDir(t, s, upper, "x")
+	if l.Size != 10 {
+		t.Errorf("got a layer of %d bytes, want 10", l.Size)
+	}
+	wantTree(t, checkOut(t, s, path, l.ID), `log: file 644 "begin more"`)
 }
 
 // TestImportDirOtherFileSystem has an upper directory whose files cannot become objects by a link.
