@@ -111,8 +111,7 @@ func (e *env) fsck() {
 		}
 		return ""
 	})
-	out, err := e.Run(context.WithoutCancel(e.t.Context()), daemonBinary(e.t), "fsck",
-		"--root", e.Root, "--daemon-address", e.Daemon, "--address", e.Containerd)
+	out, err := e.ourFsck()
 	if err != nil {
 		e.t.Errorf("our fsck: %v\n%s", err, out)
 	}

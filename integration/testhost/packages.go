@@ -24,6 +24,9 @@ var Packages = []Package{
 	{"erofs-utils", "mkfs.erofs"}, // judge of our EROFS images
 	{"e2fsprogs", "mkfs.ext4"},    // the full-disk test
 	{"mount", "losetup"},          // the same
+	{"xfsprogs", "mkfs.xfs"},      // checkouts by reflink
+	{"btrfs-progs", "mkfs.btrfs"}, // the same
+	{"python3", "python3"},        // runs the second writer of composefs images
 	{"attr", "getfattr"},          // used when a test fails by a person who looks
 }
 
