@@ -93,6 +93,17 @@ func LoosePath(sum Checksum, t ObjectType) string {
 	return s[:2] + "/" + s[2:] + "." + t.Ext()
 }
 
+// ParseLoosePath is the inverse of LoosePath; anything else is ErrInvalid.
+func ParseLoosePath(name string) (ObjectName, error) {
+	const first = 2 // hexadecimal digits in front of the slash
+	if len(name) > first && name[first] == '/' {
+		if n, err := ParseObjectName(name[:first] + name[first+1:]); err == nil {
+			return n, nil
+		}
+	}
+	return ObjectName{}, invalidf("path %.100q: not that of an object", name)
+}
+
 // looseName is the last component of LoosePath.
 func looseName(sum *Checksum, t ObjectType) string {
 	var buf [80]byte

@@ -17,8 +17,8 @@ import (
 // layerUse is what one layer takes.
 type layerUse struct {
 	layer.Layer
-	objects []object // what it keeps in the repository, no object twice
-	own     int64    // bytes that are its alone by nature: refs, and checkouts without the inodes that are objects
+	objects []objectstore.ObjectName // what it keeps in the repository, no object twice
+	own     int64                    // bytes that are its alone by nature: refs, and checkouts without the inodes that are objects
 }
 
 // owner says who needs something.
@@ -43,14 +43,14 @@ func (a owner) with(b owner) owner {
 // account shares the bytes of layers out among their owners. Layers and owners are known by their place in a list.
 type account struct {
 	layers []layerUse
-	bytes  map[object]int64
+	bytes  map[objectstore.ObjectName]int64
 	owners []owner // of each layer
 }
 
 // objectOwners returns the owner of every object: that of the only layer that has it, or of all that have it if that
 // is the same one.
-func (a *account) objectOwners() map[object]owner {
-	owners := make(map[object]owner)
+func (a *account) objectOwners() map[objectstore.ObjectName]owner {
+	owners := make(map[objectstore.ObjectName]owner)
 	for i, l := range a.layers {
 		for _, obj := range l.objects {
 			if prev, ok := owners[obj]; ok {
@@ -86,7 +86,7 @@ func (a *account) unique(n int) (each []int64, unneeded int64) {
 // stored returns the bytes that a set of layers takes, nothing counted twice.
 func (a *account) stored(layers []int) int64 {
 	var sum int64
-	seen := make(map[object]struct{})
+	seen := make(map[objectstore.ObjectName]struct{})
 	for _, i := range layers {
 		sum += a.layers[i].own
 		for _, obj := range a.layers[i].objects {
@@ -233,7 +233,7 @@ func (s *store) layerUses(list []layer.Layer, use *diskUsage) ([]layerUse, error
 	var errs []error
 	uses := make([]layerUse, 0, len(list))
 	for _, l := range list {
-		objs, err := s.layerObjects(l.ID)
+		objs, err := s.layers.Closure(l.ID)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("layer %s: %w", l.ID, err))
 			continue

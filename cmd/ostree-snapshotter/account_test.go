@@ -15,17 +15,19 @@ import (
 // sum is a checksum that is easy to tell from others.
 func sum(n byte) objectstore.Checksum { return objectstore.Checksum{31: n} }
 
-func file(n byte) object { return object{sum(n), objectstore.TypeFile} }
+func file(n byte) objectstore.ObjectName {
+	return objectstore.ObjectName{Type: objectstore.TypeFile, Checksum: sum(n)}
+}
 
 func committed(key, parent string, chain digest.Digest, layer byte) row {
 	return row{key: key, parent: parent, kind: snapshots.KindCommitted, chain: chain, layer: sum(layer)}
 }
 
 func TestAccountUnique(t *testing.T) {
-	bytes := map[object]int64{file(1): 100, file(2): 20, file(3): 3}
+	bytes := map[objectstore.ObjectName]int64{file(1): 100, file(2): 20, file(3): 3}
 	layers := []layerUse{
-		{Layer: layer.Layer{ID: sum(0xa)}, objects: []object{file(1), file(2)}, own: 1000},
-		{Layer: layer.Layer{ID: sum(0xb)}, objects: []object{file(2), file(3)}, own: 2000},
+		{Layer: layer.Layer{ID: sum(0xa)}, objects: []objectstore.ObjectName{file(1), file(2)}, own: 1000},
+		{Layer: layer.Layer{ID: sum(0xb)}, objects: []objectstore.ObjectName{file(2), file(3)}, own: 2000},
 	}
 	tests := []struct {
 		name     string
@@ -54,10 +56,10 @@ func TestAccountUnique(t *testing.T) {
 
 func TestAccountStored(t *testing.T) {
 	a := &account{
-		bytes: map[object]int64{file(1): 100, file(2): 20, file(3): 3},
+		bytes: map[objectstore.ObjectName]int64{file(1): 100, file(2): 20, file(3): 3},
 		layers: []layerUse{
-			{objects: []object{file(1), file(2)}, own: 1000},
-			{objects: []object{file(2), file(3)}, own: 2000},
+			{objects: []objectstore.ObjectName{file(1), file(2)}, own: 1000},
+			{objects: []objectstore.ObjectName{file(2), file(3)}, own: 2000},
 		},
 	}
 	for _, tt := range []struct {
@@ -204,12 +206,12 @@ func TestReport(t *testing.T) {
 		checkouts:   30,
 		snapshots:   500,
 		metadata:    70,
-		objectBytes: map[object]int64{file(1): 100, file(2): 200, file(3): 300, file(9): 400},
+		objectBytes: map[objectstore.ObjectName]int64{file(1): 100, file(2): 200, file(3): 300, file(9): 400},
 	}
 	layers := []layerUse{
-		{Layer: layer.Layer{ID: sum(1), Size: 90}, objects: []object{file(1)}, own: 10},
-		{Layer: layer.Layer{ID: sum(2), Size: 190}, objects: []object{file(1), file(2)}, own: 10},
-		{Layer: layer.Layer{ID: sum(3), Size: 290}, objects: []object{file(3)}, own: 10},
+		{Layer: layer.Layer{ID: sum(1), Size: 90}, objects: []objectstore.ObjectName{file(1)}, own: 10},
+		{Layer: layer.Layer{ID: sum(2), Size: 190}, objects: []objectstore.ObjectName{file(1), file(2)}, own: 10},
+		{Layer: layer.Layer{ID: sum(3), Size: 290}, objects: []objectstore.ObjectName{file(3)}, own: 10},
 	}
 	rows := []row{
 		committed("base", "", c1, 1),

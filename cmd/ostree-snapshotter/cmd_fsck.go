@@ -113,7 +113,7 @@ func (c *cli) check(ctx context.Context, s *store) (_ *fsckReport, unread, err e
 	if err != nil {
 		return nil, nil, fmt.Errorf("check repository: %w", err)
 	}
-	k := &checker{store: s, bad: make(map[object]bool)}
+	k := &checker{store: s, bad: make(map[objectstore.ObjectName]bool)}
 	k.objects(objects)
 
 	rows, unread := s.rows(ctx, c.daemonAddress)
@@ -186,7 +186,7 @@ func (c *cli) printFsck(r *fsckReport) error {
 type checker struct {
 	store *store
 
-	bad map[object]bool // objects that have a problem of their own
+	bad map[objectstore.ObjectName]bool // objects that have a problem of their own
 
 	mu       sync.Mutex
 	problems []fsckProblem
@@ -211,23 +211,26 @@ func (k *checker) objects(r *objectstore.FsckReport) {
 			k.add(kindRef, p.Ref, p.Err, p.Checksum)
 			continue
 		}
-		k.bad[object{p.Checksum, p.Type}] = true
-		k.add(kindObject, p.Checksum.String()+"."+p.Type.Ext(), p.Err)
+		name := objectstore.ObjectName{Type: p.Type, Checksum: p.Checksum}
+		k.bad[name] = true
+		k.add(kindObject, name.String(), p.Err)
 	}
 }
 
 // layers checks each layer, and then the checkouts of it that rows name. A row whose layer does not exist is a problem
 // of the row.
 func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, tick func(done, total int64)) error {
-	checkouts := make(map[objectstore.Checksum]map[string]struct{})
+	checkouts := make(map[objectstore.Checksum]map[string][]objectstore.Checksum)
+	chains := chainsOf(rows)
 	for _, r := range rows {
-		if r.kind != snapshots.KindCommitted {
+		chain, ok := chains[r.key]
+		if !ok {
 			continue
 		}
 		if checkouts[r.layer] == nil {
-			checkouts[r.layer] = make(map[string]struct{})
+			checkouts[r.layer] = make(map[string][]objectstore.Checksum)
 		}
-		checkouts[r.layer][r.checkout] = struct{}{}
+		checkouts[r.layer][r.checkout] = chain
 	}
 	known := make(map[objectstore.Checksum]struct{}, len(list))
 	for _, l := range list {
@@ -279,21 +282,24 @@ func (s *store) refLayers() (map[objectstore.Checksum]struct{}, error) {
 }
 
 // layer checks one layer and its checkouts. An object that is a problem by itself is not one of the layer's too.
-func (k *checker) layer(ctx context.Context, id objectstore.Checksum, checkouts map[string]struct{}) {
-	image, err := k.store.verifyLayer(ctx, id)
-	var oe *objectstore.ObjectError
-	switch {
-	case errors.As(err, &oe) && k.bad[object{oe.Checksum, oe.Type}]:
-		return
-	case err != nil:
-		k.add(kindLayer, id.String(), err, id)
+func (k *checker) layer(ctx context.Context, id objectstore.Checksum, checkouts map[string][]objectstore.Checksum) {
+	if err := k.store.layers.Verify(ctx, id); err != nil {
+		if !k.isKnown(err) {
+			k.add(kindLayer, id.String(), err, id)
+		}
 		return
 	}
-	for name := range checkouts {
-		if err := k.store.verifyCheckout(ctx, name, image); err != nil {
+	for name, chain := range checkouts {
+		if err := k.store.layers.VerifyCheckout(ctx, name, chain); err != nil && !k.isKnown(err) {
 			k.add(kindCheckout, name, err, id)
 		}
 	}
+}
+
+// isKnown reports whether an error is about an object that is a problem by itself.
+func (k *checker) isKnown(err error) bool {
+	var oe *objectstore.ObjectError
+	return errors.As(err, &oe) && k.bad[objectstore.ObjectName{Type: oe.Type, Checksum: oe.Checksum}]
 }
 
 // forgetRemoved drops problems with layers and snapshots that are no more: the daemon removed them while they were
@@ -350,16 +356,16 @@ func (k *checker) blame(list []layer.Layer, rows []row, images []image) {
 		}
 	}
 	for id := range ids {
-		objs, err := k.store.layerObjects(id)
+		objs, err := k.store.layers.Closure(id)
 		if err != nil { // the commit or a tree is what is damaged
-			objs = append(objs, object{id, objectstore.TypeCommit})
+			objs = append(objs, objectstore.ObjectName{Type: objectstore.TypeCommit, Checksum: id})
 			var oe *objectstore.ObjectError
 			if errors.As(err, &oe) {
-				objs = append(objs, object{oe.Checksum, oe.Type})
+				objs = append(objs, objectstore.ObjectName{Type: oe.Type, Checksum: oe.Checksum})
 			}
 		}
 		for _, obj := range objs {
-			for _, i := range bad[obj.sum.String()+"."+obj.typ.Ext()] {
+			for _, i := range bad[obj.String()] {
 				k.problems[i].layers[id] = struct{}{}
 			}
 		}

@@ -297,13 +297,13 @@ func TestCommandsWithContainerd(t *testing.T) {
 		}
 	})
 	t.Run("fsck", func(t *testing.T) {
-		objs, err := s.layerObjects(f.a)
+		objs, err := s.layers.Closure(f.a)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, o := range objs {
-			name := "repo/objects/" + objectstore.LoosePath(o.sum, o.typ)
-			if o.typ != objectstore.TypeFile {
+			name := "repo/objects/" + objectstore.LoosePath(o.Checksum, o.Type)
+			if o.Type != objectstore.TypeFile {
 				continue
 			}
 			if err := os.WriteFile(filepath.Join(root, name), []byte("damaged"), 0o644); err != nil {

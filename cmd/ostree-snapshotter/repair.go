@@ -266,15 +266,15 @@ func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
 
 // whole reports whether all objects of a layer are there and right.
 func (r *repairer) whole(id objectstore.Checksum) bool {
-	objects, err := r.store.layerObjects(id)
+	objects, err := r.store.layers.Closure(id)
 	if err != nil {
 		return false
 	}
 	for _, o := range objects {
-		if _, bad := r.bad[objectstore.ObjectName{Type: o.typ, Checksum: o.sum}]; bad {
+		if _, bad := r.bad[o]; bad {
 			return false
 		}
-		if ok, err := r.store.repo.Has(o.typ, o.sum); err != nil || !ok {
+		if ok, err := r.store.repo.Has(o.Type, o.Checksum); err != nil || !ok {
 			return false
 		}
 	}
@@ -283,9 +283,9 @@ func (r *repairer) whole(id objectstore.Checksum) bool {
 
 // forget takes the objects of a layer that was made again off the list of bad ones.
 func (r *repairer) forget(id objectstore.Checksum) error {
-	objects, err := r.store.layerObjects(id)
+	objects, err := r.store.layers.Closure(id)
 	for _, o := range objects {
-		delete(r.bad, objectstore.ObjectName{Type: o.typ, Checksum: o.sum})
+		delete(r.bad, o)
 	}
 	return err
 }

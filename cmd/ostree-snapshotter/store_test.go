@@ -1,13 +1,11 @@
 package main
 
 import (
-	"errors"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -372,93 +370,5 @@ func TestLive(t *testing.T) {
 	}
 	if _, err := s.live("")(t.Context()); err == nil {
 		t.Error("a layer file that cannot be read names no layer, and was passed over")
-	}
-}
-
-func TestParseLoosePath(t *testing.T) {
-	for _, typ := range []objectstore.ObjectType{
-		objectstore.TypeFile, objectstore.TypeDirTree, objectstore.TypeDirMeta, objectstore.TypeCommit,
-	} {
-		want := object{sum(7), typ}
-		if got, ok := parseLoosePath("objects/" + objectstore.LoosePath(want.sum, typ)); !ok || got != want {
-			t.Errorf("parseLoosePath of a %v = %v, %v; want %v", typ, got, ok, want)
-		}
-	}
-	hex := sum(7).String()
-	for _, name := range []string{
-		"", "objects", "objects/00", "config", "refs/heads/oci/diff/" + hex,
-		"objects/" + hex[:2] + "/" + hex[2:],
-		"objects/" + hex[:2] + "/" + hex[2:] + ".unknown",
-		"objects/" + hex[:2] + "/" + hex[3:] + ".file",
-		"objects/" + strings.Repeat("zz", 1) + "/" + hex[2:] + ".file",
-	} {
-		if got, ok := parseLoosePath(name); ok {
-			t.Errorf("parseLoosePath(%q) = %v, want none", name, got)
-		}
-	}
-}
-
-func TestVerifyCheckout(t *testing.T) {
-	f, s := newFixture(t)
-	checkout := func(id objectstore.Checksum) string { return "layers/" + checkoutDir(id) + "/fs" }
-	image, err := s.verifyLayer(t.Context(), f.b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.verifyCheckout(t.Context(), checkout(f.b), image); err != nil {
-		t.Fatalf("checkout as it was made: %v", err)
-	}
-	dir := filepath.Join(s.root.Path(), checkout(f.b))
-	tests := []struct {
-		name    string
-		damage  func() error
-		corrupt bool
-	}{
-		{"content of a copy", func() error {
-			f, err := os.OpenFile(filepath.Join(dir, "lib/sh"), os.O_WRONLY, 0)
-			if err != nil {
-				return err
-			}
-			_, err = f.WriteAt([]byte{0}, 4096)
-			return errors.Join(err, f.Close())
-		}, true},
-		{"mode of a copy", func() error { return os.Chmod(filepath.Join(dir, "lib/sh"), 0o4755) }, true},
-		{"file that is a directory", func() error {
-			return errors.Join(os.Remove(filepath.Join(dir, "app/b")), os.Mkdir(filepath.Join(dir, "app/b"), 0o755))
-		}, true},
-		{"file that is missing", func() error { return os.Remove(filepath.Join(dir, "app/b")) }, false},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if err := tt.damage(); err != nil {
-				t.Fatal(err)
-			}
-			err := s.verifyCheckout(t.Context(), checkout(f.b), image)
-			if err == nil || errors.Is(err, objectstore.ErrCorrupt) != tt.corrupt {
-				t.Errorf("verifyCheckout() = %v; want an error, corrupt: %v", err, tt.corrupt)
-			}
-			// Make it anew for the next test.
-			if err := os.RemoveAll(dir); err != nil {
-				t.Fatal(err)
-			}
-			if _, _, err := f.layers.Checkout(t.Context(), []objectstore.Checksum{f.base, f.b}); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-}
-
-func TestVerifyLayerMissesObject(t *testing.T) {
-	f, s := newFixture(t)
-	objs, err := s.layerObjects(f.a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := slices.IndexFunc(objs, func(o object) bool { return o.typ == objectstore.TypeFile })
-	if err := s.repo.ObjectsDir().Unlink(objectstore.LoosePath(objs[i].sum, objs[i].typ)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.verifyLayer(t.Context(), f.a); !errors.Is(err, objectstore.ErrNotExist) {
-		t.Errorf("verifyLayer() = %v, want that an object does not exist", err)
 	}
 }

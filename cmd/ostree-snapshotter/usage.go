@@ -16,12 +16,6 @@ import (
 // blockSize is the unit of st_blocks, whatever the file system's own.
 const blockSize = 512
 
-// object names an object of the repository.
-type object struct {
-	sum objectstore.Checksum
-	typ objectstore.ObjectType
-}
-
 // diskUsage is what a store takes on the disk: allocated bytes, each inode counted once, as du counts. The four sums
 // add up to the whole.
 type diskUsage struct {
@@ -30,9 +24,9 @@ type diskUsage struct {
 	snapshots int64 // snapshots/, without the inodes that are objects
 	metadata  int64 // everything else: directories, refs, metadata.db, temporary files
 
-	objectBytes   map[object]int64 // of every object
-	refBytes      map[string]int64 // of every ref, and directory of refs, below refs/heads; part of metadata
-	checkoutBytes map[string]int64 // of every directory of layers/: what is there and not an object
+	objectBytes   map[objectstore.ObjectName]int64 // of every object
+	refBytes      map[string]int64                 // of every ref, and directory of refs, below refs/heads; part of metadata
+	checkoutBytes map[string]int64                 // of every directory of layers/: what is there and not an object
 }
 
 func (u *diskUsage) total() int64 { return u.objects + u.checkouts + u.snapshots + u.metadata }
@@ -56,7 +50,7 @@ func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsa
 		ctx:  ctx,
 		seen: make(map[inode]struct{}),
 		use: &diskUsage{
-			objectBytes:   make(map[object]int64),
+			objectBytes:   make(map[objectstore.ObjectName]int64),
 			refBytes:      make(map[string]int64),
 			checkoutBytes: make(map[string]int64),
 		},
@@ -144,10 +138,12 @@ func (w *usageWalk) first(st unix.Stat_t) bool {
 
 // repoEntry counts a file of the repository.
 func (w *usageWalk) repoEntry(name string, bytes int64) {
-	if obj, ok := parseLoosePath(name); ok {
-		w.use.objects += bytes
-		w.use.objectBytes[obj] += bytes
-		return
+	if loose, ok := strings.CutPrefix(name, "objects/"); ok {
+		if obj, err := objectstore.ParseLoosePath(loose); err == nil {
+			w.use.objects += bytes
+			w.use.objectBytes[obj] += bytes
+			return
+		}
 	}
 	w.use.metadata += bytes
 	if ref, ok := strings.CutPrefix(name, "refs/heads/"); ok {
@@ -178,72 +174,3 @@ const (
 
 // checkoutDir is the directory of layers/ that the checkouts of a layer are in.
 func checkoutDir(id objectstore.Checksum) string { return id.String()[:layerIDDigits] }
-
-// parseLoosePath is the inverse of objectstore.LoosePath for a path below the repository.
-func parseLoosePath(name string) (object, bool) {
-	rest, ok := strings.CutPrefix(name, "objects/")
-	if !ok {
-		return object{}, false
-	}
-	stem, ext, ok := strings.Cut(rest, ".")
-	if !ok || len(stem) != 65 || stem[2] != '/' {
-		return object{}, false
-	}
-	sum, err := objectstore.ParseChecksum(stem[:2] + stem[3:])
-	if err != nil {
-		return object{}, false
-	}
-	for _, typ := range []objectstore.ObjectType{
-		objectstore.TypeFile, objectstore.TypeDirTree, objectstore.TypeDirMeta, objectstore.TypeCommit,
-	} {
-		if typ.Ext() == ext {
-			return object{sum, typ}, true
-		}
-	}
-	return object{}, false
-}
-
-// layerObjects returns every object that a layer keeps in the repository: its commit, the commit's trees, the layer
-// image and the contents.
-func (s *store) layerObjects(id objectstore.Checksum) ([]object, error) {
-	c, err := s.repo.Commit(id)
-	if err != nil {
-		return nil, err
-	}
-	seen := make(map[object]struct{})
-	var objs []object
-	add := func(sum objectstore.Checksum, typ objectstore.ObjectType) bool {
-		obj := object{sum, typ}
-		if _, ok := seen[obj]; ok {
-			return false
-		}
-		seen[obj] = struct{}{}
-		objs = append(objs, obj)
-		return true
-	}
-	add(id, objectstore.TypeCommit)
-	var tree func(tree, meta objectstore.Checksum) error
-	tree = func(sum, meta objectstore.Checksum) error {
-		add(meta, objectstore.TypeDirMeta)
-		if !add(sum, objectstore.TypeDirTree) {
-			return nil
-		}
-		t, err := s.repo.DirTree(sum)
-		if err != nil {
-			return err
-		}
-		for _, f := range t.Files {
-			add(f.Checksum, objectstore.TypeFile)
-		}
-		for _, d := range t.Dirs {
-			if err := tree(d.Tree, d.Meta); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := tree(c.Tree, c.Meta); err != nil {
-		return nil, err
-	}
-	return objs, nil
-}

@@ -24,6 +24,8 @@ const (
 
 	overlayRedirect = "trusted.overlay.redirect"
 	overlayMetacopy = "trusted.overlay.metacopy"
+
+	xattrSELinux = "security.selinux" // what the host's policy says, not the layer
 )
 
 // ImportDir makes a layer of the upper directory of an overlay mount that is not in use any more, and returns it held.
@@ -150,7 +152,7 @@ func (d *dirReader) attributes(n *inode, st unix.Stat_t, xattrs map[string][]byt
 			return errors.New("directory was renamed by an overlay mounted with redirect_dir=on")
 		case name == overlayMetacopy:
 			return errors.New("content is below: the overlay was mounted with metacopy=on")
-		case name == "security.selinux", !keepUpperXattr(name):
+		case name == xattrSELinux, !keepUpperXattr(name):
 		case len(v) > maxXattrValue:
 			return errXattr
 		default:
@@ -181,7 +183,7 @@ func (d *dirReader) file(dir *atfs.Dir, name string, n *inode, found map[string]
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	meta := objectMeta(n)
+	meta := objectMeta(&n.Inode)
 	done := func() error { return errors.Join(f.Close(), own.Close()) }
 	return d.pub.send(job{n: n, drop: func() { _ = done() }, open: func(txn *objectstore.Txn) (_ objectstore.Stored, err error) {
 		defer func() { err = errors.Join(err, done()) }()

@@ -421,7 +421,7 @@ func keepXattr(n *inode, name, value string) (bool, error) {
 	case !ok, rest == "", strings.ContainsRune(name, 0):
 		return false, nil
 	case ns == "security":
-		return rest != "selinux", nil
+		return name != xattrSELinux, nil
 	case ns == "user":
 		return !strings.HasPrefix(rest, "overlay.") && (n.isRegular() || n.IsDir()), nil
 	case isACL(name):

@@ -410,15 +410,15 @@ func (s *Store) journalLayer(r journalRecord) (*journalEntry, error) {
 	}
 	r.refs = refs
 	var err error
-	if r.objects, err = s.closure(r.layer); err != nil {
+	if r.objects, err = s.Closure(r.layer); err != nil {
 		return nil, err
 	}
 	return s.journal.begin(r)
 }
 
-// closure returns the names of all objects of a layer, its commit first. They need not be there, except those that the
-// others are named in.
-func (s *Store) closure(id objectstore.Checksum) ([]objectstore.ObjectName, error) {
+// Closure returns the names of all objects of a layer, its commit first, no object twice. They need not be there, except
+// those that the others are named in: commit and dirtrees.
+func (s *Store) Closure(id objectstore.Checksum) ([]objectstore.ObjectName, error) {
 	c, err := s.repo.Commit(id)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
 const (
@@ -65,7 +66,7 @@ func (p *publisher) cause() error { return context.Cause(p.ctx) }
 
 // objectMeta is the part of a file's attributes that its object has. An ostree object cannot have an empty extended
 // attribute; a checkout gives a file with one an inode of its own.
-func objectMeta(n *inode) objectstore.FileMeta {
+func objectMeta(n *composefs.Inode) objectstore.FileMeta {
 	m := objectstore.FileMeta{UID: n.UID, GID: n.GID, Mode: n.Mode}
 	for _, x := range n.Xattrs {
 		if len(x.Value) > 0 {
@@ -85,7 +86,7 @@ func (p *publisher) file(n *inode, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	return p.send(job{n: n, meta: objectMeta(n), time: n.Mtime, buf: buf})
+	return p.send(job{n: n, meta: objectMeta(&n.Inode), time: n.Mtime, buf: buf})
 }
 
 func (p *publisher) send(j job) error {
@@ -127,7 +128,7 @@ func (p *publisher) read(r io.Reader, size int64) (*buffer, error) {
 // large streams content that is too long to be in memory to a goroutine of its own.
 func (p *publisher) large(n *inode, r io.Reader) error {
 	chunks := make(chan *buffer, 2)
-	j := job{n: n, meta: objectMeta(n), time: n.Mtime}
+	j := job{n: n, meta: objectMeta(&n.Inode), time: n.Mtime}
 	ok := false // the reader below has sent everything; read after chunks is closed
 	p.group.Go(func() (err error) {
 		w, err := p.txn.NewFile(&j.meta, j.time)
@@ -241,7 +242,7 @@ func (p *publisher) restore(repo *objectstore.Repo, n *inode) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	meta := objectMeta(n)
+	meta := objectMeta(&n.Inode)
 	w, err := p.txn.NewFile(&meta, n.Mtime)
 	if err != nil {
 		return err

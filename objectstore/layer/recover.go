@@ -215,7 +215,7 @@ func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objects
 
 // whole returns what is wrong with a layer of whose objects none is damaged: the first that is missing.
 func (s *Store) whole(id objectstore.Checksum) error {
-	names, err := s.closure(id)
+	names, err := s.Closure(id)
 	if err != nil {
 		return err
 	}

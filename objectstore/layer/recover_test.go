@@ -116,7 +116,7 @@ var damages = []struct {
 	}},
 	{"everything empty", false, func(t testing.TB, b *bed, l Layer) {
 		t.Helper()
-		names, err := b.closure(l.ID)
+		names, err := b.Closure(l.ID)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,7 +2,6 @@ package layer
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -375,17 +374,13 @@ func (s *Store) readImage(l *Layer) (*composefs.Inode, error) {
 	return root, nil
 }
 
-// payloadSum is the inverse of objectstore.LoosePath for a layer image's payload: "xx/<62 hex>.file".
+// payloadSum returns the object that a layer image's payload names.
 func payloadSum(payload string) (objectstore.Checksum, error) {
-	var sum objectstore.Checksum
-	h, ok := strings.CutSuffix(payload, ".file")
-	if !ok || len(h) != 65 || h[2] != '/' {
-		return sum, fmt.Errorf("payload %q: %w", payload, objectstore.ErrCorrupt)
+	name, err := objectstore.ParseLoosePath(payload)
+	if err != nil || name.Type != objectstore.TypeFile {
+		return objectstore.Checksum{}, fmt.Errorf("payload %q names no content object: %w", payload, objectstore.ErrCorrupt)
 	}
-	if _, err := hex.Decode(sum[:], []byte(h[:2]+h[3:])); err != nil {
-		return sum, fmt.Errorf("payload %q: %w", payload, objectstore.ErrCorrupt)
-	}
-	return sum, nil
+	return name.Checksum, nil
 }
 
 func ignoreNotExist(err error) error {

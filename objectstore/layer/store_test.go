@@ -192,5 +192,8 @@ func checkOut(t testing.TB, s *Store, root string, chain ...objectstore.Checksum
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.VerifyCheckout(t.Context(), name, chain); err != nil {
+		t.Errorf("checkout as it was made: %v", err)
+	}
 	return filepath.Join(root, name)
 }
