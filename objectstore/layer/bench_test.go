@@ -1,6 +1,10 @@
 package layer
 
 import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"testing"
@@ -59,6 +63,70 @@ func BenchmarkImport(b *testing.B) {
 		b.ResetTimer()
 		for b.Loop() {
 			run(b, s)
+		}
+	})
+}
+
+// BenchmarkRecipe measures reading a plain tar, named by LAYER_TAR, with its recipe written and without, and writing it
+// again. The recipe's size is a metric.
+func BenchmarkRecipe(b *testing.B) {
+	name := os.Getenv("LAYER_TAR")
+	if name == "" {
+		b.Skip("set LAYER_TAR to a plain layer tar")
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	read := func(b *testing.B, record bool) (recipe []byte) {
+		b.Helper()
+		var out bytes.Buffer
+		w := newRecipeWriter(bytes.NewReader(data), &out)
+		src := io.Reader(w)
+		if !record {
+			src = bytes.NewReader(data)
+		}
+		tr := tar.NewReader(src)
+		for {
+			hdr, err := tr.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			if hdr.Size == 0 {
+				continue
+			}
+			w.beginContent()
+			if _, err := io.Copy(io.Discard, tr); err != nil {
+				b.Fatal(err)
+			}
+			n := new(inode)
+			n.Size = hdr.Size
+			w.endContent(n)
+		}
+		if record {
+			must(b, errors.Join(w.finish(), w.writeTable(func(objectstore.Checksum) int { return len(w.files) })))
+		}
+		return out.Bytes()
+	}
+	for _, record := range []bool{false, true} {
+		b.Run(fmt.Sprintf("record=%t", record), func(b *testing.B) {
+			b.SetBytes(int64(len(data)))
+			var recipe []byte
+			for b.Loop() {
+				recipe = read(b, record)
+			}
+			b.ReportMetric(float64(len(recipe)), "recipe-bytes")
+		})
+	}
+	b.Run("prove", func(b *testing.B) {
+		s, _ := openStore(b, b.TempDir(), Options{})
+		id := importTar(b, s, data).ID
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			must(b, s.Prove(b.Context(), id))
 		}
 	})
 }

@@ -4,6 +4,7 @@
 // store holds it as an ostree commit, the layer commit, whose tree is
 //
 //	image            the layer image: an EROFS image in composefs form (package composefs)
+//	tar              the recipe: what the tar has beside the content of its files
 //	objects/<sum>    every content object the layer uses, named by its checksum
 //
 // The layer image has one inode for each entry of the layer, with everything that an ostree commit cannot say: times,
@@ -13,7 +14,8 @@
 // that ostree pull can carry.
 //
 // The layer commit has timestamp 0 and names no blob, parent or time, so it is a pure function of the tar: its checksum
-// is the layer ID. Its metadata are oci.diff-id, oci.entries, oci.bytes and oci.unresolved.
+// is the layer ID. Its metadata are oci.diff-id, oci.entries, oci.bytes, oci.tar-bytes and oci.unresolved. With recipe and
+// objects, the tar can be written again, byte for byte: [Store.WriteTar].
 //
 // Two things in a tar are not a function of the tar alone: directories that it implies but has no entry for, whose
 // attributes are those of the directory below, and hard links to files of a lower layer. The image carries both as they

@@ -15,6 +15,9 @@ func (e notFoundError) Error() string { return string(e) }
 // NotFound marks the error for errdefs.
 func (notFoundError) NotFound() {}
 
+// ErrNoTar is returned for a layer whose tar cannot be written again: it was made of a directory, or of other layers.
+var ErrNoTar = errors.New("layer was not made of a tar")
+
 // ErrInvalid marks what a layer's bytes are to blame for: errors.Is(err, ErrInvalid) tells a bad layer from a bad disk.
 var ErrInvalid = invalidError("invalid layer")
 

@@ -76,6 +76,8 @@ func FuzzImport(f *testing.F) {
 		case err != nil:
 			t.Fatalf("Checkout: %v", err)
 		}
+		must(t, s.VerifyCheckout(t.Context(), name, []objectstore.Checksum{h.ID}))
+		must(t, s.Prove(t.Context(), h.ID))
 		image, err := s.Image(t.Context(), h.ID)
 		must(t, err)
 		d, err := dir.OpenDir(name)

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,19 +16,27 @@ import (
 // readImage parses a layer image.
 func readImage(b []byte) (*composefs.Inode, error) { return composefs.Read(b, composefs.Limits{}) }
 
-// storeLayer writes the layer image and the layer commit of a sealed tree, and fills in l.
-func (s *Store) storeLayer(txn *objectstore.Txn, l *Layer, root *composefs.Inode, added *Usage) error {
+// storeLayer writes the layer image, the rest of the recipe and the layer commit of a sealed tree, and fills in l.
+func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) error {
+	txn := in.txn
 	objects := l.summarize(root)
 	image, err := composefs.Marshal(root, composefs.Options{MaxVersion: 1})
 	if err != nil {
 		return fmt.Errorf("make layer image: %w", err)
 	}
-	stored, err := txn.StoreFile(&objectstore.FileMeta{Mode: unix.S_IFREG | 0o600}, unix.Timespec{}, image)
+	stored, err := txn.StoreFile(&ownMeta, unix.Timespec{}, image)
 	if err != nil {
 		return fmt.Errorf("store layer image: %w", err)
 	}
 	added.add(stored)
 	l.Image = stored.Checksum
+	files := []objectstore.TreeFile{{Name: imageName, Checksum: l.Image}}
+	if in.recipe != nil {
+		if objects, err = in.storeRecipe(l, objects, added); err != nil {
+			return fmt.Errorf("store recipe: %w", err)
+		}
+		files = append(files, objectstore.TreeFile{Name: recipeName, Checksum: l.Recipe})
+	}
 
 	put := func(t objectstore.ObjectType, data []byte, err error) (objectstore.Checksum, error) {
 		if err != nil {
@@ -56,7 +65,7 @@ func (s *Store) storeLayer(txn *objectstore.Txn, l *Layer, root *composefs.Inode
 		return fmt.Errorf("store layer commit: %w", err)
 	}
 	top, err := marshal(objectstore.TypeDirTree, &objectstore.DirTree{
-		Files: []objectstore.TreeFile{{Name: imageName, Checksum: l.Image}},
+		Files: files,
 		Dirs:  []objectstore.TreeDir{{Name: objectsName, Tree: setSum, Meta: meta}},
 	})
 	if err != nil {
@@ -76,6 +85,28 @@ func (s *Store) storeLayer(txn *objectstore.Txn, l *Layer, root *composefs.Inode
 		return fmt.Errorf("store layer commit: %w", err)
 	}
 	return nil
+}
+
+// storeRecipe ends the recipe. It returns the objects of the layer's image and those that only the recipe needs: of files
+// that a later entry of the tar has replaced.
+func (in *ingest) storeRecipe(l *Layer, objects []objectstore.Checksum, added *Usage) ([]objectstore.Checksum, error) {
+	compare := func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) }
+	for _, n := range in.recipe.files {
+		objects = append(objects, n.sum)
+	}
+	slices.SortFunc(objects, compare)
+	objects = slices.Compact(objects)
+	err := in.recipe.writeTable(func(sum objectstore.Checksum) int {
+		i, _ := slices.BinarySearchFunc(objects, sum, compare)
+		return i
+	})
+	if err != nil {
+		return nil, err
+	}
+	stored, err := in.recipeFile.Commit()
+	added.add(stored)
+	l.Recipe = stored.Checksum
+	return objects, err
 }
 
 // summarize counts what a layer's tree holds and returns the objects it uses, sorted.
@@ -111,7 +142,7 @@ func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
 			sums = append(sums, sum)
 		}
 	}
-	slices.SortFunc(sums, func(a, b objectstore.Checksum) int { return slices.Compare(a[:], b[:]) })
+	slices.SortFunc(sums, func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) })
 	return sums
 }
 

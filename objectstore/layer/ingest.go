@@ -51,8 +51,14 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *He
 
 	d := newDigester(r)
 	defer d.Close()
-	if err := in.readTar(tar.NewReader(d)); err != nil {
+	if err := in.writeRecipe(d); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	if err := in.readTar(tar.NewReader(in.recipe)); err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	if err := in.recipe.finish(); err != nil {
+		return nil, fmt.Errorf("import layer: %w", invalidTar(err))
 	}
 	diffID, size, err := d.Finish()
 	if err != nil {
@@ -86,6 +92,9 @@ type ingest struct {
 	tree *tree
 	pub  *publisher
 
+	recipe     *recipeWriter // nil for a layer that is not made of a tar
+	recipeFile *objectstore.FileWriter
+
 	stale []*inode // attributes changed after the content was on its way to the store
 }
 
@@ -104,9 +113,24 @@ func (s *Store) begin(ctx context.Context) (*ingest, error) {
 	return in, nil
 }
 
+// ownMeta is the metadata of objects that are no file of a layer.
+var ownMeta = objectstore.FileMeta{Mode: unix.S_IFREG | 0o600}
+
+// writeRecipe begins the recipe of the tar that is read from r.
+func (in *ingest) writeRecipe(r io.Reader) (err error) {
+	if in.recipeFile, err = in.txn.NewFile(&ownMeta, unix.Timespec{}); err != nil {
+		return err
+	}
+	in.recipe = newRecipeWriter(r, in.recipeFile)
+	return nil
+}
+
 // finish ends what commit has not ended. It waits for the workers: none of them outlives the call.
 func (in *ingest) finish(err *error) {
 	in.pub.stop()
+	if in.recipeFile != nil {
+		*err = errors.Join(*err, in.recipeFile.Abort())
+	}
 	*err = errors.Join(*err, in.txn.Abort())
 	if in.lock != nil {
 		*err = errors.Join(*err, in.lock.Unlock())
@@ -122,7 +146,7 @@ func (in *ingest) commit(l Layer, r journalRecord) (*Held, error) {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
 	added := in.pub.added
-	if err := in.s.storeLayer(in.txn, &l, in.tree.seal(), &added); err != nil {
+	if err := in.storeLayer(&l, in.tree.seal(), &added); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
 	r.layer = l.ID
@@ -183,6 +207,10 @@ func (e *storeError) Unwrap() error { return e.err }
 
 // invalidTar tells a bad tar from an error of the reader behind it, which keeps its own kind.
 func invalidTar(err error) error {
+	var se *storeError
+	if errors.As(err, &se) {
+		return se.err
+	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, tar.ErrInsecurePath) {
 		return fmt.Errorf("read tar: %w: %w", ErrInvalid, err)
@@ -195,7 +223,8 @@ const (
 	whiteoutMeta   = ".wh..wh."
 	whiteoutOpaque = ".wh..wh..opq"
 
-	paxXattr = "SCHILY.xattr."
+	paxXattr  = "SCHILY.xattr."
+	paxSparse = "GNU.sparse."
 )
 
 // entry puts one entry of the tar into the tree, as containerd's applier puts it into a directory.
@@ -259,9 +288,34 @@ func (in *ingest) entry(hdr *tar.Header, content io.Reader) error {
 	}
 	in.tree.put(dir, base, n)
 	if n.Size > 0 {
-		return in.pub.file(n, content)
+		return in.content(n, hdr, content)
 	}
 	return nil
+}
+
+// content stores the content of a file. That of a sparse file is not what the tar has, so that the recipe has it too.
+func (in *ingest) content(n *inode, hdr *tar.Header, r io.Reader) error {
+	if isSparse(hdr) {
+		return in.pub.file(n, r)
+	}
+	in.recipe.beginContent()
+	if err := in.pub.file(n, r); err != nil {
+		return err
+	}
+	in.recipe.endContent(n)
+	return nil
+}
+
+func isSparse(hdr *tar.Header) bool {
+	if hdr.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, paxSparse) {
+			return true
+		}
+	}
+	return false
 }
 
 func (in *ingest) whiteout(dir *inode, base string) error {

@@ -212,15 +212,15 @@ func TestJournalListsPending(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		between func(t *testing.T, b *bed)
-		want    int // content objects that the second layer's entry lists, the image among them
+		want    int // content objects that the second layer's entry lists, image and recipe among them
 	}{
-		{"pending", func(*testing.T, *bed) {}, 3},
+		{"pending", func(*testing.T, *bed) {}, 4},
 		{"synced", func(t *testing.T, b *bed) {
 			t.Helper()
 			if err := b.Sync(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-		}, 2},
+		}, 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t, Options{Journal: true})
@@ -341,8 +341,8 @@ func TestJournalImportDuringSync(t *testing.T) {
 	for _, r := range b.records(t) {
 		layers[r.layer] = len(r.objects)
 	}
-	if n := layers[young.ID]; n != 6+1 { // two files, image, two dirtrees, commit, and the dirmeta of the other
-		t.Errorf("entry of the new layer lists %d objects, want 7", n)
+	if n := layers[young.ID]; n != 7+1 { // two files, image, recipe, two dirtrees, commit, and the dirmeta of the other
+		t.Errorf("entry of the new layer lists %d objects, want 8", n)
 	}
 	if n, ok := layers[old.ID]; !ok || n != 0 {
 		t.Errorf("entry of the new checkout: got %d objects (%v), want one without", n, ok)

@@ -32,7 +32,7 @@ func (s *Store) Merge(ctx context.Context, lower, upper objectstore.Checksum, na
 	dropHidden(l, false)
 	var merged Layer
 	var added Usage
-	if err := s.storeLayer(in.txn, &merged, l, &added); err != nil {
+	if err := in.storeLayer(&merged, l, &added); err != nil {
 		return nil, fmt.Errorf("merge layers: %w", err)
 	}
 	if err := s.publishRefs(ctx, in.txn, journalRecord{layer: merged.ID, refs: []string{refSnapshot + name}}); err != nil {

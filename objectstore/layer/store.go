@@ -140,6 +140,7 @@ type Layer struct {
 	ID         objectstore.Checksum // of the layer commit
 	DiffID     digest.Digest        // of the tar; "" for a layer made of a directory
 	Image      objectstore.Checksum // object that holds the layer image
+	Recipe     objectstore.Checksum // object that holds the recipe of the tar; zero if there is none
 	Entries    int64                // files, directories, links and whiteouts
 	Size       int64                // bytes of all regular files
 	TarSize    int64                // bytes of the tar; 0 for a layer made of a directory
@@ -184,6 +185,7 @@ const (
 	metaUnresolved = "oci.unresolved"
 
 	imageName   = "image"
+	recipeName  = "tar"
 	objectsName = "objects"
 )
 
@@ -282,12 +284,17 @@ func (s *Store) describe(id objectstore.Checksum, c *objectstore.Commit) (*Layer
 		return nil, err
 	}
 	for _, f := range top.Files {
-		if f.Name == imageName {
+		switch f.Name {
+		case imageName:
 			l.Image = f.Checksum
-			return l, nil
+		case recipeName:
+			l.Recipe = f.Checksum
 		}
 	}
-	return nil, fmt.Errorf("layer %s: commit has no %s: %w", id, imageName, objectstore.ErrCorrupt)
+	if l.Image.IsZero() {
+		return nil, fmt.Errorf("layer %s: commit has no %s: %w", id, imageName, objectstore.ErrCorrupt)
+	}
+	return l, nil
 }
 
 // Layers describes every layer that a ref of this package names, by ID. Damaged ones are left out and reported in the
@@ -318,7 +325,7 @@ func (s *Store) Layers(ctx context.Context) ([]Layer, error) {
 	return layers, errors.Join(errs...)
 }
 
-// Objects returns the checksums of the content objects that a layer uses, its image not among them.
+// Objects returns the checksums, sorted, of the content objects that a layer uses, image and recipe not among them.
 func (s *Store) Objects(_ context.Context, id objectstore.Checksum) ([]objectstore.Checksum, error) {
 	c, err := s.repo.Commit(id)
 	if err != nil {

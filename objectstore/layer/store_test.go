@@ -183,6 +183,10 @@ func importTar(t testing.TB, s *Store, b []byte) Layer {
 	if err := h.Release(); err != nil {
 		t.Fatal(err)
 	}
+	var again bytes.Buffer
+	if err := s.WriteTar(t.Context(), h.ID, &again); err != nil || !bytes.Equal(again.Bytes(), b) {
+		t.Errorf("WriteTar: got %d bytes, %v, want the %d bytes that were imported", again.Len(), err, len(b))
+	}
 	return h.Layer
 }
 

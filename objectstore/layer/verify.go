@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -246,6 +247,78 @@ func (v *checkoutVerifier) content(d *atfs.Dir, base, shown string, sum objectst
 	}
 	if got := objectstore.Checksum(h.Sum(nil)); got != sum {
 		return fmt.Errorf("%s: content is not that of object %s: %w", shown, sum, objectstore.ErrCorrupt)
+	}
+	return nil
+}
+
+// WriteTar writes the tar that a layer was made of, byte for byte, from its recipe and its objects. It takes little memory.
+// A layer that has no recipe is ErrNoTar; what is damaged is an ErrCorrupt or an ErrNotExist.
+func (s *Store) WriteTar(ctx context.Context, id objectstore.Checksum, w io.Writer) error {
+	l, err := s.Layer(ctx, id)
+	if err == nil {
+		err = s.writeTar(ctx, l, w)
+	}
+	if err != nil {
+		return fmt.Errorf("write tar of layer %s: %w", id, err)
+	}
+	return nil
+}
+
+func (s *Store) writeTar(ctx context.Context, l *Layer, w io.Writer) (err error) {
+	if l.Recipe.IsZero() {
+		return ErrNoTar
+	}
+	objects, err := s.Objects(ctx, l.ID)
+	if err != nil {
+		return err
+	}
+	f, err := s.repo.OpenFile(l.Recipe)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return cook(f, st.Size, w, func(index int, size int64, w io.Writer) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if index >= len(objects) {
+			return errRecipe
+		}
+		return s.copyObject(w, objects[index], size)
+	})
+}
+
+// copyObject writes the content of an object, which must have size bytes.
+func (s *Store) copyObject(w io.Writer, sum objectstore.Checksum, size int64) (err error) {
+	f, err := s.repo.OpenFile(sum)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	n, err := io.Copy(w, f)
+	if err == nil && n != size {
+		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: fmt.Errorf("size is %d, not %d: %w", n, size, objectstore.ErrCorrupt)}
+	}
+	return err
+}
+
+// Prove writes a layer's tar again and compares its digest with the layer's diff ID: recipe and objects are those of the
+// tar that was pulled, down to the last byte. Errors are those of WriteTar, and ErrCorrupt for another digest.
+func (s *Store) Prove(ctx context.Context, id objectstore.Checksum) error {
+	l, err := s.Layer(ctx, id)
+	if err != nil {
+		return err
+	}
+	h := digest.SHA256.Digester()
+	if err := s.WriteTar(ctx, id, h.Hash()); err != nil {
+		return err
+	}
+	if got := h.Digest(); got != l.DiffID {
+		return fmt.Errorf("layer %s: tar has digest %s, not %s: %w", id, got, l.DiffID, objectstore.ErrCorrupt)
 	}
 	return nil
 }

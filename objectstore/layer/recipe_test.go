@@ -1,0 +1,285 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// makeRecipe writes the recipe of a stream that is cut into pieces: raw bytes, and contents, which are negative lengths.
+func makeRecipe(t testing.TB, stream []byte, pieces []int) (recipe []byte, contents [][]byte) {
+	t.Helper()
+	var out bytes.Buffer
+	w := newRecipeWriter(bytes.NewReader(stream), &out)
+	for off, i := 0, 0; i < len(pieces); i++ {
+		size := max(pieces[i], -pieces[i])
+		content := pieces[i] < 0
+		if content {
+			w.beginContent()
+		}
+		_, err := io.CopyN(io.Discard, w, int64(size))
+		must(t, err)
+		if content {
+			n := new(inode)
+			n.Size = int64(size)
+			binary.BigEndian.PutUint32(n.sum[:], uint32(len(contents)))
+			contents = append(contents, stream[off:off+size])
+			w.endContent(n)
+		}
+		off += size
+	}
+	must(t, w.finish())
+	must(t, w.writeTable(func(sum objectstore.Checksum) int { return int(binary.BigEndian.Uint32(sum[:])) }))
+	return out.Bytes(), contents
+}
+
+func cookAll(recipe []byte, contents [][]byte) ([]byte, error) {
+	var out bytes.Buffer
+	err := cook(bytes.NewReader(recipe), int64(len(recipe)), &out, func(i int, size int64, w io.Writer) error {
+		if i >= len(contents) || int64(len(contents[i])) != size {
+			return errRecipe
+		}
+		_, err := w.Write(contents[i])
+		return err
+	})
+	return out.Bytes(), err
+}
+
+// TestRecipe cuts random streams anywhere: what comes out is what went in.
+func TestRecipe(t *testing.T) {
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		var stream []byte
+		var pieces []int
+		for range rnd.IntN(30) {
+			size := rnd.IntN(3000)
+			if rnd.IntN(2) == 0 {
+				size = size / tarBlock * tarBlock
+			}
+			b := make([]byte, size)
+			if rnd.IntN(4) > 0 { // else zeros
+				for i := range b {
+					if rnd.IntN(1+int(seed%7)) == 0 {
+						b[i] = byte(rnd.Uint32())
+					}
+				}
+			}
+			stream = append(stream, b...)
+			if rnd.IntN(2) == 0 && size > 0 {
+				size = -size
+			}
+			pieces = append(pieces, size)
+		}
+		recipe, contents := makeRecipe(t, stream, pieces)
+		got, err := cookAll(recipe, contents)
+		if err != nil || !bytes.Equal(got, stream) {
+			t.Errorf("seed %d: got %d bytes, %v, want the %d bytes that went in", seed, len(got), err, len(stream))
+		}
+	}
+}
+
+// TestRecipeGolden pins the format: the layer's ID depends on every byte.
+func TestRecipeGolden(t *testing.T) {
+	s, root := newStore(t, Options{})
+	l := importTar(t, s, makeTar(t, dir("usr"), file("usr/a", "content"), file("usr/b", strings.Repeat("x", 700), withXattr("user.a", "1")),
+		symlink("usr/l", "a"), file("usr/c", "more")))
+	recipe, err := os.ReadFile(filepath.Join(root, "repo/objects", objectstore.LoosePath(l.Recipe, objectstore.TypeFile)))
+	must(t, err)
+	const name = "testdata/recipe.golden"
+	if *update {
+		must(t, os.WriteFile(name, recipe, 0o644))
+	}
+	want, err := os.ReadFile(name)
+	must(t, err)
+	if !bytes.Equal(recipe, want) {
+		t.Errorf("got recipe\n%q\nwant\n%q", recipe, want)
+	}
+	const id = "d3cf0e22c72664ffc0f59d3985c3743b090aee24e36810ea80b410af4f187cd7"
+	if got := l.ID.String(); got != id {
+		t.Errorf("got layer %s, want %s", got, id)
+	}
+}
+
+// TestRecipeSize states what a recipe takes, for a tar like those of images.
+func TestRecipeSize(t *testing.T) {
+	const files = 10_000
+	for _, format := range []tar.Format{tar.FormatUSTAR, tar.FormatPAX, tar.FormatGNU} {
+		t.Run(format.String(), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(1, 1))
+			var entries []tarEntry
+			for i := range files {
+				e := file(fmt.Sprintf("usr/lib/python3/dist-packages/package%d/module%d.py", i/40, i), strings.Repeat("x", 1+rnd.IntN(20)))
+				e.Format = format
+				if format == tar.FormatPAX {
+					e.ModTime = when.Add(1) // needs a record
+				}
+				entries = append(entries, e)
+			}
+			s, _ := newStore(t, Options{})
+			l := importTar(t, s, makeTar(t, entries...))
+			st, err := s.Repo().Stat(l.Recipe)
+			must(t, err)
+			t.Logf("%d bytes for each file", st.Size/files)
+			if st.Size > 40*files {
+				t.Errorf("recipe has %d bytes for each file, want 40 at most", st.Size/files)
+			}
+		})
+	}
+}
+
+// TestWriteTarOdd writes tars again of which the layer keeps less than they have.
+func TestWriteTarOdd(t *testing.T) {
+	padded := makeTar(t, file("a", "x", at(time.Unix(1, 0))), file("b", "y"))
+	copy(padded[512+1:], "not zeros, although they should be")
+	for name, b := range map[string][]byte{
+		"replaced":         makeTar(t, file("a", "one"), file("a", "two"), file("a", "three"), dir("a"), file("a", "four")),
+		"relabelled":       makeTar(t, file("a", "one"), hardlink("b", "a", mode(0o600)), file("a", "two")),
+		"whiteout":         makeTar(t, file("a", "one"), whiteout("", "a"), whiteout("", "b")),
+		"content ignored":  slices.Concat(rawHeader(tar.TypeDir, "d/", 0, nil), makeTar(t, file("f", "x"))),
+		"padding":          padded,
+		"no end":           bytes.TrimRight(makeTar(t, file("a", strings.Repeat("x", 512))), "\x00"),
+		"end within block": append(makeTar(t, file("a", "x")), "abc"...),
+		"sparse":           slices.Concat(sparseGNU("s"), makeTar(t, file("f", "x"))),
+		"sparse PAX":       slices.Concat(sparsePAX("s"), makeTar(t, file("f", "x"))),
+		"empty":            {},
+		"large":            mixedTar(t),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := newStore(t, Options{})
+			l := importTar(t, s, b)
+			must(t, s.Prove(t.Context(), l.ID))
+		})
+	}
+}
+
+// TestProve damages what a tar is written from.
+func TestProve(t *testing.T) {
+	b := makeTar(t, file("a", "one"), file("b", "two"), file("a", "replaced"))
+	for _, tt := range []struct {
+		name   string
+		damage func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string)
+		want   error
+	}{
+		{"content", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
+			sums, err := s.Objects(t.Context(), l.ID)
+			must(t, err)
+			flip(t, file(sums[0]))
+		}, objectstore.ErrCorrupt},
+		{"content of a file that is hidden", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
+			sums, err := s.Objects(t.Context(), l.ID)
+			must(t, err)
+			if len(sums) != 3 {
+				t.Fatalf("got %d objects, want 3", len(sums))
+			}
+			for _, sum := range sums {
+				if c, err := os.ReadFile(file(sum)); err == nil && string(c) == "one" {
+					flip(t, file(sum))
+				}
+			}
+		}, objectstore.ErrCorrupt},
+		{"size", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
+			sums, err := s.Objects(t.Context(), l.ID)
+			must(t, err)
+			truncate(t, file(sums[1]))
+		}, objectstore.ErrCorrupt},
+		{"missing", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
+			sums, err := s.Objects(t.Context(), l.ID)
+			must(t, err)
+			must(t, os.Remove(file(sums[1])))
+		}, objectstore.ErrNotExist},
+		{"recipe", func(t *testing.T, _ *Store, l Layer, file func(objectstore.Checksum) string) { flip(t, file(l.Recipe)) }, objectstore.ErrCorrupt},
+		{"recipe empty", func(t *testing.T, _ *Store, l Layer, file func(objectstore.Checksum) string) {
+			truncate(t, file(l.Recipe))
+		}, objectstore.ErrCorrupt},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newBed(t, Options{})
+			defer s.close(t)
+			l := importTar(t, s.Store, b)
+			must(t, s.Prove(t.Context(), l.ID))
+			tt.damage(t, s.Store, l, func(sum objectstore.Checksum) string { return s.objectFile(objectstore.TypeFile, sum) })
+			if err := s.Prove(t.Context(), l.ID); !errors.Is(err, tt.want) {
+				t.Errorf("got error %v, want %v", err, tt.want)
+			}
+		})
+	}
+	t.Run("no recipe", func(t *testing.T) {
+		s, root := newStore(t, Options{})
+		upper := filepath.Join(root, "upper")
+		writeTree(t, upper, [2]string{"d/", ""}, [2]string{"d/f", "content"})
+		l := importDir(t, s, upper, "1")
+		if err := s.Prove(t.Context(), l.ID); !errors.Is(err, ErrNoTar) {
+			t.Errorf("got error %v, want %v", err, ErrNoTar)
+		}
+	})
+}
+
+// TestRecipeFaults fails each write of a recipe that is longer than what is buffered.
+func TestRecipeFaults(t *testing.T) {
+	b := slices.Concat(makeTar(t, file("a", "x")), randomBytes(3*recipeBuffer, 1))
+	path := t.TempDir()
+	openStore(t, path, Options{})
+	for n := 1; ; n++ {
+		writes := 0
+		h := hooked(t, path, Options{Workers: 1}, func(op atfs.Op, _ string) error {
+			if op == atfs.OpWrite {
+				if writes++; writes == n {
+					return unix.ENOSPC
+				}
+			}
+			return nil
+		})
+		held, err := h.Import(t.Context(), bytes.NewReader(b), ImportOptions{})
+		if err == nil {
+			must(t, held.Release())
+			if n < 5 {
+				t.Errorf("got %d writes, want more", n)
+			}
+			return
+		}
+		if !errors.Is(err, unix.ENOSPC) || errors.Is(err, ErrInvalid) {
+			t.Errorf("write %d failed: got error %v, want ENOSPC that is not the layer's fault", n, err)
+		}
+	}
+}
+
+// FuzzCook cooks anything: it ends in an error that is ErrCorrupt, or in a tar not much longer than what the recipe
+// and the contents allow.
+func FuzzCook(f *testing.F) {
+	stream := makeTar(f, dir("d"), file("d/a", "content"), file("d/b", strings.Repeat("x", 700)))
+	recipe, contents := makeRecipe(f, stream, []int{1024, -7, 512*2 - 7, -700, len(stream) - 2048 - 700})
+	f.Add(recipe)
+	for i := 0; i < len(recipe); i += 7 {
+		b := slices.Clone(recipe)
+		b[i] ^= 0x11
+		f.Add(b)
+	}
+	f.Add(append([]byte(recipeMagic), opEnd, 0, 0, 0, 0, 0, 0, 0, 26))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := cookAll(b, contents)
+		if err != nil && !errors.Is(err, objectstore.ErrCorrupt) {
+			t.Errorf("got error %v, want ErrCorrupt", err)
+		}
+		if len(got) > 700*(len(b)+1) { // at the most, two bytes are a block, or one and its entry in the table a content
+			t.Errorf("%d bytes became %d", len(b), len(got))
+		}
+	})
+}
