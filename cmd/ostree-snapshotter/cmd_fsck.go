@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
@@ -23,8 +25,16 @@ type fsckReport struct {
 	Layers    int           `json:"layers"`
 	Snapshots int           `json:"snapshots"`
 	Partial   int           `json:"partial_commits"` // not damage: a pull of ostree's did not end
+	Deep      *deepReport   `json:"deep,omitempty"`  // of --deep
 	Problems  []fsckProblem `json:"problems"`
 	Repaired  []fsckProblem `json:"repaired,omitempty"` // were problems before --repair
+}
+
+// deepReport says how many layers were proved back to their diff IDs.
+type deepReport struct {
+	Proved     int   `json:"proved_layers"`
+	ProvedSize int64 `json:"proved_bytes"` // of their tars
+	WithoutTar int   `json:"without_tar"`  // layers of directories, which have no diff ID
 }
 
 // fsckProblem is one thing that is damaged or missing, and what suffers from it.
@@ -48,18 +58,28 @@ const (
 	kindCheckout = "checkout"
 )
 
+// fsckOptions are the flags of fsck.
+type fsckOptions struct {
+	deep        bool
+	repair      bool
+	contentRoot string // of containerd, with repair; "" to find it
+}
+
 func (c *cli) fsckCommand() *cobra.Command {
-	var repair bool
-	var contentRoot string
+	var opts fsckOptions
 	cmd := &cobra.Command{
 		Use:   "fsck",
 		Short: "Check everything in the store",
 		Long: `Check everything in the store: every object is hashed again, every ref leads to a commit that is complete, every
-layer's image can be read and its objects are there, every snapshot's layer and checkout exist, and every checkout
-holds what its layer's image says.
+layer's image can be read and its objects are there, every snapshot's layer, directory and checkout exist, and every
+checkout holds exactly what its layer's image says.
 
 What is damaged is named with the snapshots and images that suffer from it. It runs beside the daemon, and what the
 daemon removes meanwhile is not missed.
+
+With --deep, the tar of every layer is also written again from the store, and its digest compared with the layer's diff
+ID: the store has all of what was pulled, byte for byte. That reads every file of every layer once more. Layers that were
+not made of a tar (nerdctl commit, builds) have no diff ID to compare with, and are counted.
 
 With --repair, damaged and missing objects, layers and refs are made again from the layers' blobs in containerd's content
 store, whatever namespace they are in, and checkouts are put right in place, also under running containers. Then
@@ -67,27 +87,28 @@ everything is checked again, and what is still wrong is named. Without it nothin
 			exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if repair {
-				return c.fsckRepair(cmd.Context(), contentRoot)
+			if opts.repair {
+				return c.fsckRepair(cmd.Context(), opts)
 			}
-			return c.fsck(cmd.Context())
+			return c.fsck(cmd.Context(), opts)
 		},
 	}
-	cmd.Flags().BoolVar(&repair, "repair", false, "make again what is damaged or missing")
-	cmd.Flags().StringVar(&contentRoot, "content-root", "", "`DIRECTORY` of containerd's content store, instead of the configuration's")
+	cmd.Flags().BoolVar(&opts.deep, "deep", false, "also prove each layer back to its diff ID")
+	cmd.Flags().BoolVar(&opts.repair, "repair", false, "make again what is damaged or missing")
+	cmd.Flags().StringVar(&opts.contentRoot, "content-root", "", "`DIRECTORY` of containerd's content store, instead of the configuration's")
 	c.jsonFlag(cmd)
 	c.daemonFlag(cmd)
 	c.containerdFlags(cmd)
 	return cmd
 }
 
-func (c *cli) fsck(ctx context.Context) (err error) {
+func (c *cli) fsck(ctx context.Context, opts fsckOptions) (err error) {
 	s, err := c.openStore()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	report, unread, err := c.check(ctx, s)
+	report, unread, err := c.check(ctx, s, opts)
 	if err != nil {
 		return err
 	}
@@ -97,7 +118,7 @@ func (c *cli) fsck(ctx context.Context) (err error) {
 		return err
 	case len(report.Problems) > 0:
 		return withHint(withStatus(exitCorrupt, fmt.Errorf("the store has problems: %d", len(report.Problems))),
-			"%s", report.remedy())
+			"\"ostree-snapshotter fsck --repair\" makes again what it can")
 	case unread != nil:
 		return withStatus(exitPartly, fmt.Errorf("snapshots were not checked: %w", unread))
 	}
@@ -106,7 +127,7 @@ func (c *cli) fsck(ctx context.Context) (err error) {
 
 // check makes the report. The second result says why snapshots could not be checked, when they could not; the rest of
 // the report is true even so.
-func (c *cli) check(ctx context.Context, s *store) (_ *fsckReport, unread, err error) {
+func (c *cli) check(ctx context.Context, s *store, opts fsckOptions) (_ *fsckReport, unread, err error) {
 	p := c.newProgress("checking objects")
 	objects, err := s.repo.Fsck(ctx, objectstore.FsckOptions{Progress: p.update})
 	p.stop()
@@ -114,12 +135,19 @@ func (c *cli) check(ctx context.Context, s *store) (_ *fsckReport, unread, err e
 		return nil, nil, fmt.Errorf("check repository: %w", err)
 	}
 	k := &checker{store: s, bad: make(map[objectstore.ObjectName]bool)}
+	if opts.deep {
+		k.deep = new(deepReport)
+	}
 	k.objects(objects)
 
 	rows, unread := s.rows(ctx, c.daemonAddress)
 	// The error says which layers are left out: the check of the repository, or that of the rows, names them too.
 	list, _ := s.allLayers(ctx, rows)
-	p = c.newProgress("checking layers")
+	verb := "checking layers"
+	if opts.deep {
+		verb = "proving layers"
+	}
+	p = c.newProgress(verb)
 	err = k.layers(ctx, list, rows, p.update)
 	p.stop()
 	if err != nil {
@@ -140,17 +168,9 @@ func (c *cli) check(ctx context.Context, s *store) (_ *fsckReport, unread, err e
 		Layers:    len(list),
 		Snapshots: len(rows),
 		Partial:   objects.Partial,
+		Deep:      k.deep,
 		Problems:  k.problems,
 	}, unread, nil
-}
-
-// remedy says what to do about the problems.
-func (r *fsckReport) remedy() string {
-	onlyCheckouts := !slices.ContainsFunc(r.Problems, func(p fsckProblem) bool { return p.Kind != kindCheckout })
-	if onlyCheckouts {
-		return "a checkout is made again when it is next used: remove those that are named while no container uses them"
-	}
-	return "remove every image and snapshot that is named, so that what is damaged is pruned, and pull the images again"
 }
 
 func (c *cli) showFsck(r *fsckReport) error {
@@ -176,6 +196,9 @@ func (c *cli) printFsck(r *fsckReport) error {
 	for _, p := range r.Repaired {
 		fmt.Fprintf(&b, "%s %s: repaired\n", p.Kind, p.Name)
 	}
+	if d := r.Deep; d != nil {
+		fmt.Fprintf(&b, "proved %d layers back to their diff IDs, %s; %d were not made of a tar\n", d.Proved, size(d.ProvedSize), d.WithoutTar)
+	}
 	fmt.Fprintf(&b, "checked %d objects, %d layers, %d snapshots: %d problems\n",
 		r.Objects, r.Layers, r.Snapshots, len(r.Problems))
 	_, err := fmt.Fprint(c.stdout, b.String())
@@ -190,6 +213,7 @@ type checker struct {
 
 	mu       sync.Mutex
 	problems []fsckProblem
+	deep     *deepReport // nil without --deep
 }
 
 func (k *checker) add(kind, name string, err error, layers ...objectstore.Checksum) {
@@ -242,14 +266,11 @@ func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, ti
 		}
 	}
 
-	kept, err := k.store.refLayers()
-	if err != nil {
+	if err := k.refs(list); err != nil {
 		return err
 	}
-	for id := range known {
-		if _, ok := kept[id]; !ok {
-			k.add(kindLayer, id.String(), errNoRef, id)
-		}
+	if err := k.directories(rows); err != nil {
+		return err
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -257,12 +278,56 @@ func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, ti
 	var done progressCount
 	for _, l := range list {
 		g.Go(func() error {
-			k.layer(ctx, l.ID, checkouts[l.ID])
+			k.layer(ctx, l, checkouts[l.ID])
 			tick(done.next(), int64(len(list)))
 			return ctx.Err()
 		})
 	}
 	return g.Wait()
+}
+
+// refs checks that a ref keeps each layer, and that the refs which say a layer's diff ID are right.
+func (k *checker) refs(list []layer.Layer) error {
+	refs, err := k.store.repo.Refs(layerRefs)
+	if err != nil {
+		return err
+	}
+	kept := make(map[objectstore.Checksum]struct{})
+	diffIDs := make(map[objectstore.Checksum]string)
+	for _, l := range list {
+		diffIDs[l.ID] = l.DiffID.Encoded()
+	}
+	for ref, id := range refs {
+		kept[id] = struct{}{}
+		if want, ok := diffIDs[id]; ok && path.Dir(ref) == layerRefs+"/diff" && path.Base(ref) != want {
+			k.add(kindRef, ref, fmt.Errorf("layer has diff ID %s: %w", want, objectstore.ErrCorrupt), id)
+		}
+	}
+	for _, l := range list {
+		if _, ok := kept[l.ID]; !ok {
+			k.add(kindLayer, l.ID.String(), errNoRef, l.ID)
+		}
+	}
+	return nil
+}
+
+// directories checks that active snapshots have theirs. The daemon, which does not tell the numbers of its snapshots,
+// does so itself when it starts.
+func (k *checker) directories(rows []row) error {
+	for _, r := range rows {
+		if r.kind != snapshots.KindActive || r.number == "" {
+			continue
+		}
+		name := path.Join(snapshotsDir, r.number)
+		ok, err := k.store.root.Exists(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if !ok {
+			k.add(kindSnapshot, r.key, fmt.Errorf("directory %s: %w", name, objectstore.ErrNotExist))
+		}
+	}
+	return nil
 }
 
 // errNoRef is what is wrong with a layer that a snapshot needs and nothing protects from an ostree prune.
@@ -282,7 +347,8 @@ func (s *store) refLayers() (map[objectstore.Checksum]struct{}, error) {
 }
 
 // layer checks one layer and its checkouts. An object that is a problem by itself is not one of the layer's too.
-func (k *checker) layer(ctx context.Context, id objectstore.Checksum, checkouts map[string][]objectstore.Checksum) {
+func (k *checker) layer(ctx context.Context, l layer.Layer, checkouts map[string][]objectstore.Checksum) {
+	id := l.ID
 	if err := k.store.layers.Verify(ctx, id); err != nil {
 		if !k.isKnown(err) {
 			k.add(kindLayer, id.String(), err, id)
@@ -294,6 +360,28 @@ func (k *checker) layer(ctx context.Context, id objectstore.Checksum, checkouts 
 			k.add(kindCheckout, name, err, id)
 		}
 	}
+	if k.deep != nil {
+		k.prove(ctx, l)
+	}
+}
+
+// prove proves a layer that is whole.
+func (k *checker) prove(ctx context.Context, l layer.Layer) {
+	err := k.store.layers.Prove(ctx, l.ID)
+	if err != nil && !errors.Is(err, layer.ErrNoTar) {
+		if !k.isKnown(err) && ctx.Err() == nil {
+			k.add(kindLayer, l.ID.String(), err, l.ID)
+		}
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err != nil {
+		k.deep.WithoutTar++
+		return
+	}
+	k.deep.Proved++
+	k.deep.ProvedSize += l.TarSize
 }
 
 // isKnown reports whether an error is about an object that is a problem by itself.

@@ -47,6 +47,7 @@ type row struct {
 	chain    digest.Digest        // chain ID that a committed snapshot was made for; "" where none is known
 	layer    objectstore.Checksum // zero for a snapshot without one
 	checkout string               // below the root; "" for a snapshot without one
+	number   string               // of the snapshot, which is its directory's name; "" if only the daemon knows it
 }
 
 // name is the part of the key that containerd's client chose.
@@ -82,8 +83,9 @@ func newRow(info snapshots.Info) (row, error) {
 // metadata.db is locked by a daemon for as long as it runs, so when it is, the daemon is asked.
 func (s *store) rows(ctx context.Context, daemonAddress string) ([]row, error) {
 	var rows []row
-	add := func(_ context.Context, info snapshots.Info) error {
+	add := func(number string, info snapshots.Info) error {
 		r, err := newRow(info)
+		r.number = number
 		rows = append(rows, r)
 		return err
 	}
@@ -105,7 +107,7 @@ func (s *store) rows(ctx context.Context, daemonAddress string) ([]row, error) {
 }
 
 // walkFile calls f for every snapshot in metadata.db.
-func (s *store) walkFile(ctx context.Context, f snapshots.WalkFunc) error {
+func (s *store) walkFile(ctx context.Context, f func(number string, info snapshots.Info) error) error {
 	ms, err := storage.NewMetaStore(filepath.Join(s.root.Path(), metadataFile), func(o *bolt.Options) error {
 		o.ReadOnly = true
 		o.Timeout = lockWait
@@ -118,7 +120,11 @@ func (s *store) walkFile(ctx context.Context, f snapshots.WalkFunc) error {
 	err = ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
 			called = true
-			return f(ctx, info)
+			number, _, _, err := storage.GetInfo(ctx, info.Name)
+			if err != nil {
+				return err
+			}
+			return f(number, info)
 		})
 	})
 	if !called && errdefs.IsNotFound(err) { // how storage says that there never was a snapshot
@@ -128,13 +134,14 @@ func (s *store) walkFile(ctx context.Context, f snapshots.WalkFunc) error {
 }
 
 // walkDaemon calls f for every snapshot of the daemon that listens at address and has this store open.
-func (s *store) walkDaemon(ctx context.Context, address string, f snapshots.WalkFunc) error {
+func (s *store) walkDaemon(ctx context.Context, address string, f func(number string, info snapshots.Info) error) error {
 	conn, err := grpcClient(address, s.dialDaemon)
 	if err != nil {
 		return err
 	}
 	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
-	err = errors.Join(sn.Walk(ctx, f), conn.Close())
+	err = sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error { return f("", info) })
+	err = errors.Join(err, conn.Close())
 	if err != nil {
 		return withHint(withStatus(exitLocked, fmt.Errorf("%s is locked, and the daemon at %s does not answer for it: %w",
 			filepath.Join(s.root.Path(), metadataFile), address, err)),

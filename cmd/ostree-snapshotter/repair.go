@@ -22,13 +22,13 @@ import (
 )
 
 // fsckRepair checks the store, repairs what it can, and checks again: what it reports as repaired was found to be right.
-func (c *cli) fsckRepair(ctx context.Context, contentRoot string) (err error) {
+func (c *cli) fsckRepair(ctx context.Context, opts fsckOptions) (err error) {
 	s, err := c.openStore()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	before, unread, err := c.checkRefsFirst(ctx, s)
+	before, unread, err := c.checkRefsFirst(ctx, s, opts)
 	if err != nil {
 		return err
 	}
@@ -38,10 +38,10 @@ func (c *cli) fsckRepair(ctx context.Context, contentRoot string) (err error) {
 	if len(before.Problems) == 0 {
 		return c.showFsck(before)
 	}
-	if err := c.repair(ctx, s, before, contentRoot); err != nil {
+	if err := c.repair(ctx, s, before, opts.contentRoot); err != nil {
 		return err
 	}
-	after, unread, err := c.check(ctx, s)
+	after, unread, err := c.check(ctx, s, opts)
 	if err != nil {
 		return err
 	}
@@ -64,17 +64,17 @@ func (c *cli) fsckRepair(ctx context.Context, contentRoot string) (err error) {
 		return withStatus(exitPartly, fmt.Errorf("problems that could not be repaired: %d", len(after.Problems)))
 	}
 	return withHint(withStatus(exitCorrupt, fmt.Errorf("problems that could not be repaired: %d", len(after.Problems))),
-		"%s", after.remedy())
+		"remove every image and snapshot that is named, so that what is damaged is pruned, and pull the images again")
 }
 
 // checkRefsFirst is check, after it has removed refs of ours that cannot be read: with one of them refs cannot be listed,
 // and they say nothing that is lost by that.
-func (c *cli) checkRefsFirst(ctx context.Context, s *store) (_ *fsckReport, unread, err error) {
+func (c *cli) checkRefsFirst(ctx context.Context, s *store, opts fsckOptions) (_ *fsckReport, unread, err error) {
 	removed, err := s.removeDamagedRefs(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	report, unread, err := c.check(ctx, s)
+	report, unread, err := c.check(ctx, s, opts)
 	if err == nil {
 		report.Problems = append(removed, report.Problems...)
 	}
