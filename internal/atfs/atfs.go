@@ -394,6 +394,7 @@ func (d *Dir) RemoveAll(name string) error {
 		return err
 	}
 	names, err := sub.ReadNames()
+	err = ignoreNotExist(err) // somebody else has removed the directory
 	for _, n := range names {
 		if err == nil {
 			err = sub.RemoveAll(n)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -170,6 +171,28 @@ func TestRemoveAll(t *testing.T) {
 	}
 	if after := describe(t, outside); after != before {
 		t.Errorf("outside was changed:\n%s\nwas\n%s", after, before)
+	}
+}
+
+// TestRemoveAllAtOnce has several remove the same tree: none of them may mind.
+func TestRemoveAllAtOnce(t *testing.T) {
+	d, _ := jail(t)
+	for i := range 200 {
+		if err := d.MkdirAll(fmt.Sprintf("tree/%d/a/b", i), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			if err := d.RemoveAll("tree"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if have, err := d.Exists("tree"); err != nil || have {
+		t.Errorf("the tree is still there (%v)", err)
 	}
 }
 
