@@ -18,8 +18,9 @@ import (
 
 // PruneStats says what a prune removes, or has removed.
 type PruneStats struct {
-	Objects int
-	Bytes   int64 // that become free; an object that a checkout links to frees nothing
+	Objects   int
+	Leftovers int   // in tmp/, of what nobody is writing any more
+	Bytes     int64 // that become free; an object that a checkout links to frees nothing
 }
 
 // PruneOptions tell a plan what the caller is about to do as well.
@@ -27,8 +28,21 @@ type PruneOptions struct {
 	// Without names refs that are planned to be gone. Whoever executes the plan deletes them first, under the same
 	// lock; one that is still there then keeps what it reaches.
 	Without []string
-	// Unlinked says that other links to the garbage are removed too, so that all its bytes become free.
-	Unlinked bool
+	// Unlinked says how many links to an inode, beside the object's own name, the caller removes too: the object frees
+	// its bytes if no others are left. Nil is none.
+	Unlinked func(*unix.Stat_t) uint64
+}
+
+// frees returns the bytes that become free when an object with this inode goes.
+func (o *PruneOptions) frees(st *unix.Stat_t) int64 {
+	links := uint64(1)
+	if st.Nlink > 1 && o.Unlinked != nil {
+		links += o.Unlinked(st)
+	}
+	if uint64(st.Nlink) > links { //nolint:unconvert // it has 32 bits on arm64
+		return 0
+	}
+	return st.Blocks * 512
 }
 
 // PrunePlan is what a prune is going to remove.
@@ -94,10 +108,7 @@ func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 		if err != nil {
 			return err
 		}
-		g := garbage{typ: typ, sum: sum}
-		if st.Nlink == 1 || opts.Unlinked {
-			g.bytes = st.Blocks * 512
-		}
+		g := garbage{typ: typ, sum: sum, bytes: opts.frees(&st)}
 		p.garbage = append(p.garbage, g)
 		p.stats.Objects++
 		p.stats.Bytes += g.bytes
@@ -107,7 +118,12 @@ func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 		return nil, err
 	}
 	p.sort()
-	return p, nil
+	err = r.eachLeftover(time.Now(), func(_ string, bytes int64) error {
+		p.stats.Leftovers++
+		p.stats.Bytes += bytes
+		return nil
+	})
+	return p, err
 }
 
 // sort brings commits before dirtrees before content, so that at no moment there is a commit without its closure.
@@ -118,7 +134,8 @@ func (p *PrunePlan) sort() {
 
 // Execute takes the exclusive lock, so it waits for running transactions and makes new ones wait, and removes what
 // was planned but for objects that refs reach that were added or moved since. It returns what it removed, also with
-// an error; what is left a later prune finds again. It also clears tmp/ of what is older than tmp-expiry-secs.
+// an error; what is left a later prune finds again. It also clears tmp/ of what this package left there, and of what
+// is older than tmp-expiry-secs.
 func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	lock, err := p.repo.Lock(ctx, LockExclusive)
 	if err != nil {
@@ -172,7 +189,15 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 			stats.Bytes += g.bytes
 		}
 	}
-	return stats, p.repo.cleanTmp(time.Now())
+	err = p.repo.eachLeftover(time.Now(), func(name string, bytes int64) error {
+		if err := p.repo.tmp.RemoveAll(name); err != nil {
+			return err
+		}
+		stats.Leftovers++
+		stats.Bytes += bytes
+		return nil
+	})
+	return stats, err
 }
 
 // removeObject deletes an object, and what there is about a commit besides it.
@@ -221,11 +246,9 @@ func (r *Repo) writeTombstone(d *atfs.Dir, sum Checksum) (err error) {
 
 func partialName(sum Checksum) string { return stateName + "/" + sum.String() + ".commitpartial" }
 
-// cleanTmp removes what is old in tmp/, whoever made it. Under the exclusive lock nobody is at work there.
-func (r *Repo) cleanTmp(now time.Time) error {
-	if r.config.tmpExpiry == forever {
-		return nil
-	}
+// eachLeftover calls f for what is left over in tmp/: names of this package, which have no owner under the exclusive lock,
+// and whatever is older than the configured time, whoever made it.
+func (r *Repo) eachLeftover(now time.Time, f func(name string, bytes int64) error) error {
 	names, err := r.tmp.ReadNames()
 	if err != nil {
 		return err
@@ -235,16 +258,22 @@ func (r *Repo) cleanTmp(now time.Time) error {
 			continue
 		}
 		st, err := r.tmp.Lstat(name)
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			return err
-		}
-		if now.Sub(time.Unix(st.Mtim.Unix())) <= r.config.tmpExpiry {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := r.tmp.RemoveAll(name); err != nil {
+		if err != nil {
+			return err
+		}
+		old := r.config.tmpExpiry != forever && now.Sub(time.Unix(st.Mtim.Unix())) > r.config.tmpExpiry
+		ours := r.config.locking && isTemporaryName(name)
+		if !old && !ours {
+			continue
+		}
+		var bytes int64
+		if err := r.tmp.Walk(name, func(st *unix.Stat_t) error { bytes += st.Blocks * 512; return nil }); err != nil {
+			return err
+		}
+		if err := f(name, bytes); err != nil {
 			return err
 		}
 	}

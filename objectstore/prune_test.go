@@ -2,6 +2,7 @@ package objectstore_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -172,7 +173,8 @@ func TestTmpIsCleaned(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	tmp := repo.Dir().Path() + "/tmp"
 	old := time.Now().Add(-25 * time.Hour)
-	for _, name := range []string{"new", "staging-new/x", "old", "staging-old/x/y", "cache/old"} {
+	ours := "obj-" + rand.Text() // of an import that was killed
+	for _, name := range []string{"new", "staging-new/x", "old", "staging-old/x/y", "cache/old", "obj-new", ours} {
 		path := filepath.Join(tmp, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -186,9 +188,12 @@ func TestTmpIsCleaned(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	execute(t, plan(t, repo))
+	p := plan(t, repo)
+	if got := execute(t, p); got != p.Stats() || got.Leftovers != 3 {
+		t.Errorf("removed %+v, planned %+v, want 3 leftovers in both", got, p.Stats())
+	}
 	for name, want := range map[string]bool{
-		"new": true, "staging-new/x": true, "old": false, "staging-old": false, "cache/old": true,
+		"new": true, "staging-new/x": true, "old": false, "staging-old": false, "cache/old": true, "obj-new": true, ours: false,
 	} {
 		if _, err := os.Lstat(filepath.Join(tmp, name)); (err == nil) != want {
 			t.Errorf("%s: %v, want it kept: %v", name, err, want)

@@ -349,7 +349,7 @@ func (w *refWriter) set(c refChange) (err error) {
 			return err
 		}
 	}
-	err = linkTemporary(f, w.repo.tmp, "ref-", func(tmp string) error {
+	err = linkTemporary(f, w.repo.tmp, refTmpPrefix, func(tmp string) error {
 		err := w.repo.tmp.Rename(tmp, w.heads, c.name, 0)
 		if errors.Is(err, unix.EISDIR) && removeEmptyDirs(w.heads, c.name) == nil {
 			err = w.repo.tmp.Rename(tmp, w.heads, c.name, 0)

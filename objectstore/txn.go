@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -196,7 +197,7 @@ func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) 
 	name := looseName(&sum, typ)
 	return t.inSubdir(typ, sum, func(d *atfs.Dir) error {
 		if replace {
-			return linkTemporary(f, t.repo.tmp, "obj-", func(tmp string) error {
+			return linkTemporary(f, t.repo.tmp, objTmpPrefix, func(tmp string) error {
 				return t.repo.tmp.Rename(tmp, d, name, 0)
 			})
 		}
@@ -230,10 +231,33 @@ func (t *Txn) inSubdir(typ ObjectType, sum Checksum, f func(*atfs.Dir) error) (a
 	}
 }
 
+// tmpPrefixes begin the names that this package gives to what is in tmp/, under one of the repository's locks.
+var tmpPrefixes = [...]string{objTmpPrefix, refTmpPrefix, linkTmpPrefix}
+
+const (
+	objTmpPrefix  = "obj-"
+	refTmpPrefix  = "ref-"
+	linkTmpPrefix = "link-"
+)
+
+// temporaryName returns a name for something in tmp/.
+func temporaryName(prefix string) string { return prefix + rand.Text() }
+
+// isTemporaryName reports whether temporaryName makes such names.
+func isTemporaryName(name string) bool {
+	for _, prefix := range tmpPrefixes {
+		text, ok := strings.CutPrefix(name, prefix)
+		if ok && len(text) == 26 && strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == "" {
+			return true
+		}
+	}
+	return false
+}
+
 // linkTemporary gives f a random name in tmp and calls move with it, which moves the file on. The name is gone
 // afterwards.
 func linkTemporary(f *atfs.File, tmp *atfs.Dir, prefix string, move func(name string) error) error {
-	name := prefix + rand.Text()
+	name := temporaryName(prefix)
 	if err := f.LinkTo(tmp, name); err != nil {
 		return err
 	}
@@ -349,7 +373,7 @@ func (t *Txn) storeSymlink(m *FileMeta, sum Checksum) (Stored, error) {
 		added, err := t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return d.Symlink(m.Target, name) })
 		return Stored{Checksum: sum, Added: added}, err
 	}
-	tmp := "link-" + rand.Text()
+	tmp := temporaryName(linkTmpPrefix)
 	if err := t.repo.tmp.Symlink(m.Target, tmp); err != nil {
 		return Stored{}, err
 	}

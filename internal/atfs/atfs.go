@@ -409,6 +409,32 @@ func (d *Dir) RemoveAll(name string) error {
 	return nil
 }
 
+// Walk calls f with the inode of name and, if that is a directory, of everything below it, each directory before what
+// is in it. An inode with several names is seen as often. What is removed meanwhile is left out.
+func (d *Dir) Walk(name string, f func(st *unix.Stat_t) error) error {
+	st, err := d.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = f(&st)
+	}
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return err
+	}
+	sub, err := d.OpenDir(name)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	names, err := sub.ReadNames()
+	for _, n := range names {
+		if err == nil {
+			err = sub.Walk(n, f)
+		}
+	}
+	return errors.Join(ignoreNotExist(err), sub.Close())
+}
+
 // Chown sets owner and group of name itself, never of what it links to.
 func (d *Dir) Chown(name string, uid, gid uint32) error {
 	if err := d.before(OpChown, name); err != nil {

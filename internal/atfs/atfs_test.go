@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -193,6 +194,31 @@ func TestRemoveAllAtOnce(t *testing.T) {
 	group.Wait()
 	if have, err := d.Exists("tree"); err != nil || have {
 		t.Errorf("the tree is still there (%v)", err)
+	}
+}
+
+// TestWalk sees every name below a directory, and does not follow links.
+func TestWalk(t *testing.T) {
+	d, outside := jail(t)
+	err := errors.Join(d.MkdirAll("a/b", 0o755), d.Symlink(outside, "a/out"), d.WriteFile("a/b/file", []byte("text"), 0o600, false),
+		d.Link("a/b/file", d, "a/again"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	types := make(map[uint32]int)
+	if err := d.Walk("a", func(st *unix.Stat_t) error { types[st.Mode&unix.S_IFMT]++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if want := map[uint32]int{unix.S_IFDIR: 2, unix.S_IFLNK: 1, unix.S_IFREG: 2}; !maps.Equal(types, want) {
+		t.Errorf("saw %v, want %v", types, want)
+	}
+	stop := errors.New("stop")
+	n := 0
+	if err := d.Walk("a", func(*unix.Stat_t) error { n++; return stop }); !errors.Is(err, stop) || n != 1 {
+		t.Errorf("after an error: %v, %d calls, want it and one call", err, n)
+	}
+	if err := d.Walk("none", func(*unix.Stat_t) error { return stop }); err != nil {
+		t.Errorf("what does not exist: %v", err)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 
 const (
 	checkoutTmpPrefix = "checkout-"
+	deadPrefix        = checkoutTmpPrefix + "dead-" // what has it is to be removed
 	commitFile        = "commit"
 	checkoutFS        = "fs"
 

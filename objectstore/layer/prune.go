@@ -5,8 +5,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -19,7 +24,8 @@ type PruneStats struct {
 	Layers    int   // layers that nobody needs
 	Checkouts int   // directories of layers
 	Objects   int   // objects that no ref reaches once the refs of these layers are gone
-	Bytes     int64 // allocated by these objects
+	Leftovers int   // in tmp/ and that of the repository, of what nobody is making any more
+	Bytes     int64 // that all of these free on the disk
 }
 
 // A PrunePlan is what a prune would remove. It is computed without any lock and checked again when it is executed.
@@ -27,6 +33,7 @@ type PrunePlan struct {
 	s       *Store
 	live    Live
 	objects *objectstore.PrunePlan
+	bytes   map[string]int64 // what the removal of a directory frees, beside objects
 	stats   PruneStats
 }
 
@@ -41,13 +48,94 @@ func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
 	}
-	p.objects, err = s.repo.PlanPrune(ctx, objectstore.PruneOptions{Without: dead.refs, Unlinked: true})
+	leftovers, err := s.leftovers(time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("plan prune: %w", err)
+	}
+	links := make(links)
+	if p.bytes, err = s.measure(links, dead.checkouts, leftovers); err != nil {
+		return nil, fmt.Errorf("plan prune: %w", err)
+	}
+	p.objects, err = s.repo.PlanPrune(ctx, objectstore.PruneOptions{Without: dead.refs, Unlinked: links.count})
 	if err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
 	}
 	st := p.objects.Stats()
-	p.stats = PruneStats{Layers: len(dead.layers), Checkouts: len(dead.checkouts), Objects: st.Objects, Bytes: st.Bytes}
+	p.stats = PruneStats{
+		Layers:    len(dead.layers),
+		Checkouts: len(dead.checkouts),
+		Objects:   st.Objects,
+		Leftovers: st.Leftovers + len(leftovers),
+		Bytes:     st.Bytes,
+	}
+	for _, bytes := range p.bytes {
+		p.stats.Bytes += bytes
+	}
 	return p, nil
+}
+
+// links counts the names of inodes that are about to go, among those that have several.
+type links map[fileID]uint64
+
+func (l links) count(st *unix.Stat_t) uint64 { return l[fileID{st.Dev, st.Ino}] }
+
+// measure returns what the removal of directories in layers/ and in tmp/ frees, but for inodes that have other names:
+// those it adds to links.
+func (s *Store) measure(links links, layers, tmp []string) (map[string]int64, error) {
+	bytes := make(map[string]int64, len(layers)+len(tmp))
+	for _, in := range []struct {
+		dir   *atfs.Dir
+		names []string
+	}{{s.layers, layers}, {s.tmp, tmp}} {
+		for _, name := range in.names {
+			err := in.dir.Walk(name, func(st *unix.Stat_t) error {
+				id := fileID{st.Dev, st.Ino}
+				if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+					if links[id]++; links[id] < uint64(st.Nlink) { //nolint:unconvert // it has 32 bits on arm64
+						return nil
+					}
+				}
+				bytes[name] += st.Blocks * 512
+				return nil
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return bytes, nil
+}
+
+// unfinishedAge is how old a checkout in tmp/ is that nobody is making any more.
+const unfinishedAge = 24 * time.Hour
+
+// leftovers returns the names in tmp/ of dead checkouts whose removal did not end, and of those that somebody began to
+// make, who has not finished within a day. The daemon's own go when it starts.
+func (s *Store) leftovers(now time.Time) ([]string, error) {
+	names, err := s.tmp.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	var old []string
+	for _, name := range names {
+		if !strings.HasPrefix(name, checkoutTmpPrefix) {
+			continue
+		}
+		if !strings.HasPrefix(name, deadPrefix) {
+			st, err := s.tmp.Lstat(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if now.Sub(time.Unix(st.Mtim.Unix())) < unfinishedAge {
+				continue
+			}
+		}
+		old = append(old, name)
+	}
+	return old, nil
 }
 
 // Stats says what Execute would remove, as of the time of the plan.
@@ -152,6 +240,16 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	for _, name := range trash {
 		err = errors.Join(err, p.s.tmp.RemoveAll(name))
 	}
+	leftovers, terr := p.s.leftovers(time.Now())
+	err = errors.Join(err, terr)
+	for _, name := range leftovers {
+		if rerr := p.s.tmp.RemoveAll(name); rerr != nil {
+			err = errors.Join(err, rerr)
+			continue
+		}
+		stats.Leftovers++
+		stats.Bytes += p.bytes[name]
+	}
 	if err != nil {
 		err = fmt.Errorf("prune: %w", err)
 	}
@@ -172,14 +270,16 @@ func (p *PrunePlan) execute(ctx context.Context, lock *objectstore.Lock) (stats 
 		return stats, nil, err
 	}
 	for _, name := range dead.checkouts {
-		to := checkoutTmpPrefix + "dead-" + rand.Text()
+		to := deadPrefix + rand.Text()
 		if err := p.s.layers.Rename(name, p.s.tmp, to, 0); err != nil {
 			return stats, trash, err
 		}
 		trash = append(trash, to)
 		stats.Checkouts++
+		stats.Bytes += p.bytes[name]
 	}
 	objects, err := p.objects.ExecuteLocked(ctx, lock)
-	stats.Objects, stats.Bytes = objects.Objects, objects.Bytes
+	stats.Objects, stats.Leftovers = objects.Objects, objects.Leftovers
+	stats.Bytes += objects.Bytes
 	return stats, trash, err
 }

@@ -282,7 +282,7 @@ func (r *recovery) removeDamagedRefs(lock *objectstore.Lock, refs []string) erro
 
 // removeCheckouts removes the checkouts of a layer. They leave their place at once: half of one must not be found.
 func (r *recovery) removeCheckouts(id objectstore.Checksum) error {
-	tmp := checkoutTmpPrefix + "dead-" + rand.Text()
+	tmp := deadPrefix + rand.Text()
 	err := r.store.layers.Rename(id.String()[:shortID], r.store.tmp, tmp, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
