@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,36 +58,57 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// discardOrphans moves directories that no snapshot needs out of snapshots/. It does so inside a write transaction:
-// no snapshot is being made or committed meanwhile.
+// discardOrphans moves directories that no snapshot needs out of snapshots/. Where there is one that may be such, it
+// looks again inside a write transaction: no snapshot is being made or committed meanwhile. There mostly is none, and
+// then nobody has to wait.
 func (s *Snapshotter) discardOrphans(ctx context.Context) error {
+	// Names first: the row of a snapshot that is there by now is in the transaction, unless it is being made.
+	names, err := s.snaps.ReadNames()
+	if err != nil {
+		return err
+	}
+	err = s.read(ctx, func(ctx context.Context) error {
+		names, err = orphans(ctx, names)
+		return err
+	})
+	if err != nil || len(names) == 0 {
+		return err
+	}
 	return s.write(ctx, func(ctx context.Context) error {
-		needed := make(map[string]struct{})
-		err := walk(ctx, func(ctx context.Context, info snapshots.Info) error {
-			if info.Kind == snapshots.KindCommitted {
-				return nil
-			}
-			id, _, _, err := storage.GetInfo(ctx, info.Name)
-			needed[id] = struct{}{}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		names, err := s.snaps.ReadNames()
-		if err != nil {
+		if names, err = orphans(ctx, names); err != nil {
 			return err
 		}
 		for _, name := range names {
-			if _, ok := needed[name]; ok {
-				continue
-			}
+			s.garbage.Store(true) // it may have kept a layer
 			if err := ignoreNotExist(s.discard(name)); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// orphans returns the names in snapshots/ of directories that no snapshot needs.
+func orphans(ctx context.Context, names []string) ([]string, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	needed := make(map[string]struct{})
+	err := walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindCommitted {
+			return nil
+		}
+		id, _, _, err := storage.GetInfo(ctx, info.Name)
+		needed[id] = struct{}{}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		_, ok := needed[name]
+		return ok
+	}), nil
 }
 
 // prune removes layers and objects that nobody needs. To find them takes a walk over the whole store, so it is done
@@ -110,8 +132,8 @@ func (s *Snapshotter) prune(ctx context.Context) (err error) {
 		return err
 	}
 	log.G(ctx).WithFields(log.Fields{
-		"layers": stats.Layers, "checkouts": stats.Checkouts, "objects": stats.Objects, "bytes": stats.Bytes,
-		"duration": time.Since(start),
+		"layers": stats.Layers, "checkouts": stats.Checkouts, "objects": stats.Objects, "leftovers": stats.Leftovers,
+		"bytes": stats.Bytes, "duration": time.Since(start),
 	}).Info("store pruned")
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -709,6 +710,50 @@ func TestCleanupPrunesWhatNobodyNeeds(t *testing.T) {
 	objects, err := filepath.Glob(filepath.Join(e.Path, "repo/objects/*/*"))
 	if err != nil || len(objects) != 0 {
 		t.Errorf("objects %q remain, %v", objects, err)
+	}
+}
+
+// Cleanup does not wait for a snapshot that is being made, and leaves its directory alone.
+func TestCleanupBesideAWriter(t *testing.T) {
+	e := snaptest.New(t)
+	prepare(t, e, "running", "")
+	calls, inside, gate := 0, make(chan struct{}), make(chan struct{})
+	slow := snapshots.Opt(func(info *snapshots.Info) error {
+		if calls++; calls == 2 { // the second time is inside the transaction
+			close(inside)
+			<-gate
+		}
+		return snapshots.WithLabels(nil)(info)
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := e.Prepare(t.Context(), "slow", "", slow)
+		done <- err
+	}()
+	<-inside
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	cleaned := make(chan error, 1)
+	go func() { cleaned <- e.Cleanup(ctx) }()
+	select {
+	case err := <-cleaned:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-ctx.Done():
+		t.Error("Cleanup waits for a Prepare")
+	}
+	close(gate)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"running", "slow"} {
+		if _, err := e.Mounts(t.Context(), key); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
