@@ -6,8 +6,10 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
 // pruneReport is the output of "prune --json".
@@ -16,6 +18,7 @@ type pruneReport struct {
 	Layers    int   `json:"layers"`
 	Checkouts int   `json:"checkouts"`
 	Objects   int   `json:"objects"`
+	Leftovers int   `json:"leftovers"`
 	Bytes     int64 `json:"bytes"`
 }
 
@@ -24,8 +27,9 @@ func (c *cli) pruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove layers, checkouts and objects that no snapshot needs",
-		Long: `Remove layers, checkouts and objects that no snapshot needs. The running daemon does so itself when containerd
-removes snapshots; this is for what is left after a crash, and for a store without a daemon.
+		Long: `Remove layers, checkouts and objects that no snapshot needs, and what interrupted operations left over. The running
+daemon does so itself when containerd removes snapshots; this is for what is left after a crash, and for a store without
+a daemon.
 
 What a snapshot of containerd needs, or a ref that is not ours, is never removed. What is garbage is found without
 disturbing anybody; it is removed under the repository's exclusive lock, for which a running pull is waited.` +
@@ -45,17 +49,28 @@ func (c *cli) prune(ctx context.Context, dryRun bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	plan, err := s.layers.PlanPrune(ctx, s.live(c.daemonAddress))
+	swept, err := snapshotter.Sweep(ctx, s.root, dryRun)
+	inUse := errors.Is(err, bolterrors.ErrTimeout)
+	if inUse {
+		swept, err = &snapshotter.Swept{}, nil // the daemon knows which of its directories it is using
+	}
+	if err != nil {
+		return fmt.Errorf("sweep snapshots: %w", err)
+	}
+	plan, err := s.layers.PlanPrune(ctx, s.live(c.daemonAddress, swept.Orphans...))
 	if err != nil {
 		return err
 	}
 	stats := plan.Stats()
 	if !dryRun {
-		if stats, err = plan.Execute(ctx); err != nil {
-			return errors.Join(c.pruned(stats, false), err)
+		stats, err = plan.Execute(ctx)
+		if err == nil && inUse {
+			err = s.cleanup(ctx, c.daemonAddress)
 		}
 	}
-	return c.pruned(stats, dryRun)
+	stats.Leftovers += len(swept.Orphans) + swept.Removed
+	stats.Bytes += swept.Bytes
+	return errors.Join(c.pruned(stats, dryRun), err)
 }
 
 // pruned says what was removed, or would be.
@@ -66,6 +81,7 @@ func (c *cli) pruned(stats layer.PruneStats, dryRun bool) error {
 			Layers:    stats.Layers,
 			Checkouts: stats.Checkouts,
 			Objects:   stats.Objects,
+			Leftovers: stats.Leftovers,
 			Bytes:     stats.Bytes,
 		})
 	}
@@ -73,7 +89,7 @@ func (c *cli) pruned(stats layer.PruneStats, dryRun bool) error {
 	if dryRun {
 		verb = "would remove"
 	}
-	_, err := fmt.Fprintf(c.stdout, "%s %d layers, %d checkouts, %d objects: %s\n",
-		verb, stats.Layers, stats.Checkouts, stats.Objects, size(stats.Bytes))
+	_, err := fmt.Fprintf(c.stdout, "%s %d layers, %d checkouts, %d objects, %d leftovers: %s\n",
+		verb, stats.Layers, stats.Checkouts, stats.Objects, stats.Leftovers, size(stats.Bytes))
 	return err
 }

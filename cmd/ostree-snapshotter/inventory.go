@@ -95,9 +95,6 @@ func (s *store) rows(ctx context.Context, daemonAddress string) ([]row, error) {
 	err := s.walkFile(ctx, add)
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		rows = nil
-		if daemonAddress == "" {
-			daemonAddress = s.cfg.Address
-		}
 		err = s.walkDaemon(ctx, daemonAddress, add)
 	}
 	if err != nil {
@@ -133,15 +130,35 @@ func (s *store) walkFile(ctx context.Context, f func(number string, info snapsho
 	return errors.Join(err, ms.Close())
 }
 
-// walkDaemon calls f for every snapshot of the daemon that listens at address and has this store open.
+// walkDaemon calls f for every snapshot of the daemon that has this store open.
 func (s *store) walkDaemon(ctx context.Context, address string, f func(number string, info snapshots.Info) error) error {
+	return s.askDaemon(address, func(sn snapshots.Snapshotter) error {
+		return sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error { return f("", info) })
+	})
+}
+
+// cleanup has the daemon that has this store open remove what removed snapshots left.
+func (s *store) cleanup(ctx context.Context, address string) error {
+	return s.askDaemon(address, func(sn snapshots.Snapshotter) error {
+		c, ok := sn.(snapshots.Cleaner)
+		if !ok {
+			return errdefs.ErrNotImplemented
+		}
+		return c.Cleanup(ctx)
+	})
+}
+
+// askDaemon calls f with the snapshotter of the daemon that listens at address, "" for the configured one, and has this
+// store open.
+func (s *store) askDaemon(address string, f func(snapshots.Snapshotter) error) error {
+	if address == "" {
+		address = s.cfg.Address
+	}
 	conn, err := grpcClient(address, s.dialDaemon)
 	if err != nil {
 		return err
 	}
-	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
-	err = sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error { return f("", info) })
-	err = errors.Join(err, conn.Close())
+	err = errors.Join(f(proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")), conn.Close())
 	if err != nil {
 		return withHint(withStatus(exitLocked, fmt.Errorf("%s is locked, and the daemon at %s does not answer for it: %w",
 			filepath.Join(s.root.Path(), metadataFile), address, err)),
@@ -275,11 +292,12 @@ func (s *store) staged() (map[string]objectstore.Checksum, error) {
 	return staged, nil
 }
 
-// live returns what tells a prune which layers are needed.
+// live returns what tells a prune which layers are needed, when the snapshot directories of the numbers in orphans are
+// not.
 //
 // Staged layers are read before the rows, always: to commit a snapshot moves its layer from the file to the row, so
 // that what the first look misses the second one sees.
-func (s *store) live(daemonAddress string) layer.Live {
+func (s *store) live(daemonAddress string, orphans ...string) layer.Live {
 	return func(ctx context.Context) (map[objectstore.Checksum]struct{}, error) {
 		staged, err := s.staged()
 		if err != nil {
@@ -290,8 +308,10 @@ func (s *store) live(daemonAddress string) layer.Live {
 			return nil, err
 		}
 		live := make(map[objectstore.Checksum]struct{})
-		for _, id := range staged {
-			live[id] = struct{}{}
+		for name, id := range staged {
+			if !slices.Contains(orphans, name) {
+				live[id] = struct{}{}
+			}
 		}
 		for _, r := range rows {
 			if !r.layer.IsZero() {

@@ -1,0 +1,94 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+)
+
+// Swept is what [Sweep] found.
+type Swept struct {
+	Orphans []string // directories in snapshots/ that no snapshot needs
+	Removed int      // directories of snapshots that were being made or removed
+	Bytes   int64    // that all of these free on the disk
+}
+
+// Sweep removes what a daemon that was killed left in the directories of snapshots, as the next one does when it starts,
+// or with dryRun says what that is. If a daemon uses the store the error is bbolt's ErrTimeout, and the daemon's own
+// Cleanup does it.
+func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err error) {
+	if ok, err := root.Exists(metadataFile); err != nil || !ok {
+		return &Swept{}, err
+	}
+	s := &Snapshotter{}
+	defer func() { err = errors.Join(err, s.closeAll()) }()
+	for name, dir := range map[string]**atfs.Dir{snapshotsDir: &s.snaps, tmpDir: &s.tmp} {
+		if *dir, err = root.OpenDir(name); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return &Swept{}, nil
+			}
+			return nil, err
+		}
+	}
+	s.ms, err = storage.NewMetaStore(filepath.Join(root.Path(), metadataFile), func(o *bolt.Options) error {
+		o.Timeout = time.Nanosecond // not at all
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	// With the database open here no daemon can start, so all that begins with tmpPrefix has no owner.
+	swept := &Swept{}
+	if swept.Orphans, err = s.snaps.ReadNames(); err != nil {
+		return nil, err
+	}
+	err = s.read(ctx, func(ctx context.Context) error {
+		swept.Orphans, err = orphans(ctx, swept.Orphans)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range swept.Orphans {
+		if err := sweep(s.snaps, name, dryRun, &swept.Bytes); err != nil {
+			return nil, err
+		}
+	}
+	names, err := s.tmp.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, tmpPrefix) {
+			continue
+		}
+		if err := sweep(s.tmp, name, dryRun, &swept.Bytes); err != nil {
+			return nil, err
+		}
+		swept.Removed++
+	}
+	return swept, nil
+}
+
+// sweep removes a directory and adds what that frees to bytes. A file that is an object too frees nothing.
+func sweep(dir *atfs.Dir, name string, dryRun bool, bytes *int64) error {
+	err := dir.Walk(name, func(st *unix.Stat_t) error {
+		if st.Nlink == 1 || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			*bytes += st.Blocks * 512
+		}
+		return nil
+	})
+	if err != nil || dryRun {
+		return err
+	}
+	return dir.RemoveAll(name)
+}
