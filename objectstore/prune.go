@@ -49,6 +49,8 @@ func (o *PruneOptions) frees(st *unix.Stat_t) int64 {
 type PrunePlan struct {
 	repo    *Repo
 	refs    map[string]Checksum
+	commits map[Checksum]struct{} // that there were, reachable or not
+	dirs    [256]dirStamp         // of the directories of objects, as they were read
 	garbage []garbage
 	stats   PruneStats
 }
@@ -77,7 +79,7 @@ func (r *Repo) PlanPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 }
 
 func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, error) {
-	p := &PrunePlan{repo: r}
+	p := &PrunePlan{repo: r, commits: make(map[Checksum]struct{})}
 	// Without a lock, a ref may be deleted and its commit pruned while we follow it.
 	const attempts = 3
 	var m *marker
@@ -97,7 +99,16 @@ func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 			return nil, err
 		}
 	}
-	err := r.eachObject(ctx, func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error {
+	var err error
+	for i := range p.dirs {
+		if p.dirs[i], err = r.stampDir(byte(i)); err != nil {
+			return nil, err
+		}
+	}
+	err = r.eachObject(ctx, func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error {
+		if typ == TypeCommit {
+			p.commits[sum] = struct{}{}
+		}
 		if !m.isGarbage(typ, sum) {
 			return nil
 		}
@@ -173,6 +184,9 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 	if err := m.refs(ctx, changed); err != nil {
 		return stats, err
 	}
+	if err := p.addFreshCommits(ctx, m, refs); err != nil {
+		return stats, err
+	}
 	for _, g := range p.garbage {
 		if err := ctx.Err(); err != nil {
 			return stats, context.Cause(ctx)
@@ -198,6 +212,64 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 		return nil
 	})
 	return stats, err
+}
+
+// addFreshCommits adds the commits that were made since the plan and that no ref reaches, because it has been deleted
+// again or their transaction was killed. The plan may have the files of one of these: a transaction that was storing
+// them, or reused them, had not come to the commit. A commit must not stay without them.
+func (p *PrunePlan) addFreshCommits(ctx context.Context, m *marker, refs map[string]Checksum) error {
+	fresh := make(map[Checksum]struct{})
+	for i := range p.dirs {
+		if now, err := p.repo.stampDir(byte(i)); err != nil || now == p.dirs[i] && now.settled {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		err := p.repo.eachObjectIn(byte(i), func(_ *atfs.Dir, _ string, typ ObjectType, sum Checksum) error {
+			if _, known := p.commits[sum]; typ == TypeCommit && !known && m.isGarbage(typ, sum) {
+				fresh[sum] = struct{}{}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if err := m.parents(ctx, refs, fresh); err != nil {
+		return err
+	}
+	var commits []garbage
+	for sum := range fresh {
+		st, err := p.repo.stat(&sum, TypeCommit)
+		if err != nil {
+			return err
+		}
+		commits = append(commits, garbage{TypeCommit, sum, st.Blocks * 512})
+	}
+	p.garbage = append(commits, p.garbage...)
+	return nil
+}
+
+// A dirStamp tells whether names may have been added to a directory.
+type dirStamp struct {
+	ino     uint64
+	mtime   unix.Timespec
+	settled bool // the time is so long past that another change would have another one
+}
+
+// stampDir returns the stamp of a directory of objects, zero if there is none.
+func (r *Repo) stampDir(first byte) (dirStamp, error) {
+	const longPast = 3 * time.Second // in the units of any file system's times
+	now := time.Now()
+	st, err := r.objects.Lstat(subdirName(first))
+	if errors.Is(err, fs.ErrNotExist) {
+		return dirStamp{settled: true}, nil
+	}
+	return dirStamp{ino: st.Ino, mtime: st.Mtim, settled: now.Sub(time.Unix(st.Mtim.Unix())) > longPast}, err
 }
 
 // removeObject deletes an object, and what there is about a commit besides it.
@@ -287,29 +359,40 @@ func (r *Repo) eachObject(ctx context.Context, f func(d *atfs.Dir, name string, 
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		d, err := r.subdir(byte(first), false)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if err := r.eachObjectIn(byte(first), f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachObjectIn is eachObject for the objects whose checksums begin with a byte.
+func (r *Repo) eachObjectIn(first byte, f func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error) error {
+	var d *atfs.Dir
+	var names []string
+	for attempt := 0; ; attempt++ {
+		var err error
+		if d, err = r.subdir(first, false); errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
 		if err != nil {
 			return err
 		}
-		names, err := d.ReadNames()
-		if errors.Is(err, fs.ErrNotExist) { // removed since the handle was taken
-			r.forget(byte(first), d)
-			continue
+		if names, err = d.ReadNames(); err == nil {
+			break
 		}
-		if err != nil {
+		if attempt > 0 || !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		for _, name := range names {
-			sum, typ, ok := parseLooseName(byte(first), name)
-			if !ok {
-				continue
-			}
-			if err := f(d, name, typ, sum); err != nil {
-				return fmt.Errorf("%s: %w", path.Join(objectsName, subdirName(byte(first)), name), err)
-			}
+		r.forget(first, d) // removed since the handle was taken
+	}
+	for _, name := range names {
+		sum, typ, ok := parseLooseName(first, name)
+		if !ok {
+			continue
+		}
+		if err := f(d, name, typ, sum); err != nil {
+			return fmt.Errorf("%s: %w", path.Join(objectsName, subdirName(first), name), err)
 		}
 	}
 	return nil
@@ -356,6 +439,35 @@ func (m *marker) refs(ctx context.Context, refs map[string]Checksum) error {
 	for name, sum := range refs {
 		if err := m.commits(ctx, sum); err != nil {
 			return &RefError{Ref: name, Err: err}
+		}
+	}
+	return nil
+}
+
+// parents marks those of the fresh commits that are among the parents of refs, with what they reach, and takes them out
+// of fresh: somebody has pulled older history.
+func (m *marker) parents(ctx context.Context, refs map[string]Checksum, fresh map[Checksum]struct{}) error {
+	seen := make(map[Checksum]struct{})
+	for _, sum := range refs {
+		for _, done := seen[sum]; !done; _, done = seen[sum] {
+			seen[sum] = struct{}{}
+			c, err := m.repo.Commit(sum)
+			if errors.Is(err, ErrNotExist) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			if _, ok := fresh[sum]; ok {
+				delete(fresh, sum)
+				if err := m.commits(ctx, sum); err != nil {
+					return err
+				}
+			}
+			if c.Parent == nil {
+				break
+			}
+			sum = *c.Parent
 		}
 	}
 	return nil

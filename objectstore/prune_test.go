@@ -71,6 +71,86 @@ func TestRefSetAfterPlan(t *testing.T) {
 	}
 }
 
+// TestCommitAfterPlan has a transaction whose files are planned to go before it comes to its commit. What no ref reaches
+// afterwards must not stay without its files; fsck looks at the end of the test.
+func TestCommitAfterPlan(t *testing.T) {
+	for name, end := range map[string]func(repo *objectstore.Repo, txn *objectstore.Txn, sum objectstore.Checksum) error{
+		"given up": func(_ *objectstore.Repo, txn *objectstore.Txn, _ objectstore.Checksum) error { return txn.Abort() },
+		"ref deleted": func(repo *objectstore.Repo, txn *objectstore.Txn, sum objectstore.Checksum) error {
+			txn.SetRef("brief", sum)
+			return errors.Join(txn.Commit(t.Context(), objectstore.CommitOptions{}), repo.DeleteRefs(t.Context(), "brief"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			repo := objecttest.NewRepo(t)
+			objecttest.Commit(t, repo, "kept", oneFile("kept"))
+			txn := begin(t, repo)
+			if _, _, err := objecttest.Store(txn, oneFile("stored")); err != nil {
+				t.Fatal(err)
+			}
+			p := plan(t, repo)
+			sum, err := objecttest.StoreCommit(txn, "", oneFile("stored"))
+			if err == nil {
+				err = end(repo, txn, sum)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := execute(t, p).Objects; got != 3 {
+				t.Errorf("%d objects were removed, want commit, dirtree and file", got)
+			}
+		})
+	}
+}
+
+// TestHistoryAfterPlan has older history pulled after the plan, as ostree pull does: no ref changes, and still it is
+// reached.
+func TestHistoryAfterPlan(t *testing.T) {
+	repo := objecttest.NewRepo(t)
+	store := func(txn *objectstore.Txn, content string, parent *objectstore.Checksum) objectstore.Checksum {
+		t.Helper()
+		tree, meta, err := objecttest.Store(txn, oneFile(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := objectstore.Commit{Subject: content, Tree: tree, Meta: meta, Parent: parent}
+		data, err := c.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := txn.StoreMetadata(objectstore.TypeCommit, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Checksum
+	}
+	txn := begin(t, repo)
+	older := store(txn, "older", nil)
+	txn.SetRef("ref", store(txn, "newer", &older))
+	if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := repo.Lock(t.Context(), objectstore.LockExclusive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(lock.RemoveObject(objectstore.TypeCommit, older), lock.Unlock()); err != nil {
+		t.Fatal(err)
+	}
+	p := plan(t, repo)
+	if got := p.Stats().Objects; got != 2 {
+		t.Fatalf("%d objects are planned, want dirtree and file of the commit that is not there", got)
+	}
+	txn = begin(t, repo)
+	store(txn, "older", nil)
+	if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := execute(t, p).Objects; got != 0 {
+		t.Errorf("%d objects were removed that a ref reaches", got)
+	}
+}
+
 // TestPruneWithoutRefs plans for refs that are to be deleted.
 func TestPruneWithoutRefs(t *testing.T) {
 	repo := objecttest.NewRepo(t)
