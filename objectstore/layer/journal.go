@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -223,16 +224,37 @@ func (j *journal) write(name string, data []byte) (err error) {
 // hold keeps the entry of a layer from being cleared, because something else is being made of the layer. If it has been
 // cleared, another one is written. Then comes end.
 func (j *journal) hold(layer objectstore.Checksum) (*journalEntry, error) {
+	for {
+		e := j.find(layer)
+		if e == nil {
+			return j.begin(journalRecord{layer: layer})
+		}
+		ok, err := j.dir.Exists(e.name)
+		if ok {
+			return e, nil
+		}
+		// Another process has pruned the layer, and it is here again.
+		j.mu.Lock()
+		e.busy--
+		delete(j.entries, e)
+		j.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// find returns an entry of a layer and marks it as busy, nil if there is none.
+func (j *journal) find(layer objectstore.Checksum) *journalEntry {
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	for e := range j.entries {
 		if e.layer == layer {
 			e.busy++
-			j.mu.Unlock()
-			return e, nil
+			return e
 		}
 	}
-	j.mu.Unlock()
-	return j.begin(journalRecord{layer: layer})
+	return nil
 }
 
 // end says that what the entry is for is written, or will not be. The next sync may clear it.
@@ -340,22 +362,60 @@ func (j *journal) endSync(done []*journalEntry, ok bool) bool {
 	return true
 }
 
-// forget drops the entries of layers that were removed: nothing is lost if they are.
+// forget removes the entries of layers that were removed, whichever process wrote them: nothing is lost if these are.
+// The caller holds the repository's exclusive lock, so that no such layer is being made.
 func (j *journal) forget(layers map[objectstore.Checksum]struct{}) error {
-	var gone []*journalEntry
+	if len(layers) == 0 {
+		return nil
+	}
+	names, err := j.dir.ReadNames()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		layer, err := j.layerOf(name)
+		if err != nil {
+			return err
+		}
+		if _, ok := layers[layer]; !ok || !j.drop(name) {
+			continue
+		}
+		if err := ignoreNotExist(j.dir.Unlink(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// layerOf returns the layer that an entry is about, zero if it does not say. The rest of the entry may be long.
+func (j *journal) layerOf(name string) (layer objectstore.Checksum, err error) {
+	f, err := j.dir.Open(name)
+	if err != nil {
+		return layer, ignoreNotExist(err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	head := make([]byte, 512)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return layer, err
+	}
+	return parseJournal(head[:n]).layer, nil
+}
+
+// drop forgets an entry of this process, and reports whether its file may go: it is not being used, or it is another
+// process's.
+func (j *journal) drop(name string) bool {
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	for e := range j.entries {
-		if _, ok := layers[e.layer]; ok && e.busy == 0 {
-			gone = append(gone, e)
+		if e.name == name {
+			if e.busy > 0 {
+				return false
+			}
 			delete(j.entries, e)
 		}
 	}
-	j.mu.Unlock()
-	var err error
-	for _, e := range gone {
-		err = errors.Join(err, ignoreNotExist(j.dir.Unlink(e.name)))
-	}
-	return err
+	return true
 }
 
 // close syncs what is not on the disk yet. No sync is running when it returns.

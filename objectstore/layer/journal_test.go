@@ -431,6 +431,50 @@ func TestJournalPrune(t *testing.T) {
 	}
 }
 
+// Layers that another process prunes, as the command line does, leave the journal of the daemon too.
+func TestJournalPruneByAnother(t *testing.T) {
+	b := newBed(t, Options{Journal: true})
+	tar := makeTar(t, dir("d"), file("d/a", "dead"))
+	dead := importTar(t, b.Store, tar)
+	other := &bed{path: b.path}
+	other.open(t, Options{})
+	plan, err := other.PlanPrune(t.Context(), live())
+	if err == nil {
+		_, err = plan.Execute(t.Context())
+	}
+	other.close(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := b.records(t); len(r) != 0 {
+		t.Fatalf("got %d entries after the layer was pruned, want none", len(r))
+	}
+
+	// It comes again. An entry that is on the disk must cover the checkout for as long as it is being made.
+	importTar(t, b.Store, tar)
+	b.hook = func(op atfs.Op, name string) error {
+		if op == atfs.OpRename && strings.HasPrefix(name, "tmp/"+checkoutTmpPrefix) {
+			b.hook = nil
+			if err := b.Sync(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if r := b.records(t); len(r) != 1 || r[0].layer != dead.ID {
+				t.Errorf("while the checkout is being made: got %+v, want an entry for its layer", r)
+			}
+		}
+		return nil
+	}
+	checkOut(t, b.Store, b.path, dead.ID)
+	if b.hook != nil {
+		t.Fatal("no checkout was made")
+	}
+	b.crash(t)
+	b.open(t, Options{Journal: true})
+	if r, err := b.Recover(t.Context(), nil); err != nil || len(r.Lost) != 0 {
+		t.Errorf("got %+v, %v, want nothing lost", r, err)
+	}
+}
+
 // After a clean stop there is nothing to look at.
 func TestCleanStop(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
