@@ -203,8 +203,18 @@ func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objects
 			return nil
 		}
 	case errors.Is(cause, objectstore.ErrNotExist), errors.Is(cause, objectstore.ErrCorrupt):
+		refs, err := s.refsOf(id)
+		if err != nil {
+			return err
+		}
+		if len(refs) == 0 && rec.boot == s.journal.boot && isMissing(cause, id) {
+			// The kernel has been running since and has lost nothing: it was pruned, by another process, after the one
+			// that was making it had died before it wrote the refs. No snapshot can have the layer.
+			return nil
+		}
 		r.lost = append(r.lost, LostLayer{ID: id, Blob: rec.blob, BlobFile: rec.file, Cause: cause})
-		if err := s.dropLayer(lock, id); err != nil {
+		// ostree fsck minds a ref of no commit, and a commit that is not whole.
+		if err := errors.Join(lock.DeleteRefs(refs...), lock.RemoveObject(objectstore.TypeCommit, id)); err != nil {
 			return err
 		}
 	default:
@@ -248,22 +258,25 @@ func (s *Store) restoreRefs(ctx context.Context, id objectstore.Checksum, refs [
 	return txn.Commit(ctx, objectstore.CommitOptions{})
 }
 
-// dropLayer removes the refs and the commit of a layer that is not whole: ostree fsck minds either.
-func (s *Store) dropLayer(lock *objectstore.Lock, id objectstore.Checksum) error {
+// isMissing reports whether an error says that this layer commit does not exist.
+func isMissing(err error, id objectstore.Checksum) bool {
+	var oe *objectstore.ObjectError
+	return errors.As(err, &oe) && oe.Type == objectstore.TypeCommit && oe.Checksum == id && errors.Is(err, objectstore.ErrNotExist)
+}
+
+// refsOf returns the refs that name a layer.
+func (s *Store) refsOf(id objectstore.Checksum) ([]string, error) {
 	all, err := s.repo.Refs(refPrefix)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var dead []string
+	var refs []string
 	for ref, got := range all {
 		if got == id {
-			dead = append(dead, ref)
+			refs = append(refs, ref)
 		}
 	}
-	if err := lock.DeleteRefs(dead...); err != nil {
-		return err
-	}
-	return lock.RemoveObject(objectstore.TypeCommit, id)
+	return refs, nil
 }
 
 // removeDamagedRefs removes refs that cannot be read: those of a file that a power failure left empty.

@@ -263,6 +263,41 @@ func TestRecoverSameBoot(t *testing.T) {
 	}
 }
 
+// An import is killed after it has written its entry and before it has written refs, and somebody else prunes before
+// the next start: nothing was lost.
+func TestRecoverPruned(t *testing.T) {
+	b := newBed(t, Options{Journal: true})
+	killed := errors.New("killed")
+	b.hook = func(_ atfs.Op, name string) error {
+		if strings.Contains(name, "refs/heads/oci/") {
+			return killed
+		}
+		return nil
+	}
+	if err := importErr(t, b.Store, bytes.NewReader(someTar(t)), ImportOptions{Blob: someBlob}); !errors.Is(err, killed) {
+		t.Fatal(err)
+	}
+	b.hook = nil
+	b.crash(t)
+	if r := b.records(t); len(r) != 1 {
+		t.Fatalf("got %d entries, want 1", len(r))
+	}
+	b.open(t, Options{Boot: "whatever"})
+	plan, err := b.PlanPrune(t.Context(), live())
+	if err == nil {
+		_, err = plan.Execute(t.Context())
+	}
+	b.close(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.open(t, Options{Journal: true})
+	r, err := b.Recover(t.Context(), func(context.Context, LostLayer) error { return errors.New("not to be called") })
+	if err != nil || r.Entries != 1 || len(r.Lost)+len(r.Remade)+len(r.Damaged) != 0 {
+		t.Errorf("got %+v, %v, want one entry and nothing lost", r, err)
+	}
+}
+
 const (
 	killEnv    = "OSTREE_SNAPSHOTTER_TEST_KILL" // path, and the number of the operation to be killed at
 	syncedFile = "synced"                       // made when nothing is left to be lost
