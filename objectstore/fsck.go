@@ -322,23 +322,13 @@ func cause(err error) error {
 
 // refs verifies every ref, also when one cannot be read.
 func (f *fsck) refs() error {
-	for _, top := range refTops {
-		d, err := f.repo.dir.OpenDir(top.dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		err = walkRefs(d, ".", func(name string, sum Checksum, err error) error {
-			f.ref(top.prefix+name, sum, err)
+	var uncached *refCache
+	return f.repo.eachTop(func(d *atfs.Dir, prefix string) error {
+		return uncached.walk(d, ".", func(name string, sum Checksum, err error) error {
+			f.ref(prefix+name, sum, err)
 			return nil
 		})
-		if err = errors.Join(err, d.Close()); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 func (f *fsck) ref(name string, sum Checksum, err error) {

@@ -261,9 +261,12 @@ type dirStamp struct {
 	settled bool // the time is so long past that another change would have another one
 }
 
+// longPast is how old a time of an inode must be for another change to give it another time: more than the units in
+// which any file system counts.
+const longPast = 3 * time.Second
+
 // stampDir returns the stamp of a directory of objects, zero if there is none.
 func (r *Repo) stampDir(first byte) (dirStamp, error) {
-	const longPast = 3 * time.Second // in the units of any file system's times
 	now := time.Now()
 	st, err := r.objects.Lstat(subdirName(first))
 	if errors.Is(err, fs.ErrNotExist) {

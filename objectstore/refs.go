@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync"
+	"time"
 	"unicode"
 
 	"golang.org/x/sys/unix"
@@ -145,7 +147,7 @@ func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
 	if start == "" {
 		start = "."
 	}
-	if err := walkRefs(heads, start, collectRefs(refs, "")); err != nil {
+	if err := r.refCache.walk(heads, start, collectRefs(refs, "")); err != nil {
 		return nil, fmt.Errorf("list refs: %w", err)
 	}
 	return refs, nil
@@ -162,20 +164,25 @@ var refTops = []struct{ dir, prefix string }{
 // in front.
 func (r *Repo) allRefs() (map[string]Checksum, error) {
 	refs := make(map[string]Checksum)
+	err := r.eachTop(func(d *atfs.Dir, prefix string) error { return r.refCache.walk(d, ".", collectRefs(refs, prefix)) })
+	return refs, err
+}
+
+// eachTop calls f for each directory of refs.
+func (r *Repo) eachTop(f func(d *atfs.Dir, prefix string) error) error {
 	for _, top := range refTops {
 		d, err := r.dir.OpenDir(top.dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err == nil {
-			err = walkRefs(d, ".", collectRefs(refs, top.prefix))
-			err = errors.Join(err, d.Close())
+			err = errors.Join(f(d, top.prefix), d.Close())
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list refs: %w", err)
+			return fmt.Errorf("list refs: %w", err)
 		}
 	}
-	return refs, nil
+	return nil
 }
 
 // collectRefs returns a function for walkRefs that fills refs and stops at the first that cannot be read.
@@ -191,9 +198,23 @@ func collectRefs(refs map[string]Checksum, prefix string) func(string, Checksum,
 	}
 }
 
-// walkRefs calls f for each ref in the directory dir below top, with an error for one that cannot be read. What
-// disappears meanwhile is left out.
-func walkRefs(top *atfs.Dir, dir string, f func(name string, sum Checksum, err error) error) error {
+// A refCache remembers what the files of refs hold, so that to list many of them again takes a look at each inode
+// instead of opening, reading and closing it. Nil remembers nothing.
+type refCache struct {
+	mu   sync.Mutex
+	dirs map[string]map[string]cachedRef // by the path of the directory, as of when it was last read
+}
+
+type cachedRef struct {
+	name  string // from the top directory
+	ino   uint64
+	ctime unix.Timespec
+	sum   Checksum
+}
+
+// walk calls f for each ref in the directory dir below top, with an error for one that cannot be read. What disappears
+// meanwhile is left out.
+func (c *refCache) walk(top *atfs.Dir, dir string, f func(name string, sum Checksum, err error) error) (err error) {
 	d, err := top.OpenDir(dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -201,17 +222,22 @@ func walkRefs(top *atfs.Dir, dir string, f func(name string, sum Checksum, err e
 		}
 		return err
 	}
+	defer func() { err = errors.Join(err, d.Close()) }()
 	ents, err := d.ReadDir()
-	if err = errors.Join(err, d.Close()); err != nil {
+	if err != nil {
 		return err
 	}
+	known := c.dir(d)
+	now := make(map[string]cachedRef, len(known))
 	for _, e := range ents {
-		name := path.Join(dir, e.Name())
-		if !validRefPath(name) {
-			continue
+		name := known[e.Name()].name
+		if name == "" {
+			if name = path.Join(dir, e.Name()); !validRefPath(name) {
+				continue
+			}
 		}
 		if e.IsDir() {
-			if err := walkRefs(top, name, f); err != nil {
+			if err := c.walk(top, name, f); err != nil {
 				return err
 			}
 			continue
@@ -219,7 +245,12 @@ func walkRefs(top *atfs.Dir, dir string, f func(name string, sum Checksum, err e
 		if e.Type()&^fs.ModeSymlink != 0 {
 			continue
 		}
-		sum, err := readRef(top, name)
+		var sum Checksum
+		if e.Type() == 0 {
+			sum, err = readKnownRef(d, e.Name(), name, known, now)
+		} else {
+			sum, err = readRef(top, name)
+		}
 		if errors.Is(err, fs.ErrNotExist) && e.Type() == 0 {
 			continue
 		}
@@ -227,7 +258,55 @@ func walkRefs(top *atfs.Dir, dir string, f func(name string, sum Checksum, err e
 			return err
 		}
 	}
+	c.setDir(d, now)
 	return nil
+}
+
+func (c *refCache) dir(d *atfs.Dir) map[string]cachedRef {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dirs[d.Path()]
+}
+
+func (c *refCache) setDir(d *atfs.Dir, refs map[string]cachedRef) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dirs == nil {
+		c.dirs = make(map[string]map[string]cachedRef)
+	}
+	c.dirs[d.Path()] = refs
+}
+
+// readKnownRef reads a ref that is a regular file in d, unless its inode has not changed since it was read for known. It
+// adds to now what need not be read again. A change in the last seconds might have left the time as it is: nothing is
+// concluded from such an inode.
+func readKnownRef(d *atfs.Dir, base, name string, known, now map[string]cachedRef) (Checksum, error) {
+	start := time.Now()
+	st, err := d.Lstat(base)
+	if err != nil {
+		return Checksum{}, err
+	}
+	ref, ok := known[base]
+	if !ok || ref.ino != st.Ino || ref.ctime != st.Ctim {
+		b, err := d.ReadFile(base, refFileLen)
+		if err != nil {
+			return Checksum{}, err
+		}
+		ref = cachedRef{name: name, ino: st.Ino, ctime: st.Ctim}
+		if ref.sum, err = parseRef(b); err != nil {
+			return Checksum{}, err
+		}
+	}
+	if start.Sub(time.Unix(st.Ctim.Unix())) > longPast {
+		now[base] = ref
+	}
+	return ref.sum, nil
 }
 
 // DeleteRefs deletes refs of refs/heads, under the shared lock. Those that do not exist are passed over.

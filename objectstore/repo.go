@@ -45,6 +45,7 @@ type Repo struct {
 	config    *config
 	blockSize int64
 	chownAll  bool // new files in tmp do not simply get the owner and group of the process
+	refCache  refCache
 
 	subdirs [256]atomic.Pointer[atfs.Dir] // objects/00 to objects/ff, opened when first needed
 	mu      sync.Mutex                    // held to change subdirs, and for retired
