@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -173,35 +172,4 @@ func (s *Snapshotter) probeLock(ctx context.Context) error {
 		return err
 	}
 	return lock.Unlock()
-}
-
-// Live returns the layers that snapshots need. It takes no lock of the repository.
-func (s *Snapshotter) Live(ctx context.Context) (map[objectstore.Checksum]struct{}, error) {
-	live := make(map[objectstore.Checksum]struct{})
-	// Directories before rows: Commit moves a layer from the one to the other.
-	names, err := s.snaps.ReadNames()
-	if err != nil {
-		return nil, err
-	}
-	for _, id := range names {
-		sum, err := s.readLayer(id)
-		if errdefs.IsDataLoss(err) {
-			continue // nothing can use that snapshot
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !sum.IsZero() {
-			live[sum] = struct{}{}
-		}
-	}
-	err = s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Kind != snapshots.KindCommitted {
-			return nil
-		}
-		c, err := contentOf("", info)
-		live[c.layer] = struct{}{}
-		return err
-	})
-	return live, err
 }

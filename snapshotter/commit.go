@@ -62,17 +62,26 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	c := content{name: name, id: id, layer: top.ID, checkout: checkout, chainID: chainID(below, top.DiffID)}
 	info := snapshots.Info{Name: name, Kind: snapshots.KindCommitted, Labels: committedLabels(name, asked.Labels, c.labels())}
 	usage := snapshots.Usage{Size: top.usage.Bytes + added.Bytes, Inodes: top.usage.Inodes + added.Inodes}
+	noticed := false
 	err = s.write(ctx, func(ctx context.Context) error {
 		if _, err := storage.CommitActive(ctx, key, name, usage, append(opts, onlyLabels(info.Labels))...); err != nil {
 			return err
 		}
-		_, info, _, err = storage.GetInfo(ctx, name)
-		return err
+		if _, info, _, err = storage.GetInfo(ctx, name); err != nil {
+			return err
+		}
+		s.refs.put(info) // while nobody can remove it
+		s.committed.put(id, info)
+		noticed = true
+		return nil
 	})
 	if err != nil {
+		if noticed {
+			s.refs.remove(name)
+			s.committed.remove(id)
+		}
 		return err
 	}
-	s.refs.put(info)
 	s.dropCommitted(ctx, id, top.imported)
 	log.G(ctx).WithFields(log.Fields{
 		"snapshot": name, "layer": top.ID.String(), "added": usage.Size, "duration": time.Since(start),

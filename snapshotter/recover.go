@@ -33,6 +33,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 			case err != nil:
 				return err
 			case info.Kind == snapshots.KindCommitted:
+				s.committed.put(id, info)
 				return s.checkLayer(ctx, info, present)
 			case info.Kind == snapshots.KindActive:
 				return s.checkDirectory(ctx, id, info)

@@ -49,12 +49,13 @@ type Snapshotter struct {
 	layers *layer.Store
 	opts   options
 
-	refs     refIndex
-	locks    keylock.Map   // by number: what is done to the directory of one active snapshot
-	cleaning chan struct{} // has an element while a cleanup runs
-	garbage  atomic.Bool   // there may be layers or objects that nobody needs
-	work     sync.WaitGroup
-	close    func() error
+	refs      refIndex
+	committed layerIndex
+	locks     keylock.Map   // by number: what is done to the directory of one active snapshot
+	cleaning  chan struct{} // has an element while a cleanup runs
+	garbage   atomic.Bool   // there may be layers or objects that nobody needs
+	work      sync.WaitGroup
+	close     func() error
 }
 
 var (
@@ -67,7 +68,7 @@ var (
 //
 // Snapshots whose layers are no longer in the store are logged by name; using one is a [LostLayerError].
 func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option) (_ *Snapshotter, err error) {
-	s := &Snapshotter{layers: store, cleaning: make(chan struct{}, 1)}
+	s := &Snapshotter{layers: store, cleaning: make(chan struct{}, 1), committed: newLayerIndex()}
 	s.close = sync.OnceValue(s.closeAll)
 	s.opts.overlay = overlayOptions(overlayParameters)
 	for _, o := range opts {
@@ -169,13 +170,14 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 		if old.Kind == snapshots.KindCommitted {
 			info.Labels = committedLabels(info.Name, info.Labels, private)
 		}
-		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
+		if updated, err = storage.UpdateInfo(ctx, info, fieldpaths...); err == nil {
+			s.refs.put(updated) // while nobody can remove it
+		}
 		return err
 	})
 	if err != nil {
 		return snapshots.Info{}, err
 	}
-	s.refs.put(updated)
 	updated.Labels = publicLabels(updated.Labels)
 	return updated, nil
 }
@@ -480,13 +482,15 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		if id, info, _, err = storage.GetInfo(ctx, key); err != nil {
 			return err
 		}
-		_, _, err = storage.Remove(ctx, key)
+		if _, _, err = storage.Remove(ctx, key); err == nil {
+			s.refs.remove(key) // before another can have the name
+		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
-	s.refs.remove(key)
+	s.committed.remove(id)
 	if info.Kind == snapshots.KindCommitted {
 		s.garbage.Store(true)
 		return nil

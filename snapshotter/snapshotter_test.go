@@ -713,6 +713,39 @@ func TestCleanupPrunesWhatNobodyNeeds(t *testing.T) {
 	}
 }
 
+// A snapshot that is removed as soon as it is committed is neither found nor needed afterwards.
+func TestCommitAndRemoveAtOnce(t *testing.T) {
+	e := snaptest.New(t)
+	img := newImage(t)
+	ref := img.chain[0].String()
+	labels := snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotRef: ref})
+	for i := range 40 {
+		key, name := fmt.Sprintf("default/%d/extract-1 %s", i, ref), "default/1/"+ref
+		mounts, err := e.Prepare(t.Context(), key, "", labels)
+		if err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		apply(t, e, mounts, img.tars[0])
+		committed := make(chan error, 1)
+		go func() { committed <- e.Commit(t.Context(), name, key, labels) }()
+		for {
+			err := e.Remove(t.Context(), name)
+			if err == nil {
+				break
+			}
+			if !errdefs.IsNotFound(err) {
+				t.Fatal(err)
+			}
+		}
+		if err := <-committed; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if live, err := e.Live(t.Context()); err != nil || len(live) != 0 {
+		t.Errorf("layers %v (%v) are needed, want none", live, err)
+	}
+}
+
 // Cleanup does not wait for a snapshot that is being made, and leaves its directory alone.
 func TestCleanupBesideAWriter(t *testing.T) {
 	e := snaptest.New(t)

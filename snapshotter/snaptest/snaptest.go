@@ -4,12 +4,14 @@ package snaptest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -91,7 +93,8 @@ func New(tb testing.TB, opts ...snapshotter.Option) *Env {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		if err := e.Check(context.WithoutCancel(tb.Context())); err != nil {
+		ctx := context.WithoutCancel(tb.Context())
+		if err := errors.Join(e.Check(ctx), e.checkLive(ctx)); err != nil {
 			tb.Error(err)
 		}
 		if err := e.Close(); err != nil {
@@ -128,6 +131,27 @@ func (e *Env) Check(ctx context.Context) error {
 		err = errors.Join(err, ferr, errors.New(string(out)))
 	}
 	return err
+}
+
+// checkLive verifies that the layer of every committed snapshot counts as needed.
+func (e *Env) checkLive(ctx context.Context) error {
+	live, err := e.Live(ctx)
+	if err != nil {
+		return err
+	}
+	return e.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind != snapshots.KindCommitted {
+			return nil
+		}
+		sum, err := objectstore.ParseChecksum(info.Labels[snapshotter.LabelLayer])
+		if err != nil {
+			return err
+		}
+		if _, ok := live[sum]; !ok {
+			return fmt.Errorf("layer %s of snapshot %q does not count as needed", sum, info.Name)
+		}
+		return nil
+	})
 }
 
 // NeedsRoot skips a test that only root can run.

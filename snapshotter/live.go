@@ -1,0 +1,93 @@
+package snapshotter
+
+import (
+	"context"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// Live returns the layers that snapshots need. It takes no lock of the repository, and reads nothing of snapshots that
+// are committed: pulls wait while a prune asks for it the last time.
+func (s *Snapshotter) Live(context.Context) (map[objectstore.Checksum]struct{}, error) {
+	live := make(map[objectstore.Checksum]struct{})
+	// Directories before rows: Commit moves a layer from the one to the other.
+	names, err := s.snaps.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range names {
+		sum, err := s.readLayer(id)
+		if errdefs.IsDataLoss(err) {
+			continue // nothing can use that snapshot
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !sum.IsZero() {
+			live[sum] = struct{}{}
+		}
+	}
+	return live, s.committed.addTo(live)
+}
+
+// A layerIndex knows the layers of the committed snapshots, as their rows have them. A snapshot is in it from before its
+// directory is gone until after its row is.
+type layerIndex struct {
+	mu    sync.Mutex
+	byID  map[string]objectstore.Checksum // by number: a name can be removed and given again at the same time
+	count map[objectstore.Checksum]int
+	bad   map[string]error // snapshots of which it cannot be said what they need
+}
+
+func newLayerIndex() layerIndex {
+	return layerIndex{
+		byID:  make(map[string]objectstore.Checksum),
+		count: make(map[objectstore.Checksum]int),
+		bad:   make(map[string]error),
+	}
+}
+
+// put takes notice of a committed snapshot.
+func (x *layerIndex) put(id string, info snapshots.Info) {
+	c, err := contentOf(id, info)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if err != nil {
+		x.bad[id] = err
+		return
+	}
+	x.byID[id] = c.layer
+	x.count[c.layer]++
+}
+
+// remove takes notice that a snapshot is no more.
+func (x *layerIndex) remove(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.bad, id)
+	sum, ok := x.byID[id]
+	if !ok {
+		return
+	}
+	delete(x.byID, id)
+	if x.count[sum]--; x.count[sum] == 0 {
+		delete(x.count, sum)
+	}
+}
+
+// addTo adds the layers to live. It fails if it cannot be said of a snapshot what it needs: nothing may be removed then.
+func (x *layerIndex) addTo(live map[objectstore.Checksum]struct{}) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, err := range x.bad {
+		return err
+	}
+	for sum := range x.count {
+		live[sum] = struct{}{}
+	}
+	return nil
+}
