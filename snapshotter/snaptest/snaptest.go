@@ -35,16 +35,22 @@ func Open(ctx context.Context, path string, opts ...snapshotter.Option) (*Env, e
 }
 
 // OpenWith is Open with a layer store that has options.
-func OpenWith(ctx context.Context, path string, layers layer.Options, opts ...snapshotter.Option) (_ *Env, err error) {
-	e := &Env{Path: path}
+func OpenWith(ctx context.Context, path string, layers layer.Options, opts ...snapshotter.Option) (*Env, error) {
+	root, err := atfs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return OpenAt(ctx, root, layers, opts...)
+}
+
+// OpenAt is OpenWith below a directory, which Close closes too. Its hook sees what is done.
+func OpenAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...snapshotter.Option) (_ *Env, err error) {
+	e := &Env{Path: root.Path(), Root: root}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
 		}
 	}()
-	if e.Root, err = atfs.Open(path); err != nil {
-		return nil, err
-	}
 	if err := e.Root.MkdirAll("repo", 0o700); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,111 @@
+package snapshotter_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
+)
+
+// While the store is being written to the disk in the background, which can take minutes, nothing that a pull, a
+// container start or a removal does waits for it.
+func TestNothingWaitsForTheSync(t *testing.T) {
+	snaptest.NeedsRoot(t)
+	plain, err := atfs.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	syncing, gate := make(chan struct{}), make(chan struct{})
+	begun := sync.OnceFunc(func() { close(syncing) })
+	root, err := plain.WithHook(func(op atfs.Op, _ string) error {
+		if op == atfs.OpSyncFS {
+			begun()
+			<-gate
+		}
+		return nil
+	})
+	if err = errors.Join(err, plain.Close()); err != nil {
+		t.Fatal(err)
+	}
+	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := newImage(t)
+	before := img.unpackAll(t, e)
+	synced := make(chan error, 1)
+	go func() { synced <- e.Store.Sync(context.WithoutCancel(t.Context())) }()
+	<-syncing
+
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		useWhileSyncing(t, e, before)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Error("something waits for the sync")
+	}
+	select {
+	case err := <-synced:
+		t.Fatalf("the sync has ended: %v", err)
+	default:
+	}
+	close(gate)
+	<-done
+	if err := errors.Join(<-synced, e.Check(t.Context()), e.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// useWhileSyncing pulls an image, starts and commits containers of it and of another one, and removes everything.
+func useWhileSyncing(t *testing.T, e *snaptest.Env, before string) {
+	t.Helper()
+	ctx := t.Context()
+	check := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// Files that are there and files that are not, so that what is pending for the sync is used too.
+	tar := snaptest.Tar(t, snaptest.File("same", "same"), snaptest.File("new", "new"))
+	held, err := e.Store.Import(ctx, bytes.NewReader(tar), layer.ImportOptions{Blob: digest.FromString("blob")})
+	if err != nil {
+		t.Errorf("import: %v", err)
+		return
+	}
+	mounts, err := e.Prepare(ctx, "default/8/extract-1 x", before)
+	check("prepare", err)
+	id, _, err := e.Locate(ctx, mounts)
+	check("locate", err)
+	check("add layer", e.AddLayer(ctx, id, held, false))
+	check("release", held.Release())
+	check("commit", e.Commit(ctx, "default/9/pulled", "default/8/extract-1 x"))
+
+	for _, parent := range []string{before, "default/9/pulled"} {
+		_, err := e.Prepare(ctx, "container", parent)
+		check("prepare container", err)
+		_, err = e.Mounts(ctx, "container")
+		check("mounts", err)
+		_, err = e.View(ctx, "view", parent)
+		check("view", err)
+		check("remove view", e.Remove(ctx, "view"))
+		check("commit container", e.Commit(ctx, "committed", "container"))
+		check("remove committed", e.Remove(ctx, "committed"))
+		check("clean up", e.Cleanup(ctx))
+	}
+	check("walk", e.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }))
+	check("remove", e.Remove(ctx, "default/9/pulled"))
+	check("clean up", e.Cleanup(ctx))
+}
