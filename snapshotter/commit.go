@@ -49,7 +49,12 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, top.release()) }()
+	defer func() {
+		if err != nil && top.imported {
+			s.garbage.Store(true)
+		}
+		err = errors.Join(err, top.release())
+	}()
 	checkout, added, err := s.layers.Checkout(ctx, layerIDs(below, top.ID))
 	if err != nil {
 		return lost(content{name: name, layer: top.ID}, err)
@@ -173,8 +178,14 @@ func (s *Snapshotter) layerOf(ctx context.Context, id string) (_ *topLayer, err 
 }
 
 func (s *Snapshotter) importUpper(ctx context.Context, id string) (_ *topLayer, err error) {
-	// If the snapshot is not committed after all, what is stored here is garbage.
+	// What is stored here is garbage if it is merged into another layer; and if it cannot be used, from the moment at
+	// which that is known: a prune that ran before has found nothing.
 	s.garbage.Store(true)
+	defer func() {
+		if err != nil {
+			s.garbage.Store(true)
+		}
+	}()
 	dir, err := s.snaps.OpenDir(path.Join(id, upperDir))
 	if err != nil {
 		return nil, err
