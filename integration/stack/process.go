@@ -60,7 +60,7 @@ func (p *process) running() bool {
 }
 
 // endWait is how long a process may take to end after a signal.
-const endWait = 10 * time.Second
+const endWait = 30 * time.Second
 
 // signal sends a signal and waits for the end, at most for endWait.
 func (p *process) signal(sig os.Signal) error {
@@ -78,7 +78,7 @@ func (p *process) signal(sig os.Signal) error {
 	}
 }
 
-// stop ends the process, by force if it does not end by itself within ten seconds, which is an error.
+// stop ends the process, by force if it does not end by itself in good time, which is an error.
 func (p *process) stop() error {
 	if p == nil {
 		return nil
