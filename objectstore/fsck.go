@@ -304,11 +304,24 @@ func (f *fsck) need(m *marker, typ ObjectType, sum *Checksum) bool {
 	if !m.mark(typ, sum) {
 		return false
 	}
-	if f.have[*sum]&setOf(typ) == 0 {
-		f.problem(Problem{Type: typ, Checksum: *sum, Err: ErrNotExist})
+	if err := f.exists(typ, sum); err != nil {
+		f.problem(Problem{Type: typ, Checksum: *sum, Err: err})
 		return false
 	}
 	return true
+}
+
+// exists returns ErrNotExist for an object that is not there. The shared lock does not keep others from adding objects:
+// one that was not there when its directory was read can be there by now.
+func (f *fsck) exists(typ ObjectType, sum *Checksum) error {
+	if f.have[*sum]&setOf(typ) != 0 {
+		return nil
+	}
+	have, err := f.repo.Has(typ, *sum)
+	if err == nil && !have {
+		err = ErrNotExist
+	}
+	return cause(err)
 }
 
 // cause strips what a Problem says itself.
@@ -333,8 +346,10 @@ func (f *fsck) refs() error {
 
 func (f *fsck) ref(name string, sum Checksum, err error) {
 	f.report.Refs++
-	if err == nil && f.have[sum]&setOf(TypeCommit) == 0 {
-		err = fmt.Errorf("its commit %s %w", sum, ErrNotExist)
+	if err == nil {
+		if err = f.exists(TypeCommit, &sum); err != nil {
+			err = fmt.Errorf("its commit %s %w", sum, err)
+		}
 	}
 	if errors.Is(err, unix.EISDIR) {
 		err = corruptf("a directory")

@@ -160,6 +160,18 @@ func (b *bed) pruner(t *testing.T, needed *liveSet, removed *atomic.Int64) func(
 	}
 }
 
+// checker returns a function for race that checks the repository: what comes and goes meanwhile is no problem.
+func (b *bed) checker(t *testing.T) func(r *rand.Rand) error {
+	t.Helper()
+	return func(*rand.Rand) error {
+		report, err := b.repo.Fsck(t.Context(), objectstore.FsckOptions{})
+		if err == nil {
+			err = report.Err()
+		}
+		return err
+	}
+}
+
 // An import that has decided to reuse an object is never broken by a prune that has planned to remove it
 // (ostree#2474), and neither is a layer that is needed.
 func TestPruneBesideImports(t *testing.T) {
@@ -167,7 +179,7 @@ func TestPruneBesideImports(t *testing.T) {
 	needed := &liveSet{ids: make(map[objectstore.Checksum]int)}
 	var removed atomic.Int64
 	imp, prune := b.importer(t, needed), b.pruner(t, needed, &removed)
-	race(t, imp, imp, imp, prune, prune)
+	race(t, imp, imp, imp, prune, prune, b.checker(t))
 	if removed.Load() == 0 {
 		t.Error("no prune removed anything")
 	}
