@@ -195,12 +195,12 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 			continue
 		}
 		removed, err := p.repo.removeObject(g.typ, g.sum)
-		if err != nil {
-			return stats, err
-		}
 		if removed {
 			stats.Objects++
 			stats.Bytes += g.bytes
+		}
+		if err != nil {
+			return stats, err
 		}
 	}
 	err = p.repo.eachLeftover(time.Now(), func(name string, bytes int64) error {
@@ -290,13 +290,14 @@ func (r *Repo) removeObject(typ ObjectType, sum Checksum) (removed bool, err err
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	if err == nil && typ == TypeCommit {
+	removed = err == nil
+	if removed && typ == TypeCommit {
 		// Only now: a commit without its closure must not lose the mark that says so.
 		if err = r.dir.Unlink(partialName(sum)); errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
 	}
-	return err == nil, objectError(typ, sum, err)
+	return removed, objectError(typ, sum, err)
 }
 
 // writeTombstone leaves the object that tells readers of the repository that a commit was deleted on purpose.
