@@ -1,0 +1,347 @@
+// Package faulttest sweeps an operation on a store: it lets each operation on the disk that it does fail in turn, or has
+// the process killed before it, and demands that the store is whole and that the same again works. It also writes down
+// in which order the operations are done.
+//
+// A [Case] says what is swept. The same one can be given to [Sweep], [KillSweep] and [Order].
+package faulttest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+)
+
+// Err is what an operation fails with that a sweep lets fail.
+var Err = fmt.Errorf("injected fault: %w", unix.ENOSPC)
+
+// A Case is an operation on a store of type S. For its operations on the disk to come in one order, and so to be counted
+// and compared, one goroutine must do them.
+type Case[S io.Closer] struct {
+	// Prepare makes what the operation finds, in an empty directory. It may be nil.
+	Prepare func(t *testing.T, path string)
+	// Open opens the store in path as a process that starts does: what the last one left is brought in order. The hook is
+	// to see all that the store does to the disk.
+	Open func(t *testing.T, path string, hook atfs.Hook) S
+	// Run is the operation. It must be possible to call it again, whether it failed or not.
+	Run func(t *testing.T, s S) error
+	// Check demands what must hold at any time and, with done, after the operation has succeeded.
+	Check func(t *testing.T, s S, done bool)
+	// Survives says which operations on the disk may fail without Run returning an error. It may be nil: none.
+	Survives func(op atfs.Op, name string) bool
+	// Min is a number of operations on the disk that Run is known to do at least.
+	Min int
+}
+
+// A gate is a hook that does something at one operation: the one with the number at, counted from 1 while it is armed.
+type gate struct {
+	at    int
+	death string // deathAfter: only renames are counted
+	act   func() error
+
+	mu    sync.Mutex
+	armed bool
+	n     int
+	op    atfs.Op // at which it was done
+	name  string
+}
+
+func (g *gate) hook(op atfs.Op, name string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.armed || g.death == deathAfter && op != atfs.OpRename {
+		return nil
+	}
+	if g.n++; g.n != g.at {
+		return nil
+	}
+	g.op, g.name = op, name
+	return g.act()
+}
+
+func (g *gate) arm(on bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.armed = on
+}
+
+// fired returns the operation at which something was done.
+func (g *gate) fired() (text string, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return fmt.Sprintf("%s %s", g.op, g.name), g.op != ""
+}
+
+// Sweep runs the case once for each operation that Run and Close do on the disk, and lets that one fail. Then the error
+// must be [Err], the check must hold, and the same again must work without the store having been opened anew; nor must
+// opening it anew change anything. It ends when no operation is left that could fail.
+func Sweep[S io.Closer](t *testing.T, c Case[S]) {
+	t.Helper()
+	c.sweep(t, c.fault)
+}
+
+// sweep calls one with a directory and 1, 2, 3..., until it reports that there was no operation of that number.
+func (c Case[S]) sweep(t *testing.T, one func(t *testing.T, path string, at int) (reached bool)) {
+	t.Helper()
+	dir, _ := Dir(t)
+	for at := 1; ; at++ {
+		reached := false
+		ok := t.Run(strconv.Itoa(at), func(t *testing.T) {
+			path := filepath.Join(dir, strconv.Itoa(at))
+			if err := os.Mkdir(path, 0o711); err != nil {
+				t.Fatal(err)
+			}
+			if c.Prepare != nil {
+				c.Prepare(t, path)
+			}
+			reached = one(t, path, at)
+			if err := os.RemoveAll(path); err != nil {
+				t.Error(err)
+			}
+		})
+		if !ok {
+			return
+		}
+		if !reached {
+			if at <= c.Min {
+				t.Errorf("got %d operations on the disk, want %d or more", at-1, c.Min)
+			}
+			t.Logf("%d operations on the disk", at-1)
+			return
+		}
+	}
+}
+
+func (c Case[S]) fault(t *testing.T, path string, at int) bool {
+	t.Helper()
+	g := &gate{at: at, act: func() error { return Err }}
+	s := c.Open(t, path, g.hook)
+	g.arm(true)
+	err := c.Run(t, s)
+	if what, ok := g.fired(); ok {
+		g.arm(false)
+		c.judge(t, g, err)
+		c.Check(t, s, err == nil)
+		if err != nil {
+			if err := c.Run(t, s); err != nil {
+				t.Errorf("%s failed: the same again: %v", what, err)
+			}
+			c.Check(t, s, true)
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("%s failed: close: %v", what, err)
+		}
+	} else {
+		if err != nil {
+			t.Errorf("nothing failed: got %v", err)
+		}
+		err = s.Close()
+		g.arm(false)
+		if _, ok := g.fired(); ok {
+			c.judge(t, g, err)
+		} else if err != nil {
+			t.Errorf("nothing failed: close: %v", err)
+		}
+	}
+	s = c.Open(t, path, nil)
+	c.Check(t, s, true)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	_, ok := g.fired()
+	return ok
+}
+
+// judge fails the test if the error is not that of the operation that failed, on one line.
+func (c Case[S]) judge(t *testing.T, g *gate, err error) {
+	t.Helper()
+	what, _ := g.fired()
+	switch {
+	case err == nil && c.Survives != nil && c.Survives(g.op, g.name):
+	case !errors.Is(err, Err):
+		t.Errorf("%s failed: got error %v, want %v", what, err, Err)
+	case strings.Contains(err.Error(), "\n"):
+		t.Errorf("%s failed: error has several lines: %v", what, err)
+	}
+}
+
+// childEnv tells a process that it is a child: how it is to die, the number of the operation, and the directory.
+const childEnv = "OSTREE_SNAPSHOTTER_TEST_KILL"
+
+// IsChild reports whether this process is one that a sweep kills. What the test needs, its parent has looked for.
+func IsChild() bool {
+	_, ok := os.LookupEnv(childEnv)
+	return ok
+}
+
+// How a child dies.
+const (
+	deathBefore = "before" // the operation
+	deathAfter  = "after"  // a rename, of which alone it counts, at the next write to a file
+)
+
+// KillSweep runs the case once for each operation that Run and Close do on the disk, in a process that is killed before
+// that operation. Then the store is opened, the check must hold, and the same again must work.
+//
+// The process is the test binary, which runs the test that called KillSweep and nothing else.
+func KillSweep[S io.Closer](t *testing.T, c Case[S]) {
+	t.Helper()
+	c.killSweep(t, deathBefore)
+}
+
+// KillAfterRenameSweep is KillSweep with a process that dies when it next writes to a file after a rename, be it one that
+// the hook does not see: in the middle of the transaction of a database.
+func KillAfterRenameSweep[S io.Closer](t *testing.T, c Case[S]) {
+	t.Helper()
+	c.Min = 1
+	c.killSweep(t, deathAfter)
+}
+
+func (c Case[S]) killSweep(t *testing.T, death string) {
+	t.Helper()
+	if value, ok := os.LookupEnv(childEnv); ok {
+		var g gate
+		var path string
+		if _, err := fmt.Sscan(value, &g.death, &g.at, &path); err != nil {
+			t.Fatal(err)
+		}
+		c.child(t, path, &g)
+		return
+	}
+	c.sweep(t, func(t *testing.T, path string, at int) bool {
+		t.Helper()
+		return c.kill(t, path, death, at)
+	})
+}
+
+// reachedText is what a child writes that came to its operation and lived on.
+const reachedText = "faulttest: lived on"
+
+func (c Case[S]) child(t *testing.T, path string, g *gate) {
+	t.Helper()
+	g.act = func() error { return die(g.death) }
+	s := c.Open(t, path, g.hook)
+	g.arm(true)
+	if err := c.Run(t, s); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, ok := g.fired(); ok {
+		fmt.Println(reachedText)
+	}
+}
+
+// die kills the process, now or when it next writes to a file: the kernel then sends SIGXFSZ, which Go would ignore.
+func die(death string) error {
+	if death == deathAfter {
+		var byDefault [4]uintptr // a struct sigaction, as the kernel has it
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGXFSZ), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
+		if errno != 0 {
+			return errno
+		}
+		return errors.Join(unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}), unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{}))
+	}
+	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	select {} // until it has come
+}
+
+func (c Case[S]) kill(t *testing.T, path, death string, at int) (reached bool) {
+	t.Helper()
+	name := strings.TrimSuffix(t.Name(), "/"+strconv.Itoa(at))
+	out, killed := RunChild(t, name, fmt.Sprintf("%s=%s %d %s", childEnv, death, at, path))
+	s := c.Open(t, path, nil)
+	c.Check(t, s, !killed)
+	if killed {
+		if err := c.Run(t, s); err != nil {
+			t.Errorf("killed: the same again: %v", err)
+		}
+		c.Check(t, s, true)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	return killed || strings.Contains(out, reachedText)
+}
+
+// RunChild runs one test of this test binary in a process of its own, with something added to the environment, and
+// returns what it wrote and whether it was killed. It fails the test if the process ends in another way than that or by
+// success.
+func RunChild(t *testing.T, test, env string) (out string, killed bool) {
+	t.Helper()
+	parts := strings.Split(test, "/")
+	for i, p := range parts {
+		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+strings.Join(parts, "/"), "-test.count=1")
+	cmd.Env = append(os.Environ(), env)
+	b, err := cmd.CombinedOutput()
+	out = string(b)
+	if err == nil {
+		return out, false
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		ws, ok := exit.Sys().(syscall.WaitStatus)
+		if ok && ws.Signaled() && (ws.Signal() == unix.SIGKILL || ws.Signal() == unix.SIGXFSZ) {
+			return out, true
+		}
+	}
+	t.Fatalf("child: %v\n%s", err, out)
+	return out, false
+}
+
+// Dir mounts a file system in memory until the test ends, or makes a directory where that cannot be done. A sweep
+// syncs thousands of times: on a disk it would wait for all that others have to write.
+func Dir(t *testing.T) (dir string, mounted bool) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := unix.Mount("faulttest", dir, "tmpfs", 0, "mode=0711"); err != nil {
+		return dir, false
+	}
+	t.Cleanup(func() {
+		// A test that has failed may have left files open.
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir, true
+}
+
+// WithFiles calls f while the process may open no more than so many files beside those it has open. Whatever else the
+// process does suffers too: it is for a test that runs alone, or for a child.
+func WithFiles(t *testing.T, more int, f func() error) error {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	limit := unix.Rlimit{Cur: uint64(len(open) - 1 + more), Max: old.Max} // the list has itself in it
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Error(err)
+		}
+	}()
+	return f()
+}
