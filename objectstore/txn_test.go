@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -21,8 +20,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
-
-var update = flag.Bool("update", false, "rewrite the files in testdata")
 
 // hooked opens a directory of its own whose operations hook sees.
 func hooked(tb testing.TB, hook atfs.Hook) *atfs.Dir {
@@ -81,124 +78,6 @@ func storeSmall(ctx context.Context, repo *objectstore.Repo, root *objecttest.No
 		return err
 	}
 	return txn.Commit(ctx, objectstore.CommitOptions{Sync: sync})
-}
-
-// TestEachOperationFails lets each operation of a transaction fail in turn. Every time the repository must be whole,
-// and the same transaction must then go through.
-func TestEachOperationFails(t *testing.T) {
-	root := smallTree(t)
-	errInjected := fmt.Errorf("injected error: %w", unix.ENOSPC)
-	seen := make(map[atfs.Op]bool)
-	for i := 0; ; i++ {
-		var mu sync.Mutex
-		armed, n := false, 0
-		dir := hooked(t, func(op atfs.Op, _ string) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if !armed {
-				return nil
-			}
-			n++
-			if n-1 == i {
-				seen[op] = true
-				return errInjected
-			}
-			return nil
-		})
-		repo, err := objectstore.Create(dir, objectstore.ModeBare)
-		if err != nil {
-			t.Fatal(err)
-		}
-		arm := func(on bool) {
-			mu.Lock()
-			defer mu.Unlock()
-			armed = on
-		}
-		arm(true)
-		err = storeSmall(t.Context(), repo, root, true)
-		arm(false)
-		done := err == nil
-		if !done && (!errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "injected error")) {
-			t.Fatalf("operation %d: got %v, want the injected error", i, err)
-		}
-		checkWhole(t, repo, i)
-		if names, err := dir.ReadFile("refs/heads/dir/ref", 100); err == nil && len(names) != 65 {
-			t.Errorf("operation %d: the ref has %d bytes", i, len(names))
-		}
-		if err := storeSmall(t.Context(), repo, root, true); err != nil {
-			t.Errorf("operation %d: the retry failed: %v", i, err)
-		}
-		checkWhole(t, repo, i)
-		if _, err := repo.Ref("dir/ref"); err != nil {
-			t.Errorf("operation %d: after the retry: %v", i, err)
-		}
-		if err := repo.Close(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			t.FailNow()
-		}
-		if done {
-			t.Logf("%d operations", i)
-			break
-		}
-	}
-	for _, op := range []atfs.Op{
-		atfs.OpMkdir, atfs.OpTmpFile, atfs.OpWrite, atfs.OpChmod, atfs.OpUtimes, atfs.OpLink, atfs.OpSymlink, atfs.OpSyncFS,
-		atfs.OpSync, atfs.OpRename,
-	} {
-		if !seen[op] {
-			t.Errorf("no %s was made to fail", op)
-		}
-	}
-}
-
-func checkWhole(t *testing.T, repo *objectstore.Repo, i int) {
-	t.Helper()
-	report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{Workers: 1})
-	if err == nil {
-		err = report.Err()
-	}
-	if err != nil {
-		t.Errorf("operation %d: fsck: %v", i, err)
-	}
-	if i%16 == 0 && objecttest.HasOstree() {
-		objecttest.Ostree(t, repo, "fsck", "--quiet")
-	}
-}
-
-// TestOrderOfCommit pins the order of operations of a transaction with Sync: objects, syncfs, then refs.
-func TestOrderOfCommit(t *testing.T) {
-	needsRoot(t)
-	var trace bytes.Buffer
-	old := unix.Umask(0o022)
-	defer unix.Umask(old)
-	repo := objecttest.NewRepoAt(t, hooked(t, func(op atfs.Op, name string) error {
-		fmt.Fprintf(&trace, "%s: %s\n", op, name)
-		return nil
-	}))
-	trace.Reset()
-	if err := storeSmall(t.Context(), repo, smallTree(t), true); err != nil {
-		t.Fatal(err)
-	}
-	got := regexp.MustCompile(`(ref|obj|link)-[A-Z2-7]{26}`).ReplaceAllString(trace.String(), "$1-RANDOM")
-	const golden = "testdata/order-of-commit.txt"
-	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("order of operations (-%s +got); rewrite with -update:\n%s", golden, diff)
-	}
-	before, after, ok := strings.Cut(got, "syncfs: objects\n")
-	if !ok || strings.Contains(before, "refs/") || strings.Contains(after, ": objects/") {
-		t.Error("objects must be durable before the first ref is touched")
-	}
 }
 
 // TestExistingObjectsAreNotWritten stores the same twice: the second time nothing but the lock may be touched.
