@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -210,6 +211,7 @@ func (p *PrunePlan) dead(ctx context.Context) (*garbage, error) {
 			g.layers[id] = struct{}{}
 		}
 	}
+	slices.Sort(g.refs)
 	short := make(map[string]struct{})
 	for id := range live {
 		short[id.String()[:shortID]] = struct{}{}

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -138,16 +139,17 @@ func (r *recovery) judge(ctx context.Context, objects []objectstore.ObjectName) 
 			return err
 		}
 	}
-	for _, rec := range r.layers { // with a damaged one, refs cannot be listed
-		if err := r.removeDamagedRefs(lock, rec.refs); err != nil {
+	ids := slices.SortedFunc(maps.Keys(r.layers), func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) })
+	for _, id := range ids { // with a damaged one, refs cannot be listed
+		if err := r.removeDamagedRefs(lock, r.layers[id].refs); err != nil {
 			return err
 		}
 	}
-	for id, rec := range r.layers {
+	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		if err := r.layer(ctx, lock, id, rec); err != nil {
+		if err := r.layer(ctx, lock, id, r.layers[id]); err != nil {
 			return err
 		}
 	}

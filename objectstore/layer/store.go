@@ -99,11 +99,14 @@ func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err e
 	if s.root, err = root.OpenDir("."); err != nil {
 		return nil, err
 	}
-	for name, dir := range map[string]**atfs.Dir{layersDir: &s.layers, tmpDir: &s.tmp} {
-		if err := s.root.MkdirAll(name, 0o700); err != nil {
+	for _, d := range []struct {
+		name string
+		dir  **atfs.Dir
+	}{{layersDir, &s.layers}, {tmpDir, &s.tmp}} {
+		if err := s.root.MkdirAll(d.name, 0o700); err != nil {
 			return nil, err
 		}
-		if *dir, err = s.root.OpenDir(name); err != nil {
+		if *d.dir, err = s.root.OpenDir(d.name); err != nil {
 			return nil, err
 		}
 	}
