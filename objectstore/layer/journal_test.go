@@ -41,9 +41,15 @@ func newBed(t testing.TB, opts Options) *bed {
 
 func (b *bed) open(t testing.TB, opts Options) {
 	t.Helper()
+	if err := b.tryOpen(opts); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bed) tryOpen(opts Options) error {
 	plain, err := atfs.Open(b.path)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer plain.Close()
 	root, err := plain.WithHook(func(op atfs.Op, name string) error {
@@ -53,15 +59,15 @@ func (b *bed) open(t testing.TB, opts Options) {
 		return b.hook(op, name)
 	})
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer root.Close()
 	if err := root.MkdirAll("repo", 0o700); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	dir, err := root.OpenDir("repo")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer dir.Close()
 	b.repo, err = objectstore.Open(dir)
@@ -69,22 +75,31 @@ func (b *bed) open(t testing.TB, opts Options) {
 		b.repo, err = objectstore.Create(dir, objectstore.ModeBare)
 	}
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	if b.Store, err = Open(root, b.repo, opts); err != nil {
-		t.Fatal(err)
+	s, err := Open(root, b.repo, opts)
+	if err != nil {
+		return errors.Join(err, b.repo.Close())
 	}
+	b.Store = s
+	return nil
+}
+
+// Close closes the store and its repository.
+func (b *bed) Close() error {
+	if b.Store == nil {
+		return nil
+	}
+	err := errors.Join(b.Store.Close(), b.repo.Close())
+	b.Store = nil
+	return err
 }
 
 func (b *bed) close(t testing.TB) {
 	t.Helper()
-	if b.Store == nil {
-		return
-	}
-	if err := errors.Join(b.Close(), b.repo.Close()); err != nil {
+	if err := b.Close(); err != nil {
 		t.Error(err)
 	}
-	b.Store = nil
 }
 
 // crash closes the store as the death of the process would: nothing is synced and the journal stays.
@@ -507,52 +522,4 @@ func FuzzParseJournal(f *testing.F) {
 			t.Errorf("got %+v, then %+v", r, again)
 		}
 	})
-}
-
-// Whichever operation of an import with a journal fails, the import says so and a retry works, and nothing that is not
-// true stays in the journal.
-func TestJournalFaults(t *testing.T) {
-	for i := 1; ; i++ {
-		failed := false
-		t.Run(fmt.Sprint(i), func(t *testing.T) {
-			b := newBed(t, Options{Journal: true, Workers: 1})
-			n := 0
-			var mu sync.Mutex
-			b.hook = func(atfs.Op, string) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if n++; n == i {
-					failed = true
-					return unix.ENOSPC
-				}
-				return nil
-			}
-			tar := makeTar(t, file("a", "a"), file("b", "b"))
-			h, err := b.Import(t.Context(), bytes.NewReader(tar), ImportOptions{Blob: someBlob})
-			if err == nil {
-				err = h.Release()
-			}
-			if failed && !errors.Is(err, unix.ENOSPC) || !failed && err != nil {
-				t.Errorf("got %v", err)
-			}
-			b.hook = nil
-			l := b.importBlob(t, tar, someBlob)
-			b.crash(t)
-			b.open(t, Options{Journal: true})
-			r, err := b.Recover(t.Context(), nil)
-			if err != nil || len(r.Lost)+len(r.Damaged) != 0 || b.whole(l.ID) != nil {
-				t.Errorf("got %+v, %v", r, err)
-			}
-			if p := b.problems(t); len(p) != 0 {
-				t.Errorf("fsck: %v", p)
-			}
-			checkStore(t, b.path)
-		})
-		if !failed || t.Failed() {
-			if i < 20 {
-				t.Errorf("only %d operations", i)
-			}
-			return
-		}
-	}
 }

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -19,10 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 // makeRecipe writes the recipe of a stream that is cut into pieces: raw bytes, and contents, which are negative lengths.
 func makeRecipe(t testing.TB, stream []byte, pieces []int) (recipe []byte, contents [][]byte) {
@@ -104,7 +102,7 @@ func TestRecipeGolden(t *testing.T) {
 	recipe, err := os.ReadFile(filepath.Join(root, "repo/objects", objectstore.LoosePath(l.Recipe, objectstore.TypeFile)))
 	must(t, err)
 	const name = "testdata/recipe.golden"
-	if *update {
+	if *faulttest.Update {
 		must(t, os.WriteFile(name, recipe, 0o644))
 	}
 	want, err := os.ReadFile(name)

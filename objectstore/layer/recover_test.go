@@ -5,13 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sort"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -295,163 +293,6 @@ func TestRecoverPruned(t *testing.T) {
 	r, err := b.Recover(t.Context(), func(context.Context, LostLayer) error { return errors.New("not to be called") })
 	if err != nil || r.Entries != 1 || len(r.Lost)+len(r.Remade)+len(r.Damaged) != 0 {
 		t.Errorf("got %+v, %v, want one entry and nothing lost", r, err)
-	}
-}
-
-const (
-	killEnv    = "OSTREE_SNAPSHOTTER_TEST_KILL" // path, and the number of the operation to be killed at
-	syncedFile = "synced"                       // made when nothing is left to be lost
-	rowFile    = "rows"                         // what metadata.db is to the snapshotter: durable, one layer a line
-)
-
-// TestKillChild is the process that TestKillAndPowerLoss kills.
-func TestKillChild(t *testing.T) {
-	path, at, ok := strings.Cut(os.Getenv(killEnv), ":")
-	if !ok {
-		t.Skip("is started by TestKillAndPowerLoss")
-	}
-	limit, err := strconv.Atoi(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &bed{path: path}
-	n := make(chan int, 1)
-	n <- 0
-	syncing := false
-	b.hook = func(op atfs.Op, _ string) error {
-		i := <-n + 1
-		if syncing { // and has synced
-			if err := os.WriteFile(filepath.Join(path, syncedFile), nil, 0o600); err != nil {
-				return err
-			}
-		}
-		syncing = op == atfs.OpSyncFS
-		if i == limit {
-			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-			select {}
-		}
-		n <- i
-		return nil
-	}
-	b.open(t, Options{Journal: true, Boot: "before", Workers: 1})
-	for i := range 2 {
-		l := importTar(t, b.Store, killTar(t, i))
-		checkOut(t, b.Store, path, l.ID)
-		rows, err := os.OpenFile(filepath.Join(path, rowFile), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintln(rows, l.ID)
-		if err := rows.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b.close(t)
-}
-
-// truncateObjects is a power failure before anything was written back.
-func truncateObjects(t testing.TB, path string) {
-	t.Helper()
-	err := filepath.WalkDir(filepath.Join(path, "repo/objects"), func(name string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			err = os.Truncate(name, 0)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func killTar(t testing.TB, i int) []byte {
-	t.Helper()
-	return makeTar(t, file("same", "in both"), dir("d"), file("d/own", fmt.Sprint("only in ", i)))
-}
-
-// Killed at any operation, with all that was not synced lost on top: every layer that somebody recorded is whole after
-// the next start or reported as lost, and after the prune that follows each start no object is damaged.
-func TestKillAndPowerLoss(t *testing.T) {
-	testenv.NeedsRoot(t)
-	step := 1
-	if testing.Short() {
-		step = 7
-	}
-	for i := 1; ; i += step {
-		done := false
-		t.Run(strconv.Itoa(i), func(t *testing.T) {
-			b := &bed{path: t.TempDir()}
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKillChild$")
-			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%d", killEnv, b.path, i))
-			out, err := cmd.CombinedOutput()
-			var exit *exec.ExitError
-			switch {
-			case err == nil:
-				done = true
-			case !errors.As(err, &exit) || exit.Sys().(interface{ Signaled() bool }).Signaled() == false:
-				t.Fatalf("%v\n%s", err, out)
-			}
-			if _, err := os.Stat(filepath.Join(b.path, "layers")); err != nil {
-				return // killed before there was a store
-			}
-			if _, err := os.Stat(filepath.Join(b.path, syncedFile)); err != nil {
-				truncateObjects(t, b.path)
-			}
-			b.open(t, Options{Journal: true, Boot: "after"})
-			defer b.close(t)
-			if err := b.SweepTmp(); err != nil {
-				t.Fatal(err)
-			}
-			again := false
-			r, err := b.Recover(t.Context(), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			lost := make(map[objectstore.Checksum]bool)
-			for _, l := range r.Lost {
-				lost[l.ID] = true
-			}
-			rows, err := os.Open(filepath.Join(b.path, rowFile))
-			live := make(map[objectstore.Checksum]struct{})
-			if err == nil {
-				defer rows.Close()
-				data, err := io.ReadAll(rows)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, line := range strings.Fields(string(data)) {
-					id, err := objectstore.ParseChecksum(line)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if err := b.whole(id); err != nil && !lost[id] {
-						t.Errorf("layer %s: %v, and not reported", id, err)
-					}
-					if !lost[id] {
-						live[id] = struct{}{}
-					}
-					again = true
-				}
-			}
-			plan, err := b.PlanPrune(t.Context(), func(context.Context) (map[objectstore.Checksum]struct{}, error) { return live, nil })
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := plan.Execute(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if p := b.problems(t); len(p) != 0 {
-				t.Errorf("fsck: %v", p)
-			}
-			if done && (!again || len(r.Lost) != 0 || r.Entries != 0) {
-				t.Errorf("clean stop: got %+v", r)
-			}
-			for i := range 2 { // a retry works
-				checkOut(t, b.Store, b.path, importTar(t, b.Store, killTar(t, i)).ID)
-			}
-		})
-		if done || t.Failed() {
-			return
-		}
 	}
 }
 

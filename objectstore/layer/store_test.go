@@ -73,6 +73,12 @@ func checkStore(t testing.TB, path string) {
 			}
 		}
 	}
+	checkOstree(t, path)
+}
+
+// checkOstree has ostree(1), where it is installed, judge a store.
+func checkOstree(t testing.TB, path string) {
+	t.Helper()
 	if _, err := exec.LookPath("ostree"); err != nil {
 		return
 	}
