@@ -40,45 +40,47 @@ type newDirectory struct {
 func (n newDirectory) empty() bool { return n.kind == snapshots.KindView && n.parent }
 
 // makeDirectory makes a snapshot's directory in tmp/ and returns its name there.
-func (s *Snapshotter) makeDirectory(n newDirectory) (name string, err error) {
-	name = newPrefix + rand.Text()
+func (s *Snapshotter) makeDirectory(n newDirectory) (string, error) {
+	name := newPrefix + rand.Text()
 	if n.empty() {
 		return name, nil
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.tmp.RemoveAll(name))
-		}
-	}()
+	if err := s.fillDirectory(name, n); err != nil {
+		return "", errors.Join(err, s.tmp.RemoveAll(name))
+	}
+	return name, nil
+}
+
+func (s *Snapshotter) fillDirectory(name string, n newDirectory) (err error) {
 	if err := s.tmp.Mkdir(name, 0o700); err != nil {
-		return "", err
+		return err
 	}
 	dir, err := s.tmp.OpenDir(name)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	if err := dir.Mkdir(upperDir, 0o755); err != nil {
-		return "", err
+		return err
 	}
 	if n.uid != 0 || n.gid != 0 {
 		if err := dir.Chown(upperDir, n.uid, n.gid); err != nil {
-			return "", err
+			return err
 		}
 	}
 	if n.kind != snapshots.KindActive {
-		return name, nil
+		return nil
 	}
 	if err := dir.Mkdir(workDir, 0o711); err != nil {
-		return "", err
+		return err
 	}
-	if n.staged != nil {
-		if err := dir.WriteFile(stagedFile, nil, 0o600, false); err != nil {
-			return "", err
-		}
-		return name, dir.WriteFile(layerFile, []byte(n.staged.ID.String()+"\n"), 0o600, false)
+	if n.staged == nil {
+		return nil
 	}
-	return name, nil
+	if err := dir.WriteFile(stagedFile, nil, 0o600, false); err != nil {
+		return err
+	}
+	return dir.WriteFile(layerFile, []byte(n.staged.ID.String()+"\n"), 0o600, false)
 }
 
 // A directory is what the files beside the upper directory of an active snapshot say.

@@ -20,9 +20,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
+	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -667,6 +670,32 @@ func TestOrphansAreSwept(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("%s has %q, want %q", dir, got, want)
 		}
+	}
+}
+
+// A snapshot whose directory cannot be made leaves nothing, and the error says one thing.
+func TestFailedPrepareLeavesNothing(t *testing.T) {
+	snaptest.NeedsRoot(t)
+	root, err := objecttest.OpenDir(t, t.TempDir()).WithHook(func(_ atfs.Op, name string) error {
+		if strings.HasPrefix(name, "tmp/snapshot-new-") && strings.HasSuffix(name, "/work") {
+			return unix.ENOSPC
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	_, err = e.Prepare(t.Context(), "a", "")
+	if !errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got %v, want ENOSPC alone", err)
+	}
+	if names, err := os.ReadDir(filepath.Join(e.Path, "tmp")); err != nil || len(names) != 0 {
+		t.Errorf("tmp: got %v, %v, want nothing", names, err)
 	}
 }
 

@@ -27,6 +27,8 @@ type Env struct {
 	Repo  *objectstore.Repo
 	Store *layer.Store
 	*snapshotter.Snapshotter
+
+	Recovery *layer.Recovery // of what the last process left
 }
 
 // Open opens the snapshotter below path, making what is missing. Close closes it all.
@@ -43,7 +45,8 @@ func OpenWith(ctx context.Context, path string, layers layer.Options, opts ...sn
 	return OpenAt(ctx, root, layers, opts...)
 }
 
-// OpenAt is OpenWith below a directory, which Close closes too. Its hook sees what is done.
+// OpenAt is OpenWith below a directory, which Close closes too. Its hook sees what all but metadata.db do. As when the
+// daemon starts, what the last process left is brought in order; a layer that lacks something is lost.
 func OpenAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...snapshotter.Option) (_ *Env, err error) {
 	e := &Env{Path: root.Path(), Root: root}
 	defer func() {
@@ -66,6 +69,12 @@ func OpenAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 		return nil, err
 	}
 	if e.Store, err = layer.Open(e.Root, e.Repo, layers); err != nil {
+		return nil, err
+	}
+	if err := e.Store.SweepTmp(); err != nil {
+		return nil, err
+	}
+	if e.Recovery, err = e.Store.Recover(ctx, nil); err != nil {
 		return nil, err
 	}
 	e.Snapshotter, err = snapshotter.New(ctx, e.Root, e.Store, opts...)
