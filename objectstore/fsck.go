@@ -98,17 +98,24 @@ type fsck struct {
 	have map[Checksum]typeSet // objects that are there while the connections are followed
 }
 
-func (f *fsck) problem(p Problem) {
+// problem records a problem, or returns its error if that is one of this process, which says nothing about the object.
+func (f *fsck) problem(p Problem) error {
+	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(p.Err, ours) {
+			return p.Err
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	key := fsckKey{p.Type, p.Checksum}
 	if _, known := f.bad[key]; known && p.Ref == "" {
-		return
+		return nil
 	}
 	if p.Ref == "" {
 		f.bad[key] = struct{}{}
 	}
 	f.report.Problems = append(f.report.Problems, p)
+	return nil
 }
 
 // hashObjects verifies each object by itself.
@@ -139,7 +146,9 @@ func (f *fsck) hashObjects(ctx context.Context) error {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
-				f.check(objects[i])
+				if err := f.check(objects[i]); err != nil {
+					return err
+				}
 				f.progress(int64(len(objects)))
 			}
 		})
@@ -158,17 +167,20 @@ func (f *fsck) progress(total int64) {
 }
 
 // check verifies one object. One that has been pruned meanwhile is none.
-func (f *fsck) check(k fsckKey) {
+func (f *fsck) check(k fsckKey) error {
 	err := f.repo.verify(k.typ, k.sum)
 	if errors.Is(err, fs.ErrNotExist) {
-		return
+		return nil
 	}
 	if err != nil {
-		f.problem(Problem{Type: k.typ, Checksum: k.sum, Err: err})
+		if err := f.problem(Problem{Type: k.typ, Checksum: k.sum, Err: err}); err != nil {
+			return err
+		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.report.Objects++
+	return nil
 }
 
 // Verify reads an object and compares it with its name: ErrCorrupt if it is something else, ErrNotExist if there is
@@ -268,11 +280,12 @@ func (f *fsck) commit(ctx context.Context, m *marker, sum Checksum) error {
 	}
 	c, err := f.repo.Commit(sum)
 	if err != nil {
-		f.problem(Problem{Type: TypeCommit, Checksum: sum, Err: cause(err)})
-		return nil
+		return f.problem(Problem{Type: TypeCommit, Checksum: sum, Err: cause(err)})
 	}
 	f.report.Commits++
-	f.need(m, TypeDirMeta, &c.Meta)
+	if _, err := f.need(m, TypeDirMeta, &c.Meta); err != nil {
+		return err
+	}
 	todo := []Checksum{c.Tree}
 	for len(todo) > 0 {
 		if ctx.Err() != nil {
@@ -280,19 +293,27 @@ func (f *fsck) commit(ctx context.Context, m *marker, sum Checksum) error {
 		}
 		tree := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		if !f.need(m, TypeDirTree, &tree) {
+		if fresh, err := f.need(m, TypeDirTree, &tree); err != nil {
+			return err
+		} else if !fresh {
 			continue
 		}
 		t, err := f.repo.DirTree(tree)
 		if err != nil {
-			f.problem(Problem{Type: TypeDirTree, Checksum: tree, Err: cause(err)})
+			if err := f.problem(Problem{Type: TypeDirTree, Checksum: tree, Err: cause(err)}); err != nil {
+				return err
+			}
 			continue
 		}
 		for i := range t.Files {
-			f.need(m, TypeFile, &t.Files[i].Checksum)
+			if _, err := f.need(m, TypeFile, &t.Files[i].Checksum); err != nil {
+				return err
+			}
 		}
 		for i := range t.Dirs {
-			f.need(m, TypeDirMeta, &t.Dirs[i].Meta)
+			if _, err := f.need(m, TypeDirMeta, &t.Dirs[i].Meta); err != nil {
+				return err
+			}
 			todo = append(todo, t.Dirs[i].Tree)
 		}
 	}
@@ -300,15 +321,14 @@ func (f *fsck) commit(ctx context.Context, m *marker, sum Checksum) error {
 }
 
 // need records an object as missing if it is. It reports whether it is there and was not seen before.
-func (f *fsck) need(m *marker, typ ObjectType, sum *Checksum) bool {
+func (f *fsck) need(m *marker, typ ObjectType, sum *Checksum) (bool, error) {
 	if !m.mark(typ, sum) {
-		return false
+		return false, nil
 	}
 	if err := f.exists(typ, sum); err != nil {
-		f.problem(Problem{Type: typ, Checksum: *sum, Err: err})
-		return false
+		return false, f.problem(Problem{Type: typ, Checksum: *sum, Err: err})
 	}
-	return true
+	return true, nil
 }
 
 // exists returns ErrNotExist for an object that is not there. The shared lock does not keep others from adding objects:
@@ -338,13 +358,12 @@ func (f *fsck) refs() error {
 	var uncached *refCache
 	return f.repo.eachTop(func(d *atfs.Dir, prefix string) error {
 		return uncached.walk(d, ".", func(name string, sum Checksum, err error) error {
-			f.ref(prefix+name, sum, err)
-			return nil
+			return f.ref(prefix+name, sum, err)
 		})
 	})
 }
 
-func (f *fsck) ref(name string, sum Checksum, err error) {
+func (f *fsck) ref(name string, sum Checksum, err error) error {
 	f.report.Refs++
 	if err == nil {
 		if err = f.exists(TypeCommit, &sum); err != nil {
@@ -355,6 +374,7 @@ func (f *fsck) ref(name string, sum Checksum, err error) {
 		err = corruptf("a directory")
 	}
 	if err != nil {
-		f.problem(Problem{Type: TypeCommit, Checksum: sum, Ref: name, Err: err})
+		return f.problem(Problem{Type: TypeCommit, Checksum: sum, Ref: name, Err: err})
 	}
+	return nil
 }

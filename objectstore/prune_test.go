@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
@@ -377,6 +378,35 @@ func TestFsckRefs(t *testing.T) {
 		}
 		if err := repo.Dir().Unlink("refs/heads/" + name); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestFsckWithFewFiles has fsck run out of files while it hashes: it must say so, and call nothing damaged.
+func TestFsckWithFewFiles(t *testing.T) {
+	dir := objecttest.OpenDir(t, t.TempDir())
+	repo := objecttest.NewRepoAt(t, dir)
+	files := make(map[string]*objecttest.Node)
+	for i := range 8 {
+		name := fmt.Sprint(i)
+		files[name] = objecttest.File(0o644, strings.Repeat(name, 4<<20))
+	}
+	objecttest.Commit(t, repo, "ref", objecttest.Dir(0o755, files))
+	failed := true
+	for more := 1; failed; more++ {
+		err := faulttest.WithFiles(t, more, func() error {
+			repo, err := objectstore.Open(dir)
+			if err != nil {
+				return err
+			}
+			report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{Workers: 8})
+			if err == nil {
+				err = report.Err()
+			}
+			return errors.Join(err, repo.Close())
+		})
+		if failed = err != nil; failed && !errors.Is(err, unix.EMFILE) {
+			t.Errorf("with %d files: got %v, want EMFILE", more, err)
 		}
 	}
 }
