@@ -119,7 +119,7 @@ func TestStartErrors(t *testing.T) {
 // once there is room the pull succeeds.
 func TestFullDisk(t *testing.T) {
 	needsHost(t)
-	root := smallDisk(t, 900<<20)
+	root := testenv.NewDisk(t, "ext4", 900<<20, "-q", "-m", "0").Dir
 	ballast := filepath.Join(root, "ballast")
 	out, err := exec.Command("fallocate", "--length", fmt.Sprint(640<<20), ballast).CombinedOutput()
 	if err != nil {
@@ -144,31 +144,4 @@ func TestFullDisk(t *testing.T) {
 	e.must(e.Pull(t.Context(), defaultNS, tiny))
 	e.ctr(defaultNS, "images", "rm", "--sync", tiny)
 	e.empty()
-}
-
-// smallDisk mounts an ext4 file system of a size for the test and returns where.
-func smallDisk(t *testing.T, size int64) string {
-	t.Helper()
-	testenv.NeedsLoop(t)
-	mkfs := testenv.NeedsTool(t, "mkfs.ext4")
-	dir := t.TempDir()
-	image, target := filepath.Join(dir, "image"), filepath.Join(dir, "mnt")
-	f, err := os.Create(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(f.Truncate(size), f.Close(), os.Mkdir(target, 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{{mkfs, "-q", "-F", "-m", "0", image}, {"mount", "-o", "loop", image, target}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-		}
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", target).CombinedOutput(); err != nil {
-			t.Errorf("umount %s: %v\n%s", target, err, out)
-		}
-	})
-	return target
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -109,7 +110,7 @@ func TestCheckoutLinkLimit(t *testing.T) {
 	if testing.Short() {
 		t.Skip("makes 65,000 files")
 	}
-	s, root := openStore(t, loopFS(t, "ext4", 256<<20, "-q", "-b", "4096"), Options{Workers: 1})
+	s, root := openStore(t, testenv.NewDisk(t, "ext4", 256<<20, "-q", "-b", "4096").Dir, Options{Workers: 1})
 	const limit = 65000
 	var entries []tarEntry
 	for i := range limit - 2 { // less the object, and b/one
@@ -163,15 +164,14 @@ func TestCheckoutReflink(t *testing.T) {
 	for _, tt := range []struct {
 		kind  string
 		size  int64
-		mkfs  []string
 		share bool
 	}{
-		{"xfs", 512 << 20, []string{"-q"}, true},
-		{"btrfs", 256 << 20, []string{"-q"}, true},
-		{"ext4", 64 << 20, []string{"-q"}, false},
+		{"xfs", 512 << 20, true},
+		{"btrfs", 256 << 20, true},
+		{"ext4", 64 << 20, false},
 	} {
 		t.Run(tt.kind, func(t *testing.T) {
-			s, path := openStore(t, loopFS(t, tt.kind, tt.size, tt.mkfs...), Options{})
+			s, path := openStore(t, testenv.NewDisk(t, tt.kind, tt.size, "-q").Dir, Options{})
 			content := strings.Repeat("0123456789abcdef", 8192)
 			importTar(t, s, makeTar(t, file("first", content)))
 			l := importTar(t, s, makeTar(t, file("second", content, at(when.Add(time.Hour)))))

@@ -1,38 +1,12 @@
 package layer
 
 import (
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
-
-// loopFS makes a file system of a kind in a file and mounts it until the test ends.
-func loopFS(t *testing.T, kind string, size int64, mkfs ...string) string {
-	t.Helper()
-	bin, err := exec.LookPath("mkfs." + kind)
-	if err != nil {
-		t.Skipf("mkfs.%s is not installed", kind)
-	}
-	image := filepath.Join(t.TempDir(), "image")
-	f, err := os.Create(image)
-	must(t, err)
-	must(t, f.Truncate(size))
-	must(t, f.Close())
-	if out, err := exec.Command(bin, append(mkfs, image)...).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.%s: %v\n%s", kind, err, out)
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", kind, "-o", "loop", image, dir).CombinedOutput(); err != nil {
-		t.Skipf("cannot mount a loop device with %s: %v\n%s", kind, err, out)
-	}
-	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
-	return dir
-}
 
 // mountOverlay mounts lower directories, lowest first, below an upper one, and returns the merged directory and a
 // function that unmounts it. upper is "" for a read-only mount.
