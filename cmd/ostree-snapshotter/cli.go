@@ -9,6 +9,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 // cli is one run of the program: where it writes and what its flags say.
@@ -22,6 +24,8 @@ type cli struct {
 	daemonAddress     string // our daemon's socket; "" stands for the configuration's
 	containerdAddress string // containerd's socket; "" stands for the environment's or the configuration's
 	namespace         string // containerd namespace; "" stands for all
+
+	openDir func(name string) (*atfs.Dir, error) // opens the directories of a store; tests see there what is done to them
 }
 
 func (c *cli) rootCommand() *cobra.Command {

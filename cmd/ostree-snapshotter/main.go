@@ -18,6 +18,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 func main() {
@@ -35,14 +37,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // execute is run until ctx is done.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	c := &cli{stdout: stdout, stderr: stderr}
+	c := cli{stdout: stdout, stderr: stderr, openDir: atfs.Open}
+	return c.execute(ctx, args)
+}
+
+// execute parses the arguments into c and does what they say.
+func (c *cli) execute(ctx context.Context, args []string) int {
 	root := c.rootCommand()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
 	err := root.ExecuteContext(ctx)
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = errInterrupted
 	}
-	return report(stderr, err)
+	return report(c.stderr, err)
 }

@@ -70,10 +70,10 @@ func (c *cli) openStore() (_ *store, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.root, err = atfs.Open(cfg.Root); err != nil {
+	if s.root, err = c.openDir(cfg.Root); err != nil {
 		return nil, noStore(cfg.Root, err)
 	}
-	repoDir, err := atfs.Open(cfg.RepoPath())
+	repoDir, err := c.openDir(cfg.RepoPath())
 	if err != nil {
 		return nil, noStore(cfg.Root, err)
 	}
