@@ -1,8 +1,10 @@
 package objectstore
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -109,6 +111,8 @@ func TestDistrust(t *testing.T) {
 		t.Errorf("got %+v, %v, want none", r, err)
 	}
 
+	testMend(t, repo, path, names[0], func() { store(names...) })
+
 	lock, err := repo.Lock(t.Context(), LockShared)
 	if err != nil {
 		t.Fatal(err)
@@ -123,5 +127,119 @@ func TestDistrust(t *testing.T) {
 	}
 	if ok, err := repo.Has(names[0].Type, names[0].Checksum); ok || err != nil {
 		t.Errorf("removed object is there: %v, %v", ok, err)
+	}
+}
+
+// testMend damages what is known of a content object whose content is "content". store stores it again: its inode is
+// mended, so that a hard link is right, too, unless the inode is another object's.
+func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func()) {
+	t.Helper()
+	file := filepath.Join(path, "objects", LoosePath(name.Checksum, name.Type))
+	link := filepath.Join(path, "link")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.Link(file, link))
+	ino := func(name string) uint64 {
+		t.Helper()
+		var st unix.Stat_t
+		must(unix.Stat(name, &st))
+		return st.Ino
+	}
+	right := func(what string) {
+		t.Helper()
+		r, err := repo.Fsck(t.Context(), FsckOptions{})
+		if err != nil || len(r.Problems) != 0 {
+			t.Errorf("%s: got %+v, %v, want no problems", what, r, err)
+		}
+	}
+	for what, damage := range map[string]func() error{
+		"shorter":   func() error { return os.Truncate(file, 3) },
+		"empty":     func() error { return os.Truncate(file, 0) },
+		"longer":    func() error { return os.Truncate(file, 1<<20) },
+		"mode":      func() error { return os.Chmod(file, 0o4711) },
+		"owner":     func() error { return os.Lchown(file, 7, 8) },
+		"attribute": func() error { return unix.Setxattr(file, "user.more", []byte("x"), 0) },
+		"content":   func() error { return os.WriteFile(file, []byte("CONTENT"), 0) },
+	} {
+		must(damage())
+		store()
+		right(what)
+		if b, err := os.ReadFile(link); err != nil || string(b) != "content" || ino(link) != ino(file) {
+			t.Errorf("%s: the link has %q, %v, want \"content\"; is the object: %t", what, b, err, ino(link) == ino(file))
+		}
+	}
+
+	other := filepath.Join(path, "other")
+	must(os.WriteFile(other, []byte("another object"), 0o644))
+	txn, err := repo.Begin(t.Context())
+	must(err)
+	d, err := atfs.Open(path)
+	must(err)
+	defer d.Close()
+	_, err = txn.AdoptFile(nil, d, "other")
+	must(err)
+	must(txn.Abort())
+	must(os.Remove(file))
+	must(os.Link(other, file))
+	store()
+	right("another object's inode")
+}
+
+// TestMendRefused damages an object where the disk takes no writes any more: the object is replaced.
+func TestMendRefused(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: a bare repository has files of any owner")
+	}
+	d, err := atfs.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var refuse error
+	hooked, err := d.WithHook(func(op atfs.Op, name string) error {
+		if op == atfs.OpWrite && strings.HasSuffix(name, ".file") {
+			return refuse
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hooked.Close()
+	repo, err := Create(hooked, ModeBare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	store := func(distrust map[ObjectName]struct{}) (Stored, error) {
+		txn, err := repo.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		txn.Distrust(distrust)
+		stored, err := txn.StoreFile(&FileMeta{Mode: unix.S_IFREG | 0o644}, unix.Timespec{Sec: 1}, []byte("content"))
+		return stored, errors.Join(err, txn.Abort())
+	}
+	stored, err := store(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ refuse, want error }{{unix.EIO, nil}, {unix.EPERM, nil}, {unix.ENOSPC, unix.ENOSPC}} {
+		file := filepath.Join(d.Path(), "objects", LoosePath(stored.Checksum, TypeFile))
+		if err := os.WriteFile(file, []byte("CONTENT"), 0); err != nil {
+			t.Fatal(err)
+		}
+		refuse = tt.refuse
+		_, err := store(map[ObjectName]struct{}{{TypeFile, stored.Checksum}: {}})
+		if !errors.Is(err, tt.want) {
+			t.Errorf("%v: got error %v, want %v", tt.refuse, err, tt.want)
+		}
+		if b, err := os.ReadFile(file); tt.want == nil && string(b) != "content" {
+			t.Errorf("%v: got %q, %v", tt.refuse, b, err)
+		}
 	}
 }

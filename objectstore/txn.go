@@ -73,8 +73,10 @@ func (t *Txn) Repo() *Repo { return t.repo }
 // knows of it. Several goroutines may call f at once. It is set before anything is stored.
 func (t *Txn) OnPublish(f func(ObjectName)) { t.onPublish = f }
 
-// Distrust names objects that are not to be taken as they are in the repository: one of them that is stored again
-// replaces what has its name, atomically. It is set before anything is stored.
+// Distrust names objects that are not to be taken as they are in the repository: one of them that is stored again puts
+// right what has its name. A content object is mended in place, so that all that links to the inode, and what a running
+// program has mapped of it, is right too; where that is not possible, and a metadata object, is replaced atomically. It
+// is set before anything is stored.
 func (t *Txn) Distrust(names map[ObjectName]struct{}) { t.distrust = names }
 
 func (t *Txn) distrusts(typ ObjectType, sum Checksum) bool {
@@ -196,13 +198,59 @@ func (t *Txn) setAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
 func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) (added bool, err error) {
 	name := looseName(&sum, typ)
 	return t.inSubdir(typ, sum, func(d *atfs.Dir) error {
-		if replace {
-			return linkTemporary(f, t.repo.tmp, objTmpPrefix, func(tmp string) error {
-				return t.repo.tmp.Rename(tmp, d, name, 0)
-			})
+		if !replace {
+			return f.LinkTo(d, name)
 		}
-		return f.LinkTo(d, name)
+		switch mended, err := t.mend(f, d, name, sum, typ); {
+		case err != nil:
+			return err
+		case mended:
+			return fs.ErrExist // the name is the one that there was
+		}
+		return linkTemporary(f, t.repo.tmp, objTmpPrefix, func(tmp string) error {
+			return t.repo.tmp.Rename(tmp, d, name, 0)
+		})
 	})
+}
+
+// mend makes the inode that has a distrusted content object's name what f is, and reports whether it is that now. What
+// cannot be written to is left to be replaced, and so is what is not damaged but in the wrong place: another object under
+// this name.
+func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ ObjectType) (bool, error) {
+	if typ != TypeFile || !t.distrusts(typ, sum) {
+		return false, nil
+	}
+	st, err := d.Lstat(name)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return false, err
+	}
+	if is, _, err := t.identify(nil, d, name); err == nil && is != sum {
+		if other, err := t.repo.stat(&is, TypeFile); err == nil && other.Ino == st.Ino {
+			return false, nil
+		}
+	}
+	if err := overwrite(d, name, f, st.Mtim); err != nil {
+		// EPERM: immutable, or sealed by fs-verity. EIO: the disk does not take it where the damage is.
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EIO) {
+			err = nil
+		}
+		return false, err
+	}
+	is, _, err := t.identify(nil, d, name)
+	return is == sum, err
+}
+
+// overwrite makes a file what src is, but for its time, by which checkouts have chosen to link to it.
+func overwrite(d *atfs.Dir, name string, src *atfs.File, mtime unix.Timespec) (err error) {
+	f, err := d.OpenFile(name, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Overwrite(src); err != nil {
+		return err
+	}
+	return f.Utimes(mtime)
 }
 
 // inSubdir calls f, which gives an object its name in the directory it is called with. It reports whether f did that,

@@ -36,6 +36,7 @@ const (
 	OpCreate   Op = "create"   // open that may create or truncate
 	OpTmpFile  Op = "tmpfile"  // open O_TMPFILE
 	OpWrite    Op = "write"    // write to a File
+	OpTruncate Op = "truncate" //
 	OpLink     Op = "link"     // also the link that gives a temporary file its name
 	OpSymlink  Op = "symlink"  //
 	OpMknod    Op = "mknod"    //
@@ -795,6 +796,33 @@ func (f *File) Write(b []byte) (int, error) {
 	return done, nil
 }
 
+// WriteAt writes all of b at off.
+func (f *File) WriteAt(b []byte, off int64) (int, error) {
+	if err := f.dir.before(OpWrite, f.name); err != nil {
+		return 0, err
+	}
+	var done int
+	for done < len(b) {
+		n, err := retry(func() (int, error) { return unix.Pwrite(f.fd, b[done:], off+int64(done)) })
+		if err != nil {
+			return done, f.err("write", err)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// Truncate sets the size of the file.
+func (f *File) Truncate(size int64) error {
+	if err := f.dir.before(OpTruncate, f.name); err != nil {
+		return err
+	}
+	if err := retry0(func() error { return unix.Ftruncate(f.fd, size) }); err != nil {
+		return f.err("truncate", err)
+	}
+	return nil
+}
+
 // Stat describes the file.
 func (f *File) Stat() (unix.Stat_t, error) {
 	var st unix.Stat_t
@@ -935,6 +963,70 @@ func (f *File) CopyFrom(src *File) error {
 		_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{src}, buf[:])
 		return err
 	}
+}
+
+// Overwrite gives f the content, owner, mode, extended attributes and time of src, in place: they show under every name of
+// the inode, and to whoever has it open. It is not atomic: after an error, or a crash, f has some of src and some of what
+// it had before.
+func (f *File) Overwrite(src *File) error {
+	st, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	buf := copyBuffers.Get().(*[128 << 10]byte) //nolint:forcetypeassert // there is nothing else in the pool
+	defer copyBuffers.Put(buf)
+	for off := int64(0); off < st.Size; {
+		n, err := src.ReadAt(buf[:min(int64(len(buf)), st.Size-off)], off)
+		if err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(buf[:n], off); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	if err := f.Truncate(st.Size); err != nil {
+		return err
+	}
+	// Writing and chown(2) take set-id bits and capabilities away, and all of it changes the time.
+	if err := f.Chown(st.Uid, st.Gid); err != nil {
+		return err
+	}
+	if err := f.Chmod(st.Mode); err != nil {
+		return err
+	}
+	if err := f.takeXattrs(src); err != nil {
+		return err
+	}
+	return f.Utimes(st.Mtim)
+}
+
+// takeXattrs gives f the extended attributes of src and no others.
+func (f *File) takeXattrs(src *File) error {
+	want, err := src.Xattrs()
+	if err != nil {
+		return err
+	}
+	have, err := f.Xattrs()
+	if err != nil {
+		return err
+	}
+	for attr := range have {
+		if _, ok := want[attr]; !ok {
+			if err := f.Removexattr(attr); err != nil {
+				return err
+			}
+		}
+	}
+	for attr, value := range want {
+		if old, ok := have[attr]; ok && string(old) == string(value) {
+			continue
+		}
+		if err := f.Setxattr(attr, value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 var copyBuffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}

@@ -331,6 +331,16 @@ func TestRefreshCheckout(t *testing.T) {
 	}()
 	want := strings.Split(tree(), "\n")
 
+	// What a container has open, or only looked up, is right afterwards too.
+	open := make(map[string]*os.File)
+	for _, name := range []string{"d/linked", "d/copy"} {
+		f, err := os.Open(filepath.Join(mnt, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		open[name] = f
+	}
 	flip(t, filepath.Join(fs, "d/linked"))
 	flip(t, filepath.Join(fs, "d/copy"))
 	bad := make(map[objectstore.ObjectName]struct{})
@@ -359,8 +369,15 @@ func TestRefreshCheckout(t *testing.T) {
 		t.Errorf("after the import: layer %s, problems %v", h.ID, p)
 	}
 	chain := []objectstore.Checksum{first.ID, l.ID}
-	if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 5 {
-		t.Errorf("got %d changes, %v, want 5", n, err)
+	if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 3 {
+		t.Errorf("got %d changes, %v, want 3: the copy, what is gone, what is foreign", n, err)
+	}
+	for name, f := range open {
+		var content [64]byte
+		n, err := f.Read(content[:])
+		if want := map[string]string{"d/linked": "linked content", "d/copy": "content of both"}[name]; err != nil || string(content[:n]) != want {
+			t.Errorf("%s, open since before: got %q, %v, want %q", name, content[:n], err, want)
+		}
 	}
 	for name, content := range map[string]string{"d/linked": "linked content", "d/name": "linked content", "d/copy": "content of both", "gone": "gone"} {
 		for _, root := range []string{fs, mnt} {

@@ -21,8 +21,9 @@ import (
 // entries that took: containers that have it mounted see the difference too. It is for a checkout that may hold links to
 // inodes which were objects and have been replaced, or that was damaged otherwise. One that is missing is made.
 //
-// The checkout is made anew in tmp/, and what differs is moved over, each file atomically. The caller holds the layers,
-// or something that is alive does.
+// The checkout is made anew in tmp/, and what differs is moved over, each file atomically. A file with an inode of its own
+// is overwritten instead: an overlay mount may have looked it up before, and would go on showing the old one. The caller
+// holds the layers, or something that is alive does.
 func (s *Store) RefreshCheckout(ctx context.Context, chain []objectstore.Checksum) (changed int, err error) {
 	if len(chain) == 0 {
 		return 0, errors.New("refresh checkout: empty chain")
@@ -176,7 +177,7 @@ func (r *refresher) attributes(old, fresh *atfs.Dir, st unix.Stat_t) error {
 	return old.SetAttr(st.Uid, st.Gid, st.Mode, st.Mtim)
 }
 
-// file moves the fresh file over the old one unless they are the same, or equal in all that a container sees.
+// file makes the old file what the fresh one is, unless they are the same, or equal in all that a container sees.
 func (r *refresher) file(old, fresh *atfs.Dir, name string) error {
 	want, err := fresh.Lstat(name)
 	if err != nil {
@@ -200,7 +201,25 @@ func (r *refresher) file(old, fresh *atfs.Dir, name string) error {
 		}
 	}
 	r.changed++
+	if regular := uint32(unix.S_IFREG); have.Mode&unix.S_IFMT == regular && want.Mode&unix.S_IFMT == regular && have.Nlink == 1 && want.Nlink == 1 {
+		return overwrite(old, fresh, name)
+	}
 	return fresh.Rename(name, old, name, 0)
+}
+
+// overwrite makes a file what the one of the same name in fresh is, in place.
+func overwrite(old, fresh *atfs.Dir, name string) (err error) {
+	src, err := fresh.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	f, err := old.OpenFile(name, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return f.Overwrite(src)
 }
 
 func sameFile(a, b *atfs.Dir, name string, sta, stb unix.Stat_t) (bool, error) {
