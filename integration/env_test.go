@@ -95,7 +95,7 @@ func daemonBinary(t *testing.T) string {
 	return binary
 }
 
-// fsck lets ostree check the repository, then our own fsck everything.
+// fsck lets ostree check the repository, then our own fsck everything, down to the diff IDs.
 func (e *env) fsck() {
 	e.t.Helper()
 	repo := filepath.Join(e.Root, "repo")
@@ -111,7 +111,7 @@ func (e *env) fsck() {
 		}
 		return ""
 	})
-	out, err := e.ourFsck()
+	out, err := e.ourFsck("--deep")
 	if err != nil {
 		e.t.Errorf("our fsck: %v\n%s", err, out)
 	}

@@ -2,49 +2,98 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// TestRepair damages the store under a running container and lets fsck --repair make it whole from containerd's blobs,
-// while another image is pulled.
+// TestRepair damages the store under running containers and lets fsck --repair make it whole from containerd's blobs,
+// while another image is pulled. One bit is flipped in each of 100 random objects, and 20 others are removed: fsck names
+// each of them, and the images that use it. Afterwards every file is again what the containers saw before.
 func TestRepair(t *testing.T) {
 	e := start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
-	fulls := map[string]string{"layers:1": "", "odd:1": ""}
+	fulls := map[string]string{"layers:1": "", "odd:1": "", "app:1": ""}
+	before := make(map[string]string)
+	ids := make(map[string]string)
 	for ref := range fulls {
 		fulls[ref] = e.pull(defaultNS, ref)
+		ids[ref] = containerID()
+		e.must(e.StartContainer(t.Context(), defaultNS, fulls[ref], ids[ref], "/bin/sleep", "1000"))
+		before[ref] = e.exec(defaultNS, ids[ref], sumScript)
 	}
-	id := containerID()
-	e.must(e.StartContainer(t.Context(), defaultNS, fulls["layers:1"], id, "/bin/sleep", "1000"))
+	e.prune()
 
-	e.damage()
-	if out, err := e.ourFsck(); exitStatus(err) != 12 {
-		t.Fatalf("fsck of a damaged store: %v, want exit status 12\n%s", err, out)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	damaged := e.damage(rand.New(rand.NewPCG(seed, 0)))
+	r := e.fsckReport(12)
+	for _, name := range damaged {
+		i := slices.IndexFunc(r.Problems, func(p fsckProblem) bool { return p.Kind == "object" && p.Name == name })
+		if i < 0 || len(r.Problems[i].Images) == 0 {
+			t.Errorf("fsck does not name %s with the images that use it", name)
+		}
 	}
-	other := push(t, "app:1")
+	other := push(t, "base:2")
 	pulled := make(chan error, 1)
 	go func() { pulled <- e.Pull(t.Context(), "other", other) }()
-	out, err := e.ourFsck("--repair")
-	if err != nil {
-		t.Errorf("fsck --repair: %v\n%s", err, out)
+	r = e.fsckReport(0, "--repair", "--deep")
+	if len(r.Repaired) < len(damaged) || r.Deep.Proved == 0 {
+		t.Errorf("fsck --repair --deep: got %d things repaired, want %d or more; %d layers proved", len(r.Repaired), len(damaged), r.Deep.Proved)
 	}
 	e.must(<-pulled)
 	e.fsck()
 	for ref, full := range fulls {
 		e.compare(ref, e.view(defaultNS, full))
+		if got := e.exec(defaultNS, ids[ref], sumScript); got != before[ref] {
+			t.Errorf("%s: the container that ran meanwhile sees\n%s\nwant\n%s", ref, got, before[ref])
+		}
 	}
-	e.compare("app:1", e.view("other", other))
-	if got := e.exec(defaultNS, id, "cat /data/kept"); got != "content of data/kept\n" {
-		t.Errorf("the container that ran meanwhile reads %q", got)
+	e.compare("base:2", e.view("other", other))
+}
+
+// sumScript prints what a container sees of every file.
+const sumScript = `find / -xdev -type f ! -path '/proc/*' ! -path '/sys/*' ! -path '/dev/*' -exec sha256sum {} + | sort | sha256sum; ` +
+	`find / -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/dev/*' -exec stat -c '%n %f %u:%g %s %Y' {} + | sort | sha256sum`
+
+// prune has the command remove what no snapshot needs.
+func (e *env) prune() {
+	e.t.Helper()
+	_, err := e.Run(e.t.Context(), daemonBinary(e.t), "prune", "--root", e.Root, "--daemon-address", e.Daemon)
+	e.must(err)
+}
+
+// fsckProblem and fsckReport are what tests read of "fsck --json".
+type fsckProblem struct {
+	Kind, Name string
+	Images     []string
+}
+
+type fsckReport struct {
+	Problems, Repaired []fsckProblem
+	Deep               struct {
+		Proved int `json:"proved_layers"`
 	}
+}
+
+// fsckReport runs our fsck, which must end with a status.
+func (e *env) fsckReport(status int, flags ...string) fsckReport {
+	e.t.Helper()
+	out, err := e.ourFsck(append(flags, "--json")...)
+	if exitStatus(err) != status {
+		e.t.Fatalf("fsck %v: %v, want exit status %d\n%.2000s", flags, err, status, out)
+	}
+	var r fsckReport
+	e.must(json.Unmarshal([]byte(out), &r))
+	return r
 }
 
 // ourFsck runs our fsck beside the daemon.
@@ -65,29 +114,29 @@ func exitStatus(err error) int {
 	return -1
 }
 
-// damage flips a byte in every twentieth object, as a failing disk does, and removes the object after it.
-func (e *env) damage() {
+// damage flips a bit in each of 100 random content objects, as a failing disk does, removes 20 others, and returns their
+// names.
+func (e *env) damage(rnd *rand.Rand) (names []string) {
 	e.t.Helper()
-	var objects []string
-	err := filepath.WalkDir(filepath.Join(e.Root, "repo/objects"), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && strings.HasSuffix(path, ".file") {
-			objects = append(objects, path)
-		}
-		return err
-	})
+	objects := filepath.Join(e.Root, "repo/objects")
+	found, err := filepath.Glob(objects + "/*/*.file")
 	e.must(err)
-	slices.Sort(objects)
-	if len(objects) < 400 {
-		e.t.Fatalf("the repository has %d objects, want 400 or more to damage", len(objects))
+	rnd.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+	for i, name := range found[:120] {
+		if i < 100 {
+			e.must(flip(rnd, name))
+		} else {
+			e.must(os.Remove(name))
+		}
+		rel, err := filepath.Rel(objects, name)
+		e.must(err)
+		names = append(names, strings.Replace(rel, "/", "", 1))
 	}
-	for i := 0; i+1 < len(objects); i += 20 {
-		e.must(flip(objects[i]))
-		e.must(os.Remove(objects[i+1]))
-	}
+	return names
 }
 
-// flip changes a byte in the middle of a file and leaves its modification time as it was.
-func flip(name string) error {
+// flip changes a bit of a file and leaves its modification time as it was.
+func flip(rnd *rand.Rand, name string) error {
 	b, err := os.ReadFile(name)
 	if err != nil {
 		return err
@@ -96,11 +145,12 @@ func flip(name string) error {
 	if err != nil {
 		return err
 	}
-	b[len(b)/2] ^= 0x10
+	at := rnd.IntN(len(b))
+	b[at] ^= 1 << rnd.IntN(8)
 	f, err := os.OpenFile(name, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(b[len(b)/2:len(b)/2+1], int64(len(b)/2))
+	_, err = f.WriteAt(b[at:at+1], int64(at))
 	return errors.Join(err, f.Close(), os.Chtimes(name, st.ModTime(), st.ModTime()))
 }
