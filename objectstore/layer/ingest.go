@@ -211,8 +211,8 @@ func invalidTar(err error) error {
 	if errors.As(err, &se) {
 		return se.err
 	}
-	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, tar.ErrInsecurePath) {
+	// Not every error of archive/tar has a name.
+	if errors.Is(err, io.ErrUnexpectedEOF) || strings.HasPrefix(err.Error(), "archive/tar: ") {
 		return fmt.Errorf("read tar: %w: %w", ErrInvalid, err)
 	}
 	return fmt.Errorf("read tar: %w", err)

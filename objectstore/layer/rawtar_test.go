@@ -53,20 +53,30 @@ func rawPAX(records ...string) []byte {
 
 var endOfTar = make([]byte, 1024)
 
-// sparseGNU is a file with a hole as GNU tar writes it by default: 10,000 bytes, "hello" at offset 5,000.
-func sparseGNU(name string) []byte {
+// sparseGNU is a file with a hole as GNU tar writes it by default: 10,000 bytes, "hello" at offset 5,000. f changes the
+// header before it gets its checksum.
+func sparseGNU(name string, f func(h []byte)) []byte {
 	h := rawHeader(tar.TypeGNUSparse, name, 5, func(h []byte) {
 		copy(h[257:], "ustar  \x00")
 		copy(h[386:], fmt.Sprintf("%011o\x00%011o\x00", 5000, 5))
 		copy(h[410:], fmt.Sprintf("%011o\x00%011o\x00", 10000, 0))
 		copy(h[483:], fmt.Sprintf("%011o\x00", 10000))
+		if f != nil {
+			f(h)
+		}
 	})
 	return bytes.Join([][]byte{h, pad([]byte("hello")), endOfTar}, nil)
 }
 
+// sparseExtension is a block that goes on with the map of a sparse file, has no entry, and says that another follows.
+var sparseExtension = append(make([]byte, 504), 1, 0, 0, 0, 0, 0, 0, 0)
+
+// sparseMap is that of sparsePAX: one piece of data, its offset and length.
+const sparseMap = "1\n5000\n5\n"
+
 // sparsePAX is the same as bsdtar and GNU tar with --format=pax write it.
-func sparsePAX(name string) []byte {
-	m := pad([]byte("1\n5000\n5\n"))
+func sparsePAX(name, sparseMap string) []byte {
+	m := pad([]byte(sparseMap))
 	return bytes.Join([][]byte{
 		rawPAX("GNU.sparse.major", "1", "GNU.sparse.minor", "0", "GNU.sparse.name", name, "GNU.sparse.realsize", "10000"),
 		rawHeader(tar.TypeReg, "GNUSparseFile.0/"+name, int64(len(m))+5, nil), m, pad([]byte("hello")), endOfTar,
