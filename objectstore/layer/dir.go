@@ -90,7 +90,7 @@ func (d *dirReader) entry(dir *atfs.Dir, name string, parent *inode) error {
 	if err != nil {
 		return err
 	}
-	if err := d.tree.count(); err != nil {
+	if err := d.tree.count(name); err != nil {
 		return &EntryError{Name: path.Join(dir.Path(), name), Err: err}
 	}
 	id := fileID{st.Dev, st.Ino}
@@ -103,7 +103,17 @@ func (d *dirReader) entry(dir *atfs.Dir, name string, parent *inode) error {
 		return err
 	}
 	n := new(inode)
-	if err := d.attributes(n, st, x); err != nil {
+	err = d.attributes(n, st, x)
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK && err == nil {
+		n.Mode = unix.S_IFLNK | 0o777
+		if n.Target, err = dir.Readlink(name); err != nil {
+			return err
+		}
+	}
+	if err == nil {
+		err = d.tree.hold(n)
+	}
+	if err != nil {
 		return &EntryError{Name: path.Join(dir.Path(), name), Err: err}
 	}
 	parent.children[name] = n
@@ -117,10 +127,6 @@ func (d *dirReader) entry(dir *atfs.Dir, name string, parent *inode) error {
 			return err
 		}
 		return errors.Join(d.dir(sub, n), sub.Close())
-	case unix.S_IFLNK:
-		n.Mode = unix.S_IFLNK | 0o777
-		n.Target, err = dir.Readlink(name)
-		return err
 	case unix.S_IFREG:
 		n.Size = st.Size
 		if n.Size == 0 {

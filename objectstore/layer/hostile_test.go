@@ -175,6 +175,12 @@ func tarCases() []tarCase {
 		{name: "contiguous file", raw: slices.Concat(rawHeader('7', "c", 0, nil), endOfTar), err: errType, entry: "c"},
 		{name: "too many entries", opts: Options{MaxEntries: 2}, entries: []tarEntry{file("a", ""), file("b", ""), file("c", "")}, err: errTooMany, entry: "c", differs: whyError},
 		{name: "too many implied directories", opts: Options{MaxEntries: 2}, entries: []tarEntry{file("a/b/c/d", "")}, err: errTooMany, entry: "a/b/c/d", differs: whyError},
+		{name: "names that are too long together", opts: Options{MaxEntries: 3}, entries: []tarEntry{file(name255, ""), file("d/"+name255, "")}, err: errTooMuch, entry: "d/" + name255, differs: whyError},
+		{name: "targets that are too long together", opts: Options{MaxEntries: 2}, entries: []tarEntry{symlink("a", name255), symlink("b", "x")}, err: errTooMuch, entry: "b", differs: whyError},
+		{name: "targets in lower layers that are too long together", opts: Options{MaxEntries: 2}, entries: []tarEntry{hardlink("a", name255), hardlink("b", "x")}, err: errTooMuch, entry: "b"},
+		{name: "attributes that are too long together", opts: Options{MaxEntries: 2}, entries: []tarEntry{file("a", "", withXattr("user.a", "1")), file("b", "", withXattr("user.b", name255))}, err: errTooMuch, entry: "b", differs: whyError},
+		{name: "attributes of one file from many hard links", entries: []tarEntry{file("a", "", withXattr("user.a", strings.Repeat("x", 40<<10))), hardlink("b", "a", withXattr("user.b", strings.Repeat("x", 40<<10)))}, err: errXattr, entry: "b"},
+		{name: "attributes of one directory from many entries", entries: []tarEntry{dir("a", withXattr("user.a", strings.Repeat("x", 40<<10))), dir("a", withXattr("user.b", strings.Repeat("x", 40<<10)))}, err: errXattr, entry: "a"},
 		{name: "too many whiteouts", opts: Options{MaxEntries: 1}, entries: []tarEntry{whiteout("", "a"), whiteout("", "b")}, err: errTooMany, entry: ".wh.b", differs: whyError},
 
 		// Owners, modes, devices, times.

@@ -34,7 +34,9 @@ type ImportOptions struct {
 // Import reads a plain tar to the end of the stream and returns its layer, held. What is wrong with the tar is an
 // ErrInvalid; then, and on any other error, nothing refers to what was stored so far.
 //
-// Memory is bounded by Options.MaxInFlight of file content, about 400 bytes an entry, and the layer image.
+// Memory is bounded, whatever the tar claims: Options.MaxInFlight of file content, about 1.2 KB for each entry while
+// the layer image is made, of which there are MaxEntries at most, and 6 times what their names, link targets and
+// extended attributes are long, at most 128 bytes for each entry that there may be.
 // Nothing is fsynced but the entry in the journal, if there is one.
 func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Held, err error) {
 	if o.Blob != "" {
@@ -246,7 +248,7 @@ func (in *ingest) entry(hdr *tar.Header, content io.Reader) error {
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return in.whiteout(dir, base)
 	}
-	if err := in.tree.count(); err != nil {
+	if err := in.tree.count(base); err != nil {
 		return err
 	}
 	if hdr.Typeflag == tar.TypeLink {
@@ -286,7 +288,9 @@ func (in *ingest) entry(hdr *tar.Header, content io.Reader) error {
 	if err := xattrs(n, hdr.PAXRecords); err != nil {
 		return err
 	}
-	in.tree.put(dir, base, n)
+	if err := in.put(dir, base, n); err != nil {
+		return err
+	}
 	if n.Size > 0 {
 		return in.content(n, hdr, content)
 	}
@@ -318,6 +322,14 @@ func isSparse(hdr *tar.Header) bool {
 	return false
 }
 
+// put gives a new inode its name, if there is room for it.
+func (in *ingest) put(dir *inode, base string, n *inode) error {
+	if err := in.tree.hold(n); err != nil {
+		return err
+	}
+	return in.tree.put(dir, base, n)
+}
+
 func (in *ingest) whiteout(dir *inode, base string) error {
 	if base == whiteoutOpaque {
 		dir.opaque = true
@@ -330,7 +342,7 @@ func (in *ingest) whiteout(dir *inode, base string) error {
 	if name == "" || name == "." || name == ".." {
 		return errWhiteout
 	}
-	if err := in.tree.count(); err != nil {
+	if err := in.tree.count(name); err != nil {
 		return err
 	}
 	in.tree.whiteOut(dir, name)
@@ -355,8 +367,7 @@ func (in *ingest) link(hdr *tar.Header, dir *inode, base string) error {
 	case target == nil:
 		n := &inode{external: name}
 		n.Mode = unix.S_IFREG
-		in.tree.put(dir, base, n)
-		return nil
+		return in.put(dir, base, n)
 	case target.IsDir():
 		return errLinkDir
 	case target.whiteout:
@@ -366,7 +377,7 @@ func (in *ingest) link(hdr *tar.Header, dir *inode, base string) error {
 		return err
 	}
 	if dir.children[base] != target {
-		in.tree.put(dir, base, target)
+		return in.tree.put(dir, base, target)
 	}
 	return nil
 }
@@ -390,8 +401,14 @@ func (in *ingest) relabel(n *inode, hdr *tar.Header) error {
 	if n.Mode == a.Mode && n.UID == a.UID && n.GID == a.GID && n.Mtime == a.Mtime && len(a.Xattrs) == 0 {
 		return nil
 	}
-	n.setAttributes(&a)
-	if n.hasObject() {
+	if err := in.tree.hold(&a); err != nil {
+		return err
+	}
+	if err := n.setAttributes(&a); err != nil {
+		return err
+	}
+	if n.hasObject() && !n.stale {
+		n.stale = true
 		in.stale = append(in.stale, n)
 	}
 	return nil

@@ -32,7 +32,7 @@ type Options struct {
 	Mtime       Mtime // MtimeExact
 	Workers     int   // goroutines that hash and publish files of one layer; the number of processors
 	MaxInFlight int64 // bytes of file content in memory for one layer; 64 MiB
-	MaxEntries  int   // entries a layer may have; 4 Mi
+	MaxEntries  int   // entries a layer may have, with 128 bytes of names, targets and attributes each on average; 1 Mi
 	MaxLinks    int   // hard links made to one object; what the file system allows
 
 	// Journal lists layers that are not known to be on the disk in journal/, and has them synced in the background, so
@@ -53,7 +53,7 @@ func (o *Options) setDefaults() {
 		o.MaxInFlight = 64 << 20
 	}
 	if o.MaxEntries <= 0 {
-		o.MaxEntries = 4 << 20
+		o.MaxEntries = 1 << 20
 	}
 }
 

@@ -34,6 +34,8 @@ type inode struct {
 	whiteout bool                 // character device 0:0 made by a .wh. entry
 	external string               // hard link to this path of a lower layer
 	sum      objectstore.Checksum // object of a regular file with content; set when its worker is done
+	stale    bool                 // attributes changed after the content was on its way to the store
+	sealed   bool                 // by tree.seal
 }
 
 func newDir() *inode {
@@ -51,7 +53,7 @@ func (n *inode) isRegular() bool { return n.Mode&unix.S_IFMT == unix.S_IFREG }
 func (n *inode) hasObject() bool { return n.isRegular() && n.Size > 0 && n.external == "" }
 
 // setAttributes gives n the attributes of a, to whose extended attributes those stay added that only n has.
-func (n *inode) setAttributes(a *inode) {
+func (n *inode) setAttributes(a *inode) error {
 	n.Mode, n.UID, n.GID, n.Mtime = a.Mode, a.UID, a.GID, a.Mtime
 	kept := n.Xattrs[:0:0]
 	for _, x := range n.Xattrs {
@@ -64,16 +66,38 @@ func (n *inode) setAttributes(a *inode) {
 		}
 		kept = append(kept, x)
 	}
+	if xattrLen(kept)+xattrLen(a.Xattrs) > maxXattrs {
+		return errXattr
+	}
 	n.Xattrs = mergeXattrs(kept, a.Xattrs)
+	return nil
+}
+
+func xattrLen(xattrs []composefs.Xattr) (n int) {
+	for _, x := range xattrs {
+		n += len(x.Name) + len(x.Value)
+	}
+	return n
 }
 
 // tree is the overlay form of a layer while it is read. Names are resolved inside it as containerd's applier resolves
 // them inside the upper directory: symbolic links of the layer itself are followed, and cannot leave its root.
+//
+// What it takes is bounded by the limit of entries, of which each may bring [textPerEntry] bytes on average.
 type tree struct {
 	root    *inode
 	entries int
+	text    int
 	limit   int
 }
+
+const (
+	// textPerEntry is how long names, link targets and extended attributes may be on average, counted for as many
+	// entries as a layer may have.
+	textPerEntry = 128
+	// xattrCost is what an extended attribute counts beside its name and value.
+	xattrCost = 100
+)
 
 func newTree(limit int) *tree {
 	t := &tree{root: newDir(), limit: limit}
@@ -112,7 +136,7 @@ func (t *tree) dir(parts []string, base string) (*inode, error) {
 	err := w.walk(parts, func(top *inode, part string) (*inode, error) {
 		switch child := top.children[part]; {
 		case child == nil:
-			if err := t.count(); err != nil {
+			if err := t.count(part); err != nil {
 				return nil, err
 			}
 			top.children[part] = newDir()
@@ -211,26 +235,39 @@ func (w *walker) walk(parts []string, next func(top *inode, part string) (*inode
 	return nil
 }
 
-func (t *tree) count() error {
+// count takes note of an entry called name.
+func (t *tree) count(name string) error {
 	if t.entries++; t.entries > t.limit {
 		return errTooMany
+	}
+	return t.charge(len(name))
+}
+
+// hold takes note of what an inode has beside its name.
+func (t *tree) hold(n *inode) error {
+	return t.charge(len(n.Target) + len(n.external) + xattrLen(n.Xattrs) + xattrCost*len(n.Xattrs))
+}
+
+func (t *tree) charge(text int) error {
+	if t.text += text; t.text > t.limit*textPerEntry {
+		return errTooMuch
 	}
 	return nil
 }
 
 // put gives n the name base in dir. What was there goes, except that a directory put over a directory keeps its
 // content and takes the new attributes.
-func (t *tree) put(dir *inode, base string, n *inode) {
+func (t *tree) put(dir *inode, base string, n *inode) error {
 	old := dir.children[base]
 	switch {
 	case old != nil && old.IsDir() && n.IsDir():
 		old.implicit = false
-		old.setAttributes(n)
-		return
+		return old.setAttributes(n)
 	case old != nil && old.whiteout && n.IsDir():
 		n.opaque = true
 	}
 	dir.children[base] = n
+	return nil
 }
 
 // whiteOut hides what the layers below call base in dir. Entries of the layer itself are not affected.
@@ -262,15 +299,14 @@ func sortXattrs(x []composefs.Xattr) {
 }
 
 // seal gives the tree the form of a layer image: sorted entries, marks, payload paths. Every inode's object must be
-// known by then, and the tree is not to be changed afterwards.
+// known by then, and the tree is not to be used afterwards.
 func (t *tree) seal() *composefs.Inode {
-	done := make(map[*inode]struct{})
 	var walk func(n *inode, hidden bool)
 	walk = func(n *inode, hidden bool) {
-		if _, ok := done[n]; ok {
+		if n.sealed {
 			return
 		}
-		done[n] = struct{}{}
+		n.sealed = true
 		switch {
 		case n.IsDir():
 			if n.opaque {
@@ -293,6 +329,7 @@ func (t *tree) seal() *composefs.Inode {
 			for _, e := range n.Entries {
 				walk(n.children[e.Name], hidden)
 			}
+			n.children = nil // to be freed before the image is made
 		case n.external != "":
 			n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrHardlink, Value: []byte(n.external)}})
 		case n.hasObject():

@@ -1,0 +1,227 @@
+package layer
+
+import (
+	"archive/tar"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+// The bounds that Import documents, in bytes, beside what any process takes and the content in flight.
+const (
+	memoryFixed    = 48 << 20
+	memoryPerEntry = 1200
+	memoryPerText  = 6
+)
+
+// A tarGenerator is a tar of n entries, made while it is read.
+type tarGenerator struct {
+	n     int
+	entry func(i int) []byte
+	i     int
+	rest  []byte
+}
+
+func (g *tarGenerator) Read(b []byte) (int, error) {
+	if len(g.rest) == 0 {
+		switch {
+		case g.i > g.n:
+			return 0, io.EOF
+		case g.i == g.n:
+			g.rest = endOfTar
+		default:
+			g.rest = g.entry(g.i)
+		}
+		g.i++
+	}
+	n := copy(b, g.rest)
+	g.rest = g.rest[n:]
+	return n, nil
+}
+
+// nthName is a name that no other number gives, in directories of a thousand.
+func nthName(i int) string { return fmt.Sprintf("d%05d/f%08d", i/1000, i) }
+
+func nthLink(typ byte, target string) func(i int) []byte {
+	return func(i int) []byte {
+		if i == 0 {
+			return rawHeader(tar.TypeReg, "f", 0, nil)
+		}
+		return rawHeader(typ, nthName(i), 0, func(h []byte) { copy(h[157:257], target) })
+	}
+}
+
+// TestMemoryOfEntries imports layers with as many entries of one kind as there may be, and layers with ten times as
+// many, which end with an error.
+func TestMemoryOfEntries(t *testing.T) {
+	limit := testenv.Scale(1<<15, 1<<20)
+	for _, tt := range []struct {
+		name  string
+		entry func(i int) []byte
+	}{
+		{"empty files", func(i int) []byte { return rawHeader(tar.TypeReg, nthName(i), 0, nil) }},
+		{"empty files in one directory", func(i int) []byte { return rawHeader(tar.TypeReg, fmt.Sprint("f", i), 0, nil) }},
+		{"equal files", func(i int) []byte { return append(rawHeader(tar.TypeReg, nthName(i), 3, nil), pad([]byte("abc"))...) }},
+		{"directories", func(i int) []byte { return rawHeader(tar.TypeDir, nthName(i), 0, nil) }},
+		{"hard links", nthLink(tar.TypeLink, "f")},
+		{"hard links to lower layers", nthLink(tar.TypeLink, "x")},
+		{"symbolic links", nthLink(tar.TypeSymlink, "f")},
+		{"whiteouts", func(i int) []byte { return rawHeader(tar.TypeReg, fmt.Sprintf("d%05d/.wh.f%08d", i/1000, i), 0, nil) }},
+	} {
+		for _, factor := range []int{1, 10} {
+			t.Run(fmt.Sprintf("%s/%d", tt.name, factor), func(t *testing.T) {
+				n := limit * 99 / 100 * factor // there are directories, too
+				testenv.LimitMemory(t, memoryFixed+memoryPerEntry*int64(limit), func() {
+					importBomb(t, Options{MaxEntries: limit}, n, tt.entry, map[int]error{10: errTooMany}[factor])
+				})
+			})
+		}
+	}
+}
+
+// importBomb imports a tar that is made while it is read, and reads the layer's image.
+func importBomb(t *testing.T, o Options, n int, entry func(i int) []byte, want error) {
+	t.Helper()
+	s, _ := newStore(t, o)
+	h, err := s.Import(t.Context(), &tarGenerator{n: n, entry: entry}, ImportOptions{})
+	if want != nil {
+		if !errors.Is(err, want) || !errors.Is(err, ErrInvalid) {
+			t.Errorf("Import: got error %v, want %v", err, want)
+		}
+		return
+	}
+	must(t, err)
+	must(t, h.Release())
+	_, err = s.Image(t.Context(), h.ID)
+	must(t, err)
+}
+
+// TestMemoryOfText imports layers whose names, targets and attributes are as long together as they may be, and longer.
+func TestMemoryOfText(t *testing.T) {
+	limit := testenv.Scale(1<<15, 1<<20)
+	budget := limit * textPerEntry
+	long := strings.Repeat("x", 4000)
+	attribute := func(i int, name, value string) []byte {
+		return append(rawPAX(paxXattr+name, value), rawHeader(tar.TypeReg, nthName(i), 0, nil)...)
+	}
+	const name = 9 // bytes of what nthName ends with
+	for _, tt := range []struct {
+		name  string
+		text  int // of one entry
+		entry func(i int) []byte
+	}{
+		{"names", 200, func(i int) []byte {
+			return append(rawPAX("path", fmt.Sprintf("%s%08d", long[:192], i)), rawHeader(tar.TypeReg, "x", 0, nil)...)
+		}},
+		{"targets", name + 4000, func(i int) []byte {
+			return append(rawPAX("linkpath", long), rawHeader(tar.TypeSymlink, nthName(i), 0, nil)...)
+		}},
+		{"targets in lower layers", name + 3999, func(i int) []byte {
+			return append(rawPAX("linkpath", strings.Repeat("xxx/", 1000)), rawHeader(tar.TypeLink, nthName(i), 0, nil)...)
+		}},
+		{"attributes", name + xattrCost + 4006, func(i int) []byte { return attribute(i, "user.a", long) }},
+		{"names of attributes", name + 20*(xattrCost+15), func(i int) []byte {
+			var records []string
+			for j := range 20 {
+				records = append(records, fmt.Sprintf("%suser.%07d%02d", paxXattr, i, j), "1")
+			}
+			return append(rawPAX(records...), rawHeader(tar.TypeReg, nthName(i), 0, nil)...)
+		}},
+	} {
+		for _, factor := range []int{1, 10} {
+			t.Run(fmt.Sprintf("%s/%d", tt.name, factor), func(t *testing.T) {
+				n := budget / tt.text * 98 / 100
+				most := memoryFixed + memoryPerEntry*int64(n) + memoryPerText*int64(budget)
+				testenv.LimitMemory(t, most, func() {
+					importBomb(t, Options{MaxEntries: limit}, n*factor, tt.entry, map[int]error{10: errTooMuch}[factor])
+				})
+			})
+		}
+	}
+}
+
+// TestMemoryOfStream imports streams that hold next to nothing and are very long.
+func TestMemoryOfStream(t *testing.T) {
+	zeros := make([]byte, 1<<20)
+	size := int64(testenv.Scale(256<<20, 10<<30))
+	claim := func(typ byte, name string) []byte {
+		return rawHeader(typ, name, 0, func(h []byte) { binarySize(h, size) })
+	}
+	for _, tt := range []struct {
+		name string
+		head []byte
+		want error
+	}{
+		{"behind the end", endOfTar, nil},
+		{"file", claim(tar.TypeReg, "f"), nil},
+		{"whiteout", claim(tar.TypeReg, ".wh.f"), nil},
+		{"extended attribute", claim(tar.TypeXHeader, "pax"), tar.ErrFieldTooLong},
+		{"long name", claim(tar.TypeGNULongName, "././@LongLink"), tar.ErrFieldTooLong},
+		{"long target", claim(tar.TypeGNULongLink, "././@LongLink"), tar.ErrFieldTooLong},
+		{"global header", claim(tar.TypeXGlobalHeader, "pax"), tar.ErrFieldTooLong},
+		{"sparse file", slices.Concat(rawPAX("GNU.sparse.major", "1", "GNU.sparse.minor", "0"), claim(tar.TypeReg, "f"), []byte("1000000000\n")), ErrInvalid},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			testenv.LimitMemory(t, memoryFixed, func() {
+				s, _ := newStore(t, Options{})
+				n := int(size/int64(len(zeros))) + 1
+				tar := &tarGenerator{n: n, entry: func(i int) []byte {
+					if i == 0 {
+						return tt.head
+					}
+					return zeros
+				}}
+				h, err := s.Import(t.Context(), tar, ImportOptions{})
+				if tt.want != nil {
+					if !errors.Is(err, tt.want) || !errors.Is(err, ErrInvalid) {
+						t.Errorf("Import: got error %v, want %v", err, tt.want)
+					}
+					return
+				}
+				must(t, err)
+				must(t, h.Release())
+			})
+		})
+	}
+}
+
+// binarySize writes a size that has no room in octal digits, as GNU tar does.
+func binarySize(h []byte, size int64) {
+	copy(h[124:128], "\x80\x00\x00\x00")
+	binary.BigEndian.PutUint64(h[128:], uint64(size))
+}
+
+// TestRelabelMany changes the attributes of a file by many hard links: its object is made anew once, not each time.
+func TestRelabelMany(t *testing.T) {
+	b := newBed(t, Options{Workers: 1})
+	made := 0
+	b.hook = func(op atfs.Op, _ string) error {
+		if op == atfs.OpTmpFile {
+			made++
+		}
+		return nil
+	}
+	entries := []tarEntry{file("a", "x")}
+	for i := range 100 {
+		entries = append(entries, hardlink(fmt.Sprint("l", i), "a", mode(int64(0o600+i%2))))
+	}
+	l := importTar(t, b.Store, makeTar(t, entries...))
+	b.hook = nil
+	if made > 10 { // the object twice, the image, metadata
+		t.Errorf("made %d files, want two for the object", made)
+	}
+	image, err := b.Image(t.Context(), l.ID)
+	must(t, err)
+	if got := child(image, "a").Mode; got != unix.S_IFREG|0o601 {
+		t.Errorf("got mode %o, want that of the last link", got)
+	}
+}
