@@ -345,6 +345,15 @@ func (t *Txn) NewFile(m *FileMeta, mtime unix.Timespec) (*FileWriter, error) {
 	return &FileWriter{txn: t, meta: m, mtime: mtime, file: f, h: h}, nil
 }
 
+// Room returns an error that unwraps to ENOSPC if a file of size bytes cannot be stored, so that who is told a size by
+// somebody else does not fill the disk before finding out.
+func (t *Txn) Room(size int64) error {
+	if err := t.repo.tmp.Room(size); err != nil {
+		return fmt.Errorf("store file: %w", err)
+	}
+	return nil
+}
+
 // Write appends to the content. After an error the file can only be aborted.
 func (w *FileWriter) Write(b []byte) (int, error) {
 	if w.h == nil {

@@ -713,6 +713,19 @@ func (d *Dir) Sync() error {
 	return nil
 }
 
+// Room returns an error that unwraps to ENOSPC if the file system of the directory has less than size bytes free. A file
+// system that does not say how large it is has room.
+func (d *Dir) Room(size int64) error {
+	var st unix.Statfs_t
+	if err := retry0(func() error { return unix.Fstatfs(d.fd, &st) }); err != nil {
+		return d.err("statfs", ".", err)
+	}
+	if st.Blocks > 0 && st.Bsize > 0 && uint64(size)/uint64(st.Bsize) > st.Bfree {
+		return d.err("write", ".", fmt.Errorf("file of %d bytes: %w", size, unix.ENOSPC))
+	}
+	return nil
+}
+
 // SyncFS makes everything on the file system of the directory durable.
 func (d *Dir) SyncFS() error {
 	if err := d.before(OpSyncFS, "."); err != nil {

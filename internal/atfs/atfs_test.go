@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -463,5 +464,25 @@ func TestXattrs(t *testing.T) {
 	}
 	if x, err := f.Xattrs(); err != nil || len(x) != 0 {
 		t.Errorf("after removal: got %q, %v", x, err)
+	}
+}
+
+// TestRoom asks for more and for less than what a file system has free.
+func TestRoom(t *testing.T) {
+	d := open(t, t.TempDir())
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(d.FD(), &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Blocks == 0 {
+		t.Skip("needs a file system for temporary files that says how large it is")
+	}
+	for _, size := range []int64{int64(st.Blocks+1) * int64(st.Bsize), math.MaxInt64} { //nolint:unconvert // 32 bits on some
+		if err := d.Room(size); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("room for %d bytes: got %v, want %v", size, err, unix.ENOSPC)
+		}
+	}
+	if err := d.Room(1); err != nil {
+		t.Error(err)
 	}
 }

@@ -2,10 +2,12 @@ package layer
 
 import (
 	"archive/tar"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -198,6 +200,46 @@ func TestMemoryOfStream(t *testing.T) {
 func binarySize(h []byte, size int64) {
 	copy(h[124:128], "\x80\x00\x00\x00")
 	binary.BigEndian.PutUint64(h[128:], uint64(size))
+}
+
+// TestClaimedSize imports files that claim to be larger than the file system, with next to no data. They fail before
+// anything of them is written.
+func TestClaimedSize(t *testing.T) {
+	path := t.TempDir()
+	testenv.NeedsRoot(t)
+	must(t, unix.Mount("tmpfs", path, "tmpfs", 0, "size=8m"))
+	t.Cleanup(func() { must(t, unix.Unmount(path, unix.MNT_DETACH)) })
+	b := &bed{path: path}
+	b.open(t, Options{Workers: 1})
+	t.Cleanup(func() { b.close(t) })
+	wrote := false
+	b.hook = func(op atfs.Op, _ string) error {
+		wrote = wrote || op == atfs.OpWrite
+		return nil
+	}
+	gnuSparse := func(size int64) []byte {
+		return sparseGNU("s", func(h []byte) {
+			copy(h[483:487], "\x80\x00\x00\x00")
+			binary.BigEndian.PutUint64(h[487:], uint64(size))
+		})
+	}
+	for _, tt := range []struct {
+		name string
+		tar  []byte
+	}{
+		{"GNU sparse, 8 EiB", gnuSparse(math.MaxInt64)},
+		{"GNU sparse, 1 TB", gnuSparse(1e12)},
+		{"GNU sparse, a little more than there is", gnuSparse(9 << 20)},
+		{"plain, 8 EiB", rawHeader(tar.TypeReg, "f", 0, func(h []byte) { binarySize(h, math.MaxInt64) })},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := importErr(t, b.Store, bytes.NewReader(tt.tar), ImportOptions{})
+			if !errors.Is(err, unix.ENOSPC) || wrote {
+				t.Errorf("got error %v, %t that something was written; want %v and nothing", err, wrote, unix.ENOSPC)
+			}
+		})
+	}
+	importTar(t, b.Store, gnuSparse(3<<20))
 }
 
 // TestRelabelMany changes the attributes of a file by many hard links: its object is made anew once, not each time.

@@ -127,6 +127,10 @@ func (p *publisher) read(r io.Reader, size int64) (*buffer, error) {
 
 // large streams content that is too long to be in memory to a goroutine of its own.
 func (p *publisher) large(n *inode, r io.Reader) error {
+	// A sparse file of a few bytes can claim any size.
+	if err := p.txn.Room(n.Size); err != nil {
+		return &storeError{err}
+	}
 	chunks := make(chan *buffer, 2)
 	j := job{n: n, meta: objectMeta(&n.Inode), time: n.Mtime}
 	ok := false // the reader below has sent everything; read after chunks is closed
