@@ -13,6 +13,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
+const (
+	// maxImage is the size of the largest layer image that is written or read: a damaged inode can claim any.
+	maxImage = 1 << 30
+	// maxObjects is how many objects the dirtree of a layer commit can name: ostree reads no larger metadata. An entry
+	// is a name of 64 digits with its NUL, a checksum, and two offsets.
+	maxObjects = (objectstore.MaxMetadataSize - 64) / (64 + 1 + 32 + 1 + 4)
+)
+
 // readImage parses a layer image.
 func readImage(b []byte) (*composefs.Inode, error) { return composefs.Read(b, composefs.Limits{}) }
 
@@ -20,9 +28,18 @@ func readImage(b []byte) (*composefs.Inode, error) { return composefs.Read(b, co
 func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) error {
 	txn := in.txn
 	objects := l.summarize(root)
+	if in.recipe != nil {
+		objects = in.recipe.withObjects(objects)
+	}
+	if most := in.s.opts.maxObjects; len(objects) > most {
+		return fmt.Errorf("%w: %d different files, at most %d are supported", ErrInvalid, len(objects), most)
+	}
 	image, err := composefs.Marshal(root, composefs.Options{MaxVersion: 1})
 	if err != nil {
 		return fmt.Errorf("make layer image: %w", err)
+	}
+	if len(image) > maxImage {
+		return fmt.Errorf("%w: layer image of %d bytes, at most %d are supported", ErrInvalid, len(image), maxImage)
 	}
 	stored, err := txn.StoreFile(&ownMeta, unix.Timespec{}, image)
 	if err != nil {
@@ -32,7 +49,7 @@ func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) erro
 	l.Image = stored.Checksum
 	files := []objectstore.TreeFile{{Name: imageName, Checksum: l.Image}}
 	if in.recipe != nil {
-		if objects, err = in.storeRecipe(l, objects, added); err != nil {
+		if err := in.storeRecipe(l, objects, added); err != nil {
 			return fmt.Errorf("store recipe: %w", err)
 		}
 		files = append(files, objectstore.TreeFile{Name: recipeName, Checksum: l.Recipe})
@@ -87,27 +104,22 @@ func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) erro
 	return nil
 }
 
-// storeRecipe ends the recipe. It returns the objects of the layer's image and those that only the recipe needs: of files
-// that a later entry of the tar has replaced.
-func (in *ingest) storeRecipe(l *Layer, objects []objectstore.Checksum, added *Usage) ([]objectstore.Checksum, error) {
-	compare := func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) }
-	for _, n := range in.recipe.files {
-		objects = append(objects, n.sum)
-	}
-	slices.SortFunc(objects, compare)
-	objects = slices.Compact(objects)
+// storeRecipe ends the recipe, which names the layer's objects by their place in the list.
+func (in *ingest) storeRecipe(l *Layer, objects []objectstore.Checksum, added *Usage) error {
 	err := in.recipe.writeTable(func(sum objectstore.Checksum) int {
-		i, _ := slices.BinarySearchFunc(objects, sum, compare)
+		i, _ := slices.BinarySearchFunc(objects, sum, compareSums)
 		return i
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	stored, err := in.recipeFile.Commit()
 	added.add(stored)
 	l.Recipe = stored.Checksum
-	return objects, err
+	return err
 }
+
+func compareSums(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) }
 
 // summarize counts what a layer's tree holds and returns the objects it uses, sorted.
 func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
@@ -142,7 +154,7 @@ func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
 			sums = append(sums, sum)
 		}
 	}
-	slices.SortFunc(sums, func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) })
+	slices.SortFunc(sums, compareSums)
 	return sums
 }
 

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // The bounds that Import documents, in bytes, beside what any process takes and the content in flight.
@@ -240,6 +243,55 @@ func TestClaimedSize(t *testing.T) {
 		})
 	}
 	importTar(t, b.Store, gnuSparse(3<<20))
+}
+
+// TestTooManyObjects imports as many different files as a layer commit may name, and one more.
+func TestTooManyObjects(t *testing.T) {
+	s, _ := newStore(t, Options{maxObjects: 3})
+	entries := []tarEntry{file("a", "1"), file("b", "2"), file("b2", "2"), file("c", "3"), file("empty", "")}
+	importTar(t, s, makeTar(t, entries...))
+	err := importErr(t, s, bytes.NewReader(makeTar(t, append(entries, file("d", "4"))...)), ImportOptions{})
+	if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "4 different files, at most 3") {
+		t.Errorf("got %v, want %v with the numbers", err, ErrInvalid)
+	}
+}
+
+// TestMaxObjects checks that the dirtree of that many objects is one that ostree reads, and not of many more.
+func TestMaxObjects(t *testing.T) {
+	size := func(n int) int {
+		var set objectstore.DirTree
+		for i := range n {
+			var sum objectstore.Checksum
+			binary.BigEndian.PutUint64(sum[:], uint64(i))
+			set.Files = append(set.Files, objectstore.TreeFile{Name: sum.String(), Checksum: sum})
+		}
+		b, err := set.Marshal()
+		must(t, err)
+		return len(b)
+	}
+	// Offsets have 4 bytes from 64 KiB on, whatever the size: it grows evenly.
+	const some = 10_000
+	perObject := size(some+1) - size(some)
+	got := size(some) + perObject*(maxObjects-some)
+	if got > objectstore.MaxMetadataSize || got+2*perObject <= objectstore.MaxMetadataSize {
+		t.Errorf("%d objects make a dirtree of %d bytes, want what fits into %d", maxObjects, got, objectstore.MaxMetadataSize)
+	}
+}
+
+// TestHugeImage reads layers whose image's inode claims to be larger than any: a damaged file system can say so.
+func TestHugeImage(t *testing.T) {
+	s, root := newStore(t, Options{})
+	l := importTar(t, s, makeTar(t, file("a", "x")))
+	name := filepath.Join(root, "repo/objects", objectstore.LoosePath(l.Image, objectstore.TypeFile))
+	st, err := os.Stat(name)
+	must(t, err)
+	for _, size := range []int64{maxImage + 4096, 1 << 40} {
+		must(t, os.Truncate(name, size))
+		if _, err := s.Image(t.Context(), l.ID); !errors.Is(err, objectstore.ErrCorrupt) {
+			t.Errorf("%d bytes: got %v, want %v", size, err, objectstore.ErrCorrupt)
+		}
+	}
+	must(t, os.Truncate(name, st.Size()))
 }
 
 // TestRelabelMany changes the attributes of a file by many hard links: its object is made anew once, not each time.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -232,6 +233,16 @@ func (w *recipeWriter) finish() error {
 	w.buf = append(w.buf, opEnd)
 	w.flush(0)
 	return w.err
+}
+
+// withObjects adds the objects that the recipe needs to those that the layer's image does: they are those of files that a
+// later entry of the tar has replaced. The list is sorted.
+func (w *recipeWriter) withObjects(objects []objectstore.Checksum) []objectstore.Checksum {
+	for _, n := range w.files {
+		objects = append(objects, n.sum)
+	}
+	slices.SortFunc(objects, compareSums)
+	return slices.Compact(objects)
 }
 
 // writeTable ends the recipe. index tells which of the layer commit's objects one is.

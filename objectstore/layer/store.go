@@ -40,6 +40,8 @@ type Options struct {
 	Journal    bool
 	SyncFailed func(error) // told when syncing in the background fails; nobody
 	Boot       string      // tells this run of the kernel from others; its boot ID
+
+	maxObjects int // maxObjects, for tests
 }
 
 func (o *Options) setDefaults() {
@@ -51,6 +53,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.MaxInFlight <= 0 {
 		o.MaxInFlight = 64 << 20
+	}
+	if o.maxObjects <= 0 {
+		o.maxObjects = maxObjects
 	}
 	if o.MaxEntries <= 0 {
 		o.MaxEntries = 1 << 20
@@ -372,6 +377,9 @@ func (s *Store) readImage(l *Layer) (*composefs.Inode, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if st.Size > maxImage {
+		return nil, fmt.Errorf("read image of layer %s: %d bytes: %w", l.ID, st.Size, objectstore.ErrCorrupt)
 	}
 	b := make([]byte, st.Size)
 	if _, err := f.ReadAt(b, 0); err != nil {
