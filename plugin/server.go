@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -191,7 +192,8 @@ func (s *Server) closeAll() error {
 	return err
 }
 
-// newGRPC returns a server with containerd's limits, on which a panic ends one call and not the daemon.
+// newGRPC returns a server with containerd's limits, on which a panic ends one call and not the daemon, and whose errors
+// have the code that errdefs gives them. containerd's services see to that themselves, but for List.
 func newGRPC() *grpc.Server {
 	return grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
@@ -199,11 +201,12 @@ func newGRPC() *grpc.Server {
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
 			defer recovered(ctx, info.FullMethod, &err)
-			return handler(ctx, req)
+			resp, err := handler(ctx, req)
+			return resp, errgrpc.ToGRPC(err)
 		}),
 		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 			defer recovered(ss.Context(), info.FullMethod, &err)
-			return handler(srv, ss)
+			return errgrpc.ToGRPC(handler(srv, ss))
 		}),
 	)
 }

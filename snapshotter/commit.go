@@ -31,6 +31,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 
 func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snapshots.Opt) (err error) {
 	start := time.Now()
+	if err := validKey(name); err != nil {
+		return err
+	}
 	asked, err := applyOpts(opts)
 	if err != nil {
 		return err

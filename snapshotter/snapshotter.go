@@ -232,6 +232,9 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 }
 
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
+	if err := validKey(key); err != nil {
+		return nil, fmt.Errorf("create snapshot: %w", err)
+	}
 	asked, err := applyOpts(opts)
 	if err != nil {
 		return nil, err
@@ -269,6 +272,14 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}
 	return mounts, nil
+}
+
+// validKey refuses what cannot be a key in metadata.db.
+func validKey(key string) error {
+	if key == "" || len(key) > bolt.MaxKeySize {
+		return fmt.Errorf("key of %d bytes, want 1 to %d: %w", len(key), bolt.MaxKeySize, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // insert makes the row and the directory of a new snapshot, both or neither.
