@@ -47,6 +47,9 @@ func OpenStore(ctx context.Context, c *Config) (_ *Store, err error) {
 	if s.Root, err = openRoot(c.Root); err != nil {
 		return nil, err
 	}
+	if err := makePrivate(s.Root, c.Repo == ""); err != nil {
+		return nil, err
+	}
 	if s.lock, err = lockRoot(s.Root); err != nil {
 		return nil, err
 	}
@@ -105,7 +108,51 @@ func openRoot(name string) (_ *atfs.Dir, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := ownedByRoot(root, ".", st); err != nil {
+		return nil, err
+	}
 	return root, root.SetAttr(st.Uid, st.Gid, rootMode, st.Mtim)
+}
+
+// makePrivate gives what is in the root already the mode that keeps others out, and refuses what somebody else has put
+// there, which could still be theirs to change. What is missing is made with these modes.
+func makePrivate(root *atfs.Dir, withRepo bool) error {
+	const file = 0o600
+	modes := map[string]uint32{
+		"layers": unix.S_IFDIR | privateDir, "journal": unix.S_IFDIR | privateDir, "snapshots": unix.S_IFDIR | privateDir,
+		tmpDir: unix.S_IFDIR | privateDir, "metadata.db": unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
+	}
+	if withRepo {
+		modes["repo"] = unix.S_IFDIR | privateDir
+	}
+	for name, want := range modes {
+		st, err := root.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := ownedByRoot(root, name, st); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != want&unix.S_IFMT {
+			return fmt.Errorf("%s has mode %o, want %o", path.Join(root.Path(), name), st.Mode, want)
+		}
+		if st.Mode != want {
+			if err := root.Chmod(name, want&^unix.S_IFMT); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func ownedByRoot(root *atfs.Dir, name string, st unix.Stat_t) error {
+	if st.Uid != 0 {
+		return fmt.Errorf("%s belongs to user %d: it must be root's", path.Join(root.Path(), name), st.Uid)
+	}
+	return nil
 }
 
 // lockRoot takes the root for this process, until the file is closed or the process ends.
@@ -288,14 +335,4 @@ func overlay(dir string) (int, error) {
 		return -1, fmt.Errorf("mount overlay: %w", err)
 	}
 	return mnt, nil
-}
-
-// checkPrivate gives the entries of the root that only this program reads a mode that keeps others out.
-func checkPrivate(root *atfs.Dir, names ...string) error {
-	for _, name := range names {
-		if err := root.Chmod(name, privateDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }

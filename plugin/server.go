@@ -86,9 +86,6 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if s.snapshotter, err = snapshotter.New(ctx, s.store.Root, s.store.Layers, opts...); err != nil {
 		return nil, err
 	}
-	if err := checkPrivate(s.store.Root, "layers", "journal", "snapshots", tmpDir); err != nil {
-		return nil, err
-	}
 	d := differ.New(s.snapshotter, s.store.Layers, s.daemon, decompressor)
 	s.grpc = newGRPC()
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(s.snapshotter))
