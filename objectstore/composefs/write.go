@@ -172,8 +172,10 @@ func (w *writer) number(root *Inode) error {
 	if root == nil || !root.IsDir() {
 		return fmt.Errorf("%w: root is not a directory", ErrInvalid)
 	}
-	seen := make(map[*Inode]int32, 2*len(root.Entries)+1)
-	w.nodes = append(make([]node, 0, 2*stubs), node{Inode: root})
+	names := countNames(root) + stubs
+	seen := make(map[*Inode]int32, names)
+	w.nodes = append(make([]node, 0, names+1), node{Inode: root})
+	w.kids = make([]kid, 0, names)
 	seen[root] = 0
 	for i := 0; i < len(w.nodes); i++ {
 		if err := w.enter(int32(i), seen); err != nil {
@@ -181,6 +183,26 @@ func (w *writer) number(root *Inode) error {
 		}
 	}
 	return nil
+}
+
+// countNames counts the names in a tree, with those of . and .. in each directory. It bounds the number of inodes, so that
+// lists need not grow, which takes three times as much memory.
+func countNames(root *Inode) (names int) {
+	dirs := []*Inode{root}
+	seen := map[*Inode]struct{}{root: {}}
+	for i := 0; i < len(dirs); i++ {
+		names += len(dirs[i].Entries) + 2
+		for _, e := range dirs[i].Entries {
+			if e.Inode == nil || !e.Inode.IsDir() {
+				continue
+			}
+			if _, ok := seen[e.Inode]; !ok { // number refuses a directory with two names
+				seen[e.Inode] = struct{}{}
+				dirs = append(dirs, e.Inode)
+			}
+		}
+	}
+	return names
 }
 
 // enter validates an inode and numbers the children that it is first to name.
