@@ -34,7 +34,7 @@ type ImportOptions struct {
 // Import reads a plain tar to the end of the stream and returns its layer, held. What is wrong with the tar is an
 // ErrInvalid; then, and on any other error, nothing refers to what was stored so far.
 //
-// Memory is bounded, whatever the tar claims: Options.MaxInFlight of file content, about 1.2 KB for each entry while
+// Memory is bounded, whatever the tar claims: Options.MaxInFlight of file content, up to 1.4 KB for each entry while
 // the layer image is made, of which there are MaxEntries at most, and 6 times what their names, link targets and
 // extended attributes are long, at most 128 bytes for each entry that there may be.
 // Nothing is fsynced but the entry in the journal, if there is one.

@@ -24,7 +24,7 @@ import (
 // The bounds that Import documents, in bytes, beside what any process takes and the content in flight.
 const (
 	memoryFixed    = 48 << 20
-	memoryPerEntry = 1200
+	memoryPerEntry = 1400
 	memoryPerText  = 6
 )
 

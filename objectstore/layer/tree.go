@@ -175,10 +175,11 @@ func (t *tree) find(dir []string, base string) (n *inode, path string, err error
 	if top := w.top().n; top != nil {
 		n = top.children[base]
 	}
+	var b strings.Builder
 	for _, s := range w.stack[1:] {
-		path += s.name + "/"
+		b.WriteString(s.name + "/")
 	}
-	return n, path + base, nil
+	return n, b.String() + base, nil
 }
 
 // A walker follows names through a layer, symbolic links included, as the kernel does for a process whose root
