@@ -76,6 +76,9 @@ func isCompressed(mediaType string) (bool, error) {
 //
 // Whatever it uses, it accepts what Go's gzip accepts, which is a sequence of whole gzip members and nothing after
 // them. igzip ignores what follows the last member that it recognises.
+//
+// Whatever a blob becomes, decompressing it takes some MB of memory, and for zstd twice the window that its frames ask for,
+// at most 128 MiB each.
 type Decompressor struct {
 	igzip string // absolute path, "" for none
 }

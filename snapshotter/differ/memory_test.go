@@ -1,0 +1,106 @@
+package differ
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+// repeated is a source of one blob: a piece, many times, which is not in memory.
+type repeated struct {
+	piece []byte
+	size  int64
+}
+
+func (r repeated) Open(context.Context, ocispec.Descriptor) (Blob, error) { return r, nil }
+func (r repeated) Size() int64                                            { return r.size }
+func (r repeated) Close() error                                           { return nil }
+
+func (r repeated) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) && off < r.size {
+		c := copy(p[n:], r.piece[off%int64(len(r.piece)):])
+		n += c
+		off += int64(c)
+	}
+	if n < len(p) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// gzipBomb is a gzip member of so many MiB of zeros.
+func gzipBomb(tb testing.TB, size int) []byte {
+	tb.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	zeros := make([]byte, 1<<20)
+	for range size {
+		if _, err := w.Write(zeros); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// zstdBomb is a zstd frame of so many MiB of zeros, whose window has 1<<windowLog bytes.
+func zstdBomb(windowLog, size int) []byte {
+	const blockLog, runLength = 17, 1 // a block can have 128 KiB
+	b := []byte{0x28, 0xb5, 0x2f, 0xfd, 0, byte(windowLog-10) << 3}
+	for i := range size << (20 - blockLog) {
+		header := uint32(1<<blockLog<<3 | runLength<<1)
+		if i == size<<(20-blockLog)-1 {
+			header |= 1 // the last
+		}
+		b = append(b, byte(header), byte(header>>8), byte(header>>16), 0)
+	}
+	return b
+}
+
+// TestMemoryOfDecompression decompresses blobs of next to nothing that become very long.
+func TestMemoryOfDecompression(t *testing.T) {
+	const fixed, pieceSize = 48, 256 // MiB
+	pieces := testenv.Scale(2, 40)   // 10 GiB
+	for _, tt := range []struct {
+		name  string
+		piece []byte
+		limit int64 // MiB
+	}{
+		{"gzip", gzipBomb(t, pieceSize), fixed},
+		{"zstd", zstdBomb(20, pieceSize), fixed},
+		{"zstd with the largest window", zstdBomb(27, pieceSize), fixed + 2*zstdMaxWindow>>20},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			testenv.LimitMemory(t, tt.limit<<20, func() {
+				source := repeated{tt.piece, int64(len(tt.piece)) * int64(pieces)}
+				desc := ocispec.Descriptor{Digest: digest.FromString("whatever"), Size: source.size}
+				v, err := newVerifier(t.Context(), source, desc)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer v.stop()
+				s, err := (&Decompressor{}).open(t.Context(), v, true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := io.Copy(io.Discard, s)
+				if want := int64(pieces) * pieceSize << 20; n != want || err != nil {
+					t.Errorf("got %d bytes, %v, want %d", n, err, want)
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			t.Logf("%d KiB became %d MiB", len(tt.piece)*pieces>>10, pieceSize*pieces)
+		})
+	}
+}
