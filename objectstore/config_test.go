@@ -1,6 +1,7 @@
 package objectstore
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -62,4 +63,27 @@ func TestLooseNames(t *testing.T) {
 			t.Errorf("%q is taken for an object", bad)
 		}
 	}
+}
+
+func FuzzParseObjectName(f *testing.F) {
+	sum := strings.Repeat("ab", 32)
+	for _, s := range []string{sum + ".file", sum + ".dirtree", sum + ".commit", sum + ".", sum, "." + sum, sum + ".file.file", strings.ToUpper(sum) + ".file", "../" + sum[3:] + ".file", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, err := ParseObjectName(s)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Fatalf("%q: got %v, want %v", s, err, ErrInvalid)
+			}
+			return
+		}
+		if n.String() != s {
+			t.Fatalf("%q comes back as %q", s, n)
+		}
+		path := LoosePath(n.Checksum, n.Type)
+		if got, typ, ok := parseLooseName(n.Checksum[0], path[3:]); !ok || got != n.Checksum || typ != n.Type {
+			t.Fatalf("%q has path %q, which is %s.%s, %v", s, path, got, typ, ok)
+		}
+	})
 }

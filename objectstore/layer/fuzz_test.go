@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -262,6 +263,48 @@ func FuzzSplitName(f *testing.F) {
 		}
 		if got, want := strings.Join(parts, "/"), strings.TrimPrefix(path.Clean("/"+name), "/"); got != want {
 			t.Fatalf("%q: got %q, want %q", name, got, want)
+		}
+	})
+}
+
+// FuzzDigestRef makes names of refs from digests that a manifest may have.
+func FuzzDigestRef(f *testing.F) {
+	for _, s := range []string{
+		string(someBlob), "sha256:" + strings.Repeat("0", 64), "sha512:" + strings.Repeat("0", 128), "sha256:../../x", "", ":", "sha256:",
+		"sha256:" + strings.Repeat("A", 64), "../x:" + strings.Repeat("0", 64), "sha256:" + strings.Repeat("0", 63) + "\n",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		ref, err := digestRef(refBlob, digest.Digest(s))
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Fatalf("%q: got %v, want %v", s, err, ErrInvalid)
+			}
+			return
+		}
+		name, ok := strings.CutPrefix(ref, refBlob)
+		if _, err := objectstore.ParseChecksum(name); !ok || err != nil || "sha256:"+name != s || objectstore.ValidateRef(ref) != nil {
+			t.Fatalf("%q becomes ref %q", s, ref)
+		}
+	})
+}
+
+// FuzzPayloadSum reads paths of objects as a damaged layer image may have them.
+func FuzzPayloadSum(f *testing.F) {
+	for _, s := range []string{"ab/" + strings.Repeat("0", 62) + ".file", "../" + strings.Repeat("0", 61) + ".file", "ab/" + strings.Repeat("0", 62), "", ".file"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		sum, err := payloadSum(s)
+		if err != nil {
+			if !errors.Is(err, objectstore.ErrCorrupt) {
+				t.Fatalf("%q: got %v, want %v", s, err, objectstore.ErrCorrupt)
+			}
+			return
+		}
+		if got := objectstore.LoosePath(sum, objectstore.TypeFile); got != s {
+			t.Fatalf("%q is taken for %q", s, got)
 		}
 	})
 }
