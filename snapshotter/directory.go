@@ -106,11 +106,8 @@ func (s *Snapshotter) readDirectory(id string) (directory, error) {
 	if d.staged, err = s.snaps.Exists(path.Join(id, stagedFile)); err != nil {
 		return d, err
 	}
-	b, err := s.snaps.ReadFile(path.Join(id, usageFile), smallFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return d, nil
-	}
-	if err != nil {
+	b, err := s.readSmall(id, usageFile)
+	if err != nil || b == nil {
 		return d, err
 	}
 	if _, err := fmt.Sscan(string(b), &d.usage.Bytes, &d.usage.Inodes); err != nil {
@@ -122,11 +119,8 @@ func (s *Snapshotter) readDirectory(id string) (directory, error) {
 // readLayer returns the layer in a snapshot's directory, zero if there is none or no such directory. A file that does
 // not name one, as after a power failure, is an errdefs.ErrDataLoss.
 func (s *Snapshotter) readLayer(id string) (objectstore.Checksum, error) {
-	b, err := s.snaps.ReadFile(path.Join(id, layerFile), smallFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return objectstore.Checksum{}, nil
-	}
-	if err != nil {
+	b, err := s.readSmall(id, layerFile)
+	if err != nil || b == nil {
 		return objectstore.Checksum{}, err
 	}
 	sum, err := objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n"))
@@ -134,6 +128,21 @@ func (s *Snapshotter) readLayer(id string) (objectstore.Checksum, error) {
 		return sum, fmt.Errorf("read %s/%s/%s: %w: %w", snapshotsDir, id, layerFile, errdefs.ErrDataLoss, err)
 	}
 	return sum, nil
+}
+
+// readSmall returns what is in a file beside the upper directory, nil if there is none. One that is too long to be ours is
+// an errdefs.ErrDataLoss.
+func (s *Snapshotter) readSmall(id, name string) ([]byte, error) {
+	b, err := s.snaps.ReadFile(path.Join(id, name), smallFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, unix.EFBIG):
+		return nil, fmt.Errorf("%w: %w", errdefs.ErrDataLoss, err)
+	case err != nil:
+		return nil, err
+	}
+	return b, nil
 }
 
 // writeLayer records the layer of an active snapshot, and what it added to the store.

@@ -608,7 +608,7 @@ func readDir[T any](d *Dir, read func(*os.File) ([]T, error)) ([]T, error) {
 	return ents, nil
 }
 
-// ReadFile returns the content of a file of at most limit bytes; a larger one is an error.
+// ReadFile returns the content of a file of at most limit bytes; a larger one is an error that unwraps to EFBIG.
 func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	f, err := d.Open(name)
 	if err != nil {
@@ -620,7 +620,7 @@ func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(b)) > limit {
-		return nil, d.err("read", name, fmt.Errorf("file has more than %d bytes", limit))
+		return nil, d.err("read", name, fmt.Errorf("more than %d bytes: %w", limit, unix.EFBIG))
 	}
 	return b, nil
 }
