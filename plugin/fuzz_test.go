@@ -52,7 +52,7 @@ var (
 	}
 	fieldPaths = []string{
 		"labels", "labels." + snapshotter.LabelLayer, "labels." + snapshotter.LabelCheckout, "labels.plain", "labels.", "labels..",
-		"name", "parent", "created", "kind", "", "x.y",
+		"labels." + ownLabels + "x", "name", "parent", "created", "kind", "", "x.y",
 	}
 	filterTexts = []string{"kind==active", "name==a", "parent==b", "labels.plain==x", `labels."a b"~=(`, "==", "kind", `name~="`, ""}
 	mediaTypes  = []string{
@@ -396,6 +396,7 @@ func FuzzCalls(f *testing.F) {
 	f.Add([]byte{prepare, 9, none, 3, 2, 4, 3, 2, 4, 5, apply, 0, 0, 0, 0, 4, 0, 3, 0, 2, 0, 3, 0, commit, 9, 0, none, 3, 2, 4, 3, 8, 4, 5})
 	f.Add([]byte{prepare, 0, none, 0, apply, 8, 1, 255, 0, 4, 1, 0, 0, 1, 3, 1, apply, 2, 0, 0, 0, 0, 0, commit, 0, 1, none, 0})
 	f.Add([]byte{prepare, 0, none, 0, apply, 0, 0, 0, 0, 0, 0, apply, 2, 0, 0, 0, 0, 0, apply, 3, 1, 0, 0, 0, 0, apply, 4, 1, 0, 0, 0, 0, commit, 0, 1, 0, 0})
+	f.Add([]byte{prepare, 0, none, 1, 9, 1, update, 0, 2, 0, 1, 8, 1, 1, 1, update, 0, 2, 0, 1, 8, 1, 1, 6, update, 0, 2, 0, 1, 8, 1, 1, 4})
 	f.Add([]byte{prepare, 15, none, 0, prepare, 16, none, 0, prepare, none, none, 0, list, 3, 4, 5, 7, compare, 0, 0, 0, 0, 0})
 	if err := log.SetLevel("panic"); err != nil {
 		f.Fatal(err)

@@ -3,9 +3,12 @@ package snapshotter
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -25,6 +28,19 @@ const (
 	privatePrefix = "containerd.io/snapshot/ostree."
 )
 
+// validLabels refuses labels that containerd does not take, and those that metadata.db does not.
+func validLabels(asked map[string]string) error {
+	for k, v := range asked {
+		if k == "" {
+			return fmt.Errorf("label without name: %w", errdefs.ErrInvalidArgument)
+		}
+		if err := labels.Validate(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // publicLabels returns a copy of labels without this package's own.
 func publicLabels(labels map[string]string) map[string]string {
 	public := make(map[string]string, len(labels))
@@ -34,6 +50,11 @@ func publicLabels(labels map[string]string) map[string]string {
 		}
 	}
 	return public
+}
+
+// publicPaths returns the field paths that do not name a label of this package's own.
+func publicPaths(fieldpaths []string) []string {
+	return slices.DeleteFunc(slices.Clone(fieldpaths), func(p string) bool { return strings.HasPrefix(p, "labels."+privatePrefix) })
 }
 
 // privateLabels returns this package's own among labels.

@@ -160,6 +160,12 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 // Update changes labels of a snapshot. Those that say what a committed snapshot consists of stay as they are, whatever
 // info has; they are not in the answer, which has the labels that can be changed.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+	if err := validLabels(info.Labels); err != nil {
+		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", info.Name, err)
+	}
+	if slices.Contains(fieldpaths, "labels.") {
+		return snapshots.Info{}, fmt.Errorf("update snapshot %q: label without name: %w", info.Name, errdefs.ErrInvalidArgument)
+	}
 	err = s.write(ctx, func(ctx context.Context) error {
 		_, old, _, err := storage.GetInfo(ctx, info.Name)
 		if err != nil {
@@ -170,7 +176,11 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 		if old.Kind == snapshots.KindCommitted {
 			info.Labels = committedLabels(info.Name, info.Labels, private)
 		}
-		if updated, err = storage.UpdateInfo(ctx, info, fieldpaths...); err == nil {
+		public := publicPaths(fieldpaths)
+		if len(public) == 0 && len(fieldpaths) > 0 { // no path would mean everything
+			info.Labels = old.Labels
+		}
+		if updated, err = storage.UpdateInfo(ctx, info, public...); err == nil {
 			s.refs.put(updated) // while nobody can remove it
 		}
 		return err
@@ -325,7 +335,7 @@ func applyOpts(opts []snapshots.Opt) (snapshots.Info, error) {
 			return info, err
 		}
 	}
-	return info, nil
+	return info, validLabels(info.Labels)
 }
 
 // onlyLabels replaces the labels that other options set; snapshots.WithLabels adds to them.

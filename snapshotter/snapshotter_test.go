@@ -482,12 +482,26 @@ func TestPrivateLabelsCannotBeSet(t *testing.T) {
 		}
 		wantFiles(t, view(t, e, "b"), lowerFiles)
 	})
-	for _, fieldpaths := range [][]string{nil, {"labels"}, {"labels." + snapshotter.LabelLayer, "labels." + snapshotter.LabelCheckout}} {
+	t.Run("update of an active snapshot", func(t *testing.T) {
+		prepare(t, e, "c", "")
+		if _, err := e.Update(t.Context(), snapshots.Info{Name: "c", Labels: map[string]string{"other": "x"}}, "labels."+snapshotter.LabelLayer); err != nil {
+			t.Fatal(err)
+		}
+		if got := labelsOf(t, e, "c"); len(got) != 0 {
+			t.Errorf("got labels %v, want none", got)
+		}
+	})
+	for _, fieldpaths := range [][]string{nil, {"labels"}, {"labels." + snapshotter.LabelLayer, "labels." + snapshotter.LabelCheckout}, {"labels.containerd.io/snapshot/ostree.other"}} {
 		t.Run(fmt.Sprintf("update %q", fieldpaths), func(t *testing.T) {
 			if _, err := e.Update(t.Context(), snapshots.Info{Name: name, Labels: maps.Clone(forged)}, fieldpaths...); err != nil {
 				t.Fatal(err)
 			}
 			got := labelsOf(t, e, name)
+			for k := range got {
+				if strings.HasPrefix(k, "containerd.io/snapshot/ostree.") && got[k] != want[k] {
+					t.Errorf("label %s is %q, want %q", k, got[k], want[k])
+				}
+			}
 			for _, k := range []string{snapshotter.LabelLayer, snapshotter.LabelCheckout, snapshotter.LabelChainID} {
 				if got[k] != want[k] {
 					t.Errorf("label %s is %q, want %q", k, got[k], want[k])
