@@ -24,7 +24,7 @@ import (
 
 // Bounds on what an image's author can make us read.
 const (
-	maxManifest   = 8 << 20
+	maxManifest   = 4 << 20 // what containerd pulls
 	maxIndexDepth = 4
 )
 
@@ -41,6 +41,17 @@ type image struct {
 	names  []imageName
 	chains []digest.Digest                 // chain ID of every layer of every manifest that is here, lowest first
 	blobs  map[digest.Digest]digest.Digest // chain ID -> digest of the blob of its uppermost layer
+	known  map[digest.Digest]struct{}      // what is in chains
+}
+
+// add adds chains that the image does not have.
+func (i *image) add(chains []digest.Digest) {
+	for _, chain := range chains {
+		if _, ok := i.known[chain]; !ok {
+			i.known[chain] = struct{}{}
+			i.chains = append(i.chains, chain)
+		}
+	}
 }
 
 // listImages lists the images of all namespaces of containerd, by target digest. What cannot be read of one image,
@@ -66,7 +77,7 @@ func listImages(ctx context.Context, conn grpc.ClientConnInterface) ([]image, er
 			}
 			img := byTarget[target.Digest]
 			if img == nil {
-				img = &image{target: target.Digest, blobs: make(map[digest.Digest]digest.Digest)}
+				img = &image{target: target.Digest, blobs: make(map[digest.Digest]digest.Digest), known: make(map[digest.Digest]struct{})}
 				byTarget[target.Digest] = img
 			}
 			img.names = append(img.names, imageName{Namespace: ns.Name, Name: entry.Name})
@@ -76,11 +87,7 @@ func listImages(ctx context.Context, conn grpc.ClientConnInterface) ([]image, er
 			if err != nil {
 				return nil, fmt.Errorf("read image %s in containerd namespace %s: %w", entry.Name, ns.Name, err)
 			}
-			for _, chain := range chains {
-				if !slices.Contains(img.chains, chain) {
-					img.chains = append(img.chains, chain)
-				}
-			}
+			img.add(chains)
 		}
 	}
 	imgs := make([]image, 0, len(byTarget))
