@@ -132,7 +132,8 @@ var (
 	entryType  = gvariant.MustType("{sv}")
 )
 
-// ParseCommit parses a commit object; what is not one is ErrCorrupt. The values of the metadata refer to data.
+// ParseCommit parses a commit object; what is not one is ErrCorrupt. The values of the metadata refer to data. All that is
+// allocated stays below 16 times len(data).
 func ParseCommit(data []byte) (*Commit, error) {
 	c, err := parseCommit(data)
 	return parsed("commit", c, err)

@@ -44,7 +44,8 @@ func (m *DirMeta) Marshal() ([]byte, error) {
 
 var dirMetaType = gvariant.MustType("(uuua(ayay))")
 
-// ParseDirMeta parses a dirmeta object; what is not one is ErrCorrupt. The xattrs may be unsorted and refer to data.
+// ParseDirMeta parses a dirmeta object; what is not one is ErrCorrupt. The xattrs may be unsorted and refer to data. All
+// that is allocated stays below 16 times len(data).
 func ParseDirMeta(data []byte) (*DirMeta, error) {
 	m, err := parseDirMeta(data)
 	return parsed("dirmeta", m, err)
@@ -212,8 +213,7 @@ const (
 	minDirLen  = 2 + 32 + 32 + 2 + 1
 )
 
-// ParseDirTree parses a dirtree object; what is not one is ErrCorrupt. It needs at most a few times len(data) of
-// memory.
+// ParseDirTree parses a dirtree object; what is not one is ErrCorrupt. All that is allocated stays below 16 times len(data).
 func ParseDirTree(data []byte) (*DirTree, error) {
 	t, err := parseDirTree(data)
 	return parsed("dirtree", t, err)
