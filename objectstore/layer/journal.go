@@ -24,8 +24,8 @@ const (
 	journalDir   = "journal"
 	journalTitle = "ostree-snapshotter journal 1"
 
-	// maxJournalEntry is more than the entry of a layer with the default of MaxEntries files takes.
-	maxJournalEntry = 1 << 30
+	// maxJournalEntry is more than the entry of a layer takes: 77 bytes for each of maxObjects.
+	maxJournalEntry = 128 << 20
 
 	syncAfterLast  = 5 * time.Second  // after the last import
 	syncAfterFirst = 30 * time.Second // after the first one that is not on the disk
