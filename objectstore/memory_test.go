@@ -62,7 +62,9 @@ func TestParseMemory(t *testing.T) {
 		data  []byte
 		parse func([]byte) error
 	}{
-		{"files", marshal(tree), dirTree}, {"directories", marshal(dirs), dirTree}, {"attributes", attrs, dirMeta},
+		{"files", marshal(tree), dirTree},
+		{"directories", marshal(dirs), dirTree},
+		{"attributes", attrs, dirMeta},
 		{"commit metadata", marshal(commit), parseCommit},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

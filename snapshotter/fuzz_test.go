@@ -19,9 +19,19 @@ func FuzzDirectory(f *testing.F) {
 	snaptest.NeedsRoot(f)
 	zero := strings.Repeat("0", 64)
 	for _, s := range [][2]string{
-		{"", ""}, {zero + "\n", ""}, {zero, "1 2\n"}, {"layer", "1 2"}, {"layer", "1"}, {"layer", "-1 -9223372036854775808\n"},
-		{"layer", "99999999999999999999 1"}, {"layer", "x y"}, {"../../x\n", ""}, {strings.Repeat("a", 300), ""}, {"layer", strings.Repeat("1", 300)},
-		{strings.ToUpper("layer"), "0 0"}, {"layer\x00", "1 2\x00"},
+		{"", ""},
+		{zero + "\n", ""},
+		{zero, "1 2\n"},
+		{"layer", "1 2"},
+		{"layer", "1"},
+		{"layer", "-1 -9223372036854775808\n"},
+		{"layer", "99999999999999999999 1"},
+		{"layer", "x y"},
+		{"../../x\n", ""},
+		{strings.Repeat("a", 300), ""},
+		{"layer", strings.Repeat("1", 300)},
+		{strings.ToUpper("layer"), "0 0"},
+		{"layer\x00", "1 2\x00"},
 	} {
 		f.Add([]byte(s[0]), []byte(s[1]), true)
 		f.Add([]byte(s[0]), []byte(s[1]), false)

@@ -2,11 +2,11 @@ package testenv
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 )
@@ -29,35 +29,36 @@ func Scale(quick, full int) int {
 // do something, and nothing behind it is reached in there.
 func PeakMemory(t *testing.T, f func()) int64 {
 	t.Helper()
-	if report := os.Getenv(memoryEnv); report != "" {
+	if os.Getenv(memoryEnv) != "" {
 		f()
 		peak, err := highWaterMark()
 		if err == nil {
-			err = os.WriteFile(report, []byte(strconv.FormatInt(peak, 10)), 0o600)
+			_, err = fmt.Fprint(os.NewFile(3, "report"), peak)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.SkipNow()
 	}
-	report := t.TempDir() + "/peak"
 	var pattern []string
 	for part := range strings.SplitSeq(t.Name(), "/") {
 		pattern = append(pattern, "^"+regexp.QuoteMeta(part)+"$")
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+strings.Join(pattern, "/"), "-test.count=1")
-	cmd.Env = append(os.Environ(), memoryEnv+"="+report)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	b, err := os.ReadFile(report)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	peak, err := strconv.ParseInt(string(b), 10, 64)
+	cmd.Env = append(os.Environ(), memoryEnv+"=1")
+	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd.ExtraFiles = []*os.File{w}
+	out, err := cmd.CombinedOutput()
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var peak int64
+	if _, err := fmt.Fscan(r, &peak); err != nil {
+		t.Fatalf("peak memory of the process: %v\n%s", err, out)
 	}
 	return peak
 }

@@ -221,7 +221,7 @@ func TestClaimedSize(t *testing.T) {
 		return nil
 	}
 	gnuSparse := func(size int64) []byte {
-		return sparseGNU("s", func(h []byte) {
+		return sparseGNU(func(h []byte) {
 			copy(h[483:487], "\x80\x00\x00\x00")
 			binary.BigEndian.PutUint64(h[487:], uint64(size))
 		})

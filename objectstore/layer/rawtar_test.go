@@ -53,10 +53,10 @@ func rawPAX(records ...string) []byte {
 
 var endOfTar = make([]byte, 1024)
 
-// sparseGNU is a file with a hole as GNU tar writes it by default: 10,000 bytes, "hello" at offset 5,000. f changes the
+// sparseGNU is a file s with a hole as GNU tar writes it by default: 10,000 bytes, "hello" at offset 5,000. f changes the
 // header before it gets its checksum.
-func sparseGNU(name string, f func(h []byte)) []byte {
-	h := rawHeader(tar.TypeGNUSparse, name, 5, func(h []byte) {
+func sparseGNU(f func(h []byte)) []byte {
+	h := rawHeader(tar.TypeGNUSparse, "s", 5, func(h []byte) {
 		copy(h[257:], "ustar  \x00")
 		copy(h[386:], fmt.Sprintf("%011o\x00%011o\x00", 5000, 5))
 		copy(h[410:], fmt.Sprintf("%011o\x00%011o\x00", 10000, 0))

@@ -155,7 +155,7 @@ func TestWriteTarOdd(t *testing.T) {
 		"padding":          padded,
 		"no end":           bytes.TrimRight(makeTar(t, file("a", strings.Repeat("x", 512))), "\x00"),
 		"end within block": append(makeTar(t, file("a", "x")), "abc"...),
-		"sparse":           slices.Concat(sparseGNU("s", nil), makeTar(t, file("f", "x"))),
+		"sparse":           slices.Concat(sparseGNU(nil), makeTar(t, file("f", "x"))),
 		"sparse PAX":       slices.Concat(sparsePAX("s", sparseMap), makeTar(t, file("f", "x"))),
 		"empty":            {},
 		"large":            mixedTar(t),
