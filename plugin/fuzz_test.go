@@ -389,14 +389,16 @@ func FuzzCalls(f *testing.F) {
 	snaptest.NeedsRoot(f)
 	const prepare, view, mounts, commit, remove, stat, update, usage, list, cleanup, compare, apply = 0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 	const none = 6 // the empty key
-	unpack := []byte{prepare, 3, none, 0, apply, 1, 1, 0, 0, 0, 0, 0, commit, 3, 5, none, 0}
+	unpack := []byte{prepare, 3, none, 0, apply, 1, 1, 0, 0, 0, 0, commit, 3, 5, none, 0}
 	f.Add(unpack)
 	f.Add(slices.Concat(unpack, []byte{stat, 5, usage, 5, list, 0, view, 0, 5, 0, mounts, 0, prepare, 1, 5, 0, commit, 1, 2, none, 0, remove, 2, cleanup}))
 	f.Add(slices.Concat(unpack, []byte{update, 5, 0, 2, 3, 2, 3, 3, 3, 4, 3, 2, 0, 1, remove, 5, cleanup, stat, 5}))
-	f.Add([]byte{prepare, 9, none, 3, 2, 4, 3, 2, 4, 5, apply, 0, 0, 0, 0, 4, 0, 3, 0, 2, 0, 3, 0, commit, 9, 0, none, 3, 2, 4, 3, 8, 4, 5})
+	f.Add([]byte{prepare, 9, none, 3, 2, 4, 3, 2, 4, 5, apply, 0, 0, 0, 0, 4, 0, 3, 0, 1, 0, 3, 0, commit, 9, 0, none, 3, 2, 4, 3, 8, 4, 5})
 	f.Add([]byte{prepare, 0, none, 0, apply, 8, 1, 255, 0, 4, 1, 0, 0, 1, 3, 1, apply, 2, 0, 0, 0, 0, 0, commit, 0, 1, none, 0})
 	f.Add([]byte{prepare, 0, none, 0, apply, 0, 0, 0, 0, 0, 0, apply, 2, 0, 0, 0, 0, 0, apply, 3, 1, 0, 0, 0, 0, apply, 4, 1, 0, 0, 0, 0, commit, 0, 1, 0, 0})
 	f.Add([]byte{prepare, 0, none, 1, 9, 1, update, 0, 2, 0, 1, 8, 1, 1, 1, update, 0, 2, 0, 1, 8, 1, 1, 6, update, 0, 2, 0, 1, 8, 1, 1, 4})
+	f.Add(slices.Concat(unpack, []byte{prepare, 1, 5, 0, apply, 0, 0, 0, 0, 0, 0, apply, 2, 0, 0, 0, 0, 0, mounts, 1, usage, 1, commit, 1, 0, 5, 0, view, 2, 0, 0, remove, 5, remove, 0}))
+	f.Add(slices.Concat(unpack, []byte{view, 0, 5, 0, apply, 0, 0, 0, 0, 0, 0, mounts, 0, prepare, 4, none, 1, 1, 9, commit, 4, 2, 5, 1, 0, 5}))
 	f.Add([]byte{prepare, 15, none, 0, prepare, 16, none, 0, prepare, none, none, 0, list, 3, 4, 5, 7, compare, 0, 0, 0, 0, 0})
 	if err := log.SetLevel("panic"); err != nil {
 		f.Fatal(err)
