@@ -68,11 +68,17 @@ func nthLink(typ byte, target string) func(i int) []byte {
 // TestMemoryOfEntries imports layers with as many entries of one kind as there may be, and layers with ten times as
 // many, which end with an error.
 func TestMemoryOfEntries(t *testing.T) {
+	const levels = 2000
+	deep := func(i int) []byte {
+		name := fmt.Sprintf("%07d/%sf", i, strings.Repeat("d/", levels-2))
+		return append(rawPAX("path", name), rawHeader(tar.TypeReg, "x", 0, nil)...)
+	}
 	limit := testenv.Scale(1<<15, 1<<20)
 	for _, tt := range []struct {
 		name  string
 		entry func(i int) []byte
 	}{
+		{"deep directories", deep},
 		{"empty files", func(i int) []byte { return rawHeader(tar.TypeReg, nthName(i), 0, nil) }},
 		{"empty files in one directory", func(i int) []byte { return rawHeader(tar.TypeReg, fmt.Sprint("f", i), 0, nil) }},
 		{"equal files", func(i int) []byte { return append(rawHeader(tar.TypeReg, nthName(i), 3, nil), pad([]byte("abc"))...) }},
@@ -85,6 +91,9 @@ func TestMemoryOfEntries(t *testing.T) {
 		for _, factor := range []int{1, 10} {
 			t.Run(fmt.Sprintf("%s/%d", tt.name, factor), func(t *testing.T) {
 				n := limit * 99 / 100 * factor // there are directories, too
+				if tt.name == "deep directories" {
+					n = limit / levels * factor
+				}
 				testenv.LimitMemory(t, memoryFixed+memoryPerEntry*int64(limit), func() {
 					importBomb(t, Options{MaxEntries: limit}, n, tt.entry, map[int]error{10: errTooMany}[factor])
 				})

@@ -164,5 +164,5 @@ func dropHidden(dir *composefs.Inode, hidden bool) {
 }
 
 func makeOpaque(n *composefs.Inode) {
-	n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrOpaque, Value: []byte("y")}})
+	n.Xattrs = mergeXattrs(n.Xattrs, opaqueMark)
 }

@@ -19,6 +19,12 @@ const (
 	xattrHardlink = "trusted.ostree.hardlink"
 )
 
+// The marks of directories, of which there may be many. They are not to be changed.
+var (
+	opaqueMark   = []composefs.Xattr{{Name: xattrOpaque, Value: []byte("y")}}
+	implicitMark = []composefs.Xattr{{Name: xattrImplicit, Value: []byte("1")}}
+)
+
 const (
 	maxName  = 255  // NAME_MAX
 	maxPath  = 4095 // PATH_MAX without the NUL
@@ -311,10 +317,10 @@ func (t *tree) seal() *composefs.Inode {
 		switch {
 		case n.IsDir():
 			if n.opaque {
-				n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrOpaque, Value: []byte("y")}})
+				n.Xattrs = mergeXattrs(n.Xattrs, opaqueMark)
 			}
 			if n.implicit {
-				n.Xattrs = mergeXattrs(n.Xattrs, []composefs.Xattr{{Name: xattrImplicit, Value: []byte("1")}})
+				n.Xattrs = mergeXattrs(n.Xattrs, implicitMark)
 			}
 			// Where nothing shows through there is nothing to hide. A whiteout there would be seen: overlayfs reads
 			// a directory that it does not merge as it is.
