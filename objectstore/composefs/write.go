@@ -44,6 +44,9 @@ func (o Options) version(whiteouts bool) uint32 {
 // order, and its link count is the number of its names. The tree is not modified
 // and may be read by others meanwhile.
 //
+// What it allocates beside the image stays below 300 bytes for each name, and 600
+// for each attribute whose name no other has.
+//
 // A tree that has no image, or none that [Read] would turn into the same tree,
 // gives an error that wraps [ErrInvalid] and names the path. In version 1 this
 // includes an opaque directory with whiteouts in it: the format needs the opaque

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -339,5 +340,36 @@ func TestMarshalErrorNamesPath(t *testing.T) {
 	const want = `write "/a/b/c": composefs: invalid tree: symlink target of 0 bytes`
 	if err == nil || err.Error() != want {
 		t.Errorf("got error %v, want %s", err, want)
+	}
+}
+
+// TestMarshalMemory measures what an image costs to make, beside the image itself. The bounds are those that Marshal
+// documents.
+func TestMarshalMemory(t *testing.T) {
+	const perName, perAttr = 300, 600
+	for _, attrs := range []int{0, 10} {
+		root := dir()
+		names := 0
+		for d := range 200 {
+			sub := dir()
+			for n := range 200 {
+				f := file(0, 0)
+				for a := range attrs {
+					f.Xattrs = append(f.Xattrs, Xattr{Name: fmt.Sprintf("user.%03d.%03d.%d", d, n, a)})
+				}
+				sub.Entries = append(sub.Entries, Entry{fmt.Sprintf("%03d", n), f})
+				names++
+			}
+			root.Entries = append(root.Entries, Entry{fmt.Sprintf("d%03d", d), sub})
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		b := mustMarshal(t, root, ostree)
+		runtime.ReadMemStats(&after)
+		got := (int(after.TotalAlloc-before.TotalAlloc) - len(b)) / names
+		t.Logf("%d attributes: %d bytes for each name, beside an image of %d for each", attrs, got, len(b)/names)
+		if got > perName+attrs*perAttr {
+			t.Errorf("%d attributes: allocated %d bytes for each name, want at most %d", attrs, got, perName+attrs*perAttr)
+		}
 	}
 }
