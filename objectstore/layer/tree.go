@@ -287,13 +287,15 @@ func (t *tree) whiteOut(dir *inode, base string) {
 	}
 }
 
+// mergeXattrs returns what either list has, and where both have a name what add has. Both are sorted, and not changed.
 func mergeXattrs(old, add []composefs.Xattr) []composefs.Xattr {
 	if len(old) == 0 {
 		return add
 	}
 	m := slices.Clone(add)
 	for _, x := range old {
-		if !slices.ContainsFunc(add, func(y composefs.Xattr) bool { return x.Name == y.Name }) {
+		_, ok := slices.BinarySearchFunc(add, x.Name, func(y composefs.Xattr, name string) int { return strings.Compare(y.Name, name) })
+		if !ok {
 			m = append(m, x)
 		}
 	}
