@@ -21,7 +21,6 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -29,6 +28,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -118,29 +118,9 @@ type target struct {
 	mounts    []*types.Mount // that the daemon returned last
 }
 
-// memoryDir makes a directory that is gone when the test ends, in memory if there is a file system for that.
-func memoryDir(t *testing.T) string {
-	t.Helper()
-	parent := ""
-	var st unix.Statfs_t
-	if err := unix.Statfs("/dev/shm", &st); err == nil && st.Type == unix.TMPFS_MAGIC {
-		parent = "/dev/shm"
-	}
-	dir, err := os.MkdirTemp(parent, "fuzz-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 func newTarget(t *testing.T) *target {
 	t.Helper()
-	base := memoryDir(t)
+	base := testenv.MemoryDir(t)
 	d := &target{base: base}
 	for name, content := range map[string]string{"outside/secret": "secret", "outside/fs/file": "x", "outside/commit": "x"} {
 		writeFile(t, filepath.Join(base, name), []byte(content))

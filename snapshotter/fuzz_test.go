@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -37,7 +38,7 @@ func FuzzDirectory(f *testing.F) {
 		f.Add([]byte(s[0]), []byte(s[1]), false)
 	}
 	f.Fuzz(func(t *testing.T, layerFile, usageFile []byte, staged bool) {
-		path := t.TempDir()
+		path := testenv.MemoryDir(t)
 		e, err := snaptest.Open(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)

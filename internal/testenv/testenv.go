@@ -158,3 +158,25 @@ func NeedsEROFS(tb testing.TB) {
 		tb.Skip("needs EROFS: not in /proc/filesystems")
 	}
 }
+
+// MemoryDir makes a directory that is gone when the test ends: in memory, if the host has a file system there that holds
+// what a store needs, else where temporary files are.
+func MemoryDir(tb testing.TB) string {
+	tb.Helper()
+	const shared = "/dev/shm"
+	var st unix.Statfs_t
+	if unix.Statfs(shared, &st) == nil && st.Type == unix.TMPFS_MAGIC {
+		dir, err := os.MkdirTemp(shared, "test-")
+		if err == nil {
+			tb.Cleanup(func() {
+				if err := os.RemoveAll(dir); err != nil {
+					tb.Error(err)
+				}
+			})
+			if unix.Setxattr(dir, "user.test", []byte("1"), 0) == nil { // since Linux 6.6
+				return dir
+			}
+		}
+	}
+	return tb.TempDir()
+}

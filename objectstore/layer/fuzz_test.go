@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -40,9 +41,7 @@ func FuzzImport(f *testing.F) {
 		if size := tarContent(b); size > 8<<20 {
 			t.Skip("sparse files would fill the disk")
 		}
-		root, err := os.MkdirTemp("", "fuzz")
-		must(t, err)
-		defer os.RemoveAll(root)
+		root := testenv.MemoryDir(t)
 		dir, err := atfs.Open(root)
 		must(t, err)
 		defer dir.Close()
