@@ -328,3 +328,17 @@ func TestRelabelMany(t *testing.T) {
 		t.Errorf("got mode %o, want that of the last link", got)
 	}
 }
+
+// TestLimitOfText counts up to the limit and one more, also where the limit is none.
+func TestLimitOfText(t *testing.T) {
+	for _, tt := range []struct {
+		limit, text int
+		want        error
+	}{
+		{1, 0, nil}, {1, 128, nil}, {1, 129, errTooMuch}, {1000, 128_000, nil}, {1000, 128_001, errTooMuch}, {math.MaxInt, 1 << 40, nil},
+	} {
+		if err := newTree(tt.limit).charge(tt.text); !errors.Is(err, tt.want) {
+			t.Errorf("%d bytes where %d entries are allowed: got %v, want %v", tt.text, tt.limit, err, tt.want)
+		}
+	}
+}

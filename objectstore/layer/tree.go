@@ -256,7 +256,7 @@ func (t *tree) hold(n *inode) error {
 }
 
 func (t *tree) charge(text int) error {
-	if t.text += text; t.text > t.limit*textPerEntry {
+	if t.text += text; (t.text-1)/textPerEntry >= t.limit { // the product could overflow
 		return errTooMuch
 	}
 	return nil
