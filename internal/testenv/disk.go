@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Disk is a file system in a file, behind a loop device, mounted until the test ends.
@@ -68,10 +71,21 @@ func (d *Disk) mount(tb testing.TB, fstype string) {
 		tb.Fatalf("mount %s: %v\n%s", d.Image, err, out)
 	}
 	tb.Cleanup(func() {
-		if out, err := exec.Command("umount", d.Dir).CombinedOutput(); err != nil {
-			tb.Errorf("umount %s: %v\n%s", d.Dir, err, out)
+		if err := unmount(d.Dir); err != nil {
+			tb.Errorf("unmount %s: %v", d.Dir, err)
 		}
 	})
+}
+
+// unmount waits a while for a file system that is in use: a program that another test is about to start has every file of
+// this process open until its exec.
+func unmount(dir string) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Unmount(dir, 0)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // command runs a program that must succeed, and returns what it writes.
