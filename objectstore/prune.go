@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +51,8 @@ type PrunePlan struct {
 	repo    *Repo
 	refs    map[string]Checksum
 	commits map[Checksum]struct{} // that there were, reachable or not
-	dirs    [256]dirStamp         // of the directories of objects, as they were read
+	fresh   map[Checksum]struct{} // commits that have come since
+	dirs    [256]dirStamp         // of the directories of objects, as they were last read
 	garbage []garbage
 	stats   PruneStats
 }
@@ -79,7 +81,7 @@ func (r *Repo) PlanPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 }
 
 func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, error) {
-	p := &PrunePlan{repo: r, commits: make(map[Checksum]struct{})}
+	p := &PrunePlan{repo: r, commits: make(map[Checksum]struct{}), fresh: make(map[Checksum]struct{})}
 	// Without a lock, a ref may be deleted and its commit pruned while we follow it.
 	const attempts = 3
 	var m *marker
@@ -148,6 +150,9 @@ func (p *PrunePlan) sort() {
 // an error; what is left a later prune finds again. It also clears tmp/ of what this package left there, and of what
 // is older than tmp-expiry-secs.
 func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
+	if err := p.Refresh(ctx); err != nil {
+		return PruneStats{}, err
+	}
 	lock, err := p.repo.Lock(ctx, LockExclusive)
 	if err != nil {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
@@ -184,7 +189,7 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 	if err := m.refs(ctx, changed); err != nil {
 		return stats, err
 	}
-	if err := p.addFreshCommits(ctx, m, refs); err != nil {
+	if err := p.addFresh(ctx, m, refs); err != nil {
 		return stats, err
 	}
 	for _, g := range p.garbage {
@@ -214,37 +219,72 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 	return stats, err
 }
 
-// addFreshCommits adds the commits that were made since the plan and that no ref reaches, because it has been deleted
-// again or their transaction was killed. The plan may have the files of one of these: a transaction that was storing
-// them, or reused them, had not come to the commit. A commit must not stay without them.
-func (p *PrunePlan) addFreshCommits(ctx context.Context, m *marker, refs map[string]Checksum) error {
-	fresh := make(map[Checksum]struct{})
+// Refresh looks at what was added since the plan was made, or since the last Refresh. Execute does so too; the less is
+// left to look at then, the shorter others wait.
+func (p *PrunePlan) Refresh(ctx context.Context) error {
+	if err := p.findFresh(ctx); err != nil {
+		return fmt.Errorf("refresh plan of prune: %w", err)
+	}
+	return nil
+}
+
+// findFresh finds the commits that were made since the plan: in the directories that were written to.
+func (p *PrunePlan) findFresh(ctx context.Context) error {
 	for i := range p.dirs {
-		if now, err := p.repo.stampDir(byte(i)); err != nil || now == p.dirs[i] && now.settled {
-			if err != nil {
-				return err
-			}
-			continue
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
 		}
-		err := p.repo.eachObjectIn(byte(i), func(_ *atfs.Dir, _ string, typ ObjectType, sum Checksum) error {
-			if _, known := p.commits[sum]; typ == TypeCommit && !known && m.isGarbage(typ, sum) {
-				fresh[sum] = struct{}{}
-			}
-			return nil
-		})
+		now, err := p.repo.stampDir(byte(i))
 		if err != nil {
 			return err
 		}
+		if now == p.dirs[i] && now.settled {
+			continue
+		}
+		p.dirs[i] = now
+		_, names, err := p.repo.objectNames(byte(i))
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if !strings.HasSuffix(name, "."+TypeCommit.Ext()) {
+				continue
+			}
+			if sum, typ, ok := parseLooseName(byte(i), name); ok && typ == TypeCommit {
+				if _, known := p.commits[sum]; !known {
+					p.fresh[sum] = struct{}{}
+				}
+			}
+		}
 	}
-	if len(fresh) == 0 {
+	return nil
+}
+
+// addFresh adds the commits that were made since the plan and that no ref reaches, because it has been deleted again or
+// their transaction was killed. The plan may have the files of one of these: a transaction that was storing them, or
+// reused them, had not come to the commit. A commit must not stay without them.
+func (p *PrunePlan) addFresh(ctx context.Context, m *marker, refs map[string]Checksum) error {
+	if err := p.findFresh(ctx); err != nil {
+		return err
+	}
+	unreached := make(map[Checksum]struct{})
+	for sum := range p.fresh {
+		if m.isGarbage(TypeCommit, sum) {
+			unreached[sum] = struct{}{}
+		}
+	}
+	if len(unreached) == 0 {
 		return nil
 	}
-	if err := m.parents(ctx, refs, fresh); err != nil {
+	if err := m.parents(ctx, refs, unreached); err != nil {
 		return err
 	}
 	var commits []garbage
-	for sum := range fresh {
+	for sum := range unreached {
 		st, err := p.repo.stat(&sum, TypeCommit)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -258,12 +298,8 @@ func (p *PrunePlan) addFreshCommits(ctx context.Context, m *marker, refs map[str
 type dirStamp struct {
 	ino     uint64
 	mtime   unix.Timespec
-	settled bool // the time is so long past that another change would have another one
+	settled bool
 }
-
-// longPast is how old a time of an inode must be for another change to give it another time: more than the units in
-// which any file system counts.
-const longPast = 3 * time.Second
 
 // stampDir returns the stamp of a directory of objects, zero if there is none.
 func (r *Repo) stampDir(first byte) (dirStamp, error) {
@@ -272,7 +308,18 @@ func (r *Repo) stampDir(first byte) (dirStamp, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return dirStamp{settled: true}, nil
 	}
-	return dirStamp{ino: st.Ino, mtime: st.Mtim, settled: now.Sub(time.Unix(st.Mtim.Unix())) > longPast}, err
+	return dirStamp{ino: st.Ino, mtime: st.Mtim, settled: settled(now, st.Mtim)}, err
+}
+
+// settled reports whether a time of an inode is so long past that another change would give it another time. The clock
+// of the kernel that times come from ticks every few milliseconds; a file system that keeps only seconds is known by
+// the missing rest.
+func settled(now time.Time, t unix.Timespec) bool {
+	age := now.Sub(time.Unix(t.Unix()))
+	if t.Nsec == 0 {
+		return age > 3*time.Second
+	}
+	return age > 100*time.Millisecond
 }
 
 // removeObject deletes an object, and what there is about a commit besides it.
@@ -372,23 +419,9 @@ func (r *Repo) eachObject(ctx context.Context, f func(d *atfs.Dir, name string, 
 
 // eachObjectIn is eachObject for the objects whose checksums begin with a byte.
 func (r *Repo) eachObjectIn(first byte, f func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error) error {
-	var d *atfs.Dir
-	var names []string
-	for attempt := 0; ; attempt++ {
-		var err error
-		if d, err = r.subdir(first, false); errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if names, err = d.ReadNames(); err == nil {
-			break
-		}
-		if attempt > 0 || !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		r.forget(first, d) // removed since the handle was taken
+	d, names, err := r.objectNames(first)
+	if err != nil {
+		return err
 	}
 	for _, name := range names {
 		sum, typ, ok := parseLooseName(first, name)
@@ -400,6 +433,24 @@ func (r *Repo) eachObjectIn(first byte, f func(d *atfs.Dir, name string, typ Obj
 		}
 	}
 	return nil
+}
+
+// objectNames returns what is in the directory of the objects whose checksums begin with a byte.
+func (r *Repo) objectNames(first byte) (*atfs.Dir, []string, error) {
+	for attempt := 0; ; attempt++ {
+		d, err := r.subdir(first, false)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		names, err := d.ReadNames()
+		if err == nil || attempt > 0 || !errors.Is(err, fs.ErrNotExist) {
+			return d, names, err
+		}
+		r.forget(first, d) // removed since the handle was taken
+	}
 }
 
 // marker collects what refs reach. For each checksum it keeps a set of object types, because checksums of different

@@ -303,7 +303,7 @@ func readKnownRef(d *atfs.Dir, base, name string, known, now map[string]cachedRe
 			return Checksum{}, err
 		}
 	}
-	if start.Sub(time.Unix(st.Ctim.Unix())) > longPast {
+	if settled(start, st.Ctim) {
 		now[base] = ref
 	}
 	return ref.sum, nil

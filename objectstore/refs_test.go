@@ -32,7 +32,7 @@ func TestRefsAgain(t *testing.T) {
 		}
 	}
 	check("at first")
-	time.Sleep(4 * time.Second) // long enough for the times to say something
+	time.Sleep(500 * time.Millisecond) // long enough for the times to say something
 	check("after a while")
 
 	txn := begin(t, repo)

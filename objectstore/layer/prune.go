@@ -232,6 +232,9 @@ func (p *PrunePlan) dead(ctx context.Context) (*garbage, error) {
 // that takes: a running import makes it wait, for the repository's lock timeout or until ctx is done, and then
 // objectstore.ErrLocked is returned. What a crash leaves behind is found by the next prune.
 func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
+	if err := p.objects.Refresh(ctx); err != nil {
+		return PruneStats{}, fmt.Errorf("prune: %w", err)
+	}
 	lock, err := p.s.repo.Lock(ctx, objectstore.LockExclusive)
 	if err != nil {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
