@@ -267,7 +267,8 @@ func die(death string) error {
 func (c Case[S]) kill(t *testing.T, path, death string, at int) (reached bool) {
 	t.Helper()
 	name := strings.TrimSuffix(t.Name(), "/"+strconv.Itoa(at))
-	out, killed := RunChild(t, name, fmt.Sprintf("%s=%s %d %s", childEnv, death, at, path))
+	// What the child has in a directory of its own goes with the sweep's.
+	out, killed := RunChild(t, name, fmt.Sprintf("%s=%s %d %s", childEnv, death, at, path), "TMPDIR="+filepath.Dir(path))
 	s := c.Open(t, path, nil)
 	c.Check(t, s, !killed)
 	if killed {
@@ -285,14 +286,14 @@ func (c Case[S]) kill(t *testing.T, path, death string, at int) (reached bool) {
 // RunChild runs one test of this test binary in a process of its own, with something added to the environment, and
 // returns what it wrote and whether it was killed. It fails the test if the process ends in another way than that or by
 // success.
-func RunChild(t *testing.T, test, env string) (out string, killed bool) {
+func RunChild(t *testing.T, test string, env ...string) (out string, killed bool) {
 	t.Helper()
 	parts := strings.Split(test, "/")
 	for i, p := range parts {
 		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+strings.Join(parts, "/"), "-test.count=1")
-	cmd.Env = append(os.Environ(), env)
+	cmd.Env = append(os.Environ(), env...)
 	b, err := cmd.CombinedOutput()
 	out = string(b)
 	if err == nil {
