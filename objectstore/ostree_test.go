@@ -643,3 +643,62 @@ func TestSizesAgreeWithOstree(t *testing.T) {
 		t.Errorf("got %s, %s, %v, ostree makes %s, %s", tree, meta, err, want.Tree, want.Meta)
 	}
 }
+
+// Without refs/, or any directory in it, a repository opens, has no refs there, and takes new ones: also one that was open
+// when they were removed. ostree finds its own layout again.
+func TestRefDirsAreMadeAgain(t *testing.T) {
+	for _, name := range []string{"refs", "refs/heads", "refs/remotes", "refs/mirrors"} {
+		t.Run(name, func(t *testing.T) {
+			repo := objecttest.NewRepo(t)
+			sum := objecttest.Commit(t, repo, "a/b", objecttest.OddTree())
+			lost := 0
+			if name == "refs" || name == "refs/heads" {
+				lost = 1
+			}
+			check := func(r *objectstore.Repo) {
+				t.Helper()
+				refs, err := r.Refs("")
+				if err != nil || len(refs) != 1-lost {
+					t.Errorf("got refs %v, %v, want %d", refs, err, 1-lost)
+				}
+				if _, err := r.Ref("a/b"); lost == 1 && !errors.Is(err, objectstore.ErrNotExist) {
+					t.Errorf("ref: got %v, want %v", err, objectstore.ErrNotExist)
+				}
+				txn, err := r.Begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				txn.SetRef("a/b", sum)
+				if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := r.Ref("a/b"); err != nil || got != sum {
+					t.Errorf("ref that was written: got %v, %v, want %v", got, err, sum)
+				}
+			}
+			remove := func() {
+				t.Helper()
+				if err := os.RemoveAll(repo.Dir().Path() + "/" + name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			remove()
+			check(repo)
+			remove()
+			again, err := objectstore.Open(repo.Dir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			for _, dir := range []string{"refs/heads", "refs/remotes", "refs/mirrors"} {
+				if fi, err := os.Stat(repo.Dir().Path() + "/" + dir); err != nil || fi.Mode().Perm() != 0o755 {
+					t.Errorf("%s: got %v, %v, want a directory of mode 755", dir, fi, err)
+				}
+			}
+			check(again)
+			if objecttest.HasOstree() {
+				objecttest.Ostree(t, repo, "fsck", "--quiet")
+			}
+		})
+	}
+}

@@ -77,6 +77,9 @@ func (r *Repo) ref(name string) (Checksum, error) {
 		return Checksum{}, err
 	}
 	heads, err := r.dir.OpenDir(headsName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Checksum{}, ErrNotExist
+	}
 	if err != nil {
 		return Checksum{}, err
 	}
@@ -130,6 +133,9 @@ func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
 	}
 	refs := make(map[string]Checksum)
 	heads, err := r.dir.OpenDir(headsName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return refs, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list refs: %w", err)
 	}
@@ -151,6 +157,17 @@ func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
 		return nil, fmt.Errorf("list refs: %w", err)
 	}
 	return refs, nil
+}
+
+// openHeads opens refs/heads, and makes it if somebody has removed it.
+func (r *Repo) openHeads() (*atfs.Dir, error) {
+	heads, err := r.dir.OpenDir(headsName)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = r.makeRefDirs(); err == nil {
+			heads, err = r.dir.OpenDir(headsName)
+		}
+	}
+	return heads, err
 }
 
 // refTops are the directories of refs, and what stands in front of their refs in allRefs.
@@ -351,7 +368,7 @@ func (w *refWriter) write() (err error) {
 	if len(w.changes) == 0 {
 		return nil
 	}
-	if w.heads, err = w.repo.dir.OpenDir(headsName); err != nil {
+	if w.heads, err = w.repo.openHeads(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.heads.Close()) }()

@@ -122,7 +122,25 @@ func Open(dir *atfs.Dir) (_ *Repo, err error) {
 	if err = r.config.supported(dir.Path()); err != nil {
 		return nil, err
 	}
-	return r, r.openTmp()
+	if err = r.openTmp(); err != nil {
+		return nil, err
+	}
+	return r, r.makeRefDirs()
+}
+
+// makeRefDirs makes the directories of refs that are missing: somebody has removed them, and with them what kept the
+// commits. Where nothing can be written, none is needed.
+func (r *Repo) makeRefDirs() error {
+	for _, top := range refTops {
+		ok, err := r.dir.Exists(top.dir)
+		if err == nil && !ok {
+			err = r.dir.MkdirAll(top.dir, dirMode)
+		}
+		if err != nil && !errors.Is(err, unix.EROFS) {
+			return err
+		}
+	}
+	return nil
 }
 
 func notRepo(dir *atfs.Dir, err error) error {
