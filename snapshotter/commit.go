@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
@@ -67,7 +68,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			return err
 		}
 	}
-	c := content{name: name, id: id, layer: top.ID, checkout: checkout, chainID: chainID(below, top.DiffID)}
+	c := content{name: name, id: id, layer: top.ID, checkout: checkout, chainID: chainID(below, top.DiffID), blob: top.blob}
 	info := snapshots.Info{Name: name, Kind: snapshots.KindCommitted, Labels: committedLabels(name, asked.Labels, c.labels())}
 	usage := snapshots.Usage{Size: top.usage.Bytes + added.Bytes, Inodes: top.usage.Inodes + added.Inodes}
 	noticed := false
@@ -127,9 +128,10 @@ func (s *Snapshotter) canCommit(ctx context.Context, name, key, asked string) (i
 // topLayer is the layer that a snapshot is committed with.
 type topLayer struct {
 	layer.Layer
-	usage    layer.Usage // what it added to the store
-	imported bool        // the upper directory has content
-	held     *layer.Held // nil: the file layer keeps it
+	blob     digest.Digest // that it was unpacked from; "" if that is not known
+	usage    layer.Usage   // what it added to the store
+	imported bool          // the upper directory has content
+	held     *layer.Held   // nil: the file layer keeps it
 }
 
 func (t *topLayer) release() error {
@@ -158,7 +160,7 @@ func (s *Snapshotter) layerOf(ctx context.Context, id string) (_ *topLayer, err 
 		if err != nil {
 			return nil, lost(content{layer: d.layer}, err)
 		}
-		return &topLayer{Layer: *l, usage: d.usage}, nil
+		return &topLayer{Layer: *l, blob: d.blob, usage: d.usage}, nil
 	}
 	upper, err := s.importUpper(ctx, id)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -19,6 +20,7 @@ import (
 const (
 	layerFile  = "layer"
 	usageFile  = "usage"
+	blobFile   = "blob"
 	stagedFile = "staged"
 
 	tmpPrefix = "snapshot-"
@@ -87,6 +89,7 @@ func (s *Snapshotter) fillDirectory(name string, n newDirectory) (err error) {
 type directory struct {
 	id     string
 	layer  objectstore.Checksum // zero if none was applied
+	blob   digest.Digest        // that it was unpacked from; "" if that is not known
 	usage  layer.Usage          // what this layer added to the store
 	staged bool                 // the snapshot was made with its layer, and is mounted read-only
 }
@@ -104,6 +107,9 @@ func (s *Snapshotter) readDirectory(id string) (directory, error) {
 		return d, err
 	}
 	if d.staged, err = s.snaps.Exists(path.Join(id, stagedFile)); err != nil {
+		return d, err
+	}
+	if d.blob, err = s.readBlob(id, d.layer); err != nil {
 		return d, err
 	}
 	b, err := s.readSmall(id, usageFile)
@@ -145,13 +151,32 @@ func (s *Snapshotter) readSmall(id, name string) ([]byte, error) {
 	return b, nil
 }
 
+// readBlob returns the blob that the layer in a snapshot's directory was unpacked from. The file names the layer too:
+// one that was written for another layer, or is damaged, says nothing.
+func (s *Snapshotter) readBlob(id string, sum objectstore.Checksum) (digest.Digest, error) {
+	b, err := s.readSmall(id, blobFile)
+	if err != nil && !errdefs.IsDataLoss(err) {
+		return "", err
+	}
+	blob, ok := strings.CutPrefix(strings.TrimSuffix(string(b), "\n"), sum.String()+" ")
+	if d := digest.Digest(blob); ok && d.Validate() == nil {
+		return d, nil
+	}
+	return "", nil
+}
+
 // writeLayer records the layer of an active snapshot, and what it added to the store.
-func (s *Snapshotter) writeLayer(id string, sum objectstore.Checksum, u layer.Usage) error {
+func (s *Snapshotter) writeLayer(id string, l *layer.Held, u layer.Usage) error {
 	usage := fmt.Sprintf("%d %d\n", u.Bytes, u.Inodes)
 	if err := s.snaps.WriteFile(path.Join(id, usageFile), []byte(usage), 0o600, false); err != nil {
 		return err
 	}
-	return s.snaps.WriteFile(path.Join(id, layerFile), []byte(sum.String()+"\n"), 0o600, false)
+	if l.Blob != "" {
+		if err := s.snaps.WriteFile(path.Join(id, blobFile), fmt.Appendf(nil, "%s %s\n", l.ID, l.Blob), 0o600, false); err != nil {
+			return err
+		}
+	}
+	return s.snaps.WriteFile(path.Join(id, layerFile), []byte(l.ID.String()+"\n"), 0o600, false)
 }
 
 // isPristine reports whether nobody has changed the upper directory since it was made.

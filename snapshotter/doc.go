@@ -12,6 +12,7 @@
 //	    work/                      work directory; an active snapshot has one
 //	    layer                      ID of the layer that was applied to it, or with which it is staged
 //	    usage                      bytes and inodes that this layer added to the store
+//	    blob                       that layer again, and the digest of the blob it was unpacked from
 //	<root>/tmp/snapshot-*          directories on their way in or out
 //
 // The file layer is how a layer reaches an active snapshot without any file being written to its upper directory: the

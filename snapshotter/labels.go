@@ -24,6 +24,9 @@ const (
 	// LabelChainID is the chain ID of the snapshot. It is there only if this program computed the diff IDs of all its
 	// layers.
 	LabelChainID = privatePrefix + "chain-id"
+	// LabelBlob is the digest of the blob that the layer was unpacked from, where this program unpacked it. With it, what
+	// finds the layer when the blob is pulled again can be made again.
+	LabelBlob = privatePrefix + "blob"
 
 	privatePrefix = "containerd.io/snapshot/ostree."
 )
@@ -102,6 +105,7 @@ type content struct {
 	layer    objectstore.Checksum
 	checkout string        // below the root
 	chainID  digest.Digest // "" if it is not known
+	blob     digest.Digest // that the layer was unpacked from; "" if it is not known
 }
 
 // contentOf reads the labels of a committed snapshot.
@@ -116,6 +120,7 @@ func contentOf(id string, info snapshots.Info) (content, error) {
 		layer:    sum,
 		checkout: info.Labels[LabelCheckout],
 		chainID:  digest.Digest(info.Labels[LabelChainID]),
+		blob:     digest.Digest(info.Labels[LabelBlob]),
 	}
 	if c.checkout == "" {
 		return content{}, fmt.Errorf("snapshot %q: no label %s", info.Name, LabelCheckout)
@@ -128,6 +133,9 @@ func (c content) labels() map[string]string {
 	l := map[string]string{LabelLayer: c.layer.String(), LabelCheckout: c.checkout}
 	if c.chainID != "" {
 		l[LabelChainID] = c.chainID.String()
+	}
+	if c.blob != "" {
+		l[LabelBlob] = c.blob.String()
 	}
 	return l
 }

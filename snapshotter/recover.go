@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"strings"
 	"sync"
 
@@ -11,8 +12,10 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
 // recover brings metadata, directories and layers to agreement after a stop of any kind, and reads what is kept in
@@ -25,8 +28,12 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	s.garbage.Store(true) // what was being stored when the last process ended
-	present := make(map[objectstore.Checksum]bool)
-	return s.read(ctx, func(ctx context.Context) error {
+	damaged, err := s.restoreRefs(ctx)
+	if err != nil {
+		return err
+	}
+	checkouts := make(map[string]bool) // whether they are missing
+	err = s.read(ctx, func(ctx context.Context) error {
 		return walk(ctx, func(ctx context.Context, info snapshots.Info) error {
 			id, _, _, err := storage.GetInfo(ctx, info.Name)
 			switch {
@@ -34,32 +41,110 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 				return err
 			case info.Kind == snapshots.KindCommitted:
 				s.committed.put(id, info)
-				return s.checkLayer(ctx, info, present)
+				return errors.Join(s.checkLayer(ctx, info, damaged), s.checkCheckout(info, checkouts))
 			case info.Kind == snapshots.KindActive:
 				return s.checkDirectory(ctx, id, info)
 			}
 			return nil
 		})
 	})
+	maps.DeleteFunc(checkouts, func(_ string, missing bool) bool { return !missing })
+	if len(checkouts) > 0 {
+		log.G(ctx).WithField("checkouts", len(checkouts)).Warn("checkouts of layers are missing: they are made again when they are used")
+	}
+	return err
+}
+
+// restoreRefs gives the layers of snapshots the refs that they have lost, by which they are kept and found. It returns
+// the layers of which more is lost, and what. That refs cannot be read is for fsck to repair, and does not keep the store
+// from being used.
+func (s *Snapshotter) restoreRefs(ctx context.Context) (map[objectstore.Checksum]error, error) {
+	r := layer.RestoredRefs{Damaged: make(map[objectstore.Checksum]error)}
+	blobs, err := s.blobs(ctx)
+	if err == nil {
+		r, err = s.layers.RestoreRefs(ctx, blobs)
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Error(`refs of layers cannot be restored: run "ostree-snapshotter fsck --repair"`)
+	}
+	if r.Refs > 0 {
+		log.G(ctx).WithField("refs", r.Refs).Warn("refs of layers were lost and are restored")
+	}
+	return r.Damaged, nil
+}
+
+// blobs returns the layers that snapshots need, and the blobs that they are known to have been unpacked from. A snapshot
+// that does not say what it needs is passed over.
+func (s *Snapshotter) blobs(ctx context.Context) (map[objectstore.Checksum][]digest.Digest, error) {
+	blobs := make(map[objectstore.Checksum][]digest.Digest)
+	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind != snapshots.KindCommitted {
+			return nil
+		}
+		if c, err := contentOf("", info); err == nil {
+			blobs[c.layer] = append(blobs[c.layer], c.blob)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	names, err := s.snaps.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range names {
+		sum, err := s.readLayer(id)
+		if errdefs.IsDataLoss(err) || err == nil && sum.IsZero() {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		blob, err := s.readBlob(id, sum)
+		if err != nil {
+			return nil, err
+		}
+		blobs[sum] = append(blobs[sum], blob)
+	}
+	return blobs, nil
+}
+
+// checkCheckout notes whether the checkout of a committed snapshot is missing.
+func (s *Snapshotter) checkCheckout(info snapshots.Info, missing map[string]bool) error {
+	name := info.Labels[LabelCheckout]
+	if _, known := missing[name]; known || name == "" {
+		return nil
+	}
+	ok, err := s.layers.HasCheckout(name)
+	missing[name] = !ok
+	return err
 }
 
 // checkLayer puts a committed snapshot into the index of chains. One whose layer is lost is logged and is not: to pull
 // the image again then makes the layer anew, instead of finding this snapshot.
-func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, present map[objectstore.Checksum]bool) error {
+func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damaged map[objectstore.Checksum]error) error {
 	c, err := contentOf("", info)
 	if err != nil {
 		log.G(ctx).WithError(err).Error("snapshot cannot be used: remove the image and pull it again")
 		return nil
 	}
-	ok, known := present[c.layer]
+	cause, known := damaged[c.layer]
 	if !known {
-		if ok, err = s.layers.Repo().Has(objectstore.TypeCommit, c.layer); err != nil {
+		ok, err := s.layers.Repo().Has(objectstore.TypeCommit, c.layer)
+		if err != nil {
 			return err
 		}
-		present[c.layer] = ok
+		if !ok {
+			cause = layer.ErrNotExist
+		}
+		damaged[c.layer] = cause
 	}
-	if !ok {
-		log.G(ctx).WithField("snapshot", info.Name).WithField("layer", c.layer.String()).
+	if cause != nil {
+		log.G(ctx).WithError(cause).WithField("snapshot", info.Name).WithField("layer", c.layer.String()).
 			Error("layer of snapshot is lost: remove the image and pull it again")
 		return nil
 	}

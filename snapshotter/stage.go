@@ -155,7 +155,7 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 		usage.Inodes += top.Added.Inodes
 		s.garbage.Store(true)
 	}
-	if err := s.writeLayer(id, top.ID, usage); err != nil {
+	if err := s.writeLayer(id, top, usage); err != nil {
 		return err
 	}
 	if top.Unresolved > 0 {
@@ -174,7 +174,7 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 	}).Info("layer checked out")
 	usage.Bytes += added.Bytes
 	usage.Inodes += added.Inodes
-	return s.writeLayer(id, top.ID, usage)
+	return s.writeLayer(id, top, usage)
 }
 
 // MarkGarbage says that something was stored which no snapshot may need: the next Cleanup prunes.

@@ -109,7 +109,7 @@ func silence(t *testing.T) {
 	t.Cleanup(func() { log.L.Logger.SetOutput(old) })
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -46,6 +46,7 @@ type row struct {
 	kind     snapshots.Kind
 	chain    digest.Digest        // chain ID that a committed snapshot was made for; "" where none is known
 	layer    objectstore.Checksum // zero for a snapshot without one
+	blob     digest.Digest        // that the layer was unpacked from; "" where that is not known
 	checkout string               // below the root; "" for a snapshot without one
 	number   string               // of the snapshot, which is its directory's name; "" if only the daemon knows it
 }
@@ -57,7 +58,10 @@ func (r *row) name() string {
 }
 
 func newRow(info snapshots.Info) (row, error) {
-	r := row{key: info.Name, parent: info.Parent, kind: info.Kind, checkout: info.Labels[snapshotter.LabelCheckout]}
+	r := row{
+		key: info.Name, parent: info.Parent, kind: info.Kind,
+		blob: digest.Digest(info.Labels[snapshotter.LabelBlob]), checkout: info.Labels[snapshotter.LabelCheckout],
+	}
 	if id, ok := info.Labels[snapshotter.LabelLayer]; ok {
 		sum, err := objectstore.ParseChecksum(id)
 		if err != nil {

@@ -142,14 +142,24 @@ func (c *cli) repair(ctx context.Context, s *store, report *fsckReport, contentR
 			c.note("layer %s cannot be made again: %v", id, err)
 		}
 	}
-	// Planning a prune gives live layers the refs that they have lost.
-	if _, err := s.layers.PlanPrune(ctx, s.live(c.daemonAddress)); err != nil {
+	if _, err := s.layers.RestoreRefs(ctx, blobs(rows)); err != nil {
 		c.note("refs cannot be restored: %v", err)
 	}
 	if err := r.checkouts(ctx, rows); err != nil {
 		return err
 	}
 	return s.layers.Sync(ctx)
+}
+
+// blobs returns the layers of snapshots, and the blobs that they were unpacked from.
+func blobs(rows []row) map[objectstore.Checksum][]digest.Digest {
+	blobs := make(map[objectstore.Checksum][]digest.Digest)
+	for _, r := range rows {
+		if !r.layer.IsZero() {
+			blobs[r.layer] = append(blobs[r.layer], r.blob)
+		}
+	}
+	return blobs
 }
 
 // contentSource is the directory of containerd's content store: blobs of every namespace are there.
@@ -199,8 +209,8 @@ func chainsOf(rows []row) map[string][]objectstore.Checksum {
 	return chains
 }
 
-// blobsOf finds the blobs of layers: those that refs say, and those that the manifests of images say. The diff ID is the
-// digest of the blob of a layer that is not compressed.
+// blobsOf finds the blobs of layers: those that refs say, those that snapshots say, and those that the manifests of images
+// say. The diff ID is the digest of the blob of a layer that is not compressed.
 func (s *store) blobsOf(rows []row, images []image) (map[objectstore.Checksum][]digest.Digest, error) {
 	blobs := make(map[objectstore.Checksum][]digest.Digest)
 	refs, err := s.repo.Refs(layerRefs)
@@ -213,6 +223,9 @@ func (s *store) blobsOf(rows []row, images []image) (map[objectstore.Checksum][]
 		}
 	}
 	for _, r := range rows {
+		if r.blob.Validate() == nil {
+			blobs[r.layer] = append(blobs[r.layer], r.blob)
+		}
 		for _, img := range images {
 			if blob, ok := img.blobs[r.chain]; ok {
 				blobs[r.layer] = append(blobs[r.layer], blob)

@@ -155,7 +155,7 @@ func (in *ingest) commit(l Layer, r journalRecord) (*Held, error) {
 	if err := in.s.publishRefs(in.ctx, in.txn, r); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
-	h := &Held{Layer: l, Added: added, lock: in.lock}
+	h := &Held{Layer: l, Blob: r.blob, Added: added, lock: in.lock}
 	in.lock = nil
 	return h, nil
 }

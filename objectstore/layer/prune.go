@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -39,10 +40,19 @@ type PrunePlan struct {
 }
 
 // PlanPrune finds the layers that live does not name, their checkouts, and the objects that nothing else needs. Refs
-// that are not this package's, and what they reach, are left alone.
+// that are not this package's, and what they reach, are left alone. Refs that live layers have lost are restored before,
+// so that neither this prune nor that of someone else takes the layers for garbage.
 func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 	p := &PrunePlan{s: s, live: live}
-	if err := p.restoreRefs(ctx); err != nil {
+	ids, err := live(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("plan prune: list live layers: %w", err)
+	}
+	layers := make(map[objectstore.Checksum][]digest.Digest, len(ids))
+	for id := range ids {
+		layers[id] = nil // its blobs are not known here
+	}
+	if _, err := s.RestoreRefs(ctx, layers); err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
 	}
 	dead, err := p.dead(ctx)
@@ -141,52 +151,6 @@ func (s *Store) leftovers(now time.Time) ([]string, error) {
 
 // Stats says what Execute would remove, as of the time of the plan.
 func (p *PrunePlan) Stats() PruneStats { return p.stats }
-
-// restoreRefs gives a ref back to each live layer that has lost its own, so that neither this prune nor that of
-// someone else takes it for garbage.
-func (p *PrunePlan) restoreRefs(ctx context.Context) (err error) {
-	live, err := p.live(ctx)
-	if err != nil {
-		return fmt.Errorf("list live layers: %w", err)
-	}
-	refs, err := p.s.repo.Refs(refPrefix)
-	if err != nil {
-		return err
-	}
-	for _, id := range refs {
-		delete(live, id)
-	}
-	if len(live) == 0 {
-		return nil
-	}
-	txn, err := p.s.repo.Begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, txn.Abort()) }()
-	for id := range live {
-		l, err := p.s.Layer(ctx, id)
-		if errors.Is(err, ErrNotExist) {
-			continue // there is nothing left to protect
-		}
-		if err != nil {
-			return err
-		}
-		ref := refSnapshot + id.String()[:shortID]
-		if l.DiffID != "" {
-			if ref, err = digestRef(refDiff, l.DiffID); err != nil {
-				return err
-			}
-		}
-		entry, err := p.s.journalLayer(journalRecord{layer: id, refs: []string{ref}})
-		if err != nil {
-			return err
-		}
-		defer p.s.journal.end(entry)
-		txn.SetRef(ref, id)
-	}
-	return txn.Commit(ctx, objectstore.CommitOptions{})
-}
 
 // garbage is what is dead at one moment.
 type garbage struct {

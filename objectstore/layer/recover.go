@@ -198,7 +198,7 @@ func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objects
 	s := r.store
 	switch cause := s.whole(id); {
 	case cause == nil:
-		if err := s.restoreRefs(ctx, id, rec.refs); err != nil {
+		if err := s.setMissingRefs(ctx, id, rec.refs); err != nil {
 			return err
 		}
 		if rec.boot == s.journal.boot {
@@ -242,8 +242,8 @@ func (s *Store) whole(id objectstore.Checksum) error {
 	return nil
 }
 
-// restoreRefs writes refs of a layer where they are missing.
-func (s *Store) restoreRefs(ctx context.Context, id objectstore.Checksum, refs []string) (err error) {
+// setMissingRefs writes refs of a layer that the journal lists, where they are missing.
+func (s *Store) setMissingRefs(ctx context.Context, id objectstore.Checksum, refs []string) (err error) {
 	txn, err := s.repo.Begin(ctx)
 	if err != nil {
 		return err
@@ -321,7 +321,7 @@ func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer
 		}
 		if err == nil {
 			if err = r.store.whole(lost.ID); err == nil {
-				err = r.store.restoreRefs(ctx, lost.ID, r.layers[lost.ID].refs)
+				err = r.store.setMissingRefs(ctx, lost.ID, r.layers[lost.ID].refs)
 			}
 		}
 		if err != nil {

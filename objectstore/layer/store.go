@@ -168,8 +168,9 @@ func (u *Usage) add(s objectstore.Stored) {
 // A Held layer cannot be pruned until it is released.
 type Held struct {
 	Layer
-	Added Usage // what the call that returned it added to the store
-	Known bool  // the store had the layer already; nothing was unpacked
+	Blob  digest.Digest // that the layer was unpacked from, now or before; "" if it was not found by one
+	Added Usage         // what the call that returned it added to the store
+	Known bool          // the store had the layer already; nothing was unpacked
 
 	lock *objectstore.Lock
 }
@@ -205,7 +206,11 @@ func (s *Store) Acquire(ctx context.Context, diffID digest.Digest) (*Held, error
 // AcquireBlob returns, held, the layer that the compressed blob unpacks to. A blob that was never imported here is
 // ErrNotExist.
 func (s *Store) AcquireBlob(ctx context.Context, blob digest.Digest) (*Held, error) {
-	return s.acquire(ctx, refBlob, blob)
+	held, err := s.acquire(ctx, refBlob, blob)
+	if err == nil {
+		held.Blob = blob
+	}
+	return held, err
 }
 
 func (s *Store) acquire(ctx context.Context, prefix string, d digest.Digest) (_ *Held, err error) {

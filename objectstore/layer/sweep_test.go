@@ -35,6 +35,7 @@ var sweepCases = map[string]func(tar func(testing.TB) []byte) sweepCase{
 	"repair":           repairing,
 	"prune":            func(func(testing.TB) []byte) sweepCase { return pruning() },
 	"recover":          func(func(testing.TB) []byte) sweepCase { return recovering() },
+	"restore-refs":     func(func(testing.TB) []byte) sweepCase { return restoringRefs() },
 }
 
 // Whichever operation on the disk fails: the error says so, the store is whole, and the same again works.

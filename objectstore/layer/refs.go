@@ -1,0 +1,89 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// RestoredRefs is what [Store.RestoreRefs] found and did.
+type RestoredRefs struct {
+	Refs    int                            // that were missing, and are there again
+	Damaged map[objectstore.Checksum]error // layers that lack more than refs, and what
+}
+
+// RestoreRefs gives layers the refs back that they have lost: the one by which a layer is kept, and those by which the
+// blobs it was unpacked from find it. Whoever calls it needs the layers, and knows the blobs from when the layers were
+// made.
+//
+// A layer that lacks an object gets none: to make it anew, it must not be found. A ref that names another layer by now
+// stays as it is.
+func (s *Store) RestoreRefs(ctx context.Context, layers map[objectstore.Checksum][]digest.Digest) (RestoredRefs, error) {
+	r := RestoredRefs{Damaged: make(map[objectstore.Checksum]error)}
+	refs, err := s.repo.Refs(refPrefix)
+	if err != nil {
+		return r, fmt.Errorf("restore refs: %w", err)
+	}
+	kept := make(map[objectstore.Checksum]bool) // by a ref that has to do with the layer alone
+	for ref, id := range refs {
+		kept[id] = kept[id] || !strings.HasPrefix(ref, refBlob)
+	}
+	for id, blobs := range layers {
+		missing := missingBlobRefs(refs, blobs)
+		if kept[id] && len(missing) == 0 {
+			continue
+		}
+		n, err := s.restoreLayerRefs(ctx, id, refs, missing, kept[id])
+		r.Refs += n
+		switch {
+		case errors.Is(err, objectstore.ErrNotExist), errors.Is(err, objectstore.ErrCorrupt):
+			r.Damaged[id] = err
+		case err != nil:
+			return r, fmt.Errorf("restore refs of layer %s: %w", id, err)
+		}
+	}
+	return r, nil
+}
+
+// missingBlobRefs returns the refs of blobs that are not in refs. A blob whose digest can have none is found by none.
+func missingBlobRefs(refs map[string]objectstore.Checksum, blobs []digest.Digest) []string {
+	var missing []string
+	for _, blob := range blobs {
+		if ref, err := digestRef(refBlob, blob); err == nil && refs[ref].IsZero() && !slices.Contains(missing, ref) {
+			missing = append(missing, ref)
+		}
+	}
+	return missing
+}
+
+// restoreLayerRefs writes refs of a layer that is whole, and unless one keeps it already that one too. It returns how many
+// it wrote.
+func (s *Store) restoreLayerRefs(ctx context.Context, id objectstore.Checksum, refs map[string]objectstore.Checksum, missing []string, kept bool) (_ int, err error) {
+	// From here on no prune takes what the layer is found to have.
+	txn, err := s.repo.Begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, txn.Abort()) }()
+	if err := s.whole(id); err != nil {
+		return 0, err
+	}
+	if !kept {
+		l, err := s.Layer(ctx, id)
+		if err != nil {
+			return 0, err
+		}
+		ref, err := digestRef(refDiff, l.DiffID)
+		if err != nil || !refs[ref].IsZero() {
+			ref = refSnapshot + id.String()[:shortID]
+		}
+		missing = append(missing, ref)
+	}
+	return len(missing), s.publishRefs(ctx, txn, journalRecord{layer: id, refs: missing})
+}
