@@ -1,0 +1,155 @@
+package boltcheck
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+const pageSize = 4096
+
+// database makes a database with buckets of all sizes in it, free pages, and values that take several pages.
+func database(tb testing.TB, options *bolt.Options) []byte {
+	tb.Helper()
+	name := filepath.Join(tb.TempDir(), "db")
+	options.PageSize = pageSize
+	db, err := bolt.Open(name, 0o600, options)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for round := range 4 {
+		if err := db.Update(func(tx *bolt.Tx) error {
+			top, err := tx.CreateBucketIfNotExists([]byte("v1"))
+			if err != nil {
+				return err
+			}
+			for i := range 150 {
+				b, err := top.CreateBucketIfNotExists(fmt.Appendf(nil, "bucket %d", i))
+				if err != nil {
+					return err
+				}
+				for k := range i % 9 {
+					if err := b.Put(fmt.Appendf(nil, "key %d", k), bytes.Repeat([]byte{byte(round)}, i*k)); err != nil {
+						return err
+					}
+				}
+			}
+			return errors.Join(top.Put([]byte("large"), make([]byte, 3*pageSize)), top.DeleteBucket(fmt.Appendf(nil, "bucket %d", 7*round)))
+		}); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return data
+}
+
+// bboltErr is what bbolt says of a database, except of wasted pages. It must not be asked of a damaged one.
+func bboltErr(tb testing.TB, data []byte) error {
+	tb.Helper()
+	name := filepath.Join(tb.TempDir(), "db")
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	db, err := bolt.Open(name, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: true})
+	if err != nil {
+		return err
+	}
+	err = db.View(func(tx *bolt.Tx) error {
+		var errs []error
+		for err := range tx.Check() {
+			if !strings.HasSuffix(err.Error(), ": unreachable unfreed") {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	})
+	return errors.Join(err, db.Close())
+}
+
+func TestWholeDatabases(t *testing.T) {
+	for name, options := range map[string]*bolt.Options{
+		"default":          {},
+		"hashmap freelist": {FreelistType: bolt.FreelistMapType},
+		"no freelist":      {NoFreelistSync: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := Check(database(t, options)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Whatever is done to a page, it is found or bbolt finds nothing either.
+func TestDamagedPages(t *testing.T) {
+	data := database(t, &bolt.Options{})
+	pages := len(data) / pageSize
+	random := rand.New(rand.NewPCG(1, 2))
+	garbage := func(b []byte) {
+		for i := range b {
+			b[i] = byte(random.Uint32())
+		}
+	}
+	for name, damage := range map[string]func(b []byte, page int) []byte{
+		"zero":                      func(b []byte, page int) []byte { clear(b[page*pageSize:][:pageSize]); return b },
+		"garbage":                   func(b []byte, page int) []byte { garbage(b[page*pageSize:][:pageSize]); return b },
+		"garbage behind the header": func(b []byte, page int) []byte { garbage(b[page*pageSize+headerSize:][:pageSize-headerSize]); return b },
+		"cut":                       func(b []byte, page int) []byte { return b[:page*pageSize] },
+		"cut in the middle":         func(b []byte, page int) []byte { return b[:page*pageSize+pageSize/2] },
+		"another page": func(b []byte, page int) []byte {
+			copy(b[page*pageSize:][:pageSize], data[(page*7+3)%pages*pageSize:])
+			return b
+		},
+		// As if the page had been written to the wrong place: only what it holds tells.
+		"another page with this one's number": func(b []byte, page int) []byte {
+			copy(b[page*pageSize+8:][:pageSize-8], data[(page*7+3)%pages*pageSize+8:])
+			return b
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			found := 0
+			for page := range pages {
+				bad := damage(bytes.Clone(data), page)
+				if Check(bad) != nil {
+					found++
+				} else if page < 2 {
+					continue // one of the two meta pages is enough: a write that was interrupted leaves one
+				} else if err := bboltErr(t, bad); err != nil {
+					t.Errorf("page %d: passes, but bbolt says %v", page, err)
+				}
+			}
+			t.Logf("found for %d of %d pages", found, pages)
+			if found < 40 { // most pages are free
+				t.Errorf("found for %d of %d pages, want at least 40", found, pages)
+			}
+		})
+	}
+}
+
+// FuzzCheck changes a few bytes of a database: Check ends without a panic, whatever they are.
+func FuzzCheck(f *testing.F) {
+	data := database(f, &bolt.Options{})
+	f.Add([]byte{})
+	f.Add([]byte("\x00\x10\x00\x01\x20\x00\x02\x02"))
+	f.Fuzz(func(_ *testing.T, changes []byte) {
+		bad := bytes.Clone(data)
+		for ; len(changes) >= 4; changes = changes[4:] { // three bytes say where
+			at := int(changes[0]) | int(changes[1])<<8 | int(changes[2])<<16
+			bad[at%len(bad)] = changes[3]
+		}
+		_ = Check(bad)
+	})
+}
