@@ -120,7 +120,8 @@ func makePrivate(root *atfs.Dir, withRepo bool) error {
 	const file = 0o600
 	modes := map[string]uint32{
 		"layers": unix.S_IFDIR | privateDir, "journal": unix.S_IFDIR | privateDir, "snapshots": unix.S_IFDIR | privateDir,
-		tmpDir: unix.S_IFDIR | privateDir, "metadata.db": unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
+		tmpDir: unix.S_IFDIR | privateDir, "lost": unix.S_IFDIR | privateDir,
+		"metadata.db": unix.S_IFREG | file, "metadata.db.copy": unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
 	}
 	if withRepo {
 		modes["repo"] = unix.S_IFDIR | privateDir

@@ -113,6 +113,9 @@ func TestServer(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Errorf("stop: %v", err)
 	}
+	if fi, err := os.Stat(c.Root + "/metadata.db.copy"); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("copy of metadata.db after the stop: got %v, %v, want a file of mode 600", fi, err)
+	}
 	if got := <-notifications; got != "STOPPING=1" {
 		t.Errorf("systemd was told %q, want STOPPING=1", got)
 	}

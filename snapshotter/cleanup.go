@@ -73,7 +73,7 @@ func (s *Snapshotter) discardOrphans(ctx context.Context) error {
 	if err != nil || len(names) == 0 {
 		return err
 	}
-	return s.write(ctx, func(ctx context.Context) error {
+	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error { // it changes no row
 		if names, err = orphans(ctx, names); err != nil {
 			return err
 		}

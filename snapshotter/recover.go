@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -27,7 +28,6 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err := s.discardOrphans(ctx); err != nil {
 		return err
 	}
-	s.garbage.Store(true) // what was being stored when the last process ended
 	damaged, err := s.restoreRefs(ctx)
 	if err != nil {
 		return err
@@ -152,19 +152,22 @@ func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damag
 	return nil
 }
 
-// removeUnfinished removes directories that were being made when the last process ended.
+// removeUnfinished removes what was being made when the last process ended: directories, and copies of metadata.db.
 func (s *Snapshotter) removeUnfinished() error {
-	names, err := s.tmp.ReadNames()
-	if err != nil {
-		return err
-	}
-	var errs []error
+	err := removeNames(s.tmp, func(name string) bool { return strings.HasPrefix(name, newPrefix) })
+	return errors.Join(err, removeNames(s.root, func(name string) bool {
+		return strings.HasPrefix(name, metadataFile+".") && strings.Contains(name, ".tmp-")
+	}))
+}
+
+func removeNames(dir *atfs.Dir, match func(name string) bool) error {
+	names, err := dir.ReadNames()
 	for _, name := range names {
-		if strings.HasPrefix(name, newPrefix) {
-			errs = append(errs, s.tmp.RemoveAll(name))
+		if match(name) {
+			err = errors.Join(err, dir.RemoveAll(name))
 		}
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // checkDirectory logs an active snapshot whose directory is missing or damaged. Its mounts will say so too.

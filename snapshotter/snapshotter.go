@@ -27,7 +27,6 @@ import (
 )
 
 const (
-	metadataFile = "metadata.db"
 	snapshotsDir = "snapshots"
 	layersDir    = "layers" // checkouts; made by package layer
 	tmpDir       = "tmp"
@@ -49,6 +48,7 @@ type Snapshotter struct {
 	layers *layer.Store
 	opts   options
 
+	copies    copier
 	refs      refIndex
 	committed layerIndex
 	locks     keylock.Map   // by number: what is done to the directory of one active snapshot
@@ -66,7 +66,8 @@ var (
 // New opens the snapshots kept below root, whose layers are in store, and brings what a crash left behind in order.
 // The snapshotter keeps its own handle of root; store stays the caller's and must outlive the snapshotter.
 //
-// Snapshots whose layers are no longer in the store are logged by name; using one is a [LostLayerError].
+// Snapshots whose layers are no longer in the store are logged by name; using one is a [LostLayerError]. If metadata.db is
+// missing or damaged, the last copy of it takes its place; that, and what else is lost or made again, is logged.
 func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option) (_ *Snapshotter, err error) {
 	s := &Snapshotter{layers: store, cleaning: make(chan struct{}, 1), committed: newLayerIndex()}
 	s.close = sync.OnceValue(s.closeAll)
@@ -93,6 +94,10 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 			return nil, err
 		}
 	}
+	lost, err := s.restoreMetadata(ctx)
+	if err != nil {
+		return nil, err
+	}
 	s.ms, err = storage.NewMetaStore(filepath.Join(s.path, metadataFile), func(o *bolt.Options) error {
 		o.Timeout = databaseTimeout
 		return nil
@@ -100,9 +105,17 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if err != nil {
 		return nil, err
 	}
+	s.copies.make = s.copyMetadata
+	s.copies.failed = func(err error) { log.G(ctx).WithError(err).Error("metadata.db is not copied, it will be tried again") }
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}
+	// A pull finds the layers that are there, whose rows were lost: that they are garbage is for the next removal to say.
+	s.garbage.Store(!lost)
+	if ok, err := s.root.Exists(MetadataCopy); err != nil || ok {
+		return s, err
+	}
+	s.copies.changed()
 	return s, nil
 }
 
@@ -119,7 +132,7 @@ func mountablePath(name string) (string, error) {
 	return abs, nil
 }
 
-// Close closes the metadata store and the snapshotter's directories. Calls that still run fail; a second call returns
+// Close copies metadata.db if it has changed, and closes the metadata store and the snapshotter's directories. Calls that still run fail; a second call returns
 // what the first did.
 func (s *Snapshotter) Close() error { return s.close() }
 
@@ -127,7 +140,10 @@ func (s *Snapshotter) closeAll() error {
 	s.work.Wait()
 	var err error
 	if s.ms != nil {
-		err = s.ms.Close()
+		if s.copies.make != nil {
+			err = s.copies.close()
+		}
+		err = errors.Join(err, s.ms.Close())
 	}
 	for _, d := range []*atfs.Dir{s.root, s.snaps, s.tmp} {
 		if d != nil {
@@ -145,7 +161,11 @@ func (s *Snapshotter) read(ctx context.Context, f func(ctx context.Context) erro
 }
 
 func (s *Snapshotter) write(ctx context.Context, f func(ctx context.Context) error) error {
-	return s.ms.WithTransaction(ctx, true, f)
+	err := s.ms.WithTransaction(ctx, true, f)
+	if err == nil {
+		s.copies.changed()
+	}
+	return err
 }
 
 // Stat describes a snapshot.

@@ -32,6 +32,7 @@ import (
 const (
 	metadataFile = "metadata.db"
 	snapshotsDir = "snapshots"
+	lostDir      = "lost" // directories of snapshots whose rows were lost
 	stagedFile   = "layer"
 )
 
@@ -94,7 +95,7 @@ func (s *store) rows(ctx context.Context, daemonAddress string) ([]row, error) {
 		return err
 	}
 	if exists, err := s.root.Exists(metadataFile); err != nil || !exists {
-		return nil, err
+		return nil, errors.Join(err, s.checkNew())
 	}
 	err := s.walkFile(ctx, add)
 	if errors.Is(err, bolterrors.ErrTimeout) {
@@ -105,6 +106,16 @@ func (s *store) rows(ctx context.Context, daemonAddress string) ([]row, error) {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
 	return rows, nil
+}
+
+// checkNew returns an error if the store had a metadata.db once: nothing must be taken for garbage then.
+func (s *store) checkNew() error {
+	lost, err := s.root.Exists(snapshotter.MetadataCopy)
+	if err != nil || !lost {
+		return err
+	}
+	return withHint(fmt.Errorf("list snapshots: %s is lost", filepath.Join(s.root.Path(), metadataFile)),
+		"start the daemon: it puts the copy of the file in its place")
 }
 
 // walkFile calls f for every snapshot in metadata.db.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
 // newFixture is makeFixture for a test, and the store as a command sees it.
@@ -252,11 +254,42 @@ func TestRowsFromFile(t *testing.T) {
 	checkFixtureRows(t, f, rows)
 }
 
-func TestRowsOfNewStore(t *testing.T) {
+// Without its metadata.db a store that had one is not a new one: a prune would take everything.
+func TestRowsOfLostMetadata(t *testing.T) {
 	f, s := newFixture(t)
 	f.stopDaemon(t)
 	if err := os.Remove(filepath.Join(s.root.Path(), metadataFile)); err != nil {
 		t.Fatal(err)
+	}
+	var hint *hintError
+	if rows, err := s.rows(t.Context(), ""); !errors.As(err, &hint) || len(rows) != 0 {
+		t.Errorf("rows() = %v, %v; want an error with a hint", rows, err)
+	}
+	if _, err := s.layers.PlanPrune(t.Context(), s.live("")); err == nil {
+		t.Error("a prune was planned")
+	}
+}
+
+// What was kept of lost snapshots is counted with the snapshots.
+func TestDiskUsageOfLost(t *testing.T) {
+	_, s := newFixture(t)
+	before := measure(t, s)
+	dir := filepath.Join(s.root.Path(), lostDir, "7-x", "fs")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "written"), make([]byte, 1<<20), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if after := measure(t, s); after.snapshots-before.snapshots < 1<<20 {
+		t.Errorf("snapshots take %d bytes more, want at least %d", after.snapshots-before.snapshots, 1<<20)
+	}
+}
+
+func TestRowsOfNewStore(t *testing.T) {
+	f, s := newFixture(t)
+	f.stopDaemon(t)
+	for _, name := range []string{metadataFile, snapshotter.MetadataCopy} {
+		if err := os.Remove(filepath.Join(s.root.Path(), name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if rows, err := s.rows(t.Context(), ""); err != nil || len(rows) != 0 {
 		t.Errorf("rows() = %v, %v; want none", rows, err)

@@ -21,7 +21,7 @@ const blockSize = 512
 type diskUsage struct {
 	objects   int64 // repo/objects/*/*
 	checkouts int64 // layers/, without the inodes that are objects
-	snapshots int64 // snapshots/, without the inodes that are objects
+	snapshots int64 // snapshots/ and lost/, without the inodes that are objects
 	metadata  int64 // everything else: directories, refs, metadata.db, temporary files
 
 	objectBytes   map[objectstore.ObjectName]int64 // of every object
@@ -159,7 +159,7 @@ func (w *usageWalk) rootEntry(name string, bytes int64) {
 		w.use.checkouts += bytes
 		checkout, _, _ := strings.Cut(rest, "/")
 		w.use.checkoutBytes[checkout] += bytes
-	case top == snapshotsDir && rest != "":
+	case (top == snapshotsDir || top == lostDir) && rest != "":
 		w.use.snapshots += bytes
 	default:
 		w.use.metadata += bytes

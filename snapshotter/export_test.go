@@ -1,0 +1,12 @@
+package snapshotter
+
+import "errors"
+
+// CopyMetadata makes the copy of metadata.db now.
+func (s *Snapshotter) CopyMetadata() error { return s.copyMetadata() }
+
+// CheckCopy returns what is wrong with the copy of metadata.db.
+func (s *Snapshotter) CheckCopy() error {
+	damage, err := s.checkDatabase(MetadataCopy)
+	return errors.Join(damage, err)
+}

@@ -1,0 +1,192 @@
+package snapshotter
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"math"
+	"path"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/log"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/boltcheck"
+)
+
+// lostDir is where directories of snapshots are kept whose rows were lost.
+const lostDir = "lost"
+
+// restoreMetadata puts the copy of metadata.db in its place if that is missing or damaged, and reports whether it was. A
+// damaged file is kept under another name. Without a copy the store starts empty.
+//
+// Directories with content of which the copy has no row are moved to lost/ before: from the moment that metadata.db is
+// there again they would be orphans, and swept. A start that was interrupted meanwhile finds it missing again.
+func (s *Snapshotter) restoreMetadata(ctx context.Context) (lost bool, err error) {
+	damage, err := s.checkDatabase(metadataFile)
+	if err != nil || damage == nil {
+		return false, err
+	}
+	had, err := s.hadMetadata(damage)
+	if err != nil || !had {
+		return false, err
+	}
+	logger := log.G(ctx).WithError(damage)
+	if !errors.Is(damage, fs.ErrNotExist) {
+		aside, err := s.setAside(metadataFile)
+		if err != nil {
+			return true, err
+		}
+		logger = logger.WithField("damaged", aside)
+	}
+	rows, err := s.readCopy(ctx)
+	if err != nil {
+		return true, err
+	}
+	kept, err := s.keepLost(ctx, rows.orphans)
+	if err != nil {
+		return true, err
+	}
+	if rows.damage == nil {
+		if err := s.root.WriteFile(metadataFile, rows.data, 0o600, true); err != nil {
+			return true, err
+		}
+	}
+	rows.log(logger.WithField("lost", kept))
+	return true, nil
+}
+
+// hadMetadata reports whether there ever was a metadata.db with something in it: anything else that it goes with is there.
+func (s *Snapshotter) hadMetadata(damage error) (bool, error) {
+	if !errors.Is(damage, fs.ErrNotExist) && !errors.Is(damage, errEmptyDatabase) {
+		return true, nil
+	}
+	if ok, err := s.root.Exists(MetadataCopy); err != nil || ok {
+		return ok, err
+	}
+	for _, name := range []string{snapshotsDir, layersDir} {
+		dir, err := s.root.OpenDir(name)
+		if err != nil {
+			return false, err
+		}
+		names, err := dir.ReadNames()
+		if err = errors.Join(err, dir.Close()); err != nil || len(names) > 0 {
+			return len(names) > 0, err
+		}
+	}
+	return false, nil
+}
+
+// setAside gives a damaged file a name under which nothing looks at it.
+func (s *Snapshotter) setAside(name string) (aside string, err error) {
+	aside = name + ".damaged-" + rand.Text()
+	return aside, s.root.Rename(name, s.root, aside, 0)
+}
+
+// A metadataCopy is what is in the copy of metadata.db.
+type metadataCopy struct {
+	damage  error // why there is none that can be used
+	data    []byte
+	time    time.Time
+	count   int      // of snapshots
+	orphans []string // directories in snapshots/ that none of them needs
+}
+
+// log says that metadata.db is lost, and what became of it.
+func (c *metadataCopy) log(logger *log.Entry) {
+	if c.damage != nil {
+		logger.WithField("copy", c.damage.Error()).
+			Error("metadata.db is lost, and there is no copy of it: the store starts empty; remove containers and images, and pull the images again")
+		return
+	}
+	logger.WithFields(log.Fields{"snapshots": c.count, "copied": c.time, "age": time.Since(c.time).Round(time.Second)}).
+		Warn("metadata.db is lost, and its copy takes its place: what was changed since is not in it")
+}
+
+func (s *Snapshotter) readCopy(ctx context.Context) (c metadataCopy, err error) {
+	if c.orphans, err = s.snaps.ReadNames(); err != nil {
+		return c, err
+	}
+	if c.damage, err = s.checkDatabase(MetadataCopy); err != nil {
+		return c, err
+	}
+	if c.damage != nil {
+		if !errors.Is(c.damage, fs.ErrNotExist) {
+			_, err = s.setAside(MetadataCopy)
+		}
+		return c, err
+	}
+	st, err := s.root.Lstat(MetadataCopy)
+	if err != nil {
+		return c, err
+	}
+	c.time = time.Unix(st.Mtim.Unix())
+	if c.data, err = s.root.ReadFile(MetadataCopy, math.MaxInt64-1); err != nil {
+		return c, err
+	}
+	ms, err := storage.NewMetaStore(filepath.Join(s.path, MetadataCopy), func(o *bolt.Options) error {
+		o.ReadOnly = true
+		o.Timeout = databaseTimeout
+		return nil
+	})
+	if err != nil {
+		return c, err
+	}
+	err = ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		if c.orphans, err = orphans(ctx, c.orphans); err != nil {
+			return err
+		}
+		return walk(ctx, func(context.Context, snapshots.Info) error { c.count++; return nil })
+	})
+	return c, errors.Join(err, ms.Close())
+}
+
+// keepLost moves directories in snapshots/ that nobody needs and that have content to lost/, and returns how many.
+func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int, err error) {
+	for _, name := range orphans {
+		// One of which that cannot be told is kept too.
+		if pristine, err := s.isPristine(name); pristine || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := s.root.MkdirAll(lostDir, 0o700); err != nil {
+			return kept, err
+		}
+		to := path.Join(lostDir, name+"-"+rand.Text())
+		if err := s.snaps.Rename(name, s.root, to, 0); err != nil {
+			return kept, err
+		}
+		kept++
+		log.G(ctx).WithField("directory", to).Warn("what a container wrote is kept, but its snapshot is lost: copy from fs/ what is needed, and remove the directory")
+	}
+	lost, err := s.root.OpenDir(lostDir)
+	if err != nil {
+		return kept, ignoreNotExist(err)
+	}
+	// Also if an interrupted start has moved them.
+	return kept, errors.Join(lost.Sync(), lost.Close(), s.snaps.Sync(), s.root.Sync())
+}
+
+var errEmptyDatabase = errors.New("file is empty")
+
+// checkDatabase reads every page of a database below the root, and returns what is wrong with it; an fs.ErrNotExist if
+// there is none.
+func (s *Snapshotter) checkDatabase(name string) (damage, err error) {
+	st, err := s.root.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return err, nil
+	case err != nil:
+		return nil, err
+	case st.Size == 0:
+		return errEmptyDatabase, nil
+	}
+	data, err := s.root.ReadFile(name, math.MaxInt64-1)
+	if err != nil {
+		return nil, err
+	}
+	return boltcheck.Check(data), nil
+}
