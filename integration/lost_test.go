@@ -1,0 +1,157 @@
+package integration
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+)
+
+// lostImages are pulled before something is lost, and again afterwards.
+var lostImages = []string{"layers:1", "odd:1"}
+
+// lostEnv has the images, and a container of the first that has written to its root file system. The daemon is stopped.
+func lostEnv(t *testing.T) (e *env, fulls []string, id string) {
+	t.Helper()
+	e = start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
+	for _, ref := range lostImages {
+		fulls = append(fulls, e.pull(defaultNS, ref))
+	}
+	id = containerID()
+	e.must(e.StartContainer(t.Context(), defaultNS, fulls[0], id, "/bin/sleep", "1000"))
+	e.exec(defaultNS, id, "echo kept > /written; rm /data/kept")
+	e.must(e.StopDaemon())
+	return e, fulls, id
+}
+
+// TestLost takes one thing after the other away from a store: the daemon says so and makes it again, and to pull the same
+// images, also into another namespace, makes everything work and unpacks nothing.
+func TestLost(t *testing.T) {
+	const (
+		restored = "metadata.db is lost, and its copy takes its place: what was changed since is not in it"
+		remade   = "checkouts of layers are missing: they are made again when they are used"
+		refs     = "refs of layers were lost and are restored"
+	)
+	for _, tt := range []struct {
+		name   string
+		damage func(root string) error
+		log    string
+	}{
+		{"metadata.db", func(root string) error { return os.Remove(filepath.Join(root, "metadata.db")) }, restored},
+		{"metadata.db is empty", func(root string) error { return os.Truncate(filepath.Join(root, "metadata.db"), 0) }, restored},
+		{"metadata.db is garbage", func(root string) error {
+			return os.WriteFile(filepath.Join(root, "metadata.db"), []byte(strings.Repeat("garbage", 10_000)), 0o600)
+		}, restored},
+		{"layers", func(root string) error { return os.RemoveAll(filepath.Join(root, "layers")) }, remade},
+		{"refs", func(root string) error { return os.RemoveAll(filepath.Join(root, "repo/refs")) }, refs},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e, fulls, id := lostEnv(t)
+			e.must(tt.damage(e.Root))
+			e.must(e.StartDaemon(t.Context()))
+			if lines := e.daemonLog(tt.log); len(lines) != 1 || lines[0].Level != "warning" {
+				t.Errorf("the daemon's log says %q in %v, want one warning", tt.log, lines)
+			}
+			for _, ns := range []string{defaultNS, "second"} {
+				for i, full := range fulls {
+					e.must(e.Pull(t.Context(), ns, full))
+					e.compare(lostImages[i], e.view(ns, full))
+				}
+				if got := e.run(ns, fulls[0], "/bin/sh", "-c", "cat /data/kept > /dev/null && echo $((40+2))"); strings.TrimSpace(got) != "42" {
+					t.Errorf("a new container in namespace %s printed %q, want 42", ns, got)
+				}
+			}
+			e.importedOnce(lostImages...)
+			e.fsck()
+
+			e.ctr(defaultNS, "tasks", "rm", "--force", id)
+			e.ctr(defaultNS, "tasks", "start", "--detach", "--fifo-dir", e.Dir+"/fifo", id)
+			if got := e.exec(defaultNS, id, "cat /written; ls /data/kept 2>&1 || true"); !strings.HasPrefix(got, "kept\n") || !strings.Contains(got, "No such file") {
+				t.Errorf("started again, the container sees %q", got)
+			}
+			e.must(e.RemoveContainer(t.Context(), defaultNS, id))
+			for _, full := range fulls {
+				e.ctr(defaultNS, "images", "rm", "--sync", full)
+				e.ctr("second", "images", "rm", "--sync", full)
+			}
+			e.empty()
+		})
+	}
+}
+
+// TestMetadataLost takes metadata.db and its copy away. The store starts empty, and what the container wrote is kept. To
+// remove the images and pull them again makes everything work, and unpacks nothing either.
+func TestMetadataLost(t *testing.T) {
+	e, fulls, id := lostEnv(t)
+	e.must(errors.Join(os.Remove(filepath.Join(e.Root, "metadata.db")), os.Remove(filepath.Join(e.Root, "metadata.db.copy"))))
+	e.must(e.StartDaemon(t.Context()))
+	const msg = "metadata.db is lost, and there is no copy of it: the store starts empty; remove containers and images, and pull the images again"
+	if lines := e.daemonLog(msg); len(lines) != 1 || lines[0].Level != "error" {
+		t.Errorf("the daemon's log says so in %v, want one error", lines)
+	}
+	written, err := filepath.Glob(filepath.Join(e.Root, "lost/*/fs/written"))
+	if err != nil || len(written) != 1 {
+		t.Fatalf("lost/ has %q, %v, want what the container wrote", written, err)
+	}
+	if b, err := os.ReadFile(written[0]); err != nil || string(b) != "kept\n" {
+		t.Errorf("%s has %q, %v", written[0], b, err)
+	}
+	e.must(e.RemoveContainer(t.Context(), defaultNS, id))
+	for _, full := range fulls {
+		e.ctr(defaultNS, "images", "rm", "--sync", full)
+	}
+	for i, full := range fulls {
+		e.must(e.Pull(t.Context(), defaultNS, full))
+		e.compare(lostImages[i], e.view(defaultNS, full))
+	}
+	if got := e.run(defaultNS, fulls[0], "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
+		t.Errorf("a new container printed %q, want 42", got)
+	}
+	e.importedOnce(lostImages...)
+	e.must(os.RemoveAll(filepath.Join(e.Root, "lost")))
+	for _, full := range fulls {
+		e.ctr(defaultNS, "images", "rm", "--sync", full)
+	}
+	e.empty()
+}
+
+// TestMetadataLostAfterKill loses metadata.db with a copy that is older. What was made since is missing until image and
+// container are removed and the image is pulled again; what was removed since goes with containerd's next collection.
+func TestMetadataLostAfterKill(t *testing.T) {
+	e := start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
+	removed := e.pull(defaultNS, "tiny:1")
+	old := e.pull(defaultNS, "odd:1")
+	e.must(e.StopDaemon()) // copies
+	copied, err := os.ReadFile(filepath.Join(e.Root, "metadata.db.copy"))
+	e.must(err)
+	e.must(e.StartDaemon(t.Context()))
+	e.ctr(defaultNS, "images", "rm", "--sync", removed)
+	full := e.pull(defaultNS, "layers:1")
+	id := containerID()
+	e.must(e.StartContainer(t.Context(), defaultNS, full, id, "/bin/sleep", "1000"))
+	e.exec(defaultNS, id, "echo kept > /written")
+	e.must(e.KillDaemon())
+	e.must(os.WriteFile(filepath.Join(e.Root, "metadata.db.copy"), copied, 0o600))
+	e.must(os.Remove(filepath.Join(e.Root, "metadata.db")))
+
+	e.must(e.StartDaemon(t.Context()))
+	written, err := filepath.Glob(filepath.Join(e.Root, "lost/*/fs/written"))
+	if err != nil || len(written) != 1 {
+		t.Errorf("lost/ has %q, %v, want what the container wrote", written, err)
+	}
+	e.exec(defaultNS, id, "cat /written /data/kept") // it runs on
+	e.compare("odd:1", e.view(defaultNS, old))
+	e.must(e.Pull(t.Context(), "second", old))
+	e.must(e.RemoveContainer(t.Context(), defaultNS, id))
+	e.ctr(defaultNS, "images", "rm", "--sync", full)
+	e.must(e.Pull(t.Context(), defaultNS, full))
+	e.compare("layers:1", e.view(defaultNS, full))
+	e.run(defaultNS, full, "/bin/true")
+	e.ctr(defaultNS, "images", "rm", "--sync", full)
+	e.ctr(defaultNS, "images", "rm", "--sync", old)
+	e.ctr("second", "images", "rm", "--sync", old)
+	e.empty()
+}
