@@ -7,6 +7,6 @@ func (s *Snapshotter) CopyMetadata() error { return s.copyMetadata() }
 
 // CheckCopy returns what is wrong with the copy of metadata.db.
 func (s *Snapshotter) CheckCopy() error {
-	damage, err := s.checkDatabase(MetadataCopy)
+	damage, err := checkDatabase(s.root, MetadataCopy)
 	return errors.Join(damage, err)
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
@@ -91,6 +92,30 @@ var damages = []struct {
 		}
 		return errors.Join(err, os.WriteFile(name, b, 0o600))
 	}, true},
+}
+
+// What a container wrote is not taken for garbage because metadata.db is damaged.
+func TestSweepOfDamagedMetadata(t *testing.T) {
+	for _, tt := range damages {
+		t.Run(tt.name, func(t *testing.T) {
+			path, _ := lostEnv(t)
+			must(t, tt.damage(filepath.Join(path, "metadata.db")))
+			before, err := os.ReadDir(filepath.Join(path, "snapshots"))
+			must(t, err)
+			root, err := atfs.Open(path)
+			must(t, err)
+			defer root.Close()
+			swept, err := snapshotter.Sweep(t.Context(), root, false)
+			if tt.kept && !errdefs.IsDataLoss(err) || !tt.kept && (err != nil || len(swept.Orphans) != 0) {
+				t.Errorf("Sweep: got %+v, %v", swept, err)
+			}
+			after, err := os.ReadDir(filepath.Join(path, "snapshots"))
+			must(t, err)
+			if len(after) != len(before) {
+				t.Errorf("%d directories are left of %d", len(after), len(before))
+			}
+		})
+	}
 }
 
 // However metadata.db is lost, its copy takes its place: what the copy has works on, what it has not is kept.

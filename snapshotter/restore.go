@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math"
 	"path"
@@ -12,9 +13,13 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/boltcheck"
 )
 
@@ -27,7 +32,7 @@ const lostDir = "lost"
 // Directories with content of which the copy has no row are moved to lost/ before: from the moment that metadata.db is
 // there again they would be orphans, and swept. A start that was interrupted meanwhile finds it missing again.
 func (s *Snapshotter) restoreMetadata(ctx context.Context) (lost bool, err error) {
-	damage, err := s.checkDatabase(metadataFile)
+	damage, err := checkDatabase(s.root, metadataFile)
 	if err != nil || damage == nil {
 		return false, err
 	}
@@ -111,7 +116,7 @@ func (s *Snapshotter) readCopy(ctx context.Context) (c metadataCopy, err error) 
 	if c.orphans, err = s.snaps.ReadNames(); err != nil {
 		return c, err
 	}
-	if c.damage, err = s.checkDatabase(MetadataCopy); err != nil {
+	if c.damage, err = checkDatabase(s.root, MetadataCopy); err != nil {
 		return c, err
 	}
 	if c.damage != nil {
@@ -170,12 +175,34 @@ func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int,
 	return kept, errors.Join(lost.Sync(), lost.Close(), s.snaps.Sync(), s.root.Sync())
 }
 
+// CheckMetadata reads all of metadata.db, which exists: an errdefs.ErrDataLoss if it is damaged, which bbolt itself would not
+// survive. While a daemon has it open the error is bbolt's ErrTimeout.
+func CheckMetadata(root *atfs.Dir) (err error) {
+	f, err := root.Open(metadataFile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	err = unix.Flock(f.FD(), unix.LOCK_SH|unix.LOCK_NB) // bbolt holds LOCK_EX
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return bolterrors.ErrTimeout
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", metadataFile, err)
+	}
+	damage, err := checkDatabase(root, metadataFile)
+	if damage != nil {
+		err = fmt.Errorf("%s is damaged: %w: %w", metadataFile, errdefs.ErrDataLoss, damage)
+	}
+	return err
+}
+
 var errEmptyDatabase = errors.New("file is empty")
 
 // checkDatabase reads every page of a database below the root, and returns what is wrong with it; an fs.ErrNotExist if
 // there is none.
-func (s *Snapshotter) checkDatabase(name string) (damage, err error) {
-	st, err := s.root.Lstat(name)
+func checkDatabase(root *atfs.Dir, name string) (damage, err error) {
+	st, err := root.Lstat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return err, nil
@@ -184,7 +211,7 @@ func (s *Snapshotter) checkDatabase(name string) (damage, err error) {
 	case st.Size == 0:
 		return errEmptyDatabase, nil
 	}
-	data, err := s.root.ReadFile(name, math.MaxInt64-1)
+	data, err := root.ReadFile(name, math.MaxInt64-1)
 	if err != nil {
 		return nil, err
 	}

@@ -132,8 +132,8 @@ func mountablePath(name string) (string, error) {
 	return abs, nil
 }
 
-// Close copies metadata.db if it has changed, and closes the metadata store and the snapshotter's directories. Calls that still run fail; a second call returns
-// what the first did.
+// Close copies metadata.db if it has changed, and closes the metadata store and the snapshotter's directories. Calls that
+// still run fail; a second call returns what the first did.
 func (s *Snapshotter) Close() error { return s.close() }
 
 func (s *Snapshotter) closeAll() error {

@@ -24,10 +24,14 @@ type Swept struct {
 
 // Sweep removes what a daemon that was killed left in the directories of snapshots, as the next one does when it starts,
 // or with dryRun says what that is. If a daemon uses the store the error is bbolt's ErrTimeout, and the daemon's own
-// Cleanup does it.
+// Cleanup does it. Where metadata.db is damaged nothing is touched, since nobody knows what is needed: the next start of
+// the daemon puts its copy in its place.
 func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err error) {
 	if ok, err := root.Exists(metadataFile); err != nil || !ok {
 		return &Swept{}, err
+	}
+	if err := CheckMetadata(root); err != nil {
+		return nil, err
 	}
 	s := &Snapshotter{}
 	defer func() { err = errors.Join(err, s.closeAll()) }()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	bolterrors "go.etcd.io/bbolt/errors"
 
@@ -53,6 +54,9 @@ func (c *cli) prune(ctx context.Context, dryRun bool) (err error) {
 	inUse := errors.Is(err, bolterrors.ErrTimeout)
 	if inUse {
 		swept, err = &snapshotter.Swept{}, nil // the daemon knows which of its directories it is using
+	}
+	if errdefs.IsDataLoss(err) {
+		return withHint(withStatus(exitCorrupt, fmt.Errorf("sweep snapshots: %w", err)), restoreHint)
 	}
 	if err != nil {
 		return fmt.Errorf("sweep snapshots: %w", err)

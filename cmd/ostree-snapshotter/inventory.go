@@ -97,7 +97,13 @@ func (s *store) rows(ctx context.Context, daemonAddress string) ([]row, error) {
 	if exists, err := s.root.Exists(metadataFile); err != nil || !exists {
 		return nil, errors.Join(err, s.checkNew())
 	}
-	err := s.walkFile(ctx, add)
+	err := snapshotter.CheckMetadata(s.root)
+	if errdefs.IsDataLoss(err) {
+		err = withHint(withStatus(exitCorrupt, err), restoreHint)
+	}
+	if err == nil {
+		err = s.walkFile(ctx, add)
+	}
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		rows = nil
 		err = s.walkDaemon(ctx, daemonAddress, add)
@@ -115,8 +121,11 @@ func (s *store) checkNew() error {
 		return err
 	}
 	return withHint(fmt.Errorf("list snapshots: %s is lost", filepath.Join(s.root.Path(), metadataFile)),
-		"start the daemon: it puts the copy of the file in its place")
+		restoreHint)
 }
+
+// restoreHint says what to do about a metadata.db that is lost or damaged.
+const restoreHint = "start the daemon: it puts the copy of the file in its place"
 
 // walkFile calls f for every snapshot in metadata.db.
 func (s *store) walkFile(ctx context.Context, f func(number string, info snapshots.Info) error) error {

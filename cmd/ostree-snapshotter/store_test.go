@@ -270,6 +270,28 @@ func TestRowsOfLostMetadata(t *testing.T) {
 	}
 }
 
+// A damaged metadata.db is an error with a hint, not the end of the process.
+func TestRowsOfDamagedMetadata(t *testing.T) {
+	f, s := newFixture(t)
+	f.stopDaemon(t)
+	name := filepath.Join(s.root.Path(), metadataFile)
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 2 * os.Getpagesize(); i < len(b); i++ {
+		b[i] ^= 0x5a
+	}
+	for what, content := range map[string][]byte{"pages": b, "length": b[:5000], "nothing": nil} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.rows(t.Context(), ""); statusOf(err) != exitCorrupt || hintFor(err) != restoreHint {
+			t.Errorf("%s: got error %v with status %d and hint %q", what, err, statusOf(err), hintFor(err))
+		}
+	}
+}
+
 // What was kept of lost snapshots is counted with the snapshots.
 func TestDiskUsageOfLost(t *testing.T) {
 	_, s := newFixture(t)
