@@ -45,6 +45,7 @@ var (
 	labelNames = []string{
 		snapshots.LabelSnapshotRef, snapshots.LabelSnapshotDiffID, snapshotter.LabelLayer, snapshotter.LabelCheckout,
 		snapshotter.LabelChainID, ownLabels, ownLabels + "x", "containerd.io/gc.root", "plain", "", strings.Repeat("l", 5000),
+		snapshotter.LabelBlob,
 	}
 	labelValues = []string{
 		"", "x", "../../outside", "evil", strings.Repeat("0", 64), "sha256:" + strings.Repeat("0", 64), "sha256:../../outside",
@@ -354,6 +355,11 @@ func (d *target) checkLabels(t *testing.T, info *snapshotsapi.Info) {
 			ok = ok && err == nil && has
 		case snapshotter.LabelChainID:
 			ok = ok && digest.Digest(value).Validate() == nil && !strings.Contains(value, strings.Repeat("0", 64))
+		case snapshotter.LabelBlob:
+			held, err := d.store.Layers.AcquireBlob(t.Context(), digest.Digest(value))
+			if ok = ok && err == nil; ok {
+				ok = held.ID.String() == info.Labels[snapshotter.LabelLayer] && held.Release() == nil
+			}
 		default:
 			ok = false
 		}
