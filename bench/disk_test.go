@@ -22,6 +22,17 @@ import (
 // that were freed in the last minutes, so that on one file system a run would pay for what the run before removed.
 func freshDisk(b *testing.B, size string) (dir string, remove func()) {
 	b.Helper()
+	return newDisk(b, size, false)
+}
+
+// ramDisk is freshDisk in memory, where to sync costs next to nothing. Mkfs are more arguments of mkfs.ext4.
+func ramDisk(b *testing.B, size string, mkfs ...string) (dir string, remove func()) {
+	b.Helper()
+	return newDisk(b, size, true, mkfs...)
+}
+
+func newDisk(b *testing.B, size string, ram bool, mkfs ...string) (dir string, remove func()) {
+	b.Helper()
 	if os.Getuid() != 0 {
 		b.Skip("needs root: mounts a file system")
 	}
@@ -29,14 +40,21 @@ func freshDisk(b *testing.B, size string) (dir string, remove func()) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	if ram {
+		run(b, "mount", "-t", "tmpfs", "-o", "size="+size, "tmpfs", tmp)
+	}
 	dir = filepath.Join(tmp, "disk")
 	image := filepath.Join(tmp, "ext4.img")
 	must(b, os.Mkdir(dir, 0o755))
 	run(b, "truncate", "-s", size, image)
-	run(b, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+	mkfs = append([]string{"-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, mkfs...)
+	run(b, "mkfs.ext4", append(mkfs, image)...)
 	run(b, "mount", "-o", "loop", image, dir)
 	return dir, func() {
 		run(b, "umount", dir)
+		if ram {
+			run(b, "umount", tmp)
+		}
 		must(b, os.RemoveAll(tmp))
 	}
 }
