@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -108,4 +111,55 @@ func useWhileSyncing(t *testing.T, e *snaptest.Env, before string) {
 	check("walk", e.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }))
 	check("remove", e.Remove(ctx, "default/9/pulled"))
 	check("clean up", e.Cleanup(ctx))
+}
+
+// With durability "sync", what Apply and Commit have written is on the disk when they return. Without it, and without a
+// caller that asks, neither waits.
+func TestSync(t *testing.T) {
+	snaptest.NeedsRoot(t)
+	for _, on := range []bool{true, false} {
+		t.Run(fmt.Sprint(on), func(t *testing.T) {
+			plain, err := atfs.Open(t.TempDir())
+			must(t, err)
+			var mu sync.Mutex
+			dirty, syncs := "", 0 // the first operation since the last sync
+			root, err := plain.WithHook(func(op atfs.Op, name string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case op == atfs.OpSyncFS:
+					dirty = ""
+					syncs++
+				case dirty == "" && (strings.HasPrefix(name, "repo/") || strings.HasPrefix(name, "layers/")):
+					dirty = fmt.Sprint(op, " ", name)
+				}
+				return nil
+			})
+			must(t, errors.Join(err, plain.Close()))
+			var opts []snapshotter.Option
+			if on {
+				opts = append(opts, snapshotter.WithSync())
+			}
+			e, err := snaptest.OpenAt(t.Context(), root, layer.Options{}, opts...)
+			must(t, err)
+			defer func() { must(t, e.Close()) }()
+			expect := func(after string, some int) {
+				t.Helper()
+				mu.Lock()
+				defer mu.Unlock()
+				if on && (dirty != "" || syncs != some) || !on && syncs != 0 {
+					t.Errorf("after %s: %d syncs, not synced: %q", after, syncs, dirty)
+				}
+			}
+			tar := snaptest.Tar(t, snaptest.File("f", "content"), snaptest.File("d/g", "more"))
+			apply(t, e, prepare(t, e, "default/1/extract-1 x", ""), tar)
+			expect("apply", 1)
+			commit(t, e, "default/2/x", "default/1/extract-1 x")
+			expect("commit of a layer", 2)
+			prepare(t, e, "container", "default/2/x")
+			writeInto(t, e, "container", "written")
+			commit(t, e, "saved", "container")
+			expect("commit of what was written", 3)
+		})
+	}
 }

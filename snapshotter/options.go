@@ -18,7 +18,7 @@ func WithStaging(allow func(context.Context) bool) Option {
 	return func(o *options) { o.staging = allow }
 }
 
-// WithSync makes Commit write everything to the disk before it records the snapshot.
+// WithSync makes AddLayer write everything to the disk before it returns, and Commit before it records the snapshot.
 func WithSync() Option {
 	return func(o *options) { o.sync = true }
 }

@@ -111,7 +111,8 @@ func mountOption(m mount.Mount, prefix string) string {
 }
 
 // AddLayer applies a layer to an active snapshot that [Snapshotter.Locate] found, over what was applied before. When
-// it returns, the snapshot keeps the layer alive and it may be released. With sync, everything is on the disk then.
+// it returns, the snapshot keeps the layer alive and it may be released. With sync, or WithSync, everything is on the disk
+// then.
 //
 // A snapshot that was written to through its mounts is an errdefs.ErrNotImplemented: another differ can apply the
 // layer there, file by file.
@@ -119,7 +120,7 @@ func (s *Snapshotter) AddLayer(ctx context.Context, id string, held *layer.Held,
 	if err := s.addLayer(ctx, id, held); err != nil {
 		return fmt.Errorf("add layer %s to snapshot %s: %w", held.ID, id, err)
 	}
-	if !sync {
+	if !sync && !s.opts.sync {
 		return nil
 	}
 	return s.layers.Sync(ctx)
