@@ -351,7 +351,7 @@ func (c *checkout) link(d *atfs.Dir, name string, n *composefs.Inode) error {
 	if n.Payload == "" || hasEmptyXattr(n) {
 		return errNotLinked
 	}
-	sum, err := payloadSum(n.Payload)
+	sum, err := PayloadSum(n.Payload)
 	if err != nil {
 		return err
 	}
@@ -424,7 +424,7 @@ func (c *checkout) makeRegular(d *atfs.Dir, name string, n *composefs.Inode) (er
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if n.Payload != "" {
-		sum, err := payloadSum(n.Payload)
+		sum, err := PayloadSum(n.Payload)
 		if err != nil {
 			return err
 		}

@@ -189,7 +189,7 @@ func (d *dirReader) file(dir *atfs.Dir, name string, n *inode, found map[string]
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	meta := objectMeta(&n.Inode)
+	meta := FileMeta(&n.Inode)
 	done := func() error { return errors.Join(f.Close(), own.Close()) }
 	return d.pub.send(job{n: n, drop: func() { _ = done() }, open: func(txn *objectstore.Txn) (_ objectstore.Stored, err error) {
 		defer func() { err = errors.Join(err, done()) }()

@@ -295,7 +295,7 @@ func FuzzPayloadSum(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		sum, err := payloadSum(s)
+		sum, err := PayloadSum(s)
 		if err != nil {
 			if !errors.Is(err, objectstore.ErrCorrupt) {
 				t.Fatalf("%q: got %v, want %v", s, err, objectstore.ErrCorrupt)

@@ -150,7 +150,7 @@ func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
 	walk(root)
 	sums := make([]objectstore.Checksum, 0, len(payloads))
 	for p := range payloads {
-		if sum, err := payloadSum(p); err == nil { // made by LoosePath
+		if sum, err := PayloadSum(p); err == nil { // made by LoosePath
 			sums = append(sums, sum)
 		}
 	}

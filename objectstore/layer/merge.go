@@ -26,10 +26,7 @@ func (s *Store) Merge(ctx context.Context, lower, upper objectstore.Checksum, na
 	if err != nil {
 		return nil, fmt.Errorf("merge layers: %w", err)
 	}
-	m := merger{lower: l}
-	m.settle(u, l, isOpaque(l))
-	m.merge(l, u)
-	dropHidden(l, false)
+	mergeOver(l, u)
 	var merged Layer
 	var added Usage
 	if err := in.storeLayer(&merged, l, &added); err != nil {
@@ -41,6 +38,43 @@ func (s *Store) Merge(ctx context.Context, lower, upper objectstore.Checksum, na
 	h := &Held{Layer: merged, Added: added, lock: in.lock}
 	in.lock = nil
 	return h, nil
+}
+
+// mergeOver lays the tree of a layer over that of the one below it, which becomes the result.
+func mergeOver(lower, upper *composefs.Inode) {
+	m := merger{lower: lower}
+	m.settle(upper, lower, isOpaque(lower))
+	m.merge(lower, upper)
+	dropHidden(lower, false)
+}
+
+// Flatten returns the tree that the layers of a chain, lowest first, show together: what a container sees that runs on
+// them. It has no whiteouts and no mark of overlayfs or of this package. Regular files with content have the path of their
+// object as payload; what one layer has as one file with several names is one inode.
+//
+// A hard link whose target is in no layer is an error; so is a layer that is missing or damaged.
+func (s *Store) Flatten(ctx context.Context, chain []objectstore.Checksum) (*composefs.Inode, error) {
+	root := &newDir().Inode
+	for i, id := range chain {
+		upper, err := s.resolved(ctx, id, chain[:i])
+		if err != nil {
+			return nil, fmt.Errorf("flatten layers: %w", err)
+		}
+		mergeOver(root, upper)
+	}
+	dropMarks(root)
+	return root, nil
+}
+
+// dropMarks removes what has a meaning only over further layers from a tree that lies over none.
+func dropMarks(dir *composefs.Inode) {
+	dir.Xattrs = withoutXattr(dir.Xattrs, xattrOpaque)
+	dir.Entries = slices.DeleteFunc(dir.Entries, func(e composefs.Entry) bool { return e.Inode.IsWhiteout() })
+	for _, e := range dir.Entries {
+		if e.Inode.IsDir() {
+			dropMarks(e.Inode)
+		}
+	}
 }
 
 type merger struct{ lower *composefs.Inode }

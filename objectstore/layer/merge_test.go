@@ -2,14 +2,18 @@ package layer
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
 func merge(t testing.TB, s *Store, lower, upper objectstore.Checksum, name string) Layer {
@@ -38,9 +42,29 @@ func wantMerged(t *testing.T, base, lower, upper []tarEntry) {
 	if diff := diffTrees(got, want, never); diff != nil {
 		t.Errorf("differs from the stack:\n\t%s", strings.Join(diff, "\n\t"))
 	}
+	flat, err := s.Flatten(t.Context(), []objectstore.Checksum{b.ID, l.ID, u.ID})
+	must(t, err)
+	if diff := diffTrees(listed(t, s, flat), want, never); diff != nil {
+		t.Errorf("flattened, differs from the stack:\n\t%s", strings.Join(diff, "\n\t"))
+	}
 	if again := merge(t, s, l.ID, u.ID, "again"); again != m {
 		t.Errorf("again: got %+v, want %+v", again, m)
 	}
+}
+
+// listed checks a tree out and lists it, without groups of links.
+func listed(t *testing.T, s *Store, root *composefs.Inode) map[string]*node {
+	t.Helper()
+	path := t.TempDir()
+	d, err := atfs.Open(path)
+	must(t, err)
+	c := &checkout{s: s, root: d, groups: linkGroups(root)}
+	must(t, errors.Join(c.run(t.Context(), root), d.Close()))
+	nodes := listTree(t, path)
+	for _, n := range nodes {
+		n.group = ""
+	}
+	return nodes
 }
 
 func TestMerge(t *testing.T) {
@@ -190,5 +214,30 @@ func TestMergeUnknown(t *testing.T) {
 	}
 	if refs, err := s.Repo().Refs(""); err != nil || len(refs) != 1 {
 		t.Errorf("refs: got %v (%v), want that of the tar", refs, err)
+	}
+}
+
+// TestFlatten looks at what there is no stack to compare with.
+func TestFlatten(t *testing.T) {
+	s, _ := newStore(t, Options{})
+	l := importTar(t, s, makeTar(t, file("d/a", "x"), hardlink("d/b", "d/a"), whiteout("", "w"), dir("o"), whiteout("o", ".wh..opq")))
+	root, err := s.Flatten(t.Context(), []objectstore.Checksum{l.ID})
+	must(t, err)
+	wantLines := []string{`d/a: file 644 "x"`, `d/b: file 644 "x"`, "d: dir 755", "o: dir 755"}
+	if got := treeLines(listed(t, s, root)); !slices.Equal(got, wantLines) {
+		t.Errorf("got %q, want %q", got, wantLines)
+	}
+	if d := child(root, "d"); child(d, "a") != child(d, "b") {
+		t.Error("a file with two names is two inodes")
+	}
+	dangling := importTar(t, s, makeTar(t, hardlink("b", "nowhere")))
+	if _, err := s.Flatten(t.Context(), []objectstore.Checksum{l.ID, dangling.ID}); !errors.Is(err, errNoLinkTarget) {
+		t.Errorf("dangling link: got error %v, want %v", err, errNoLinkTarget)
+	}
+	if _, err := s.Flatten(t.Context(), []objectstore.Checksum{l.ID, {1}}); !errors.Is(err, ErrNotExist) {
+		t.Errorf("missing layer: got error %v, want %v", err, ErrNotExist)
+	}
+	if root, err := s.Flatten(t.Context(), nil); err != nil || len(root.Entries) != 0 {
+		t.Errorf("no layers: got %v, %v, want an empty directory", root, err)
 	}
 }

@@ -64,9 +64,9 @@ func newPublisher(ctx context.Context, txn *objectstore.Txn, o Options) *publish
 // cause says why the publisher's context has ended: the first worker's error, or the caller's cancellation.
 func (p *publisher) cause() error { return context.Cause(p.ctx) }
 
-// objectMeta is the part of a file's attributes that its object has. An ostree object cannot have an empty extended
+// FileMeta is the part of a file's attributes that its object has. An ostree object cannot have an empty extended
 // attribute; a checkout gives a file with one an inode of its own.
-func objectMeta(n *composefs.Inode) objectstore.FileMeta {
+func FileMeta(n *composefs.Inode) objectstore.FileMeta {
 	m := objectstore.FileMeta{UID: n.UID, GID: n.GID, Mode: n.Mode}
 	for _, x := range n.Xattrs {
 		if len(x.Value) > 0 {
@@ -86,7 +86,7 @@ func (p *publisher) file(n *inode, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	return p.send(job{n: n, meta: objectMeta(&n.Inode), time: n.Mtime, buf: buf})
+	return p.send(job{n: n, meta: FileMeta(&n.Inode), time: n.Mtime, buf: buf})
 }
 
 func (p *publisher) send(j job) error {
@@ -132,7 +132,7 @@ func (p *publisher) large(n *inode, r io.Reader) error {
 		return &storeError{err}
 	}
 	chunks := make(chan *buffer, 2)
-	j := job{n: n, meta: objectMeta(&n.Inode), time: n.Mtime}
+	j := job{n: n, meta: FileMeta(&n.Inode), time: n.Mtime}
 	ok := false // the reader below has sent everything; read after chunks is closed
 	p.group.Go(func() (err error) {
 		w, err := p.txn.NewFile(&j.meta, j.time)
@@ -246,7 +246,7 @@ func (p *publisher) restore(repo *objectstore.Repo, n *inode) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	meta := objectMeta(&n.Inode)
+	meta := FileMeta(&n.Inode)
 	w, err := p.txn.NewFile(&meta, n.Mtime)
 	if err != nil {
 		return err

@@ -43,11 +43,8 @@ func (s *Store) refresh(ctx context.Context, id objectstore.Checksum, chain []ob
 	if added != (Usage{}) {
 		return 1, nil
 	}
-	root, err := s.Image(ctx, id)
+	root, err := s.resolved(ctx, id, chain[:len(chain)-1])
 	if err != nil {
-		return 0, err
-	}
-	if _, err := s.resolve(ctx, root, chain[:len(chain)-1]); err != nil {
 		return 0, err
 	}
 	entry, err := s.journal.hold(id)

@@ -15,6 +15,20 @@ import (
 
 var errNoLinkTarget = errors.New("hard link target is not in this layer nor in one below")
 
+// resolved returns the tree of a layer as its checkout over the layers below has it.
+func (s *Store) resolved(ctx context.Context, id objectstore.Checksum, below []objectstore.Checksum) (*composefs.Inode, error) {
+	l, err := s.Layer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	root, err := s.readImage(l)
+	if err != nil || l.Unresolved == 0 {
+		return root, err
+	}
+	_, err = s.resolve(ctx, root, below)
+	return root, err
+}
+
 // resolve settles what a layer's tree leaves to the layers below it, lowest first: directories without an entry take
 // the attributes of the directory below, as a copy-up would give them, and hard links to files below become these
 // files. It changes root and returns the name of the checkout, which depends on nothing but layer and resolution.

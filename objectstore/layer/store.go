@@ -397,8 +397,8 @@ func (s *Store) readImage(l *Layer) (*composefs.Inode, error) {
 	return root, nil
 }
 
-// payloadSum returns the object that a layer image's payload names.
-func payloadSum(payload string) (objectstore.Checksum, error) {
+// PayloadSum returns the object that the payload of a regular file in a layer image names; anything else is an ErrCorrupt.
+func PayloadSum(payload string) (objectstore.Checksum, error) {
 	name, err := objectstore.ParseLoosePath(payload)
 	if err != nil || name.Type != objectstore.TypeFile {
 		return objectstore.Checksum{}, fmt.Errorf("payload %q names no content object: %w", payload, objectstore.ErrCorrupt)

@@ -40,7 +40,7 @@ func (s *Store) Verify(ctx context.Context, id objectstore.Checksum) error {
 		if n.Payload == "" {
 			return nil
 		}
-		sum, err := payloadSum(n.Payload)
+		sum, err := PayloadSum(n.Payload)
 		if err != nil {
 			return fmt.Errorf("file %q: %w", name, err)
 		}
@@ -76,18 +76,9 @@ func (s *Store) VerifyCheckout(ctx context.Context, name string, chain []objects
 	if len(chain) == 0 {
 		return errors.New("verify checkout: empty chain")
 	}
-	l, err := s.Layer(ctx, chain[len(chain)-1])
+	root, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1])
 	if err != nil {
 		return err
-	}
-	root, err := s.readImage(l)
-	if err != nil {
-		return err
-	}
-	if l.Unresolved > 0 {
-		if _, err := s.resolve(ctx, root, chain[:len(chain)-1]); err != nil {
-			return err
-		}
 	}
 	dir, err := s.root.OpenDir(name)
 	if err != nil {
@@ -168,7 +159,7 @@ func (v *checkoutVerifier) file(d *atfs.Dir, base, shown string, st unix.Stat_t,
 	var sum objectstore.Checksum
 	if n.Payload != "" {
 		var err error
-		if sum, err = payloadSum(n.Payload); err != nil {
+		if sum, err = PayloadSum(n.Payload); err != nil {
 			return fmt.Errorf("%s: %w", shown, err)
 		}
 		obj, err := v.repo.Stat(sum)
@@ -232,7 +223,7 @@ func isDevice(mode uint32) bool {
 
 // content compares a file with an inode of its own with the object that it is a copy of.
 func (v *checkoutVerifier) content(d *atfs.Dir, base, shown string, sum objectstore.Checksum, n *composefs.Inode) (err error) {
-	meta := objectMeta(n)
+	meta := FileMeta(n)
 	h, err := objectstore.NewContentHash(&meta)
 	if err != nil {
 		return err
