@@ -1,0 +1,382 @@
+package deploy_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/archive"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// An entry is one of a tar: what it is called says what it is, as in "d/" and "l -> target".
+type entry struct {
+	name, content string
+	change        func(*tar.Header)
+}
+
+func makeTar(tb testing.TB, entries ...entry) []byte {
+	tb.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		h := &tar.Header{Name: e.name, Mode: 0o644, Typeflag: tar.TypeReg, Size: int64(len(e.content)), ModTime: time.Unix(1700000000, 0)}
+		if strings.HasSuffix(e.name, "/") {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
+		if name, target, ok := strings.Cut(e.name, " -> "); ok {
+			h.Name, h.Linkname, h.Typeflag, h.Mode = name, target, tar.TypeSymlink, 0o777
+		}
+		if e.change != nil {
+			e.change(h)
+		}
+		must(tb, w.WriteHeader(h))
+		_, err := io.WriteString(w, e.content)
+		must(tb, err)
+	}
+	must(tb, w.Close())
+	return b.Bytes()
+}
+
+// osLayers are the layers of an OS image, with something of everything that a commit treats in its own way.
+func osLayers(tb testing.TB) [][]byte {
+	tb.Helper()
+	owner := func(uid, gid int, mode int64) func(*tar.Header) {
+		return func(h *tar.Header) { h.Uid, h.Gid, h.Mode = uid, gid, mode }
+	}
+	typ := func(t byte) func(*tar.Header) {
+		return func(h *tar.Header) { h.Typeflag, h.Devmajor, h.Devminor = t, 1, 3 }
+	}
+	base := []entry{
+		{"bin -> usr/bin", "", nil},
+		{"ostree -> sysroot/ostree", "", nil},
+		{"boot/", "", nil},
+		{"dev/", "", nil},
+		{"dev/null", "", typ(tar.TypeChar)},
+		{"dev/shm/", "", nil},
+		{"proc/", "", nil},
+		{"run/", "", nil},
+		{"run/lock/", "", nil},
+		{"sys/", "", nil},
+		{"sysroot/", "", nil},
+		{"tmp/", "", owner(0, 0, 0o1777)},
+		{"tmp/x", "x", nil},
+		{"etc/", "", nil},
+		{"etc/hostname", "", nil},
+		{"etc/resolv.conf", "", nil},
+		{"etc/passwd", "root:x:0:0\n", nil},
+		{"etc/shadow", "root:*\n", owner(0, 42, 0o640)},
+		{"etc/pipe", "", typ(tar.TypeFifo)},
+		{"etc/empty", "", nil},
+		{"etc/localtime -> ../usr/share/zoneinfo/UTC", "", nil},
+		{"usr/", "", nil},
+		{"usr/bin/", "", nil},
+		{"usr/bin/su", "set-id", owner(0, 0, 0o4755)},
+		{"usr/bin/sh", "shell", owner(0, 0, 0o755)},
+		{"usr/bin/ping", "ping", func(h *tar.Header) {
+			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"}
+		}},
+		{"usr/bin/ash", "", func(h *tar.Header) { h.Typeflag, h.Linkname, h.Mode = tar.TypeLink, "usr/bin/sh", 0o755 }},
+		{"usr/lib/", "", nil},
+		{"usr/lib/os-release", "ID=test\n", nil},
+		{"usr/lib/modules/", "", nil},
+		{"usr/lib/modules/6.1.0/", "", nil},
+		{"usr/lib/modules/6.1.0/vmlinuz", "kernel", nil},
+		{"usr/lib/modules/6.1.0/initramfs.img", "initramfs", nil},
+		{"usr/share/doc/a", "a", nil},
+		{"usr/share/doc/b", "b", nil},
+		{"var/", "", nil},
+		{"var/lib/", "", owner(5, 6, 0o700)},
+		{"var/lib/db", "data", nil},
+		{"usr/lib/node", "", typ(tar.TypeBlock)},
+	}
+	derived := []entry{
+		{"etc/motd", "hello\n", nil},
+		{"etc/.wh.passwd", "", nil},
+		{"usr/share/doc/", "", owner(0, 0, 0o750)},
+		{"usr/share/doc/.wh..wh..opq", "", nil},
+		{"usr/share/doc/c", "c", nil},
+		{"usr/bin/.wh.ash", "", nil},
+		{"var/lib/more", "", nil},
+		{"usr/bin/dash", "", func(h *tar.Header) { h.Typeflag, h.Linkname, h.Mode = tar.TypeLink, "usr/bin/sh", 0o755 }},
+	}
+	return [][]byte{makeTar(tb, base...), makeTar(tb, derived...)}
+}
+
+// bed is a layer store.
+type bed struct {
+	*layer.Store
+	repo *objectstore.Repo
+}
+
+func newBed(t *testing.T) bed {
+	t.Helper()
+	testenv.NeedsRoot(t)
+	root, err := atfs.Open(t.TempDir())
+	must(t, err)
+	t.Cleanup(func() { must(t, root.Close()) })
+	must(t, root.Mkdir("repo", 0o700))
+	dir, err := root.OpenDir("repo")
+	must(t, err)
+	t.Cleanup(func() { must(t, dir.Close()) })
+	repo := objecttest.NewRepoAt(t, dir)
+	s, err := layer.Open(root, repo, layer.Options{})
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Close()) })
+	return bed{s, repo}
+}
+
+// flatten imports layers and returns what they show.
+func (b bed) flatten(t *testing.T, tars ...[]byte) *composefs.Inode {
+	t.Helper()
+	var chain []objectstore.Checksum
+	for _, data := range tars {
+		h, err := b.Import(t.Context(), bytes.NewReader(data), layer.ImportOptions{})
+		must(t, err)
+		must(t, h.Release())
+		chain = append(chain, h.ID)
+	}
+	root, err := b.Flatten(t.Context(), chain)
+	must(t, err)
+	return root
+}
+
+func (b bed) store(t *testing.T, tree *deploy.Tree, img deploy.Image, ref string) objectstore.Checksum {
+	t.Helper()
+	txn, err := b.repo.Begin(t.Context())
+	must(t, err)
+	sum, err := tree.Store(t.Context(), txn, img)
+	must(t, err)
+	txn.SetRef(ref, sum)
+	must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+	return sum
+}
+
+// TestCommitIsThatOfOSTree compares the commit of an image with the one that ostree makes of the same layers, unpacked by
+// containerd's applier and put into the form that a deployment has.
+func TestCommitIsThatOfOSTree(t *testing.T) {
+	objecttest.NeedsOstree(t)
+	b := newBed(t)
+	layers := osLayers(t)
+	tree, err := deploy.NewTree(b.flatten(t, layers...))
+	must(t, err)
+	sum := b.store(t, tree, deploy.Image{}, "os")
+
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o755))
+	for _, data := range layers {
+		_, err := archive.Apply(t.Context(), dir, bytes.NewReader(data))
+		must(t, err)
+	}
+	script := `set -e; cd "$1"; rm -rf dev/* run/* tmp/*; rm etc/hostname etc/resolv.conf; mv etc usr/etc; find . ! -type f ! -type d ! -type l -delete`
+	if out, err := exec.Command("sh", "-c", script, "sh", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	objecttest.Ostree(t, b.repo, "commit", "--branch=oracle", "--tree=dir="+dir, "--timestamp=@0")
+	id, err := b.repo.Ref("oracle")
+	must(t, err)
+	want, err := b.repo.Commit(id)
+	must(t, err)
+	got, err := b.repo.Commit(sum)
+	must(t, err)
+	if got.Tree != want.Tree || got.Meta != want.Meta {
+		t.Errorf("tree %s, meta %s; ostree has %s and %s\n%s", got.Tree, got.Meta, want.Tree, want.Meta,
+			diff(objecttest.Ostree(t, b.repo, "ls", "-RCX", "os"), objecttest.Ostree(t, b.repo, "ls", "-RCX", "oracle")))
+	}
+}
+
+// diff returns the lines that one of two texts has alone.
+func diff(a, b string) string {
+	var out strings.Builder
+	for _, line := range strings.Split(a, "\n") {
+		if !strings.Contains(b, line) {
+			fmt.Fprintln(&out, "+ "+line)
+		}
+	}
+	for _, line := range strings.Split(b, "\n") {
+		if !strings.Contains(a, line) {
+			fmt.Fprintln(&out, "- "+line)
+		}
+	}
+	return out.String()
+}
+
+func TestDropped(t *testing.T) {
+	b := newBed(t)
+	tree, err := deploy.NewTree(b.flatten(t, osLayers(t)...))
+	must(t, err)
+	var got []string
+	for _, d := range tree.Dropped {
+		got = append(got, d.Path+": "+d.Reason)
+	}
+	want := []string{
+		"/dev/null: is filled when the system runs", "/dev/shm: is filled when the system runs",
+		"/etc/hostname: is empty, and that of a build container", "/etc/pipe: is a fifo", "/etc/resolv.conf: is empty, and that of a build container",
+		"/run/lock: is filled when the system runs", "/tmp/x: is filled when the system runs", "/usr/lib/node: is a device",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("dropped:\ngot  %q\nwant %q", got, want)
+	}
+	if missing := tree.Missing(); len(missing) != 0 || tree.Kernel() != "6.1.0" {
+		t.Errorf("missing: %q; kernel %q", missing, tree.Kernel())
+	}
+}
+
+// TestCommitIsPure makes the commit twice, in two repositories: it is the same, with all that the image says of itself.
+func TestCommitIsPure(t *testing.T) {
+	img := deploy.Image{ManifestDigest: "sha256:abc", Manifest: `{"layers":[]}`, Config: `{"os":"linux"}`, Version: "12.1", Created: time.Unix(1700000000, 5)}
+	var sums []objectstore.Checksum
+	for range 2 {
+		b := newBed(t)
+		tree, err := deploy.NewTree(b.flatten(t, osLayers(t)...))
+		must(t, err)
+		sum := b.store(t, tree, img, "os")
+		sums = append(sums, sum)
+		c, err := b.repo.Commit(sum)
+		must(t, err)
+		for key, want := range map[string]string{
+			"version": "12.1", "ostree.linux": "6.1.0", "ostree.manifest-digest": img.ManifestDigest, "ostree.manifest": img.Manifest,
+			"ostree.container.image-config": img.Config,
+		} {
+			if got, _ := c.MetaString(key); got != want {
+				t.Errorf("%s: got %q, want %q", key, got, want)
+			}
+		}
+		if bootable, _ := c.MetaBool("ostree.bootable"); !bootable || c.Timestamp != 1700000000 {
+			t.Errorf("bootable: %t, timestamp %d", bootable, c.Timestamp)
+		}
+	}
+	if sums[0] != sums[1] {
+		t.Errorf("commits differ: %s and %s", sums[0], sums[1])
+	}
+}
+
+// TestSharedInode: a file of the image is one inode, whether an application's container or the OS has it.
+func TestSharedInode(t *testing.T) {
+	b := newBed(t)
+	objects := func() int {
+		names, err := filepath.Glob(b.repo.ObjectsDir().Path() + "/*/*.file")
+		must(t, err)
+		return len(names)
+	}
+	root := b.flatten(t, osLayers(t)...)
+	before := objects()
+	tree, err := deploy.NewTree(root)
+	must(t, err)
+	b.store(t, tree, deploy.Image{}, "os")
+	// Symbolic links and empty files are in layer images alone: bin, ostree, localtime, and the two empty files, which differ
+	// in nothing.
+	if got := objects() - before; got != 4 {
+		t.Errorf("%d objects were added, want 4", got)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	b := newBed(t)
+	for _, tt := range []struct {
+		name    string
+		entries []entry
+		want    []string // among what is missing
+	}{
+		{"everything", nil, []string{"kernel: /usr/lib/modules/<version>/vmlinuz", "directory: /boot", "directory: /etc", "directory: /sysroot", "directory: /usr", "symbolic link: /ostree -> sysroot/ostree", "file: /usr/lib/os-release"}},
+		{"initramfs", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}}, []string{"initramfs: /usr/lib/modules/6/initramfs.img"}},
+		{"two kernels", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}, {"usr/lib/modules/7/vmlinuz", "k", nil}}, []string{"a kernel to choose: /usr/lib/modules has 6, 7"}},
+		{"link elsewhere", []entry{{"ostree -> elsewhere", "", nil}}, []string{"symbolic link: /ostree -> sysroot/ostree"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tree, err := deploy.NewTree(b.flatten(t, makeTar(t, tt.entries...)))
+			must(t, err)
+			got := tree.Missing()
+			for _, want := range tt.want {
+				if !slices.Contains(got, want) {
+					t.Errorf("got %q, want %q among it", got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestInvalidTree(t *testing.T) {
+	b := newBed(t)
+	for name, entries := range map[string][]entry{
+		"two etc":       {{"etc/a", "a", nil}, {"usr/etc/b", "b", nil}},
+		"name":          {{"usr/\xff", "x", nil}},
+		"target":        {{"usr/l -> \xff", "", nil}},
+		"name in a dir": {{"usr/\xff/f", "x", nil}},
+	} {
+		if _, err := deploy.NewTree(b.flatten(t, makeTar(t, entries...))); !errors.Is(err, deploy.ErrInvalid) {
+			t.Errorf("%s: got error %v, want %v", name, err, deploy.ErrInvalid)
+		}
+	}
+	for name, entries := range map[string][]entry{
+		"empty /etc":     {{"etc/", "", nil}, {"usr/etc/b", "b", nil}},
+		"empty /usr/etc": {{"etc/b", "b", nil}, {"usr/etc/", "", nil}},
+		"no /usr":        {{"etc/b", "b", nil}},
+		"/etc is a link": {{"etc -> usr/etc", "", nil}, {"usr/etc/b", "b", nil}},
+	} {
+		if _, err := deploy.NewTree(b.flatten(t, makeTar(t, entries...))); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestStoreWithoutObject(t *testing.T) {
+	b := newBed(t)
+	missing := objectstore.Checksum{1, 2, 3}
+	tree, err := deploy.NewTree(&composefs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: []composefs.Entry{{Name: "f", Inode: &composefs.Inode{
+		Mode: unix.S_IFREG | 0o644, Size: 1, Payload: objectstore.LoosePath(missing, objectstore.TypeFile),
+	}}}})
+	must(t, err)
+	txn, err := b.repo.Begin(t.Context())
+	must(t, err)
+	defer func() { must(t, txn.Abort()) }()
+	if _, err := tree.Store(t.Context(), txn, deploy.Image{}); !errors.Is(err, objectstore.ErrNotExist) || !strings.Contains(err.Error(), "/f") {
+		t.Errorf("got error %v, want that the object of /f does not exist", err)
+	}
+}
+
+func TestImageRef(t *testing.T) {
+	for reference, want := range map[string]string{
+		"docker://quay.io/fedora/fedora-coreos:stable": "ostree/container/image/docker_3A__2F__2F_quay_2E_io/fedora/fedora-coreos_3A_stable",
+		"docker://localhost:5000/os_1@sha256:ab":       "ostree/container/image/docker_3A__2F__2F_localhost_3A_5000/os__1_40_sha256_3A_ab",
+		"a/":                                           "ostree/container/image/a_2F_",
+		"é":                                            "ostree/container/image/_E9_",
+	} {
+		got, err := deploy.ImageRef(reference)
+		if err != nil || got != want {
+			t.Errorf("ImageRef(%q) = %q, %v; want %q", reference, got, err, want)
+		}
+		if err := objectstore.ValidateRef(got); err != nil {
+			t.Errorf("ImageRef(%q): %v", reference, err)
+		}
+	}
+	for _, reference := range []string{"", "a\x00b"} {
+		if got, err := deploy.ImageRef(reference); err == nil {
+			t.Errorf("ImageRef(%q) = %q, want an error", reference, got)
+		}
+	}
+}

@@ -1,0 +1,7 @@
+// Package deploy makes bootable deployments of images. It knows no containerd: it is given the tree of an image and what
+// the image says of itself.
+//
+// Until now it makes the OS commit: an ostree commit of the tree that an image's layers show together, in the form that
+// ostree deploys. [NewTree] decides what of the image becomes part of it, [Tree.Missing] whether it can boot, and
+// [Tree.Store] writes it. Files are not touched: the commit names the objects that the layers have.
+package deploy

@@ -1,0 +1,226 @@
+package deploy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// ErrInvalid marks what an image's tree is to blame for.
+var ErrInvalid = errors.New("image cannot become an OS commit")
+
+// A Tree is the tree of an OS commit.
+type Tree struct {
+	root    *composefs.Inode
+	Dropped []Dropped // what the image has and the commit has not, by path
+}
+
+// Dropped is a file or directory that an OS commit does not have.
+type Dropped struct {
+	Path   string // in the image
+	Reason string
+}
+
+// apiDirs are filled when the system runs. What an image has in them nobody would see.
+var apiDirs = []string{"dev", "proc", "run", "sys", "tmp"}
+
+// buildFiles are made by tools that build images, when they are empty: they are those of the build container.
+var buildFiles = []string{"hostname", "resolv.conf"}
+
+// NewTree makes the tree of an OS commit of the tree that an image's layers show, which it takes over.
+//
+// /etc becomes /usr/etc, from where each deployment gets its own. The content of directories that are filled when the
+// system runs is dropped, and so are files that a commit cannot have: devices, fifos, sockets. What is in /sysroot is an
+// ostree system's own, not an image's. /var stays: it is what a new stateroot begins with.
+//
+// Names and targets of symbolic links that are not UTF-8 are an ErrInvalid, since nothing else could be said of them in
+// a commit, and so are an /etc and a /usr/etc that both have something in them.
+func NewTree(root *composefs.Inode) (*Tree, error) {
+	t := &Tree{root: root}
+	for _, name := range append(slices.Clone(apiDirs), "sysroot") {
+		if dir := entry(root, name); dir != nil && dir.IsDir() {
+			t.empty(dir, name)
+		}
+	}
+	if err := t.moveEtc(); err != nil {
+		return nil, err
+	}
+	if err := t.walk(root, ""); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(t.Dropped, func(a, b Dropped) int { return cmp.Compare(a.Path, b.Path) })
+	return t, nil
+}
+
+// entry returns what a directory has under a name, or nil.
+func entry(dir *composefs.Inode, name string) *composefs.Inode {
+	if i, ok := find(dir, name); ok {
+		return dir.Entries[i].Inode
+	}
+	return nil
+}
+
+func find(dir *composefs.Inode, name string) (int, bool) {
+	return slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int { return strings.Compare(e.Name, name) })
+}
+
+// lookup returns what is at a path, or nil. It follows no symbolic link.
+func lookup(root *composefs.Inode, name string) *composefs.Inode {
+	n := root
+	for part := range strings.SplitSeq(name, "/") {
+		if n = entry(n, part); n == nil {
+			return nil
+		}
+	}
+	return n
+}
+
+func (t *Tree) empty(dir *composefs.Inode, name string) {
+	reason := "is filled when the system runs"
+	if name == "sysroot" {
+		reason = "belongs to the system that runs"
+	}
+	for _, e := range dir.Entries {
+		t.Dropped = append(t.Dropped, Dropped{path.Join("/", name, e.Name), reason})
+	}
+	dir.Entries = nil
+}
+
+func (t *Tree) moveEtc() error {
+	i, ok := find(t.root, "etc")
+	if !ok || !t.root.Entries[i].Inode.IsDir() {
+		return nil
+	}
+	etc := t.root.Entries[i].Inode
+	usr := entry(t.root, "usr")
+	if usr == nil || !usr.IsDir() {
+		return nil // which Missing says
+	}
+	t.dropBuildFiles(etc)
+	j, taken := find(usr, "etc")
+	if taken && usr.Entries[j].Inode.IsDir() && len(usr.Entries[j].Inode.Entries) > 0 {
+		if len(etc.Entries) > 0 {
+			return fmt.Errorf("%w: both /etc and /usr/etc have files", ErrInvalid)
+		}
+		etc = usr.Entries[j].Inode
+	}
+	t.root.Entries = slices.Delete(t.root.Entries, i, i+1)
+	if taken {
+		usr.Entries[j].Inode = etc
+	} else {
+		usr.Entries = slices.Insert(usr.Entries, j, composefs.Entry{Name: "etc", Inode: etc})
+	}
+	return nil
+}
+
+func (t *Tree) dropBuildFiles(etc *composefs.Inode) {
+	etc.Entries = slices.DeleteFunc(etc.Entries, func(e composefs.Entry) bool {
+		if !slices.Contains(buildFiles, e.Name) || e.Inode.Mode&unix.S_IFMT != unix.S_IFREG || e.Inode.Size > 0 {
+			return false
+		}
+		t.Dropped = append(t.Dropped, Dropped{path.Join("/etc", e.Name), "is empty, and that of a build container"})
+		return true
+	})
+}
+
+// walk drops what a commit cannot have.
+func (t *Tree) walk(dir *composefs.Inode, name string) error {
+	var errs []error
+	dir.Entries = slices.DeleteFunc(dir.Entries, func(e composefs.Entry) bool {
+		below := path.Join(name, e.Name)
+		switch e.Inode.Mode & unix.S_IFMT {
+		case unix.S_IFDIR, unix.S_IFREG:
+		case unix.S_IFLNK:
+			if !utf8.ValidString(e.Inode.Target) {
+				errs = append(errs, fmt.Errorf("%w: /%s: target %q is not UTF-8", ErrInvalid, below, e.Inode.Target))
+			}
+		default:
+			t.Dropped = append(t.Dropped, Dropped{imagePath(below), "is a " + kind(e.Inode.Mode)})
+			return true
+		}
+		if !utf8.ValidString(e.Name) {
+			errs = append(errs, fmt.Errorf("%w: /%q: name is not UTF-8", ErrInvalid, below))
+		}
+		if e.Inode.IsDir() {
+			errs = append(errs, t.walk(e.Inode, below))
+		}
+		return false
+	})
+	return errors.Join(errs...)
+}
+
+// imagePath is the path that something of the commit's tree had in the image.
+func imagePath(name string) string {
+	if rest, ok := strings.CutPrefix(name, "usr/etc/"); ok {
+		return "/etc/" + rest
+	}
+	return "/" + name
+}
+
+func kind(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFIFO:
+		return "fifo"
+	case unix.S_IFSOCK:
+		return "socket"
+	}
+	return "device"
+}
+
+// Kernel returns the version of the kernel that the tree boots: the directory of /usr/lib/modules that has a vmlinuz. It is
+// "" if there is none, or more than one.
+func (t *Tree) Kernel() string {
+	if k := t.kernels(); len(k) == 1 {
+		return k[0]
+	}
+	return ""
+}
+
+func (t *Tree) kernels() (versions []string) {
+	modules := lookup(t.root, "usr/lib/modules")
+	if modules == nil {
+		return nil
+	}
+	for _, e := range modules.Entries {
+		if isFile(entry(e.Inode, "vmlinuz")) {
+			versions = append(versions, e.Name)
+		}
+	}
+	return versions
+}
+
+func isFile(n *composefs.Inode) bool { return n != nil && n.Mode&unix.S_IFMT == unix.S_IFREG }
+
+// Missing says, one by one, what keeps the tree from being booted; nothing if it can be.
+func (t *Tree) Missing() (missing []string) {
+	switch k := t.kernels(); len(k) {
+	case 0:
+		missing = append(missing, "kernel: /usr/lib/modules/<version>/vmlinuz")
+	case 1:
+		if name := path.Join("usr/lib/modules", k[0], "initramfs.img"); !isFile(lookup(t.root, name)) {
+			missing = append(missing, "initramfs: /"+name)
+		}
+	default:
+		missing = append(missing, "a kernel to choose: /usr/lib/modules has "+strings.Join(k, ", "))
+	}
+	for _, name := range []string{"boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "usr", "usr/etc", "var"} {
+		if n := lookup(t.root, name); n == nil || !n.IsDir() {
+			missing = append(missing, "directory: "+strings.Replace("/"+name, "/usr/etc", "/etc", 1))
+		}
+	}
+	if n := entry(t.root, "ostree"); n == nil || n.Target != "sysroot/ostree" {
+		missing = append(missing, "symbolic link: /ostree -> sysroot/ostree")
+	}
+	if n := lookup(t.root, "usr/lib/os-release"); !isFile(n) {
+		missing = append(missing, "file: /usr/lib/os-release")
+	}
+	return missing
+}
