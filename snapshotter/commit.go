@@ -234,9 +234,12 @@ type LostLayerError struct {
 	Cause    error
 }
 
+// lostRemedy says what to do about a lost layer. Its blob may still be in containerd's content store.
+const lostRemedy = `run "ostree-snapshotter fsck --repair", or remove the image and pull it again`
+
 // Error names the layer, and says what to do.
 func (e *LostLayerError) Error() string {
-	text := fmt.Sprintf("layer %s is lost: %v; remove the image and pull it again", e.Layer, e.Cause)
+	text := fmt.Sprintf("layer %s is lost: %v; %s", e.Layer, e.Cause, lostRemedy)
 	if e.Snapshot == "" {
 		return text
 	}

@@ -145,7 +145,7 @@ func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damag
 	}
 	if cause != nil {
 		log.G(ctx).WithError(cause).WithField("snapshot", info.Name).WithField("layer", c.layer.String()).
-			Error("layer of snapshot is lost: remove the image and pull it again")
+			Error("layer of snapshot is lost: " + lostRemedy)
 		return nil
 	}
 	s.refs.put(info)

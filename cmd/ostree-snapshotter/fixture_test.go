@@ -181,7 +181,7 @@ func (f *fixture) unpack(ctx context.Context, parent digest.Digest, files []tarF
 	if err != nil {
 		return id, "", err
 	}
-	held, err := f.layers.Import(ctx, bytes.NewReader(data), layer.ImportOptions{})
+	held, err := f.layers.Import(ctx, bytes.NewReader(data), layer.ImportOptions{Blob: digest.FromBytes(data)})
 	if err != nil {
 		return id, "", err
 	}

@@ -212,24 +212,25 @@ func chainsOf(rows []row) map[string][]objectstore.Checksum {
 // blobsOf finds the blobs of layers: those that refs say, those that snapshots say, and those that the manifests of images
 // say. The diff ID is the digest of the blob of a layer that is not compressed.
 func (s *store) blobsOf(rows []row, images []image) (map[objectstore.Checksum][]digest.Digest, error) {
-	blobs := make(map[objectstore.Checksum][]digest.Digest)
 	refs, err := s.repo.Refs(layerRefs)
 	if err != nil {
 		return nil, err
 	}
+	blobs := make(map[objectstore.Checksum][]digest.Digest)
+	add := func(id objectstore.Checksum, blob digest.Digest) {
+		if blob.Validate() == nil && !slices.Contains(blobs[id], blob) {
+			blobs[id] = append(blobs[id], blob)
+		}
+	}
 	for name, id := range refs {
 		if kind := path.Dir(name); kind == layerRefs+"/blob" || kind == layerRefs+"/diff" {
-			blobs[id] = append(blobs[id], digest.NewDigestFromEncoded(digest.SHA256, path.Base(name)))
+			add(id, digest.NewDigestFromEncoded(digest.SHA256, path.Base(name)))
 		}
 	}
 	for _, r := range rows {
-		if r.blob.Validate() == nil {
-			blobs[r.layer] = append(blobs[r.layer], r.blob)
-		}
+		add(r.layer, r.blob)
 		for _, img := range images {
-			if blob, ok := img.blobs[r.chain]; ok {
-				blobs[r.layer] = append(blobs[r.layer], blob)
-			}
+			add(r.layer, img.blobs[r.chain])
 		}
 	}
 	return blobs, nil

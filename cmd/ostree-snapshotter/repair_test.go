@@ -211,6 +211,12 @@ func TestRepair(t *testing.T) {
 		{"checkouts missing", remove("layers/*")},
 		{"half of a checkout missing", remove("layers/*/fs*/many")},
 		{"refs missing", remove("repo/refs/heads/oci/diff")},
+		{"layers lost", func(t *testing.T, b repairBed) {
+			t.Helper()
+			remove("repo/refs/heads/oci")(t, b)
+			remove("repo/objects/*/*.commit")(t, b)
+			remove("layers/*")(t, b)
+		}},
 		{"refs empty", func(t *testing.T, b repairBed) {
 			t.Helper()
 			names, err := filepath.Glob(filepath.Join(b.root, "repo/refs/heads/oci/diff/*"))
