@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,22 +52,22 @@ func every(step, end time.Duration) []time.Duration {
 // other.
 func TestCopierBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		copies := 0
-		c := copier{make: func() error { time.Sleep(time.Minute); copies++; return nil }}
+		var copies atomic.Int64
+		c := copier{make: func() error { time.Sleep(time.Minute); copies.Add(1); return nil }}
 		c.changed()
 		time.Sleep(copyAfterLast + time.Second)
 		before := time.Now()
 		c.changed()
-		if waited := time.Since(before); waited != 0 || copies != 0 {
-			t.Errorf("waited %v, %d copies, want neither", waited, copies)
+		if waited := time.Since(before); waited != 0 || copies.Load() != 0 {
+			t.Errorf("waited %v, %d copies, want neither", waited, copies.Load())
 		}
-		if err := c.close(); err != nil || copies != 2 {
-			t.Errorf("got %d copies, %v, want 2", copies, err)
+		if err := c.close(); err != nil || copies.Load() != 2 {
+			t.Errorf("got %d copies, %v, want 2", copies.Load(), err)
 		}
 		c.changed()
 		time.Sleep(time.Hour)
-		if copies != 2 {
-			t.Errorf("got %d copies after close, want 2", copies)
+		if copies.Load() != 2 {
+			t.Errorf("got %d copies after close, want 2", copies.Load())
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -224,9 +225,11 @@ func TestClaimedSize(t *testing.T) {
 	b := &bed{path: path}
 	b.open(t, Options{Workers: 1})
 	t.Cleanup(func() { b.close(t) })
-	wrote := false
+	var wrote atomic.Bool
 	b.hook = func(op atfs.Op, _ string) error {
-		wrote = wrote || op == atfs.OpWrite
+		if op == atfs.OpWrite {
+			wrote.Store(true)
+		}
 		return nil
 	}
 	gnuSparse := func(size int64) []byte {
@@ -246,8 +249,8 @@ func TestClaimedSize(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := importErr(t, b.Store, bytes.NewReader(tt.tar), ImportOptions{})
-			if !errors.Is(err, unix.ENOSPC) || wrote {
-				t.Errorf("got error %v, %t that something was written; want %v and nothing", err, wrote, unix.ENOSPC)
+			if !errors.Is(err, unix.ENOSPC) || wrote.Load() {
+				t.Errorf("got error %v, %t that something was written; want %v and nothing", err, wrote.Load(), unix.ENOSPC)
 			}
 		})
 	}

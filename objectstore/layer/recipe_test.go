@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -235,13 +236,11 @@ func TestRecipeFaults(t *testing.T) {
 	b := slices.Concat(makeTar(t, file("a", "x")), randomBytes(3*recipeBuffer, 1))
 	path := t.TempDir()
 	openStore(t, path, Options{})
-	for n := 1; ; n++ {
-		writes := 0
+	for n := int64(1); ; n++ {
+		var writes atomic.Int64 // by the recipe and by the workers
 		h := hooked(t, path, Options{Workers: 1}, func(op atfs.Op, _ string) error {
-			if op == atfs.OpWrite {
-				if writes++; writes == n {
-					return unix.ENOSPC
-				}
+			if op == atfs.OpWrite && writes.Add(1) == n {
+				return unix.ENOSPC
 			}
 			return nil
 		})

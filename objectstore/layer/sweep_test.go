@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -633,8 +634,11 @@ func TestKillAndPowerLoss(t *testing.T) {
 		Min: 80,
 		Open: func(t *testing.T, path string, hook atfs.Hook) *bed {
 			t.Helper()
+			var mu sync.Mutex
 			syncing := false
 			b := &bed{path: path, hook: func(op atfs.Op, name string) error {
+				mu.Lock()
+				defer mu.Unlock()
 				if syncing { // and has synced
 					must(t, os.WriteFile(filepath.Join(path, syncedFile), nil, 0o600))
 				}
