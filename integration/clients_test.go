@@ -49,7 +49,7 @@ find /data | sort | sha256sum
 // runChanges runs changeScript in a container of layers:1 and returns what it printed.
 func (e *env) runChanges(namespace, full string) string {
 	e.t.Helper()
-	return e.run(namespace, full, "/bin/sh", "-c", changeScript)
+	return e.printed(namespace, full, "/bin/sh", "-c", changeScript)
 }
 
 func testCtr(e *env) {

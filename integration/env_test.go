@@ -237,6 +237,19 @@ func (e *env) run(namespace, full string, command ...string) string {
 	return out
 }
 
+// printed is run for a command that prints something. ctr closes its pipes as soon as the task has ended (Task.Delete of
+// containerd's client): what it has not read by then is lost on a busy machine, and the command is run again.
+func (e *env) printed(namespace, full string, command ...string) (out string) {
+	e.t.Helper()
+	e.eventually("read what a container prints", func() string {
+		if out = e.run(namespace, full, command...); out == "" {
+			return "nothing has arrived"
+		}
+		return ""
+	})
+	return out
+}
+
 // exec runs a shell script in a running container and returns what it printed.
 func (e *env) exec(namespace, id, script string) string {
 	e.t.Helper()
@@ -346,7 +359,7 @@ func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
 	e := &env{Stack: shared.reference, t: t}
 	e.must(e.Pull(t.Context(), defaultNS, full))
 	got := e.view(defaultNS, full)
-	if out := e.run(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(out) != "42" {
+	if out := e.printed(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(out) != "42" {
 		t.Errorf("the container printed %q, want 42", out)
 	}
 	e.ctr(defaultNS, "images", "rm", "--sync", full)
