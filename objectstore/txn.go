@@ -229,7 +229,11 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 			return false, nil
 		}
 	}
-	if err := overwrite(d, name, f, st.Mtim); err != nil {
+	err = d.Overwrite(name, f)
+	if err == nil {
+		err = d.Utimes(name, st.Mtim) // by which checkouts have chosen to link to it
+	}
+	if err != nil {
 		// EPERM: immutable, or sealed by fs-verity. EIO: the disk does not take it where the damage is.
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EIO) {
 			err = nil
@@ -238,19 +242,6 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 	}
 	is, _, err := t.identify(nil, d, name)
 	return is == sum, err
-}
-
-// overwrite makes a file what src is, but for its time, by which checkouts have chosen to link to it.
-func overwrite(d *atfs.Dir, name string, src *atfs.File, mtime unix.Timespec) (err error) {
-	f, err := d.OpenFile(name, unix.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Overwrite(src); err != nil {
-		return err
-	}
-	return f.Utimes(mtime)
 }
 
 // inSubdir calls f, which gives an object its name in the directory it is called with. It reports whether f did that,

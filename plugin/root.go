@@ -17,6 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
 const (
@@ -121,7 +122,7 @@ func makePrivate(root *atfs.Dir, withRepo bool) error {
 	modes := map[string]uint32{
 		"layers": unix.S_IFDIR | privateDir, "journal": unix.S_IFDIR | privateDir, "snapshots": unix.S_IFDIR | privateDir,
 		tmpDir: unix.S_IFDIR | privateDir, "lost": unix.S_IFDIR | privateDir,
-		"metadata.db": unix.S_IFREG | file, "metadata.db.copy": unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
+		"metadata.db": unix.S_IFREG | file, snapshotter.MetadataCopy: unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
 	}
 	if withRepo {
 		modes["repo"] = unix.S_IFDIR | privateDir

@@ -978,10 +978,19 @@ func (f *File) CopyFrom(src *File) error {
 	}
 }
 
-// Overwrite gives f the content, owner, mode, extended attributes and time of src, in place: they show under every name of
-// the inode, and to whoever has it open. It is not atomic: after an error, or a crash, f has some of src and some of what
-// it had before.
-func (f *File) Overwrite(src *File) error {
+// Overwrite gives the file called name the content, owner, mode, extended attributes and time of src, in place: they show
+// under every name of the inode, and to whoever has it open. It is not atomic: after an error, or a crash, the file has some
+// of src and some of what it had before.
+func (d *Dir) Overwrite(name string, src *File) (err error) {
+	f, err := d.OpenFile(name, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return f.overwrite(src)
+}
+
+func (f *File) overwrite(src *File) error {
 	st, err := src.Stat()
 	if err != nil {
 		return err

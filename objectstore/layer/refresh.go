@@ -211,12 +211,7 @@ func overwrite(old, fresh *atfs.Dir, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	f, err := old.OpenFile(name, unix.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return f.Overwrite(src)
+	return old.Overwrite(name, src)
 }
 
 func sameFile(a, b *atfs.Dir, name string, sta, stb unix.Stat_t) (bool, error) {
