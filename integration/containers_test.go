@@ -45,7 +45,8 @@ func TestImport(t *testing.T) {
 			e := start(t, nil)
 			full := e.pull(defaultNS, "layers:1")
 			archive := filepath.Join(e.Dir, "image.tar")
-			e.ctr(defaultNS, "images", "export", archive, full)
+			// Not through the transfer API: there ctr may leave before it has written all that containerd sent it.
+			e.ctr(defaultNS, "images", "export", "--local", archive, full)
 			e.ctr(defaultNS, "images", "rm", "--sync", full)
 			e.empty()
 			args := append([]string{"images", "import", "--snapshotter", e.Snapshotter}, mode.flags...)
