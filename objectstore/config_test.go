@@ -17,13 +17,6 @@ func TestParseConfig(t *testing.T) {
 	if *c != want {
 		t.Errorf("got %+v, want %+v", *c, want)
 	}
-	f, err := parseKeyFile("[remote \"a b\"]\nurl=http://x/\\\\\\sy\nbranches=a\\;b;\n")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if g := f[`remote "a b"`]; g["url"] != `http://x/\ y` || g["branches"] != `a\;b;` {
-		t.Errorf("got %q", g)
-	}
 }
 
 func FuzzParseConfig(f *testing.F) {
