@@ -1,0 +1,79 @@
+package kargs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// DropInDir is where an image has its kernel arguments, in files whose names end in .toml, read in the order of the names.
+const DropInDir = "usr/lib/bootc/kargs.d"
+
+// MaxDropIn is the size of a file that [ParseDropIn] takes.
+const MaxDropIn = 64 << 10
+
+// dropIn is a file in kargs.d.
+type dropIn struct {
+	Kargs *[]string `toml:"kargs"`
+	Match *[]string `toml:"match-architectures"`
+}
+
+// ParseDropIn parses a file of usr/lib/bootc/kargs.d, whose format bootc defines
+// (https://bootc-dev.github.io/bootc/building/kernel-arguments.html):
+//
+//	kargs = ["console=ttyS0,115200n8"]
+//	match-architectures = ["x86_64"]
+//
+// It returns no arguments if the file is for other architectures. bootc uses Rust's names of them; arch, and the file,
+// may use Go's or the kernel's as well. As with bootc, kargs must be there and other keys must not. A text that holds several
+// arguments is split, and control characters, which a boot entry cannot hold, are an error.
+func ParseDropIn(data []byte, arch string) ([]string, error) {
+	if len(data) > MaxDropIn {
+		return nil, fmt.Errorf("parse kernel arguments: more than %d bytes", MaxDropIn)
+	}
+	var d dropIn
+	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&d); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) && len(strict.Errors) > 0 {
+			return nil, fmt.Errorf("parse kernel arguments: unknown key %.80q", strings.Join(strict.Errors[0].Key(), "."))
+		}
+		return nil, fmt.Errorf("parse kernel arguments: %w", err)
+	}
+	if d.Kargs == nil {
+		return nil, errors.New("parse kernel arguments: no key kargs")
+	}
+	var args []string
+	for _, s := range *d.Kargs {
+		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return nil, fmt.Errorf("parse kernel arguments: control character in %.80q", s)
+		}
+		args = append(args, Parse(s)...)
+	}
+	if d.Match != nil && !slices.ContainsFunc(*d.Match, func(name string) bool { return archName(name) == archName(arch) }) {
+		return nil, nil
+	}
+	return args, nil
+}
+
+// archName is Rust's name (std::env::consts::ARCH) for an architecture that Go or uname -m names.
+func archName(name string) string {
+	switch name {
+	case "amd64":
+		return "x86_64"
+	case "arm64":
+		return "aarch64"
+	case "386", "i386", "i486", "i586", "i686":
+		return "x86"
+	case "armv6l", "armv7l", "armv8l":
+		return "arm"
+	case "ppc64", "ppc64le":
+		return "powerpc64"
+	case "loong64":
+		return "loongarch64"
+	}
+	return name
+}
