@@ -1,0 +1,125 @@
+package bls
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// suffix ends the name of an entry's file.
+const suffix = ".conf"
+
+// Tries is what the name of an entry says about its boots: how often it may still be tried until one succeeds, and how often
+// it was in vain. One with none left is bad: a boot loader that counts offers it last. A boot loader counts by renaming.
+type Tries struct{ Left, Done int }
+
+// Name is the name of an entry's file.
+type Name struct {
+	Stem  string // without ".conf" and the tries: "ostree-2-os"
+	Tries *Tries // nil: boots are not counted
+}
+
+var namePattern = regexp.MustCompile(`(?s)^(.+)\+([0-9]{1,9})(?:-([0-9]{1,9}))?$`)
+
+// ParseName parses the name of a file in loader/entries. It reports false for one that is not an entry's. What is behind a
+// "+" and is no number belongs to the stem. Numbers may be written in more ways than [Name.String] has: to remove a file, use
+// the name that it was found with.
+func ParseName(file string) (Name, bool) {
+	stem, ok := strings.CutSuffix(file, suffix)
+	if !ok || stem == "" || strings.ContainsAny(stem, "/\x00") {
+		return Name{}, false
+	}
+	m := namePattern.FindStringSubmatch(stem)
+	if m == nil {
+		return Name{Stem: stem}, true
+	}
+	// Nine digits fit; no digits are no tries done.
+	left, _ := strconv.Atoi(m[2])
+	done, _ := strconv.Atoi(m[3])
+	return Name{Stem: m[1], Tries: &Tries{Left: left, Done: done}}, true
+}
+
+// String returns the name of the file: "ostree-2-os.conf", "ostree-2-os+3.conf", "ostree-2-os+1-2.conf".
+func (n Name) String() string {
+	switch {
+	case n.Tries == nil:
+		return n.Stem + suffix
+	case n.Tries.Done == 0:
+		return fmt.Sprintf("%s+%d%s", n.Stem, n.Tries.Left, suffix)
+	}
+	return fmt.Sprintf("%s+%d-%d%s", n.Stem, n.Tries.Left, n.Tries.Done, suffix)
+}
+
+// CompareVersions compares versions as strverscmp of glibc does, by which ostree orders entries: sequences of digits count as
+// numbers, and those that begin with zeros as fractions, which are less: 000 < 00 < 01 < 010 < 09 < 0 < 1 < 9 < 10.
+func CompareVersions(a, b string) int {
+	// The first difference, and where the digits begin that end there.
+	i, digits := 0, 0
+	for ; i < len(a) && i < len(b) && a[i] == b[i]; i++ {
+		if !isDigit(a, i) {
+			digits = i + 1
+		}
+	}
+	if i == len(a) && i == len(b) {
+		return 0
+	}
+	lenA, lenB := countDigits(a[i:]), countDigits(b[i:])
+	if isNumber(a, digits) && isNumber(b, digits) {
+		// The longer number is the greater one.
+		if lenA != lenB {
+			return sign(lenA - lenB)
+		}
+	} else if i > digits && strings.Trim(a[digits:i], "0") == "" && (lenA > 0) != (lenB > 0) {
+		// After nothing but zeros a digit makes a fraction of it: less than no digit, whatever follows.
+		return sign(lenB - lenA)
+	}
+	return sign(at(a, i) - at(b, i))
+}
+
+func isDigit(s string, i int) bool { return i < len(s) && '0' <= s[i] && s[i] <= '9' }
+
+// isNumber reports whether there are digits at i that do not begin with a zero.
+func isNumber(s string, i int) bool { return isDigit(s, i) && s[i] != '0' }
+
+func countDigits(s string) (n int) {
+	for isDigit(s, n) {
+		n++
+	}
+	return n
+}
+
+// at returns a byte of s, 0 behind the last one.
+func at(s string, i int) int {
+	if i < len(s) {
+		return int(s[i])
+	}
+	return 0
+}
+
+func sign(n int) int { return min(max(n, -1), 1) }
+
+// OSTreeArg is the value of the kernel argument ostree=, the link that leads to the deployment.
+type OSTreeArg struct {
+	BootVersion int // 0 or 1
+	Stateroot   string
+	BootCsum    string // 64 hex digits
+	BootSerial  int
+}
+
+var ostreePattern = regexp.MustCompile(`^/ostree/boot\.([01])/([^/\s"]+)/([0-9a-f]{64})/(0|[1-9][0-9]{0,8})$`)
+
+// ParseOSTreeArg parses the value of the argument ostree=.
+func ParseOSTreeArg(value string) (OSTreeArg, error) {
+	m := ostreePattern.FindStringSubmatch(value)
+	if m == nil || m[2] == "." || m[2] == ".." {
+		return OSTreeArg{}, fmt.Errorf("parse ostree=%.300q: not /ostree/boot.N/STATEROOT/BOOTCSUM/SERIAL", value)
+	}
+	serial, _ := strconv.Atoi(m[4]) // nine digits fit
+	return OSTreeArg{BootVersion: int(m[1][0] - '0'), Stateroot: m[2], BootCsum: m[3], BootSerial: serial}, nil
+}
+
+// String returns the path of the link: /ostree/boot.1/os/<bootcsum>/0.
+func (a OSTreeArg) String() string {
+	return fmt.Sprintf("/ostree/boot.%d/%s/%s/%d", a.BootVersion, a.Stateroot, a.BootCsum, a.BootSerial)
+}
