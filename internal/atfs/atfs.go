@@ -49,6 +49,8 @@ const (
 	OpClone    Op = "clone"    // reflink of a whole file
 	OpSync     Op = "sync"     // fsync of a file or a directory
 	OpSyncFS   Op = "syncfs"   //
+	OpSetFlags Op = "setflags" // the immutable flag
+	OpFreeze   Op = "freeze"   // and thaw, of a whole file system
 )
 
 // A Hook is called before each operation that changes the disk, with the path below the directory the hook was set
@@ -716,9 +718,9 @@ func (d *Dir) Sync() error {
 // Room returns an error that unwraps to ENOSPC if the file system of the directory has less than size bytes free. A file
 // system that does not say how large it is has room.
 func (d *Dir) Room(size int64) error {
-	var st unix.Statfs_t
-	if err := retry0(func() error { return unix.Fstatfs(d.fd, &st) }); err != nil {
-		return d.err("statfs", ".", err)
+	st, err := d.statfs()
+	if err != nil {
+		return err
 	}
 	if st.Blocks > 0 && st.Bsize > 0 && uint64(size)/uint64(st.Bsize) > st.Bfree {
 		return d.err("write", ".", fmt.Errorf("file of %d bytes: %w", size, unix.ENOSPC))
