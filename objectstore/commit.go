@@ -8,11 +8,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// MetaEntry is an entry of a commit's metadata.
-type MetaEntry struct {
-	Key   string // not empty
-	Value gvariant.Variant
-}
+// MetaEntry is an entry of a commit's metadata. Its key is not empty.
+type MetaEntry = gvariant.Entry
 
 // Commit is the object type commit: a tree, and words about it.
 type Commit struct {
@@ -97,7 +94,7 @@ func (c *Commit) Marshal() ([]byte, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	b := appendDict(nil, c.Metadata)
+	b := gvariant.AppendDict(nil, c.Metadata)
 	endMetadata := len(b)
 	if c.Parent != nil {
 		b = append(b, c.Parent[:]...)
@@ -115,22 +112,7 @@ func (c *Commit) Marshal() ([]byte, error) {
 	return gvariant.AppendOffsets(b, 0, endTree, endBody, endSubject, endRelated, endParent, endMetadata), nil
 }
 
-// appendDict appends an a{sv}, which must begin at a multiple of 8.
-func appendDict(b []byte, entries []MetaEntry) []byte {
-	return gvariant.AppendArray(b, 8, len(entries), func(b []byte, i int) []byte {
-		start := len(b)
-		b = gvariant.AppendString(b, entries[i].Key)
-		end := len(b)
-		b = gvariant.AppendVariant(gvariant.Pad(b, start, 8), entries[i].Value)
-		return gvariant.AppendOffsets(b, start, end)
-	})
-}
-
-var (
-	commitType = gvariant.MustType("(a{sv}aya(say)sstayay)")
-	dictType   = gvariant.MustType("a{sv}")
-	entryType  = gvariant.MustType("{sv}")
-)
+var commitType = gvariant.MustType("(a{sv}aya(say)sstayay)")
 
 // ParseCommit parses a commit object; what is not one is ErrCorrupt. The values of the metadata refer to data. All that is
 // allocated stays below 16 times len(data).
@@ -146,7 +128,7 @@ func parseCommit(data []byte) (*Commit, error) {
 		return nil, err
 	}
 	c := &Commit{Timestamp: binary.BigEndian.Uint64(v[5])}
-	if c.Metadata, err = parseDict(v[0]); err != nil {
+	if c.Metadata, err = gvariant.ParseDict(v[0]); err != nil {
 		return nil, fmt.Errorf("metadata: %w", err)
 	}
 	if len(v[1]) > 0 {
@@ -171,30 +153,4 @@ func parseCommit(data []byte) (*Commit, error) {
 		return nil, err
 	}
 	return c, c.Validate()
-}
-
-func parseDict(data []byte) ([]MetaEntry, error) {
-	e, err := dictType.Elements(data)
-	if err != nil || e.Len() == 0 {
-		return nil, err
-	}
-	const minLen = 8 + 2 + 1 + 1 // key and padding, a value of type y or unit, two offsets
-	if err := checkCount(e.Len(), minLen, len(data)); err != nil {
-		return nil, err
-	}
-	entries := make([]MetaEntry, e.Len())
-	var buf [2][]byte
-	for i := range entries {
-		m, err := entryType.Members(e.At(i), buf[:0])
-		if err != nil {
-			return nil, err
-		}
-		if entries[i].Key, err = parseString(m[0]); err != nil {
-			return nil, err
-		}
-		if entries[i].Value, err = gvariant.ParseVariant(m[1]); err != nil {
-			return nil, err
-		}
-	}
-	return entries, nil
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
 // FsckOptions are options of [Repo.Fsck].
@@ -210,7 +211,7 @@ func (r *Repo) verify(t ObjectType, sum Checksum) error {
 	case TypeCommit:
 		_, err = ParseCommit(b)
 	default:
-		if _, derr := parseDict(b); derr != nil {
+		if _, derr := gvariant.ParseDict(b); derr != nil {
 			err = corruptf("%v", derr)
 		}
 	}

@@ -349,7 +349,7 @@ func (r *Repo) removeObject(typ ObjectType, sum Checksum) (removed bool, err err
 
 // writeTombstone leaves the object that tells readers of the repository that a commit was deleted on purpose.
 func (r *Repo) writeTombstone(d *atfs.Dir, sum Checksum) (err error) {
-	data := appendDict(nil, []MetaEntry{{Key: "commit", Value: gvariant.Bytes(sum[:])}})
+	data := gvariant.AppendDict(nil, []MetaEntry{{Key: "commit", Value: gvariant.Bytes(sum[:])}})
 	f, err := r.tmp.TmpFile(fileMode)
 	if err != nil {
 		return err

@@ -272,3 +272,34 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+func TestDict(t *testing.T) {
+	entries := []Entry{
+		{Key: "target", Value: Dict([]Entry{{Key: "name", Value: String("n")}})},
+		{Key: "kargs", Value: Strings([]string{"a", "b=c"})},
+	}
+	v := Dict(entries)
+	got, ok := v.Entries()
+	if !ok || len(got) != 2 || v.Check() != nil {
+		t.Fatalf("got %v, %t; check: %v", got, ok, v.Check())
+	}
+	for i := range got {
+		if got[i].Key != entries[i].Key || got[i].Value.Type != entries[i].Value.Type || !bytes.Equal(got[i].Value.Data, entries[i].Value.Data) {
+			t.Errorf("entry %d: got %v, want %v", i, got[i], entries[i])
+		}
+	}
+	if inner, ok := got[0].Value.Entries(); !ok || len(inner) != 1 {
+		t.Errorf("inner: got %v, %t", inner, ok)
+	}
+	if _, ok := got[1].Value.Entries(); ok {
+		t.Error("strings were taken for a dictionary")
+	}
+	for n := range len(v.Data) {
+		if n == 0 {
+			continue // is empty
+		}
+		if got, err := ParseDict(v.Data[:n]); err == nil {
+			t.Errorf("%d of %d bytes: got %v", n, len(v.Data), got)
+		}
+	}
+}
