@@ -235,7 +235,11 @@ func (r *Repo) verifyFile(sum Checksum) error {
 	if err != nil {
 		return err
 	}
-	if got != sum {
+	return verifySum(got, sum)
+}
+
+func verifySum(got, want Checksum) error {
+	if got != want {
 		return corruptf("its content, owner, mode or extended attributes have checksum %s", got)
 	}
 	return nil

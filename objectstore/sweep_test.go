@@ -16,7 +16,7 @@ import (
 
 type sweepCase = faulttest.Case[*objectstore.Repo]
 
-var sweepCases = map[string]func(*testing.T) sweepCase{"commit": committing, "prune": pruning}
+var sweepCases = map[string]func(*testing.T) sweepCase{"commit": committing, "prune": pruning, "import": linking}
 
 // Whichever operation on the disk fails: the error says so, the repository is whole, and the same again works.
 func TestFaults(t *testing.T) {

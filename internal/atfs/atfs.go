@@ -946,15 +946,21 @@ func (f *File) CloneFrom(src *File) error {
 	return nil
 }
 
+// TryCloneFrom is CloneFrom that reports false, and no error, where the file system cannot share blocks between the two.
+func (f *File) TryCloneFrom(src *File) (bool, error) {
+	err := f.CloneFrom(src)
+	for _, cannot := range []error{unix.EOPNOTSUPP, unix.EXDEV, unix.EINVAL, unix.ENOTTY} {
+		if errors.Is(err, cannot) {
+			return false, nil
+		}
+	}
+	return err == nil, err
+}
+
 // CopyFrom makes the content of f, which is empty, that of src, which has not been read from: a reflink where the
 // file system can, else a copy.
 func (f *File) CopyFrom(src *File) error {
-	err := f.CloneFrom(src)
-	switch {
-	case err == nil:
-		return nil
-	case !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EINVAL) &&
-		!errors.Is(err, unix.ENOTTY):
+	if cloned, err := f.TryCloneFrom(src); err != nil || cloned {
 		return err
 	}
 	if err := f.dir.before(OpWrite, f.name); err != nil {

@@ -1,0 +1,217 @@
+package objectstore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+)
+
+// Import brings a content object that another repository has into this one, with the guarantees of [Txn.StoreFile].
+// The first of these that the kernel allows is done:
+//
+//   - The inode gets a further name. It takes a single mount for that, not only a single file system. Content is not
+//     read: both repositories have the same bytes, good or bad, and what mends the one mends the other.
+//   - A new inode shares the blocks of the other (reflink). Content is not read either: what is in the blocks is the
+//     same on both sides, and to read it all would be to copy it but for the writing. Fsck of either finds what is bad.
+//   - The content is copied, and hashed on the way: what is not the object stays where it is, and is an ErrCorrupt.
+//
+// A new inode gets owner, mode, extended attributes and mtime of the other; a symbolic link gets no mtime, and is
+// compared with its checksum always.
+//
+// An object that is here already is success, whether from has it or not. If what the inodes say of themselves is not
+// the same, the one here is read, and replaced unless it is the object. The other repository need not be locked: an
+// object that is removed from it meanwhile is one that it did not have, an ErrNotExist. Stored.Blocks is 0 unless
+// content was copied.
+func (t *Txn) Import(from *Repo, sum Checksum) (Stored, error) {
+	stored, err := t.importFile(from, sum)
+	if err != nil {
+		return Stored{}, fmt.Errorf("import from %s: %w", from.dir.Path(), objectError(TypeFile, sum, err))
+	}
+	return stored, nil
+}
+
+func (t *Txn) importFile(from *Repo, sum Checksum) (Stored, error) {
+	state, err := t.findAlike(from, sum)
+	if err != nil || state == present {
+		return Stored{Checksum: sum}, err
+	}
+	src, err := from.subdir(sum[0], false)
+	if err != nil {
+		return Stored{}, err
+	}
+	if state == absent {
+		added, err := t.link(src, sum)
+		if !cannotLink(err) {
+			return Stored{Checksum: sum, Added: added}, err
+		}
+	}
+	return t.copyObject(src, sum, state == wrong)
+}
+
+// findAlike looks for a content object as find does, without knowing what it is but by what another repository has.
+func (t *Txn) findAlike(from *Repo, sum Checksum) (presence, error) {
+	st, err := t.repo.stat(&sum, TypeFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return absent, nil
+	}
+	if err != nil {
+		return absent, err
+	}
+	if !t.distrusts(TypeFile, sum) {
+		other, err := from.stat(&sum, TypeFile)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && alike(&st, &other) {
+			return present, nil
+		}
+		if err != nil {
+			return absent, err
+		}
+	}
+	switch err := t.repo.verifyFile(sum); {
+	case errors.Is(err, ErrCorrupt):
+		return wrong, nil
+	case err != nil:
+		return absent, err
+	}
+	return present, nil
+}
+
+func alike(a, b *unix.Stat_t) bool {
+	return a.Dev == b.Dev && a.Ino == b.Ino || a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Size == b.Size
+}
+
+// link gives the inode of an object in another repository's directory its name here too.
+func (t *Txn) link(src *atfs.Dir, sum Checksum) (added bool, err error) {
+	name := looseName(&sum, TypeFile)
+	st, err := src.Lstat(name)
+	if err != nil {
+		return false, err
+	}
+	if typ := st.Mode & unix.S_IFMT; typ != unix.S_IFREG && typ != unix.S_IFLNK {
+		return false, corruptf("mode %o: neither a regular file nor a symbolic link", st.Mode)
+	}
+	return t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return src.Link(name, d, name) })
+}
+
+// cannotLink reports whether link(2) failed because of what the inode or its place is, so that there is to be another
+// inode: it is on another file system or mount, has as many names as it can have, or may not get more (immutable, or
+// somebody else's under protected_hardlinks).
+func cannotLink(err error) bool {
+	return errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM)
+}
+
+// copyObject makes a new inode of an object in another repository's directory.
+func (t *Txn) copyObject(src *atfs.Dir, sum Checksum, replace bool) (_ Stored, err error) {
+	name := looseName(&sum, TypeFile)
+	m, st, err := statFile(src, name)
+	if err == nil {
+		err = m.Validate()
+	}
+	if errors.Is(err, ErrInvalid) {
+		return Stored{}, corruptf("%v", err)
+	}
+	if err != nil {
+		return Stored{}, err
+	}
+	if m.IsSymlink() {
+		if err := verifySymlink(m, sum); err != nil {
+			return Stored{}, err
+		}
+		return t.storeSymlink(m, sum)
+	}
+	in, err := src.Open(name)
+	if err != nil {
+		return Stored{}, err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	out, err := t.repo.tmp.TmpFile(m.Mode & 0o777)
+	if err != nil {
+		return Stored{}, err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	cloned := false
+	if !replace { // what replaces something is verified
+		if cloned, err = out.TryCloneFrom(in); err != nil {
+			return Stored{}, err
+		}
+	}
+	size := int64(0)
+	if !cloned {
+		size = st.Size
+		if err := copyVerified(out, in, m, sum); err != nil {
+			return Stored{}, err
+		}
+	}
+	if err := t.setAttr(out, m, st.Mtim); err != nil {
+		return Stored{}, err
+	}
+	added, err := t.publish(out, sum, TypeFile, replace)
+	return t.stored(sum, added, size), err
+}
+
+func verifySymlink(m *FileMeta, sum Checksum) error {
+	h := getHasher()
+	defer h.put()
+	h.startUnchecked(m)
+	return verifySum(h.finish(), sum)
+}
+
+func copyVerified(out, in *atfs.File, m *FileMeta, sum Checksum) error {
+	h := getHasher()
+	defer h.put()
+	h.startUnchecked(m)
+	buf := getCopyBuffer()
+	defer copyBuffers.Put(buf)
+	if err := copyAll(io.MultiWriter(h.hash, out), in, buf[:]); err != nil {
+		return err
+	}
+	return verifySum(h.finish(), sum)
+}
+
+// Transfer is how content objects get from one repository into another.
+type Transfer int
+
+// From what costs nothing to what costs most.
+const (
+	TransferLink    Transfer = iota // a further name of the inode
+	TransferReflink                 // an inode for each, with the same blocks
+	TransferCopy                    // content is read and written
+)
+
+// Transfer finds out how [Txn.Import] would bring objects of another repository into r, by trying it with a file that
+// every repository has: neither the numbers of devices nor those of mounts say for certain what the kernel allows.
+func (r *Repo) Transfer(from *Repo) (Transfer, error) {
+	t, err := r.transfer(from)
+	if err != nil {
+		return t, fmt.Errorf("link from %s to %s: %w", from.dir.Path(), r.dir.Path(), err)
+	}
+	return t, nil
+}
+
+func (r *Repo) transfer(from *Repo) (_ Transfer, err error) {
+	tmp := temporaryName(linkTmpPrefix)
+	switch err := from.dir.Link(configName, r.tmp, tmp); {
+	case err == nil:
+		return TransferLink, r.tmp.Unlink(tmp)
+	case !cannotLink(err):
+		return TransferCopy, err
+	}
+	in, err := from.dir.Open(configName)
+	if err != nil {
+		return TransferCopy, err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	out, err := r.tmp.TmpFile(fileMode)
+	if err != nil {
+		return TransferCopy, err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	if cloned, err := out.TryCloneFrom(in); err != nil || !cloned {
+		return TransferCopy, err
+	}
+	return TransferReflink, nil
+}

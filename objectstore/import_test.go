@@ -1,0 +1,381 @@
+package objectstore_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+// files returns the content objects of a repository, and fails the test if there are none.
+func files(tb testing.TB, repo *objectstore.Repo) (sums []objectstore.Checksum) {
+	tb.Helper()
+	for _, name := range objectNames(tb, repo.Dir().Path()) {
+		obj, err := objectstore.ParseLoosePath(strings.TrimPrefix(name, "/objects/"))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if obj.Type == objectstore.TypeFile {
+			sums = append(sums, obj.Checksum)
+		}
+	}
+	if len(sums) == 0 {
+		tb.Fatal("the repository has no content objects")
+	}
+	return sums
+}
+
+func inodeOf(tb testing.TB, repo *objectstore.Repo, sum objectstore.Checksum) unix.Stat_t {
+	tb.Helper()
+	st, err := repo.Stat(sum)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return st
+}
+
+func objectPath(repo *objectstore.Repo, sum objectstore.Checksum) string {
+	return filepath.Join(repo.ObjectsDir().Path(), objectstore.LoosePath(sum, objectstore.TypeFile))
+}
+
+// TestImport brings every kind of content object over, in each of the ways that there are.
+func TestImport(t *testing.T) {
+	testenv.NeedsRoot(t)
+	disk := func(fstype string) string { return testenv.NewDisk(t, fstype, 320<<20).Dir }
+	for _, tt := range []struct {
+		name string
+		want objectstore.Transfer
+		dirs func(t *testing.T) (from, to string)
+	}{
+		{"link", objectstore.TransferLink, func(t *testing.T) (string, string) {
+			t.Helper()
+			dir := t.TempDir()
+			return dir + "/from", dir + "/to"
+		}},
+		{"copy", objectstore.TransferCopy, func(t *testing.T) (string, string) {
+			t.Helper()
+			return t.TempDir() + "/from", disk("ext4") + "/to"
+		}},
+		{"reflink", objectstore.TransferReflink, func(t *testing.T) (string, string) {
+			t.Helper()
+			d := disk("xfs")
+			testenv.NeedsReflink(t, d)
+			other := t.TempDir() // another mount of the same file system
+			bind(t, d, other)
+			return d + "/from", other + "/to"
+		}},
+		{"subvolume", objectstore.TransferReflink, func(t *testing.T) (string, string) {
+			t.Helper()
+			btrfs := testenv.NeedsTool(t, "btrfs")
+			d := disk("btrfs")
+			run(t, btrfs, "subvolume", "create", d+"/to")
+			return d + "/from", d + "/to"
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			fromDir, toDir := tt.dirs(t)
+			from, to := repoAt(t, fromDir), repoAt(t, toDir)
+			if got, err := to.Transfer(from); err != nil || got != tt.want {
+				t.Fatalf("transfer: got %v, %v, want %v", got, err, tt.want)
+			}
+			objecttest.Commit(t, from, "odd", objecttest.OddTree())
+			txn := begin(t, to)
+			for _, sum := range files(t, from) {
+				src := inodeOf(t, from, sum)
+				stored, err := txn.Import(from, sum)
+				if err != nil {
+					t.Fatal(err)
+				}
+				dst := inodeOf(t, to, sum)
+				regular := src.Mode&unix.S_IFMT == unix.S_IFREG
+				switch {
+				case !stored.Added:
+					t.Errorf("object %s: not added", sum)
+				case tt.want == objectstore.TransferLink:
+					if src.Ino != dst.Ino || stored.Blocks != 0 {
+						t.Errorf("object %s: inode %d, %d bytes, want inode %d and none", sum, dst.Ino, stored.Blocks, src.Ino)
+					}
+				case regular && src.Mtim != dst.Mtim:
+					t.Errorf("object %s: time %v, want %v", sum, dst.Mtim, src.Mtim)
+				case tt.want == objectstore.TransferCopy && stored.Blocks < src.Size == regular:
+					t.Errorf("object %s of %d bytes: %d copied", sum, src.Size, stored.Blocks)
+				case tt.want == objectstore.TransferReflink && stored.Blocks != 0:
+					t.Errorf("object %s: %d bytes copied", sum, stored.Blocks)
+				}
+				if err := to.Verify(objectstore.TypeFile, sum); err != nil {
+					t.Error(err)
+				}
+				if again, err := txn.Import(from, sum); err != nil || again.Added {
+					t.Errorf("again: got %+v, %v, want that it is there", again, err)
+				}
+			}
+			if names, err := to.Dir().OpenDir("tmp"); err != nil {
+				t.Error(err)
+			} else if left, err := names.ReadNames(); err != nil || len(left) != 1 || names.Close() != nil {
+				t.Errorf("tmp: got %v, %v, want cache alone", left, err)
+			}
+		})
+	}
+}
+
+// bind mounts a directory a second time, until the test ends.
+func bind(tb testing.TB, dir, at string) {
+	tb.Helper()
+	if err := unix.Mount(dir, at, "", unix.MS_BIND, ""); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+			tb.Error(err)
+		}
+	})
+}
+
+// repoAt makes a repository in a directory that need not exist.
+func repoAt(tb testing.TB, path string) *objectstore.Repo {
+	tb.Helper()
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	return objecttest.NewRepoAt(tb, objecttest.OpenDir(tb, path))
+}
+
+// TestImportDamaged has a file in one of two repositories that is not what its name says.
+func TestImportDamaged(t *testing.T) {
+	const content = "content of the object"
+	file := objecttest.File(0o644, content).Own(uint32(os.Geteuid()), uint32(os.Getegid()))
+	root := objecttest.Dir(0o755, map[string]*objecttest.Node{"f": file})
+	damage := func(t *testing.T, repo *objectstore.Repo, text string) objectstore.Checksum {
+		t.Helper()
+		sum := files(t, repo)[0]
+		if err := os.WriteFile(objectPath(repo, sum), []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+		return sum
+	}
+	// Not NewRepo, which demands that all is well in the end.
+	repo := func(t *testing.T, dir string) *objectstore.Repo {
+		t.Helper()
+		r, err := objectstore.Create(objecttest.OpenDir(t, dir), objectstore.ModeBare)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() })
+		return r
+	}
+	good := func(t *testing.T, repo *objectstore.Repo, sum objectstore.Checksum) {
+		t.Helper()
+		if err := repo.Verify(objectstore.TypeFile, sum); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Run("a copy does not spread it", func(t *testing.T) {
+		testenv.NeedsRoot(t)
+		from, to := repo(t, t.TempDir()), repoAt(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/to")
+		objecttest.Commit(t, from, "r", root)
+		sum := damage(t, from, strings.ToUpper(content))
+		if _, err := begin(t, to).Import(from, sum); !errors.Is(err, objectstore.ErrCorrupt) || !strings.Contains(err.Error(), from.Dir().Path()) {
+			t.Errorf("got error %v, want one that the object in %s is corrupt", err, from.Dir().Path())
+		}
+		if have, err := to.Has(objectstore.TypeFile, sum); err != nil || have {
+			t.Errorf("has it: %t, %v", have, err)
+		}
+	})
+	t.Run("what is cut off here is replaced", func(t *testing.T) {
+		from, to := objecttest.NewRepo(t), objecttest.NewRepo(t)
+		objecttest.Commit(t, from, "r", root)
+		objecttest.Commit(t, to, "r", root)
+		sum := damage(t, to, "")
+		stored, err := begin(t, to).Import(from, sum)
+		if err != nil || !stored.Added {
+			t.Errorf("got %+v, %v, want that it was added", stored, err)
+		}
+		good(t, to, sum)
+	})
+	t.Run("what is cut off there is not taken", func(t *testing.T) {
+		from, to := repo(t, t.TempDir()), objecttest.NewRepo(t)
+		objecttest.Commit(t, from, "r", root)
+		objecttest.Commit(t, to, "r", root)
+		sum := damage(t, from, "")
+		if stored, err := begin(t, to).Import(from, sum); err != nil || stored.Added {
+			t.Errorf("got %+v, %v, want that it was there", stored, err)
+		}
+		good(t, to, sum)
+	})
+	t.Run("what is distrusted is verified", func(t *testing.T) {
+		from, to := objecttest.NewRepo(t), objecttest.NewRepo(t)
+		objecttest.Commit(t, from, "r", root)
+		objecttest.Commit(t, to, "r", root)
+		sum := damage(t, to, strings.ToUpper(content))
+		txn := begin(t, to)
+		txn.Distrust(map[objectstore.ObjectName]struct{}{{Type: objectstore.TypeFile, Checksum: sum}: {}})
+		if _, err := txn.Import(from, sum); err != nil {
+			t.Error(err)
+		}
+		good(t, to, sum)
+	})
+	t.Run("both are damaged", func(t *testing.T) {
+		from, to := repo(t, t.TempDir()), repo(t, t.TempDir())
+		objecttest.Commit(t, from, "r", root)
+		objecttest.Commit(t, to, "r", root)
+		sum := damage(t, from, "longer than what it should be")
+		damage(t, to, "")
+		if _, err := begin(t, to).Import(from, sum); !errors.Is(err, objectstore.ErrCorrupt) {
+			t.Errorf("got error %v, want %v", err, objectstore.ErrCorrupt)
+		}
+	})
+	t.Run("not a file", func(t *testing.T) {
+		from, to := repo(t, t.TempDir()), objecttest.NewRepo(t)
+		objecttest.Commit(t, from, "r", root)
+		sum := files(t, from)[0]
+		name := objectPath(from, sum)
+		if err := errors.Join(os.Remove(name), os.Mkdir(name, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := begin(t, to).Import(from, sum); !errors.Is(err, objectstore.ErrCorrupt) {
+			t.Errorf("got error %v, want %v", err, objectstore.ErrCorrupt)
+		}
+	})
+	t.Run("absent", func(t *testing.T) {
+		from, to := objecttest.NewRepo(t), objecttest.NewRepo(t)
+		_, err := begin(t, to).Import(from, objectstore.Checksum{1})
+		if !errors.Is(err, objectstore.ErrNotExist) || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("got error %v, want %v", err, objectstore.ErrNotExist)
+		}
+	})
+	t.Run("absent there", func(t *testing.T) {
+		from, to := objecttest.NewRepo(t), objecttest.NewRepo(t)
+		objecttest.Commit(t, to, "r", root)
+		if stored, err := begin(t, to).Import(from, files(t, to)[0]); err != nil || stored.Added {
+			t.Errorf("got %+v, %v, want that it is there", stored, err)
+		}
+	})
+}
+
+// TestImportOfManyNames has an inode that can take no more names: the object becomes a new one.
+func TestImportOfManyNames(t *testing.T) {
+	testenv.NeedsRoot(t)
+	const maxLinks = 65000 // of ext4
+	disk := testenv.NewDisk(t, "ext4", 64<<20)
+	from, to := repoAt(t, disk.Dir+"/from"), repoAt(t, disk.Dir+"/to")
+	objecttest.Commit(t, from, "r", oneFile("many"))
+	sum := files(t, from)[0]
+	names := objecttest.OpenDir(t, disk.Dir)
+	for i := range maxLinks - 1 {
+		if err := from.LinkFile(sum, names, fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stored, err := begin(t, to).Import(from, sum)
+	if err != nil || !stored.Added || stored.Blocks == 0 {
+		t.Errorf("got %+v, %v, want that it was copied", stored, err)
+	}
+}
+
+// TestImportLinkOutlives removes either repository of two that share an inode.
+func TestImportLinkOutlives(t *testing.T) {
+	dir := t.TempDir()
+	from, to := repoAt(t, dir+"/from"), repoAt(t, dir+"/to")
+	objecttest.Commit(t, from, "r", oneFile("shared"))
+	sum := files(t, from)[0]
+	txn := begin(t, to)
+	if _, err := txn.Import(from, sum); err != nil {
+		t.Fatal(err)
+	}
+	if inodeOf(t, from, sum).Ino != inodeOf(t, to, sum).Ino {
+		t.Fatal("two inodes, want one")
+	}
+	// Nothing refers to it in the one, all of the other goes.
+	if err := txn.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	objecttest.Commit(t, to, "r", oneFile("shared"))
+	if err := from.DeleteRefs(t.Context(), "r"); err != nil {
+		t.Fatal(err)
+	}
+	p, err := from.PlanPrune(t.Context(), objectstore.PruneOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Execute(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := from.Has(objectstore.TypeFile, sum); err != nil || have {
+		t.Fatalf("has it: %t, %v, want that it was pruned", have, err)
+	}
+	f, err := to.OpenFile(sum)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := make([]byte, 100)
+	n, _ := f.ReadAt(got, 0)
+	if want := []byte("shared"); !bytes.Equal(got[:n], want) {
+		t.Errorf("got %q, want %q", got[:n], want)
+	}
+}
+
+// TestImportFaults is the sweep of objects that are copied.
+func TestImportFaults(t *testing.T) {
+	testenv.NeedsRoot(t) // for a file system in memory, on which the other repository is not
+	elsewhere := t.TempDir()
+	c := importing(t, func(string) string { return elsewhere })
+	c.Min = 40
+	faulttest.Sweep(t, c)
+}
+
+// linking is the sweep of objects that are linked.
+func linking(t *testing.T) sweepCase {
+	t.Helper()
+	return importing(t, func(path string) string { return path + "-from" })
+}
+
+// An importing case brings the objects of a commit over from a repository whose path is a function of the other's.
+func importing(t *testing.T, from func(path string) string) sweepCase {
+	t.Helper()
+	root := smallTree(t)
+	c := committing(t)
+	c.Min = 10
+	c.Prepare = func(t *testing.T, path string) {
+		t.Helper()
+		if repo, err := os.ReadDir(from(path)); err == nil && len(repo) > 0 {
+			return
+		}
+		objecttest.Commit(t, repoAt(t, from(path)), "r", root)
+	}
+	c.Run = func(t *testing.T, repo *objectstore.Repo) error {
+		t.Helper()
+		other := openSwept(t, from(repo.Dir().Path()), nil)
+		defer other.Close()
+		txn, err := repo.Begin(t.Context())
+		if err != nil {
+			return err
+		}
+		defer txn.Abort() //nolint:errcheck // the error that matters is that of Commit
+		for _, sum := range files(t, other) {
+			if _, err := txn.Import(other, sum); err != nil {
+				return err
+			}
+		}
+		return txn.Commit(t.Context(), objectstore.CommitOptions{Sync: true})
+	}
+	c.Check = func(t *testing.T, repo *objectstore.Repo, done bool) {
+		t.Helper()
+		checkWhole(t, repo)
+		if n := len(objectNames(t, repo.Dir().Path())); done && n != len(root.Entries) {
+			t.Errorf("got %d objects, want %d", n, len(root.Entries))
+		}
+	}
+	return c
+}
