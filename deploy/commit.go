@@ -3,16 +3,14 @@ package deploy
 import (
 	"context"
 	"fmt"
-	"path"
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
 // An Image is what an image says of itself. The OS commit is a function of it and of the tree alone: it is the same on every
@@ -36,30 +34,107 @@ const (
 	metaConfig         = "ostree.container.image-config"
 )
 
-// Store writes the OS commit of an image with this tree, and returns its checksum. Content objects must be in the repository
-// already, where the import of the layers has put them: one that is missing is an objectstore.ErrNotExist. Empty files and
-// symbolic links, which are objects of no layer, are made here.
+// Store writes the OS commit of an image with this tree, and returns its checksum. Content objects that the repository
+// has not come from another one, as [objectstore.Txn.Import] brings them: where both are on one mount that reads and
+// writes no content. Empty files and symbolic links, which are objects of no layer, are made here. Without another
+// repository (nil) all content objects must be there already, where the import of the layers has put them.
 //
-// Nothing refers to the commit yet: that is for txn.SetRef to do, before txn is committed.
-func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, img Image) (objectstore.Checksum, error) {
-	sum, err := t.store(ctx, txn, img)
+// One that is in neither is an objectstore.ErrNotExist. One whose size, owner or mode is not that of the file, as after
+// a power failure, is an objectstore.ErrCorrupt, unless the other repository has the right one. If there is not enough
+// room for what has to be copied, the error says how much it is, unwraps to ENOSPC, and nothing has been written.
+//
+// Nothing refers to the commit yet: that is for txn.SetRef to do, before txn is committed. The caller sees to it that
+// what the other repository has is not pruned meanwhile. What a Store that failed has written is garbage for the next
+// prune, and is found by the next Store.
+func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (objectstore.Checksum, error) {
+	sum, err := t.store(ctx, txn, from, img)
 	if err != nil {
-		return sum, fmt.Errorf("store OS commit: %w", err)
+		return objectstore.Checksum{}, fmt.Errorf("store OS commit: %w", err)
 	}
 	return sum, nil
 }
 
-func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, img Image) (objectstore.Checksum, error) {
-	w := writer{ctx: ctx, txn: txn, files: make(map[*composefs.Inode]objectstore.Checksum)}
-	c := &objectstore.Commit{Metadata: t.metadata(img)}
+func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (sum objectstore.Checksum, err error) {
+	o, err := compile(t.root)
+	if err != nil {
+		return sum, err
+	}
+	missing, need, err := o.missing(txn.Repo(), from)
+	if err != nil {
+		return sum, err
+	}
+	if err := need.room(txn.Repo()); err != nil {
+		return sum, err
+	}
+	progress := Progress{TotalObjects: len(missing), TotalBytes: need.Bytes}
+	for _, f := range missing {
+		if ctx.Err() != nil {
+			return sum, context.Cause(ctx)
+		}
+		stored, err := f.store(txn, from)
+		if err != nil {
+			return sum, fmt.Errorf("/%s: %w", f.path, err)
+		}
+		progress.Objects++
+		progress.Bytes += stored.Blocks
+		if t.Progress != nil {
+			t.Progress(progress)
+		}
+	}
+	for i := range o.metadata {
+		if _, err := txn.StoreMetadata(o.metadata[i].typ, o.metadata[i].data); err != nil {
+			return sum, err
+		}
+	}
+	c := &objectstore.Commit{Metadata: t.metadata(img), Tree: o.tree, Meta: o.meta}
 	if img.Created.Unix() > 0 {
 		c.Timestamp = uint64(img.Created.Unix())
 	}
-	var err error
-	if c.Tree, c.Meta, err = w.dir(t.root, ""); err != nil {
-		return objectstore.Checksum{}, err
+	data, err := c.Marshal()
+	if err != nil {
+		return sum, err
 	}
-	return w.metadata(objectstore.TypeCommit, c)
+	stored, err := txn.StoreMetadata(objectstore.TypeCommit, data)
+	return stored.Checksum, err
+}
+
+// Progress is how far a [Tree.Store] is.
+type Progress struct {
+	Objects, TotalObjects int   // content objects that the repository had not
+	Bytes, TotalBytes     int64 // of these, what is copied on the disk; 0 where nothing has to be
+}
+
+// Need is what a repository lacks of an OS commit.
+type Need struct {
+	Transfer objectstore.Transfer // how content gets there
+	Objects  int                  // content objects that have to be copied
+	Bytes    int64                // that these take on the disk: whole blocks, not sizes
+	Shared   int                  // content objects that take no space, because they can be linked or reflinked
+	Metadata int64                // bytes that new directories, symbolic links not among them, take on the disk
+}
+
+// Need returns what Store would have to bring from a repository to another one, and changes neither. The room that there
+// must be is Bytes and Metadata.
+func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
+	o, err := compile(t.root)
+	var n Need
+	if err == nil {
+		_, n, err = o.missing(to, from)
+	}
+	if err != nil {
+		return Need{}, fmt.Errorf("compare OS commit with %s: %w", to.Dir().Path(), err)
+	}
+	return n, nil
+}
+
+// room returns an error if the repository has no room for what it lacks.
+func (n *Need) room(to *objectstore.Repo) error {
+	free, err := to.Dir().Free()
+	if err != nil || n.Bytes+n.Metadata <= free {
+		return err
+	}
+	return fmt.Errorf("%d files, which cannot be linked, and directories take %s in %s, where %s are free: %w",
+		n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(uint64(free)), unix.ENOSPC)
 }
 
 func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {
@@ -77,89 +152,6 @@ func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {
 	add(metaManifest, img.Manifest)
 	add(metaConfig, img.Config)
 	return entries
-}
-
-// A writer writes dirtrees from the leaves to the root.
-type writer struct {
-	ctx   context.Context //nolint:containedctx // of one call
-	txn   *objectstore.Txn
-	files map[*composefs.Inode]objectstore.Checksum // of files with several names, once
-}
-
-func (w *writer) metadata(typ objectstore.ObjectType, v interface{ Marshal() ([]byte, error) }) (objectstore.Checksum, error) {
-	data, err := v.Marshal()
-	if err != nil {
-		return objectstore.Checksum{}, err
-	}
-	stored, err := w.txn.StoreMetadata(typ, data)
-	return stored.Checksum, err
-}
-
-func (w *writer) dir(n *composefs.Inode, name string) (tree, meta objectstore.Checksum, err error) {
-	if w.ctx.Err() != nil {
-		return tree, meta, context.Cause(w.ctx)
-	}
-	var t objectstore.DirTree
-	for _, e := range n.Entries {
-		below := path.Join(name, e.Name)
-		if e.Inode.IsDir() {
-			d := objectstore.TreeDir{Name: e.Name}
-			if d.Tree, d.Meta, err = w.dir(e.Inode, below); err != nil {
-				return tree, meta, err
-			}
-			t.Dirs = append(t.Dirs, d)
-			continue
-		}
-		sum, err := w.file(e.Inode)
-		if err != nil {
-			return tree, meta, fmt.Errorf("/%s: %w", below, err)
-		}
-		t.Files = append(t.Files, objectstore.TreeFile{Name: e.Name, Checksum: sum})
-	}
-	attributes := layer.FileMeta(n)
-	meta, err = w.metadata(objectstore.TypeDirMeta, &objectstore.DirMeta{
-		UID: attributes.UID, GID: attributes.GID, Mode: attributes.Mode, Xattrs: attributes.Xattrs,
-	})
-	if err == nil {
-		tree, err = w.metadata(objectstore.TypeDirTree, &t)
-	}
-	if err != nil {
-		err = fmt.Errorf("/%s: %w", name, err)
-	}
-	return tree, meta, err
-}
-
-func (w *writer) file(n *composefs.Inode) (objectstore.Checksum, error) {
-	if sum, ok := w.files[n]; ok {
-		return sum, nil
-	}
-	sum, err := w.object(n)
-	if err == nil {
-		w.files[n] = sum
-	}
-	return sum, err
-}
-
-func (w *writer) object(n *composefs.Inode) (objectstore.Checksum, error) {
-	meta := layer.FileMeta(n)
-	switch {
-	case n.Mode&unix.S_IFMT == unix.S_IFLNK:
-		meta.Target = n.Target
-		stored, err := w.txn.StoreSymlink(&meta)
-		return stored.Checksum, err
-	case n.Payload == "":
-		stored, err := w.txn.StoreFile(&meta, n.Mtime, nil)
-		return stored.Checksum, err
-	}
-	sum, err := layer.PayloadSum(n.Payload)
-	if err != nil {
-		return sum, err
-	}
-	ok, err := w.txn.Repo().Has(objectstore.TypeFile, sum)
-	if err == nil && !ok {
-		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: objectstore.ErrNotExist}
-	}
-	return sum, err
 }
 
 // ImageRef returns the ref that ostree's own tools give to the OS commit of an image, for a reference like

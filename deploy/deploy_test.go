@@ -165,13 +165,13 @@ func (b bed) flatten(t *testing.T, tars ...[]byte) *composefs.Inode {
 	return root
 }
 
-func (b bed) store(t *testing.T, tree *deploy.Tree, img deploy.Image, ref string) objectstore.Checksum {
+func (b bed) store(t *testing.T, tree *deploy.Tree, img deploy.Image) objectstore.Checksum {
 	t.Helper()
 	txn, err := b.repo.Begin(t.Context())
 	must(t, err)
-	sum, err := tree.Store(t.Context(), txn, img)
+	sum, err := tree.Store(t.Context(), txn, nil, img)
 	must(t, err)
-	txn.SetRef(ref, sum)
+	txn.SetRef("os", sum)
 	must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
 	return sum
 }
@@ -184,7 +184,7 @@ func TestCommitIsThatOfOSTree(t *testing.T) {
 	layers := osLayers(t)
 	tree, err := deploy.NewTree(b.flatten(t, layers...))
 	must(t, err)
-	sum := b.store(t, tree, deploy.Image{}, "os")
+	sum := b.store(t, tree, deploy.Image{})
 
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o755))
@@ -254,7 +254,7 @@ func TestCommitIsPure(t *testing.T) {
 		b := newBed(t)
 		tree, err := deploy.NewTree(b.flatten(t, osLayers(t)...))
 		must(t, err)
-		sum := b.store(t, tree, img, "os")
+		sum := b.store(t, tree, img)
 		sums = append(sums, sum)
 		c, err := b.repo.Commit(sum)
 		must(t, err)
@@ -287,7 +287,7 @@ func TestSharedInode(t *testing.T) {
 	before := objects()
 	tree, err := deploy.NewTree(root)
 	must(t, err)
-	b.store(t, tree, deploy.Image{}, "os")
+	b.store(t, tree, deploy.Image{})
 	// Symbolic links and empty files are in layer images alone: bin, ostree, localtime, and the two empty files, which differ
 	// in nothing.
 	if got := objects() - before; got != 4 {
@@ -354,7 +354,7 @@ func TestStoreWithoutObject(t *testing.T) {
 	txn, err := b.repo.Begin(t.Context())
 	must(t, err)
 	defer func() { must(t, txn.Abort()) }()
-	if _, err := tree.Store(t.Context(), txn, deploy.Image{}); !errors.Is(err, objectstore.ErrNotExist) || !strings.Contains(err.Error(), "/f") {
+	if _, err := tree.Store(t.Context(), txn, nil, deploy.Image{}); !errors.Is(err, objectstore.ErrNotExist) || !strings.Contains(err.Error(), "/f") {
 		t.Errorf("got error %v, want that the object of /f does not exist", err)
 	}
 }

@@ -19,8 +19,9 @@ var ErrInvalid = errors.New("image cannot become an OS commit")
 
 // A Tree is the tree of an OS commit.
 type Tree struct {
-	root    *composefs.Inode
-	Dropped []Dropped // what the image has and the commit has not, by path
+	root     *composefs.Inode
+	Dropped  []Dropped      // what the image has and the commit has not, by path
+	Progress func(Progress) // called by Store after each object that it has stored; may be nil
 }
 
 // Dropped is a file or directory that an OS commit does not have.

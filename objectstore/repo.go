@@ -197,6 +197,11 @@ func (r *Repo) ObjectsDir() *atfs.Dir { return r.objects }
 // Mode returns the mode of the repository.
 func (r *Repo) Mode() Mode { return Mode(r.config.mode) }
 
+// Allocated returns how many bytes a file of a size takes on the disk of the repository: whole blocks.
+func (r *Repo) Allocated(size int64) int64 {
+	return (size + r.blockSize - 1) / r.blockSize * r.blockSize
+}
+
 const hexDigits = "0123456789abcdef"
 
 func subdirName(first byte) string { return string([]byte{hexDigits[first>>4], hexDigits[first&15]}) }

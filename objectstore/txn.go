@@ -144,8 +144,7 @@ func (t *Txn) stored(sum Checksum, added bool, size int64) Stored {
 	if !added {
 		return Stored{Checksum: sum}
 	}
-	block := t.repo.blockSize
-	return Stored{Checksum: sum, Added: true, Blocks: (size + block - 1) / block * block}
+	return Stored{Checksum: sum, Added: true, Blocks: t.repo.Allocated(size)}
 }
 
 // presence is what is in the repository under an object's name.

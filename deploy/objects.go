@@ -1,0 +1,227 @@
+package deploy
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// objects are the objects of an OS commit but for the commit itself, each once. To compile them reads and writes nothing.
+type objects struct {
+	files      []file
+	metadata   []metadataObject // from the leaves to the root
+	tree, meta objectstore.Checksum
+
+	inodes map[*composefs.Inode]objectstore.Checksum // of files with several names, which are hashed once
+	seen   map[objectstore.ObjectName]struct{}
+}
+
+// A file is a content object.
+type file struct {
+	sum   objectstore.Checksum
+	path  string // one of those that it has in the commit
+	inode *composefs.Inode
+}
+
+type metadataObject struct {
+	typ  objectstore.ObjectType
+	sum  objectstore.Checksum
+	data []byte
+}
+
+func compile(root *composefs.Inode) (*objects, error) {
+	o := &objects{inodes: make(map[*composefs.Inode]objectstore.Checksum), seen: make(map[objectstore.ObjectName]struct{})}
+	var err error
+	o.tree, o.meta, err = o.dir(root, "")
+	return o, err
+}
+
+// first reports whether an object was not met before.
+func (o *objects) first(typ objectstore.ObjectType, sum objectstore.Checksum) bool {
+	name := objectstore.ObjectName{Type: typ, Checksum: sum}
+	if _, ok := o.seen[name]; ok {
+		return false
+	}
+	o.seen[name] = struct{}{}
+	return true
+}
+
+func (o *objects) marshal(typ objectstore.ObjectType, v interface{ Marshal() ([]byte, error) }) (objectstore.Checksum, error) {
+	data, err := v.Marshal()
+	if err != nil {
+		return objectstore.Checksum{}, err
+	}
+	sum := objectstore.Checksum(sha256.Sum256(data))
+	if o.first(typ, sum) {
+		o.metadata = append(o.metadata, metadataObject{typ, sum, data})
+	}
+	return sum, nil
+}
+
+func (o *objects) dir(n *composefs.Inode, name string) (tree, meta objectstore.Checksum, err error) {
+	var t objectstore.DirTree
+	for _, e := range n.Entries {
+		below := path.Join(name, e.Name)
+		if e.Inode.IsDir() {
+			d := objectstore.TreeDir{Name: e.Name}
+			if d.Tree, d.Meta, err = o.dir(e.Inode, below); err != nil {
+				return tree, meta, err
+			}
+			t.Dirs = append(t.Dirs, d)
+			continue
+		}
+		sum, err := o.file(e.Inode, below)
+		if err != nil {
+			return tree, meta, fmt.Errorf("/%s: %w", below, err)
+		}
+		t.Files = append(t.Files, objectstore.TreeFile{Name: e.Name, Checksum: sum})
+	}
+	attributes := layer.FileMeta(n)
+	meta, err = o.marshal(objectstore.TypeDirMeta, &objectstore.DirMeta{
+		UID: attributes.UID, GID: attributes.GID, Mode: attributes.Mode, Xattrs: attributes.Xattrs,
+	})
+	if err == nil {
+		tree, err = o.marshal(objectstore.TypeDirTree, &t)
+	}
+	if err != nil {
+		err = fmt.Errorf("/%s: %w", name, err)
+	}
+	return tree, meta, err
+}
+
+func (o *objects) file(n *composefs.Inode, name string) (objectstore.Checksum, error) {
+	if sum, ok := o.inodes[n]; ok {
+		return sum, nil
+	}
+	sum, err := checksum(n)
+	if err != nil {
+		return sum, err
+	}
+	o.inodes[n] = sum
+	if o.first(objectstore.TypeFile, sum) {
+		o.files = append(o.files, file{sum, name, n})
+	}
+	return sum, nil
+}
+
+// checksum returns the content object of a regular file or symbolic link: the one that a layer names, or, where layers
+// have the file in their image alone, the one that is to be made.
+func checksum(n *composefs.Inode) (objectstore.Checksum, error) {
+	if n.Payload != "" {
+		return layer.PayloadSum(n.Payload)
+	}
+	meta := contentMeta(n)
+	h, err := objectstore.NewContentHash(&meta)
+	if err != nil {
+		return objectstore.Checksum{}, err
+	}
+	return objectstore.Checksum(h.Sum(nil)), nil
+}
+
+func contentMeta(n *composefs.Inode) objectstore.FileMeta {
+	meta := layer.FileMeta(n)
+	if isSymlink(n) {
+		meta.Target = n.Target
+	}
+	return meta
+}
+
+func isSymlink(n *composefs.Inode) bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
+
+// store puts the object into the repository.
+func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.Stored, error) {
+	if f.inode.Payload != "" {
+		return txn.Import(from, f.sum)
+	}
+	meta := contentMeta(f.inode)
+	if isSymlink(f.inode) {
+		return txn.StoreSymlink(&meta)
+	}
+	return txn.StoreFile(&meta, f.inode.Mtime, nil)
+}
+
+// find looks for the object in a repository. It reports whether it is there; an inode that cannot be the object is an
+// ErrCorrupt.
+func (f *file) find(repo *objectstore.Repo) (bool, error) {
+	st, err := repo.Stat(f.sum)
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return false, nil
+	}
+	n := f.inode
+	if err == nil && (st.Mode != n.Mode || st.Uid != n.UID || st.Gid != n.GID || !isSymlink(n) && st.Size != n.Size) {
+		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: f.sum, Err: fmt.Errorf(
+			"in %s it has size %d, owner %d:%d and mode %o, the file has size %d, owner %d:%d and mode %o: %w", repo.Dir().Path(),
+			st.Size, st.Uid, st.Gid, st.Mode, n.Size, n.UID, n.GID, n.Mode, objectstore.ErrCorrupt)}
+	}
+	return err == nil, err
+}
+
+// missing returns the files that a repository lacks, which are made or are in another one, and what that takes.
+func (o *objects) missing(to, from *objectstore.Repo) (missing []file, n Need, err error) {
+	if from != nil {
+		if n.Transfer, err = to.Transfer(from); err != nil {
+			return nil, n, err
+		}
+	}
+	for i := range o.files {
+		f := &o.files[i]
+		lacks, err := f.lackedBy(to, from)
+		if err != nil {
+			return nil, n, fmt.Errorf("/%s: %w", f.path, err)
+		}
+		if !lacks {
+			continue
+		}
+		missing = append(missing, *f)
+		switch {
+		case f.inode.Payload == "": // takes an inode
+		case n.Transfer == objectstore.TransferCopy:
+			n.Objects++
+			n.Bytes += to.Allocated(f.inode.Size)
+		default:
+			n.Shared++
+		}
+	}
+	for i := range o.metadata {
+		m := &o.metadata[i]
+		have, err := to.Has(m.typ, m.sum)
+		if err != nil {
+			return nil, n, err
+		}
+		if !have {
+			n.Metadata += to.Allocated(int64(len(m.data)))
+		}
+	}
+	return missing, n, nil
+}
+
+// lackedBy reports whether the object has to be stored in a repository; if so, it can be.
+func (f *file) lackedBy(to, from *objectstore.Repo) (bool, error) {
+	have, err := f.find(to)
+	damaged := errors.Is(err, objectstore.ErrCorrupt)
+	switch {
+	case have, err != nil && !damaged:
+		return false, err
+	case f.inode.Payload == "": // is made, if need be anew
+		return true, nil
+	case damaged && from == nil:
+		return false, err
+	}
+	have = false
+	if from != nil {
+		if have, err = f.find(from); err != nil {
+			return false, err
+		}
+	}
+	if !have {
+		return false, &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: f.sum, Err: objectstore.ErrNotExist}
+	}
+	return true, nil
+}

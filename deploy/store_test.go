@@ -1,0 +1,226 @@
+package deploy_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+// sysrootRepo makes a repository in an empty directory, whose operations on the disk hook sees.
+func sysrootRepo(t *testing.T, path string, hook atfs.Hook) *objectstore.Repo {
+	t.Helper()
+	must(t, os.MkdirAll(path, 0o755))
+	dir, err := objecttest.OpenDir(t, path).WithHook(hook)
+	must(t, err)
+	t.Cleanup(func() { must(t, dir.Close()) })
+	return objecttest.NewRepoAt(t, dir)
+}
+
+func storeInto(t *testing.T, tree *deploy.Tree, to, from *objectstore.Repo) (objectstore.Checksum, error) {
+	t.Helper()
+	txn, err := to.Begin(t.Context())
+	must(t, err)
+	sum, err := tree.Store(t.Context(), txn, from, deploy.Image{})
+	if err != nil {
+		must(t, txn.Abort())
+		return sum, err
+	}
+	txn.SetRef("os", sum)
+	return sum, txn.Commit(t.Context(), objectstore.CommitOptions{})
+}
+
+// contentObjects returns path and inode of every content object.
+func contentObjects(t *testing.T, repo *objectstore.Repo) map[string]unix.Stat_t {
+	t.Helper()
+	names, err := filepath.Glob(repo.ObjectsDir().Path() + "/*/*.file")
+	must(t, err)
+	objects := make(map[string]unix.Stat_t)
+	for _, name := range names {
+		var st unix.Stat_t
+		must(t, unix.Lstat(name, &st))
+		rel, err := filepath.Rel(repo.ObjectsDir().Path(), name)
+		must(t, err)
+		objects[rel] = st
+	}
+	return objects
+}
+
+// TestStoreLinks stores into another repository on the same mount: files are one inode in both, and nothing is written
+// but directories, symbolic links and the commit.
+func TestStoreLinks(t *testing.T) {
+	b := newBed(t)
+	root := b.flatten(t, osLayers(t)...)
+	tree, err := deploy.NewTree(root)
+	must(t, err)
+	writes := 0
+	to := sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/sysroot/ostree/repo", func(op atfs.Op, _ string) error {
+		if op == atfs.OpWrite || op == atfs.OpClone {
+			writes++
+		}
+		return nil
+	})
+	need, err := tree.Need(to, b.repo)
+	must(t, err)
+	if need.Transfer != objectstore.TransferLink || need.Objects != 0 || need.Bytes != 0 || need.Shared == 0 || need.Metadata == 0 {
+		t.Errorf("need: got %+v, want links and metadata alone", need)
+	}
+	var last deploy.Progress
+	tree.Progress = func(p deploy.Progress) { last = p }
+	writes = 0
+	sum, err := storeInto(t, tree, to, b.repo)
+	must(t, err)
+	metadata, err := filepath.Glob(to.ObjectsDir().Path() + "/*/*.dir*")
+	must(t, err)
+	if want := len(metadata) + 2; writes != want { // commit and ref
+		t.Errorf("%d writes, want %d", writes, want)
+	}
+	if last.Objects != last.TotalObjects || last.Objects != len(contentObjects(t, to)) || last.Bytes != 0 {
+		t.Errorf("progress ends with %+v, want %d objects and no bytes", last, len(contentObjects(t, to)))
+	}
+	shared := 0
+	ours := contentObjects(t, b.repo)
+	for name, st := range contentObjects(t, to) {
+		if from, ok := ours[name]; ok {
+			shared++
+			if from.Ino != st.Ino {
+				t.Errorf("object %s is another inode", name)
+			}
+		}
+	}
+	if shared != need.Shared {
+		t.Errorf("%d objects are shared, want %d", shared, need.Shared)
+	}
+	if want := b.store(t, tree, deploy.Image{}); sum != want {
+		t.Errorf("commit %s, in the store it is %s", sum, want)
+	}
+	if need, err = tree.Need(to, b.repo); err != nil || need.Objects+need.Shared != 0 || need.Metadata != 0 {
+		t.Errorf("need of what is there: got %+v, %v, want nothing", need, err)
+	}
+}
+
+// TestStoreCopies stores on another file system: what Need says is what it takes there.
+func TestStoreCopies(t *testing.T) {
+	b := newBed(t)
+	large := strings.Repeat("0123456789abcdef", 100<<10/16) + "x"
+	tree, err := deploy.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", large, nil}))...))
+	must(t, err)
+	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 32<<20).Dir+"/repo", nil)
+	need, err := tree.Need(to, b.repo)
+	must(t, err)
+	var last deploy.Progress
+	tree.Progress = func(p deploy.Progress) { last = p }
+	_, err = storeInto(t, tree, to, b.repo)
+	must(t, err)
+	var bytes int64
+	for _, st := range contentObjects(t, to) {
+		bytes += st.Blocks * 512
+	}
+	if need.Transfer != objectstore.TransferCopy || need.Shared != 0 || need.Bytes != bytes || bytes < int64(len(large)) {
+		t.Errorf("need: got %+v, want copies of %d bytes", need, bytes)
+	}
+	if last.Bytes != need.Bytes || last.TotalBytes != need.Bytes {
+		t.Errorf("progress ends with %+v, want all of %d bytes", last, need.Bytes)
+	}
+	var metadata int64
+	names, err := filepath.Glob(to.ObjectsDir().Path() + "/*/*.dir*")
+	must(t, err)
+	for _, name := range names {
+		var st unix.Stat_t
+		must(t, unix.Lstat(name, &st))
+		metadata += st.Blocks * 512
+	}
+	if need.Metadata != metadata {
+		t.Errorf("need: %d bytes of metadata, want %d", need.Metadata, metadata)
+	}
+}
+
+// TestStoreWithoutRoom has a file system that is too small: it is said before anything is written.
+func TestStoreWithoutRoom(t *testing.T) {
+	b := newBed(t)
+	tree, err := deploy.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", strings.Repeat("x", 20<<20), nil}))...))
+	must(t, err)
+	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/repo", nil)
+	_, err = storeInto(t, tree, to, b.repo)
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("got error %v, want %v", err, unix.ENOSPC)
+	}
+	for _, want := range []string{"20 MiB", to.Dir().Path(), "are free"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("got error %v, want that it says %q", err, want)
+		}
+	}
+	if n := len(contentObjects(t, to)); n != 0 {
+		t.Errorf("%d objects were written", n)
+	}
+}
+
+// TestStoreDamaged has an object of which a power failure has left nothing but the name.
+func TestStoreDamaged(t *testing.T) {
+	cut := func(t *testing.T, repo *objectstore.Repo) {
+		t.Helper()
+		for name, st := range contentObjects(t, repo) {
+			if st.Size == int64(len("ID=test\n")) && st.Mode&unix.S_IFMT == unix.S_IFREG {
+				must(t, os.Truncate(filepath.Join(repo.ObjectsDir().Path(), name), 0))
+				return
+			}
+		}
+		t.Fatal("there is no object of /usr/lib/os-release")
+	}
+	setup := func(t *testing.T) (*deploy.Tree, bed, *objectstore.Repo) {
+		t.Helper()
+		b := newBed(t)
+		tree, err := deploy.NewTree(b.flatten(t, osLayers(t)...))
+		must(t, err)
+		return tree, b, sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/other", nil)
+	}
+	t.Run("there", func(t *testing.T) {
+		tree, b, to := setup(t)
+		cut(t, b.repo)
+		for _, from := range []*objectstore.Repo{b.repo, nil} {
+			target := to
+			if from == nil {
+				target = b.repo
+			}
+			_, err := storeInto(t, tree, target, from)
+			if !errors.Is(err, objectstore.ErrCorrupt) || !strings.Contains(err.Error(), "/usr/lib/os-release") {
+				t.Errorf("got error %v, want that /usr/lib/os-release is corrupt", err)
+			}
+		}
+		if n := len(contentObjects(t, to)); n != 0 {
+			t.Errorf("%d objects were stored", n)
+		}
+		// The bed's repository is checked when the test ends.
+		must(t, os.RemoveAll(b.repo.ObjectsDir().Path()))
+		must(t, os.RemoveAll(b.repo.Dir().Path()+"/refs/heads/oci"))
+		must(t, os.Mkdir(b.repo.ObjectsDir().Path(), 0o755))
+	})
+	t.Run("here", func(t *testing.T) {
+		tree, b, to := setup(t)
+		_, err := storeInto(t, tree, to, b.repo)
+		must(t, err)
+		// Not the inode that both have.
+		for name := range contentObjects(t, to) {
+			path := filepath.Join(to.ObjectsDir().Path(), name)
+			must(t, os.Rename(path, path+"-old"))
+			out, err := exec.Command("cp", "-a", path+"-old", path).CombinedOutput()
+			if err != nil {
+				t.Fatalf("copy %s: %v\n%s", path, err, out)
+			}
+			must(t, os.Remove(path+"-old"))
+		}
+		cut(t, to)
+		_, err = storeInto(t, tree, to, b.repo)
+		must(t, err) // and the repository is checked when the test ends
+	})
+}
