@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 )
 
 // A process is a running program whose output goes to a log file.
@@ -224,12 +226,9 @@ func unmountBelow(dir string) error {
 		return err
 	}
 	var points []string
-	for line := range strings.Lines(string(b)) {
-		if fields := strings.Fields(line); len(fields) > 4 {
-			point := unescapeMount(fields[4])
-			if point == dir || strings.HasPrefix(point, dir+"/") {
-				points = append(points, point)
-			}
+	for _, m := range mounts.Parse(b) {
+		if m.Point == dir || strings.HasPrefix(m.Point, dir+"/") {
+			points = append(points, m.Point)
 		}
 	}
 	var errs []error
@@ -240,9 +239,4 @@ func unmountBelow(dir string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// unescapeMount undoes the octal escapes of /proc/self/mountinfo.
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

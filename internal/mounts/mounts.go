@@ -1,0 +1,177 @@
+// Package mounts finds a directory again by way of another mount of the file system that it is on.
+//
+// The kernel makes hard links within one mount only: between two mounts of one file system, link(2) is EXDEV, although
+// nothing that stat(2) says tells them apart. On a host that ostree has booted, for one, /var is a mount of its own of a
+// directory that is also below /sysroot. What has a path below both can be linked when it is reached by way of the same
+// one.
+package mounts
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+)
+
+// ErrElsewhere says that a directory cannot be reached by way of a mount.
+var ErrElsewhere = errors.New("not below this mount")
+
+// A Mount is a line of /proc/self/mountinfo, see proc_pid_mountinfo(5).
+type Mount struct {
+	ID     int
+	Device string // major:minor
+	Root   string // of the mount, below the root of the file system
+	Point  string // where it is mounted
+}
+
+// Parse reads the format of /proc/self/mountinfo. Lines that are not in it are left out.
+func Parse(table []byte) (mounts []Mount) {
+	for line := range bytes.Lines(table) {
+		f := strings.Fields(string(line))
+		if len(f) < 5 {
+			continue
+		}
+		id, err := strconv.Atoi(f[0])
+		if err != nil {
+			continue
+		}
+		mounts = append(mounts, Mount{ID: id, Device: f[2], Root: unescape(f[3]), Point: unescape(f[4])})
+	}
+	return mounts
+}
+
+// unescape undoes what the kernel does to white space and backslashes: three octal digits after a backslash.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// below returns what is left of a path below a directory, "." for the directory itself.
+func below(dir, name string) (rest string, ok bool) {
+	if name == dir {
+		return ".", true
+	}
+	return strings.CutPrefix(name, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// place is where a directory is.
+type place struct {
+	mount Mount
+	path  string // below the root of the file system
+}
+
+// find returns where an open directory is, by the mounts of this process.
+func find(d *atfs.Dir, mounts []Mount) (place, error) {
+	id, err := mountID(d)
+	if err != nil {
+		return place{}, err
+	}
+	name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(d.FD()))
+	if err != nil {
+		return place{}, err
+	}
+	for _, m := range mounts {
+		if m.ID != id {
+			continue
+		}
+		if rest, ok := below(m.Point, name); ok {
+			return place{m, path.Join(m.Root, rest)}, nil
+		}
+	}
+	return place{}, fmt.Errorf("mount of %s: %w", d.Path(), ErrElsewhere)
+}
+
+// mountID returns the number of the mount by way of which a directory was opened.
+func mountID(d *atfs.Dir) (int, error) {
+	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(d.FD()))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strconv.Atoi(strings.TrimSpace(v))
+		}
+	}
+	return 0, fmt.Errorf("/proc/self/fdinfo says no mount: %w", unix.ENOSYS)
+}
+
+// Through opens a directory a second time, by way of the mount by way of which via was opened. If it is not below that
+// mount, or something else is mounted over it there, the error is ErrElsewhere.
+func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open %s by way of the mount of %s: %w", dir.Path(), via.Path(), err)
+		}
+	}()
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	mounts := Parse(table)
+	from, err := find(dir, mounts)
+	if err != nil {
+		return nil, err
+	}
+	to, err := find(via, mounts)
+	if err != nil {
+		return nil, err
+	}
+	rest, ok := below(to.mount.Root, from.path)
+	if !ok || from.mount.Device != to.mount.Device {
+		return nil, ErrElsewhere
+	}
+	top, err := atfs.Open(to.mount.Point)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, top.Close()) }()
+	d, err := top.OpenDir(rest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrElsewhere, err)
+	}
+	if err := same(d, dir, to.mount.ID); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// same returns an error unless a directory is another one, on a mount: the table is older than what was opened, and a
+// mount can be hidden by another one.
+func same(d, other *atfs.Dir, mount int) error {
+	id, err := mountID(d)
+	if err != nil {
+		return err
+	}
+	a, err := d.Lstat(".")
+	if err != nil {
+		return err
+	}
+	b, err := other.Lstat(".")
+	if err != nil {
+		return err
+	}
+	if id != mount || a.Dev != b.Dev || a.Ino != b.Ino {
+		return ErrElsewhere
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package mounts_test
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func open(tb testing.TB, name string) *atfs.Dir {
+	tb.Helper()
+	d, err := atfs.Open(name)
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, d.Close()) })
+	return d
+}
+
+// bind mounts a directory a second time, until the test ends.
+func bind(tb testing.TB, dir, at string) {
+	tb.Helper()
+	must(tb, os.MkdirAll(at, 0o755))
+	must(tb, unix.Mount(dir, at, "", unix.MS_BIND, ""))
+	tb.Cleanup(func() { must(tb, unix.Unmount(at, unix.MNT_DETACH)) })
+}
+
+const table = `22 28 0:21 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
+28 1 254:0 /ostree/deploy/os/deploy/0123.0 / ro,relatime shared:1 - ext4 /dev/vda rw
+29 28 254:0 / /sysroot ro,relatime shared:2 - ext4 /dev/vda rw
+30 28 254:0 /ostree/deploy/os/var /var rw,relatime shared:2 master:1 - ext4 /dev/vda rw
+31 28 0:40 / /mnt/a\040b\134c\012 rw - tmpfs none rw
+not a line
+x 28 0:40 / /mnt rw - tmpfs none rw
+
+`
+
+func TestParse(t *testing.T) {
+	want := []mounts.Mount{
+		{22, "0:21", "/", "/sys"},
+		{28, "254:0", "/ostree/deploy/os/deploy/0123.0", "/"},
+		{29, "254:0", "/", "/sysroot"},
+		{30, "254:0", "/ostree/deploy/os/var", "/var"},
+		{31, "0:40", "/", "/mnt/a b\\c\n"},
+	}
+	if diff := cmp.Diff(want, mounts.Parse([]byte(table))); diff != "" {
+		t.Errorf("mounts (-want +got):\n%s", diff)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(table)
+	f.Add(`1 2 3 \ \1`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if n := len(mounts.Parse([]byte(text))); n > strings.Count(text, "\n")+1 {
+			t.Errorf("%d mounts of %q", n, text)
+		}
+	})
+}
+
+// host is what ostree makes of a file system: all of it below sysroot, and /var of the running system below var.
+func host(t *testing.T) string {
+	t.Helper()
+	testenv.NeedsRoot(t)
+	dir := t.TempDir()
+	must(t, os.MkdirAll(dir+"/fs/ostree/repo", 0o755))
+	must(t, os.MkdirAll(dir+"/fs/ostree/deploy/os/var/lib/store/repo", 0o755))
+	bind(t, dir+"/fs", dir+"/sys root")
+	bind(t, dir+"/fs/ostree/deploy/os/var", dir+"/var")
+	return dir
+}
+
+// TestThrough opens a directory by way of another mount, and makes a hard link that the kernel had refused.
+func TestThrough(t *testing.T) {
+	dir := host(t)
+	store, sysroot := open(t, dir+"/var/lib/store/repo"), open(t, dir+"/sys root/ostree/repo")
+	must(t, store.WriteFile("f", []byte("x"), 0o644, false))
+	if err := store.Link("f", sysroot, "f"); !errors.Is(err, unix.EXDEV) {
+		t.Fatalf("link between two mounts: got %v, want %v", err, unix.EXDEV)
+	}
+	again, err := mounts.Through(store, sysroot)
+	must(t, err)
+	defer again.Close()
+	must(t, again.Link("f", sysroot, "f"))
+	a, err := store.Lstat("f")
+	must(t, err)
+	b, err := sysroot.Lstat("f")
+	must(t, err)
+	if a.Ino != b.Ino || a.Dev != b.Dev {
+		t.Errorf("inode %d, want %d", b.Ino, a.Ino)
+	}
+	if want := dir + "/sys root/ostree/deploy/os/var/lib/store/repo"; again.Path() != want {
+		t.Errorf("path %s, want %s", again.Path(), want)
+	}
+	// A directory by way of its own mount, and the root of a mount.
+	for _, d := range []*atfs.Dir{sysroot, open(t, dir+"/var"), open(t, dir+"/sys root")} {
+		again, err := mounts.Through(d, sysroot)
+		must(t, err)
+		must(t, again.Close())
+	}
+}
+
+func TestThroughElsewhere(t *testing.T) {
+	dir := host(t)
+	sysroot, store := open(t, dir+"/sys root/ostree/repo"), open(t, dir+"/var/lib/store")
+	// What is mounted there hides what is below it, in the table as in the tree.
+	bind(t, t.TempDir(), dir+"/sys root/ostree/deploy/os/var/lib")
+	disk := open(t, testenv.NewDisk(t, "ext4", 16<<20).Dir)
+	for name, of := range map[string][2]*atfs.Dir{
+		"above the mount":     {sysroot, store},
+		"other file system":   {disk, sysroot},
+		"something is in way": {store, sysroot},
+	} {
+		if d, err := mounts.Through(of[0], of[1]); !errors.Is(err, mounts.ErrElsewhere) {
+			t.Errorf("%s: got %v, %v, want %v", name, d, err, mounts.ErrElsewhere)
+		}
+	}
+	gone := open(t, dir+"/var/lib/store/repo")
+	must(t, os.Remove(dir+"/var/lib/store/repo"))
+	if _, err := mounts.Through(gone, sysroot); !errors.Is(err, mounts.ErrElsewhere) {
+		t.Errorf("removed: got %v, want %v", err, mounts.ErrElsewhere)
+	}
+	// A mount that another one hides.
+	bind(t, t.TempDir(), dir+"/sys root")
+	if _, err := mounts.Through(store, sysroot); !errors.Is(err, mounts.ErrElsewhere) {
+		t.Errorf("hidden: got %v, want %v", err, mounts.ErrElsewhere)
+	}
+}
