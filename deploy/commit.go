@@ -129,12 +129,12 @@ func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
 
 // room returns an error if the repository has no room for what it lacks.
 func (n *Need) room(to *objectstore.Repo) error {
-	free, err := to.Dir().Free()
-	if err != nil || n.Bytes+n.Metadata <= free {
+	space, known, err := to.Dir().Space()
+	if err != nil || !known || uint64(n.Bytes+n.Metadata) <= space.Free {
 		return err
 	}
 	return fmt.Errorf("%d files, which cannot be linked, and directories take %s in %s, where %s are free: %w",
-		n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(uint64(free)), unix.ENOSPC)
+		n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(space.Free), unix.ENOSPC)
 }
 
 func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path"
 	"strconv"
@@ -719,24 +718,11 @@ func (d *Dir) Sync() error {
 // Room returns an error that unwraps to ENOSPC if the file system of the directory has less than size bytes free. A file
 // system that does not say how large it is has room.
 func (d *Dir) Room(size int64) error {
-	free, err := d.Free()
-	if err == nil && size > free {
+	space, known, err := d.Space()
+	if err == nil && known && size > 0 && uint64(size) > space.Free {
 		err = d.err("write", ".", fmt.Errorf("file of %d bytes: %w", size, unix.ENOSPC))
 	}
 	return err
-}
-
-// Free returns how many bytes the file system of the directory has free, those reserved for root among them, or the
-// largest number there is if it does not say how large it is.
-func (d *Dir) Free() (int64, error) {
-	st, err := d.statfs()
-	if err != nil {
-		return 0, err
-	}
-	if st.Blocks == 0 || st.Bsize <= 0 || st.Bfree > math.MaxInt64/uint64(st.Bsize) {
-		return math.MaxInt64, nil
-	}
-	return int64(st.Bfree) * st.Bsize, nil
 }
 
 // SyncFS makes everything on the file system of the directory durable.
