@@ -1,9 +1,10 @@
 // Package bls reads and writes entries of the Boot Loader Specification (type 1), the files in loader/entries that say what
 // can be booted, and their names.
 //
-// The formats are those of the Boot Loader Specification (https://uapi-group.org/specifications/specs/boot_loader_specification/),
-// of systemd's boot counting (https://systemd.io/AUTOMATIC_BOOT_ASSESSMENT) and of ostree, whose order of fields and whose
-// argument ostree= an entry has:
+// The formats are those of the Boot Loader Specification
+// (https://uapi-group.org/specifications/specs/boot_loader_specification/), of systemd's boot counting
+// (https://systemd.io/AUTOMATIC_BOOT_ASSESSMENT) and of ostree, whose order of fields and whose argument ostree= an entry
+// has:
 //
 //	title Debian GNU/Linux 13 (ostree:0)
 //	version 2
@@ -71,8 +72,8 @@ func Parse(data []byte) (*Entry, error) {
 }
 
 // Marshal returns the text of the entry, with the fields in the order in which ostree writes them. A field without a value
-// is left out, and so is an extra one whose key is not made of letters, digits, "-" and "_" or is one of the others'. Control
-// characters in values become spaces: a title comes from an image, and must not add a line.
+// is left out, and so is an extra one whose key is not made of letters, digits, "-" and "_" or is one of the others'.
+// Control characters in values become spaces: a title comes from an image, and must not add a line.
 func (e *Entry) Marshal() []byte {
 	var b bytes.Buffer
 	write := func(key, value string) {

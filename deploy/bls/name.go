@@ -23,8 +23,8 @@ type Name struct {
 var namePattern = regexp.MustCompile(`(?s)^(.+)\+([0-9]{1,9})(?:-([0-9]{1,9}))?$`)
 
 // ParseName parses the name of a file in loader/entries. It reports false for one that is not an entry's. What is behind a
-// "+" and is no number belongs to the stem. Numbers may be written in more ways than [Name.String] has: to remove a file, use
-// the name that it was found with.
+// "+" and is no number belongs to the stem. Numbers may be written in more ways than [Name.String] has: to remove a file,
+// use the name that it was found with.
 func ParseName(file string) (Name, bool) {
 	stem, ok := strings.CutSuffix(file, suffix)
 	if !ok || stem == "" || strings.ContainsAny(stem, "/\x00") {
@@ -51,8 +51,8 @@ func (n Name) String() string {
 	return fmt.Sprintf("%s+%d-%d%s", n.Stem, n.Tries.Left, n.Tries.Done, suffix)
 }
 
-// CompareVersions compares versions as strverscmp of glibc does, by which ostree orders entries: sequences of digits count as
-// numbers, and those that begin with zeros as fractions, which are less: 000 < 00 < 01 < 010 < 09 < 0 < 1 < 9 < 10.
+// CompareVersions compares versions as strverscmp of glibc does, by which ostree orders entries: sequences of digits count
+// as numbers, and those that begin with zeros as fractions, which are less: 000 < 00 < 01 < 010 < 09 < 0 < 1 < 9 < 10.
 func CompareVersions(a, b string) int {
 	// The first difference, and where the digits begin that end there.
 	i, digits := 0, 0

@@ -28,8 +28,8 @@ type dropIn struct {
 //	kargs = ["console=ttyS0,115200n8"]
 //	match-architectures = ["x86_64"]
 //
-// It returns no arguments if the file is for other architectures. bootc uses Rust's names of them; arch, and the file,
-// may use Go's or the kernel's as well. As with bootc, kargs must be there and other keys must not. A text that holds several
+// It returns no arguments if the file is for other architectures. bootc uses Rust's names of them; arch, and the file, may
+// use Go's or the kernel's as well. As with bootc, kargs must be there and other keys must not. A text that holds several
 // arguments is split, and control characters, which a boot entry cannot hold, are an error.
 func ParseDropIn(data []byte, arch string) ([]string, error) {
 	if len(data) > MaxDropIn {

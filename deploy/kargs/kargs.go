@@ -128,9 +128,9 @@ func (l List) only(key string) (int, error) {
 }
 
 // Replace gives an argument another value, in its place. "key=new" and "key" replace the only argument with that key,
-// "key=old=new" the first that is key=old. As with ostree the first "=" in an unquoted value ends the old one: to set a value
-// that has one in it, name the old value or quote the new one. It is an error if there is no such argument, or if several
-// have the key and the old value is not named.
+// "key=old=new" the first that is key=old. As with ostree the first "=" in an unquoted value ends the old one: to set a
+// value that has one in it, name the old value or quote the new one. It is an error if there is no such argument, or if
+// several have the key and the old value is not named.
 func (l List) Replace(replacement string) (List, error) {
 	a, err := one(replacement)
 	if err != nil {
@@ -208,7 +208,9 @@ func (l List) WithOSTree(path string) List {
 // are removed, those that it did not have are appended. All others, those of the machine, stay. It is what bootc does with
 // the kargs.d of an upgrade.
 func (l List) Update(was, is []string) List {
-	l = slices.DeleteFunc(slices.Clone(l), func(s string) bool { return List(was).index(split(s)) >= 0 && List(is).index(split(s)) < 0 })
+	l = slices.DeleteFunc(slices.Clone(l), func(s string) bool {
+		return List(was).index(split(s)) >= 0 && List(is).index(split(s)) < 0
+	})
 	for _, s := range is {
 		if List(was).index(split(s)) < 0 {
 			l = l.AppendIfMissing(s)

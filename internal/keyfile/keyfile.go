@@ -215,8 +215,8 @@ func (f *File) Bool(group, key string, fallback bool) (bool, error) {
 }
 
 // Set gives a key a value, which [File.Get] returns then: in the place of the one that counted, else at the end of the
-// group, else in a group at the end of the file. NUL and what is not UTF-8 cannot be written; they become U+FFFD. It panics if
-// group or key cannot be names.
+// group, else in a group at the end of the file. NUL and what is not UTF-8 cannot be written; they become U+FFFD. It
+// panics if group or key cannot be names.
 func (f *File) Set(group, key, value string) {
 	if !isGroup(group) || !isKey(key) {
 		panic(fmt.Sprintf("keyfile: key %q of group %q cannot be written", key, group))
