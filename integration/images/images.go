@@ -9,11 +9,13 @@
 //	layers:1       layers that delete and replace what lower layers hold, in every way a layer can
 //	layers:zstd, layers:tar, layers:docker    the same layers in other media types
 //	odd:1          everything a file can be: capabilities, links, devices, long names, sparse files
+//	os-base:1      Debian with a kernel, systemd, systemd-boot and ostree, of which OS makes os:1, os:2 and os:broken
 //
 // Each is an OCI layout in the cache of package testhost, under the hash of its recipe.
 package images
 
 import (
+	"archive/tar"
 	"context"
 	"embed"
 	"errors"
@@ -39,9 +41,10 @@ const (
 
 // A recipe is how an image is made.
 type recipe struct {
-	base   string             // reference of the image whose layers come first
-	rootfs *rootfs            // then one layer of packages
-	edit   func(*layerWriter) // added to that layer
+	base   string                 // reference of the image whose layers come first
+	rootfs *rootfs                // then one layer of packages
+	keep   func(*tar.Header) bool // what of them is copied; nil: everything
+	edit   func(*layerWriter)     // added to that layer
 	layers []func(*layerWriter)
 	media  media
 	cmd    []string
@@ -58,11 +61,14 @@ var recipes = map[string]recipe{
 	"layers:zstd":   {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: ociZstd},
 	"layers:tar":    {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: ociTar},
 	"layers:docker": {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: dockerGzip},
+	OSBase:          {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, media: osMedia},
 	"odd:1":         {rootfs: &smallRootfs, edit: addBusybox, layers: oddLayers, cmd: []string{"/bin/sh"}},
 }
 
-// Names returns the references of all images, sorted.
-func Names() []string { return slices.Sorted(maps.Keys(recipes)) }
+// Names returns the references of all images but OSBase, sorted.
+func Names() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(recipes)), func(ref string) bool { return ref == OSBase })
+}
 
 // SameContent returns the image that has the same layers, uncompressed, in gzip; often the image itself.
 func SameContent(ref string) string {
@@ -139,7 +145,7 @@ func (r recipe) write(ctx context.Context, log io.Writer, dir string) error {
 			return err
 		}
 		err = w.addLayer(func(l *layerWriter) {
-			l.copyRootfs(filepath.Join(tarball, rootfsTar))
+			l.copyRootfs(filepath.Join(tarball, rootfsTar), r.keep)
 			if r.edit != nil {
 				r.edit(l)
 			}
@@ -153,7 +159,7 @@ func (r recipe) write(ctx context.Context, log io.Writer, dir string) error {
 			return fmt.Errorf("write layer %d: %w", i, err)
 		}
 	}
-	return w.finish(r.cmd)
+	return w.finish(r.cmd, nil)
 }
 
 // errEmpty is returned for a layout without a manifest.

@@ -78,6 +78,25 @@ func (l *layerWriter) stream(name string, r io.Reader, size int64, options ...op
 	l.entry(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size}, r, options)
 }
 
+// fileFrom writes a file with the content of one on the disk.
+func (l *layerWriter) fileFrom(name, source string, options ...option) {
+	if l.err != nil {
+		return
+	}
+	f, err := os.Open(source)
+	if err != nil {
+		l.err = err
+		return
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		l.err = err
+		return
+	}
+	l.stream(name, f, st.Size(), options...)
+}
+
 func (l *layerWriter) symlink(name, target string, options ...option) {
 	l.entry(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, nil, options)
 }
@@ -107,15 +126,15 @@ func (l *layerWriter) whiteout(name string) {
 func (l *layerWriter) opaque(dir string) { l.file(dir+"/.wh..wh..opq", "", mode(0)) }
 
 // copyRootfs copies the entries of a root file system. Times are cut to seconds, as image builders do. The root
-// directory's own entry is kept.
-func (l *layerWriter) copyRootfs(name string) {
+// directory's own entry is kept. Only what keep says is copied, if there is a keep.
+func (l *layerWriter) copyRootfs(name string, keep func(*tar.Header) bool) {
 	if l.err != nil {
 		return
 	}
-	l.err = l.copyTar(name)
+	l.err = l.copyTar(name, keep)
 }
 
-func (l *layerWriter) copyTar(name string) error {
+func (l *layerWriter) copyTar(name string, keep func(*tar.Header) bool) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -133,6 +152,9 @@ func (l *layerWriter) copyTar(name string) error {
 		}
 		if err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
+		}
+		if keep != nil && !keep(h) {
+			continue
 		}
 		h.ModTime = h.ModTime.Truncate(time.Second)
 		h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}

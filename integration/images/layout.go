@@ -131,14 +131,15 @@ func (w *layoutWriter) addLayersOf(dir string) error {
 }
 
 // finish writes config, manifest and index.
-func (w *layoutWriter) finish(cmd []string) error {
+func (w *layoutWriter) finish(cmd []string, labels map[string]string) error {
 	manifestType, configType, _ := w.media.types()
 	config := ocispec.Image{
 		Created:  &epoch,
 		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
 		Config: ocispec.ImageConfig{
-			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-			Cmd: cmd,
+			Env:    []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			Cmd:    cmd,
+			Labels: labels,
 		},
 		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: w.diffIDs},
 	}

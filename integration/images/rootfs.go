@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -21,7 +22,8 @@ const rootfsTar = "rootfs.tar.zst"
 type rootfs struct {
 	variant  string
 	packages []string
-	updates  bool // with bookworm-updates and bookworm-security
+	updates  bool     // with bookworm-updates and bookworm-security
+	args     []string // more of mmdebstrap's
 }
 
 var basePackages = []string{"python3", "python3-numpy", "python3-pip", "perl", "git", "iputils-ping", "ca-certificates"}
@@ -67,9 +69,8 @@ func (r *rootfs) make(ctx context.Context, log io.Writer) (string, error) {
 	args := []string{
 		"--mode=root", "--variant=" + r.variant, "--format=tar", "--include=" + strings.Join(r.packages, ","),
 		`--aptopt=Acquire::Languages "none"`, `--aptopt=APT::Install-Recommends "false"`, "--dpkgopt=force-unsafe-io",
-		"bookworm", "-",
 	}
-	args = append(args, r.sources()...)
+	args = slices.Concat(args, r.args, []string{"bookworm", "-"}, r.sources())
 	return testhost.Cached("rootfs", testhost.Key(args...), func(dir string) error {
 		fmt.Fprintf(log, "+ mmdebstrap %s\n", strings.Join(args, " "))
 		f, err := os.Create(filepath.Join(dir, rootfsTar))
@@ -82,6 +83,7 @@ func (r *rootfs) make(ctx context.Context, log io.Writer) (string, error) {
 			return err
 		}
 		cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+		cmd.Env = append(os.Environ(), "INITRD=No") // a kernel's package makes no initramfs
 		cmd.Stdout, cmd.Stderr = enc, log
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("run mmdebstrap: %w", err)

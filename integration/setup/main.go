@@ -46,7 +46,7 @@ var steps = []step{
 		return err
 	}},
 	{"images", false, func(ctx context.Context, log io.Writer) error {
-		for _, ref := range images.Names() {
+		for _, ref := range append(images.Names(), images.OSBase) {
 			if _, err := images.Layout(ctx, log, ref); err != nil {
 				return err
 			}
