@@ -12,22 +12,36 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// A Package is a Debian package and a program by which its presence is known.
+// A Package is a Debian package and a program, or the path of a file, by which its presence is known.
 type Package struct{ Name, Program string }
+
+func (p Package) installed() bool {
+	if filepath.IsAbs(p.Program) {
+		_, err := os.Stat(p.Program)
+		return err == nil
+	}
+	_, ok := testenv.LookTool(p.Program)
+	return ok
+}
 
 // Packages are the Debian packages the tests want on the host.
 var Packages = []Package{
-	{"mmdebstrap", "mmdebstrap"},  // the test images
-	{"ostree", "ostree"},          // judge of our repository
-	{"runc", "runc"},              // runs the containers
-	{"isal", "igzip"},             // fast gzip
-	{"erofs-utils", "mkfs.erofs"}, // judge of our EROFS images
-	{"e2fsprogs", "mkfs.ext4"},    // the full-disk test
-	{"mount", "losetup"},          // the same
-	{"xfsprogs", "mkfs.xfs"},      // checkouts by reflink
-	{"btrfs-progs", "mkfs.btrfs"}, // the same
-	{"python3", "python3"},        // runs the second writer of composefs images
-	{"attr", "getfattr"},          // used when a test fails by a person who looks
+	{"mmdebstrap", "mmdebstrap"},                // the test images
+	{"ostree", "ostree"},                        // judge of our repository
+	{"runc", "runc"},                            // runs the containers
+	{"isal", "igzip"},                           // fast gzip
+	{"erofs-utils", "mkfs.erofs"},               // judge of our EROFS images
+	{"e2fsprogs", "mkfs.ext4"},                  // the full-disk test
+	{"mount", "losetup"},                        // the same
+	{"xfsprogs", "mkfs.xfs"},                    // checkouts by reflink
+	{"btrfs-progs", "mkfs.btrfs"},               // the same
+	{"python3", "python3"},                      // runs the second writer of composefs images
+	{"attr", "getfattr"},                        // used when a test fails by a person who looks
+	{"fdisk", "sfdisk"},                         // partitions
+	{"dosfstools", "mkfs.vfat"},                 // the EFI system partition
+	{"mtools", "mcopy"},                         // the same
+	{"qemu-system-x86", "qemu-system-x86_64"},   // boots what was deployed
+	{"ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"}, // its firmware
 }
 
 // compiler is what the race detector needs.
@@ -43,7 +57,7 @@ func InstallCompiler(ctx context.Context, log io.Writer) error { return install(
 func install(ctx context.Context, log io.Writer, packages []Package) error {
 	var names []string
 	for _, p := range packages {
-		if _, ok := testenv.LookTool(p.Program); !ok {
+		if !p.installed() {
 			names = append(names, p.Name)
 		}
 	}

@@ -44,6 +44,14 @@ func NeedsTool(tb testing.TB, name string) string {
 	return ""
 }
 
+// NeedsFile ends the test unless there is a file that a package installs.
+func NeedsFile(tb testing.TB, path string) {
+	tb.Helper()
+	if _, err := os.Stat(path); err != nil {
+		missing(tb, "needs a file of a package that is not installed: %v", err)
+	}
+}
+
 // LookTool finds a program in PATH, or in the system's directories that an ordinary user's PATH leaves out.
 func LookTool(name string) (string, bool) {
 	if p, err := exec.LookPath(name); err == nil {

@@ -1,0 +1,157 @@
+package vm
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+)
+
+// A Command is a command line for bash in the guest. Its name has no spaces.
+type Command struct {
+	Name string
+	Line string
+	// Fails says that it may fail. After any other command that fails, those that follow are left out.
+	Fails bool
+}
+
+// script is the script that runs the commands: calls of step in guest.sh.
+func script(commands []Command) string {
+	var b strings.Builder
+	for _, c := range commands {
+		fmt.Fprintf(&b, "step %s %s", c.Name, quote(c.Line))
+		if c.Fails {
+			b.WriteString(" || true")
+		}
+		b.WriteString(" &&\n")
+	}
+	return b.String() + "echo @all\n"
+}
+
+// quote quotes a word for the shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// A Result is what came of a command.
+type Result struct {
+	Output string // both streams
+	Status int
+	Ended  float64 // seconds since the guest's kernel started
+}
+
+// A Report is what a guest said in one run.
+type Report struct {
+	Results map[string]*Result // by the names of the commands that were run
+	Console string             // the file with what firmware, kernel and systemd printed
+	Seconds float64            // from the start of qemu to its end
+
+	began float64 // seconds since the guest's kernel started when the first command ran; 0: none did
+	order []string
+	all   bool     // every command was run
+	done  bool     // the guest was about to power off
+	other []string // lines that belong to no command
+}
+
+// read reads the second serial line to its end. It calls begin when the guest has come up.
+func (r *Report) read(in io.Reader, begin func()) error {
+	s := bufio.NewScanner(in)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		line := strings.TrimRight(s.Text(), "\r")
+		if err := r.line(line); err != nil {
+			return fmt.Errorf("read what the guest says: line %q: %w", line, err)
+		}
+		if r.began > 0 {
+			begin()
+		}
+	}
+	return s.Err()
+}
+
+// line takes one line of guest.sh's.
+func (r *Report) line(line string) error {
+	word, rest, _ := strings.Cut(line, " ")
+	switch word {
+	case "@begin":
+		_, err := fmt.Sscan(rest, &r.began)
+		return err
+	case "@end":
+		var name string
+		var res Result
+		if _, err := fmt.Sscan(rest, &name, &res.Status, &res.Ended); err != nil {
+			return err
+		}
+		res.Output = r.result(name).Output
+		*r.result(name) = res
+		r.order = append(r.order, name)
+		return nil
+	case "@all":
+		r.all = true
+		return nil
+	case "@done":
+		r.done = true
+		return nil
+	}
+	if name, ok := strings.CutSuffix(word, ":"); ok {
+		r.result(name).Output += rest + "\n"
+		return nil
+	}
+	r.other = append(r.other, line)
+	return nil
+}
+
+func (r *Report) result(name string) *Result {
+	if r.Results == nil {
+		r.Results = make(map[string]*Result)
+	}
+	if r.Results[name] == nil {
+		r.Results[name] = &Result{Status: -1}
+	}
+	return r.Results[name]
+}
+
+// err tells what kept the guest from doing everything.
+func (r *Report) err() error {
+	switch {
+	case !r.all && len(r.order) > 0 && r.Results[r.order[len(r.order)-1]].Status != 0:
+		name := r.order[len(r.order)-1]
+		return fmt.Errorf("command %s: exit status %d\n%s", name, r.Results[name].Status, r.Results[name].Output)
+	case !r.all || !r.done:
+		return fmt.Errorf("the guest ended after the commands %q\n%s\n%s", r.order, strings.Join(r.other, "\n"), r.Tail(30))
+	}
+	return nil
+}
+
+// times tells how long everything took.
+func (r *Report) times() string {
+	text := fmt.Sprintf("%.0f s, of which %.0f until the first command", r.Seconds, r.began)
+	last := r.began
+	for _, name := range r.order {
+		if res := r.Results[name]; res.Ended-last >= 1 {
+			text += fmt.Sprintf(", %.0f for %s", res.Ended-last, name)
+		}
+		last = r.Results[name].Ended
+	}
+	return text
+}
+
+// Count returns how many lines of the console have a text in them.
+func (r *Report) Count(text string) (int, error) {
+	b, err := os.ReadFile(r.Console)
+	if err != nil {
+		return 0, fmt.Errorf("read console: %w", err)
+	}
+	n := 0
+	for line := range bytes.Lines(b) {
+		if bytes.Contains(line, []byte(text)) {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// Tail returns the last lines of the console, or why it cannot be read.
+func (r *Report) Tail(lines int) string { return stack.Tail(r.Console, lines) }
