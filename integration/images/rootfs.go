@@ -36,32 +36,12 @@ var (
 
 // sources returns the apt sources, on the mirror the host itself uses.
 func (r *rootfs) sources() []string {
-	main, security := hostMirrors("/etc/apt/sources.list.d/debian.sources")
+	main, security := testhost.Mirrors()
 	lines := []string{"deb " + main + " bookworm main"}
 	if r.updates {
 		lines = append(lines, "deb "+main+" bookworm-updates main", "deb "+security+" bookworm-security main")
 	}
 	return lines
-}
-
-// hostMirrors reads the addresses of Debian's archives from a deb822 sources file, with the public ones as default.
-func hostMirrors(name string) (main, security string) {
-	main, security = "http://deb.debian.org/debian", "http://deb.debian.org/debian-security"
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return main, security
-	}
-	for line := range strings.Lines(string(b)) {
-		uri, ok := strings.CutPrefix(strings.TrimSpace(line), "URIs: ")
-		switch uri = strings.TrimSpace(uri); {
-		case !ok || strings.Contains(uri, " "):
-		case strings.HasSuffix(uri, "/debian-security"), strings.HasSuffix(uri, "/debian-security/"):
-			security = uri
-		case strings.HasSuffix(uri, "/debian"), strings.HasSuffix(uri, "/debian/"):
-			main = uri
-		}
-	}
-	return main, security
 }
 
 // make returns the directory with the root file system's tar, running mmdebstrap if the cache does not have it.

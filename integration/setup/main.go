@@ -1,9 +1,10 @@
 // Command setup makes this machine ready for the integration tests and the benchmarks: Debian packages, the programs
-// the tests run against, and the test images. What is there already is not made again.
+// the tests run against, the ostree of several Debian releases, and the test images. What is there already is not made
+// again.
 //
-//	go run ./integration/setup [packages] [tools] [images] [gcc]
+//	go run ./integration/setup [packages] [tools] [ostree] [images] [gcc]
 //
-// Without arguments it does the first three. The C compiler, which only the race detector needs, is installed when it
+// Without arguments it does all but the last. The C compiler, which only the race detector needs, is installed when it
 // is asked for. An ordinary user gets a word on what is missing and no error: the tests that need it are skipped.
 package main
 
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 )
 
@@ -44,6 +46,14 @@ var steps = []step{
 	{"tools", false, func(ctx context.Context, log io.Writer) error {
 		_, err := testhost.BuildTools(ctx, log)
 		return err
+	}},
+	{"ostree", false, func(ctx context.Context, log io.Writer) error {
+		for _, r := range ostreehost.Releases {
+			if _, err := ostreehost.Rootfs(ctx, log, r); err != nil {
+				return err
+			}
+		}
+		return nil
 	}},
 	{"images", false, func(ctx context.Context, log io.Writer) error {
 		for _, ref := range append(images.Names(), images.OSBase) {

@@ -1,0 +1,309 @@
+package ostreehost
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// initName is the name under which a test's binary is started as PID 1 of a host.
+const initName = "ostreehost-init"
+
+// setup is what PID 1 is told on its command line.
+type setup struct {
+	Rootfs string // the release's files
+	Root   string // an empty directory: where the host's root is put together
+	Binds  []Bind
+	Env    []string
+	Boot   *Boot
+}
+
+type request struct{ Args []string }
+
+type reply struct {
+	Stdout, Stderr string
+	Code           int
+	Error          string // it did not run
+}
+
+// namespaceEnv marks a process that has a mount namespace of its own.
+const namespaceEnv = "OSTREEHOST_NAMESPACE"
+
+// Main turns the process into a host's PID 1 if it was started as one, and does not return then. Otherwise it gives the
+// process, if it is root's, a mount namespace of its own by starting it once more: what the tests mount is gone when it
+// ends, however it ends.
+func Main() {
+	var err error
+	switch {
+	case os.Args[0] == initName:
+		err = runInit(os.Args[1], os.NewFile(3, "requests"), os.NewFile(4, "replies"))
+		if err == nil {
+			os.Exit(0)
+		}
+	case filepath.Base(os.Args[0]) == systemctlName:
+		err = systemctl(os.Args[1:])
+		if err == nil {
+			os.Exit(0)
+		}
+	case os.Geteuid() == 0 && os.Getenv(namespaceEnv) == "":
+		err = isolate()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// systemctlName is the name of the stand-in for systemctl that hosts have: the test's binary again.
+const systemctlName = "systemctl"
+
+// systemctl is what ostree calls when it has staged a deployment. There is no systemd that would finalize it at shutdown;
+// tests do that themselves.
+func systemctl(args []string) error {
+	if !slices.Equal(args, []string{"start", "ostree-finalize-staged.service"}) {
+		return fmt.Errorf("stand-in for systemctl: called with %q", args)
+	}
+	return nil
+}
+
+// isolate returns only if it fails.
+func isolate() error {
+	runtime.LockOSThread() // what is unshared is this thread's, and execve keeps it
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	if err := mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := os.Setenv(namespaceEnv, "1"); err != nil {
+		return err
+	}
+	return os.NewSyscallError("execve", unix.Exec("/proc/self/exe", os.Args, os.Environ()))
+}
+
+func runInit(conf string, requests io.Reader, replies io.Writer) error {
+	var s setup
+	if err := json.Unmarshal([]byte(conf), &s); err != nil {
+		return err
+	}
+	answer := json.NewEncoder(replies)
+	if err := s.enter(); err != nil {
+		return answer.Encode(&reply{Error: err.Error()})
+	}
+	if err := answer.Encode(&reply{}); err != nil {
+		return err
+	}
+	// The end of the requests is noticed while a command runs: it ends with PID 1.
+	queue, ended := make(chan request), make(chan error, 1)
+	go func() {
+		in := json.NewDecoder(requests)
+		for {
+			var r request
+			if err := in.Decode(&r); err != nil {
+				ended <- err
+				return
+			}
+			queue <- r
+		}
+	}()
+	go func() {
+		for r := range queue {
+			if err := answer.Encode(s.run(r)); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	if err := <-ended; !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
+func (s *setup) run(r request) *reply {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(r.Args[0], r.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Env = append([]string{"HOME=/root", "PATH=" + searchPath, "LC_ALL=C.UTF-8"}, s.Env...)
+	cmd.Dir = "/"
+	err := cmd.Run()
+	out := &reply{Stdout: stdout.String(), Stderr: stderr.String()}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		out.Code = exit.ExitCode()
+		if out.Code < 0 {
+			out.Error = exit.String()
+		}
+	} else if err != nil {
+		out.Error = err.Error()
+	}
+	return out
+}
+
+// standIns is the directory of the host that has the stand-in for systemctl.
+const standIns = "/run/stand-ins"
+
+const searchPath = "/usr/bin:/usr/sbin:" + standIns
+
+// enter puts the host's root together and makes it the process' root.
+func (s *setup) enter() error {
+	if err := mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := s.initramfs(); err != nil {
+		return err
+	}
+	root := s.Root
+	if s.Boot != nil {
+		if err := s.prepareRoot(); err != nil {
+			return err
+		}
+		if err := s.switchRoot(); err != nil {
+			return err
+		}
+		root = filepath.Join(root, "sysroot")
+	}
+	for _, b := range s.Binds {
+		if err := bindNew(b.From, filepath.Join(root, b.To)); err != nil {
+			return err
+		}
+	}
+	if err := unix.Chroot(root); err != nil {
+		return &os.PathError{Op: "chroot", Path: root, Err: err}
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	return os.Setenv("PATH", searchPath) // in which commands are looked up
+}
+
+// initramfs makes a root file system in memory that has the release's usr.
+func (s *setup) initramfs() error {
+	if err := mount("tmpfs", s.Root, "tmpfs", 0, "mode=0755"); err != nil {
+		return err
+	}
+	for _, name := range []string{"dev", "etc/ostree", "proc", "root", "run", "sysroot", "tmp", "usr", "var/tmp"} {
+		if err := os.MkdirAll(filepath.Join(s.Root, name), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"bin", "lib", "lib64", "sbin"} {
+		if err := os.Symlink("usr/"+name, filepath.Join(s.Root, name)); err != nil {
+			return err
+		}
+	}
+	if err := mount("tmpfs", filepath.Join(s.Root, "run"), "tmpfs", 0, "mode=0755"); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := bindNew(self, filepath.Join(s.Root, standIns, systemctlName)); err != nil {
+		return err
+	}
+	cmdline := "quiet"
+	if s.Boot != nil {
+		cmdline = s.Boot.Options
+		if s.Boot.Config != "" {
+			conf := filepath.Join(s.Root, "etc/ostree/prepare-root.conf")
+			if err := os.WriteFile(conf, []byte(s.Boot.Config), 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.WriteFile(filepath.Join(s.Root, "run/cmdline"), []byte(cmdline+"\n"), 0o644); err != nil {
+		return err
+	}
+	return s.system(s.Root, filepath.Join(s.Root, "run/cmdline"))
+}
+
+// system mounts the release's usr and what the kernel gives at a root.
+func (s *setup) system(root, cmdline string) error {
+	if err := bind(filepath.Join(s.Rootfs, "usr"), filepath.Join(root, "usr")); err != nil {
+		return err
+	}
+	if err := bind("/dev", filepath.Join(root, "dev")); err != nil {
+		return err
+	}
+	if err := mount("proc", filepath.Join(root, "proc"), "proc", 0, ""); err != nil {
+		return err
+	}
+	return bind(cmdline, filepath.Join(root, "proc/cmdline"))
+}
+
+// prepareRoot has ostree-prepare-root make the deployment that the kernel's command line names the root, at /sysroot.
+func (s *setup) prepareRoot() error {
+	if err := bind(s.Boot.Sysroot, filepath.Join(s.Root, "sysroot")); err != nil {
+		return err
+	}
+	cmd := exec.Command("/usr/lib/ostree/ostree-prepare-root", "/sysroot")
+	cmd.SysProcAttr = &unix.SysProcAttr{Chroot: s.Root}
+	cmd.Dir = "/"
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("ostree-prepare-root: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+var ostreeArg = regexp.MustCompile(`(?:^| )ostree=/ostree/boot\.[01]/([^/ ]+)/`)
+
+// switchRoot mounts in the new root what systemd and ostree's units would, and the release's usr over the deployment's,
+// which is only a few files.
+func (s *setup) switchRoot() error {
+	root := filepath.Join(s.Root, "sysroot")
+	m := ostreeArg.FindStringSubmatch(s.Boot.Options)
+	if m == nil {
+		return fmt.Errorf("no ostree= in %q", s.Boot.Options)
+	}
+	if err := bind(filepath.Join(root, "sysroot/ostree/deploy", m[1], "var"), filepath.Join(root, "var")); err != nil {
+		return err
+	}
+	if err := bind(filepath.Join(s.Root, "run"), filepath.Join(root, "run")); err != nil {
+		return err
+	}
+	if s.Boot.Boot != "" {
+		if err := bind(s.Boot.Boot, filepath.Join(root, "boot")); err != nil {
+			return err
+		}
+	}
+	return s.system(root, filepath.Join(s.Root, "run/cmdline"))
+}
+
+// bindNew binds a file or directory to a name that need not be there, if it is below one that can be written.
+func bindNew(from, to string) error {
+	st, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if st.IsDir() {
+		err = os.MkdirAll(to, 0o755)
+	} else if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
+		var f *os.File
+		if f, err = os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755); err == nil {
+			err = f.Close()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return bind(from, to)
+}
+
+func bind(from, to string) error { return mount(from, to, "", unix.MS_BIND|unix.MS_REC, "") }
+
+func mount(from, to, fstype string, flags uintptr, data string) error {
+	if err := unix.Mount(from, to, fstype, flags, data); err != nil {
+		return fmt.Errorf("mount %s %s at %s: %w", fstype, from, to, err)
+	}
+	return nil
+}
