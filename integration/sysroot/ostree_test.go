@@ -1,0 +1,81 @@
+package sysroot
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
+)
+
+// TestOSTree shows that ostree alone does in a host what it does on a machine. What the other tests compare with rests on it.
+func TestOSTree(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		for _, readonly := range []bool{false, true} {
+			disk, systems := newSystems(t, r, false, "alone")
+			s := systems[0]
+			s.init(disk)
+			if _, err := s.admin("deploy", "--os="+osName, "--karg=root=LABEL=root", "--karg=rw", "os/v1"); err != nil {
+				t.Fatal(err)
+			}
+			v1 := s.commitOf("os/v1")
+			h := s.start(r, 0, s.setReadonly(readonly))
+			checkMounts(t, h, readonly)
+			want := []string{"* debian " + v1 + ".0"}
+			if got := statusLines(run(t, h, "ostree", "admin", "status")); !slices.Equal(got, want) {
+				t.Errorf("status of the booted system: %q, want %q", got, want)
+			}
+			run(t, h, "ostree", "admin", "deploy", "--stage", "--os="+osName, "os/v2")
+			v2 := s.commitOf("os/v2")
+			want = []string{"debian " + v2 + ".0 (staged)", "* debian " + v1 + ".0"}
+			if got := statusLines(run(t, h, "ostree", "admin", "status")); !slices.Equal(got, want) {
+				t.Errorf("status with a staged deployment: %q, want %q", got, want)
+			}
+			if err := os.WriteFile(h.Path("etc/late"), []byte("late"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			run(t, h, "ostree", "admin", "finalize-staged")
+			want = []string{"debian " + v2 + ".0 (pending)", "* debian " + v1 + ".0"}
+			if got := statusLines(run(t, h, "ostree", "admin", "status")); !slices.Equal(got, want) {
+				t.Errorf("status of the finalized deployment: %q, want %q", got, want)
+			}
+			h.Stop()
+			h = s.start(r, 0, s.setReadonly(readonly))
+			if got, err := os.ReadFile(h.Path("etc/late")); err != nil || string(got) != "late" {
+				t.Errorf("/etc/late of the new deployment: %q, %v", got, err)
+			}
+		}
+	})
+}
+
+// checkMounts checks what ostree-prepare-root has mounted.
+func checkMounts(t *testing.T, h *ostreehost.Host, readonly bool) {
+	t.Helper()
+	info, err := os.ReadFile(h.Path("proc/1/mountinfo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := make(map[string]string) // of the first mount at each place
+	for line := range strings.Lines(string(info)) {
+		fields := strings.Fields(line)
+		if len(fields) < 6 {
+			t.Fatalf("mountinfo has the line %q", line)
+		}
+		if _, ok := options[fields[4]]; !ok {
+			options[fields[4]], _, _ = strings.Cut(fields[5], ",")
+		}
+	}
+	want := map[string]string{"/": "rw", "/sysroot": "rw", "/usr": "ro", "/boot": "rw"}
+	if readonly {
+		want["/sysroot"], want["/etc"] = "ro", "rw"
+	}
+	for at, mode := range want {
+		if options[at] != mode {
+			t.Errorf("%s is mounted %q, want %q\n%s", at, options[at], mode, info)
+		}
+	}
+	if _, err := os.Stat(h.Path("run/ostree-booted")); err != nil {
+		t.Error(err)
+	}
+}
