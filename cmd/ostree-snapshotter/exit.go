@@ -22,6 +22,8 @@ const (
 	exitNoRepo      = 10
 	exitLocked      = 11
 	exitCorrupt     = 12
+	exitNotBootable = 14
+	exitNoImage     = 16
 	exitInterrupted = 130
 )
 
@@ -33,6 +35,8 @@ var exitMeaning = map[int]string{
 	exitNoRepo:      "there is no repository at the root",
 	exitLocked:      "the repository or its metadata is locked by another process",
 	exitCorrupt:     "something in the store is corrupt",
+	exitNotBootable: "the image cannot be booted",
+	exitNoImage:     "containerd does not have the image, or this snapshotter has not unpacked it",
 	exitInterrupted: "interrupted",
 }
 

@@ -22,12 +22,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
-// tarFile is a regular file of a test's layer.
+// tarFile is a file of a test's layer: a directory of the root if its name ends in a slash, else a regular file unless it is a link.
 type tarFile struct {
 	name    string
 	content string
 	mtime   int64
 	link    string // hard link to this name, if not ""
+	target  string // of a symbolic link, if not ""
 }
 
 // kib is n KiB of content that is not the same for two values of seed.
@@ -48,7 +49,12 @@ func makeTar(files []tarFile) ([]byte, error) {
 			}
 		}
 		h := &tar.Header{Name: f.name, Mode: 0o644, Size: int64(len(f.content)), ModTime: time.Unix(f.mtime, 0)}
-		if f.link != "" {
+		switch {
+		case strings.HasSuffix(f.name, "/"):
+			continue // made above
+		case f.target != "":
+			h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, f.target, 0o777
+		case f.link != "":
 			h = &tar.Header{Typeflag: tar.TypeLink, Name: f.name, Linkname: f.link, Mode: 0o644, ModTime: time.Unix(f.mtime, 0)}
 		}
 		if err := w.WriteHeader(h); err != nil {

@@ -20,6 +20,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -64,6 +66,19 @@ func (s imagesServer) List(ctx context.Context, _ *imagesapi.ListImagesRequest) 
 		return nil, err
 	}
 	return &imagesapi.ListImagesResponse{Images: s.f.images[ns]}, nil
+}
+
+func (s imagesServer) Get(ctx context.Context, req *imagesapi.GetImageRequest) (*imagesapi.GetImageResponse, error) {
+	list, err := s.List(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, img := range list.Images {
+		if img.Name == req.Name {
+			return &imagesapi.GetImageResponse{Image: img}, nil
+		}
+	}
+	return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
 }
 
 type versionServer struct {
