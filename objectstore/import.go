@@ -47,7 +47,7 @@ func (t *Txn) importFile(from *Repo, sum Checksum) (Stored, error) {
 	if state == absent {
 		added, err := t.link(src, sum)
 		if !cannotLink(err) {
-			return Stored{Checksum: sum, Added: added}, err
+			return Stored{Checksum: sum, Added: added, Linked: added}, err
 		}
 	}
 	return t.copyObject(src, sum, state == wrong)
@@ -170,6 +170,47 @@ func copyVerified(out, in *atfs.File, m *FileMeta, sum Checksum) error {
 		return err
 	}
 	return verifySum(h.finish(), sum)
+}
+
+// Lenders are repositories whose objects are used instead of writing the same once more.
+type Lenders struct {
+	Repos []*Repo // the first that has an object counts
+	// SameMtime leaves an inode alone that has another mtime than the file to be stored: an object has that of its inode.
+	SameMtime bool
+}
+
+// Borrow has regular files that are stored in this transaction, and that the repository has not, become further names of
+// the inodes that other repositories have for them. An inode whose size, owner or mode is not that of the file is not
+// used; its content has to be what its name says, since it is not read: [Repo.Fsck] of either repository finds what is
+// not. Where it cannot be linked, the file is written as without this.
+//
+// It is set before anything is stored. The other repositories need not be locked, and must not be closed meanwhile.
+func (t *Txn) Borrow(from Lenders) { t.lenders = from }
+
+// borrow looks for a content object that the repository has not, and links it. It reports false where nobody has it.
+func (t *Txn) borrow(sum Checksum, m *FileMeta, size int64, mtime unix.Timespec) (Stored, bool, error) {
+	if size == 0 { // nothing to share
+		return Stored{}, false, nil
+	}
+	for _, from := range t.lenders.Repos {
+		st, err := from.stat(&sum, TypeFile)
+		if err != nil || st.Mode != m.Mode || st.Uid != m.UID || st.Gid != m.GID || st.Size != size ||
+			t.lenders.SameMtime && st.Mtim != mtime {
+			continue
+		}
+		src, err := from.subdir(sum[0], false)
+		if err != nil {
+			continue
+		}
+		added, err := t.link(src, sum)
+		switch {
+		case err == nil:
+			return Stored{Checksum: sum, Added: added, Linked: added}, true, nil
+		case !cannotLink(err) && !errors.Is(err, fs.ErrNotExist):
+			return Stored{}, false, err
+		}
+	}
+	return Stored{}, false, nil
 }
 
 // Transfer is how content objects get from one repository into another.

@@ -379,3 +379,115 @@ func importing(t *testing.T, from func(path string) string) sweepCase {
 	}
 	return c
 }
+
+// TestBorrow stores files of which another repository has some.
+func TestBorrow(t *testing.T) {
+	lender, to := objecttest.NewRepo(t), objecttest.NewRepo(t)
+	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
+	mtime := unix.Timespec{Sec: 1700000000, Nsec: 5}
+	file := func(content string) *objecttest.Node {
+		n := objecttest.File(0o644, content).Own(uid, gid)
+		n.Mtime = mtime
+		return n
+	}
+	large := strings.Repeat("large", 2000)
+	objecttest.Commit(t, lender, "r", objecttest.Dir(0o755, map[string]*objecttest.Node{
+		"small": file("small"), "large": file(large), "empty": file(""), "cut": file("cut off"), "adopt": file("adopt"),
+	}))
+	// What a power failure has cut off, and the lender does not know of.
+	cut := objectSum(t, file("cut off"))
+	if err := os.Truncate(objectPath(lender, cut), 1); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // for the check of the lender when the test ends
+		if err := os.WriteFile(objectPath(lender, cut), []byte("cut off"), 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	adopted := objecttest.OpenDir(t, t.TempDir())
+	if err := adopted.WriteFile("f", []byte("adopt"), 0o644, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := adopted.Utimes("f", mtime); err != nil {
+		t.Fatal(err)
+	}
+
+	store := map[string]func(*objectstore.Txn, unix.Timespec) (objectstore.Stored, error){
+		"small": func(txn *objectstore.Txn, mtime unix.Timespec) (objectstore.Stored, error) {
+			return txn.StoreFile(file("small").FileMeta(), mtime, []byte("small"))
+		},
+		"large": func(txn *objectstore.Txn, mtime unix.Timespec) (objectstore.Stored, error) {
+			w, err := txn.NewFile(file("large").FileMeta(), mtime)
+			if err != nil {
+				return objectstore.Stored{}, err
+			}
+			if _, err := w.Write([]byte(large)); err != nil {
+				return objectstore.Stored{}, err
+			}
+			return w.Commit()
+		},
+		"adopt": func(txn *objectstore.Txn, _ unix.Timespec) (objectstore.Stored, error) {
+			return txn.AdoptFile(nil, adopted, "f")
+		},
+		"empty": func(txn *objectstore.Txn, mtime unix.Timespec) (objectstore.Stored, error) {
+			return txn.StoreFile(file("").FileMeta(), mtime, nil)
+		},
+		"cut": func(txn *objectstore.Txn, mtime unix.Timespec) (objectstore.Stored, error) {
+			return txn.StoreFile(file("").FileMeta(), mtime, []byte("cut off"))
+		},
+		"new": func(txn *objectstore.Txn, mtime unix.Timespec) (objectstore.Stored, error) {
+			return txn.StoreFile(file("").FileMeta(), mtime, []byte("new"))
+		},
+	}
+	other := unix.Timespec{Sec: 1}
+	for name, f := range store {
+		for _, same := range []bool{true, false} {
+			for _, at := range []unix.Timespec{mtime, other} {
+				to := objecttest.NewRepo(t)
+				txn := begin(t, to)
+				txn.Borrow(objectstore.Lenders{Repos: []*objectstore.Repo{objecttest.NewRepo(t), lender}, SameMtime: same})
+				stored, err := f(txn, at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := name == "adopt" || (name == "small" || name == "large") && (at == mtime || !same)
+				if stored.Linked != want || !stored.Added || want && stored.Blocks != 0 {
+					t.Errorf("%s, only with its time: %t, it has it: %t: got %+v, want linked: %t", name, same, at == mtime, stored, want)
+				}
+				if want && inodeOf(t, to, stored.Checksum).Ino != inodeOf(t, lender, stored.Checksum).Ino {
+					t.Errorf("%s: two inodes, want one", name)
+				}
+				if again, err := f(txn, at); err != nil || again.Added || again.Linked {
+					t.Errorf("%s again: got %+v, %v, want that it is there", name, again, err)
+				}
+			}
+		}
+	}
+	// Without lenders nothing is looked for.
+	if stored, err := store["small"](begin(t, to), mtime); err != nil || stored.Linked {
+		t.Errorf("without lenders: got %+v, %v, want that it was written", stored, err)
+	}
+}
+
+func objectSum(tb testing.TB, n *objecttest.Node) objectstore.Checksum {
+	tb.Helper()
+	h, err := objectstore.NewContentHash(n.FileMeta())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	h.Write(n.Content)
+	return objectstore.Checksum(h.Sum(nil))
+}
+
+// TestBorrowElsewhere has a lender on another file system: files are written as without it.
+func TestBorrowElsewhere(t *testing.T) {
+	testenv.NeedsRoot(t)
+	lender, to := repoAt(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/repo"), objecttest.NewRepo(t)
+	objecttest.Commit(t, lender, "r", oneFile("f"))
+	txn := begin(t, to)
+	txn.Borrow(objectstore.Lenders{Repos: []*objectstore.Repo{lender}})
+	stored, err := txn.StoreFile(objecttest.File(0o644, "").FileMeta(), unix.Timespec{}, []byte("f"))
+	if err != nil || stored.Linked || !stored.Added {
+		t.Errorf("got %+v, %v, want that it was written", stored, err)
+	}
+}

@@ -22,6 +22,7 @@ import (
 type Stored struct {
 	Checksum Checksum
 	Added    bool  // it was not there before
+	Linked   bool  // it was added as a further name of an inode that another repository has
 	Blocks   int64 // bytes that it takes on the disk if it was added: its size in whole blocks
 }
 
@@ -46,6 +47,7 @@ type Txn struct {
 
 	onPublish func(ObjectName)
 	distrust  map[ObjectName]struct{}
+	lenders   Lenders
 
 	mu   sync.Mutex
 	refs []refChange
@@ -122,6 +124,11 @@ func (t *Txn) storeFile(m *FileMeta, mtime unix.Timespec, data []byte, sum Check
 	state, err := t.find(sum, m, int64(len(data)))
 	if err != nil || state == present {
 		return Stored{Checksum: sum}, err
+	}
+	if state == absent {
+		if stored, ok, err := t.borrow(sum, m, int64(len(data)), mtime); err != nil || ok {
+			return stored, err
+		}
 	}
 	f, err := t.repo.tmp.TmpFile(m.Mode & 0o777)
 	if err != nil {
@@ -223,7 +230,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false, err
 	}
-	if is, _, err := t.identify(nil, d, name); err == nil && is != sum {
+	if is, _, _, err := t.identify(nil, d, name); err == nil && is != sum {
 		if other, err := t.repo.stat(&is, TypeFile); err == nil && other.Ino == st.Ino {
 			return false, nil
 		}
@@ -239,7 +246,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 		}
 		return false, err
 	}
-	is, _, err := t.identify(nil, d, name)
+	is, _, _, err := t.identify(nil, d, name)
 	return is == sum, err
 }
 
@@ -377,6 +384,11 @@ func (w *FileWriter) commit(sum Checksum) (Stored, error) {
 	if err != nil || state == present {
 		return Stored{Checksum: sum}, err
 	}
+	if state == absent {
+		if stored, ok, err := w.txn.borrow(sum, w.meta, w.size, w.mtime); err != nil || ok {
+			return stored, err
+		}
+	}
 	if err := w.txn.setAttr(w.file, w.meta, w.mtime); err != nil {
 		return Stored{}, err
 	}
@@ -458,7 +470,7 @@ func (t *Txn) setLinkAttr(name string, m *FileMeta) error {
 //
 // EXDEV, EMLINK and EPERM of link(2) are returned for the caller to copy the file instead.
 func (t *Txn) AdoptFile(m *FileMeta, from *atfs.Dir, name string) (Stored, error) {
-	sum, size, err := t.identify(m, from, name)
+	sum, got, st, err := t.identify(m, from, name)
 	if err != nil {
 		return Stored{}, fmt.Errorf("adopt file: %w", err)
 	}
@@ -466,24 +478,27 @@ func (t *Txn) AdoptFile(m *FileMeta, from *atfs.Dir, name string) (Stored, error
 	if err != nil || have {
 		return Stored{Checksum: sum}, err
 	}
+	if stored, ok, err := t.borrow(sum, got, st.Size, st.Mtim); err != nil || ok {
+		return stored, storeError(TypeFile, sum, err)
+	}
 	added, err := t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return from.Link(name, d, looseName(&sum, TypeFile)) })
-	return t.stored(sum, added, size), storeError(TypeFile, sum, err)
+	return t.stored(sum, added, st.Size), storeError(TypeFile, sum, err)
 }
 
 // identify computes the checksum of an inode, whose metadata must be want unless that is nil.
-func (t *Txn) identify(want *FileMeta, from *atfs.Dir, name string) (Checksum, int64, error) {
+func (t *Txn) identify(want *FileMeta, from *atfs.Dir, name string) (Checksum, *FileMeta, unix.Stat_t, error) {
 	got, st, err := statFile(from, name)
 	if err != nil {
-		return Checksum{}, 0, err
+		return Checksum{}, nil, st, err
 	}
 	if err := got.Validate(); err != nil {
-		return Checksum{}, 0, fmt.Errorf("%s: %w", name, err)
+		return Checksum{}, nil, st, fmt.Errorf("%s: %w", name, err)
 	}
 	if want != nil && !got.equal(want) {
-		return Checksum{}, 0, fmt.Errorf("%s: %w", name, ErrMetadataDiffers)
+		return Checksum{}, nil, st, fmt.Errorf("%s: %w", name, ErrMetadataDiffers)
 	}
 	sum, err := hashFile(from, name, got)
-	return sum, st.Size, err
+	return sum, got, st, err
 }
 
 // equal reports whether two files have the same header.

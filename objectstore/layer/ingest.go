@@ -110,6 +110,7 @@ func (s *Store) begin(ctx context.Context) (*ingest, error) {
 		return nil, errors.Join(err, lock.Unlock())
 	}
 	txn.OnPublish(s.journal.published)
+	txn.Borrow(s.lenders)
 	in := &ingest{s: s, ctx: ctx, lock: lock, txn: txn, tree: newTree(s.opts.MaxEntries)}
 	in.pub = newPublisher(ctx, txn, s.opts)
 	return in, nil

@@ -35,6 +35,11 @@ type Options struct {
 	MaxEntries  int   // entries a layer may have, with 128 bytes of names, targets and attributes each on average; 1 Mi
 	MaxLinks    int   // hard links made to one object; what the file system allows
 
+	// Borrow has repositories on the same mount: a file that one of them has is not written, but linked to. With MtimeExact,
+	// where a checkout could not use such an inode but by a copy, only if it has the file's time too. They must outlive the
+	// store.
+	Borrow []*objectstore.Repo
+
 	// Journal lists layers that are not known to be on the disk in journal/, and has them synced in the background, so
 	// that Recover finds what a power failure has damaged. Without it, only Sync makes anything durable.
 	Journal    bool
@@ -82,6 +87,8 @@ type Store struct {
 	repo   *objectstore.Repo
 	opts   Options
 
+	lenders objectstore.Lenders
+
 	journal journal
 
 	mu        sync.Mutex
@@ -115,7 +122,27 @@ func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err e
 			return nil, err
 		}
 	}
+	if s.lenders, err = s.borrowFrom(opts.Borrow); err != nil {
+		return nil, err
+	}
 	return s, s.journal.open(s.root, opts)
+}
+
+func (s *Store) borrowFrom(repos []*objectstore.Repo) (_ objectstore.Lenders, err error) {
+	l := objectstore.Lenders{Repos: repos}
+	if len(repos) == 0 || s.opts.Mtime != MtimeExact {
+		return l, nil
+	}
+	var f [2]*atfs.File
+	for i := range f {
+		if f[i], err = s.tmp.TmpFile(0o600); err != nil {
+			return l, err
+		}
+		defer func() { err = errors.Join(err, f[i].Close()) }()
+	}
+	reflink, err := f[0].TryCloneFrom(f[1])
+	l.SameMtime = !reflink
+	return l, err
 }
 
 // Close syncs what is in the journal and closes the store's directories. Layers that are held stay held.
@@ -159,7 +186,7 @@ type Layer struct {
 type Usage struct{ Bytes, Inodes int64 }
 
 func (u *Usage) add(s objectstore.Stored) {
-	if s.Added {
+	if s.Added && !s.Linked {
 		u.Bytes += s.Blocks
 		u.Inodes++
 	}
