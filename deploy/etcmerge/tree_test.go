@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // A tree is what is in a directory, by path; "." may be the directory itself.
@@ -138,6 +139,7 @@ type scene struct{ pristine, current, fresh, to *atfs.Dir }
 
 func newScene(t *testing.T, pristine, current, fresh tree) scene {
 	t.Helper()
+	testenv.NeedsRoot(t) // for owners and devices
 	top := t.TempDir()
 	prepare(t, top, pristine, current, fresh)
 	s := openScene(t, top, nil)
