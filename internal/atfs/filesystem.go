@@ -45,7 +45,7 @@ func (d *Dir) Space() (s Space, known bool, err error) {
 	if err != nil {
 		return Space{}, false, err
 	}
-	bsize := uint64(max(st.Bsize, 1)) //nolint:unconvert // its type differs between architectures
+	bsize := uint64(max(st.Bsize, 1))
 	return Space{Free: st.Bfree * bsize, BlockSize: bsize}, st.Blocks > 0, nil
 }
 
@@ -136,15 +136,15 @@ func forkFreezer(fd int) (pid int, errno unix.Errno) {
 	}
 	child, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno == 0 && child == 0 {
-		unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
+		_, _, _ = unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
 		_, _, errno = unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), fiFreeze, 0)
 		if errno == 0 {
-			unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), fiThaw, 0)
+			_, _, _ = unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), fiThaw, 0)
 		}
 		for {
-			unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(errno), 0, 0)
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(errno), 0, 0)
 		}
 	}
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
+	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
 	return int(child), errno
 }
