@@ -42,6 +42,8 @@ type Case[S io.Closer] struct {
 	Check func(t *testing.T, s S, done bool)
 	// Survives says which operations on the disk may fail without Run returning an error. It may be nil: none.
 	Survives func(op atfs.Op, name string) bool
+	// Clean is called before the directory is removed, for what keeps it from being so. It may be nil.
+	Clean func(t *testing.T, path string)
 	// Min is a number of operations on the disk that Run is known to do at least.
 	Min int
 }
@@ -108,6 +110,9 @@ func (c Case[S]) sweep(t *testing.T, one func(t *testing.T, path string, at int)
 				c.Prepare(t, path)
 			}
 			reached = one(t, path, at)
+			if c.Clean != nil {
+				c.Clean(t, path)
+			}
 			if err := os.RemoveAll(path); err != nil {
 				t.Error(err)
 			}
