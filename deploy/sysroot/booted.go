@@ -1,0 +1,67 @@
+package sysroot
+
+import (
+	"encoding/binary"
+	"errors"
+	"io/fs"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
+)
+
+// bootedFile is in /run if ostree has prepared the root of the running system. Since 2023 it holds an a{sv}.
+const bootedFile = "ostree-booted"
+
+// findBooted returns the directory that the running system was booted from, nil if it is not a deployment's. That may be one
+// of another sysroot.
+func (s *Sysroot) findBooted() (*inode, error) {
+	if s.run == nil {
+		return nil, nil
+	}
+	data, err := s.run.ReadFile(bootedFile, maxStagedLen)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	// With an overlay as root, what is below it is recorded.
+	if id, ok := parseBooted(data); ok {
+		return &id, nil
+	}
+	name := s.opts.Root
+	if name == "" {
+		name = "/"
+	}
+	root, err := atfs.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	st, err := root.Lstat(".")
+	return &inode{st.Dev, st.Ino}, err
+}
+
+var pairType = gvariant.MustType("(tt)")
+
+func parseBooted(data []byte) (id inode, ok bool) {
+	entries, err := gvariant.ParseDict(data)
+	if err != nil {
+		return inode{}, false
+	}
+	v := lookup(entries, "backing-root-device-inode")
+	if v.Type != pairType.String() || pairType.Check(v.Data) != nil {
+		return inode{}, false
+	}
+	return inode{binary.LittleEndian.Uint64(v.Data), binary.LittleEndian.Uint64(v.Data[8:])}, true
+}
+
+// lookup returns the value of a key, the zero Variant if it is not there.
+func lookup(entries []gvariant.Entry, key string) gvariant.Variant {
+	for _, e := range entries {
+		if e.Key == key {
+			return e.Value
+		}
+	}
+	return gvariant.Variant{}
+}

@@ -1,0 +1,217 @@
+package sysroot
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// checkTree refuses trees that would not boot, or not work, as this package deploys them.
+func (t *osTree) checkTree(noSELinux bool) error {
+	etc, err := t.dir("etc")
+	if err != nil {
+		return err
+	}
+	usrEtc, err := t.dir("usr/etc")
+	if err != nil {
+		return err
+	}
+	if etc != nil && len(etc.Files)+len(etc.Dirs) > 0 && usrEtc != nil {
+		return fmt.Errorf("the tree has both /etc and /usr/etc: %w", ErrInvalid)
+	}
+	if !noSELinux {
+		if err := t.checkSELinux(); err != nil {
+			return err
+		}
+	}
+	return t.checkComposefs()
+}
+
+// checkSELinux refuses a tree that enforces, or logs by, a policy: its files have no labels.
+func (t *osTree) checkSELinux() error {
+	for _, etc := range []string{"usr/etc", "etc"} {
+		data, err := t.readFile(path.Join(etc, "selinux/config"), maxConfigLen)
+		if isAbsent(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		mode, policy := parseSELinux(data)
+		if mode != "enforcing" && mode != "permissive" || policy == "" || strings.Contains(policy, "/") {
+			continue
+		}
+		dir := path.Join(etc, "selinux", policy)
+		if _, err := t.lookup(dir); isAbsent(err) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: the tree has %q (%s, in /%s), by which files must be labelled, and deployments are not yet",
+			ErrSELinux, policy, mode, dir)
+	}
+	return nil
+}
+
+func parseSELinux(data []byte) (mode, policy string) {
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for lines.Scan() {
+		key, value, _ := strings.Cut(strings.TrimSpace(lines.Text()), "=")
+		switch value = strings.TrimSpace(value); strings.TrimSpace(key) {
+		case "SELINUX":
+			mode = strings.ToLower(value)
+		case "SELINUXTYPE":
+			policy = value
+		}
+	}
+	return mode, policy
+}
+
+// checkComposefs refuses a tree whose root must be a composefs image: deployments do not get one.
+func (t *osTree) checkComposefs() error {
+	const name = "usr/lib/ostree/prepare-root.conf"
+	data, err := t.readFile(name, maxConfigLen)
+	if isAbsent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f, err := keyfile.Parse(data)
+	if err != nil {
+		return fmt.Errorf("/%s: %w: %w", name, err, ErrInvalid)
+	}
+	switch v, _ := f.Get("composefs", "enabled"); v {
+	case "yes", "true", "1", "verity", "signed":
+		return fmt.Errorf("%w: the tree demands a composefs image as its root (/%s), and deployments do not get one yet", ErrUnsupported, name)
+	}
+	return nil
+}
+
+// checkSpace refuses a deployment that does not fit: its kernel into /boot, its /etc into the sysroot.
+func (s *Sysroot) checkSpace(ctx context.Context, d *Deployment, t *osTree, k *kernel) error {
+	boot, known, err := s.boot.Space()
+	if err != nil {
+		return err
+	}
+	copied, err := s.kernelIsCopied()
+	if err != nil {
+		return err
+	}
+	need := int64(0)
+	var files []BootFile
+	for _, f := range k.files {
+		name := path.Join(kernelDir(d), f.name)
+		files = append(files, BootFile{name, f.size})
+		there, err := s.boot.Exists(name)
+		if err != nil {
+			return err
+		}
+		if !there && copied {
+			need += roundUp(f.size, boot.BlockSize)
+		}
+	}
+	// Directories of links and entries, and entries.
+	need += int64(16+len(k.files)) * int64(boot.BlockSize)
+	if known && need > int64(min(boot.Free, 1<<62)) {
+		return fmt.Errorf("%w: the boot file system needs %s, has %s", ErrNoSpace, bytesText(need), bytesText(int64(boot.Free)))
+	}
+	if s.opts.Bootloader != nil {
+		if err := s.opts.Bootloader.Check(ctx, files); err != nil {
+			return err
+		}
+	}
+	root, known, err := s.dir.Space()
+	if err != nil || !known {
+		return err
+	}
+	n, err := t.lookup("usr/etc")
+	if isAbsent(err) {
+		n, err = t.lookup("etc")
+	}
+	if isAbsent(err) || err == nil && !n.dir {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if need, err = t.copySize(ctx, n, root.BlockSize); err != nil {
+		return err
+	}
+	if need > int64(min(root.Free, 1<<62)) {
+		return fmt.Errorf("%w: /etc of the deployment needs %s, the sysroot has %s", ErrNoSpace, bytesText(need), bytesText(int64(root.Free)))
+	}
+	return nil
+}
+
+// kernelIsCopied reports whether objects cannot be linked into /boot.
+func (s *Sysroot) kernelIsCopied() (bool, error) {
+	boot, err := s.boot.Lstat(".")
+	if err != nil {
+		return false, err
+	}
+	objects, err := s.repo.ObjectsDir().Lstat(".")
+	return boot.Dev != objects.Dev, err
+}
+
+// copySize is what a copy of a directory takes, at least.
+func (t *osTree) copySize(ctx context.Context, n node, block uint64) (int64, error) {
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	d, err := t.read(n)
+	if err != nil {
+		return 0, err
+	}
+	size := int64(block)
+	for _, f := range d.Files {
+		st, err := t.repo.Stat(f.Checksum)
+		if err != nil {
+			return 0, err
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFREG {
+			size += roundUp(st.Size, block)
+		}
+	}
+	for _, sub := range d.Dirs {
+		below, err := t.copySize(ctx, node{true, sub.Tree, sub.Meta}, block)
+		if err != nil {
+			return 0, err
+		}
+		size += below
+	}
+	return size, nil
+}
+
+func roundUp(size int64, block uint64) int64 {
+	b := int64(max(block, 1))
+	return (size + b - 1) / b * b
+}
+
+// bytesText is a number of bytes for people.
+func bytesText(n int64) string {
+	switch {
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MiB", n>>20)
+	case n >= 10<<10:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d bytes", n)
+}
+
+// commitError makes the error of a commit that is not there one that says so.
+func commitError(sum objectstore.Checksum, err error) error {
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return fmt.Errorf("commit %s is not complete in the sysroot's repository: %w", sum, err)
+	}
+	return err
+}

@@ -1,0 +1,155 @@
+package sysroot
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+)
+
+const maxConfigLen = 1 << 20
+
+// config is what the repository's config says of the sysroot.
+type config struct {
+	bootloader       string      // "auto" if it says nothing
+	bootPrefix       bool        // paths in entries begin with /boot
+	exceptDefault    []bls.Field // what entries have but that of the default deployment
+	requireComposefs bool
+}
+
+func readConfig(dir *atfs.Dir) (config, error) {
+	name := path.Join(repoDir, "config")
+	text, err := dir.ReadFile(name, maxConfigLen)
+	if err != nil {
+		return config{}, err
+	}
+	c, err := parseConfig(text)
+	if err != nil {
+		return config{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return c, nil
+}
+
+func parseConfig(text []byte) (config, error) {
+	f, err := keyfile.Parse(text)
+	if err != nil {
+		return config{}, err
+	}
+	c := config{bootloader: "auto"}
+	if v, ok := f.Get("sysroot", "bootloader"); ok {
+		c.bootloader = v
+	}
+	if c.bootPrefix, err = f.Bool("sysroot", "bootprefix", false); err != nil {
+		return config{}, err
+	}
+	pairs, _ := f.Get("sysroot", "bls-append-except-default")
+	for pair := range strings.SplitSeq(pairs, ";") {
+		if key, value, ok := strings.Cut(pair, "="); ok {
+			c.exceptDefault = append(c.exceptDefault, bls.Field{Key: key, Value: value})
+		}
+	}
+	composefs, _ := f.Get("ex-integrity", "composefs")
+	c.requireComposefs = composefs == "yes" || composefs == "true"
+	return c, nil
+}
+
+// prefix stands in front of the paths below /boot that entries have.
+func (c *config) prefix() string {
+	if c.bootPrefix {
+		return "/boot/"
+	}
+	return "/"
+}
+
+// checkSupported refuses sysroots that other tools expect something of that this package does not write.
+func (s *Sysroot) checkSupported() error {
+	name := s.config.bootloader
+	var evidence string
+	switch name {
+	case "none":
+	case "auto":
+		var err error
+		if name, evidence, err = s.probeBootloader(); err != nil {
+			return err
+		}
+	default:
+		evidence = "the repository's config says so"
+	}
+	if evidence != "" {
+		return fmt.Errorf("%w: the boot loader is %q (%s), whose configuration would have to be generated; if it reads the entries in "+
+			"/boot/loader itself, say so with \"ostree config --repo=%s set sysroot.bootloader none\"",
+			ErrUnsupported, name, evidence, path.Join(s.dir.Path(), repoDir))
+	}
+	if s.config.requireComposefs {
+		return fmt.Errorf("%w: the repository's config demands composefs images of deployments (ex-integrity.composefs)", ErrUnsupported)
+	}
+	return nil
+}
+
+// probeBootloader looks for boot loaders in the order in which libostree does. No evidence: there is none that needs a
+// configuration of its own.
+func (s *Sysroot) probeBootloader() (name, evidence string, err error) {
+	exists := func(names ...string) (string, error) {
+		for _, n := range names {
+			ok, err := s.boot.Exists(n)
+			if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+				continue
+			}
+			if ok || err != nil {
+				return "/boot/" + n, err
+			}
+		}
+		return "", nil
+	}
+	if evidence, err = exists("syslinux/syslinux.cfg"); evidence != "" || err != nil {
+		return "syslinux", evidence, err
+	}
+	static, err := s.grubIsStatic()
+	if err != nil {
+		return "", "", err
+	}
+	if !static {
+		candidates := []string{"grub2/grub.cfg", "grub/grub.cfg"}
+		vendors, err := readNames(s.boot, "efi/EFI")
+		if err != nil && !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.ENOTDIR) {
+			return "", "", err
+		}
+		for _, v := range vendors {
+			candidates = append(candidates, path.Join("efi/EFI", v, "grub.cfg"))
+		}
+		if evidence, err = exists(candidates...); evidence != "" || err != nil {
+			return "grub2", evidence, err
+		}
+	}
+	evidence, err = exists("loader.0/uEnv.txt", "loader.1/uEnv.txt")
+	return "uboot", evidence, err
+}
+
+// grubIsStatic reports whether GRUB's configuration is one that reads boot/loader itself.
+func (s *Sysroot) grubIsStatic() (bool, error) {
+	if ok, err := s.boot.Exists("grub2/.grub2-blscfg-supported"); ok || err != nil && !errors.Is(err, unix.ELOOP) {
+		return ok, err
+	}
+	text, err := s.boot.ReadFile("bootupd-state.json", maxConfigLen)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var state struct {
+		StaticConfigs map[string]any `json:"static-configs"`
+	}
+	if err := json.Unmarshal(text, &state); err != nil {
+		return false, fmt.Errorf("parse /boot/bootupd-state.json: %w", err)
+	}
+	return state.StaticConfigs != nil, nil
+}

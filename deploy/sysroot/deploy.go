@@ -1,0 +1,203 @@
+package sysroot
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// updatedFile in /etc and /var tells systemd that what there is to do after an update has been done.
+const updatedFile = ".updated"
+
+// makeDeployment writes the deployment that a plan has new: its tree, /etc of its own, its origin file. The tree has no name that
+// boots it yet. With the plan's merge of /etc, the deployment is finished.
+func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
+	d := p.New
+	if err := s.dir.MkdirAll(deploysDir(d.Stateroot), dirMode); err != nil {
+		return err
+	}
+	if err := s.dir.MkdirAll(backingDir(d.Stateroot), 0o700); err != nil {
+		return err
+	}
+	parent, err := s.dir.OpenDir(deploysDir(d.Stateroot))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if err := s.repo.Checkout(ctx, d.Commit, parent, d.Name(), objectstore.CheckoutOptions{PassthroughWhiteouts: true}); err != nil {
+		return err
+	}
+	root, err := parent.OpenDir(d.Name())
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := s.makeEtc(ctx, p.tree, root); err != nil {
+		return err
+	}
+	if err := s.fillVar(ctx, p.tree, d.Stateroot); err != nil {
+		return err
+	}
+	if err := s.writeOrigin(d, false); err != nil {
+		return err
+	}
+	if p.Staged {
+		return nil
+	}
+	return s.finishDeployment(ctx, p, root)
+}
+
+// makeEtc gives a deployment an /etc that can be changed: a copy of its /usr/etc. In older trees that is called /etc.
+func (s *Sysroot) makeEtc(ctx context.Context, t *osTree, root *atfs.Dir) error {
+	etc, err := t.lookup("etc")
+	if err == nil && etc.dir {
+		usrEtc, uerr := t.lookup("usr/etc")
+		switch {
+		case isAbsent(uerr):
+			err = root.Rename("etc", root, "usr/etc", 0)
+		case uerr != nil:
+			err = uerr
+		default:
+			etc = usrEtc
+			err = root.Rmdir("etc") // which is empty
+		}
+	} else if isAbsent(err) {
+		etc, err = t.lookup("usr/etc")
+	}
+	if isAbsent(err) || err == nil && !etc.dir {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.repo.CheckoutTree(ctx, etc.sum, etc.meta, root, "etc", objectstore.CheckoutOptions{ForceCopy: true, PassthroughWhiteouts: true})
+}
+
+// varTmp is where what becomes /var is written first.
+const varTmp = "var.tmp-init"
+
+// fillVar gives an empty /var of a stateroot the content of the commit's, at once. There is no merging later.
+func (s *Sysroot) fillVar(ctx context.Context, t *osTree, stateroot string) error {
+	names, err := readNames(s.dir, varDir(stateroot))
+	if len(names) > 0 || err != nil {
+		return err
+	}
+	parent, err := s.dir.OpenDir(staterootDir(stateroot))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	const tmp = varTmp
+	if err := parent.RemoveAll(tmp); err != nil {
+		return err
+	}
+	n, err := t.lookup("var")
+	switch {
+	case isAbsent(err) || err == nil && !n.dir:
+		err = parent.Mkdir(tmp, dirMode)
+	case err == nil:
+		err = s.repo.CheckoutTree(ctx, n.sum, n.meta, parent, tmp, objectstore.CheckoutOptions{ForceCopy: true})
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := t.lookup("usr/lib/tmpfiles.d"); isAbsent(err) {
+		if err := legacyVar(parent, tmp); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	names, err = readNames(parent, tmp)
+	if err == nil && len(names) > 0 {
+		err = parent.Rename(tmp, parent, "var", 0)
+	} else if err == nil {
+		err = parent.Rmdir(tmp) // it would change nothing but attributes
+	}
+	if err != nil {
+		return errors.Join(err, parent.RemoveAll(tmp))
+	}
+	return nil
+}
+
+// legacyVar makes what every system expects in /var, for those that do not make it themselves.
+func legacyVar(parent *atfs.Dir, name string) error {
+	for _, d := range []struct {
+		name string
+		mode uint32
+	}{{"tmp", 0o1777}, {"lib", dirMode}, {"log", dirMode}} {
+		err := parent.Mkdir(path.Join(name, d.name), d.mode)
+		if errors.Is(err, fs.ErrExist) && d.mode&unix.S_ISVTX != 0 {
+			err = parent.Chmod(path.Join(name, d.name), d.mode)
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	for _, l := range []struct{ name, target string }{{"run", "../run"}, {"lock", "../run/lock"}} {
+		if err := parent.Symlink(l.target, path.Join(name, l.name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// finishDeployment does what is done last to a deployment: changes of /etc are merged, and nothing can be added to its root
+// any more. It can be repeated.
+func (s *Sysroot) finishDeployment(ctx context.Context, p *Plan, root *atfs.Dir) error {
+	d := p.New
+	if p.Etc != nil {
+		if err := s.mergeEtc(ctx, p, root); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{d.Path() + "/etc/" + updatedFile, varDir(d.Stateroot) + "/" + updatedFile} {
+		if err := ignoreNotExist(s.dir.Unlink(name)); err != nil {
+			return err
+		}
+	}
+	if err := s.makeBacking(d); err != nil {
+		return err
+	}
+	return root.SetImmutable(true)
+}
+
+func (s *Sysroot) mergeEtc(ctx context.Context, p *Plan, root *atfs.Dir) error {
+	current, err := s.dir.OpenDir(p.merge.Path() + "/etc")
+	if err != nil {
+		return err
+	}
+	defer current.Close()
+	to, err := root.OpenDir("etc")
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.Etc.Apply(ctx, current, to), to.Close())
+}
+
+// makeBacking makes the directories for the upper layer of a root that forgets at reboot, as ostree does since 2023.9.
+func (s *Sysroot) makeBacking(d *Deployment) error {
+	root, err := s.dir.Lstat(d.Path())
+	if err != nil {
+		return err
+	}
+	base := path.Join(backingDir(d.Stateroot), d.Name(), "root-transient")
+	if err := s.dir.MkdirAll(path.Join(base, "work"), 0o700); err != nil {
+		return err
+	}
+	return s.dir.MkdirAll(path.Join(base, "upper"), root.Mode&0o7777)
+}
+
+// writeOrigin writes the origin file of a deployment, if it has one.
+func (s *Sysroot) writeOrigin(d *Deployment, sync bool) error {
+	if d.Origin == nil {
+		return nil
+	}
+	return s.dir.WriteFile(originPath(d), d.Origin.Marshal(), fileMode, sync)
+}

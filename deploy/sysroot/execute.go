@@ -1,0 +1,117 @@
+package sysroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+)
+
+// Execute makes the change. The caller holds the lock, and has held it since before the state was loaded from which the plan
+// was made: a sysroot that is another than then is ErrChanged. After an error, or when the process is killed, the sysroot boots
+// as before or as planned; to plan and execute the same again finishes it. An error before that is decided leaves nothing behind.
+func (s *Sysroot) Execute(ctx context.Context, p *Plan) error {
+	if err := s.execute(ctx, p); err != nil {
+		return fmt.Errorf("%s: %w", p.what, err)
+	}
+	return nil
+}
+
+func (s *Sysroot) execute(ctx context.Context, p *Plan) error {
+	if err := s.checkWritable(); err != nil {
+		return err
+	}
+	now, err := s.load(ctx)
+	if err != nil {
+		return err
+	}
+	if !now.equal(p.state) {
+		return ErrChanged
+	}
+	if p.pin != nil {
+		if err := s.setPinned(p.pin, p.pinned); err != nil {
+			return err
+		}
+	}
+	if p.changesBoot() || p.New != nil {
+		if err := s.change(ctx, p, now); err != nil {
+			return err
+		}
+	}
+	if p.dropStaged {
+		if err := s.forgetStaged(); err != nil {
+			return err
+		}
+	}
+	if p.changesBoot() || p.New != nil || p.dropStaged {
+		if err := s.bump(); err != nil {
+			return err
+		}
+	}
+	return s.cleanup(ctx, !p.NoPrune)
+}
+
+// changesBoot reports whether what boots is another than before.
+func (p *Plan) changesBoot() bool {
+	if len(p.Deployments) != len(p.state.Deployments) {
+		return true
+	}
+	for i, d := range p.Deployments {
+		if d != p.state.Deployments[i] {
+			return true
+		}
+	}
+	return false
+}
+
+// change makes the new deployment and has the list of deployments boot. If it does not come to that, what it has made is removed.
+func (s *Sysroot) change(ctx context.Context, p *Plan, now *State) (err error) {
+	// What an interrupted attempt has left would have other names be chosen than without it.
+	var others []*Deployment
+	if p.finalize {
+		others = append(others, p.New)
+	}
+	if err := s.removeLeftovers(ctx, now, others); err != nil {
+		return err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if after, lerr := s.load(context.WithoutCancel(ctx)); lerr == nil && after.equal(now) {
+			// What cannot be removed now the next plan that is executed removes.
+			_ = s.removeLeftovers(context.WithoutCancel(ctx), after, others)
+		}
+	}()
+	switch {
+	case p.finalize:
+		err = s.finishStaged(ctx, p)
+	case p.New != nil:
+		err = s.makeDeployment(ctx, p)
+	}
+	if err != nil {
+		return err
+	}
+	if p.Staged {
+		return s.writeStaged(p)
+	}
+	return s.writeList(ctx, p)
+}
+
+func (s *Sysroot) setPinned(d *Deployment, pinned bool) error {
+	if d.Pinned() == pinned {
+		return nil
+	}
+	changed := *d
+	changed.Origin = &keyfile.File{}
+	if d.Origin != nil {
+		changed.Origin = d.Origin.Clone()
+	}
+	if pinned {
+		changed.Origin.Set(transientGroup, pinnedKey, "true")
+	} else {
+		changed.Origin.Remove(transientGroup, pinnedKey)
+	}
+	return errors.Join(s.writeOrigin(&changed, true), s.bump())
+}

@@ -1,0 +1,271 @@
+package sysroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+const (
+	maxEntryLen  = 64 << 10 // of an entry; kernels take command lines of a few KiB
+	maxOriginLen = 1 << 20
+	maxEntries   = 1000
+)
+
+// Load reads the state. What libostree would not have left behind, not even when it is killed, is ErrCorrupt: above all an
+// entry of boot/loader that leads to no deployment.
+func (s *Sysroot) Load(ctx context.Context) (*State, error) {
+	st, err := s.load(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load sysroot %s: %w", s.dir.Path(), err)
+	}
+	return st, nil
+}
+
+func (s *Sysroot) load(ctx context.Context) (*State, error) {
+	st := &State{}
+	var err error
+	if st.BootVersion, err = s.bootVersion(); err != nil {
+		return nil, err
+	}
+	if st.SubBootVersion, err = s.subBootVersion(st.BootVersion); err != nil {
+		return nil, err
+	}
+	entries, err := s.readEntries(st.BootVersion)
+	if err != nil {
+		return nil, err
+	}
+	booted, err := s.findBooted()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		d, err := s.readDeployment(e, st)
+		if err != nil {
+			return nil, fmt.Errorf("boot loader entry %s: %w", e.Name, err)
+		}
+		if d == nil {
+			continue
+		}
+		if booted != nil && st.Booted == nil {
+			is, err := s.isInode(d.Path(), booted)
+			if err != nil {
+				return nil, err
+			}
+			if is {
+				st.Booted = d
+			}
+		}
+		st.Deployments = append(st.Deployments, d)
+	}
+	if err := s.readTries(ctx, st); err != nil {
+		return nil, err
+	}
+	st.Staged, err = s.readStaged(st)
+	return st, err
+}
+
+// bootVersion returns the B that boot/loader leads to, 0 if there is none yet.
+func (s *Sysroot) bootVersion() (int, error) { return switchValue(s.boot.Readlink, "loader", "loader") }
+
+// subBootVersion returns the S that ostree/boot.B leads to, 0 if there is none yet.
+func (s *Sysroot) subBootVersion(b int) (int, error) {
+	name := "boot." + strconv.Itoa(b)
+	return switchValue(s.dir.Readlink, path.Join(ostreeDir, name), name)
+}
+
+// switchValue reads a symbolic link that leads to prefix.0 or prefix.1.
+func switchValue(readlink func(string) (string, error), name, prefix string) (int, error) {
+	target, err := readlink(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, nil
+	case errors.Is(err, unix.EINVAL):
+		return 0, fmt.Errorf("%s is no symbolic link: %w", name, ErrCorrupt)
+	case err != nil:
+		return 0, err
+	case target == prefix+".0":
+		return 0, nil
+	case target == prefix+".1":
+		return 1, nil
+	}
+	return 0, fmt.Errorf("%s leads to %.100q: %w", name, target, ErrCorrupt)
+}
+
+func loaderDir(b int) string  { return "loader." + strconv.Itoa(b) }
+func entriesDir(b int) string { return path.Join(loaderDir(b), "entries") }
+
+// linksDir is ostree/boot.B.S.
+func linksDir(b, sub int) string {
+	return path.Join(ostreeDir, "boot."+strconv.Itoa(b)+"."+strconv.Itoa(sub))
+}
+
+// readEntries returns the entries of ostree's in boot/loader.B, in boot order.
+func (s *Sysroot) readEntries(b int) ([]BootEntry, error) {
+	dir := entriesDir(b)
+	names, err := readNames(s.boot, dir)
+	if err != nil {
+		return nil, err
+	}
+	var entries []BootEntry
+	for _, n := range names {
+		name, ok := bls.ParseName(n)
+		if !ok || !strings.HasPrefix(n, "ostree-") {
+			continue
+		}
+		if len(entries) == maxEntries {
+			return nil, fmt.Errorf("more than %d boot loader entries: %w", maxEntries, ErrCorrupt)
+		}
+		text, err := s.boot.ReadFile(path.Join(dir, n), maxEntryLen)
+		if err != nil {
+			return nil, err
+		}
+		e, err := bls.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("boot loader entry %s: %w: %w", n, err, ErrCorrupt)
+		}
+		entries = append(entries, BootEntry{name, e, n})
+	}
+	slices.SortStableFunc(entries, func(a, b BootEntry) int {
+		switch x, y := a.Entry.Version, b.Entry.Version; {
+		case x == "" || y == "":
+			return len(y) - len(x) // those without come last
+		default:
+			return bls.CompareVersions(y, x)
+		}
+	})
+	return entries, nil
+}
+
+// readDeployment returns the deployment that an entry leads to, nil if the entry has no ostree=.
+func (s *Sysroot) readDeployment(e BootEntry, st *State) (*Deployment, error) {
+	args := kargs.Parse(e.Entry.Options)
+	value, ok := args.Value("ostree")
+	if !ok {
+		return nil, nil
+	}
+	arg, err := bls.ParseOSTreeArg(value)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, ErrCorrupt)
+	}
+	link := path.Join(linksDir(arg.BootVersion, st.SubBootVersion), arg.Stateroot, arg.BootCsum, strconv.Itoa(arg.BootSerial))
+	if arg.BootVersion != st.BootVersion {
+		return nil, fmt.Errorf("ostree=%s is not of boot version %d: %w", value, st.BootVersion, ErrCorrupt)
+	}
+	target, err := s.dir.Readlink(link)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, ErrCorrupt)
+	}
+	d := &Deployment{
+		Stateroot: arg.Stateroot, BootCsum: arg.BootCsum, BootSerial: arg.BootSerial,
+		Kargs: args.Without("ostree"), Title: e.Entry.Title, Extra: e.Entry.Extra, Tries: e.Name.Tries, entry: e.Entry,
+		overlays: overlaysOf(e.Entry), file: e.file,
+	}
+	if d.Commit, d.Serial, err = parseDeployName(path.Base(target)); err != nil || target != path.Join("../../..", "deploy", d.Stateroot, "deploy", d.Name()) {
+		return nil, fmt.Errorf("%s leads to %.300q: %w", link, target, ErrCorrupt)
+	}
+	return d, s.readDetails(d)
+}
+
+// readDetails reads what is known of a deployment beside its entry. That its directory does not exist is ErrCorrupt.
+func (s *Sysroot) readDetails(d *Deployment) error {
+	fi, err := s.dir.Lstat(d.Path())
+	if err == nil && fi.Mode&unix.S_IFMT != unix.S_IFDIR {
+		err = unix.ENOTDIR
+	}
+	if err != nil {
+		return fmt.Errorf("deployment %s: %w: %w", d.Path(), err, ErrCorrupt)
+	}
+	if d.Origin, err = s.readOrigin(d); err != nil {
+		return err
+	}
+	d.Version, err = s.commitVersion(d.Commit)
+	return err
+}
+
+// commitVersion returns the version of a commit, "" if it has none, or is not in the repository any more.
+func (s *Sysroot) commitVersion(sum objectstore.Checksum) (string, error) {
+	c, err := s.repo.Commit(sum)
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	v, _ := c.MetaString("version")
+	return v, nil
+}
+
+// parseDeployName takes the name of a deployment's directory apart: <commit>.<serial>.
+func parseDeployName(name string) (sum objectstore.Checksum, serial int, err error) {
+	hex, number, ok := strings.Cut(name, ".")
+	if ok {
+		if sum, err = objectstore.ParseChecksum(hex); err == nil {
+			serial, err = strconv.Atoi(number)
+		}
+	}
+	if !ok || err != nil || serial < 0 || strconv.Itoa(serial) != number {
+		return sum, 0, fmt.Errorf("name of a deployment %.100q: %w", name, ErrCorrupt)
+	}
+	return sum, serial, nil
+}
+
+func originPath(d *Deployment) string { return d.Path() + ".origin" }
+
+func (s *Sysroot) readOrigin(d *Deployment) (*keyfile.File, error) {
+	text, err := s.dir.ReadFile(originPath(d), maxOriginLen)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := keyfile.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("origin file %s: %w: %w", originPath(d), err, ErrCorrupt)
+	}
+	return f, nil
+}
+
+// readTries asks the boot loader what is left of the boot counting.
+func (s *Sysroot) readTries(ctx context.Context, st *State) error {
+	if s.opts.Bootloader == nil {
+		return nil
+	}
+	tries, err := s.opts.Bootloader.Tries(ctx)
+	if err != nil {
+		return fmt.Errorf("read boot counting: %w", err)
+	}
+	for _, d := range st.Deployments {
+		if left, ok := tries[d.ostreeArg(st.BootVersion)]; ok {
+			d.Tries = left
+		}
+	}
+	return nil
+}
+
+// An inode identifies a directory.
+type inode struct{ dev, ino uint64 }
+
+func (s *Sysroot) isInode(name string, id *inode) (bool, error) {
+	st, err := s.dir.Lstat(name)
+	if err != nil {
+		return false, err
+	}
+	return inode{st.Dev, st.Ino} == *id, nil
+}

@@ -1,0 +1,427 @@
+package sysroot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// A Request asks for a deployment.
+type Request struct {
+	Stateroot string // must exist
+	Commit    objectstore.Checksum
+	Origin    *keyfile.File // is copied, without what concerns a single deployment; nil: no origin file
+	Kargs     kargs.List    // without ostree=; nil: those of Merge
+	Merge     *Deployment   // of the state: its /etc is merged, and it is kept; nil: no merge
+
+	Retain     bool // keeps all deployments that there are
+	Stage      bool // to be finalized at shutdown; needs a booted deployment
+	NotDefault bool // behind the booted one, or the one whose /etc is merged, or all others
+	NoSELinux  bool // deploy a tree with an SELinux policy though nothing is labelled
+	NoPrune    bool // leave objects in the repository that nothing needs any more
+	Tries      int  // boots it has to prove itself; 0: boots are not counted
+
+	// From is where the commit is read to make the plan; nil: the sysroot's repository. It is for plans that are only to be
+	// looked at: to execute one the commit must be in the sysroot's repository.
+	From *objectstore.Repo
+}
+
+// A Plan is a change of a sysroot that has not been made.
+type Plan struct {
+	Deployments []*Deployment  // in boot order, as they are to be; without a staged one
+	New         *Deployment    // one of Deployments, or staged; nil: none is made
+	Staged      bool           // New is staged
+	Removed     []*Deployment  // deployments that are to go, a staged one among them
+	Etc         *etcmerge.Plan // merge of /etc into New; nil: none, or not before it is finalized
+	Leftovers   []string       // paths of what else goes, since no deployment needs it; of a plan to clean up
+	Notes       []string       // what else happens that one might not expect, as sentences
+	NoPrune     bool           // leave objects in the repository that nothing needs any more; may be changed
+
+	what  string // the change in one line
+	state *State // from which it was made
+
+	tree   *osTree // of New
+	kernel *kernel // of New
+	merge  *Deployment
+	args   kargs.List // of New, with ostree= in its place; nil: it has none yet
+
+	finalize   bool        // New is what was staged
+	dropStaged bool        // what is staged goes
+	pin        *Deployment // whose origin file changes; nil: none
+	pinned     bool        // to this
+}
+
+// String lists what is going to happen, one thing a line.
+func (p *Plan) String() string {
+	lines := []string{p.what}
+	if p.New != nil {
+		lines = append(lines, "kernel arguments: "+p.New.Kargs.String())
+	}
+	if p.Etc != nil {
+		modified, removed, added := p.Etc.Counts()
+		lines = append(lines, fmt.Sprintf("merge /etc of %s: %d modified, %d removed, %d added", p.merge.short(), modified, removed, added))
+	}
+	for _, d := range p.Removed {
+		lines = append(lines, "remove "+d.short())
+	}
+	for _, name := range p.Leftovers {
+		lines = append(lines, "remove "+name)
+	}
+	if len(p.Deployments) > 0 {
+		lines = append(lines, "then boots "+p.Deployments[0].short())
+	}
+	return strings.Join(append(lines, p.Notes...), "\n")
+}
+
+// short is a name of a deployment for people.
+func (d *Deployment) short() string {
+	return fmt.Sprintf("%s %s.%d", d.Stateroot, d.Commit.String()[:12], d.Serial)
+}
+
+// PlanDeploy plans a new deployment of a commit that is in the repository. It verifies what can be verified: the commit, its
+// kernel, the room in /boot and for /etc. The merge of /etc is planned too; its conflicts are an error (see
+// [etcmerge.Plan.Err]), returned together with the plan.
+func (s *Sysroot) PlanDeploy(ctx context.Context, st *State, r Request) (*Plan, error) {
+	p, err := s.planDeploy(ctx, st, r)
+	if err != nil {
+		err = fmt.Errorf("plan deployment of %s: %w", r.Commit, commitError(r.Commit, err))
+	}
+	return p, err
+}
+
+func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, error) {
+	if err := s.checkRequest(st, &r); err != nil {
+		return nil, err
+	}
+	p := &Plan{state: st, Staged: r.Stage, NoPrune: r.NoPrune, merge: r.Merge}
+	var err error
+	if p.tree, err = openTree(cmp.Or(r.From, s.repo), r.Commit); err != nil {
+		return nil, err
+	}
+	if err := p.tree.checkTree(r.NoSELinux); err != nil {
+		return nil, err
+	}
+	if _, err := p.tree.systemName(); err != nil {
+		return nil, err
+	}
+	if p.kernel, err = p.tree.findKernel(ctx, ""); err != nil {
+		return nil, err
+	}
+	d := &Deployment{
+		Stateroot: r.Stateroot, Commit: r.Commit, Serial: st.nextSerial(r.Stateroot, r.Commit), BootCsum: p.kernel.csum,
+		Origin: originOf(r.Origin), Kargs: r.Kargs,
+	}
+	d.Version, _ = p.tree.commit.MetaString("version")
+	if r.Kargs == nil && r.Merge != nil {
+		d.Kargs = r.Merge.Kargs
+	}
+	if r.Tries > 0 {
+		d.Tries = &bls.Tries{Left: r.Tries}
+	}
+	p.New = d
+	if err := s.checkSpace(ctx, d, p.tree, p.kernel); err != nil {
+		return nil, err
+	}
+	p.arrange(&r)
+	if r.Merge == nil || r.Stage {
+		return p, nil
+	}
+	if p.Etc, err = s.planEtc(ctx, p.tree, r.Merge); err == nil && p.Etc != nil {
+		err = p.Etc.Err()
+	}
+	return p, err
+}
+
+func (s *Sysroot) checkRequest(st *State, r *Request) error {
+	if err := validateStateroot(r.Stateroot); err != nil {
+		return fmt.Errorf("stateroot %q: %w", r.Stateroot, err)
+	}
+	if err := s.checkWritable(); err != nil {
+		return err
+	}
+	if err := s.checkSupported(); err != nil {
+		return err
+	}
+	switch ok, err := s.dir.Exists(staterootDir(r.Stateroot)); {
+	case err != nil:
+		return err
+	case !ok:
+		return fmt.Errorf("stateroot %q: %w", r.Stateroot, ErrNotExist)
+	}
+	switch {
+	case r.Merge != nil && !slices.Contains(st.Deployments, r.Merge):
+		return fmt.Errorf("%s, whose /etc is to be merged: %w", r.Merge.short(), ErrNotExist)
+	case r.Stage && r.NotDefault:
+		return fmt.Errorf("%w: what is staged becomes the default", ErrInvalid)
+	case r.Stage && (st.Booted == nil || s.run == nil):
+		return fmt.Errorf("%w: only a system that was booted from this sysroot can stage a deployment", ErrInvalid)
+	case r.Stage && r.Tries > 0:
+		return fmt.Errorf("%w: boots of a staged deployment cannot be counted", ErrInvalid)
+	case r.Tries < 0:
+		return fmt.Errorf("%w: %d boots", ErrInvalid, r.Tries)
+	}
+	if _, ok := r.Kargs.Value("ostree"); ok {
+		return fmt.Errorf("%w: the kernel argument ostree= is set by the deployment", ErrInvalid)
+	}
+	return nil
+}
+
+// arrange decides which deployments stay.
+func (p *Plan) arrange(r *Request) {
+	st := p.state
+	if r.Stage {
+		p.what = "stage " + p.New.short()
+		p.Deployments = st.Deployments
+		p.Notes = append(p.Notes, "It becomes the default when the system shuts down; /etc is merged then.")
+		if st.Staged != nil {
+			p.Removed = []*Deployment{st.Staged.Deployment}
+			p.Notes = append(p.Notes, fmt.Sprintf("It takes the place of %s, which is staged now.", st.Staged.short()))
+		}
+		return
+	}
+	p.what = "deploy " + p.New.short()
+	p.Deployments = st.listWith(p.New, r.Merge, r.Retain, r.NotDefault)
+	p.Removed = st.missingFrom(p.Deployments)
+	if st.Staged == nil {
+		return
+	}
+	if r.NotDefault && (r.Retain || st.Staged.Stateroot != r.Stateroot) {
+		p.Notes = append(p.Notes, fmt.Sprintf("%s stays staged.", st.Staged.short()))
+		return
+	}
+	p.drop("the new deployment")
+}
+
+// drop has a staged deployment removed, since otherwise it would become the default instead of another.
+func (p *Plan) drop(other string) {
+	staged := p.state.Staged
+	if staged == nil {
+		return
+	}
+	p.dropStaged = true
+	p.Removed = append(p.Removed, staged.Deployment)
+	p.Notes = append(p.Notes, fmt.Sprintf("%s, which is staged, is dropped: at shutdown it would become the default in place of %s.", staged.short(), other))
+}
+
+// nextSerial is one more than the largest of the same commit.
+func (st *State) nextSerial(stateroot string, commit objectstore.Checksum) int {
+	next := 0
+	list := st.Deployments
+	if st.Staged != nil {
+		list = append(slices.Clone(list), st.Staged.Deployment)
+	}
+	for _, d := range list {
+		if d.Stateroot == stateroot && d.Commit == commit {
+			next = max(next, d.Serial+1)
+		}
+	}
+	return next
+}
+
+// originOf is the origin file of a new deployment: what was said of an older one alone does not hold for it.
+func originOf(f *keyfile.File) *keyfile.File {
+	if f == nil {
+		return nil
+	}
+	f = f.Clone()
+	f.RemoveGroup(transientGroup)
+	f.Remove(originGroup, "unlocked")
+	return f
+}
+
+// planEtc plans to bring the changes that were made to /etc of a deployment into that of a new one; nil if one of them has no
+// /etc of its own.
+func (s *Sysroot) planEtc(ctx context.Context, t *osTree, merge *Deployment) (*etcmerge.Plan, error) {
+	etc := "usr/etc"
+	n, err := t.lookup(etc)
+	if isAbsent(err) {
+		etc = "etc" // of an older tree; the deployment gets it as usr/etc
+		n, err = t.lookup(etc)
+	}
+	if isAbsent(err) || err == nil && !n.dir {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	pristine, err := s.dir.OpenDir(merge.Path() + "/usr/etc")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer pristine.Close()
+	current, err := s.dir.OpenDir(merge.Path() + "/etc")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer current.Close()
+	return etcmerge.NewPlan(ctx, pristine, current, func(name string) (uint32, error) { return t.fileType(etc + "/" + name) })
+}
+
+// fileType returns the type of what is at a path, as in st_mode; fs.ErrNotExist if nothing is.
+func (t *osTree) fileType(name string) (uint32, error) {
+	n, err := t.lookup(name)
+	switch {
+	case isAbsent(err):
+		return 0, &fs.PathError{Op: "stat", Path: "/" + name, Err: fs.ErrNotExist}
+	case err != nil:
+		return 0, err
+	case n.dir:
+		return unix.S_IFDIR, nil
+	}
+	st, err := t.repo.Stat(n.sum)
+	return st.Mode & unix.S_IFMT, err
+}
+
+// PlanKargs plans a deployment of the same commit as that of one of the state's, which it takes /etc and origin from, with
+// other kernel arguments.
+func (s *Sysroot) PlanKargs(ctx context.Context, st *State, of *Deployment, args kargs.List) (*Plan, error) {
+	if args == nil {
+		args = kargs.List{}
+	}
+	// Its tree is deployed already, labelled or not.
+	return s.PlanDeploy(ctx, st, Request{Stateroot: of.Stateroot, Commit: of.Commit, Origin: of.Origin, Kargs: args, Merge: of, NoSELinux: true})
+}
+
+// PlanUndeploy plans to remove the deployment with this index in the state. With a staged deployment the index 0 is that one,
+// and the others follow, as "ostree admin status" counts. The booted one is ErrInUse, and so is one that is pinned or that
+// the staged one takes /etc from.
+func (s *Sysroot) PlanUndeploy(st *State, index int) (*Plan, error) {
+	p, err := s.planUndeploy(st, index)
+	if err != nil {
+		return nil, fmt.Errorf("plan to undeploy: %w", err)
+	}
+	return p, nil
+}
+
+func (s *Sysroot) planUndeploy(st *State, index int) (*Plan, error) {
+	if err := s.checkChange(); err != nil {
+		return nil, err
+	}
+	d, err := st.at(index)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{state: st, what: "undeploy " + d.short(), Removed: []*Deployment{d}, Deployments: st.Deployments}
+	switch {
+	case d == st.Booted:
+		return nil, fmt.Errorf("deployment %d (%s) %w: it is booted", index, d.short(), ErrInUse)
+	case d.Pinned():
+		return nil, fmt.Errorf("deployment %d (%s) %w: it is pinned", index, d.short(), ErrInUse)
+	case st.Staged != nil && d == st.Staged.Deployment:
+		p.dropStaged = true
+		return p, nil
+	case st.Staged != nil && d == st.Staged.Merge:
+		return nil, fmt.Errorf("deployment %d (%s) %w: the staged deployment takes over its /etc; undeploy that one (0) first", index, d.short(), ErrInUse)
+	}
+	p.Deployments = slices.DeleteFunc(slices.Clone(st.Deployments), func(o *Deployment) bool { return o == d })
+	if len(p.Deployments) == 0 {
+		p.Notes = append(p.Notes, "Nothing is left that could be booted.")
+	}
+	return p, nil
+}
+
+// PlanRollback plans to make the rollback deployment the default, and the default the rollback. Notes say what becomes of a
+// staged deployment.
+func (s *Sysroot) PlanRollback(st *State) (*Plan, error) {
+	p, err := s.planRollback(st)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	return p, nil
+}
+
+func (s *Sysroot) planRollback(st *State) (*Plan, error) {
+	if err := s.checkChange(); err != nil {
+		return nil, err
+	}
+	to := st.Rollback()
+	if st.Booted != nil && st.Default() != st.Booted {
+		// Something else than what runs boots next: what runs is what there is to go back to.
+		to = st.Booted
+	}
+	if to == nil {
+		return nil, fmt.Errorf("there is no deployment to go back to: %w", ErrNotExist)
+	}
+	p := &Plan{state: st, what: "roll back to " + to.short(), Deployments: []*Deployment{to}}
+	for _, d := range st.Deployments {
+		if d != to {
+			p.Deployments = append(p.Deployments, d)
+		}
+	}
+	p.drop(to.short())
+	return p, nil
+}
+
+// PlanPin plans to pin or unpin the deployment with this index, counted as for [Sysroot.PlanUndeploy]. A pinned one stays until
+// it is unpinned, whatever is deployed. A staged one cannot be pinned.
+func (s *Sysroot) PlanPin(st *State, index int, pinned bool) (*Plan, error) {
+	p, err := s.planPin(st, index, pinned)
+	if err != nil {
+		return nil, fmt.Errorf("plan to pin: %w", err)
+	}
+	return p, nil
+}
+
+func (s *Sysroot) planPin(st *State, index int, pinned bool) (*Plan, error) {
+	if err := s.checkWritable(); err != nil {
+		return nil, err
+	}
+	d, err := st.at(index)
+	if err != nil {
+		return nil, err
+	}
+	if st.Staged != nil && d == st.Staged.Deployment {
+		return nil, fmt.Errorf("deployment %d (%s): %w: a staged deployment cannot be pinned", index, d.short(), ErrInvalid)
+	}
+	p := &Plan{state: st, what: "pin " + d.short(), Deployments: st.Deployments, pin: d, pinned: pinned, NoPrune: true}
+	if !pinned {
+		p.what = "unpin " + d.short()
+	}
+	if d.Pinned() == pinned {
+		p.Notes = append(p.Notes, "It is as it is to be.")
+	}
+	return p, nil
+}
+
+// PlanCleanup plans to remove what no deployment needs: what interrupted changes have left, and, unless NoPrune is set on the
+// plan, objects of the repository.
+func (s *Sysroot) PlanCleanup(_ context.Context, st *State) (*Plan, error) {
+	if err := s.checkWritable(); err != nil {
+		return nil, fmt.Errorf("plan cleanup: %w", err)
+	}
+	p := &Plan{state: st, what: "clean up", Deployments: st.Deployments}
+	leftovers, err := s.leftovers(st, st.Deployments)
+	if err != nil {
+		return nil, fmt.Errorf("plan cleanup: %w", err)
+	}
+	for _, l := range leftovers {
+		p.Leftovers = append(p.Leftovers, l.String())
+	}
+	return p, nil
+}
+
+// checkChange says what keeps the list of deployments from being changed.
+func (s *Sysroot) checkChange() error {
+	if err := s.checkWritable(); err != nil {
+		return err
+	}
+	return s.checkSupported()
+}

@@ -1,0 +1,456 @@
+package sysroot_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+// A sweepCase is a change of a sysroot.
+type sweepCase struct {
+	prepare func(b *bed)
+	run     func(b *bed) error
+	// booted says which deployment runs, by its index; -1 for none.
+	booted int
+	// apart has /boot on a file system of its own.
+	apart bool
+	min   int
+}
+
+var sweepCases = map[string]sweepCase{
+	"deploy": {prepare: twoDeployments, run: deployOnce("3", nil), booted: -1, min: 60},
+	"deploy with its own boot": {
+		prepare: twoDeployments, run: deployOnce("3", nil), booted: -1, apart: true, min: 70,
+	},
+	"first deploy":    {prepare: commits, run: deployOnce("1", nil), booted: -1, min: 50},
+	"deploy same":     {prepare: twoDeployments, run: deployOnce("2b", nil), booted: -1, min: 50},
+	"undeploy":        {prepare: twoDeployments, run: undeployOnce, booted: -1, min: 30},
+	"rollback":        {prepare: twoDeployments, run: rollbackOnce, booted: -1, min: 30},
+	"rollback staged": {prepare: oneStaged, run: rollbackOnce, booted: 0, min: 40},
+	"pin":             {prepare: twoDeployments, run: pinOnce, booted: -1, min: 5},
+	"cleanup":         {prepare: manyLeftovers, run: cleanupOnce, booted: -1, min: 20},
+	"stage":           {prepare: oneStaged, run: deployOnce("4", func(r *sysroot.Request) { r.Stage = true }), booted: 0, min: 40},
+	"finalize":        {prepare: oneStaged, run: finalizeOnce, booted: 0, min: 50},
+	"boot complete":   {prepare: oneCounted, run: completeOnce, booted: 0, min: 4},
+}
+
+func commits(b *bed) {
+	b.commit("1", "a")
+	b.commit("2", "b")
+	b.commit("3", "c")
+	b.commit("4", "a")
+	tree := osTree("2b", "b")
+	commitTree(b.t, b.Repo(), "os/2b", "2", tree)
+}
+
+func twoDeployments(b *bed) {
+	commits(b)
+	b.deploy(ref(b, "1"), withKargs("rw"))
+	b.deploy(ref(b, "2"))
+	b.changeEtc(0)
+}
+
+// changeEtc changes /etc of a deployment.
+func (b *bed) changeEtc(index int) {
+	b.t.Helper()
+	etc := filepath.Join(b.path, b.load().Deployments[index].Path(), "etc")
+	must(b.t, os.WriteFile(filepath.Join(etc, "conf"), []byte("changed"), 0o600))
+	must(b.t, os.WriteFile(filepath.Join(etc, "added"), []byte("added"), 0o644))
+	must(b.t, os.Remove(filepath.Join(etc, "same")))
+}
+
+func oneStaged(b *bed) {
+	twoDeployments(b)
+	b.boot(0)
+	b.deploy(ref(b, "3"), func(r *sysroot.Request) { r.Stage = true })
+}
+
+func oneCounted(b *bed) {
+	twoDeployments(b)
+	b.deploy(ref(b, "3"), func(r *sysroot.Request) { r.Tries = 3 })
+}
+
+func manyLeftovers(b *bed) {
+	twoDeployments(b)
+	for _, name := range []string{"boot/loader.0/entries", "boot/loader.1/entries", "ostree/boot.0.0", "ostree/boot.1.0/os", "boot/ostree/os-" + strings.Repeat("0", 64)} {
+		must(b.t, os.MkdirAll(filepath.Join(b.path, name), 0o755))
+	}
+	sum := ref(b, "3").String()
+	dead := filepath.Join(b.path, "ostree/deploy/os/deploy", sum+".0")
+	must(b.t, os.MkdirAll(dead+"/usr/bin", 0o755))
+	must(b.t, os.WriteFile(dead+".origin", nil, 0o644))
+	must(b.t, os.WriteFile(dead+".origin.tmp-1", nil, 0o644))
+	must(b.t, os.Remove(filepath.Join(b.path, "ostree/repo/refs/heads/os/4")))
+	d := value(atfs.Open(dead))(b.t)
+	must(b.t, d.SetImmutable(true))
+	must(b.t, d.Close())
+}
+
+// deployOnce deploys a version, unless that was done before and only what comes after is missing.
+func deployOnce(version string, change func(*sysroot.Request)) func(b *bed) error {
+	return func(b *bed) error {
+		sum := ref(b, version)
+		return b.try(func(ctx context.Context, st *sysroot.State) (*sysroot.Plan, error) {
+			if d := st.Default(); d != nil && d.Commit == sum || st.Staged != nil && st.Staged.Commit == sum {
+				return b.PlanCleanup(ctx, st)
+			}
+			r := sysroot.Request{Stateroot: "os", Commit: sum, Merge: st.MergeDeployment("os"), Origin: originFile("os/" + version)}
+			if change != nil {
+				change(&r)
+			}
+			return b.PlanDeploy(ctx, st, r)
+		})
+	}
+}
+
+func undeployOnce(b *bed) error {
+	return b.try(func(ctx context.Context, st *sysroot.State) (*sysroot.Plan, error) {
+		if len(st.Deployments) < 2 {
+			return b.PlanCleanup(ctx, st)
+		}
+		return b.PlanUndeploy(st, 1)
+	})
+}
+
+func rollbackOnce(b *bed) error {
+	return b.try(func(ctx context.Context, st *sysroot.State) (*sysroot.Plan, error) {
+		if st.Default().Commit == ref(b, "1") && st.Staged == nil {
+			return b.PlanCleanup(ctx, st)
+		}
+		if st.Default().Commit == ref(b, "1") {
+			return b.PlanUndeploy(st, 0) // all but that was done
+		}
+		return b.PlanRollback(st)
+	})
+}
+
+func pinOnce(b *bed) error {
+	return b.try(func(_ context.Context, st *sysroot.State) (*sysroot.Plan, error) { return b.PlanPin(st, 1, true) })
+}
+
+func cleanupOnce(b *bed) error {
+	return b.try(func(ctx context.Context, st *sysroot.State) (*sysroot.Plan, error) { return b.PlanCleanup(ctx, st) })
+}
+
+func finalizeOnce(b *bed) (err error) {
+	unlock, err := b.Lock(b.t.Context())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	_, err = b.FinalizeStaged(b.t.Context())
+	return err
+}
+
+func completeOnce(b *bed) (err error) {
+	unlock, err := b.Lock(b.t.Context())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	_, err = b.BootComplete(b.t.Context())
+	return err
+}
+
+// try is do that returns errors.
+func (b *bed) try(plan func(context.Context, *sysroot.State) (*sysroot.Plan, error)) (err error) {
+	ctx := b.t.Context()
+	unlock, err := b.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	st, err := b.Load(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := plan(ctx, st)
+	if err != nil {
+		return err
+	}
+	return b.Execute(ctx, p)
+}
+
+// boot makes a deployment the one that runs, as far as can be seen from /run and the root directory.
+func (b *bed) boot(index int) {
+	b.t.Helper()
+	root := filepath.Join(b.path, b.load().Deployments[index].Path())
+	must(b.t, os.WriteFile(filepath.Join(b.run, "ostree-booted"), nil, 0o644))
+	must(b.t, os.WriteFile(filepath.Join(b.run, "root"), []byte(root), 0o644))
+	b.reopen(nil)
+}
+
+// reopen opens the sysroot again, as it is below the directory of a sweep.
+func (b *bed) reopen(hook atfs.Hook) {
+	b.t.Helper()
+	if b.Sysroot != nil {
+		must(b.t, b.Close())
+	}
+	openHooked := func(path string) *atfs.Dir {
+		plain := value(atfs.Open(path))(b.t)
+		defer plain.Close()
+		return value(plain.WithHook(hook))(b.t)
+	}
+	dir := openHooked(b.path)
+	defer dir.Close()
+	run := openHooked(b.run)
+	defer run.Close()
+	opts := sysroot.Options{Run: run, Root: "/"}
+	if b.bootPath != "" {
+		boot := openHooked(b.bootPath)
+		defer boot.Close()
+		opts.Boot = boot
+	}
+	if root, err := os.ReadFile(filepath.Join(b.run, "root")); err == nil {
+		opts.Root = string(root)
+	}
+	b.Sysroot = value(sysroot.Open(dir, opts))(b.t)
+}
+
+// bootOf is a directory on another file system that belongs to a path.
+func bootOf(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return "/dev/shm/test-boot-" + hex.EncodeToString(sum[:8])
+}
+
+func (c *sweepCase) bed(t *testing.T, path string) *bed {
+	t.Helper()
+	b := &bed{t: t, path: filepath.Join(path, "sysroot"), run: filepath.Join(path, "run")}
+	if c.apart {
+		b.bootPath = bootOf(path)
+	}
+	return b
+}
+
+// setUp makes what the change finds.
+func (c *sweepCase) setUp(t *testing.T, path string) {
+	t.Helper()
+	b := c.bed(t, path)
+	must(t, os.Mkdir(b.path, 0o755))
+	must(t, os.Mkdir(b.run, 0o755))
+	if c.apart {
+		must(t, os.Mkdir(b.bootPath, 0o755))
+		t.Cleanup(func() { must(t, os.RemoveAll(b.bootPath)) })
+	}
+	d := value(atfs.Open(b.path))(t)
+	must(t, sysroot.Init(d))
+	must(t, d.Close())
+	b.reopen(nil)
+	must(t, b.InitStateroot("os"))
+	c.prepare(b)
+	if c.booted >= 0 {
+		b.boot(c.booted)
+	}
+	must(t, b.Close())
+}
+
+// copySetUp makes a copy of what setUp made in another directory. Files are links: whoever changes one writes it anew.
+func (c *sweepCase) copySetUp(t *testing.T, from, path string) {
+	t.Helper()
+	must(t, cloneTree(from, path))
+	if c.apart {
+		must(t, cloneTree(bootOf(from), bootOf(path)))
+		t.Cleanup(func() { must(t, os.RemoveAll(bootOf(path))) })
+	}
+	b := c.bed(t, path)
+	if root, err := os.ReadFile(filepath.Join(b.run, "root")); err == nil {
+		must(t, os.Remove(filepath.Join(b.run, "root")))
+		must(t, os.WriteFile(filepath.Join(b.run, "root"), []byte(strings.Replace(string(root), from, path, 1)), 0o644))
+	}
+}
+
+// cloneTree copies directories, and links what is in them.
+func cloneTree(from, to string) error {
+	var dirs []func() error // what is done to directories when they are filled
+	err := filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		target := to + strings.TrimPrefix(name, from)
+		if !d.IsDir() {
+			return os.Link(name, target)
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if err := os.Mkdir(target, 0o700); err != nil && target != to {
+			return err
+		}
+		src, err := atfs.Open(name)
+		if err != nil {
+			return err
+		}
+		defer src.Close()
+		flags, err := unix.IoctlGetUint32(src.FD(), unix.FS_IOC_GETFLAGS)
+		frozen := err == nil && flags&immutableFlag != 0
+		dirs = append(dirs, func() error {
+			if err := os.Chmod(target, fi.Mode()); err != nil || !frozen {
+				return err
+			}
+			d, err := atfs.Open(target)
+			if err != nil {
+				return err
+			}
+			return errors.Join(d.SetImmutable(true), d.Close())
+		})
+		return nil
+	})
+	for _, f := range dirs {
+		err = errors.Join(err, f())
+	}
+	return err
+}
+
+func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
+	t.Helper()
+	var want string // what comes out if nothing fails
+	sweep := t      // its directory outlives those of single attempts
+	return faulttest.Case[*bed]{
+		Min: c.min,
+		Prepare: func(t *testing.T, path string) {
+			t.Helper()
+			template := filepath.Join(filepath.Dir(path), "template")
+			if want == "" {
+				must(t, os.Mkdir(template, 0o711))
+				c.setUp(sweep, template)
+				done := template + "-done"
+				c.copySetUp(sweep, template, done)
+				b := c.bed(sweep, done)
+				b.reopen(nil)
+				must(t, c.run(b))
+				want = b.snapshot()
+				must(t, b.Close())
+			}
+			c.copySetUp(t, template, path)
+		},
+		Open: func(t *testing.T, path string, hook atfs.Hook) *bed {
+			t.Helper()
+			b := c.bed(t, path)
+			b.reopen(hook)
+			return b
+		},
+		Run: func(t *testing.T, b *bed) error { t.Helper(); b.t = t; return c.run(b) },
+		Check: func(t *testing.T, b *bed, done bool) {
+			t.Helper()
+			b.t = t
+			b.check()
+			if !done && b.bootPath == "" && objecttest.HasOstree() {
+				b.admin("status")
+			}
+			if done && want != "" {
+				if diff := cmp.Diff(want, b.snapshot()); diff != "" {
+					t.Errorf("not what it is if nothing fails (-want +got):\n%s", diff)
+				}
+			}
+		},
+		Clean: func(t *testing.T, path string) { t.Helper(); thaw(t, filepath.Join(path, "sysroot")) },
+	}
+}
+
+func (b *bed) snapshot() string {
+	text := snapshot(b.t, b.path)
+	if b.bootPath != "" {
+		text += strings.Join(list(b.t, b.bootPath, ".", true), "\n") + "\n"
+	}
+	staged, err := os.ReadFile(filepath.Join(b.run, "ostree/staged-deployment"))
+	if err == nil {
+		text += "staged: " + hex.EncodeToString(staged) + "\n"
+	}
+	return text
+}
+
+// check demands that whatever boots is complete.
+func (b *bed) check() {
+	t := b.t
+	t.Helper()
+	boot := b.bootPath
+	if boot == "" {
+		boot = filepath.Join(b.path, "boot")
+	}
+	st := b.load()
+	entries := value(filepath.Glob(filepath.Join(boot, "loader/entries/*.conf")))(t)
+	if len(entries) != len(st.Deployments) {
+		t.Errorf("%d entries, %d deployments", len(entries), len(st.Deployments))
+	}
+	for _, name := range entries {
+		for line := range strings.Lines(string(value(os.ReadFile(name))(t))) {
+			key, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+			switch key {
+			case "linux", "initrd":
+				if got := string(value(os.ReadFile(filepath.Join(boot, v)))(t)); !strings.HasPrefix(got, "kernel ") && !strings.HasPrefix(got, "initramfs ") {
+					t.Errorf("%s: %s is not complete: %q", filepath.Base(name), v, got)
+				}
+			case "options":
+				_, link, _ := strings.Cut(v, "ostree=")
+				link, _, _ = strings.Cut(link, " ")
+				root := value(filepath.EvalSymlinks(filepath.Join(b.path, link)))(t)
+				b.checkDeployment(root)
+			}
+		}
+	}
+}
+
+func (b *bed) checkDeployment(root string) {
+	b.t.Helper()
+	for _, name := range []string{"usr/bin/sh", "usr/lib/os-release", "usr/etc/conf", "etc/conf", "etc/empty", "usr/lib/modules/6.1.0/vmlinuz"} {
+		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+			b.t.Error(err)
+		}
+	}
+	if _, err := os.Stat(root + ".origin"); err != nil {
+		b.t.Error(err)
+	}
+	if !immutable(b.t, root) {
+		b.t.Errorf("%s is not immutable", root)
+	}
+	if _, err := os.Stat(filepath.Join(b.path, "ostree/deploy/os/var/lib/db")); err != nil {
+		b.t.Error(err)
+	}
+}
+
+func sweep(t *testing.T, f func(t *testing.T, c faulttest.Case[*bed])) {
+	t.Helper()
+	testenv.NeedsRoot(t)
+	for _, name := range slices.Sorted(maps.Keys(sweepCases)) {
+		c := sweepCases[name]
+		t.Run(name, func(t *testing.T) {
+			f(t, c.faultCase(t))
+		})
+	}
+}
+
+func TestFaultSweep(t *testing.T) { sweep(t, faulttest.Sweep[*bed]) }
+
+func TestKillSweep(t *testing.T) { sweep(t, faulttest.KillSweep[*bed]) }
+
+// TestOrder pins what is done to the disk, and in which order: what the switches lead to is durable before they are thrown,
+// and nothing that is needed until then is removed before.
+func TestOrder(t *testing.T) {
+	testenv.NeedsRoot(t)
+	for _, name := range []string{"deploy with its own boot", "deploy same", "finalize"} {
+		t.Run(name, func(t *testing.T) {
+			c := sweepCases[name]
+			f := c.faultCase(t)
+			f.Prepare = c.setUp
+			faulttest.Order(t, strings.ReplaceAll(name, " ", "-"), f)
+		})
+	}
+}
