@@ -38,9 +38,10 @@ const (
 type Config struct {
 	Version int `toml:"version" comment:"Configuration of ostree-snapshotter. Every key is shown with its default.\n\nFormat of this file. Required."`
 
-	Root    string `toml:"root" comment:"Directory of the store: repository, checkouts, snapshots. Its file system must have extended attributes and\nhard links and be able to carry overlay mounts: ext4, xfs, btrfs."`
-	Repo    string `toml:"repo" comment:"Directory of the ostree repository, which must be on the same file system as root. Empty: \"repo\" below root.\nAnother one, like /ostree/repo, must exist and have mode bare."`
-	Address string `toml:"address" comment:"Unix socket that containerd's proxy_plugins name. systemd can pass it instead (socket activation)."`
+	Root       string   `toml:"root" comment:"Directory of the store: repository, checkouts, snapshots. Its file system must have extended attributes and\nhard links and be able to carry overlay mounts: ext4, xfs, btrfs."`
+	Repo       string   `toml:"repo" comment:"Directory of the ostree repository, which must be on the same file system as root. Empty: \"repo\" below root.\nAnother one, like /ostree/repo, must exist and have mode bare."`
+	DedupRepos []string `toml:"dedup_repos" comment:"Directories of other ostree repositories on the same file system, like /ostree/repo of the host's own system: a\nfile that one of them has is not stored once more, but linked to. What they hold is not read; fsck finds what is\ndamaged. With mtime \"exact\" and without reflinks, only files with the same time are shared."`
+	Address    string   `toml:"address" comment:"Unix socket that containerd's proxy_plugins name. systemd can pass it instead (socket activation)."`
 
 	Mtime        layer.Mtime `toml:"mtime" comment:"What to do with a file whose content is in the store already, but with another modification time.\n\"exact\": give it a copy (a reflink where the file system can). \"canonical\": share, and show the other time:\nPython then compiles its modules anew at each start."`
 	SkipDownload bool        `toml:"skip_download" comment:"Do not download layers that the store has already. The images can be run, but not pushed, saved or converted,\nbecause containerd does not have their blobs. Takes containerd 2.4 or later; otherwise it has no effect."`
@@ -105,6 +106,7 @@ func DefaultConfig() *Config {
 	return &Config{
 		Version:    configVersion,
 		Root:       "/var/lib/ostree-snapshotter",
+		DedupRepos: []string{},
 		Address:    "/run/ostree-snapshotter/ostree-snapshotter.sock",
 		Mtime:      layer.MtimeExact,
 		Durability: DurabilityJournal,
@@ -192,6 +194,7 @@ func (c *Config) Validate() error {
 		{c.Version == configVersion, "version", c.Version, "must be 1"},
 		{filepath.IsAbs(c.Root), "root", c.Root, "must be an absolute path"},
 		{c.Repo == "" || filepath.IsAbs(c.Repo), "repo", c.Repo, "must be an absolute path or empty"},
+		{!slices.ContainsFunc(c.DedupRepos, isNotAbs), "dedup_repos", c.DedupRepos, "must be absolute paths"},
 		{filepath.IsAbs(c.Address), "address", c.Address, "must be an absolute path"},
 		{c.Mtime == layer.MtimeExact || c.Mtime == layer.MtimeCanonical, "mtime", c.Mtime, `must be "exact" or "canonical"`},
 		{c.Durability == DurabilityJournal || c.Durability == DurabilitySync, "durability", c.Durability, `must be "journal" or "sync"`},
@@ -210,6 +213,8 @@ func (c *Config) Validate() error {
 	}
 	return nil
 }
+
+func isNotAbs(name string) bool { return !filepath.IsAbs(name) }
 
 func oneOf(s string, values ...string) bool { return slices.Contains(values, s) }
 

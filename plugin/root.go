@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
@@ -33,7 +34,8 @@ type Store struct {
 	Repo   *objectstore.Repo
 	Layers *layer.Store
 
-	lock *atfs.File
+	lock    *atfs.File
+	lenders []*objectstore.Repo // dedup_repos
 }
 
 // OpenStore makes the store that the configuration names where it is missing, takes it for this process, and checks
@@ -60,10 +62,11 @@ func OpenStore(ctx context.Context, c *Config) (_ *Store, err error) {
 	if err := probe(s.Root); err != nil {
 		return nil, fmt.Errorf("root %s cannot be used: %w", c.Root, err)
 	}
-	if s.Repo, err = openRepo(c, s.Root); err != nil {
+	if err := s.openRepos(c); err != nil {
 		return nil, err
 	}
 	opts := c.layerOptions()
+	opts.Borrow = s.lenders
 	opts.SyncFailed = func(err error) {
 		log.G(ctx).WithError(err).Error("layers cannot be written to the disk; what is damaged is found at the next start")
 	}
@@ -81,6 +84,9 @@ func (s *Store) Close() error {
 	}
 	if s.Repo != nil {
 		err = errors.Join(err, s.Repo.Close())
+	}
+	for _, r := range s.lenders {
+		err = errors.Join(err, r.Close())
 	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
@@ -188,33 +194,88 @@ func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
 	return f, nil
 }
 
-// openRepo opens the repository, and makes it if it is the one below the root.
-func openRepo(c *Config, root *atfs.Dir) (_ *objectstore.Repo, err error) {
+// openRepos opens the repository, and makes it if it is the one below the root, and those that it borrows from. All of
+// them, and the root, are by way of one mount from then on, if the host has any that reaches them.
+func (s *Store) openRepos(c *Config) (err error) {
 	if c.Repo == "" {
-		if err := root.MkdirAll("repo", privateDir); err != nil {
-			return nil, err
+		if err := s.Root.MkdirAll("repo", privateDir); err != nil {
+			return err
 		}
 	}
-	dir, err := atfs.Open(c.RepoPath())
-	if err != nil {
-		return nil, fmt.Errorf("open repository: %w", err)
+	dirs := []*atfs.Dir{s.Root}
+	defer func() {
+		s.Root = dirs[0]
+		err = errors.Join(err, closeDirs(dirs[1:]))
+	}()
+	for _, name := range append([]string{c.RepoPath()}, c.DedupRepos...) {
+		dir, err := atfs.Open(name)
+		if err != nil {
+			return fmt.Errorf("open repository: %w", err)
+		}
+		dirs = append(dirs, dir)
 	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
+	again, err := mounts.OneMount(dirs...)
+	switch {
+	case err == nil:
+		dirs, again = again, dirs
+		if err := closeDirs(again); err != nil {
+			return err
+		}
+	case !errors.Is(err, mounts.ErrElsewhere): // else what cannot be linked is found below
+		return err
+	}
+	if s.Repo, err = openRepo(c, dirs[0], dirs[1]); err != nil {
+		return fmt.Errorf("open repository: %w", err)
+	}
+	for _, dir := range dirs[2:] {
+		if err := s.openLender(dir); err != nil {
+			return fmt.Errorf("open repository %s of dedup_repos: %w", dir.Path(), err)
+		}
+	}
+	return nil
+}
+
+func closeDirs(dirs []*atfs.Dir) error {
+	var errs []error
+	for _, d := range dirs {
+		errs = append(errs, d.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func openRepo(c *Config, root, dir *atfs.Dir) (*objectstore.Repo, error) {
 	repo, err := objectstore.Open(dir)
 	if errors.Is(err, objectstore.ErrNoRepo) && c.Repo == "" {
 		repo, err = objectstore.Create(dir, objectstore.ModeBare)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open repository: %w", err)
+		return nil, err
 	}
 	if err := probeLink(root, dir); err != nil {
-		return nil, errors.Join(fmt.Errorf("repository %s: %w", c.RepoPath(), err), repo.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", c.RepoPath(), err), repo.Close())
 	}
 	return repo, nil
 }
 
+// openLender opens a repository that the store's one borrows from.
+func (s *Store) openLender(dir *atfs.Dir) error {
+	repo, err := objectstore.Open(dir)
+	if err != nil {
+		return err
+	}
+	s.lenders = append(s.lenders, repo)
+	how, err := s.Repo.Transfer(repo)
+	switch {
+	case err != nil:
+		return err
+	case how != objectstore.TransferLink:
+		return fmt.Errorf("not on the file system of root %s, so that its files cannot be shared", s.Root.Path())
+	}
+	return nil
+}
+
 // probeLink checks that files of the repository can be linked below the root. To have the same device number is not
-// enough: a bind mount of the same file system refuses links too.
+// enough: subvolumes of one file system refuse links too.
 func probeLink(root, repo *atfs.Dir) (err error) {
 	tmp, err := root.OpenDir(tmpDir)
 	if err != nil {

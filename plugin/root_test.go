@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -126,25 +129,46 @@ func TestOpenStoreOnAnUnsuitableFileSystem(t *testing.T) {
 	})
 }
 
-func TestRepositoryElsewhere(t *testing.T) {
-	makeRepo := func(t *testing.T, dir string) {
-		t.Helper()
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		d, err := atfs.Open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		r, err := objectstore.Create(d, objectstore.ModeBare)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := r.Close(); err != nil {
-			t.Fatal(err)
-		}
+// makeRepo makes a repository in a directory that need not exist.
+func makeRepo(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
 	}
+	d, err := atfs.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	r, err := objectstore.Create(d, objectstore.ModeBare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bind mounts a directory a second time, until the test ends.
+func bind(t *testing.T, dir, at string, flags uintptr) {
+	t.Helper()
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(dir, at, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|flags, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRepositoryElsewhere(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		prepare func(t *testing.T, repo string)
@@ -166,18 +190,8 @@ func TestRepositoryElsewhere(t *testing.T) {
 		{"bind mount of the same file system", func(t *testing.T, repo string) {
 			t.Helper()
 			makeRepo(t, repo+".real")
-			if err := os.Mkdir(repo, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := unix.Mount(repo+".real", repo, "", unix.MS_BIND, ""); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := unix.Unmount(repo, unix.MNT_DETACH); err != nil {
-					t.Error(err)
-				}
-			})
-		}, "not on the file system of root"},
+			bind(t, repo+".real", repo, 0)
+		}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := testConfig(t)
@@ -188,6 +202,7 @@ func TestRepositoryElsewhere(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				checkLinked(t, s)
 				if err := s.Close(); err != nil {
 					t.Error(err)
 				}
@@ -195,6 +210,143 @@ func TestRepositoryElsewhere(t *testing.T) {
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), config.Repo) {
 				t.Errorf("got %v, want an error about %s with %q", err, config.Repo, c.want)
+			}
+		})
+	}
+}
+
+// checkLinked makes sure that a checkout has the inodes of the repository.
+func checkLinked(t *testing.T, s *Store) {
+	t.Helper()
+	id, sum := importInto(t, s, "linked")
+	if _, _, err := s.Layers.Checkout(t.Context(), []objectstore.Checksum{id}); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := s.Repo.Stat(sum); err != nil || st.Nlink != 2 {
+		t.Errorf("the object has %d names, %v, want one in the checkout too", st.Nlink, err)
+	}
+}
+
+// importInto imports a layer with one file of the root's, and returns the layer and the file's object.
+func importInto(t *testing.T, s *Store, content string) (id, object objectstore.Checksum) {
+	t.Helper()
+	h, err := s.Layers.Import(t.Context(), bytes.NewReader(snaptest.Tar(t, snaptest.File("f", content))), layer.ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := h.Release(); err != nil {
+			t.Error(err)
+		}
+	}()
+	objects, err := s.Layers.Objects(t.Context(), h.ID)
+	if err != nil || len(objects) != 1 {
+		t.Fatalf("objects of the layer: %v, %v, want one", objects, err)
+	}
+	return h.ID, objects[0]
+}
+
+// TestDedupRepos has a repository that holds what a layer brings: on the root's mount, and as on a host that ostree has
+// booted, where it is on another one that cannot be written to.
+func TestDedupRepos(t *testing.T) {
+	for _, mounted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("other mount: %t", mounted), func(t *testing.T) {
+			config := testConfig(t)
+			dir := filepath.Dir(config.Root)
+			host := dir + "/fs/ostree/repo"
+			makeRepo(t, host)
+			config.DedupRepos = []string{host}
+			if mounted {
+				bind(t, dir+"/fs", dir+"/sysroot", unix.MS_RDONLY)
+				if err := os.MkdirAll(dir+"/fs/ostree/deploy/os/var", 0o755); err != nil {
+					t.Fatal(err)
+				}
+				bind(t, dir+"/fs/ostree/deploy/os/var", dir+"/var", 0)
+				config.DedupRepos = []string{dir + "/sysroot/ostree/repo"}
+				config.Root = dir + "/var/lib/root"
+			}
+			// What the host has is a layer's file, brought there as a deployment is.
+			other := testConfig(t)
+			first, err := OpenStore(t.Context(), other)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer first.Close()
+			_, sum := importInto(t, first, "shared")
+			hostRepo, err := objectstore.Open(objecttest.OpenDir(t, host))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer hostRepo.Close()
+			txn, err := hostRepo.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := txn.Import(first.Repo, sum); err != nil {
+				t.Fatal(err)
+			}
+			if err := txn.Abort(); err != nil {
+				t.Fatal(err)
+			}
+
+			s, err := OpenStore(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if s.Root.Path() != config.Root || s.Repo.Dir().Path() != config.RepoPath() {
+				t.Errorf("paths %s and %s, want %s and %s", s.Root.Path(), s.Repo.Dir().Path(), config.Root, config.RepoPath())
+			}
+			importInto(t, s, "shared")
+			want, err := hostRepo.Stat(sum)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.Repo.Stat(sum)
+			if err != nil || got.Ino != want.Ino || got.Dev != want.Dev {
+				t.Errorf("inode %d, %v, want %d", got.Ino, err, want.Ino)
+			}
+		})
+	}
+}
+
+func TestDedupReposErrors(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		prepare func(t *testing.T, repo string)
+		want    []string
+	}{
+		{"not there", func(*testing.T, string) {}, []string{"no such file or directory"}},
+		{"no repository", func(t *testing.T, repo string) {
+			t.Helper()
+			if err := os.Mkdir(repo, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"dedup_repos", "not an ostree repository"}},
+		{"archive", func(t *testing.T, repo string) {
+			t.Helper()
+			makeRepo(t, repo)
+			text := "[core]\nrepo_version=1\nmode=archive-z2\n"
+			if err := os.WriteFile(repo+"/config", []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"dedup_repos", `mode "archive-z2"`}},
+		{"another file system", func(t *testing.T, repo string) {
+			t.Helper()
+			mountFS(t, "tmpfs", repo)
+			makeRepo(t, repo)
+		}, []string{"dedup_repos", "not on the file system of root"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := testConfig(t)
+			repo := filepath.Join(filepath.Dir(config.Root), "host")
+			config.DedupRepos = []string{repo}
+			c.prepare(t, repo)
+			_, err := OpenStore(t.Context(), config)
+			for _, want := range append(c.want, repo) {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v, want an error with %q", err, want)
+				}
 			}
 		})
 	}

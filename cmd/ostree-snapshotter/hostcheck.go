@@ -128,19 +128,24 @@ func checkRoot(root string) (detail string, err error) {
 	return root + ", with reflinks", nil
 }
 
-// checkRepo makes sure that a repository of one's own choice is there, usable, and on the root's file system.
+// checkRepo makes sure that repositories of one's own choice are there, usable, and on the root's file system.
 func checkRepo(cfg *plugin.Config) (string, error) {
+	names := append([]string{cfg.RepoPath()}, cfg.DedupRepos...)
 	if _, err := os.Stat(cfg.RepoPath()); cfg.Repo == "" && errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%w: %s does not exist yet", errSkip, cfg.RepoPath())
+		if names = cfg.DedupRepos; len(names) == 0 {
+			return "", fmt.Errorf("%w: %s does not exist yet", errSkip, cfg.RepoPath())
+		}
 	}
-	if err := openRepo(cfg.RepoPath()); err != nil {
-		return "", err
+	for _, name := range names {
+		if err := openRepo(name); err != nil {
+			return "", err
+		}
+		var root, repo unix.Stat_t
+		if err := errors.Join(unix.Stat(cfg.Root, &root), unix.Stat(name, &repo)); err == nil && root.Dev != repo.Dev {
+			return "", fmt.Errorf("%s is not on the file system of %s: nothing could be linked", name, cfg.Root)
+		}
 	}
-	var root, repo unix.Stat_t
-	if err := errors.Join(unix.Stat(cfg.Root, &root), unix.Stat(cfg.RepoPath(), &repo)); err == nil && root.Dev != repo.Dev {
-		return "", fmt.Errorf("%s is not on the file system of %s: nothing could be linked", cfg.RepoPath(), cfg.Root)
-	}
-	return cfg.RepoPath(), nil
+	return strings.Join(names, ", "), nil
 }
 
 // containerdCheck asks a running containerd what it knows.

@@ -88,6 +88,13 @@ func (d *Dir) WithHook(hook Hook) (*Dir, error) {
 	return &Dir{fd: fd, name: ".", root: d.Path(), hook: hook}, nil
 }
 
+// Adopt returns a Dir of a descriptor of a directory, which it takes over, with a path for messages.
+func Adopt(fd int, path string) *Dir { return &Dir{fd: fd, name: ".", root: path} }
+
+// Called returns the directory with another path: the one by which others reach it. It takes over the descriptor of d,
+// which must not be used any more.
+func (d *Dir) Called(path string) *Dir { return &Dir{fd: d.fd, name: ".", root: path, hook: d.hook} }
+
 // Close closes the directory.
 func (d *Dir) Close() error {
 	if d.fd < 0 {

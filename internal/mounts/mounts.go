@@ -155,23 +155,146 @@ func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	return d, nil
 }
 
+// OneMount opens directories a second time, all by way of one mount, so that hard links can be made between them. That is
+// the mount that they are on, if it is one; else a copy of a mount that reaches them all, which is nobody's but this
+// process's. The copy can be written to even where the original cannot, as /sysroot of a host that ostree has booted. It
+// goes when the directories and what was opened below them are closed. The directories keep their paths. If no mount of
+// their file system reaches them all, the error is ErrElsewhere.
+func OneMount(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open directories by way of one mount: %w", err)
+		}
+	}()
+	if one, err := onOne(dirs); err != nil || one {
+		return reopen(dirs, err)
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	mounts := Parse(table)
+	places := make([]place, len(dirs))
+	for i, d := range dirs {
+		if places[i], err = find(d, mounts); err != nil {
+			return nil, err
+		}
+	}
+	err = ErrElsewhere
+	for _, m := range mounts {
+		rest, ok := reaches(m, places)
+		if !ok {
+			continue
+		}
+		var again []*atfs.Dir
+		if again, err = openCopy(m, rest, dirs); err == nil || !errors.Is(err, ErrElsewhere) {
+			return again, err
+		}
+	}
+	return nil, err
+}
+
+// onOne reports whether directories are on one mount.
+func onOne(dirs []*atfs.Dir) (bool, error) {
+	ids := make(map[int]struct{})
+	for _, d := range dirs {
+		id, err := mountID(d)
+		if err != nil {
+			return false, err
+		}
+		ids[id] = struct{}{}
+	}
+	return len(ids) <= 1, nil
+}
+
+func reopen(dirs []*atfs.Dir, err error) (again []*atfs.Dir, _ error) {
+	for _, d := range dirs {
+		var a *atfs.Dir
+		if err == nil {
+			if a, err = d.OpenDir("."); err == nil {
+				again = append(again, a)
+			}
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, closeAll(again))
+	}
+	return again, nil
+}
+
+func closeAll(dirs []*atfs.Dir) error {
+	var errs []error
+	for _, d := range dirs {
+		errs = append(errs, d.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// reaches returns the paths that places have below the root of a mount, if all of them are below it.
+func reaches(m Mount, places []place) (rest []string, ok bool) {
+	for _, p := range places {
+		r, ok := below(m.Root, p.path)
+		if !ok || p.mount.Device != m.Device {
+			return nil, false
+		}
+		rest = append(rest, r)
+	}
+	return rest, true
+}
+
+// openCopy opens paths by way of a copy of a mount. They must be the same as dirs.
+func openCopy(m Mount, paths []string, dirs []*atfs.Dir) (again []*atfs.Dir, err error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Point, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, &os.PathError{Op: "copy mount", Path: m.Point, Err: err}
+	}
+	top := atfs.Adopt(fd, m.Point)
+	defer func() {
+		err = errors.Join(err, top.Close())
+		if err != nil {
+			err = errors.Join(err, closeAll(again))
+			again = nil
+		}
+	}()
+	writable := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &writable); err != nil {
+		return nil, &os.PathError{Op: "make writable mount", Path: m.Point, Err: err}
+	}
+	for i, name := range paths {
+		d, err := top.OpenDir(name)
+		if err != nil {
+			return again, fmt.Errorf("%w: %w", ErrElsewhere, err)
+		}
+		d = d.Called(dirs[i].Path())
+		again = append(again, d)
+		if err := sameDir(d, dirs[i]); err != nil {
+			return again, err
+		}
+	}
+	return again, nil
+}
+
 // same returns an error unless a directory is another one, on a mount: the table is older than what was opened, and a
 // mount can be hidden by another one.
 func same(d, other *atfs.Dir, mount int) error {
 	id, err := mountID(d)
+	if err == nil && id != mount {
+		err = ErrElsewhere
+	}
 	if err != nil {
 		return err
 	}
-	a, err := d.Lstat(".")
+	return sameDir(d, other)
+}
+
+func sameDir(a, b *atfs.Dir) error {
+	x, err := a.Lstat(".")
 	if err != nil {
 		return err
 	}
-	b, err := other.Lstat(".")
-	if err != nil {
-		return err
+	y, err := b.Lstat(".")
+	if err == nil && (x.Dev != y.Dev || x.Ino != y.Ino) {
+		err = ErrElsewhere
 	}
-	if id != mount || a.Dev != b.Dev || a.Ino != b.Ino {
-		return ErrElsewhere
-	}
-	return nil
+	return err
 }

@@ -138,3 +138,57 @@ func TestThroughElsewhere(t *testing.T) {
 		t.Errorf("hidden: got %v, want %v", err, mounts.ErrElsewhere)
 	}
 }
+
+// TestOneMount opens directories of two mounts, one of them read-only, so that links can be made between them.
+func TestOneMount(t *testing.T) {
+	dir := host(t)
+	must(t, unix.Mount("", dir+"/sys root", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	repo, store := open(t, dir+"/sys root/ostree/repo"), open(t, dir+"/var/lib/store")
+	if err := repo.WriteFile("f", nil, 0o644, false); !errors.Is(err, unix.EROFS) {
+		t.Fatalf("write to a read-only mount: got %v, want %v", err, unix.EROFS)
+	}
+	again, err := mounts.OneMount(store, repo)
+	must(t, err)
+	for i, d := range []*atfs.Dir{store, repo} {
+		defer again[i].Close()
+		if again[i].Path() != d.Path() {
+			t.Errorf("path %s, want %s", again[i].Path(), d.Path())
+		}
+	}
+	must(t, again[1].WriteFile("f", []byte("x"), 0o644, false))
+	must(t, again[1].Link("f", again[0], "f"))
+	a, err := store.Lstat("f")
+	must(t, err)
+	b, err := repo.Lstat("f")
+	must(t, err)
+	if a.Ino != b.Ino || a.Dev != b.Dev {
+		t.Errorf("inode %d, want %d", a.Ino, b.Ino)
+	}
+	one, err := mounts.OneMount(again...) // they are on one already, of which no table knows
+	must(t, err)
+	for _, d := range one {
+		must(t, d.Close())
+	}
+	sub, err := again[0].OpenDir("repo") // what is below is on the mount too, after the first handles are closed
+	must(t, err)
+	defer sub.Close()
+	must(t, again[0].Close())
+	must(t, again[1].Link("f", sub, "g"))
+}
+
+func TestOneMountElsewhere(t *testing.T) {
+	dir := host(t)
+	disk := open(t, testenv.NewDisk(t, "ext4", 16<<20).Dir)
+	if d, err := mounts.OneMount(open(t, dir+"/var"), disk); !errors.Is(err, mounts.ErrElsewhere) {
+		t.Errorf("two file systems: got %v, %v, want %v", d, err, mounts.ErrElsewhere)
+	}
+	hidden := open(t, dir+"/var/lib")
+	bind(t, t.TempDir(), dir+"/fs")
+	bind(t, t.TempDir(), dir+"/sys root")
+	// The root of the host's own file system is still there to reach it, as a rule.
+	again, err := mounts.OneMount(hidden, open(t, dir+"/var"))
+	must(t, err)
+	for _, d := range again {
+		must(t, d.Close())
+	}
+}
