@@ -42,9 +42,10 @@ func (a owner) with(b owner) owner {
 
 // account shares the bytes of layers out among their owners. Layers and owners are known by their place in a list.
 type account struct {
-	layers []layerUse
-	bytes  map[objectstore.ObjectName]int64
-	owners []owner // of each layer
+	layers    []layerUse
+	bytes     map[objectstore.ObjectName]int64
+	elsewhere map[objectstore.ObjectName]struct{} // objects that somebody outside the store has too
+	owners    []owner                             // of each layer
 }
 
 // objectOwners returns the owner of every object: that of the only layer that has it, or of all that have it if that
@@ -63,7 +64,8 @@ func (a *account) objectOwners() map[objectstore.ObjectName]owner {
 	return owners
 }
 
-// unique returns the bytes that each of n owners alone needs, and those that nobody needs.
+// unique returns the bytes that each of n owners alone needs, and those that nobody needs. What somebody outside the store
+// has too is neither.
 func (a *account) unique(n int) (each []int64, unneeded int64) {
 	each = make([]int64, n)
 	add := func(o owner, bytes int64) {
@@ -75,7 +77,9 @@ func (a *account) unique(n int) (each []int64, unneeded int64) {
 		}
 	}
 	for obj, o := range a.objectOwners() {
-		add(o, a.bytes[obj])
+		if _, ok := a.elsewhere[obj]; !ok {
+			add(o, a.bytes[obj])
+		}
 	}
 	for i, l := range a.layers {
 		add(a.owners[i], l.own)
@@ -83,9 +87,9 @@ func (a *account) unique(n int) (each []int64, unneeded int64) {
 	return each, unneeded
 }
 
-// stored returns the bytes that a set of layers takes, nothing counted twice.
-func (a *account) stored(layers []int) int64 {
-	var sum int64
+// stored returns the bytes that a set of layers takes, nothing counted twice, and how many of them somebody outside the
+// store has too.
+func (a *account) stored(layers []int) (sum, elsewhere int64) {
 	seen := make(map[objectstore.ObjectName]struct{})
 	for _, i := range layers {
 		sum += a.layers[i].own
@@ -93,10 +97,13 @@ func (a *account) stored(layers []int) int64 {
 			if _, ok := seen[obj]; !ok {
 				seen[obj] = struct{}{}
 				sum += a.bytes[obj]
+				if _, ok := a.elsewhere[obj]; ok {
+					elsewhere += a.bytes[obj]
+				}
 			}
 		}
 	}
-	return sum
+	return sum, elsewhere
 }
 
 // A group is an image, or where containerd cannot say what that is, the snapshots of one chain: a set of layers that

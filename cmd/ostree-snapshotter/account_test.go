@@ -35,17 +35,21 @@ func TestAccountUnique(t *testing.T) {
 		n        int
 		each     []int64
 		unneeded int64
+
+		elsewhere map[objectstore.ObjectName]struct{}
 	}{
-		{"two owners share one object", []owner{0, 1}, 2, []int64{1100, 2003}, 0},
-		{"one owner has all", []owner{0, 0}, 1, []int64{3123}, 0},
-		{"what an unneeded layer shares is needed", []owner{0, nobody}, 1, []int64{1120}, 2003},
-		{"nobody needs anything", []owner{nobody, nobody}, 0, nil, 3123},
-		{"a layer of many owners is nobody's alone", []owner{many, 0}, 1, []int64{2003}, 0},
-		{"an unneeded layer beside one of many", []owner{many, nobody}, 0, nil, 2003},
+		{"two owners share one object", []owner{0, 1}, 2, []int64{1100, 2003}, 0, nil},
+		{"one owner has all", []owner{0, 0}, 1, []int64{3123}, 0, nil},
+		{"what an unneeded layer shares is needed", []owner{0, nobody}, 1, []int64{1120}, 2003, nil},
+		{"nobody needs anything", []owner{nobody, nobody}, 0, nil, 3123, nil},
+		{"a layer of many owners is nobody's alone", []owner{many, 0}, 1, []int64{2003}, 0, nil},
+		{"an unneeded layer beside one of many", []owner{many, nobody}, 0, nil, 2003, nil},
+		{"the host has one's own object", []owner{0, 1}, 2, []int64{1000, 2003}, 0, map[objectstore.ObjectName]struct{}{file(1): {}}},
+		{"the host has an unneeded one", []owner{0, nobody}, 1, []int64{1120}, 2000, map[objectstore.ObjectName]struct{}{file(3): {}}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			a := &account{layers: layers, bytes: bytes, owners: tt.owners}
+			a := &account{layers: layers, bytes: bytes, elsewhere: tt.elsewhere, owners: tt.owners}
 			each, unneeded := a.unique(tt.n)
 			if !slices.Equal(each, tt.each) || unneeded != tt.unneeded {
 				t.Errorf("unique() = %v, %d; want %v, %d", each, unneeded, tt.each, tt.unneeded)
@@ -56,23 +60,24 @@ func TestAccountUnique(t *testing.T) {
 
 func TestAccountStored(t *testing.T) {
 	a := &account{
-		bytes: map[objectstore.ObjectName]int64{file(1): 100, file(2): 20, file(3): 3},
+		bytes:     map[objectstore.ObjectName]int64{file(1): 100, file(2): 20, file(3): 3},
+		elsewhere: map[objectstore.ObjectName]struct{}{file(2): {}},
 		layers: []layerUse{
 			{objects: []objectstore.ObjectName{file(1), file(2)}, own: 1000},
 			{objects: []objectstore.ObjectName{file(2), file(3)}, own: 2000},
 		},
 	}
 	for _, tt := range []struct {
-		layers []int
-		want   int64
+		layers          []int
+		want, elsewhere int64
 	}{
-		{nil, 0},
-		{[]int{0}, 1120},
-		{[]int{1}, 2023},
-		{[]int{0, 1}, 3123},
+		{nil, 0, 0},
+		{[]int{0}, 1120, 20},
+		{[]int{1}, 2023, 20},
+		{[]int{0, 1}, 3123, 20},
 	} {
-		if got := a.stored(tt.layers); got != tt.want {
-			t.Errorf("stored(%v) = %d, want %d", tt.layers, got, tt.want)
+		if got, elsewhere := a.stored(tt.layers); got != tt.want || elsewhere != tt.elsewhere {
+			t.Errorf("stored(%v) = %d, %d; want %d, %d", tt.layers, got, elsewhere, tt.want, tt.elsewhere)
 		}
 	}
 }

@@ -28,6 +28,8 @@ type dfReport struct {
 	Checkouts int64 `json:"checkouts_bytes"`
 	Active    int64 `json:"active_bytes"`
 	Metadata  int64 `json:"metadata_bytes"`
+	// Elsewhere is what of the objects is shared with others on the disk: other repositories, and deployments.
+	Elsewhere int64 `json:"elsewhere_bytes"`
 	// Ratio is logical bytes by the stored bytes that are not of active snapshots; 0 for an empty store.
 	Ratio float64 `json:"dedup_ratio"`
 	// Unneeded is what layers take that no snapshot needs, Unreferenced what objects take that no layer has.
@@ -47,7 +49,9 @@ type dfRow struct {
 	Size   int64         `json:"size_bytes"`   // regular files of its layers
 	Unique int64         `json:"unique_bytes"` // freed if only this went
 	Shared int64         `json:"shared_bytes"` // stored, and needed by others too
-	Active int           `json:"active_snapshots"`
+	// Elsewhere is what of Shared others on the disk have: other repositories, and deployments.
+	Elsewhere int64 `json:"elsewhere_bytes"`
+	Active    int   `json:"active_snapshots"`
 }
 
 const (
@@ -64,6 +68,9 @@ func (c *cli) dfCommand() *cobra.Command {
 "logical" is the size of the regular files in every committed snapshot, as if each had its own. "stored" is what is
 allocated on the disk, each inode once: it is what du says about the root. Their ratio is without the writable layers
 of active snapshots, and does not flatter: stored counts whole blocks and metadata, logical does not.
+
+"elsewhere" is what is on the disk for others too, as the same inodes: repositories of dedup_repos, the one of a system that
+an image was deployed to, its deployments. To remove it here frees nothing, so that it is never "unique" or "unneeded".
 
 For each image, "unique" is what would be freed if it and the containers made from it went and all else stayed;
 "shared" is the rest of what it needs. An image that has several names in containerd is listed once. Without
@@ -133,7 +140,7 @@ func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
 			}
 		}
 	}
-	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, owners: owners}, groups, use)
+	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: owners}, groups, use)
 	r.Root, r.Source = s.cfg.Root, source
 	r.addLogical(rows, layers)
 	r.keepNamespace(c.namespace)
@@ -173,16 +180,21 @@ func newDfReport(a *account, groups []group, use *diskUsage) *dfReport {
 	for obj := range a.objectOwners() {
 		r.Unreferenced -= a.bytes[obj]
 	}
+	for obj := range use.elsewhere {
+		r.Elsewhere += use.objectBytes[obj]
+	}
 	for i, g := range groups {
+		stored, elsewhere := a.stored(g.layers)
 		r.Images = append(r.Images, dfRow{
-			Digest: g.target,
-			Names:  g.names,
-			Chain:  g.chain,
-			Layers: len(g.layers),
-			Size:   g.size,
-			Unique: unique[i],
-			Shared: a.stored(g.layers) - unique[i],
-			Active: g.active,
+			Digest:    g.target,
+			Names:     g.names,
+			Chain:     g.chain,
+			Layers:    len(g.layers),
+			Size:      g.size,
+			Unique:    unique[i],
+			Shared:    stored - unique[i],
+			Elsewhere: elsewhere,
+			Active:    g.active,
 		})
 	}
 	slices.SortStableFunc(r.Images, func(a, b dfRow) int { return cmp.Compare(b.Unique, a.Unique) })
@@ -225,6 +237,7 @@ func (c *cli) printDf(r *dfReport) error {
 		fmt.Sprintf("  checkouts\t%s\tdirectories, and files that could not be linked", size(r.Checkouts)),
 		fmt.Sprintf("  active\t%s\twritable layers of containers", size(r.Active)),
 		fmt.Sprintf("  metadata\t%s\t", size(r.Metadata)),
+		fmt.Sprintf("elsewhere\t%s\tof the objects, that other repositories or deployments have too", size(r.Elsewhere)),
 		fmt.Sprintf("unneeded\t%s\tlayers that no snapshot needs", size(r.Unneeded)),
 		fmt.Sprintf("unreferenced\t%s\tobjects that no layer has", size(r.Unreferenced)),
 		fmt.Sprintf("ratio\t%.2f\tlogical / (stored - active)", r.Ratio),
@@ -235,10 +248,10 @@ func (c *cli) printDf(r *dfReport) error {
 	if _, err := fmt.Fprintln(c.stdout); err != nil {
 		return err
 	}
-	rows = []string{"IMAGE\tLAYERS\tSIZE\tUNIQUE\tSHARED\tACTIVE"}
+	rows = []string{"IMAGE\tLAYERS\tSIZE\tUNIQUE\tSHARED\tELSEWHERE\tACTIVE"}
 	for _, row := range r.Images {
-		rows = append(rows, fmt.Sprintf("%s\t%d\t%s\t%s\t%s\t%d",
-			row.title(), row.Layers, size(row.Size), size(row.Unique), size(row.Shared), row.Active))
+		rows = append(rows, fmt.Sprintf("%s\t%d\t%s\t%s\t%s\t%s\t%d",
+			row.title(), row.Layers, size(row.Size), size(row.Unique), size(row.Shared), size(row.Elsewhere), row.Active))
 	}
 	return c.table(rows...)
 }

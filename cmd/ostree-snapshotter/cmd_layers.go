@@ -89,7 +89,7 @@ func (c *cli) layerRows(ctx context.Context, s *store) ([]layerRow, error) {
 		return nil, err
 	}
 
-	a := &account{layers: uses, bytes: use.objectBytes, owners: make([]owner, len(uses))}
+	a := &account{layers: uses, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: make([]owner, len(uses))}
 	for i := range uses {
 		a.owners[i] = owner(i)
 	}

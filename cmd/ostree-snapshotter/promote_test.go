@@ -93,11 +93,15 @@ type imageJSON struct {
 // manifestOf stores manifest and config of an image, without going through types that would refuse what is wrong.
 func (f *fakeContainerd) manifestOf(i imageJSON) ocispec.Descriptor {
 	f.t.Helper()
-	config := f.blob(ocispec.MediaTypeImageConfig, map[string]any{
-		"os": i.platform.OS, "architecture": i.platform.Architecture, "variant": i.platform.Variant, "created": i.created,
+	c := map[string]any{
+		"os": i.platform.OS, "architecture": i.platform.Architecture, "variant": i.platform.Variant,
 		"config": map[string]any{"Labels": i.labels}, "rootfs": map[string]any{"type": "layers", "diff_ids": i.diffIDs},
-		"history": []any{map[string]any{"created": "no time"}},
-	})
+	}
+	if i.created != "" {
+		c["created"] = i.created
+		c["history"] = []any{map[string]any{"created": i.created}}
+	}
+	config := f.blob(ocispec.MediaTypeImageConfig, c)
 	desc := f.blob(ocispec.MediaTypeImageManifest, map[string]any{
 		"schemaVersion": 2, "mediaType": ocispec.MediaTypeImageManifest, "config": config, "layers": []any{}, "annotations": i.annotations,
 	})
@@ -398,7 +402,7 @@ func promote(t *testing.T, s *store, to *objectstore.Repo, img *resolved, dryRun
 func TestPromote(t *testing.T) {
 	b := newImageBed(t)
 	img := b.osImage(t)
-	to := sysrootRepo(t, b.root.Path()+"/sysroot/ostree/repo")
+	to := sysrootRepo(t, b.root.Path()+"-sysroot/ostree/repo")
 
 	dry := promote(t, b.store, to, img, true)
 	if dry.repo == to || dry.need.Shared == 0 || dry.need.Objects != 0 {
@@ -446,10 +450,92 @@ func TestPromote(t *testing.T) {
 	if len(p.dropped) != 1 || p.dropped[0].Path != "/dev/null" {
 		t.Errorf("dropped: %v, want /dev/null", p.dropped)
 	}
+	if got, want := elsewhere(t, b.store), b.allocated(t, img.Layers, to); got != want {
+		t.Errorf("df: %d bytes are elsewhere too, want the %d of the shared files", got, want)
+	}
 	again := promote(t, b.store, to, img, false)
 	if again.commit != p.commit || again.need.Shared+again.need.Objects != 0 {
 		t.Errorf("again: commit %s, need %+v, want %s and nothing", again.commit, again.need, p.commit)
 	}
+}
+
+// elsewhere returns how many bytes of a store others have too.
+func elsewhere(t *testing.T, s *store) (sum int64) {
+	t.Helper()
+	use := measure(t, s)
+	for obj := range use.elsewhere {
+		sum += use.objectBytes[obj]
+	}
+	return sum
+}
+
+// allocated returns the bytes of the objects that layers of the store share with another repository.
+func (b *imageBed) allocated(t *testing.T, layers []objectstore.Checksum, with *objectstore.Repo) (sum int64) {
+	t.Helper()
+	for _, id := range layers {
+		objects, err := b.layers.Objects(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, obj := range objects {
+			st, err := with.Stat(obj)
+			if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
+				t.Fatal(err)
+			}
+			sum += st.Blocks * 512
+		}
+	}
+	return sum
+}
+
+// TestDfOfSharedStore has df say what of an image the host's system has too, and what the image alone.
+func TestDfOfSharedStore(t *testing.T) {
+	b := newImageBed(t)
+	img := b.osImage(t)
+	args := []string{"df", "--root", b.root.Path(), "-a", b.containerd.address, "--json"}
+	var before, after, gone dfReport
+	decode(t, output(t, 0, args...), &before)
+	to := sysrootRepo(t, b.root.Path()+"-sysroot")
+	promote(t, b.store, to, img, false)
+	decode(t, output(t, 0, args...), &after)
+	shared := b.allocated(t, img.Layers, to)
+	row := func(r *dfReport) *dfRow {
+		for i := range r.Images {
+			if r.Images[i].Digest == img.Target {
+				return &r.Images[i]
+			}
+		}
+		t.Fatalf("the image is not among %+v", r.Images)
+		return nil
+	}
+	// The base's shell is needed by the images of the fixture too.
+	shell := b.allocated(t, []objectstore.Checksum{b.base}, to)
+	if before.Elsewhere != 0 || row(&before).Elsewhere != 0 || after.Elsewhere != shared || row(&after).Elsewhere != shared {
+		t.Errorf("elsewhere: %d and %d bytes, then %d and %d, want none, then %d", before.Elsewhere, row(&before).Elsewhere,
+			after.Elsewhere, row(&after).Elsewhere, shared)
+	}
+	if got, want := row(&after).Unique, row(&before).Unique-(shared-shell); got != want {
+		t.Errorf("unique: %d bytes, before %d, want %d", got, row(&before).Unique, want)
+	}
+	if after.Stored != before.Stored || row(&after).Unique+row(&after).Shared != row(&before).Unique+row(&before).Shared {
+		t.Errorf("stored: %d bytes, before %d, want the same", after.Stored, before.Stored)
+	}
+	if err := os.RemoveAll(to.ObjectsDir().Path()); err != nil {
+		t.Fatal(err)
+	}
+	decode(t, output(t, 0, args...), &gone)
+	if diff := cmp.Diff(before, gone); diff != "" {
+		t.Errorf("when the other repository is gone (-want +got):\n%s", diff)
+	}
+	for _, name := range []string{to.Dir().Path() + "/refs/heads/ostree", to.ObjectsDir().Path()} { // for the check when the test ends
+		if err := os.RemoveAll(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(to.ObjectsDir().Path(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	objecttest.Fsck(t, b.repo)
 }
 
 // TestPromoteInOneRepo has the store and the sysroot use one repository.

@@ -137,7 +137,7 @@ func TestAccountOnStore(t *testing.T) {
 		t.Fatalf("got %d chains of snapshots, want 2", len(groups))
 	}
 	owners := place(groups, rows, layers)
-	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, owners: owners}, groups, use)
+	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: owners}, groups, use)
 	r.addLogical(rows, layers)
 
 	if want := int64((96 + 48 + 200 + 32 + 200 + 96) << 10); r.Logical != want {
@@ -232,7 +232,7 @@ func uniqueOfLayer(t *testing.T, s *store, use *diskUsage, id objectstore.Checks
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &account{layers: layers, bytes: use.objectBytes, owners: make([]owner, len(layers))}
+	a := &account{layers: layers, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: make([]owner, len(layers))}
 	at := -1
 	for i := range layers {
 		a.owners[i] = owner(i)

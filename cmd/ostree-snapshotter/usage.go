@@ -27,6 +27,10 @@ type diskUsage struct {
 	objectBytes   map[objectstore.ObjectName]int64 // of every object
 	refBytes      map[string]int64                 // of every ref, and directory of refs, below refs/heads; part of metadata
 	checkoutBytes map[string]int64                 // of every directory of layers/: what is there and not an object
+
+	// elsewhere are the objects that are inodes with names outside the store too: other repositories, or deployments, have
+	// them. To remove them here frees nothing.
+	elsewhere map[objectstore.ObjectName]struct{}
 }
 
 func (u *diskUsage) total() int64 { return u.objects + u.checkouts + u.snapshots + u.metadata }
@@ -36,23 +40,32 @@ type inode struct{ dev, ino uint64 }
 
 // usageWalk adds up a tree. What vanishes meanwhile, because the daemon is at work, is not counted.
 type usageWalk struct {
-	ctx  context.Context
-	seen map[inode]struct{} // files with several names that are counted already
-	use  *diskUsage
-	tick func(files int64)
-	n    int64
+	ctx    context.Context
+	names  map[inode]uint64                    // of files with several names, and of directories: how many were met
+	linked map[objectstore.ObjectName]linkedTo // objects that have several names
+	use    *diskUsage
+	tick   func(files int64)
+	n      int64
+}
+
+// linkedTo is an inode and how many names it has, wherever they are.
+type linkedTo struct {
+	inode
+	links uint64
 }
 
 // diskUsage measures the store. The repository is measured first, so that a hard link in a checkout is nobody's cost
 // but the object's.
 func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsage, error) {
 	w := &usageWalk{
-		ctx:  ctx,
-		seen: make(map[inode]struct{}),
+		ctx:    ctx,
+		names:  make(map[inode]uint64),
+		linked: make(map[objectstore.ObjectName]linkedTo),
 		use: &diskUsage{
 			objectBytes:   make(map[objectstore.ObjectName]int64),
 			refBytes:      make(map[string]int64),
 			checkoutBytes: make(map[string]int64),
+			elsewhere:     make(map[objectstore.ObjectName]struct{}),
 		},
 		tick: tick,
 	}
@@ -62,11 +75,16 @@ func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsa
 	if err := w.top(s.root, w.rootEntry); err != nil {
 		return nil, err
 	}
+	for obj, l := range w.linked {
+		if l.links > w.names[l.inode] {
+			w.use.elsewhere[obj] = struct{}{}
+		}
+	}
 	return w.use, nil
 }
 
 // top walks a tree that begins at dir.
-func (w *usageWalk) top(dir *atfs.Dir, add func(name string, bytes int64)) error {
+func (w *usageWalk) top(dir *atfs.Dir, add func(name string, st *unix.Stat_t)) error {
 	st, err := dir.Lstat(".")
 	if err != nil {
 		return err
@@ -74,11 +92,11 @@ func (w *usageWalk) top(dir *atfs.Dir, add func(name string, bytes int64)) error
 	if !w.first(st) { // the repository, met below the root
 		return nil
 	}
-	add(".", st.Blocks*blockSize)
+	add(".", &st)
 	return w.walk(dir, ".", add)
 }
 
-func (w *usageWalk) walk(dir *atfs.Dir, prefix string, add func(name string, bytes int64)) error {
+func (w *usageWalk) walk(dir *atfs.Dir, prefix string, add func(name string, st *unix.Stat_t)) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
@@ -100,7 +118,7 @@ func (w *usageWalk) walk(dir *atfs.Dir, prefix string, add func(name string, byt
 		w.n++
 		w.tick(w.n)
 		below := path.Join(prefix, name)
-		add(below, st.Blocks*blockSize)
+		add(below, &st)
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			continue
 		}
@@ -111,7 +129,7 @@ func (w *usageWalk) walk(dir *atfs.Dir, prefix string, add func(name string, byt
 	return nil
 }
 
-func (w *usageWalk) enter(dir *atfs.Dir, name, below string, add func(string, int64)) error {
+func (w *usageWalk) enter(dir *atfs.Dir, name, below string, add func(string, *unix.Stat_t)) error {
 	sub, err := dir.OpenDir(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -129,19 +147,20 @@ func (w *usageWalk) first(st unix.Stat_t) bool {
 		return true
 	}
 	id := inode{st.Dev, st.Ino}
-	if _, ok := w.seen[id]; ok {
-		return false
-	}
-	w.seen[id] = struct{}{}
-	return true
+	w.names[id]++
+	return w.names[id] == 1
 }
 
 // repoEntry counts a file of the repository.
-func (w *usageWalk) repoEntry(name string, bytes int64) {
+func (w *usageWalk) repoEntry(name string, st *unix.Stat_t) {
+	bytes := st.Blocks * blockSize
 	if loose, ok := strings.CutPrefix(name, "objects/"); ok {
 		if obj, err := objectstore.ParseLoosePath(loose); err == nil {
 			w.use.objects += bytes
 			w.use.objectBytes[obj] += bytes
+			if st.Nlink > 1 {
+				w.linked[obj] = linkedTo{inode{st.Dev, st.Ino}, uint64(st.Nlink)} //nolint:unconvert // it has 32 bits on arm64
+			}
 			return
 		}
 	}
@@ -152,7 +171,8 @@ func (w *usageWalk) repoEntry(name string, bytes int64) {
 }
 
 // rootEntry counts a file of the root that is not in the repository.
-func (w *usageWalk) rootEntry(name string, bytes int64) {
+func (w *usageWalk) rootEntry(name string, st *unix.Stat_t) {
+	bytes := st.Blocks * blockSize
 	top, rest, _ := strings.Cut(name, "/")
 	switch {
 	case top == layersDir && rest != "":
