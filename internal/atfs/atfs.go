@@ -78,6 +78,18 @@ func Open(name string) (*Dir, error) {
 	return &Dir{fd: fd, name: ".", root: name}, nil
 }
 
+// OpenMount opens the root directory of a file system that fsmount(2) has mounted nowhere. The descriptor stays the caller's;
+// the name stands for the directory in error texts.
+func OpenMount(fd int, name string) (*Dir, error) {
+	dir, err := retry(func() (int, error) {
+		return unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return &Dir{fd: dir, name: ".", root: name}, nil
+}
+
 // WithHook returns a second handle to the directory whose operations, and those of every directory and file opened
 // from it, are reported to hook. The original is not changed; both must be closed.
 func (d *Dir) WithHook(hook Hook) (*Dir, error) {
