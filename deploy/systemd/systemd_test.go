@@ -113,6 +113,7 @@ func TestPreset(t *testing.T) {
 	want := []string{
 		"multi-user.target.wants/ostree-snapshotter-boot-complete.service",
 		"multi-user.target.wants/ostree-snapshotter-finalize-staged.path",
+		"multi-user.target.wants/ostree-snapshotter-mirror.service",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("enabled: got %q, want %q", got, want)
