@@ -42,6 +42,8 @@ var Packages = []Package{
 	{"mtools", "mcopy"},                         // the same
 	{"qemu-system-x86", "qemu-system-x86_64"},   // boots what was deployed
 	{"ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"}, // its firmware
+	// The boot loader of disks whose OS brings none.
+	{"systemd-boot-efi", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"},
 }
 
 // compiler is what the race detector needs.

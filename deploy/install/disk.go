@@ -1,0 +1,368 @@
+package install
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Errors of a disk that cannot be used.
+var (
+	ErrInUse    = errors.New("in use")
+	ErrNotEmpty = errors.New("not empty")
+	ErrNoSize   = errors.New("does not exist, and how large it is to be is not said")
+)
+
+// A disk is a block device, or a file that is or becomes the image of one.
+type disk struct {
+	path   string
+	exists bool
+	block  bool
+	size   int64
+	sector int64  // logical
+	dev    uint64 // of the device itself
+}
+
+// look finds out what there is at a path. It changes nothing.
+func look(path string) (*disk, error) {
+	d := &disk{path: path, sector: 512}
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d, nil
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	d.exists = true
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		d.size = st.Size
+		return d, nil
+	case unix.S_IFBLK:
+		d.block, d.dev = true, st.Rdev
+		return d, d.geometry()
+	}
+	return nil, fmt.Errorf("%s is neither a block device nor a regular file", path)
+}
+
+// geometry asks a block device how large it is.
+func (d *disk) geometry() error {
+	if _, err := os.Stat(d.sysfs("partition")); err == nil {
+		return fmt.Errorf("%s is a partition: name the whole disk", d.path)
+	}
+	f, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	sector, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
+	if err != nil {
+		return fmt.Errorf("ask %s for its sector size: %w", d.path, err)
+	}
+	d.sector = int64(sector)
+	return nil
+}
+
+// sysfs returns the path of something that the kernel says of a block device.
+func (d *disk) sysfs(name string) string {
+	return fmt.Sprintf("/sys/dev/block/%d:%d/%s", unix.Major(d.dev), unix.Minor(d.dev), name)
+}
+
+// contents says what is on a disk, a line for each thing. None: it is empty. What is looked for are signatures of file systems
+// and the like, partitions, and bytes that are not zero where those begin and end.
+func (d *disk) contents(ctx context.Context, t tools) (found []string, err error) {
+	if !d.exists || d.size == 0 {
+		return nil, nil
+	}
+	out, err := t.run(ctx, "", nil, "wipefs", "--no-act", "--json", "--output", "OFFSET,TYPE,LABEL", "--", d.path)
+	if err != nil {
+		return nil, err
+	}
+	if found, err = parseSignatures(out); err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(found, isTable) {
+		// A table may be damaged, which is for sfdisk to find out and no reason to take the disk for empty.
+		if out, err := t.run(ctx, "", nil, "sfdisk", "--json", "--", d.path); err == nil {
+			parts, err := parseTable(out)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, parts...)
+		}
+	}
+	if len(found) > 0 {
+		return found, nil
+	}
+	return d.edges()
+}
+
+func isTable(signature string) bool {
+	return slices.Contains([]string{"gpt", "dos"}, strings.TrimSuffix(signature, " signature"))
+}
+
+// parseSignatures reads what wipefs --json writes: nothing, if there are none.
+func parseSignatures(out string) (found []string, err error) {
+	if strings.TrimSpace(out) == "" {
+		return nil, nil
+	}
+	var doc struct {
+		Signatures []struct {
+			Type  string  `json:"type"`
+			Label *string `json:"label"`
+		} `json:"signatures"`
+	}
+	if err := json.Unmarshal([]byte(out), &doc); err != nil {
+		return nil, fmt.Errorf("read output of wipefs: %w", err)
+	}
+	for _, s := range doc.Signatures {
+		line := s.Type + " signature"
+		if s.Label != nil && *s.Label != "" {
+			line += fmt.Sprintf(" with label %q", *s.Label)
+		}
+		if !slices.Contains(found, line) { // a GPT has two
+			found = append(found, line)
+		}
+	}
+	return found, nil
+}
+
+// parseTable reads what sfdisk --json writes.
+func parseTable(out string) (found []string, err error) {
+	var doc struct {
+		Table struct {
+			SectorSize int64 `json:"sectorsize"`
+			Partitions []struct {
+				Node string `json:"node"`
+				Size int64  `json:"size"`
+				Name string `json:"name"`
+			} `json:"partitions"`
+		} `json:"partitiontable"`
+	}
+	if err := json.Unmarshal([]byte(out), &doc); err != nil {
+		return nil, fmt.Errorf("read output of sfdisk: %w", err)
+	}
+	sector := doc.Table.SectorSize
+	if sector == 0 {
+		sector = 512
+	}
+	for _, p := range doc.Table.Partitions {
+		line := fmt.Sprintf("partition %s of %s", p.Node, human(p.Size*sector))
+		if p.Name != "" {
+			line += fmt.Sprintf(" called %q", p.Name)
+		}
+		found = append(found, line)
+	}
+	return found, nil
+}
+
+// edge is how much of a disk's, and of a partition's, beginning and end nothing may be in that install finds there, and is
+// made zero: what says of what kind something is lies in there.
+const edge = mib
+
+// edges looks for bytes that are not zero.
+func (d *disk) edges() ([]string, error) {
+	f, err := os.Open(d.path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for _, e := range []struct {
+		name string
+		off  int64
+	}{{"first", 0}, {"last", max(0, d.size-edge)}} {
+		b := make([]byte, min(edge, d.size))
+		if _, err := f.ReadAt(b, e.off); err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
+			return []string{fmt.Sprintf("data of an unknown kind in the %s %s", e.name, human(int64(len(b))))}, nil
+		}
+	}
+	return nil, nil
+}
+
+// claim opens a disk for this process alone until it is closed. The error is an ErrInUse if somebody has it: it is mounted, in
+// part or as a whole, or otherwise in use by the kernel, or another process has it locked.
+func (d *disk) claim() (*os.File, error) {
+	flags := os.O_RDWR
+	if d.block {
+		flags |= unix.O_EXCL // of a block device: nobody else has it or a part of it open this way, as mounts have
+	}
+	users, err := d.users()
+	if err != nil {
+		return nil, err
+	}
+	if len(users) > 0 {
+		return nil, inUse(d.path, users)
+	}
+	f, err := os.OpenFile(d.path, flags, 0)
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ETXTBSY) {
+		return nil, fmt.Errorf("%s is %w", d.path, ErrInUse)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if d.block {
+		return f, nil
+	}
+	// Such a lock of its image an emulator has, too.
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+			err = fmt.Errorf("%s is %w: another process has it locked", d.path, ErrInUse)
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func inUse(path string, users []string) error {
+	return fmt.Errorf("%s is %w: %s", path, ErrInUse, strings.Join(users, ", "))
+}
+
+// users says what uses a disk, as far as that can be seen in /proc and /sys.
+func (d *disk) users() (users []string, err error) {
+	devs := make(map[string]bool) // numbers of the device, its partitions, and loop devices over the file
+	if d.block {
+		devs[devNumber(d.dev)] = true
+		parts, err := filepath.Glob(d.sysfs("*/partition"))
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range parts {
+			if b, err := os.ReadFile(filepath.Join(filepath.Dir(p), "dev")); err == nil {
+				devs[strings.TrimSpace(string(b))] = true
+			}
+		}
+		for _, pattern := range []string{"holders/*", "*/holders/*"} {
+			holders, err := filepath.Glob(d.sysfs(pattern))
+			if err != nil {
+				return nil, err
+			}
+			for _, h := range holders {
+				users = append(users, "by "+filepath.Base(h))
+			}
+		}
+	} else {
+		loops, err := d.loops()
+		if err != nil {
+			return nil, err
+		}
+		for dev, name := range loops {
+			devs[dev] = true
+			users = append(users, "by "+name)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	swaps, err := os.ReadFile("/proc/swaps")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	users = append(users, mountedAt(string(mounts), devs)...)
+	abs, err := filepath.Abs(d.path)
+	if err != nil {
+		return nil, err
+	}
+	users = append(users, swapsOn(string(swaps), devs, abs)...)
+	slices.Sort(users)
+	return users, nil
+}
+
+func devNumber(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
+
+// mountedAt says where devices are mounted.
+func mountedAt(mountinfo string, devs map[string]bool) (users []string) {
+	for line := range strings.Lines(mountinfo) {
+		if f := strings.Fields(line); len(f) > 4 && devs[f[2]] {
+			users = append(users, "mounted at "+f[4])
+		}
+	}
+	return users
+}
+
+// swapsOn says which of a host's swaps are on devices, or are a file.
+func swapsOn(swaps string, devs map[string]bool, file string) (users []string) {
+	for line := range strings.Lines(swaps) {
+		f := strings.Fields(line)
+		if len(f) == 0 || !strings.HasPrefix(f[0], "/") {
+			continue
+		}
+		var st unix.Stat_t
+		isDev := unix.Stat(f[0], &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && devs[devNumber(st.Rdev)]
+		if isDev || f[0] == file {
+			users = append(users, "swap "+f[0])
+		}
+	}
+	return users
+}
+
+// loops returns the loop devices over a file, by their numbers.
+func (d *disk) loops() (map[string]string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(d.path, &st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: d.path, Err: err}
+	}
+	backed, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	loops := make(map[string]string)
+	for _, name := range backed {
+		dev := filepath.Join("/dev", strings.Split(name, "/")[3])
+		f, err := os.Open(dev)
+		if err != nil {
+			continue // gone since, or not for us
+		}
+		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+		if err == nil && info.Device == st.Dev && info.Inode == st.Ino {
+			var self unix.Stat_t
+			if err := unix.Fstat(int(f.Fd()), &self); err == nil {
+				loops[devNumber(self.Rdev)] = dev
+			}
+		}
+		_ = f.Close()
+	}
+	return loops, nil
+}
+
+// zeroEdges makes the beginning and the end of a part of a disk zero.
+func zeroEdges(f *os.File, off, size int64) error {
+	zero := make([]byte, min(edge, size))
+	if _, err := f.WriteAt(zero, off); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(zero, off+size-int64(len(zero)))
+	return err
+}
+
+// rereadTable tells the kernel that a block device has another partition table.
+func (d *disk) rereadTable(f *os.File) error {
+	if !d.block {
+		return nil
+	}
+	err := unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0)
+	if errors.Is(err, unix.EINVAL) { // a device without partitions
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("have the kernel read the partition table of %s: %w", d.path, err)
+	}
+	return nil
+}

@@ -1,0 +1,219 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
+)
+
+// Execute installs an OS as planned. It needs root.
+//
+// What was found on the disk is gone once Execute has begun to write; what has come to it since it was planned is an error
+// before that. When Execute returns an error, or the process is killed, the disk has no partition table and counts as empty. An
+// image file that it has made is removed then, and another one has the size that it had, unless the process was killed. No
+// mount and no loop device stays in any case. When it returns nil all is on the disk.
+func (p *Plan) Execute(ctx context.Context, o *OS) error {
+	err := p.execute(ctx, func(ctx context.Context, root *atfs.Dir) error { return p.fill(ctx, root, o) })
+	if err != nil {
+		return fmt.Errorf("install on %s: %w", p.Disk, err)
+	}
+	return nil
+}
+
+// execute is Execute with what puts the OS on the root file system, and what is to be on the ESP into espDir there.
+func (p *Plan) execute(ctx context.Context, fill func(ctx context.Context, root *atfs.Dir) error) (err error) {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("make and mount file systems: %w", unix.EPERM)
+	}
+	if err := supports(p.root().Filesystem); err != nil {
+		return err
+	}
+	f, undo, err := p.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = joined(err, undo())
+		}
+		err = joined(err, f.Close())
+	}()
+	if err := p.checkTable(ctx); err != nil {
+		return err
+	}
+	if err := p.wipe(f); err != nil {
+		return err
+	}
+	if err := p.fileSystems(ctx, f, fill); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return p.writeTable(ctx, f)
+}
+
+// joined is errors.Join, but for an error alone being itself.
+func joined(err, second error) error {
+	if second == nil {
+		return err
+	}
+	return errors.Join(err, second)
+}
+
+func (p *Plan) progress(ctx context.Context, step string) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if p.opts.Progress != nil {
+		p.opts.Progress(step)
+	}
+	return nil
+}
+
+// open takes the disk, and makes it what it has to be to be written to. Undo gives an image file back as it was.
+func (p *Plan) open(ctx context.Context) (f *os.File, undo func() error, err error) {
+	d := p.disk
+	if !d.exists {
+		f, err := os.OpenFile(p.Disk, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := f.Close(); err != nil {
+			return nil, nil, err
+		}
+	}
+	remove := func(err error) error {
+		if !d.exists {
+			err = joined(err, os.Remove(p.Disk))
+		}
+		return err
+	}
+	if f, err = d.claim(); err != nil {
+		return nil, nil, remove(err)
+	}
+	undo = func() error {
+		if !d.exists {
+			return os.Remove(p.Disk)
+		}
+		return d.empty(f)
+	}
+	if d.exists && !p.opts.Wipe {
+		found, err := d.contents(ctx, p.tools)
+		if err == nil && len(found) > 0 {
+			err = fmt.Errorf("it is %w any more: %s", ErrNotEmpty, strings.Join(found, ", "))
+		}
+		if err != nil {
+			return nil, nil, joined(err, f.Close())
+		}
+	}
+	if !d.block {
+		if err := f.Truncate(p.Size); err != nil {
+			return nil, nil, joined(joined(err, undo()), f.Close())
+		}
+	}
+	return f, undo, nil
+}
+
+// empty gives an image file the size that it had, with nothing in it.
+func (d *disk) empty(f *os.File) error {
+	if d.block {
+		return nil
+	}
+	return errors.Join(f.Truncate(0), f.Truncate(d.size))
+}
+
+// wipe makes the disk one without a partition table.
+func (p *Plan) wipe(f *os.File) error {
+	if err := zeroEdges(f, 0, p.Size); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return p.disk.rereadTable(f)
+}
+
+// checkTable asks sfdisk whether it is going to write the table, which it is to do when all else is done.
+func (p *Plan) checkTable(ctx context.Context) error {
+	return p.sfdisk(ctx, "--no-act")
+}
+
+func (p *Plan) writeTable(ctx context.Context, f *os.File) error {
+	if err := p.progress(ctx, "write the partition table"); err != nil {
+		return err
+	}
+	if err := p.sfdisk(ctx); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return p.disk.rereadTable(f)
+}
+
+func (p *Plan) sfdisk(ctx context.Context, options ...string) error {
+	options = append(options, "--quiet", "--wipe", "never", "--wipe-partitions", "never", "--no-reread", "--no-tell-kernel")
+	_, err := p.tools.run(ctx, sfdiskScript(p.Partitions, p.disk.sector), nil, "sfdisk", append(options, "--", p.Disk)...)
+	return err
+}
+
+// fileSystems makes the file systems and puts the OS on them.
+func (p *Plan) fileSystems(ctx context.Context, f *os.File, fill func(ctx context.Context, root *atfs.Dir) error) (err error) {
+	if err := p.progress(ctx, "make file systems"); err != nil {
+		return err
+	}
+	esp, err := p.makeFilesystem(ctx, f, p.esp())
+	if err != nil {
+		return err
+	}
+	defer func() { err = joined(err, esp.close()) }()
+	root, err := p.makeFilesystem(ctx, f, p.root())
+	if err != nil {
+		return err
+	}
+	defer func() { err = joined(err, root.close()) }()
+	m, err := mounts.MountDetached(root.path(), p.root().Filesystem, p.Disk+":root")
+	if err != nil {
+		return err
+	}
+	defer func() { err = joined(err, m.Close()) }()
+	if err := fill(ctx, m.Dir); err != nil {
+		return err
+	}
+	if err := p.progress(ctx, "write the EFI system partition"); err != nil {
+		return err
+	}
+	if err := p.copyESP(ctx, m.Dir, esp); err != nil {
+		return err
+	}
+	if err := m.Dir.RemoveAll(espDir); err != nil {
+		return err
+	}
+	return p.progress(ctx, "write everything to the disk")
+}
+
+// makeFilesystem returns the loop device of a partition with a new file system.
+func (p *Plan) makeFilesystem(ctx context.Context, f *os.File, part Partition) (l *loop, err error) {
+	if err := zeroEdges(f, part.Start, part.Size); err != nil {
+		return nil, err
+	}
+	if l, err = attach(f, part.Start, part.Size, p.disk.sector); err != nil {
+		return nil, err
+	}
+	command, _, err := mkfs(part.Filesystem, part.Label, p.RootUUID)
+	if err == nil {
+		_, err = p.tools.run(ctx, "", nil, command[0], append(command[1:], l.path())...)
+	}
+	if err != nil {
+		return nil, joined(err, l.close())
+	}
+	return l, nil
+}

@@ -1,0 +1,79 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A loop is a loop device over a part of a disk. It goes with the last descriptor that is open on it.
+type loop struct{ f *os.File }
+
+// attach makes a loop device.
+func attach(disk *os.File, off, size, sector int64) (*loop, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("get a loop device: %w", err)
+	}
+	defer control.Close()
+	for {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("get a loop device: %w", err)
+		}
+		f, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, fmt.Errorf("get a loop device: %w", err)
+		}
+		c := unix.LoopConfig{Fd: uint32(disk.Fd()), Size: uint32(sector)}
+		c.Info.Offset, c.Info.Sizelimit, c.Info.Flags = uint64(off), uint64(size), unix.LO_FLAGS_AUTOCLEAR
+		err = unix.IoctlLoopConfigure(int(f.Fd()), &c)
+		if err == nil {
+			return &loop{f}, nil
+		}
+		err = errors.Join(fmt.Errorf("set up %s: %w", f.Name(), err), f.Close())
+		if !errors.Is(err, unix.EBUSY) { // somebody else was faster
+			return nil, err
+		}
+	}
+}
+
+func (l *loop) path() string { return l.f.Name() }
+
+// close makes what was written durable and gives the device back. It waits for a file system on it to be gone.
+func (l *loop) close() error {
+	err := l.f.Sync()
+	if err == nil {
+		err = l.released()
+	}
+	return errors.Join(err, l.f.Close())
+}
+
+// released waits until no file system is on the device. It is gone when its last file is closed, which a child of this
+// process, on its way to exec, may have open for a moment.
+func (l *loop) released() error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		fd, err := unix.Open(l.path(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("wait for %s: %w", l.path(), err)
+		}
+	}
+}
+
+// supports returns an error unless the kernel has a file system.
+func supports(fstype string) error {
+	fd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("the running kernel does not have %s", fstype)
+	}
+	if err != nil {
+		return fmt.Errorf("open file system %s: %w", fstype, err)
+	}
+	return unix.Close(fd)
+}
