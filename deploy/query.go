@@ -1,0 +1,43 @@
+package deploy
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// FileSize returns the size of a regular file of the tree. It follows no symbolic links.
+func (t *Tree) FileSize(name string) (size int64, ok bool) {
+	n := lookup(t.root, name)
+	if n == nil || n.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0, false
+	}
+	return n.Size, true
+}
+
+// Allocated returns about what a sysroot with a deployment of the tree takes, and nothing else, on a file system with blocks
+// of that size: files once, however often they occur, and /etc, which each deployment has to itself, twice.
+func (t *Tree) Allocated(block int64) int64 {
+	seen := make(map[string]bool) // payloads
+	var walk func(n *composefs.Inode) int64
+	walk = func(n *composefs.Inode) (sum int64) {
+		if n.IsDir() {
+			sum = 2 * block // in the deployment, and its dirtree
+			for _, e := range n.Entries {
+				sum += walk(e.Inode)
+			}
+			return sum
+		}
+		if n.Payload != "" && !seen[n.Payload] {
+			seen[n.Payload] = true
+			sum = (n.Size + block - 1) / block * block
+		}
+		return sum
+	}
+	sum := walk(t.root)
+	if etc := lookup(t.root, "usr/etc"); etc != nil {
+		clear(seen)
+		sum += walk(etc)
+	}
+	return sum
+}

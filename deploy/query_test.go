@@ -1,0 +1,33 @@
+package deploy_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+)
+
+func TestSizes(t *testing.T) {
+	b := newBed(t)
+	content := func(n int) string { return strings.Repeat("x", n) }
+	tree, err := deploy.NewTree(b.flatten(t, makeTar(t,
+		entry{"usr/", "", nil}, entry{"usr/empty", "", nil}, entry{"usr/link -> one", "", nil},
+		entry{"usr/one", content(5000), nil}, entry{"usr/same", content(5000), nil},
+		entry{"etc/", "", nil}, entry{"etc/conf", content(100), nil},
+	)))
+	must(t, err)
+	for name, want := range map[string]int64{
+		"usr/one": 5000, "usr/empty": 0, "usr/etc/conf": 100, "usr/link": -1, "usr": -1, "usr/none": -1, "etc/conf": -1, "": -1,
+	} {
+		size, ok := tree.FileSize(name)
+		if ok != (want >= 0) || ok && size != want {
+			t.Errorf("size of %q: got %d, %t, want %d", name, size, ok, want)
+		}
+	}
+	const block = 4096
+	files := int64(2+1+1) * block  // /usr/one, which is /usr/same, and /usr/etc/conf twice
+	dirs := int64(4) * (2 * block) // the root, /usr, and /usr/etc twice
+	if got, want := tree.Allocated(block), files+dirs; got != want {
+		t.Errorf("allocated: got %d, want %d", got, want)
+	}
+}
