@@ -3,6 +3,7 @@ package deploy
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -59,21 +60,17 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 	if err != nil {
 		return sum, err
 	}
-	missing, need, err := o.missing(txn.Repo(), from)
-	if err != nil {
+	progress := Progress{TotalObjects: len(o.files)}
+	if progress.TotalBytes, err = o.room(txn.Repo(), from); err != nil {
 		return sum, err
 	}
-	if err := need.room(txn.Repo()); err != nil {
-		return sum, err
-	}
-	progress := Progress{TotalObjects: len(missing), TotalBytes: need.Bytes}
-	for _, f := range missing {
+	for i := range o.files {
 		if ctx.Err() != nil {
 			return sum, context.Cause(ctx)
 		}
-		stored, err := f.store(txn, from)
+		stored, err := o.files[i].store(txn, from)
 		if err != nil {
-			return sum, fmt.Errorf("/%s: %w", f.path, err)
+			return sum, fmt.Errorf("/%s: %w", o.files[i].path, err)
 		}
 		progress.Objects++
 		progress.Bytes += stored.Blocks
@@ -100,7 +97,7 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 
 // Progress is how far a [Tree.Store] is.
 type Progress struct {
-	Objects, TotalObjects int   // content objects that the repository had not
+	Objects, TotalObjects int   // content objects, new ones and those that were there
 	Bytes, TotalBytes     int64 // of these, what is copied on the disk; 0 where nothing has to be
 }
 
@@ -119,7 +116,7 @@ func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
 	o, err := compile(t.root)
 	var n Need
 	if err == nil {
-		_, n, err = o.missing(to, from)
+		n, err = o.need(to, from)
 	}
 	if err != nil {
 		return Need{}, fmt.Errorf("compare OS commit with %s: %w", to.Dir().Path(), err)
@@ -127,14 +124,34 @@ func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
 	return n, nil
 }
 
-// room returns an error if the repository has no room for what it lacks.
-func (n *Need) room(to *objectstore.Repo) error {
+// room returns an error if a repository has no room for what it lacks, else how many bytes have to be copied into it.
+func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 	space, known, err := to.Dir().Space()
-	if err != nil || !known || uint64(n.Bytes+n.Metadata) <= space.Free {
-		return err
+	if err != nil {
+		return 0, err
 	}
-	return fmt.Errorf("%d files, which cannot be linked, and directories take %s in %s, where %s are free: %w",
-		n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(space.Free), unix.ENOSPC)
+	if !known {
+		space.Free = math.MaxInt64
+	}
+	// Where all is linked, what there is room for in any case need not be looked for.
+	how, err := transfer(to, from)
+	if err != nil || how != objectstore.TransferCopy && uint64(o.metadataSize(to)) <= space.Free {
+		return 0, err
+	}
+	n, err := o.need(to, from)
+	if err == nil && uint64(n.Bytes+n.Metadata) > space.Free {
+		err = fmt.Errorf("%d files, which cannot be linked, and directories take %s in %s, where %s are free: %w",
+			n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(space.Free), unix.ENOSPC)
+	}
+	return n.Bytes, err
+}
+
+// transfer returns how content gets from one repository to another; nil is the same.
+func transfer(to, from *objectstore.Repo) (objectstore.Transfer, error) {
+	if from == nil {
+		return objectstore.TransferLink, nil
+	}
+	return to.Transfer(from)
 }
 
 func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {

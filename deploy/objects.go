@@ -135,16 +135,26 @@ func contentMeta(n *composefs.Inode) objectstore.FileMeta {
 
 func isSymlink(n *composefs.Inode) bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
 
-// store puts the object into the repository.
+// store puts the object into the repository, unless it is there.
 func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.Stored, error) {
-	if f.inode.Payload != "" {
-		return txn.Import(from, f.sum)
-	}
 	meta := contentMeta(f.inode)
-	if isSymlink(f.inode) {
+	switch {
+	case isSymlink(f.inode):
 		return txn.StoreSymlink(&meta)
+	case f.inode.Payload == "":
+		return txn.StoreFile(&meta, f.inode.Mtime, nil)
+	case from == nil:
+		have, err := f.find(txn.Repo())
+		if err == nil && !have {
+			err = f.notExist()
+		}
+		return objectstore.Stored{Checksum: f.sum}, err
 	}
-	return txn.StoreFile(&meta, f.inode.Mtime, nil)
+	return txn.ImportFile(from, f.sum, &meta, f.inode.Size)
+}
+
+func (f *file) notExist() error {
+	return &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: f.sum, Err: objectstore.ErrNotExist}
 }
 
 // find looks for the object in a repository. It reports whether it is there; an inode that cannot be the object is an
@@ -163,25 +173,18 @@ func (f *file) find(repo *objectstore.Repo) (bool, error) {
 	return err == nil, err
 }
 
-// missing returns the files that a repository lacks, which are made or are in another one, and what that takes.
-func (o *objects) missing(to, from *objectstore.Repo) (missing []file, n Need, err error) {
-	if from != nil {
-		if n.Transfer, err = to.Transfer(from); err != nil {
-			return nil, n, err
-		}
+// need returns what a repository lacks, which is made or is in another one.
+func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
+	if n.Transfer, err = transfer(to, from); err != nil {
+		return n, err
 	}
 	for i := range o.files {
 		f := &o.files[i]
 		lacks, err := f.lackedBy(to, from)
-		if err != nil {
-			return nil, n, fmt.Errorf("/%s: %w", f.path, err)
-		}
-		if !lacks {
-			continue
-		}
-		missing = append(missing, *f)
 		switch {
-		case f.inode.Payload == "": // takes an inode
+		case err != nil:
+			return n, fmt.Errorf("/%s: %w", f.path, err)
+		case !lacks, f.inode.Payload == "": // takes an inode
 		case n.Transfer == objectstore.TransferCopy:
 			n.Objects++
 			n.Bytes += to.Allocated(f.inode.Size)
@@ -193,13 +196,21 @@ func (o *objects) missing(to, from *objectstore.Repo) (missing []file, n Need, e
 		m := &o.metadata[i]
 		have, err := to.Has(m.typ, m.sum)
 		if err != nil {
-			return nil, n, err
+			return n, err
 		}
 		if !have {
 			n.Metadata += to.Allocated(int64(len(m.data)))
 		}
 	}
-	return missing, n, nil
+	return n, nil
+}
+
+// metadataSize is what directories take that a repository lacks entirely.
+func (o *objects) metadataSize(to *objectstore.Repo) (size int64) {
+	for i := range o.metadata {
+		size += to.Allocated(int64(len(o.metadata[i].data)))
+	}
+	return size
 }
 
 // lackedBy reports whether the object has to be stored in a repository; if so, it can be.
@@ -221,7 +232,7 @@ func (f *file) lackedBy(to, from *objectstore.Repo) (bool, error) {
 		}
 	}
 	if !have {
-		return false, &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: f.sum, Err: objectstore.ErrNotExist}
+		return false, f.notExist()
 	}
 	return true, nil
 }

@@ -28,15 +28,32 @@ import (
 // object that is removed from it meanwhile is one that it did not have, an ErrNotExist. Stored.Blocks is 0 unless
 // content was copied.
 func (t *Txn) Import(from *Repo, sum Checksum) (Stored, error) {
-	stored, err := t.importFile(from, sum)
+	return t.importAs(from, sum, nil, 0)
+}
+
+// ImportFile is [Txn.Import] of a regular file whose metadata and size are known. An inode of which size, owner or mode are
+// not those, as a power failure leaves it, is not taken: one here is replaced, one there is an ErrCorrupt.
+func (t *Txn) ImportFile(from *Repo, sum Checksum, m *FileMeta, size int64) (Stored, error) {
+	return t.importAs(from, sum, m, size)
+}
+
+func (t *Txn) importAs(from *Repo, sum Checksum, m *FileMeta, size int64) (Stored, error) {
+	stored, err := t.importFile(from, sum, m, size)
 	if err != nil {
 		return Stored{}, fmt.Errorf("import from %s: %w", from.dir.Path(), objectError(TypeFile, sum, err))
 	}
 	return stored, nil
 }
 
-func (t *Txn) importFile(from *Repo, sum Checksum) (Stored, error) {
-	state, err := t.findAlike(from, sum)
+// importFile imports an object that is known to be a file with metadata m and a size, unless m is nil.
+func (t *Txn) importFile(from *Repo, sum Checksum, m *FileMeta, size int64) (Stored, error) {
+	var state presence
+	var err error
+	if m == nil {
+		state, err = t.findAlike(from, sum)
+	} else {
+		state, err = t.find(sum, m, size)
+	}
 	if err != nil || state == present {
 		return Stored{Checksum: sum}, err
 	}
@@ -45,7 +62,7 @@ func (t *Txn) importFile(from *Repo, sum Checksum) (Stored, error) {
 		return Stored{}, err
 	}
 	if state == absent {
-		added, err := t.link(src, sum)
+		added, err := t.link(src, sum, m, size)
 		if !cannotLink(err) {
 			return Stored{Checksum: sum, Added: added, Linked: added}, err
 		}
@@ -84,14 +101,20 @@ func alike(a, b *unix.Stat_t) bool {
 	return a.Dev == b.Dev && a.Ino == b.Ino || a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Size == b.Size
 }
 
-// link gives the inode of an object in another repository's directory its name here too.
-func (t *Txn) link(src *atfs.Dir, sum Checksum) (added bool, err error) {
+// link gives the inode of an object in another repository's directory its name here too, if it can be a file with metadata
+// m and a size, or any object if m is nil.
+func (t *Txn) link(src *atfs.Dir, sum Checksum, m *FileMeta, size int64) (added bool, err error) {
 	name := looseName(&sum, TypeFile)
 	st, err := src.Lstat(name)
 	if err != nil {
 		return false, err
 	}
-	if typ := st.Mode & unix.S_IFMT; typ != unix.S_IFREG && typ != unix.S_IFLNK {
+	typ := st.Mode & unix.S_IFMT
+	switch {
+	case m != nil && !m.fits(&st, size):
+		return false, corruptf("mode %o, owner %d:%d, size %d, the file has %o, %d:%d, %d",
+			st.Mode, st.Uid, st.Gid, st.Size, m.Mode, m.UID, m.GID, size)
+	case typ != unix.S_IFREG && typ != unix.S_IFLNK:
 		return false, corruptf("mode %o: neither a regular file nor a symbolic link", st.Mode)
 	}
 	return t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return src.Link(name, d, name) })
@@ -194,15 +217,14 @@ func (t *Txn) borrow(sum Checksum, m *FileMeta, size int64, mtime unix.Timespec)
 	}
 	for _, from := range t.lenders.Repos {
 		st, err := from.stat(&sum, TypeFile)
-		if err != nil || st.Mode != m.Mode || st.Uid != m.UID || st.Gid != m.GID || st.Size != size ||
-			t.lenders.SameMtime && st.Mtim != mtime {
+		if err != nil || !m.fits(&st, size) || t.lenders.SameMtime && st.Mtim != mtime {
 			continue
 		}
 		src, err := from.subdir(sum[0], false)
 		if err != nil {
 			continue
 		}
-		added, err := t.link(src, sum)
+		added, err := t.link(src, sum, nil, 0)
 		switch {
 		case err == nil:
 			return Stored{Checksum: sum, Added: added, Linked: added}, true, nil

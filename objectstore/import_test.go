@@ -235,6 +235,31 @@ func TestImportDamaged(t *testing.T) {
 			t.Errorf("got error %v, want %v", err, objectstore.ErrCorrupt)
 		}
 	})
+	t.Run("of a known size", func(t *testing.T) {
+		from, to := repo(t, t.TempDir()), objecttest.NewRepo(t)
+		objecttest.Commit(t, from, "r", root)
+		sum := damage(t, from, "")
+		txn := begin(t, to)
+		if _, err := txn.ImportFile(from, sum, file.FileMeta(), int64(len(content))); !errors.Is(err, objectstore.ErrCorrupt) {
+			t.Errorf("cut off there: got error %v, want %v", err, objectstore.ErrCorrupt)
+		}
+		if have, err := to.Has(objectstore.TypeFile, sum); err != nil || have {
+			t.Errorf("has it: %t, %v", have, err)
+		}
+		damage(t, from, content)
+		if stored, err := txn.ImportFile(from, sum, file.FileMeta(), int64(len(content))); err != nil || !stored.Linked {
+			t.Errorf("got %+v, %v, want a link", stored, err)
+		}
+		// Another inode, cut off here.
+		name := objectPath(to, sum)
+		if err := errors.Join(os.Remove(name), os.WriteFile(name, nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		if stored, err := txn.ImportFile(from, sum, file.FileMeta(), int64(len(content))); err != nil || !stored.Added {
+			t.Errorf("cut off here: got %+v, %v, want that it is replaced", stored, err)
+		}
+		good(t, to, sum)
+	})
 	t.Run("not a file", func(t *testing.T) {
 		from, to := repo(t, t.TempDir()), objecttest.NewRepo(t)
 		objecttest.Commit(t, from, "r", root)

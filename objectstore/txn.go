@@ -171,11 +171,15 @@ func (t *Txn) find(sum Checksum, m *FileMeta, size int64) (presence, error) {
 		return absent, nil
 	case err != nil:
 		return absent, err
-	case st.Mode != m.Mode || st.Uid != m.UID || st.Gid != m.GID || size >= 0 && st.Size != size,
-		t.distrusts(TypeFile, sum):
+	case !m.fits(&st, size), t.distrusts(TypeFile, sum):
 		return wrong, nil
 	}
 	return present, nil
+}
+
+// fits reports whether an inode can be a file with these metadata and a size, -1 for a symbolic link.
+func (m *FileMeta) fits(st *unix.Stat_t, size int64) bool {
+	return st.Mode == m.Mode && st.Uid == m.UID && st.Gid == m.GID && (size < 0 || st.Size == size)
 }
 
 // setAttr gives a file its attributes. The order matters: writing and chown(2) take set-id bits and capabilities
