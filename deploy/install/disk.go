@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -216,18 +217,34 @@ func (d *disk) claim() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.block {
-		return f, nil
-	}
-	// Such a lock of its image an emulator has, too.
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+	if err := d.lock(f); err != nil {
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			err = fmt.Errorf("%s is %w: another process has it locked", d.path, ErrInUse)
 		}
-		return nil, errors.Join(err, f.Close())
+		return nil, joined(err, f.Close())
 	}
 	return f, nil
+}
+
+// lock takes the lock that others look for: of an image file an emulator; of a block device udev, which keeps its hands off the
+// partitions of one that is locked (https://systemd.io/BLOCK_DEVICE_LOCKING), but may be at it for a moment.
+func (d *disk) lock(f *os.File) error {
+	if !d.block {
+		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
+	}
+	return retryFor(patience, unix.EAGAIN, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+}
+
+// patience is how long to wait for those who look at a device for a moment.
+const patience = 10 * time.Second
+
+// retryFor calls f until it returns another error than busy, or the time is over.
+func retryFor(d time.Duration, busy unix.Errno, f func() error) error {
+	for deadline := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {
+		if err := f(); !errors.Is(err, busy) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 func inUse(path string, users []string) error {
@@ -357,7 +374,7 @@ func (d *disk) rereadTable(f *os.File) error {
 	if !d.block {
 		return nil
 	}
-	err := unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0)
+	err := retryFor(patience, unix.EBUSY, func() error { return unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0) })
 	if errors.Is(err, unix.EINVAL) { // a device without partitions
 		return nil
 	}

@@ -120,7 +120,7 @@ func TestDisk(t *testing.T) {
 			if err := supports(fstype); err != nil {
 				t.Skip(err)
 			}
-			image := filepath.Join(t.TempDir(), "disk.img")
+			image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 			opts := options()
 			opts.Filesystem = fstype
 			p := mustPlan(t, image, opts)
@@ -221,7 +221,7 @@ func TestNotEmpty(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			image := newImage(t)
 			c.make(t, image)
-			before := contentOf(t, image)
+			before := stampOf(t, image)
 			_, err := NewPlan(t.Context(), image, options())
 			if !errors.Is(err, ErrNotEmpty) {
 				t.Fatalf("got %v, want ErrNotEmpty", err)
@@ -239,7 +239,7 @@ func TestNotEmpty(t *testing.T) {
 					t.Errorf("got the plan\n%s, want it to say that %s is wiped", p, want)
 				}
 			}
-			if contentOf(t, image) != before {
+			if stampOf(t, image) != before {
 				t.Fatal("the image was changed")
 			}
 			if err := p.execute(t.Context(), fakeFill); err != nil {
@@ -252,7 +252,7 @@ func TestNotEmpty(t *testing.T) {
 
 func newImage(tb testing.TB) string {
 	tb.Helper()
-	image := filepath.Join(tb.TempDir(), "disk.img")
+	image := filepath.Join(testenv.MemoryDir(tb), "disk.img")
 	f, err := os.Create(image)
 	if err == nil {
 		err = errors.Join(f.Truncate(testDisk), f.Close())
@@ -277,10 +277,14 @@ func writeAt(tb testing.TB, image string, off int64, text string) {
 	}
 }
 
-// contentOf returns a hash of an image.
-func contentOf(tb testing.TB, image string) string {
+// stampOf returns what changes with every write to a file.
+func stampOf(tb testing.TB, image string) string {
 	tb.Helper()
-	return strings.Fields(command(tb, "sha256sum", image))[0]
+	var st unix.Stat_t
+	if err := unix.Stat(image, &st); err != nil {
+		tb.Fatal(err)
+	}
+	return fmt.Sprint(st.Size, st.Blocks, st.Mtim)
 }
 
 func TestInUse(t *testing.T) {
@@ -398,7 +402,7 @@ func TestBlockDevice(t *testing.T) {
 // Disks with sectors of 4 KiB have larger clusters, and other numbers in their table.
 func TestLargeSectors(t *testing.T) {
 	needsTools(t)
-	image := filepath.Join(t.TempDir(), "disk.img")
+	image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 	command(t, "truncate", "--size", "700M", image)
 	dev := device(t, image, "--sector-size", "4096")
 	opts := options()
@@ -487,7 +491,7 @@ func TestFailure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, made := range []string{"new", "existing", "device"} {
 				t.Run(made, func(t *testing.T) {
-					image := filepath.Join(t.TempDir(), "disk.img")
+					image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 					opts := options()
 					if made != "new" {
 						image = newImage(t)
@@ -534,7 +538,7 @@ func TestInterrupt(t *testing.T) {
 			}
 			break
 		}
-		if !errors.Is(err, context.Canceled) && !strings.Contains(fmt.Sprint(err), "signal: killed") {
+		if !errors.Is(err, context.Canceled) {
 			t.Errorf("interrupted at step %d: got %v", at, err)
 		}
 		if d, err := look(image); err != nil || d.size != testDisk {

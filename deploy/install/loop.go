@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,15 +54,17 @@ func (l *loop) close() error {
 // released waits until no file system is on the device. It is gone when its last file is closed, which a child of this
 // process, on its way to exec, may have open for a moment.
 func (l *loop) released() error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	err := retryFor(patience, unix.EBUSY, func() error {
 		fd, err := unix.Open(l.path(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
-		if err == nil {
-			return unix.Close(fd)
+		if err != nil {
+			return err
 		}
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return fmt.Errorf("wait for %s: %w", l.path(), err)
-		}
+		return unix.Close(fd)
+	})
+	if err != nil {
+		return fmt.Errorf("wait for %s: %w", l.path(), err)
 	}
+	return nil
 }
 
 // supports returns an error unless the kernel has a file system.

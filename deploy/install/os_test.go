@@ -71,7 +71,7 @@ func TestExecute(t *testing.T) {
 			if err := supports(fstype); err != nil {
 				t.Skip(err)
 			}
-			image := filepath.Join(t.TempDir(), "disk.img")
+			image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 			opts := options()
 			opts.Filesystem = fstype
 			p := mustPlan(t, image, opts)
@@ -157,7 +157,7 @@ func checkESP(t *testing.T, image string, p *Plan, root, loader string) string {
 func TestHostLoader(t *testing.T) {
 	needsTools(t)
 	testenv.NeedsFile(t, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
-	image := filepath.Join(t.TempDir(), "disk.img")
+	image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 	opts := options()
 	opts.OSLoader = false
 	p := mustPlan(t, image, opts)
@@ -181,7 +181,7 @@ func TestHostLoader(t *testing.T) {
 // Interrupted while the OS is copied, it leaves nothing.
 func TestInterruptStore(t *testing.T) {
 	needsTools(t)
-	image := filepath.Join(t.TempDir(), "disk.img")
+	image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 	ctx, cancel := context.WithCancel(t.Context())
 	p := mustPlan(t, image, options())
 	o := tinyOS(p, "loader")

@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // MissingToolsError names programs that are not installed, and the Debian packages that have them.
@@ -64,6 +66,10 @@ func lookPath(program string) (string, error) {
 func (t tools) run(ctx context.Context, stdin string, files []*os.File, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, t[program].path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "MTOOLSRC=/dev/null", "MTOOLS_SKIP_CHECK=1")
+	// A Ctrl-C is for this process, which then ends what it has started, and so does the kernel if it cannot.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // the signal comes when the thread ends that started the child
+	defer runtime.UnlockOSThread()
 	cmd.Stdin = strings.NewReader(stdin)
 	cmd.ExtraFiles = files
 	var stdout, stderr strings.Builder
