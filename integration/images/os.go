@@ -122,7 +122,7 @@ var osExcludes = []string{
 	"/usr/lib/udev/hwdb.d/*", "/lib/udev/hwdb.d/*", "/boot/System.map*",
 	"/lib/modules/*/kernel/drivers/*", "/lib/modules/*/kernel/sound/*", "/lib/modules/*/kernel/net/*", "/lib/modules/*/kernel/fs/*",
 	"/lib/modules/*/kernel/arch/x86/kvm/*", "/lib/modules/*/kernel/arch/x86/events/*",
-	"/lib/modules/*/kernel/arch/x86/crypto/*", "+/lib/modules/*/kernel/arch/x86/crypto/crc32c-intel.ko",
+	"/lib/modules/*/kernel/crypto/*", "/lib/modules/*/kernel/arch/x86/crypto/*", "+/lib/modules/*/kernel/arch/x86/crypto/crc32c-intel.ko",
 	"+/lib/modules/*/kernel/drivers/block/loop.ko", "+/lib/modules/*/kernel/drivers/block/virtio_blk.ko",
 	"+/lib/modules/*/kernel/drivers/firmware/qemu_fw_cfg.ko", "+/lib/modules/*/kernel/drivers/virtio/*",
 	"+/lib/modules/*/kernel/drivers/net/virtio_net.ko", "+/lib/modules/*/kernel/drivers/net/net_failover.ko",
@@ -141,7 +141,7 @@ k=$(ls /usr/lib/modules)
 mv "/boot/vmlinuz-$k" "/usr/lib/modules/$k/vmlinuz"
 dracut --quiet --force --no-hostonly --no-hostonly-cmdline --zstd --reproducible --add "ostree systemd" \
   --add-drivers "virtio_pci virtio_blk ext4 overlay erofs loop" \
-  --omit "multipath dmraid mdraid lvm crypt crypt-gpg crypt-loop dm btrfs iscsi nfs nbd cifs fcoe fcoe-uefi network network-legacy network-manager url-lib plymouth i18n lunmask qemu-net resume bluetooth rngd biosdevname memstrack nvmf pcsc tpm2-tss kernel-network-modules hwdb squash usrmount modsign lvmmerge dmsquash-live livenet" \
+  --omit "multipath dmraid mdraid lvm crypt crypt-gpg crypt-loop dm btrfs iscsi nfs nbd cifs fcoe fcoe-uefi network network-legacy network-manager url-lib plymouth i18n lunmask qemu-net resume bluetooth rngd biosdevname memstrack nvmf pcsc tpm2-tss kernel-network-modules hwdb squash usrmount modsign lvmmerge dmsquash-live livenet virtiofs overlay-root nvdimm terminfo kernel-modules-extra" \
   "/usr/lib/modules/$k/initramfs.img" "$k"'`
 
 func osArgs() []string {
