@@ -138,6 +138,16 @@ func (r *Report) times() string {
 	return text
 }
 
+// String is everything that is known of the run: what the commands printed, and the end of the console.
+func (r *Report) String() string {
+	var b strings.Builder
+	for _, name := range r.order {
+		fmt.Fprintf(&b, "%s: exit status %d\n%s", name, r.Results[name].Status, r.Results[name].Output)
+	}
+	fmt.Fprintf(&b, "%s\nthe last of the console:\n%s", strings.Join(r.other, "\n"), r.Tail(60))
+	return b.String()
+}
+
 // Count returns how many lines of the console have a text in them.
 func (r *Report) Count(text string) (int, error) {
 	b, err := os.ReadFile(r.Console)

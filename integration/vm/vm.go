@@ -138,11 +138,14 @@ func (m *Machine) boot(ctx context.Context, run Run) (*Report, error) {
 		return nil, err
 	}
 	err = r.read(guest, func() { silent.Stop() })
+	if err != nil {
+		cancel()
+	}
 	err = errors.Join(err, cmd.Wait())
 	r.Seconds = time.Since(start).Seconds()
 	switch {
 	case r.began == 0:
-		return r, fmt.Errorf("%w in %.0f s: %w\n%s\n%s", errSilent, r.Seconds, context.Cause(ctx), stderr.String(), r.Tail(30))
+		return r, fmt.Errorf("after %.0f s: %w\n%s\n%s", r.Seconds, errors.Join(errSilent, err), stderr.String(), r.Tail(30))
 	case err != nil:
 		return r, fmt.Errorf("run %s: %w\n%s\n%s", Program, err, stderr.String(), r.Tail(30))
 	}
