@@ -6,8 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -16,9 +14,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
 )
-
-// binaryEnv names the environment variable with the binary to test.
-const binaryEnv = "OSTREE_SNAPSHOTTER_BINARY"
 
 // A host is what all tests share.
 type host struct {
@@ -70,7 +65,7 @@ func newHost(ctx context.Context) (_ *host, err error) {
 	if err := os.Chmod(h.dir, 0o755); err != nil { // a test runs the daemon as another user
 		return nil, err
 	}
-	h.binary = sync.OnceValues(func() (string, error) { return buildBinary(ctx, h.dir) })
+	h.binary = sync.OnceValues(func() (string, error) { return testhost.BuildBinary(ctx, h.dir) })
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close())
@@ -86,25 +81,6 @@ func newHost(ctx context.Context) (_ *host, err error) {
 		return nil, err
 	}
 	return h, nil
-}
-
-// buildBinary builds the daemon from this tree in a directory, unless the environment names one.
-func buildBinary(ctx context.Context, dir string) (string, error) {
-	if name := os.Getenv(binaryEnv); name != "" {
-		return filepath.Abs(name)
-	}
-	repo, err := testhost.RepoDir()
-	if err != nil {
-		return "", err
-	}
-	binary := filepath.Join(dir, "ostree-snapshotter")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/ostree-snapshotter")
-	cmd.Dir = repo
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
-	}
-	return binary, nil
 }
 
 func (h *host) close() error {

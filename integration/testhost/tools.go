@@ -118,3 +118,25 @@ func (m toolModule) build(ctx context.Context, src string, log io.Writer) (strin
 		return run(cmd, log)
 	})
 }
+
+// BinaryEnv names the environment variable with the binary to test.
+const BinaryEnv = "OSTREE_SNAPSHOTTER_BINARY"
+
+// BuildBinary builds the daemon from this tree in a directory, unless the environment names one, and returns its path.
+func BuildBinary(ctx context.Context, dir string) (string, error) {
+	if name := os.Getenv(BinaryEnv); name != "" {
+		return filepath.Abs(name)
+	}
+	repo, err := RepoDir()
+	if err != nil {
+		return "", err
+	}
+	binary := filepath.Join(dir, "ostree-snapshotter")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/ostree-snapshotter")
+	cmd.Dir = repo
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
+	}
+	return binary, nil
+}
