@@ -3,12 +3,17 @@ package sysroot
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 )
 
@@ -31,6 +36,8 @@ type system struct {
 	root string
 	boot string // a /boot of its own; "": that of the sysroot
 	host *ostreehost.Host
+
+	booted *ostreehost.Host // started from the sysroot; nil: it was not
 }
 
 // newSystems makes a directory for each sysroot on one file system in memory, and a host that reaches them. With ownBoot
@@ -72,8 +79,11 @@ func run(t *testing.T, h *ostreehost.Host, args ...string) string {
 	return out
 }
 
-// admin runs ostree admin on the sysroot from outside.
+// admin runs ostree admin: in the running system if one was started, else on the sysroot from outside.
 func (s *system) admin(verb string, args ...string) (string, error) {
+	if s.booted != nil {
+		return s.booted.Run(append([]string{"ostree", "admin", verb}, args...)...)
+	}
 	return s.host.Run(append([]string{"ostree", "admin", verb, "--sysroot=" + s.root}, args...)...)
 }
 
@@ -88,25 +98,36 @@ func (s *system) commit(disk string) {
 	s.t.Helper()
 	for ref, tree := range trees {
 		dir := filepath.Join(disk, "tree", ref)
-		if _, err := os.Stat(dir); err != nil {
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				s.t.Fatal(err)
-			}
-			tree.write(s.t, dir)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			s.t.Fatal(err)
 		}
+		tree.write(s.t, dir)
 		s.ostree("commit", "--branch="+ref, "--timestamp=2025-01-01T00:00:00Z",
 			"--add-metadata-string=version="+tree.version, "--tree=dir="+dir)
 	}
 }
 
 // init makes the sysroot and its first stateroot with ostree.
-func (s *system) init(disk string) {
+func (s *system) init(disk string) { initAll(disk, s) }
+
+// initAll makes sysroots and their first stateroot: the first with ostree, and the others as copies of it.
+func initAll(disk string, systems ...*system) {
+	s := systems[0]
 	s.t.Helper()
 	run(s.t, s.host, "ostree", "admin", "init-fs", "--modern", s.root)
 	if _, err := s.admin("os-init", osName); err != nil {
 		s.t.Fatal(err)
 	}
 	s.commit(disk)
+	for _, other := range systems[1:] {
+		out, err := exec.CommandContext(s.t.Context(), "cp", "-a", filepath.Join(s.root, "ostree"), other.root).CombinedOutput()
+		if err != nil {
+			s.t.Fatalf("copy %s to %s: %v: %s", s.root, other.root, err, out)
+		}
+		if err := os.MkdirAll(other.bootDir(), 0o755); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 }
 
 // bootDir returns the directory that is /boot.
@@ -136,6 +157,77 @@ func (s *system) entries() []*bls.Entry {
 		entries[len(names)-n] = e
 	}
 	return entries
+}
+
+// deploymentOf returns the directory of an entry's deployment, below the sysroot.
+func (s *system) deploymentOf(e *bls.Entry) string {
+	s.t.Helper()
+	link, ok := kargs.Parse(e.Options).Value("ostree")
+	if !ok {
+		s.t.Fatalf("no ostree= in %q", e.Options)
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Join(s.root, link))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if dir, err = filepath.Rel(s.root, dir); err != nil {
+		s.t.Fatal(err)
+	}
+	return dir
+}
+
+// check has ostree check the sysroot, compares its status with the reference's, and starts each deployment.
+func (s *system) check(t *testing.T, reference *system) {
+	t.Helper()
+	s.ostree("fsck")
+	s.fsck(t)
+	var status [2][]string
+	for i, s := range []*system{reference, s} {
+		out, err := s.admin("status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		status[i] = statusLines(out)
+	}
+	if !slices.Equal(status[1], status[0]) {
+		t.Errorf("ostree admin status lists %q, want %q", status[1], status[0])
+	}
+	for i, e := range s.entries() {
+		readonly := i%2 == 1
+		h := s.start(s.host.Release(), i, s.setReadonly(readonly))
+		checkMounts(t, h, readonly)
+		d := s.deploymentOf(e)
+		want, got := stat(t, filepath.Join(s.root, d)), stat(t, h.Root())
+		if want.Dev != got.Dev || want.Ino != got.Ino {
+			t.Errorf("the entry %q does not start %s", e.Title, d)
+		}
+		h.Stop()
+	}
+}
+
+func stat(t *testing.T, name string) (st unix.Stat_t) {
+	t.Helper()
+	if err := unix.Stat(name, &st); err != nil {
+		t.Fatalf("stat %s: %v", name, err)
+	}
+	return st
+}
+
+// etc returns /etc of the running system, or of the deployment that would be started.
+func (s *system) etc() string {
+	s.t.Helper()
+	if s.booted != nil {
+		return s.booted.Path("etc")
+	}
+	return filepath.Join(s.root, s.deploymentOf(s.entries()[0]), "etc")
+}
+
+// stop stops what was started.
+func (s *system) stop() {
+	if s.booted != nil {
+		s.booted.Stop()
+		s.booted = nil
+	}
 }
 
 // start boots the system's entry with this index.
@@ -176,6 +268,10 @@ func (s *system) commitOf(ref string) string {
 // looks for it, and returns the initramfs' prepare-root.conf for that of trixie.
 func (s *system) setReadonly(readonly bool) (config string) {
 	s.t.Helper()
-	s.ostree("config", "set", "sysroot.readonly", fmt.Sprint(readonly))
-	return fmt.Sprintf("[sysroot]\nreadonly=%v\n", readonly)
+	config = fmt.Sprintf("[sysroot]\nreadonly=%v\n", readonly)
+	text := "[core]\nrepo_version=1\nmode=bare\n\n" + config
+	if err := os.WriteFile(filepath.Join(s.root, "ostree/repo/config"), []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	return config
 }

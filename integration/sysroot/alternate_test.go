@@ -1,0 +1,490 @@
+package sysroot
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
+)
+
+// An op changes a sysroot, by ostree admin or by this project's package.
+type op struct {
+	name   string
+	cleans bool // removes what no deployment needs
+	ostree func(s *system) error
+	ours   func(ctx context.Context, s *system) error
+}
+
+// verb is an op of ostree admin.
+func verb(ours func(ctx context.Context, s *system) error, args ...string) op {
+	return op{
+		name:   strings.Join(args, " "),
+		cleans: slices.Contains([]string{"deploy", "undeploy", "cleanup"}, args[0]) && !slices.Contains(args, "--stage"),
+		ostree: func(s *system) error {
+			_, err := s.admin(args[0], args[1:]...)
+			return err
+		},
+		ours: ours,
+	}
+}
+
+// same is an op that is neither's.
+func same(name string, do func(s *system) error) op {
+	return op{name: name, ostree: do, ours: func(_ context.Context, s *system) error { return do(s) }}
+}
+
+// plan is an op of ours that is a plan from the state alone.
+func plan(f func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error)) func(context.Context, *system) error {
+	return func(ctx context.Context, s *system) error {
+		return s.change(ctx, func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) { return f(ctx, sr, st) })
+	}
+}
+
+func deploy(d deployOp) op {
+	if d.stateroot == "" {
+		d.stateroot = osName
+	}
+	return verb(d.ours, append([]string{"deploy"}, d.args()...)...)
+}
+
+func undeploy(index int) op {
+	return verb(plan(func(_ context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
+		return sr.PlanUndeploy(st, index)
+	}), "undeploy", strconv.Itoa(index))
+}
+
+func pin(index int, pinned bool) op {
+	args := []string{"pin"}
+	if !pinned {
+		args = append(args, "--unpin")
+	}
+	return verb(plan(func(_ context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
+		return sr.PlanPin(st, index, pinned)
+	}), append(args, strconv.Itoa(index))...)
+}
+
+func cleanup() op {
+	return verb(plan(func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
+		return sr.PlanCleanup(ctx, st)
+	}), "cleanup")
+}
+
+// rollback needs an ostree that has set-default, which is that of trixie.
+func rollback() op {
+	return verb(plan(func(_ context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
+		return sr.PlanRollback(st)
+	}), "set-default", "1")
+}
+
+func stateroot(name string) op {
+	return verb(func(_ context.Context, s *system) error {
+		if s.host.Release() == ostreehost.Bookworm {
+			_, err := s.admin("os-init", name) // which puts into var what the first deployment does now
+			return err
+		}
+		sr, err := s.open()
+		if err != nil {
+			return err
+		}
+		return errors.Join(sr.InitStateroot(name), sr.Close())
+	}, "os-init", name)
+}
+
+// boot starts a deployment. What follows happens in the running system.
+func boot(index int, readonly bool) op {
+	do := func(s *system) error {
+		if s.booted != nil {
+			s.booted.Stop()
+		}
+		s.booted = s.start(s.host.Release(), index, s.setReadonly(readonly))
+		return nil
+	}
+	return same("boot "+strconv.Itoa(index), do)
+}
+
+// finalize is what is done at shutdown.
+func finalize() op {
+	return verb(func(ctx context.Context, s *system) error {
+		return s.locked(ctx, func(sr *sysroot.Sysroot) error {
+			_, err := sr.FinalizeStaged(ctx)
+			return err
+		})
+	}, "finalize-staged")
+}
+
+// edit changes /etc, as an administrator would.
+func edit(name, text string) op {
+	do := func(s *system) error {
+		return os.WriteFile(filepath.Join(s.etc(), name), []byte(text), 0o644)
+	}
+	return same("edit /etc/"+name, do)
+}
+
+// drop removes a file from /etc.
+func drop(name string) op {
+	do := func(s *system) error {
+		return os.Remove(filepath.Join(s.etc(), name))
+	}
+	return same("remove /etc/"+name, do)
+}
+
+// sequences are those in which something happens that did not, or should not, at some time. The one who does a step is
+// another one in each of the runs.
+var sequences = map[string][]op{
+	"first deployment": {deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}})},
+	"upgrades": {
+		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		edit("conf", "ours"), edit("added", "new"), drop("passwd"),
+		deploy(deployOp{ref: "os/v2"}),
+		deploy(deployOp{ref: "os/v3"}), // the same kernel
+		deploy(deployOp{ref: "os/v1"}),
+	},
+	"kernel arguments": {
+		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		deploy(deployOp{ref: "os/v1", add: []string{"console=tty0", "console=ttyS0"}}),
+		deploy(deployOp{ref: "os/v2", set: []string{"root=/dev/vda3"}}),
+		deploy(deployOp{ref: "os/v2", add: []string{`dyndbg="file a.c +p"`}}),
+	},
+	"the same commit again": {
+		deploy(deployOp{ref: "os/v1"}),
+		deploy(deployOp{ref: "os/v1"}), // its links alone change
+		deploy(deployOp{ref: "os/v1", retain: true}),
+		deploy(deployOp{ref: "os/v1"}),
+		undeploy(0),
+		deploy(deployOp{ref: "os/v1", retain: true}),
+	},
+	"retained and not the default": {
+		deploy(deployOp{ref: "os/v1"}),
+		deploy(deployOp{ref: "os/v2", retain: true}),
+		deploy(deployOp{ref: "os/v3", retain: true}),
+		deploy(deployOp{ref: "os/v1", retain: true, notDefault: true}),
+		deploy(deployOp{ref: "os/v2", notDefault: true}),
+		undeploy(1), undeploy(7), cleanup(),
+	},
+	"pinned": {
+		deploy(deployOp{ref: "os/v1"}),
+		pin(0, true),
+		deploy(deployOp{ref: "os/v2"}), deploy(deployOp{ref: "os/v3"}), deploy(deployOp{ref: "os/v2"}),
+		pin(2, false),
+		deploy(deployOp{ref: "os/v3"}),
+		pin(9, true), cleanup(),
+	},
+	"two stateroots": {
+		deploy(deployOp{ref: "os/v1"}),
+		stateroot(otherName),
+		deploy(deployOp{ref: "os/v2", stateroot: otherName}),
+		deploy(deployOp{ref: "os/v3"}),
+		deploy(deployOp{ref: "os/v1", stateroot: otherName}),
+		undeploy(1), undeploy(0), cleanup(),
+	},
+	"all gone": {
+		deploy(deployOp{ref: "os/v1"}), deploy(deployOp{ref: "os/v2"}),
+		undeploy(0), undeploy(0), cleanup(),
+		deploy(deployOp{ref: "os/v3"}),
+	},
+	"rollbacks": {
+		deploy(deployOp{ref: "os/v1"}), deploy(deployOp{ref: "os/v2"}),
+		rollback(), deploy(deployOp{ref: "os/v3"}), rollback(), rollback(), cleanup(),
+	},
+}
+
+// bootedSequences are those in a running system.
+var bootedSequences = map[string][]op{
+	"the booted one stays": {
+		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		boot(0, false),
+		edit("conf", "changed while it runs"), edit("added", "while it runs"), drop("passwd"),
+		deploy(deployOp{ref: "os/v2"}), deploy(deployOp{ref: "os/v3"}),
+		edit("added", "too late"), undeploy(1), cleanup(),
+		boot(0, true),
+		undeploy(1), undeploy(0),
+	},
+	"staged": {
+		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		boot(0, false),
+		edit("conf", "changed before"),
+		deploy(deployOp{ref: "os/v2", stage: true}),
+		edit("late", "changed after"), drop("passwd"),
+		finalize(),
+		boot(0, true),
+		deploy(deployOp{ref: "os/v3", stage: true, add: []string{"console=ttyS0"}}),
+		edit("conf", "changed again"),
+		finalize(), finalize(),
+	},
+	"staged more than once": {
+		deploy(deployOp{ref: "os/v1"}),
+		boot(0, true),
+		deploy(deployOp{ref: "os/v2", stage: true}),
+		deploy(deployOp{ref: "os/v3", stage: true}),
+		cleanup(),
+		deploy(deployOp{ref: "os/v3", stage: true}),
+		undeploy(0),
+		deploy(deployOp{ref: "os/v2", stage: true, add: []string{"quiet"}}),
+		finalize(), cleanup(),
+	},
+	"deployed over what is staged": {
+		deploy(deployOp{ref: "os/v1"}),
+		boot(0, false),
+		deploy(deployOp{ref: "os/v2", stage: true}),
+		deploy(deployOp{ref: "os/v3"}),
+		cleanup(), finalize(),
+	},
+	"a pinned one and what is staged": {
+		deploy(deployOp{ref: "os/v1"}), deploy(deployOp{ref: "os/v2"}),
+		boot(0, false),
+		pin(1, true),
+		deploy(deployOp{ref: "os/v3", stage: true}),
+		pin(0, true), pin(1, true), pin(1, false),
+		finalize(),
+		boot(0, false),
+		deploy(deployOp{ref: "os/v1", stage: true}),
+		finalize(),
+	},
+}
+
+// who says who does each step of a run.
+var who = map[string]func(step int) (ours bool){
+	"ours":        func(int) bool { return true },
+	"ours-theirs": func(step int) bool { return step%2 == 0 },
+	"theirs-ours": func(step int) bool { return step%2 == 1 },
+}
+
+// A step is what was done to a sysroot, and what was there afterwards.
+type step struct {
+	op
+	err  error
+	list listing
+}
+
+// record has ostree do what next says, until it says no more.
+func (s *system) record(next func() (op, bool)) (steps []step) {
+	s.t.Helper()
+	for o, ok := next(); ok; o, ok = next() {
+		err := o.ostree(s)
+		steps = append(steps, step{o, err, s.list()})
+	}
+	return steps
+}
+
+// replay repeats steps and compares. It returns at the first difference.
+func (s *system) replay(t *testing.T, steps []step, ours func(step int) bool) {
+	t.Helper()
+	before := s.list()
+	for i, want := range steps {
+		by, do := "ostree", want.ostree
+		if ours(i) {
+			by, do = "us", func(s *system) error { return want.ours(t.Context(), s) }
+		}
+		err := do(s)
+		got := s.list()
+		diff := diffSettled(want.list, got)
+		if (err == nil) != (want.err == nil) || len(diff) > 0 {
+			t.Errorf("step %d, %q by %s: %v, want %v\n%s", i, want.name, by, err, want.err, strings.Join(diff, "\n"))
+			for j, st := range steps[:i] {
+				t.Logf("step %d: %q, error %v", j, st.name, st.err)
+			}
+			return
+		}
+		if err != nil {
+			if diff := before.diff(got); len(diff) > 0 {
+				t.Errorf("step %d, %q by %s has failed and changed\n%s", i, want.name, by, strings.Join(diff, "\n"))
+			}
+		} else if want.cleans && (ours(i) || s.host.Release() != ostreehost.Bookworm) {
+			for _, name := range got.leftovers(ours(i)) {
+				t.Errorf("step %d, %q by %s left %s", i, want.name, by, name)
+			}
+		}
+		before = got
+	}
+}
+
+// leftovers returns the names of what no deployment needs, but not of what ostree leaves: see [diffSettled].
+func (l listing) leftovers(ours bool) (names []string) {
+	for name := range l {
+		dir, ok := strings.CutSuffix(name, "/root-transient")
+		if ok && l[strings.Replace(dir, "/backing/", "/deploy/", 1)] == "" || ours && (l.unusedKernel(name) || l.unusedRef(name)) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// unusedKernel reports whether a name is that of a kernel, or of its directory, which no entry names.
+func (l listing) unusedKernel(name string) bool {
+	dir := kernelDir.FindString(name)
+	if dir == "" {
+		return false
+	}
+	for _, line := range l {
+		if strings.Contains(line, "linux "+strings.TrimPrefix(dir, "boot")+"/") {
+			return false
+		}
+	}
+	return true
+}
+
+// unusedRef reports whether a name is that of the ref of a deployment that is not there.
+func (l listing) unusedRef(name string) bool {
+	m := deploymentRef.FindStringSubmatch(name)
+	if m == nil {
+		return false
+	}
+	deployments := 0
+	for name := range l {
+		if strings.HasSuffix(name, ".origin") {
+			deployments++
+		}
+	}
+	index, err := strconv.Atoi(m[1])
+	return err == nil && index >= deployments
+}
+
+var abootKeys = regexp.MustCompile(`aboot(cfg)? .*?\\n`)
+
+// diffSettled compares what is there after ostree has done something with what is there after we have. Not the same are, and
+// are left out:
+//
+//   - What ostree of trixie adds for two things that we do not do: the keys of Android's boot loader, which it writes into
+//     each entry without looking for the files they name, and directories for the changes of roots that are writable until
+//     the next boot.
+//   - The mark that /var has labels of SELinux, which ostree makes without a policy too.
+//   - Kernels of no entry that ostree leaves in /boot, since another stateroot has the same one under another name.
+//   - Refs that ostree leaves of deployments beyond the last, after the staged one was dropped, which it had counted.
+//   - The kernel arguments of a staged deployment, which ostree leaves out if they are those of the merge deployment.
+func diffSettled(want, got listing) []string {
+	want, got = maps.Clone(want), maps.Clone(got)
+	for _, l := range []listing{want, got} {
+		for name, line := range l {
+			switch {
+			case backing.MatchString(name), strings.HasSuffix(name, "/var/.ostree-selabeled"), l.unusedKernel(name), l.unusedRef(name):
+				delete(l, name)
+			case strings.HasSuffix(name, ".conf"):
+				l[name] = abootKeys.ReplaceAllString(line, "")
+			}
+		}
+	}
+	const stagedArgs = stagedFile + " kargs"
+	if want[stagedArgs] == "" {
+		delete(got, stagedArgs)
+	}
+	return want.diff(got)
+}
+
+var (
+	backing       = regexp.MustCompile(`^ostree/deploy/[^/]+/backing(/|$)`)
+	deploymentRef = regexp.MustCompile(`^ostree/repo/refs/heads/ostree/[01]/[01]/([0-9]+)$`)
+	kernelDir     = regexp.MustCompile(`^boot/ostree/[^/]+`)
+)
+
+// alternate has a sequence done by ostree, and then by each of who.
+func alternate(t *testing.T, r ostreehost.Release, ownBoot bool, next func(s *system) (op, bool)) {
+	t.Helper()
+	names := append([]string{"reference"}, slices.Sorted(maps.Keys(who))...)
+	disk, systems := newSystems(t, r, ownBoot, names...)
+	initAll(disk, systems...)
+	reference := systems[0]
+	defer reference.stop()
+	steps := reference.record(func() (op, bool) { return next(reference) })
+	for i, s := range systems[1:] {
+		t.Run(names[i+1], func(t *testing.T) {
+			s.replay(t, steps, who[names[i+1]])
+			s.stop()
+			reference.stop()
+			s.check(t, reference)
+		})
+	}
+}
+
+// TestAlternate does the same to several sysroots, to one by ostree admin alone and to others by ostree admin and us in turn,
+// and compares what is there after each step. Ostree must accept it at the end, and each deployment must start.
+func TestAlternate(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		for name, ops := range sequences {
+			if r == ostreehost.Bookworm && name == "rollbacks" {
+				continue // its ostree has no set-default
+			}
+			t.Run(name, func(t *testing.T) { alternate(t, r, name == "two stateroots", list(ops)) })
+		}
+	})
+}
+
+// TestAlternateBooted does that in running systems: some have a /boot of their own, which is not what the sysroot has there.
+func TestAlternateBooted(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		for name, ops := range bootedSequences {
+			for _, ownBoot := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s,boot=%v", name, ownBoot), func(t *testing.T) { alternate(t, r, ownBoot, list(ops)) })
+			}
+		}
+	})
+}
+
+// list gives the operations one after the other.
+func list(ops []op) func(*system) (op, bool) {
+	return func(*system) (o op, ok bool) {
+		if len(ops) > 0 {
+			o, ops, ok = ops[0], ops[1:], true
+		}
+		return o, ok
+	}
+}
+
+var randomSeeds = flag.Int("random.seeds", 3, "number of random sequences")
+
+// TestRandom does what TestAlternate does with operations at random.
+func TestRandom(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		for seed := range uint64(*randomSeeds) {
+			t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+				rng, left := rand.New(rand.NewPCG(seed, 4)), 12
+				alternate(t, r, seed%2 == 1, func(s *system) (op, bool) {
+					left--
+					return randomOp(rng, s), left >= 0
+				})
+			})
+		}
+	})
+}
+
+func randomOp(rng *rand.Rand, s *system) op {
+	entries := s.entries()
+	if len(entries) == 0 || rng.IntN(2) == 0 {
+		return deploy(deployOp{
+			ref: "os/v" + strconv.Itoa(rng.IntN(3)+1), retain: rng.IntN(3) == 0, notDefault: rng.IntN(4) == 0,
+			set: []string{"root=/dev/vda" + strconv.Itoa(rng.IntN(2))},
+		})
+	}
+	index := rng.IntN(len(entries))
+	switch rng.IntN(6) {
+	case 0:
+		return pin(index, true)
+	case 1:
+		return pin(index, false)
+	case 2:
+		return cleanup()
+	case 3:
+		return edit([]string{"conf", "new", "more"}[rng.IntN(3)], strconv.Itoa(rng.IntN(3)))
+	case 4:
+		if len(entries) > 1 && s.host.Release() != ostreehost.Bookworm {
+			return rollback()
+		}
+	}
+	if origin, err := os.ReadFile(filepath.Join(s.root, s.deploymentOf(entries[index])+".origin")); err != nil {
+		s.t.Fatal(err)
+	} else if strings.Contains(string(origin), "pinned") {
+		return pin(index, false) // ostree would undeploy it, we do not
+	}
+	return undeploy(index)
+}

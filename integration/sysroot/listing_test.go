@@ -1,0 +1,174 @@
+package sysroot
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
+)
+
+// A listing has a line for each thing that a sysroot is made of, by its path. Files that are links of one inode name
+// the first of its names.
+type listing map[string]string
+
+// passing are names below the sysroot that come and go, or that processes leave behind in their own way.
+var passing = []string{
+	"ostree/lock", "ostree/repo/.lock", "ostree/repo/tmp", "ostree/repo/state", "ostree/repo/extensions",
+}
+
+// list reads the sysroot, and what is staged.
+func (s *system) list() listing {
+	s.t.Helper()
+	l := make(listing)
+	first := make(map[uint64]string) // name of an inode with several
+	err := filepath.WalkDir(s.root, func(file string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(s.root, file)
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(file, &st); err != nil {
+			return &fs.PathError{Op: "lstat", Path: file, Err: err}
+		}
+		switch isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; {
+		case slices.Contains(passing, name) && isDir:
+			return fs.SkipDir
+		case slices.Contains(passing, name):
+		case strings.HasPrefix(name, "ostree/repo/objects/"): // whose content is their name; ostree fsck looks at it
+			if !isDir {
+				l[name] = "object"
+			}
+		case strings.HasPrefix(name, "ostree/repo/refs/") && isDir: // empty ones stay behind
+		default:
+			if l[name], err = describe(file, &st); err != nil {
+				return err
+			}
+		}
+		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			if other, ok := first[st.Ino]; ok {
+				l[name] += " = " + other
+			} else {
+				first[st.Ino] = name
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if s.booted != nil {
+		s.listStaged(l)
+	}
+	return l
+}
+
+// stagedFile is where libostree keeps what is staged.
+const stagedFile = "run/ostree/staged-deployment"
+
+// listStaged adds what is staged to a listing: a line for each of its keys.
+func (s *system) listStaged(l listing) {
+	s.t.Helper()
+	staged, err := os.ReadFile(s.booted.Path(stagedFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	entries, err := gvariant.ParseDict(staged)
+	if err != nil {
+		s.t.Fatalf("parse %s: %v", stagedFile, err)
+	}
+	for _, e := range entries {
+		l[stagedFile+" "+e.Key] = fmt.Sprintf("%s %q", e.Value.Type, e.Value.Data)
+	}
+}
+
+// describe says what a file is: with all of its content, if that is short.
+func describe(file string, st *unix.Stat_t) (string, error) {
+	line := fmt.Sprintf("%#o %d:%d", st.Mode, st.Uid, st.Gid)
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		target, err := os.Readlink(file)
+		if err != nil {
+			return "", err
+		}
+		line += " -> " + target
+	case unix.S_IFREG:
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		if len(text) > 1000 {
+			line += fmt.Sprintf(" %d bytes %x", len(text), sha256.Sum256(text))
+		} else {
+			line += fmt.Sprintf(" %q", text)
+		}
+	case unix.S_IFDIR:
+		d, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		defer d.Close()
+		flags, err := unix.IoctlGetInt(int(d.Fd()), unix.FS_IOC_GETFLAGS)
+		if err != nil {
+			return "", &fs.PathError{Op: "FS_IOC_GETFLAGS", Path: file, Err: err}
+		}
+		if flags&immutableFlag != 0 {
+			line += " immutable"
+		}
+	}
+	var names [4096]byte
+	n, err := unix.Llistxattr(file, names[:])
+	if err != nil {
+		return "", &fs.PathError{Op: "llistxattr", Path: file, Err: err}
+	}
+	var attrs []string
+	for attr := range strings.SplitSeq(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
+		if attr == "" {
+			continue
+		}
+		var value [4096]byte
+		n, err := unix.Lgetxattr(file, attr, value[:])
+		if err != nil {
+			return "", &fs.PathError{Op: "lgetxattr " + attr, Path: file, Err: err}
+		}
+		attrs = append(attrs, fmt.Sprintf(" %s=%q", attr, value[:n]))
+	}
+	slices.Sort(attrs)
+	return line + strings.Join(attrs, ""), nil
+}
+
+// immutableFlag is FS_IMMUTABLE_FL.
+const immutableFlag = 0x10
+
+// diff returns a line for each thing in which got is not as it should be.
+func (l listing) diff(got listing) (lines []string) {
+	names := maps.Clone(l)
+	maps.Copy(names, got)
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		want, in := l[name]
+		has, ok := got[name]
+		switch {
+		case !in:
+			lines = append(lines, fmt.Sprintf("%s: has %s, want nothing", name, has))
+		case !ok:
+			lines = append(lines, fmt.Sprintf("%s: missing, want %s", name, want))
+		case want != has:
+			lines = append(lines, fmt.Sprintf("%s: has %s, want %s", name, has, want))
+		}
+	}
+	return lines
+}
