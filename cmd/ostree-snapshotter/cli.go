@@ -36,7 +36,8 @@ func (c *cli) rootCommand() *cobra.Command {
 		Long: `ostree-snapshotter is a containerd snapshotter and differ. Every distinct file of every image layer exists once,
 as an object of an ostree repository; containers run on overlay mounts over hard-link checkouts of the layers.
 
-"ostree-snapshotter serve" is the daemon. The other commands look at its store, while it runs or not.`,
+"ostree-snapshotter serve" is the daemon. The other commands look at its store, while it runs or not; and those from
+"status" on look at the system that boots, and change it.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownCommand,
@@ -56,6 +57,16 @@ as an object of an ostree repository; containers run on overlay mounts over hard
 		c.dfCommand(),
 		c.fsckCommand(),
 		c.pruneCommand(),
+		c.statusCommand(),
+		c.rollbackCommand(),
+		c.pinCommand(),
+		c.unpinCommand(),
+		c.undeployCommand(),
+		c.kargsCommand(),
+		c.configDiffCommand(),
+		c.cleanupCommand(),
+		c.finalizeStagedCommand(),
+		c.bootCompleteCommand(),
 		c.versionCommand(),
 	)
 	return root
@@ -125,4 +136,14 @@ func (c *cli) table(rows ...string) error {
 		return fmt.Errorf("write output: %w", err)
 	}
 	return nil
+}
+
+// oneArg demands one positional argument.
+func oneArg(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return nil
+		}
+		return withHint(usagef("%q takes one argument, %s", cmd.CommandPath(), name), "\"%s --help\" describes it", cmd.CommandPath())
+	}
 }

@@ -10,6 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -22,8 +25,11 @@ const (
 	exitNoRepo      = 10
 	exitLocked      = 11
 	exitCorrupt     = 12
+	exitNoSysroot   = 13
 	exitNotBootable = 14
+	exitConflict    = 15
 	exitNoImage     = 16
+	exitNoUpdate    = 77
 	exitInterrupted = 130
 )
 
@@ -33,10 +39,13 @@ var exitMeaning = map[int]string{
 	exitUsage:       "wrong usage",
 	exitPartly:      "partly done; standard error says what is missing",
 	exitNoRepo:      "there is no repository at the root",
-	exitLocked:      "the repository or its metadata is locked by another process",
-	exitCorrupt:     "something in the store is corrupt",
+	exitLocked:      "the repository, its metadata or the system is locked by another process",
+	exitCorrupt:     "something in the store or the system is corrupt",
+	exitNoSysroot:   "there is no ostree system, or no stateroot, at the place",
 	exitNotBootable: "the image cannot be booted",
+	exitConflict:    "changes of /etc conflict with the image",
 	exitNoImage:     "containerd does not have the image, or this snapshotter has not unpacked it",
+	exitNoUpdate:    "there is no update",
 	exitInterrupted: "interrupted",
 }
 
@@ -82,10 +91,16 @@ func withHint(err error, format string, args ...any) error {
 
 var errInterrupted = withStatus(exitInterrupted, errors.New("interrupted"))
 
+// errQuiet is an error that has nothing to say: its status is the answer.
+var errQuiet = errors.New("quiet")
+
 // report writes err to stderr in the form that users and scripts see, and returns the exit status for it.
 func report(stderr io.Writer, err error) int {
 	if err == nil {
 		return exitOK
+	}
+	if errors.Is(err, errQuiet) {
+		return statusOf(err)
 	}
 	for line := range strings.SplitSeq(err.Error(), "\n") { // errors.Join makes lines
 		fmt.Fprintf(stderr, "ostree-snapshotter: error: %s\n", line)
@@ -103,10 +118,16 @@ func statusOf(err error) int {
 		return status.status
 	case errors.Is(err, objectstore.ErrNoRepo):
 		return exitNoRepo
-	case errors.Is(err, objectstore.ErrLocked):
+	case errors.Is(err, objectstore.ErrLocked), errors.Is(err, sysroot.ErrLocked):
 		return exitLocked
-	case errors.Is(err, objectstore.ErrCorrupt):
+	case errors.Is(err, objectstore.ErrCorrupt), errors.Is(err, sysroot.ErrCorrupt):
 		return exitCorrupt
+	case errors.Is(err, sysroot.ErrNotSysroot):
+		return exitNoSysroot
+	case errors.Is(err, sysroot.ErrInvalid), errors.Is(err, sysroot.ErrSELinux), errors.Is(err, deploy.ErrInvalid):
+		return exitNotBootable
+	case errors.Is(err, etcmerge.ErrConflict):
+		return exitConflict
 	}
 	return exitFailed
 }

@@ -27,7 +27,19 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ostree-snapshotter": main})
+	testscript.Main(m, map[string]func(){"ostree-snapshotter": main, "remount": remountMain})
+}
+
+// remountMain is the program of a script's "remount DIR FILE": it makes DIR writable for itself, and FILE.
+func remountMain() {
+	err := remount(os.Args[1])
+	if err == nil {
+		err = os.WriteFile(os.Args[2], nil, 0o600)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // TestScript runs testdata/script. What a script can say beyond testscript's own commands is below.
@@ -42,6 +54,12 @@ func TestScript(t *testing.T) {
 			env.Setenv("CONTAINERD_ADDRESS", filepath.Join(env.WorkDir, "no-containerd.sock"))
 			env.Setenv("GOARCH", runtime.GOARCH)
 			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "booted" { // this machine, from an ostree deployment
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return isRunning("/")
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":  scriptStatus,
@@ -328,7 +346,19 @@ func TestDocsNameEverything(t *testing.T) {
 			t.Error("docs/cli.md does not name it")
 		}
 	})
-	for _, v := range []any{dfReport{}, layerRow{}, fsckReport{}, pruneReport{}, versionInfo{}, finding{}} {
+	for _, v := range []any{
+		dfReport{},
+		layerRow{},
+		fsckReport{},
+		pruneReport{},
+		versionInfo{},
+		finding{},
+		changeReport{},
+		kargsReport{},
+		statusReport{},
+		deploymentName{},
+		bootReport{},
+	} {
 		for _, name := range jsonFields(reflect.TypeOf(v)) {
 			if !strings.Contains(doc, "`"+name+"`") {
 				t.Errorf("docs/cli.md does not name the field %q of %T", name, v)

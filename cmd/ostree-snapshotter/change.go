@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// changeReport is the output of a command that changes a system, with --json.
+type changeReport struct {
+	DryRun  bool `json:"dry_run"`
+	Changed bool `json:"changed"` // false: there was nothing to do
+	// Deployments are those that there are afterwards, in boot order; a staged one is not among them until it is finalized.
+	Deployments []deploymentName `json:"deployments"`
+	New         *deploymentName  `json:"new,omitempty"`
+	Staged      bool             `json:"staged"` // New is staged
+	Removed     []deploymentName `json:"removed"`
+	Etc         *etcReport       `json:"etc,omitempty"`
+	Image       *imageReport     `json:"from_image,omitempty"`
+	Cleanup     *cleanupReport   `json:"cleanup,omitempty"`
+	Notes       []string         `json:"notes"`
+}
+
+// deploymentName tells a deployment from others.
+type deploymentName struct {
+	Stateroot string               `json:"stateroot"`
+	Commit    objectstore.Checksum `json:"commit"`
+	Serial    int                  `json:"serial"`
+	Image     string               `json:"image,omitempty"`
+	Refspec   string               `json:"refspec,omitempty"`
+	Version   string               `json:"version,omitempty"`
+	Kargs     []string             `json:"kargs"`
+	Pinned    bool                 `json:"pinned"`
+}
+
+// etcReport is what a deployment takes over of another one's /etc.
+type etcReport struct {
+	Modified  int           `json:"modified"`
+	Removed   int           `json:"removed"`
+	Added     int           `json:"added"`
+	Changes   []etcChange   `json:"changes"`
+	Conflicts []etcConflict `json:"conflicts"`
+}
+
+// etcChange is one difference between /etc and what the image has there.
+type etcChange struct {
+	Path   string `json:"path"`
+	Change string `json:"change"` // see etcWords
+	Xattrs bool   `json:"only_xattrs,omitempty"`
+}
+
+// etcConflict is a change of /etc that cannot be taken over.
+type etcConflict struct {
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
+}
+
+// imageReport is what became of an image.
+type imageReport struct {
+	Digest  digest.Digest `json:"digest"`
+	Dropped []droppedFile `json:"dropped"`
+}
+
+// droppedFile is what an image has and a deployment of it has not.
+type droppedFile struct {
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
+}
+
+func newImageReport(manifest digest.Digest, dropped []deploy.Dropped) *imageReport {
+	r := &imageReport{Digest: manifest, Dropped: make([]droppedFile, 0, len(dropped))}
+	for _, d := range dropped {
+		r.Dropped = append(r.Dropped, droppedFile(d))
+	}
+	return r
+}
+
+func newDeploymentName(d *sysroot.Deployment) deploymentName {
+	n := deploymentName{
+		Stateroot: d.Stateroot, Commit: d.Commit, Serial: d.Serial, Version: d.Version,
+		Kargs: append([]string{}, d.Kargs...), Pinned: d.Pinned(),
+	}
+	n.Image, n.Refspec = originName(d)
+	return n
+}
+
+func deploymentNames(list []*sysroot.Deployment) []deploymentName {
+	names := make([]deploymentName, 0, len(list))
+	for _, d := range list {
+		names = append(names, newDeploymentName(d))
+	}
+	return names
+}
+
+// etcWords are what changes are called in JSON. Their letters are those of "ostree admin config-diff".
+var etcWords = map[etcmerge.Kind]string{
+	etcmerge.Added:    "added",
+	etcmerge.Modified: "modified",
+	etcmerge.Removed:  "removed",
+}
+
+// printEtc lists changes as "ostree admin config-diff" does.
+func (c *cli) printEtc(list []etcmerge.Change) error {
+	for _, ch := range list {
+		note := ""
+		if ch.Xattrs {
+			note = " (extended attributes)"
+		}
+		if _, err := fmt.Fprintf(c.stdout, "%s    %s%s\n", ch.Kind, ch.Path, note); err != nil {
+			return fmt.Errorf("write output: %w", err)
+		}
+	}
+	return nil
+}
+
+func etcChanges(list []etcmerge.Change) []etcChange {
+	changes := make([]etcChange, 0, len(list))
+	for _, c := range list {
+		changes = append(changes, etcChange{Path: c.Path, Change: etcWords[c.Kind], Xattrs: c.Xattrs})
+	}
+	return changes
+}
+
+// newChangeReport describes a plan that has been executed, or would be.
+func newChangeReport(p *sysroot.Plan, dryRun bool) *changeReport {
+	r := &changeReport{
+		DryRun:      dryRun,
+		Changed:     true,
+		Deployments: deploymentNames(p.Deployments),
+		Staged:      p.Staged,
+		Removed:     deploymentNames(p.Removed),
+		Notes:       append([]string{}, p.Notes...),
+	}
+	if p.New != nil {
+		r.New = new(newDeploymentName(p.New))
+	}
+	if p.Etc != nil {
+		r.Etc = &etcReport{Changes: etcChanges(p.Etc.Changes), Conflicts: make([]etcConflict, 0, len(p.Etc.Conflicts))}
+		for _, c := range p.Etc.Conflicts {
+			r.Etc.Conflicts = append(r.Etc.Conflicts, etcConflict(c))
+		}
+		r.Etc.Modified, r.Etc.Removed, r.Etc.Added = p.Etc.Counts()
+	}
+	return r
+}
+
+// unchanged is the report of a command that found nothing to do.
+func unchanged(st *sysroot.State, dryRun bool) *changeReport {
+	return &changeReport{
+		DryRun: dryRun, Deployments: deploymentNames(st.Deployments), Removed: []deploymentName{}, Notes: []string{},
+	}
+}
+
+// change executes a plan, or with --dry-run only says what it is. Done is what is said, without --json, when it is done.
+func (c *cli) change(ctx context.Context, s *system, p *sysroot.Plan, flags *systemFlags, image *imageReport, done string) error {
+	if !flags.dryRun {
+		if err := s.dropImages(ctx, p); err != nil {
+			return err
+		}
+		if err := s.Execute(ctx, p); err != nil {
+			return explain(err)
+		}
+	}
+	r := newChangeReport(p, flags.dryRun)
+	r.Image = image
+	err := c.changed(r, p, done)
+	if p.Staged && !flags.dryRun {
+		err = errors.Join(err, c.staged(ctx, s))
+	}
+	return err
+}
+
+// changed says what was, or would be, done.
+func (c *cli) changed(r *changeReport, p *sysroot.Plan, done string) error {
+	if c.json {
+		return c.writeJSON(r)
+	}
+	if r.DryRun {
+		_, err := fmt.Fprintln(c.stdout, p)
+		if p.Etc != nil {
+			err = errors.Join(err, c.printEtc(p.Etc.Changes))
+		}
+		return err
+	}
+	_, err := fmt.Fprintln(c.stdout, done)
+	for _, n := range r.Notes {
+		c.note("%s", n)
+	}
+	return err
+}
+
+// noChange says that there was nothing to do.
+func (c *cli) noChange(st *sysroot.State, flags *systemFlags, why string) error {
+	if c.json {
+		return c.writeJSON(unchanged(st, flags.dryRun))
+	}
+	_, err := fmt.Fprintln(c.stdout, "no change: "+why)
+	return err
+}
+
+// explain adds to an error of package sysroot what can be done about it.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, etcmerge.ErrConflict):
+		return withHint(err, "make them what the image has, or move them away; then try again")
+	case errors.Is(err, sysroot.ErrSELinux):
+		return withHint(err, "--no-selinux deploys it all the same, for a system that does not enforce the policy")
+	case errors.Is(err, sysroot.ErrNoSpace):
+		return withHint(err, "\"ostree-snapshotter undeploy\" and \"cleanup\" make room")
+	case errors.Is(err, sysroot.ErrChanged):
+		return withHint(err, "try again")
+	}
+	return err
+}
+
+// dropImages takes the name from the OS commit of each image that a plan removes the last deployment of, so that it can be
+// pruned. What is deployed has other refs.
+func (s *system) dropImages(ctx context.Context, p *sysroot.Plan) error {
+	kept := p.Deployments
+	if p.New != nil {
+		kept = append(slices.Clone(kept), p.New)
+	}
+	var names []string
+	for _, d := range p.Removed {
+		if slices.ContainsFunc(kept, func(k *sysroot.Deployment) bool { return k.Commit == d.Commit }) {
+			continue
+		}
+		ref, err := s.imageRef(d)
+		if err != nil {
+			return err
+		}
+		if ref != "" {
+			names = append(names, ref)
+		}
+	}
+	return s.Repo().DeleteRefs(ctx, names...)
+}
+
+// imageRef returns the ref by which the image of a deployment is known, if that still names its commit; "" if not.
+func (s *system) imageRef(d *sysroot.Deployment) (string, error) {
+	image, _ := originName(d)
+	if image == "" {
+		return "", nil
+	}
+	ref, err := deploy.ImageRef(registryTransport + image)
+	if err != nil {
+		return "", err
+	}
+	sum, err := s.Repo().Ref(ref)
+	if errors.Is(err, objectstore.ErrNotExist) || err == nil && sum != d.Commit {
+		return "", nil
+	}
+	return ref, err
+}
+
+// deployed says that a deployment was made.
+func deployed(p *sysroot.Plan) string {
+	text := "deployed " + title(p.New)
+	if p.Staged {
+		text = "staged " + title(p.New) + ", which becomes the default when the system shuts down"
+	}
+	if p.Etc != nil {
+		modified, removed, added := p.Etc.Counts()
+		text += fmt.Sprintf("; changes of /etc taken over: %d modified, %d removed, %d added", modified, removed, added)
+	}
+	return text
+}

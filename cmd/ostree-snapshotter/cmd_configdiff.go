@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+)
+
+func (c *cli) configDiffCommand() *cobra.Command {
+	var f systemFlags
+	cmd := &cobra.Command{
+		Use:   "config-diff [INDEX]",
+		Short: "List what is changed in /etc",
+		Long: `List what /etc has otherwise than the image: M for modified, A for added, D for removed. It is what a new deployment takes
+over. Without an index it is about the booted deployment, or with --sysroot about the one that boots.
+
+Owner, mode and extended attributes count, times do not. Where nothing but extended attributes differs, which ostree does
+not see, the line says so.` + exitHelp(exitNoSysroot, exitCorrupt, exitInterrupted),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeIndex(&f),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.configDiff(cmd.Context(), &f, args) },
+	}
+	f.addSysroot(cmd)
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+func (c *cli) configDiff(ctx context.Context, f *systemFlags, args []string) error {
+	return c.viewSystem(ctx, f, func(s *system, st *sysroot.State) (err error) {
+		d := st.Booted
+		if d == nil {
+			d = st.Default()
+		}
+		if len(args) == 1 {
+			if d, _, err = indexArg(st, args[0]); err != nil {
+				return err
+			}
+		}
+		if d == nil {
+			return withHint(errors.New("there is no deployment"), "\"ostree-snapshotter deploy IMAGE\" makes the first")
+		}
+		changes, err := s.etcChanges(ctx, d)
+		if err != nil {
+			return fmt.Errorf("compare /etc of %s: %w", title(d), err)
+		}
+		if c.json {
+			return c.writeJSON(etcChanges(changes))
+		}
+		return c.printEtc(changes)
+	})
+}
+
+// etcChanges compares the /etc of a deployment with what its image has there.
+func (s *system) etcChanges(ctx context.Context, d *sysroot.Deployment) (_ []etcmerge.Change, err error) {
+	pristine, err := s.dir.OpenDir(path.Join(d.Path(), "usr/etc"))
+	if err != nil {
+		return nil, err
+	}
+	defer pristine.Close()
+	current, err := s.dir.OpenDir(path.Join(d.Path(), "etc"))
+	if err != nil {
+		return nil, err
+	}
+	defer current.Close()
+	return etcmerge.Diff(ctx, pristine, current)
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+)
+
+func (c *cli) finalizeStagedCommand() *cobra.Command {
+	var f systemFlags
+	cmd := &cobra.Command{
+		Use:   "finalize-staged",
+		Short: "Make the staged deployment the default, when the system shuts down",
+		Long: `Make the staged deployment the one that boots next, with /etc as it is now. A unit calls this when the system shuts
+down; it is of no use before. While it is locked nothing happens. Without a staged deployment, boot files are made those of
+the deployments that there are, whatever has changed these.
+
+An error is left for the next boot to report: "ostree-snapshotter boot-complete" does that, and ostree.` +
+			exitHelp(append([]int{exitConflict}, changeStatuses...)...),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.finalizeStaged(cmd.Context(), &f) },
+	}
+	f.addUnit(cmd)
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+func (c *cli) finalizeStaged(ctx context.Context, f *systemFlags) error {
+	return c.lockSystem(ctx, f, func(s *system, st *sysroot.State) error {
+		p, err := s.FinalizeStaged(ctx) // without anything staged it brings up to date what another one may have left behind
+		switch {
+		case err != nil:
+			return explain(err)
+		case p != nil:
+			return errors.Join(s.dropImages(ctx, p), c.changed(newChangeReport(p, false), p, deployed(p)))
+		case st.Staged != nil:
+			return c.noChange(st, f, title(st.Staged.Deployment)+" is staged and locked")
+		}
+		return c.noChange(st, f, "nothing is staged")
+	})
+}
+
+// bootReport is the output of "boot-complete --json".
+type bootReport struct {
+	Booted   *deploymentName `json:"booted,omitempty"`
+	Blessed  bool            `json:"blessed"`
+	Finalize string          `json:"finalize_error,omitempty"`
+}
+
+func (c *cli) bootCompleteCommand() *cobra.Command {
+	var f systemFlags
+	cmd := &cobra.Command{
+		Use:   "boot-complete",
+		Short: "Say that the system has booted well",
+		Long: `Say that the system has booted well. A unit calls this when it has: the boots of the booted deployment are no longer
+counted, so that it stays the default. Without it, a deployment made with --boot-tries is given up after that many boots.
+
+If a staged deployment could not be finalized when the system shut down, this says why and fails.` +
+			exitHelp(changeStatuses...),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.bootComplete(cmd.Context(), &f) },
+	}
+	f.addUnit(cmd)
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+func (c *cli) bootComplete(ctx context.Context, f *systemFlags) error {
+	return c.lockSystem(ctx, f, func(s *system, _ *sysroot.State) error {
+		found, err := s.BootComplete(ctx)
+		if err != nil {
+			return err
+		}
+		if err := c.bootCompleted(found); err != nil {
+			return err
+		}
+		if found.Finalize != "" {
+			return withHint(fmt.Errorf("the staged deployment was not finalized at the last shutdown: %s", found.Finalize),
+				"\"ostree-snapshotter upgrade\" deploys it again")
+		}
+		return nil
+	})
+}
+
+func (c *cli) bootCompleted(found *sysroot.BootReport) (err error) {
+	if c.json {
+		r := bootReport{Blessed: found.Blessed, Finalize: found.Finalize}
+		if found.Booted != nil {
+			r.Booted = new(newDeploymentName(found.Booted))
+		}
+		return c.writeJSON(r)
+	}
+	switch {
+	case found.Booted == nil:
+		_, err = fmt.Fprintln(c.stdout, "no deployment is booted")
+	case found.Blessed:
+		_, err = fmt.Fprintf(c.stdout, "%s has booted well, and is no longer counted\n", title(found.Booted))
+	default:
+		_, err = fmt.Fprintf(c.stdout, "%s has booted well\n", title(found.Booted))
+	}
+	return err
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+)
+
+// changeStatuses are the exit statuses of commands that change a system without an image.
+var changeStatuses = []int{exitLocked, exitCorrupt, exitNoSysroot, exitInterrupted}
+
+func (c *cli) rollbackCommand() *cobra.Command {
+	var f systemFlags
+	cmd := &cobra.Command{
+		Use:   "rollback",
+		Short: "Boot the deployment before the present one next",
+		Long: `Make the deployment behind the booted one the one that boots next. It has the /etc that it had; /var is that of all.
+Without a booted one, as with --sysroot, it is the one behind the default. Once more undoes it.
+
+A staged deployment is not dropped without a word: what becomes of it is said, and --dry-run says it before.` +
+			exitHelp(changeStatuses...),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.planned(cmd.Context(), &f, func(s *system, st *sysroot.State) (*sysroot.Plan, string, error) {
+				p, err := s.PlanRollback(st)
+				if err != nil {
+					return nil, "", err
+				}
+				return p, title(p.Deployments[0]) + " boots next", nil
+			})
+		},
+	}
+	f.addChange(cmd)
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+// planned makes a plan and executes it. The plan comes with what to say when it is done.
+func (c *cli) planned(ctx context.Context, f *systemFlags, plan func(*system, *sysroot.State) (*sysroot.Plan, string, error)) error {
+	return c.lockSystem(ctx, f, func(s *system, st *sysroot.State) error {
+		p, done, err := plan(s, st)
+		if err != nil {
+			return explain(err)
+		}
+		return c.change(ctx, s, p, f, nil, done)
+	})
+}
+
+func (c *cli) undeployCommand() *cobra.Command {
+	var f systemFlags
+	cmd := &cobra.Command{
+		Use:   "undeploy INDEX",
+		Short: "Remove a deployment",
+		Long: `Remove a deployment, its boot entry, and what only it needs. The index is what "ostree-snapshotter status" says. The
+booted deployment cannot be removed, nor a pinned one.` + exitHelp(changeStatuses...),
+		Args:              oneArg("INDEX"),
+		ValidArgsFunction: c.completeIndex(&f),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.planned(cmd.Context(), &f, func(s *system, st *sysroot.State) (*sysroot.Plan, string, error) {
+				d, index, err := indexArg(st, args[0])
+				if err != nil {
+					return nil, "", err
+				}
+				p, err := s.PlanUndeploy(st, index)
+				return p, "removed " + title(d), err
+			})
+		},
+	}
+	f.addChange(cmd)
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+func (c *cli) pinCommand() *cobra.Command {
+	return c.pinOrUnpin(true, "pin INDEX", "Keep a deployment until it is unpinned",
+		`Keep a deployment, whatever is deployed, until it is unpinned.`)
+}
+
+func (c *cli) unpinCommand() *cobra.Command {
+	return c.pinOrUnpin(false, "unpin INDEX", "No longer keep a pinned deployment",
+		`Have a pinned deployment go when others take its place, as one that was never pinned.`)
+}
+
+func (c *cli) pinOrUnpin(pinned bool, use, short, long string) *cobra.Command {
+	var f systemFlags
+	cmd := &cobra.Command{
+		Use:               use,
+		Short:             short,
+		Long:              long + " The index is what \"ostree-snapshotter status\" says." + exitHelp(changeStatuses...),
+		Args:              oneArg("INDEX"),
+		ValidArgsFunction: c.completeIndex(&f),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.lockSystem(cmd.Context(), &f, func(s *system, st *sysroot.State) error {
+				d, index, err := indexArg(st, args[0])
+				if err != nil {
+					return err
+				}
+				if st.Staged != nil && d == st.Staged.Deployment {
+					return withHint(usagef("%s is staged: it can be pinned when it is finalized", title(d)),
+						"that is when the system has shut down")
+				}
+				if d.Pinned() == pinned {
+					return c.noChange(st, &f, title(d)+" is "+pinWord(pinned))
+				}
+				p, err := s.PlanPin(st, index, pinned)
+				if err != nil {
+					return explain(err)
+				}
+				return c.change(cmd.Context(), s, p, &f, nil, title(d)+" is "+pinWord(pinned))
+			})
+		},
+	}
+	f.addChange(cmd)
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+func pinWord(pinned bool) string {
+	if pinned {
+		return "pinned"
+	}
+	return "not pinned"
+}
+
+// indexArg returns the deployment that an argument names.
+func indexArg(st *sysroot.State, arg string) (*sysroot.Deployment, int, error) {
+	index, err := strconv.Atoi(arg)
+	if err != nil {
+		return nil, 0, withHint(usagef("%q is no index of a deployment", arg), "\"ostree-snapshotter status\" lists them")
+	}
+	d, err := atIndex(st, index)
+	return d, index, err
+}

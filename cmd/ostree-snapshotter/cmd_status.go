@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// statusReport is the output of "status --json".
+type statusReport struct {
+	Sysroot     string          `json:"sysroot"`
+	Deployments []deploymentRow `json:"deployments"`
+	Notes       []string        `json:"notes"`
+}
+
+// deploymentRow is one deployment, as status lists it.
+type deploymentRow struct {
+	Index int `json:"index"` // a staged one is 0, then those of the boot loader in its order
+	deploymentName
+
+	Default  bool `json:"default"` // boots next, if no other one is staged
+	Booted   bool `json:"booted"`
+	Staged   bool `json:"staged"`
+	Locked   bool `json:"locked"` // is staged and will not be finalized
+	Pending  bool `json:"pending"`
+	Rollback bool `json:"rollback"`
+
+	Digest digest.Digest `json:"digest,omitempty"` // of the image's manifest
+	Time   *time.Time    `json:"timestamp,omitempty"`
+	Kernel string        `json:"bootcsum"`
+	Unique *int64        `json:"unique_bytes,omitempty"`
+	Shared *int64        `json:"shared_bytes,omitempty"`
+	Tries  *bootTries    `json:"boot_tries,omitempty"`
+}
+
+// bootTries is what the boot loader says of a deployment that has to prove itself.
+type bootTries struct {
+	Left   int  `json:"left"`
+	Done   int  `json:"done"`
+	Failed bool `json:"failed"` // it has no tries left
+}
+
+func (c *cli) statusCommand() *cobra.Command {
+	var f systemFlags
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "List the deployments of the system",
+		Long: `List the deployments of the system: which one is booted, which one boots next, which one is there to fall back to; and
+which image each was made of.
+
+"unique" is what would be freed if only this deployment went; "shared" is the rest of what its commit takes: other
+deployments, layers of images, or other content of the repository have it too.` +
+			exitHelp(exitNoSysroot, exitCorrupt, exitInterrupted),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.status(cmd.Context(), &f, verbose) },
+	}
+	f.addSysroot(cmd)
+	f.addESP(cmd)
+	f.addStateroot(cmd, "list only deployments of the stateroot `NAME`")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "commit, digest, time and kernel arguments too")
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+func (c *cli) status(ctx context.Context, f *systemFlags, verbose bool) error {
+	return c.viewSystem(ctx, f, func(s *system, st *sysroot.State) error {
+		r, err := c.describe(ctx, s, st)
+		if err != nil {
+			return err
+		}
+		r.keepStateroot(f.stateroot)
+		if c.json {
+			return c.writeJSON(r)
+		}
+		return c.printStatus(r, verbose, time.Now())
+	})
+}
+
+// describe makes the report.
+func (c *cli) describe(ctx context.Context, s *system, st *sysroot.State) (*statusReport, error) {
+	list := deployments(st)
+	p := c.newProgress("measuring deployments")
+	sizes, err := footprints(ctx, s.Repo(), s.boot, list)
+	p.stop()
+	if err != nil {
+		return nil, fmt.Errorf("measure deployments: %w", err)
+	}
+	r := &statusReport{Sysroot: s.path, Deployments: make([]deploymentRow, 0, len(list)), Notes: []string{}}
+	for i, d := range list {
+		row := newDeploymentRow(st, d)
+		row.Index = i
+		if err := row.addCommit(s.Repo(), d.Commit); err != nil {
+			return nil, err
+		}
+		if sizes[i] != nil {
+			row.Unique, row.Shared = &sizes[i].unique, &sizes[i].shared
+		}
+		r.Deployments = append(r.Deployments, row)
+	}
+	if note := fellBack(st); note != "" {
+		r.Notes = append(r.Notes, note)
+	}
+	return r, nil
+}
+
+func newDeploymentRow(st *sysroot.State, d *sysroot.Deployment) deploymentRow {
+	row := deploymentRow{
+		deploymentName: newDeploymentName(d),
+		Default:        d == st.Default(),
+		Booted:         st.Booted != nil && d == st.Booted,
+		Staged:         st.Staged != nil && d == st.Staged.Deployment,
+		Pending:        d == st.Pending(),
+		Rollback:       d == st.Rollback(),
+		Kernel:         d.BootCsum,
+		Tries:          newBootTries(d.Tries),
+	}
+	row.Locked = row.Staged && st.Staged.Locked
+	return row
+}
+
+func newBootTries(t *bls.Tries) *bootTries {
+	if t == nil {
+		return nil
+	}
+	return &bootTries{Left: t.Left, Done: t.Done, Failed: t.Left == 0}
+}
+
+// addCommit fills in what the commit says. One that is not there is no error: the system boots without.
+func (r *deploymentRow) addCommit(repo *objectstore.Repo, sum objectstore.Checksum) error {
+	c, err := repo.Commit(sum)
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if d, ok := c.MetaString(metaManifestDigest); ok {
+		r.Digest = digest.Digest(d)
+	}
+	if c.Timestamp > 0 {
+		r.Time = new(c.Time())
+	}
+	return nil
+}
+
+// fellBack says that the default has not booted, if that is why another one is booted.
+func fellBack(st *sysroot.State) string {
+	d := st.Default()
+	if st.Booted == nil || d == st.Booted || !failed(d) {
+		return ""
+	}
+	return fmt.Sprintf("%s failed to boot %d times, and the boot loader fell back to %s", title(d), d.Tries.Done, title(st.Booted))
+}
+
+// keepStateroot leaves only the deployments of one stateroot; "" leaves all.
+func (r *statusReport) keepStateroot(name string) {
+	if name == "" {
+		return
+	}
+	kept := r.Deployments[:0]
+	for _, d := range r.Deployments {
+		if d.Stateroot == name {
+			kept = append(kept, d)
+		}
+	}
+	r.Deployments = kept
+}
+
+func (c *cli) printStatus(r *statusReport, verbose bool, now time.Time) error {
+	if len(r.Deployments) == 0 {
+		_, err := fmt.Fprintln(c.stdout, "no deployments")
+		return err
+	}
+	rows := []string{"INDEX\tSTATE\tSTATEROOT\tIMAGE\tVERSION\tAGE\tUNIQUE\tSHARED"}
+	for _, d := range r.Deployments {
+		rows = append(rows, fmt.Sprintf("%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.Index, dash(strings.Join(d.states(), ",")), d.Stateroot,
+			dash(d.source()), dash(d.Version), age(d.Time, now), optionalSize(d.Unique), optionalSize(d.Shared)))
+	}
+	if err := c.table(rows...); err != nil {
+		return err
+	}
+	if verbose {
+		for _, d := range r.Deployments {
+			if err := c.printDeployment(&d); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range r.Notes {
+		c.note("%s", n)
+	}
+	return nil
+}
+
+// printDeployment writes what the table has no room for.
+func (c *cli) printDeployment(d *deploymentRow) error {
+	if _, err := fmt.Fprintf(c.stdout, "\ndeployment %d\n", d.Index); err != nil {
+		return err
+	}
+	rows := []string{fmt.Sprintf("  commit\t%s.%d", d.Commit, d.Serial)}
+	if d.Digest != "" {
+		rows = append(rows, fmt.Sprintf("  digest\t%s", d.Digest))
+	}
+	if d.Time != nil {
+		rows = append(rows, fmt.Sprintf("  time\t%s", d.Time.Format(time.RFC3339)))
+	}
+	rows = append(rows, fmt.Sprintf("  kernel\t%s", d.Kernel), fmt.Sprintf("  kargs\t%s", strings.Join(d.Kargs, " ")))
+	if d.Tries != nil {
+		rows = append(rows, fmt.Sprintf("  boots\t%d failed, %d left to prove itself", d.Tries.Done, d.Tries.Left))
+	}
+	return c.table(rows...)
+}
+
+// states are the words for a deployment in the table.
+func (r *deploymentRow) states() (words []string) {
+	for _, w := range []struct {
+		is   bool
+		word string
+	}{
+		{r.Booted, "booted"},
+		{r.Staged, "staged"},
+		{r.Locked, "locked"},
+		{r.Pending && !r.Staged, "pending"},
+		{r.Default && !r.Pending && !r.Booted, "default"},
+		{r.Rollback, "rollback"},
+		{r.Pinned, "pinned"},
+		{r.Tries != nil && !r.Tries.Failed, "unproven"},
+		{r.Tries != nil && r.Tries.Failed, "failed"},
+	} {
+		if w.is {
+			words = append(words, w.word)
+		}
+	}
+	return words
+}
+
+// source is what a deployment was made of.
+func (r *deploymentRow) source() string {
+	if r.Image != "" {
+		return r.Image
+	}
+	return r.Refspec
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func age(t *time.Time, now time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return strings.TrimSpace(humanize.RelTime(*t, now, "", "in the future"))
+}
+
+func optionalSize(n *int64) string {
+	if n == nil {
+		return "-"
+	}
+	return size(*n)
+}

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+)
+
+// completeTime is how long a shell waits for completions at most.
+const completeTime = 2 * time.Second
+
+// completeIndex offers a shell the indexes of deployments, and says what each is.
+func (c *cli) completeIndex(f *systemFlags) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) (words []string, _ cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
+		defer cancel()
+		quiet := *c
+		quiet.stderr = io.Discard
+		err := quiet.viewSystem(ctx, f, func(_ *system, st *sysroot.State) error {
+			for i, d := range deployments(st) {
+				words = append(words, fmt.Sprintf("%d\t%s", i, title(d)))
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return words, cobra.ShellCompDirectiveNoFileComp
+	}
+}

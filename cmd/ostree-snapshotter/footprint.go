@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// footprint is what a deployment takes in the sysroot's repository: allocated bytes, each inode once.
+type footprint struct {
+	unique int64 // would be freed if only this deployment went
+	shared int64 // is needed by another deployment, by another commit of the repository, or has names outside of it
+}
+
+// usage counts how often a commit's tree has each object: a checkout has a hard link for each time.
+type usage map[objectstore.ObjectName]int
+
+// measurer measures deployments. Commits and directories that several have are read once.
+type measurer struct {
+	ctx     context.Context
+	repo    *objectstore.Repo
+	dirs    map[objectstore.Checksum]usage // by dirtree
+	commits map[objectstore.Checksum]usage
+}
+
+// footprints measures each of a list of deployments. Nil stands for one whose commit is not complete here.
+func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, list []*sysroot.Deployment) ([]*footprint, error) {
+	m := measurer{ctx: ctx, repo: repo, dirs: make(map[objectstore.Checksum]usage), commits: make(map[objectstore.Checksum]usage)}
+	uses := make([]usage, len(list))
+	for i, d := range list {
+		use, err := m.commit(d.Commit)
+		if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
+			return nil, err
+		}
+		uses[i] = use
+	}
+	others, err := m.others(list)
+	if err != nil {
+		return nil, err
+	}
+	kernels, err := bootLinks(boot)
+	if err != nil {
+		return nil, err
+	}
+	result := make([]*footprint, len(list))
+	for i := range list {
+		if uses[i] == nil {
+			continue
+		}
+		result[i] = &footprint{}
+		for obj := range uses[i] {
+			bytes, alone, err := m.object(obj, i, uses, kernels)
+			if err != nil {
+				return nil, err
+			}
+			if _, ok := others[obj]; ok || !alone {
+				result[i].shared += bytes
+			} else {
+				result[i].unique += bytes
+			}
+		}
+	}
+	return result, nil
+}
+
+// commit returns what a commit's tree has, and the commit itself.
+func (m *measurer) commit(sum objectstore.Checksum) (usage, error) {
+	if use, ok := m.commits[sum]; ok {
+		return use, nil
+	}
+	c, err := m.repo.Commit(sum)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := m.dir(c.Tree, c.Meta, 0)
+	if err != nil {
+		return nil, err
+	}
+	use := maps.Clone(tree)
+	use[objectstore.ObjectName{Checksum: sum, Type: objectstore.TypeCommit}]++
+	m.commits[sum] = use
+	return use, nil
+}
+
+// maxTreeDepth is how deep a tree can be that is measured; no path of a file system is as long.
+const maxTreeDepth = 2048
+
+func (m *measurer) dir(tree, meta objectstore.Checksum, depth int) (usage, error) {
+	if use, ok := m.dirs[tree]; ok {
+		return withMeta(use, meta), nil
+	}
+	if m.ctx.Err() != nil {
+		return nil, context.Cause(m.ctx)
+	}
+	if depth > maxTreeDepth {
+		return nil, fmt.Errorf("dirtree %s: %w: too deep", tree, objectstore.ErrCorrupt)
+	}
+	t, err := m.repo.DirTree(tree)
+	if err != nil {
+		return nil, err
+	}
+	use := usage{{Checksum: tree, Type: objectstore.TypeDirTree}: 1}
+	for _, f := range t.Files {
+		use[objectstore.ObjectName{Checksum: f.Checksum, Type: objectstore.TypeFile}]++
+	}
+	for _, d := range t.Dirs {
+		below, err := m.dir(d.Tree, d.Meta, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		for obj, n := range below {
+			use[obj] += n
+		}
+	}
+	m.dirs[tree] = use
+	return withMeta(use, meta), nil
+}
+
+// withMeta adds the attributes of a directory to what it holds.
+func withMeta(use usage, meta objectstore.Checksum) usage {
+	use = maps.Clone(use)
+	use[objectstore.ObjectName{Checksum: meta, Type: objectstore.TypeDirMeta}]++
+	return use
+}
+
+// others returns the objects of the commits that refs name and no deployment of the list has.
+func (m *measurer) others(list []*sysroot.Deployment) (map[objectstore.ObjectName]struct{}, error) {
+	refs, err := m.repo.Refs("")
+	if err != nil {
+		return nil, err
+	}
+	objects := make(map[objectstore.ObjectName]struct{})
+	for _, sum := range refs {
+		if slices.ContainsFunc(list, func(d *sysroot.Deployment) bool { return d.Commit == sum }) {
+			continue
+		}
+		use, err := m.commit(sum)
+		if errors.Is(err, objectstore.ErrNotExist) {
+			continue // a partial commit keeps nothing that others do not keep too
+		}
+		if err != nil {
+			return nil, err
+		}
+		for obj := range use {
+			objects[obj] = struct{}{}
+		}
+	}
+	return objects, nil
+}
+
+// object returns what an object takes on the disk, and whether deployment i alone needs it: no other of the list has it, and
+// its inode has no names but that of the object and those in the checkout and in /boot.
+func (m *measurer) object(obj objectstore.ObjectName, i int, uses []usage, kernels map[inode]int) (bytes int64, alone bool, err error) {
+	st, err := m.repo.ObjectsDir().Lstat(objectstore.LoosePath(obj.Checksum, obj.Type))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, true, nil // partial
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	bytes = st.Blocks * blockSize
+	for j, use := range uses {
+		if _, ok := use[obj]; ok && j != i {
+			return bytes, false, nil
+		}
+	}
+	names := 1 + kernels[inode{st.Dev, st.Ino}]
+	if obj.Type == objectstore.TypeFile {
+		names += uses[i][obj]
+	}
+	return bytes, int(st.Nlink) <= names, nil
+}
+
+// bootKernels is the directory of /boot that has a directory for each kernel.
+const bootKernels = "ostree"
+
+// bootLinks counts the names that files have in /boot.
+func bootLinks(boot *atfs.Dir) (map[inode]int, error) {
+	links := make(map[inode]int)
+	top, err := boot.OpenDir(bootKernels)
+	if errors.Is(err, fs.ErrNotExist) {
+		return links, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer top.Close()
+	kernels, err := top.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range kernels {
+		dir, err := top.OpenDir(k)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		names, err := dir.ReadNames()
+		for _, name := range names {
+			if st, err := dir.Lstat(name); err == nil {
+				links[inode{st.Dev, st.Ino}]++
+			}
+		}
+		if err = errors.Join(err, dir.Close()); err != nil {
+			return nil, fmt.Errorf("read %s: %w", path.Join(bootKernels, k), err)
+		}
+	}
+	return links, nil
+}

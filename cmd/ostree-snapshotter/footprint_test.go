@@ -1,0 +1,106 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+// osTree is a tree of files with the given content, by name.
+func osTree(files map[string]string) *objecttest.Node {
+	root := &objecttest.Node{Mode: unix.S_IFDIR | 0o755, Entries: make(map[string]*objecttest.Node)}
+	for name, content := range files {
+		root.Entries[name] = &objecttest.Node{Mode: unix.S_IFREG | 0o644, Content: []byte(content)}
+	}
+	return root
+}
+
+// What a deployment alone takes is what a prune frees when it has gone.
+func TestFootprints(t *testing.T) {
+	testenv.NeedsRoot(t)
+	repo := objecttest.NewRepo(t)
+	a := objecttest.Commit(t, repo, "ostree/0/1/0", osTree(map[string]string{
+		"kernel": kib("kernel", 100), "common": kib("common", 200), "twice": kib("a", 40), "again": kib("a", 40), "layer": kib("layer", 60),
+		"held": kib("held", 80),
+	}))
+	b := objecttest.Commit(t, repo, "ostree/0/1/1", osTree(map[string]string{"common": kib("common", 200), "b": kib("b", 16)}))
+	objecttest.Commit(t, repo, "oci/diff/0", osTree(map[string]string{"layer": kib("layer", 60)}))
+	gone := objectstore.Checksum{1}
+	dir := t.TempDir()
+	sys := openDir(t, dir)
+	if err := os.MkdirAll(filepath.Join(dir, "boot/ostree/os-0"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []objectstore.Checksum{a, b} {
+		if err := repo.Checkout(t.Context(), d, sys, d.String(), objectstore.CheckoutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, link := range []struct{ from, to string }{
+		{a.String() + "/kernel", "boot/ostree/os-0/vmlinuz-1"},
+		{a.String() + "/held", "elsewhere"}, // as by the store of a snapshotter
+	} {
+		if err := os.Link(filepath.Join(dir, link.from), filepath.Join(dir, link.to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := []*sysroot.Deployment{{Commit: a}, {Commit: b}, {Commit: gone}}
+	boot := openDir(t, filepath.Join(dir, "boot"))
+	got, err := footprints(t.Context(), repo, boot, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got[2] != nil {
+		t.Errorf("a commit that is not here takes %+v", got[2])
+	}
+	// kernel, a; and of b its file. What dirtrees and commits take is at most a block each.
+	meta := func(total, files int64) bool { return total >= files<<10 && total <= files<<10+8*4096 }
+	if !meta(got[0].unique, 100+40) || !meta(got[0].shared, 200+60+80) {
+		t.Errorf("a takes %+v", *got[0])
+	}
+	if !meta(got[1].unique, 16) || !meta(got[1].shared, 200) {
+		t.Errorf("b takes %+v", *got[1])
+	}
+
+	before := allocated(t, repo)
+	if err := repo.DeleteRefs(t.Context(), "ostree/0/1/1"); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := repo.PlanPrune(t.Context(), objectstore.PruneOptions{})
+	if err == nil {
+		_, err = plan.Execute(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if freed := before - allocated(t, repo); freed != got[1].unique {
+		t.Errorf("without b the repository takes %d bytes less, and not %d", freed, got[1].unique)
+	}
+	if both, err := footprints(t.Context(), repo, boot, []*sysroot.Deployment{{Commit: a}, {Commit: a, Serial: 1}}); err != nil || both[0].unique != 0 {
+		t.Errorf("one of two deployments of one commit takes %+v alone, %v", both[0], err)
+	}
+}
+
+// allocated is what the objects of a repository take on the disk.
+func allocated(t *testing.T, repo *objectstore.Repo) (sum int64) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(repo.ObjectsDir().Path(), "*/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		sum += st.Blocks * blockSize
+	}
+	return sum
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// remount makes sure that this process can write to what is mounted at the given places. Where one of them is mounted
+// read-only, as /sysroot is if the system says so in prepare-root.conf, the program starts again in a mount namespace of
+// its own, in which they are writable: for everybody else nothing changes. It returns only if there was nothing to do, or
+// with an error. Places that do not exist are passed over.
+func remount(places ...string) error {
+	var closed []string
+	for _, p := range places {
+		readOnly, _, err := mountedReadOnly(p)
+		if err != nil {
+			return err
+		}
+		if readOnly {
+			closed = append(closed, p)
+		}
+	}
+	if len(closed) == 0 {
+		return nil
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// The thread that leaves the namespace is the one that executes the program; all others end with it. CLONE_FS lets it
+	// leave, which a thread that shares its working directory may not.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	for _, p := range closed {
+		if err := mountWritable(p); err != nil {
+			return fmt.Errorf("make %s writable: %w", p, err)
+		}
+	}
+	return fmt.Errorf("start again: %w", unix.Exec(exe, os.Args, os.Environ()))
+}
+
+// mountedReadOnly reports whether a place is mounted read-only, and with which flags. One that does not exist is not.
+func mountedReadOnly(name string) (bool, uintptr, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(name, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false, 0, nil
+	}
+	if err != nil {
+		return false, 0, &fs.PathError{Op: "statfs", Path: name, Err: err}
+	}
+	return st.Flags&unix.ST_RDONLY != 0, uintptr(st.Flags), nil
+}
+
+// mountFlags are those of a mount that a remount has to repeat lest it clears them. They have the same values in statfs(2).
+const mountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME
+
+// mountWritable makes a mount writable: the mount alone if that is enough, else its file system too.
+func mountWritable(name string) error {
+	_, flags, err := mountedReadOnly(name)
+	if err != nil {
+		return err
+	}
+	keep := flags & mountFlags
+	err = unix.Mount("", name, "", unix.MS_REMOUNT|unix.MS_BIND|keep, "")
+	if err == nil {
+		var still bool
+		if still, _, err = mountedReadOnly(name); err != nil || !still {
+			return err
+		}
+		err = unix.Mount("", name, "", unix.MS_REMOUNT|keep, "")
+	}
+	if err != nil {
+		return err
+	}
+	still, _, err := mountedReadOnly(name)
+	if err == nil && still {
+		err = unix.EROFS
+	}
+	return err
+}

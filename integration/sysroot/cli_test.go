@@ -1,0 +1,167 @@
+package sysroot
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+)
+
+// program is where a running system has it.
+const program = "/run/ostree-snapshotter"
+
+// cli runs the program in a system, which must end with a status, and returns its standard output.
+func cli(t *testing.T, h *ostreehost.Host, status int, args ...string) string {
+	t.Helper()
+	out, err := h.Run(append([]string{program}, args...)...)
+	var exit *ostreehost.ExitError
+	got := 0
+	if errors.As(err, &exit) {
+		got = exit.Code
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if got != status {
+		t.Fatalf("%v: exit status is %d, want %d: %v\n%s", args, got, status, err, out)
+	}
+	return out
+}
+
+// states are the states of the deployments that "status" lists, and their versions, in the order of their indexes.
+func states(t *testing.T, h *ostreehost.Host) string {
+	t.Helper()
+	var report struct {
+		Deployments []struct {
+			Version                                            string
+			Booted, Default, Staged, Pending, Rollback, Pinned bool
+			Kargs                                              []string
+		}
+	}
+	if err := json.Unmarshal([]byte(cli(t, h, 0, "status", "--json")), &report); err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, d := range report.Deployments {
+		words := []string{d.Version}
+		for _, w := range []struct {
+			is   bool
+			word string
+		}{
+			{d.Booted, "booted"},
+			{d.Default, "default"},
+			{d.Staged, "staged"},
+			{d.Pending, "pending"},
+			{d.Rollback, "rollback"},
+			{d.Pinned, "pinned"},
+		} {
+			if w.is {
+				words = append(words, w.word)
+			}
+		}
+		list = append(list, strings.Join(words, " "))
+	}
+	return strings.Join(list, "; ")
+}
+
+// startCLI boots the system's first entry, with the program in it.
+func (s *system) startCLI(r ostreehost.Release, name, config string) *ostreehost.Host {
+	s.t.Helper()
+	h, err := ostreehost.StartBoot(s.t, r, ostreehost.Options{
+		Env: ostreeEnv, Binds: []ostreehost.Bind{{From: name, To: program}},
+	}, ostreehost.Boot{Sysroot: s.root, Boot: s.boot, Options: s.entries()[0].Options, Config: config})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return h
+}
+
+// TestCLI has the program work on the system that runs, as "/", with /sysroot read-only or not.
+func TestCLI(t *testing.T) {
+	name, err := testhost.BuildBinary(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
+		for _, readonly := range []bool{false, true} {
+			disk, systems := newSystems(t, r, readonly, "cli")
+			s := systems[0]
+			s.init(disk)
+			if _, err := s.admin("deploy", "--os="+osName, "--karg=root=LABEL=root", "--karg=rw", "os/v1"); err != nil {
+				t.Fatal(err)
+			}
+			s.testCLI(r, name, s.setReadonly(readonly), readonly)
+		}
+	})
+}
+
+func (s *system) testCLI(r ostreehost.Release, name, config string, readonly bool) {
+	t := s.t
+	expect := func(h *ostreehost.Host, what, want string) {
+		t.Helper()
+		if got := states(t, h); got != want {
+			t.Errorf("%s (readonly %v): %q, want %q", what, readonly, got, want)
+		}
+	}
+	h := s.startCLI(r, name, config)
+	expect(h, "the first", "1 booted default")
+	if got := strings.TrimSpace(cli(t, h, 0, "kargs")); got != "root=LABEL=root rw" {
+		t.Errorf("kernel arguments are %q", got)
+	}
+	cli(t, h, 1, "undeploy", "0")
+	cli(t, h, 1, "rollback")
+
+	// ostree stages, the program changes what is staged, and finalizes it, with what has changed in /etc since.
+	run(t, h, "ostree", "admin", "deploy", "--stage", "--os="+osName, "os/v2")
+	expect(h, "staged", "2 staged pending; 1 booted default")
+	cli(t, h, 2, "pin", "0")
+	cli(t, h, 0, "kargs", "--append", "quiet")
+	expect(h, "staged with other kernel arguments", "2 staged pending; 1 booted default")
+	if err := os.WriteFile(h.Path("etc/late"), []byte("late"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := cli(t, h, 0, "config-diff"); got != "A    late\n" {
+		t.Errorf("config-diff prints %q", got)
+	}
+	cli(t, h, 0, "finalize-staged")
+	expect(h, "finalized", "2 default pending; 1 booted")
+	if got := len(statusLines(run(t, h, "ostree", "admin", "status"))); got != 2 {
+		t.Errorf("ostree lists %d deployments, want 2", got)
+	}
+	if readonly {
+		checkMounts(t, h, true) // for all but the program itself
+	}
+
+	h.Stop()
+	h = s.startCLI(r, name, config)
+	expect(h, "the second", "2 booted default; 1 rollback")
+	if b, err := os.ReadFile(h.Path("etc/late")); err != nil || string(b) != "late" {
+		t.Errorf("/etc/late is %q, %v", b, err)
+	}
+	if got := strings.TrimSpace(cli(t, h, 0, "kargs")); got != "root=LABEL=root rw quiet" {
+		t.Errorf("kernel arguments are %q", got)
+	}
+	cli(t, h, 0, "boot-complete")
+	cli(t, h, 0, "pin", "1")
+
+	// A rollback says that what is staged goes, before and after.
+	run(t, h, "ostree", "admin", "deploy", "--stage", "--os="+osName, "os/v3")
+	if out := cli(t, h, 0, "rollback", "--dry-run"); !strings.Contains(out, "staged, is dropped") {
+		t.Errorf("rollback --dry-run says nothing of what is staged:\n%s", out)
+	}
+	expect(h, "dry run", "3 staged pending; 2 booted default; 1 rollback pinned")
+	cli(t, h, 0, "rollback")
+	expect(h, "rolled back", "1 default pending pinned; 2 booted")
+	cli(t, h, 0, "rollback")
+	expect(h, "and back", "2 booted default; 1 rollback pinned")
+	cli(t, h, 0, "unpin", "1")
+	cli(t, h, 0, "undeploy", "1")
+	cli(t, h, 0, "cleanup")
+	expect(h, "the last", "2 booted default")
+	run(t, h, "ostree", "admin", "status")
+	h.Stop()
+}
