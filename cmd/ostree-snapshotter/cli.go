@@ -37,7 +37,7 @@ func (c *cli) rootCommand() *cobra.Command {
 as an object of an ostree repository; containers run on overlay mounts over hard-link checkouts of the layers.
 
 "ostree-snapshotter serve" is the daemon. The other commands look at its store, while it runs or not; and those from
-"status" on look at the system that boots, and change it.`,
+"deploy" on make an image the system that boots, and go back.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownCommand,
@@ -57,6 +57,9 @@ as an object of an ostree repository; containers run on overlay mounts over hard
 		c.dfCommand(),
 		c.fsckCommand(),
 		c.pruneCommand(),
+		c.deployCommand(),
+		c.upgradeCommand(),
+		c.switchCommand(),
 		c.statusCommand(),
 		c.rollbackCommand(),
 		c.pinCommand(),

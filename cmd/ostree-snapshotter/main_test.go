@@ -45,6 +45,7 @@ func remountMain() {
 // TestScript runs testdata/script. What a script can say beyond testscript's own commands is below.
 func TestScript(t *testing.T) {
 	testenv.NeedsRoot(t)
+	containerd := newOSContainerd(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -52,6 +53,7 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			// A containerd that happens to run on the host is none of a script's business.
 			env.Setenv("CONTAINERD_ADDRESS", filepath.Join(env.WorkDir, "no-containerd.sock"))
+			env.Setenv("OS_CONTAINERD", containerd.address)
 			env.Setenv("GOARCH", runtime.GOARCH)
 			return nil
 		},
@@ -70,6 +72,11 @@ func TestScript(t *testing.T) {
 			"waitfor": scriptWaitFor,
 			"same":    scriptSame,
 			"json":    scriptJSON,
+
+			"osstore":    scriptOSStore,
+			"sysroot":    scriptSysroot,
+			"deployment": scriptDeployment,
+			"meanwhile":  scriptMeanwhile,
 		},
 	})
 }
@@ -355,6 +362,7 @@ func TestDocsNameEverything(t *testing.T) {
 		finding{},
 		changeReport{},
 		kargsReport{},
+		upgradeReport{},
 		statusReport{},
 		deploymentName{},
 		bootReport{},

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// upgradeReport is the output of "upgrade --check --json".
+type upgradeReport struct {
+	Image     string        `json:"image"`
+	Deployed  digest.Digest `json:"deployed_digest,omitempty"` // of what boots next
+	Available digest.Digest `json:"available_digest"`          // in the registry
+	Update    bool          `json:"update_available"`
+	Failed    bool          `json:"has_failed"` // it was deployed and did not boot: no update
+}
+
+func (c *cli) upgradeCommand() *cobra.Command {
+	var f deployFlags
+	var p pullFlags
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "upgrade",
+		Short: "Pull the image of the system again and deploy it if it has changed",
+		Long: `Have containerd pull the image that the system was deployed from, by the name that it was deployed by, and deploy it
+if that names another image now. Nothing happens to the system if not, nor if that image was deployed with --boot-tries
+and has not booted.
+
+--check asks the registry only, and pulls nothing: the exit status is 0 if there is an update and 77 if there is none.
+--dry-run pulls nothing either, and says what would happen.` + exitHelp(append([]int{exitNoUpdate}, deployStatuses...)...),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if check {
+				return c.checkUpgrade(cmd.Context(), &f, &p)
+			}
+			return c.upgrade(cmd.Context(), &f, &p)
+		},
+	}
+	f.addDeploy(c, cmd)
+	f.addKargs(cmd)
+	p.add(cmd)
+	cmd.Flags().BoolVar(&check, "check", false, "only ask the registry whether there is an update")
+	return cmd
+}
+
+func (c *cli) switchCommand() *cobra.Command {
+	var f deployFlags
+	var p pullFlags
+	cmd := &cobra.Command{
+		Use:   "switch IMAGE",
+		Short: "Deploy another image, and upgrade from it from now on",
+		Long: `Deploy another image than the one that the system was deployed from, which containerd pulls first if it does not have
+it. "ostree-snapshotter upgrade" asks for it from then on. What was changed in /etc, and /var, stay.` + exitHelp(deployStatuses...),
+		Args:              oneArg("IMAGE"),
+		ValidArgsFunction: c.completeImage,
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.switchTo(cmd.Context(), &f, &p, args[0]) },
+	}
+	f.addDeploy(c, cmd)
+	f.addKargs(cmd)
+	p.add(cmd)
+	return cmd
+}
+
+// upgradeSource finds out what a system upgrades from: a deployment, and what containerd calls its image.
+func (f *deployFlags) upgradeSource(s *system, st *sysroot.State) (from *sysroot.Deployment, image string, err error) {
+	stateroot, err := s.chooseStateroot(st, f.stateroot)
+	if err != nil {
+		return nil, "", err
+	}
+	if from = newest(st, stateroot); from == nil {
+		return nil, "", withHint(fmt.Errorf("stateroot %s has no deployment", stateroot), "\"ostree-snapshotter deploy IMAGE\" makes the first")
+	}
+	reference, ok := from.ImageReference()
+	if !ok {
+		return nil, "", withHint(fmt.Errorf("%s was not deployed from an image", title(from)),
+			"\"ostree-snapshotter switch IMAGE\" deploys one, and upgrades come from it from then on")
+	}
+	image, err = parseReference(reference)
+	return from, image, err
+}
+
+// update asks the registry whether an image is another one than that of a deployment.
+func (c *cli) update(
+	ctx context.Context, s *system, st *sysroot.State, p *pullFlags, from *sysroot.Deployment, image string,
+) (*upgradeReport, error) {
+	r := &upgradeReport{Image: image}
+	deployed, err := manifestDigest(s.Repo(), from.Commit)
+	if err != nil {
+		return nil, err
+	}
+	r.Deployed = digest.Digest(deployed)
+	if r.Available, err = p.remoteManifest(ctx, image); err != nil {
+		return nil, err
+	}
+	if r.Failed, err = s.hasFailed(st, r.Available); err != nil {
+		return nil, err
+	}
+	r.Update = r.Available != r.Deployed && !r.Failed
+	return r, nil
+}
+
+// hasFailed reports whether an image was deployed and has used up the boots that it had to prove itself.
+func (s *system) hasFailed(st *sysroot.State, manifest digest.Digest) (bool, error) {
+	for _, d := range deployments(st) {
+		if !failed(d) {
+			continue
+		}
+		m, err := manifestDigest(s.Repo(), d.Commit)
+		if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
+			return false, err
+		}
+		if m == manifest.String() {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+const failedUpdate = "it was deployed and has failed to boot; \"ostree-snapshotter deploy\" tries it again"
+
+func (c *cli) checkUpgrade(ctx context.Context, f *deployFlags, p *pullFlags) error {
+	return c.viewSystem(ctx, &f.systemFlags, func(s *system, st *sysroot.State) error {
+		from, image, err := f.upgradeSource(s, st)
+		if err != nil {
+			return err
+		}
+		r, err := c.update(ctx, s, st, p, from, image)
+		if err != nil {
+			return err
+		}
+		switch {
+		case c.json:
+			err = c.writeJSON(r)
+		case r.Update:
+			_, err = fmt.Fprintf(c.stdout, "update of %s: %s\n", image, r.Available)
+		case r.Failed:
+			_, err = fmt.Fprintf(c.stdout, "no update of %s: %s: %s\n", image, r.Available, failedUpdate)
+		default:
+			_, err = fmt.Fprintf(c.stdout, "no update of %s\n", image)
+		}
+		if err == nil && !r.Update {
+			err = withStatus(exitNoUpdate, errQuiet)
+		}
+		return err
+	})
+}
+
+func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err error) {
+	f.notFailed = true
+	if err := f.check(); err != nil {
+		return err
+	}
+	src, err := c.openImages()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.close()) }()
+	return c.lockSystem(ctx, &f.systemFlags, func(s *system, st *sysroot.State) error {
+		from, image, err := f.upgradeSource(s, st)
+		if err != nil {
+			return err
+		}
+		if f.dryRun {
+			r, err := c.update(ctx, s, st, p, from, image)
+			if err != nil {
+				return err
+			}
+			return c.planPull(ctx, src, s, st, f, image, r.Available)
+		}
+		if err := c.pull(namespaces.WithNamespace(ctx, c.imageNamespace), src.conn, p, image); err != nil {
+			return err
+		}
+		return c.deployImage(ctx, src, s, st, f, image)
+	})
+}
+
+// planPull says what it would do to pull an image and deploy it. What the deployment would be can be said if the image that
+// the registry has is here already.
+func (c *cli) planPull(ctx context.Context, src *imageSource, s *system, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
+	img, err := c.resolveImage(ctx, src.conn, src.store, image)
+	if err == nil && img.Manifest == manifest {
+		return c.deployImage(ctx, src, s, st, f, image)
+	}
+	if err != nil && statusOf(err) != exitNoImage {
+		return err
+	}
+	return c.wouldDeploy(st, manifest,
+		fmt.Sprintf("%s would be pulled: %s; what deploying it changes can be said when it is here", image, manifest))
+}
+
+func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image string) (err error) {
+	if err := f.check(); err != nil {
+		return err
+	}
+	src, err := c.openImages()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.close()) }()
+	return c.lockSystem(ctx, &f.systemFlags, func(s *system, st *sysroot.State) error {
+		_, err := c.resolveImage(ctx, src.conn, src.store, image)
+		switch {
+		case err == nil:
+			return c.deployImage(ctx, src, s, st, f, image)
+		case statusOf(err) != exitNoImage:
+			return err
+		}
+		if f.dryRun {
+			manifest, err := p.remoteManifest(ctx, image)
+			if err != nil {
+				return err
+			}
+			return c.planPull(ctx, src, s, st, f, image, manifest)
+		}
+		if err := c.pull(namespaces.WithNamespace(ctx, c.imageNamespace), src.conn, p, image); err != nil {
+			return err
+		}
+		return c.deployImage(ctx, src, s, st, f, image)
+	})
+}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// What counts among the files of an image that say which kernel arguments it wants, and how much they can say.
+const (
+	kargsExt = ".toml"
+	maxKargs = 256 // arguments in all files
+)
+
+// imageKargs returns the kernel arguments that the image of a commit wants on this machine, in the order of its files' names.
+// An image that says nothing wants none.
+func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, error) {
+	c, err := repo.Commit(commit)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := treeAt(repo, c.Tree, kargs.DropInDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var args []string
+	for _, f := range dir.Files { // which are sorted
+		if path.Ext(f.Name) != kargsExt {
+			continue
+		}
+		add, err := kargsOf(repo, f.Checksum)
+		if err != nil {
+			return nil, fmt.Errorf("/%s/%s: %w", kargs.DropInDir, f.Name, err)
+		}
+		if args = append(args, add...); len(args) > maxKargs {
+			return nil, fmt.Errorf("/%s: more than %d kernel arguments", kargs.DropInDir, maxKargs)
+		}
+	}
+	return args, nil
+}
+
+// treeAt returns a directory below that of a dirtree; fs.ErrNotExist if there is none.
+func treeAt(repo *objectstore.Repo, sum objectstore.Checksum, name string) (*objectstore.DirTree, error) {
+	t, err := repo.DirTree(sum)
+	if err != nil {
+		return nil, err
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		i, ok := slices.BinarySearchFunc(t.Dirs, part, func(d objectstore.TreeDir, name string) int { return strings.Compare(d.Name, name) })
+		if !ok {
+			return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+		}
+		if t, err = repo.DirTree(t.Dirs[i].Tree); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+func kargsOf(repo *objectstore.Repo, file objectstore.Checksum) ([]string, error) {
+	f, err := repo.OpenFile(file)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, kargs.MaxDropIn+1))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if len(data) > kargs.MaxDropIn {
+		return nil, fmt.Errorf("more than %d bytes", kargs.MaxDropIn)
+	}
+	args, err := kargs.ParseDropIn(data, runtime.GOARCH)
+	if err != nil {
+		return nil, err
+	}
+	for _, arg := range args {
+		if key, _, _ := strings.Cut(arg, "="); key == "ostree" {
+			return nil, fmt.Errorf("kernel argument %q is not an image's to choose", arg)
+		}
+	}
+	return args, nil
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/transfer"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// serveManifests serves manifests as a registry does, by tag and digest, and returns its address.
+func serveManifests(t *testing.T, manifests map[string]ocispec.Descriptor) string {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, ok := strings.CutPrefix(r.URL.Path, "/v2/os/manifests/")
+		for tag, m := range manifests {
+			if !ok || name != tag && name != m.Digest.String() {
+				continue
+			}
+			w.Header().Set("Content-Type", m.MediaType)
+			w.Header().Set("Docker-Content-Digest", m.Digest.String())
+			w.Header().Set("Content-Length", fmt.Sprint(len(m.Data)))
+			if r.Method == http.MethodGet {
+				_, _ = w.Write(m.Data)
+			}
+			return
+		}
+		http.NotFound(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://")
+}
+
+// describe makes a descriptor that has its content with it.
+func describe(t *testing.T, mediaType string, v any) ocispec.Descriptor {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b)), Data: b}
+}
+
+func TestRemoteManifest(t *testing.T) {
+	manifest := describe(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest})
+	here := platforms.DefaultSpec()
+	on := func(d digest.Digest, p *ocispec.Platform) ocispec.Descriptor {
+		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: d, Size: 1, Platform: p}
+	}
+	index := describe(t, ocispec.MediaTypeImageIndex, ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{
+		on(digest.FromString("s390x"), &ocispec.Platform{OS: "linux", Architecture: "s390x"}),
+		on(digest.FromString("attestation"), &ocispec.Platform{OS: "unknown", Architecture: "unknown"}),
+		on(digest.FromString("here"), &here),
+	}})
+	foreign := describe(t, ocispec.MediaTypeImageIndex, ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{
+		on(digest.FromString("s390x"), &ocispec.Platform{OS: "linux", Architecture: "s390x"}),
+	}})
+	lying := index
+	lying.Data = append([]byte(" "), index.Data...)
+	lying.Digest = digest.FromString("lie")
+	address := serveManifests(t, map[string]ocispec.Descriptor{"one": manifest, "index": index, "foreign": foreign, "lying": lying})
+
+	hosts := t.TempDir() // that send mirror.example.org to the same registry
+	if err := os.MkdirAll(filepath.Join(hosts, "mirror.example.org"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	toml := fmt.Sprintf("[host.\"http://%s\"]\n", address)
+	if err := os.WriteFile(filepath.Join(hosts, "mirror.example.org/hosts.toml"), []byte(toml), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, ref string
+		flags     pullFlags
+		want      digest.Digest // "" for an error
+	}{
+		{"manifest", address + "/os:one", pullFlags{plainHTTP: true}, manifest.Digest},
+		{"digest", address + "/os@" + manifest.Digest.String(), pullFlags{plainHTTP: true}, manifest.Digest},
+		{"index", address + "/os:index", pullFlags{plainHTTP: true}, digest.FromString("here")},
+		{"hosts", "mirror.example.org/os:index", pullFlags{hostsDir: hosts}, digest.FromString("here")},
+		{"no platform", address + "/os:foreign", pullFlags{plainHTTP: true}, ""},
+		{"wrong digest", address + "/os:lying", pullFlags{plainHTTP: true}, ""},
+		{"absent", address + "/os:absent", pullFlags{plainHTTP: true}, ""},
+		{"no reference", "/", pullFlags{}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.flags.remoteManifest(t.Context(), tt.ref)
+			if tt.want == "" {
+				if err == nil || hintFor(err) == "" {
+					t.Errorf("remoteManifest() = %q, %v, want an error with a hint", got, err)
+				}
+				return
+			}
+			if got != tt.want || err != nil {
+				t.Errorf("remoteManifest() = %q, %v, want %q", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestPullCount(t *testing.T) {
+	c := pullCount{blobs: make(map[string]transfer.Progress)}
+	for _, tt := range []struct {
+		p           transfer.Progress
+		done, total int64
+	}{
+		{transfer.Progress{Event: "Resolving"}, 0, 0},
+		{transfer.Progress{Event: "waiting", Name: "a", Total: 100 << 10}, 0, 100},
+		{transfer.Progress{Event: "downloading", Name: "a", Progress: 50 << 10, Total: 100 << 10}, 50, 100},
+		{transfer.Progress{Event: "already exists", Name: "b", Progress: 20 << 10, Total: 20 << 10}, 70, 120},
+		{transfer.Progress{Event: "extracting", Name: "a", Progress: 1, Total: 100 << 10}, 70, 120},
+		{transfer.Progress{Event: "complete", Name: "a", Progress: 100 << 10, Total: 100 << 10}, 120, 120},
+	} {
+		if done, total := c.add(tt.p); done != tt.done || total != tt.total {
+			t.Errorf("after %+v: %d of %d KiB, want %d of %d", tt.p, done, total, tt.done, tt.total)
+		}
+	}
+}
