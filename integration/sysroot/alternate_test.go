@@ -52,7 +52,7 @@ func plan(f func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*
 	}
 }
 
-func deploy(d deployOp) op {
+func deployment(d deployOp) op {
 	if d.stateroot == "" {
 		d.stateroot = osName
 	}
@@ -143,113 +143,113 @@ func drop(name string) op {
 // sequences are those in which something happens that did not, or should not, at some time. The one who does a step is
 // another one in each of the runs.
 var sequences = map[string][]op{
-	"first deployment": {deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}})},
+	"first deployment": {deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}})},
 	"upgrades": {
-		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
 		edit("conf", "ours"), edit("added", "new"), drop("passwd"),
-		deploy(deployOp{ref: "os/v2"}),
-		deploy(deployOp{ref: "os/v3"}), // the same kernel
-		deploy(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v2"}),
+		deployment(deployOp{ref: "os/v3"}), // the same kernel
+		deployment(deployOp{ref: "os/v1"}),
 	},
 	"kernel arguments": {
-		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
-		deploy(deployOp{ref: "os/v1", add: []string{"console=tty0", "console=ttyS0"}}),
-		deploy(deployOp{ref: "os/v2", set: []string{"root=/dev/vda3"}}),
-		deploy(deployOp{ref: "os/v2", add: []string{`dyndbg="file a.c +p"`}}),
+		deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		deployment(deployOp{ref: "os/v1", add: []string{"console=tty0", "console=ttyS0"}}),
+		deployment(deployOp{ref: "os/v2", set: []string{"root=/dev/vda3"}}),
+		deployment(deployOp{ref: "os/v2", add: []string{`dyndbg="file a.c +p"`}}),
 	},
 	"the same commit again": {
-		deploy(deployOp{ref: "os/v1"}),
-		deploy(deployOp{ref: "os/v1"}), // its links alone change
-		deploy(deployOp{ref: "os/v1", retain: true}),
-		deploy(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v1"}), // its links alone change
+		deployment(deployOp{ref: "os/v1", retain: true}),
+		deployment(deployOp{ref: "os/v1"}),
 		undeploy(0),
-		deploy(deployOp{ref: "os/v1", retain: true}),
+		deployment(deployOp{ref: "os/v1", retain: true}),
 	},
 	"retained and not the default": {
-		deploy(deployOp{ref: "os/v1"}),
-		deploy(deployOp{ref: "os/v2", retain: true}),
-		deploy(deployOp{ref: "os/v3", retain: true}),
-		deploy(deployOp{ref: "os/v1", retain: true, notDefault: true}),
-		deploy(deployOp{ref: "os/v2", notDefault: true}),
+		deployment(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v2", retain: true}),
+		deployment(deployOp{ref: "os/v3", retain: true}),
+		deployment(deployOp{ref: "os/v1", retain: true, notDefault: true}),
+		deployment(deployOp{ref: "os/v2", notDefault: true}),
 		undeploy(1), undeploy(7), cleanup(),
 	},
 	"pinned": {
-		deploy(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v1"}),
 		pin(0, true),
-		deploy(deployOp{ref: "os/v2"}), deploy(deployOp{ref: "os/v3"}), deploy(deployOp{ref: "os/v2"}),
+		deployment(deployOp{ref: "os/v2"}), deployment(deployOp{ref: "os/v3"}), deployment(deployOp{ref: "os/v2"}),
 		pin(2, false),
-		deploy(deployOp{ref: "os/v3"}),
+		deployment(deployOp{ref: "os/v3"}),
 		pin(9, true), cleanup(),
 	},
 	"two stateroots": {
-		deploy(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v1"}),
 		stateroot(otherName),
-		deploy(deployOp{ref: "os/v2", stateroot: otherName}),
-		deploy(deployOp{ref: "os/v3"}),
-		deploy(deployOp{ref: "os/v1", stateroot: otherName}),
+		deployment(deployOp{ref: "os/v2", stateroot: otherName}),
+		deployment(deployOp{ref: "os/v3"}),
+		deployment(deployOp{ref: "os/v1", stateroot: otherName}),
 		undeploy(1), undeploy(0), cleanup(),
 	},
 	"all gone": {
-		deploy(deployOp{ref: "os/v1"}), deploy(deployOp{ref: "os/v2"}),
+		deployment(deployOp{ref: "os/v1"}), deployment(deployOp{ref: "os/v2"}),
 		undeploy(0), undeploy(0), cleanup(),
-		deploy(deployOp{ref: "os/v3"}),
+		deployment(deployOp{ref: "os/v3"}),
 	},
 	"rollbacks": {
-		deploy(deployOp{ref: "os/v1"}), deploy(deployOp{ref: "os/v2"}),
-		rollback(), deploy(deployOp{ref: "os/v3"}), rollback(), rollback(), cleanup(),
+		deployment(deployOp{ref: "os/v1"}), deployment(deployOp{ref: "os/v2"}),
+		rollback(), deployment(deployOp{ref: "os/v3"}), rollback(), rollback(), cleanup(),
 	},
 }
 
 // bootedSequences are those in a running system.
 var bootedSequences = map[string][]op{
 	"the booted one stays": {
-		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
 		boot(0, false),
 		edit("conf", "changed while it runs"), edit("added", "while it runs"), drop("passwd"),
-		deploy(deployOp{ref: "os/v2"}), deploy(deployOp{ref: "os/v3"}),
+		deployment(deployOp{ref: "os/v2"}), deployment(deployOp{ref: "os/v3"}),
 		edit("added", "too late"), undeploy(1), cleanup(),
 		boot(0, true),
 		undeploy(1), undeploy(0),
 	},
 	"staged": {
-		deploy(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
+		deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
 		boot(0, false),
 		edit("conf", "changed before"),
-		deploy(deployOp{ref: "os/v2", stage: true}),
+		deployment(deployOp{ref: "os/v2", stage: true}),
 		edit("late", "changed after"), drop("passwd"),
 		finalize(),
 		boot(0, true),
-		deploy(deployOp{ref: "os/v3", stage: true, add: []string{"console=ttyS0"}}),
+		deployment(deployOp{ref: "os/v3", stage: true, add: []string{"console=ttyS0"}}),
 		edit("conf", "changed again"),
 		finalize(), finalize(),
 	},
 	"staged more than once": {
-		deploy(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v1"}),
 		boot(0, true),
-		deploy(deployOp{ref: "os/v2", stage: true}),
-		deploy(deployOp{ref: "os/v3", stage: true}),
+		deployment(deployOp{ref: "os/v2", stage: true}),
+		deployment(deployOp{ref: "os/v3", stage: true}),
 		cleanup(),
-		deploy(deployOp{ref: "os/v3", stage: true}),
+		deployment(deployOp{ref: "os/v3", stage: true}),
 		undeploy(0),
-		deploy(deployOp{ref: "os/v2", stage: true, add: []string{"quiet"}}),
+		deployment(deployOp{ref: "os/v2", stage: true, add: []string{"quiet"}}),
 		finalize(), cleanup(),
 	},
 	"deployed over what is staged": {
-		deploy(deployOp{ref: "os/v1"}),
+		deployment(deployOp{ref: "os/v1"}),
 		boot(0, false),
-		deploy(deployOp{ref: "os/v2", stage: true}),
-		deploy(deployOp{ref: "os/v3"}),
+		deployment(deployOp{ref: "os/v2", stage: true}),
+		deployment(deployOp{ref: "os/v3"}),
 		cleanup(), finalize(),
 	},
 	"a pinned one and what is staged": {
-		deploy(deployOp{ref: "os/v1"}), deploy(deployOp{ref: "os/v2"}),
+		deployment(deployOp{ref: "os/v1"}), deployment(deployOp{ref: "os/v2"}),
 		boot(0, false),
 		pin(1, true),
-		deploy(deployOp{ref: "os/v3", stage: true}),
+		deployment(deployOp{ref: "os/v3", stage: true}),
 		pin(0, true), pin(1, true), pin(1, false),
 		finalize(),
 		boot(0, false),
-		deploy(deployOp{ref: "os/v1", stage: true}),
+		deployment(deployOp{ref: "os/v1", stage: true}),
 		finalize(),
 	},
 }
@@ -461,7 +461,7 @@ func TestRandom(t *testing.T) {
 func randomOp(rng *rand.Rand, s *system) op {
 	entries := s.entries()
 	if len(entries) == 0 || rng.IntN(2) == 0 {
-		return deploy(deployOp{
+		return deployment(deployOp{
 			ref: "os/v" + strconv.Itoa(rng.IntN(3)+1), retain: rng.IntN(3) == 0, notDefault: rng.IntN(4) == 0,
 			set: []string{"root=/dev/vda" + strconv.Itoa(rng.IntN(2))},
 		})

@@ -1,6 +1,7 @@
 package sysroot
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -8,6 +9,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if root := os.Getenv(asUserEnv); root != "" {
+		if err := deployAsUser(root); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	ostreehost.Main()
 	os.Exit(m.Run())
 }

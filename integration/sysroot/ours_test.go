@@ -3,8 +3,6 @@ package sysroot
 import (
 	"context"
 	"errors"
-	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -99,14 +97,15 @@ func (d *deployOp) args() []string {
 
 // ours makes the deployment with this project's package.
 func (d *deployOp) ours(ctx context.Context, s *system) error {
-	return s.change(ctx, func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
-		commit, err := sr.Repo().Ref(d.ref)
-		if err != nil {
-			return nil, err
-		}
-		r := d.request(st, commit)
-		return sr.PlanDeploy(ctx, st, r)
-	})
+	return s.change(ctx, func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) { return d.plan(ctx, sr, st) })
+}
+
+func (d *deployOp) plan(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
+	commit, err := sr.Repo().Ref(d.ref)
+	if err != nil {
+		return nil, err
+	}
+	return sr.PlanDeploy(ctx, st, d.request(st, commit))
 }
 
 func (d *deployOp) request(st *sysroot.State, commit objectstore.Checksum) sysroot.Request {
@@ -141,24 +140,14 @@ func setKarg(list kargs.List, arg string) kargs.List {
 	return list
 }
 
-// fsck checks the repository with this project's package.
-func (s *system) fsck(t *testing.T) {
+// fsck checks a repository with this project's package.
+func fsck(t *testing.T, repo *objectstore.Repo) {
 	t.Helper()
-	dir, err := atfs.Open(filepath.Join(s.root, "ostree/repo"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	repo, err := objectstore.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer repo.Close()
 	report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{})
 	if err == nil {
 		err = report.Err()
 	}
 	if err != nil {
-		t.Error(fmt.Errorf("our fsck: %w", err))
+		t.Errorf("our fsck: %v", err)
 	}
 }

@@ -97,27 +97,38 @@ func (s *system) ostree(verb string, args ...string) string {
 func (s *system) commit(disk string) {
 	s.t.Helper()
 	for ref, tree := range trees {
-		dir := filepath.Join(disk, "tree", ref)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			s.t.Fatal(err)
-		}
-		tree.write(s.t, dir)
-		s.ostree("commit", "--branch="+ref, "--timestamp=2025-01-01T00:00:00Z",
-			"--add-metadata-string=version="+tree.version, "--tree=dir="+dir)
+		s.commitTree(disk, ref, tree)
 	}
 }
 
-// init makes the sysroot and its first stateroot with ostree.
+func (s *system) commitTree(disk, ref string, tree *osTree) {
+	s.t.Helper()
+	dir := filepath.Join(disk, "tree", ref)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	tree.write(s.t, dir)
+	s.ostree("commit", "--branch="+ref, "--timestamp=2025-01-01T00:00:00Z",
+		"--add-metadata-string=version="+tree.version, "--tree=dir="+dir)
+}
+
+// initEmpty makes the sysroot and its first stateroot with ostree.
+func (s *system) initEmpty() {
+	s.t.Helper()
+	run(s.t, s.host, "ostree", "admin", "init-fs", "--modern", s.root)
+	if _, err := s.admin("os-init", osName); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// init does that, and commits the trees.
 func (s *system) init(disk string) { initAll(disk, s) }
 
 // initAll makes sysroots and their first stateroot: the first with ostree, and the others as copies of it.
 func initAll(disk string, systems ...*system) {
 	s := systems[0]
 	s.t.Helper()
-	run(s.t, s.host, "ostree", "admin", "init-fs", "--modern", s.root)
-	if _, err := s.admin("os-init", osName); err != nil {
-		s.t.Fatal(err)
-	}
+	s.initEmpty()
 	s.commit(disk)
 	for _, other := range systems[1:] {
 		out, err := exec.CommandContext(s.t.Context(), "cp", "-a", filepath.Join(s.root, "ostree"), other.root).CombinedOutput()
@@ -180,7 +191,14 @@ func (s *system) deploymentOf(e *bls.Entry) string {
 func (s *system) check(t *testing.T, reference *system) {
 	t.Helper()
 	s.ostree("fsck")
-	s.fsck(t)
+	sr, err := s.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fsck(t, sr.Repo())
+	if err := sr.Close(); err != nil {
+		t.Error(err)
+	}
 	var status [2][]string
 	for i, s := range []*system{reference, s} {
 		out, err := s.admin("status")
@@ -269,9 +287,17 @@ func (s *system) commitOf(ref string) string {
 func (s *system) setReadonly(readonly bool) (config string) {
 	s.t.Helper()
 	config = fmt.Sprintf("[sysroot]\nreadonly=%v\n", readonly)
-	text := "[core]\nrepo_version=1\nmode=bare\n\n" + config
+	s.setConfig(bareConfig + config)
+	return config
+}
+
+// bareConfig is the configuration of a sysroot's repository.
+const bareConfig = "[core]\nrepo_version=1\nmode=bare\n\n"
+
+// setConfig writes the repository's configuration.
+func (s *system) setConfig(text string) {
+	s.t.Helper()
 	if err := os.WriteFile(filepath.Join(s.root, "ostree/repo/config"), []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
-	return config
 }
