@@ -2,6 +2,8 @@ package sysroot
 
 import (
 	"slices"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 )
 
 // listWith returns the deployments that are to be when a new one of the stateroot joins those of the state, as libostree
@@ -72,7 +74,14 @@ func (st *State) equal(o *State) bool {
 func sameBoot(a, b *Deployment) bool {
 	sameTries := a.Tries == nil && b.Tries == nil || a.Tries != nil && b.Tries != nil && *a.Tries == *b.Tries
 	return a.BootCsum == b.BootCsum && a.Stateroot == b.Stateroot && a.Version == b.Version && slices.Equal(a.Kargs, b.Kargs) &&
-		slices.Equal(a.overlays, b.overlays) && slices.Equal(a.Extra, b.Extra) && sameTries
+		slices.Equal(a.overlays, b.overlays) && slices.Equal(a.lasting(), b.lasting()) && sameTries
+}
+
+// lasting returns the further fields of a deployment's entry, but for two that libostree since 2025 writes into each for the
+// boot loader of Android, whether the files are there or not. They name the deployment's directory, and libostree does not
+// write new entries for their sake.
+func (d *Deployment) lasting() []bls.Field {
+	return slices.DeleteFunc(slices.Clone(d.Extra), func(f bls.Field) bool { return f.Key == "aboot" || f.Key == "abootcfg" })
 }
 
 // sameBoots is sameBoot for lists.

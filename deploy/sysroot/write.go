@@ -238,17 +238,35 @@ func (p *Plan) options(d *Deployment) kargs.List {
 	if p.merge == nil || p.merge.entry == nil {
 		return d.Kargs
 	}
-	// Where it was among the arguments of the deployment that these were made from.
-	before := kargs.Parse(p.merge.entry.Options)
-	for i, a := range before {
-		if strings.HasPrefix(a, "ostree=") {
-			return slices.Insert(slices.Clone(d.Kargs), i, a)
+	return placeOSTree(d.Kargs, kargs.Parse(p.merge.entry.Options))
+}
+
+// placeOSTree puts the ostree= of the arguments before, if they have it, into those that were made from them: behind the last
+// argument that preceded it and is still there, if need be with another value. That is where it is for libostree, which
+// edits the list with ostree= in it.
+func placeOSTree(args, before kargs.List) kargs.List {
+	at := slices.IndexFunc(before, func(a string) bool { return key(a) == "ostree" })
+	if at < 0 {
+		return args
+	}
+	place := 0
+	for _, a := range slices.Backward(before[:at]) {
+		i := slices.Index(args, a)
+		if i < 0 {
+			i = slices.IndexFunc(args, func(b string) bool { return key(b) == key(a) })
 		}
-		if i >= len(d.Kargs) || d.Kargs[i] != a {
+		if i >= 0 {
+			place = i + 1
 			break
 		}
 	}
-	return d.Kargs
+	return slices.Insert(slices.Clone(args), place, before[at])
+}
+
+// key returns the name of a kernel argument.
+func key(arg string) string {
+	name, _, _ := strings.Cut(arg, "=")
+	return name
 }
 
 // systemName returns what the system of a deployment is called. A title that was written once says it too, if the commit
