@@ -108,49 +108,54 @@ func (s *Sysroot) oldDeployments(_ *State, keep []*Deployment) (found []leftover
 		return nil, err
 	}
 	for _, stateroot := range stateroots {
-		names, err := readNames(s.dir, deploysDir(stateroot))
+		l, err := s.oldInStateroot(stateroot, kept, booted)
 		if err != nil {
 			return nil, err
 		}
-		// The origin file goes first: it tells a deployment from what is half removed.
-		slices.Reverse(names)
-		for _, n := range names {
-			m := deployName.FindStringSubmatch(n)
-			if m == nil || kept[path.Join(deploysDir(stateroot), m[1])] && m[3] == "" {
-				continue
-			}
-			l := leftover{s.dir, path.Join(deploysDir(stateroot), n), m[2] == ""}
-			if l.deployment && booted != nil {
-				is, err := s.isInode(l.name, booted)
-				if err != nil {
-					return nil, err
-				}
-				if is {
-					continue // whatever boots next, the system runs on it
-				}
-			}
-			found = append(found, l)
+		found = append(found, l...)
+	}
+	return found, nil
+}
+
+func (s *Sysroot) oldInStateroot(stateroot string, kept map[string]bool, booted *inode) (found []leftover, err error) {
+	dir := deploysDir(stateroot)
+	names, err := readNames(s.dir, dir)
+	if err != nil {
+		return nil, err
+	}
+	// The origin file goes first: it tells a deployment from what is half removed.
+	slices.Reverse(names)
+	for _, n := range names {
+		m := deployName.FindStringSubmatch(n)
+		if m == nil || kept[path.Join(dir, m[1])] && m[3] == "" {
+			continue
 		}
-		backings, err := readNames(s.dir, backingDir(stateroot))
-		if err != nil {
-			return nil, err
-		}
-		for _, n := range backings {
-			if deployName.MatchString(n) && !kept[path.Join(deploysDir(stateroot), n)] {
-				found = append(found, leftover{dir: s.dir, name: path.Join(backingDir(stateroot), n)})
-			}
-		}
-		if tmp := path.Join(staterootDir(stateroot), varTmp); true {
-			ok, err := s.dir.Exists(tmp)
+		l := leftover{s.dir, path.Join(dir, n), m[2] == ""}
+		if l.deployment && booted != nil {
+			is, err := s.isInode(l.name, booted)
 			if err != nil {
 				return nil, err
 			}
-			if ok {
-				found = append(found, leftover{dir: s.dir, name: tmp})
+			if is {
+				continue // whatever boots next, the system runs on it
 			}
 		}
+		found = append(found, l)
 	}
-	return found, nil
+	if names, err = readNames(s.dir, backingDir(stateroot)); err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if deployName.MatchString(n) && !kept[path.Join(dir, n)] {
+			found = append(found, leftover{dir: s.dir, name: path.Join(backingDir(stateroot), n)})
+		}
+	}
+	tmp := leftover{dir: s.dir, name: path.Join(staterootDir(stateroot), varTmp)}
+	ok, err := s.dir.Exists(tmp.name)
+	if ok {
+		found = append(found, tmp)
+	}
+	return found, err
 }
 
 const overlaysDir = "ostree/initramfs-overlays"

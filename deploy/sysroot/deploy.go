@@ -3,6 +3,7 @@ package sysroot
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path"
 
@@ -41,7 +42,7 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 	if err := s.makeEtc(ctx, p.tree, root); err != nil {
 		return err
 	}
-	if err := s.fillVar(ctx, p.tree, d.Stateroot); err != nil {
+	if p.filledVar, err = s.fillVar(ctx, p.tree, d.Stateroot); err != nil {
 		return err
 	}
 	if err := s.writeOrigin(d, false); err != nil {
@@ -79,51 +80,65 @@ func (s *Sysroot) makeEtc(ctx context.Context, t *osTree, root *atfs.Dir) error 
 	return s.repo.CheckoutTree(ctx, etc.sum, etc.meta, root, "etc", objectstore.CheckoutOptions{ForceCopy: true, PassthroughWhiteouts: true})
 }
 
-// varTmp is where what becomes /var is written first.
+// varTmp is where what becomes /var is written first, and then what was /var stays until it is certain that it is not needed.
 const varTmp = "var.tmp-init"
 
-// fillVar gives an empty /var of a stateroot the content of the commit's, at once. There is no merging later.
-func (s *Sysroot) fillVar(ctx context.Context, t *osTree, stateroot string) error {
+// fillVar gives an empty /var of a stateroot the content of the commit's, at once, and reports whether it did. There is no
+// merging later.
+func (s *Sysroot) fillVar(ctx context.Context, t *osTree, stateroot string) (filled bool, err error) {
 	names, err := readNames(s.dir, varDir(stateroot))
 	if len(names) > 0 || err != nil {
+		return false, err
+	}
+	parent, err := s.dir.OpenDir(staterootDir(stateroot))
+	if err != nil {
+		return false, err
+	}
+	defer parent.Close()
+	if err := parent.RemoveAll(varTmp); err != nil {
+		return false, err
+	}
+	if err := s.writeVar(ctx, t, parent); err != nil {
+		return false, err
+	}
+	if names, err = readNames(parent, varTmp); err != nil {
+		return false, err
+	}
+	if len(names) == 0 {
+		return false, parent.Rmdir(varTmp) // it would change nothing but attributes
+	}
+	err = parent.Rename(varTmp, parent, "var", unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EXDEV) {
+		err = fmt.Errorf("%s is an empty file system of its own, which the commit's /var must be copied to by hand: %w", varDir(stateroot), err)
+	}
+	return err == nil, err
+}
+
+// writeVar writes what a new /var begins with.
+func (s *Sysroot) writeVar(ctx context.Context, t *osTree, parent *atfs.Dir) error {
+	n, err := t.lookup("var")
+	switch {
+	case isAbsent(err) || err == nil && !n.dir:
+		err = parent.Mkdir(varTmp, dirMode)
+	case err == nil:
+		err = s.repo.CheckoutTree(ctx, n.sum, n.meta, parent, varTmp, objectstore.CheckoutOptions{ForceCopy: true})
+	}
+	if err != nil {
 		return err
 	}
+	if _, err := t.lookup("usr/lib/tmpfiles.d"); !isAbsent(err) {
+		return err
+	}
+	return legacyVar(parent, varTmp)
+}
+
+// emptyVar takes fillVar back. What was written is a leftover then.
+func (s *Sysroot) emptyVar(stateroot string) error {
 	parent, err := s.dir.OpenDir(staterootDir(stateroot))
 	if err != nil {
 		return err
 	}
-	defer parent.Close()
-	const tmp = varTmp
-	if err := parent.RemoveAll(tmp); err != nil {
-		return err
-	}
-	n, err := t.lookup("var")
-	switch {
-	case isAbsent(err) || err == nil && !n.dir:
-		err = parent.Mkdir(tmp, dirMode)
-	case err == nil:
-		err = s.repo.CheckoutTree(ctx, n.sum, n.meta, parent, tmp, objectstore.CheckoutOptions{ForceCopy: true})
-	}
-	if err != nil {
-		return err
-	}
-	if _, err := t.lookup("usr/lib/tmpfiles.d"); isAbsent(err) {
-		if err := legacyVar(parent, tmp); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	}
-	names, err = readNames(parent, tmp)
-	if err == nil && len(names) > 0 {
-		err = parent.Rename(tmp, parent, "var", 0)
-	} else if err == nil {
-		err = parent.Rmdir(tmp) // it would change nothing but attributes
-	}
-	if err != nil {
-		return errors.Join(err, parent.RemoveAll(tmp))
-	}
-	return nil
+	return errors.Join(parent.Rename(varTmp, parent, "var", unix.RENAME_EXCHANGE), parent.Close())
 }
 
 // legacyVar makes what every system expects in /var, for those that do not make it themselves.

@@ -22,6 +22,9 @@ func (s *Sysroot) execute(ctx context.Context, p *Plan) error {
 	if err := s.checkWritable(); err != nil {
 		return err
 	}
+	if p.Etc != nil && p.Etc.Err() != nil {
+		return p.Etc.Err()
+	}
 	now, err := s.load(ctx)
 	if err != nil {
 		return err
@@ -80,7 +83,10 @@ func (s *Sysroot) change(ctx context.Context, p *Plan, now *State) (err error) {
 			return
 		}
 		if after, lerr := s.load(context.WithoutCancel(ctx)); lerr == nil && after.equal(now) {
-			// What cannot be removed now the next plan that is executed removes.
+			// What cannot be taken back now the next plan that is executed removes.
+			if p.filledVar {
+				_ = s.emptyVar(p.New.Stateroot)
+			}
 			_ = s.removeLeftovers(context.WithoutCancel(ctx), after, others)
 		}
 	}()

@@ -61,6 +61,8 @@ type Plan struct {
 	dropStaged bool        // what is staged goes
 	pin        *Deployment // whose origin file changes; nil: none
 	pinned     bool        // to this
+
+	filledVar bool // while it is executed: the stateroot's /var was empty
 }
 
 // String lists what is going to happen, one thing a line.
