@@ -1,6 +1,8 @@
 package sysroot_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
@@ -68,7 +70,7 @@ func osTree(version, kernel string) *node {
 }
 
 // commitTree stores a commit of a tree, with a version, that a ref names.
-func commitTree(tb testing.TB, repo *objectstore.Repo, ref, version string, tree *node) objectstore.Checksum {
+func commitTree(tb testing.TB, repo *objectstore.Repo, ref, version string, tree *node) {
 	tb.Helper()
 	txn := value(repo.Begin(tb.Context()))(tb)
 	root, meta, err := objecttest.Store(txn, tree)
@@ -80,7 +82,6 @@ func commitTree(tb testing.TB, repo *objectstore.Repo, ref, version string, tree
 	stored := value(txn.StoreMetadata(objectstore.TypeCommit, value(c.Marshal())(tb)))(tb)
 	txn.SetRef(ref, stored.Checksum)
 	must(tb, txn.Commit(tb.Context(), objectstore.CommitOptions{}))
-	return stored.Checksum
 }
 
 // A bed is a sysroot to test on.
@@ -90,6 +91,7 @@ type bed struct {
 	path     string
 	run      string // where its /run is; "" for none
 	bootPath string // where its /boot is; "" in the sysroot
+	noPrune  bool   // has try leave objects
 }
 
 // newSysroot makes a sysroot with the stateroot os, in a directory that can be removed when the test ends.
@@ -158,10 +160,11 @@ func (b *bed) do(plan func(st *sysroot.State) (*sysroot.Plan, error)) *sysroot.P
 func (b *bed) deploy(sum objectstore.Checksum, change ...func(*sysroot.Request)) {
 	b.t.Helper()
 	b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
-		r := sysroot.Request{Stateroot: "os", Commit: sum, Merge: st.MergeDeployment("os"), Origin: originFile("os/x")}
+		r := sysroot.Request{Stateroot: "os", Commit: sum, Origin: originFile("os/x")}
 		for _, f := range change {
 			f(&r)
 		}
+		r.Merge = st.MergeDeployment(r.Stateroot)
 		return b.PlanDeploy(b.t.Context(), st, r)
 	})
 }
@@ -254,4 +257,21 @@ func immutable(t *testing.T, path string) bool {
 	defer d.Close()
 	flags, err := unix.IoctlGetUint32(d.FD(), unix.FS_IOC_GETFLAGS)
 	return err == nil && flags&immutableFlag != 0
+}
+
+func openDir(t *testing.T, path string) *atfs.Dir {
+	t.Helper()
+	return objecttest.OpenDir(t, path)
+}
+
+// bind mounts a directory over another until the test ends.
+func bind(t *testing.T, from, over string) {
+	t.Helper()
+	must(t, unix.Mount(from, over, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(over, 0)) })
+}
+
+func bootcsum(contents ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(contents, "")))
+	return hex.EncodeToString(sum[:])
 }
