@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -64,19 +65,18 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 	if progress.TotalBytes, err = o.room(txn.Repo(), from); err != nil {
 		return sum, err
 	}
-	for i := range o.files {
-		if ctx.Err() != nil {
-			return sum, context.Cause(ctx)
-		}
-		stored, err := o.files[i].store(txn, from)
-		if err != nil {
-			return sum, fmt.Errorf("/%s: %w", o.files[i].path, err)
-		}
+	var mu sync.Mutex
+	err = o.storeFiles(ctx, txn, from, func(stored objectstore.Stored) {
+		mu.Lock()
+		defer mu.Unlock()
 		progress.Objects++
 		progress.Bytes += stored.Blocks
 		if t.Progress != nil {
 			t.Progress(progress)
 		}
+	})
+	if err != nil {
+		return sum, err
 	}
 	for i := range o.metadata {
 		if _, err := txn.StoreMetadata(o.metadata[i].typ, o.metadata[i].data); err != nil {

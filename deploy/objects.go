@@ -1,11 +1,15 @@
 package deploy
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"path"
+	"runtime"
+	"sync/atomic"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -134,6 +138,31 @@ func contentMeta(n *composefs.Inode) objectstore.FileMeta {
 }
 
 func isSymlink(n *composefs.Inode) bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
+
+// filesPerWorker is how many files there have to be for one more goroutine to store them.
+const filesPerWorker = 1024
+
+// storeFiles stores every file, and calls done after each.
+func (o *objects) storeFiles(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, done func(objectstore.Stored)) error {
+	group, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), 1+len(o.files)/filesPerWorker) {
+		group.Go(func() error {
+			for i := next.Add(1) - 1; i < int64(len(o.files)); i = next.Add(1) - 1 {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				stored, err := o.files[i].store(txn, from)
+				if err != nil {
+					return fmt.Errorf("/%s: %w", o.files[i].path, err)
+				}
+				done(stored)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
 
 // store puts the object into the repository, unless it is there.
 func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.Stored, error) {

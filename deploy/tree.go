@@ -21,7 +21,7 @@ var ErrInvalid = errors.New("image cannot become an OS commit")
 type Tree struct {
 	root     *composefs.Inode
 	Dropped  []Dropped      // what the image has and the commit has not, by path
-	Progress func(Progress) // called by Store after each object that it has stored; may be nil
+	Progress func(Progress) // called by Store after each object, by one goroutine at a time; may be nil
 }
 
 // Dropped is a file or directory that an OS commit does not have.
