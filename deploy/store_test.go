@@ -1,7 +1,9 @@
 package deploy_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -223,4 +225,40 @@ func TestStoreDamaged(t *testing.T) {
 		_, err = storeInto(t, tree, to, b.repo)
 		must(t, err) // and the repository is checked when the test ends
 	})
+}
+
+// TestStoreManyFiles has so many files that several goroutines store them.
+func TestStoreManyFiles(t *testing.T) {
+	b := newBed(t)
+	const n = 3000
+	entries := make([]entry, n)
+	for i := range entries {
+		entries[i] = entry{fmt.Sprintf("usr/share/%d/%d", i%50, i), fmt.Sprint(i), nil}
+	}
+	tree, err := deploy.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entries...))...))
+	must(t, err)
+	want := b.store(t, tree, deploy.Image{})
+	to := sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/sysroot", nil)
+	var calls int
+	var last deploy.Progress
+	tree.Progress = func(p deploy.Progress) {
+		if p.Objects != last.Objects+1 {
+			t.Errorf("progress: %d objects after %d", p.Objects, last.Objects)
+		}
+		calls++
+		last = p
+	}
+	got, err := storeInto(t, tree, to, b.repo)
+	must(t, err)
+	if got != want || calls != last.TotalObjects || calls < n {
+		t.Errorf("commit %s after %d of %d objects, want %s", got, calls, last.TotalObjects, want)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	tree.Progress = func(deploy.Progress) { cancel() }
+	txn, err := to.Begin(t.Context())
+	must(t, err)
+	if _, err := tree.Store(ctx, txn, b.repo, deploy.Image{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got error %v, want %v", err, context.Canceled)
+	}
+	must(t, txn.Abort())
 }
