@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -160,9 +159,11 @@ func unchanged(st *sysroot.State, dryRun bool) *changeReport {
 }
 
 // change executes a plan, or with --dry-run only says what it is. Done is what is said, without --json, when it is done.
-func (c *cli) change(ctx context.Context, s *system, p *sysroot.Plan, flags *systemFlags, image *imageReport, done string) error {
+func (c *cli) change(
+	ctx context.Context, s *system, st *sysroot.State, p *sysroot.Plan, flags *systemFlags, image *imageReport, done string,
+) error {
 	if !flags.dryRun {
-		if err := s.dropImages(ctx, p); err != nil {
+		if err := s.dropImages(ctx, remaining(st, p)...); err != nil {
 			return err
 		}
 		if err := s.Execute(ctx, p); err != nil {
@@ -219,46 +220,6 @@ func explain(err error) error {
 		return withHint(err, "try again")
 	}
 	return err
-}
-
-// dropImages takes the name from the OS commit of each image that a plan removes the last deployment of, so that it can be
-// pruned. What is deployed has other refs.
-func (s *system) dropImages(ctx context.Context, p *sysroot.Plan) error {
-	kept := p.Deployments
-	if p.New != nil {
-		kept = append(slices.Clone(kept), p.New)
-	}
-	var names []string
-	for _, d := range p.Removed {
-		if slices.ContainsFunc(kept, func(k *sysroot.Deployment) bool { return k.Commit == d.Commit }) {
-			continue
-		}
-		ref, err := s.imageRef(d)
-		if err != nil {
-			return err
-		}
-		if ref != "" {
-			names = append(names, ref)
-		}
-	}
-	return s.Repo().DeleteRefs(ctx, names...)
-}
-
-// imageRef returns the ref by which the image of a deployment is known, if that still names its commit; "" if not.
-func (s *system) imageRef(d *sysroot.Deployment) (string, error) {
-	image, _ := originName(d)
-	if image == "" {
-		return "", nil
-	}
-	ref, err := deploy.ImageRef(registryTransport + image)
-	if err != nil {
-		return "", err
-	}
-	sum, err := s.Repo().Ref(ref)
-	if errors.Is(err, objectstore.ErrNotExist) || err == nil && sum != d.Commit {
-		return "", nil
-	}
-	return ref, err
 }
 
 // deployed says that a deployment was made.

@@ -56,7 +56,7 @@ func (c *cli) cleanupSystem(ctx context.Context, f *systemFlags, noPrune bool) e
 			}
 		}
 		if !noPrune {
-			if err := r.Cleanup.prune(ctx, s.Repo(), f.dryRun); err != nil {
+			if err := r.Cleanup.prune(ctx, s, st, f.dryRun); err != nil {
 				return err
 			}
 		}
@@ -69,10 +69,19 @@ func (c *cli) cleanupSystem(ctx context.Context, f *systemFlags, noPrune bool) e
 }
 
 // prune removes objects that nothing needs, or with dryRun finds them.
-func (r *cleanupReport) prune(ctx context.Context, repo *objectstore.Repo, dryRun bool) error {
-	plan, err := repo.PlanPrune(ctx, objectstore.PruneOptions{})
+func (r *cleanupReport) prune(ctx context.Context, s *system, st *sysroot.State, dryRun bool) error {
+	unused, err := s.unusedImages(deployments(st)...)
 	if err != nil {
 		return err
+	}
+	plan, err := s.Repo().PlanPrune(ctx, objectstore.PruneOptions{Without: unused})
+	if err != nil {
+		return err
+	}
+	if len(unused) > 0 && !dryRun {
+		if err := s.Repo().DeleteRefs(ctx, unused...); err != nil {
+			return err
+		}
 	}
 	stats := plan.Stats()
 	if !dryRun {

@@ -18,6 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // deployFlags are those of the commands that make a deployment of an image.
@@ -267,7 +268,7 @@ func (c *cli) deployImage(ctx context.Context, src *imageSource, s *system, st *
 	defer func() { err = errors.Join(err, os.release()) }()
 	if err := c.deployCommit(ctx, s, st, f, stateroot, img, os); err != nil {
 		if !f.dryRun {
-			err = errors.Join(err, s.forget(context.WithoutCancel(ctx), os))
+			err = errors.Join(err, s.forget(context.WithoutCancel(ctx)))
 		}
 		return err
 	}
@@ -275,12 +276,12 @@ func (c *cli) deployImage(ctx context.Context, src *imageSource, s *system, st *
 }
 
 // forget takes the name from an OS commit that has not become a deployment, so that it can be pruned.
-func (s *system) forget(ctx context.Context, os *promoted) error {
+func (s *system) forget(ctx context.Context) error {
 	st, err := s.Load(ctx)
-	if err != nil || slices.ContainsFunc(deployments(st), func(d *sysroot.Deployment) bool { return d.Commit == os.commit }) {
+	if err != nil {
 		return err
 	}
-	return s.Repo().DeleteRefs(ctx, os.ref)
+	return s.dropImages(ctx, deployments(st)...)
 }
 
 // deployCommit makes a deployment of the OS commit of an image, or with --dry-run says what that would do.
@@ -316,7 +317,7 @@ func (c *cli) deployCommit(
 	}
 	c.dropped(os.dropped, f.verbose)
 	// A plan with conflicts can be looked at.
-	return errors.Join(c.change(ctx, s, p, &f.systemFlags, newImageReport(img.Manifest, os.dropped), deployed(p)), explain(err))
+	return errors.Join(c.change(ctx, s, st, p, &f.systemFlags, newImageReport(img.Manifest, os.dropped), deployed(p)), explain(err))
 }
 
 // bootsNext is the deployment that the system boots next as things are.
@@ -344,7 +345,7 @@ func (f *deployFlags) deployKargs(s *system, from *sysroot.Deployment, os *promo
 		list = list.AppendIfMissing(now...)
 	} else {
 		before, err := imageKargs(s.Repo(), from.Commit)
-		if err != nil {
+		if err != nil && !errors.Is(err, objectstore.ErrNotExist) { // a system boots without its commit
 			return nil, fmt.Errorf("read kernel arguments of the image of %s: %w", title(from), err)
 		}
 		list = from.Kargs.Update(before, now)

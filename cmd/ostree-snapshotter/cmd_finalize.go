@@ -36,7 +36,7 @@ func (c *cli) finalizeStaged(ctx context.Context, f *systemFlags) error {
 		case err != nil:
 			return explain(err)
 		case p != nil:
-			return errors.Join(s.dropImages(ctx, p), c.changed(newChangeReport(p, false), p, deployed(p)))
+			return errors.Join(s.dropImages(ctx, p.Deployments...), c.changed(newChangeReport(p, false), p, deployed(p)))
 		case st.Staged != nil:
 			return c.noChange(st, f, title(st.Staged.Deployment)+" is staged and locked")
 		}

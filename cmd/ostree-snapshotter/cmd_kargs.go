@@ -95,7 +95,7 @@ func (c *cli) changeKargs(ctx context.Context, f *systemFlags, edits *kargEdits)
 		if err != nil {
 			return explain(err)
 		}
-		return c.change(ctx, s, p, f, nil, deployed(p)+"; kernel arguments: "+list.String())
+		return c.change(ctx, s, st, p, f, nil, deployed(p)+"; kernel arguments: "+list.String())
 	})
 }
 

@@ -45,7 +45,7 @@ func (c *cli) planned(ctx context.Context, f *systemFlags, plan func(*system, *s
 		if err != nil {
 			return explain(err)
 		}
-		return c.change(ctx, s, p, f, nil, done)
+		return c.change(ctx, s, st, p, f, nil, done)
 	})
 }
 
@@ -109,7 +109,7 @@ func (c *cli) pinOrUnpin(pinned bool, use, short, long string) *cobra.Command {
 				if err != nil {
 					return explain(err)
 				}
-				return c.change(cmd.Context(), s, p, &f, nil, title(d)+" is "+pinWord(pinned))
+				return c.change(cmd.Context(), s, st, p, &f, nil, title(d)+" is "+pinWord(pinned))
 			})
 		},
 	}

@@ -93,10 +93,14 @@ func (c *cli) describe(ctx context.Context, s *system, st *sysroot.State) (*stat
 	p := c.newProgress("measuring deployments")
 	sizes, err := footprints(ctx, s.Repo(), s.boot, list)
 	p.stop()
-	if err != nil {
-		return nil, fmt.Errorf("measure deployments: %w", err)
-	}
 	r := &statusReport{Sysroot: s.path, Deployments: make([]deploymentRow, 0, len(list)), Notes: []string{}}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil: // a damaged repository does not keep a system from booting
+		sizes = make([]*footprint, len(list))
+		r.Notes = append(r.Notes, fmt.Sprintf("what deployments take cannot be said: %v", err))
+	}
 	for i, d := range list {
 		row := newDeploymentRow(st, d)
 		row.Index = i
@@ -136,10 +140,10 @@ func newBootTries(t *bls.Tries) *bootTries {
 	return &bootTries{Left: t.Left, Done: t.Done, Failed: t.Left == 0}
 }
 
-// addCommit fills in what the commit says. One that is not there is no error: the system boots without.
+// addCommit fills in what the commit says. One that is not there, or damaged, is no error: the system boots without.
 func (r *deploymentRow) addCommit(repo *objectstore.Repo, sum objectstore.Checksum) error {
 	c, err := repo.Commit(sum)
-	if errors.Is(err, objectstore.ErrNotExist) {
+	if errors.Is(err, objectstore.ErrNotExist) || errors.Is(err, objectstore.ErrCorrupt) {
 		return nil
 	}
 	if err != nil {

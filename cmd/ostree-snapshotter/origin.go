@@ -21,7 +21,6 @@ const (
 	metaManifestDigest = "ostree.manifest-digest"
 
 	unverifiedRegistry = "ostree-unverified-registry:"
-	registryTransport  = "docker://" // before an image in its ref
 )
 
 // unverifiedImages are the forms that a reference has in an origin file when the image is in a registry and is taken as it
