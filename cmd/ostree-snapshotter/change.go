@@ -113,7 +113,7 @@ func (c *cli) printEtc(list []etcmerge.Change) error {
 		if ch.Xattrs {
 			note = " (extended attributes)"
 		}
-		if _, err := fmt.Fprintf(c.stdout, "%s    %s%s\n", ch.Kind, ch.Path, note); err != nil {
+		if _, err := fmt.Fprintf(c.stdout, "%s    %s%s\n", ch.Kind, printable(ch.Path), note); err != nil {
 			return fmt.Errorf("write output: %w", err)
 		}
 	}

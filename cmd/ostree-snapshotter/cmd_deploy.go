@@ -357,7 +357,7 @@ func (f *deployFlags) deployKargs(s *system, from *sysroot.Deployment, os *promo
 func (c *cli) dropped(list []deploy.Dropped, verbose bool) {
 	if verbose {
 		for _, d := range list {
-			c.note("%s %s: dropped", d.Path, d.Reason)
+			c.note("%s %s: dropped", printable(d.Path), d.Reason)
 		}
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/dustin/go-humanize"
 	"github.com/opencontainers/go-digest"
@@ -189,7 +190,7 @@ func (c *cli) printStatus(r *statusReport, verbose bool, now time.Time) error {
 	rows := []string{"INDEX\tSTATE\tSTATEROOT\tIMAGE\tVERSION\tAGE\tUNIQUE\tSHARED"}
 	for _, d := range r.Deployments {
 		rows = append(rows, fmt.Sprintf("%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.Index, dash(strings.Join(d.states(), ",")), d.Stateroot,
-			dash(d.source()), dash(d.Version), age(d.Time, now), optionalSize(d.Unique), optionalSize(d.Shared)))
+			dash(printable(d.source())), dash(printable(d.Version)), age(d.Time, now), optionalSize(d.Unique), optionalSize(d.Shared)))
 	}
 	if err := c.table(rows...); err != nil {
 		return err
@@ -214,12 +215,12 @@ func (c *cli) printDeployment(d *deploymentRow) error {
 	}
 	rows := []string{fmt.Sprintf("  commit\t%s.%d", d.Commit, d.Serial)}
 	if d.Digest != "" {
-		rows = append(rows, fmt.Sprintf("  digest\t%s", d.Digest))
+		rows = append(rows, fmt.Sprintf("  digest\t%s", printable(d.Digest.String())))
 	}
 	if d.Time != nil {
 		rows = append(rows, fmt.Sprintf("  time\t%s", d.Time.Format(time.RFC3339)))
 	}
-	rows = append(rows, fmt.Sprintf("  kernel\t%s", d.Kernel), fmt.Sprintf("  kargs\t%s", strings.Join(d.Kargs, " ")))
+	rows = append(rows, fmt.Sprintf("  kernel\t%s", d.Kernel), fmt.Sprintf("  kargs\t%s", printable(strings.Join(d.Kargs, " "))))
 	if d.Tries != nil {
 		rows = append(rows, fmt.Sprintf("  boots\t%d failed, %d left to prove itself", d.Tries.Done, d.Tries.Left))
 	}
@@ -255,6 +256,16 @@ func (r *deploymentRow) source() string {
 		return r.Image
 	}
 	return r.Refspec
+}
+
+// printable is a text of a commit, an origin file or a boot entry as a terminal may have it: these are others' to write.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 func dash(s string) string {

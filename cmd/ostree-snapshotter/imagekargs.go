@@ -17,7 +17,7 @@ import (
 // What counts among the files of an image that say which kernel arguments it wants, and how much they can say.
 const (
 	kargsExt = ".toml"
-	maxKargs = 256 // arguments in all files
+	maxKargs = 256 // arguments in all files, and files
 )
 
 // imageKargs returns the kernel arguments that the image of a commit wants on this machine, in the order of its files' names.
@@ -35,9 +35,13 @@ func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, 
 		return nil, err
 	}
 	var args []string
+	files := 0
 	for _, f := range dir.Files { // which are sorted
 		if path.Ext(f.Name) != kargsExt {
 			continue
+		}
+		if files++; files > maxKargs {
+			return nil, fmt.Errorf("/%s: more than %d files", kargs.DropInDir, maxKargs)
 		}
 		add, err := kargsOf(repo, f.Checksum)
 		if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -22,6 +23,10 @@ func kargsTree(files map[string]string) *objecttest.Node {
 
 func TestImageKargs(t *testing.T) {
 	repo := objecttest.NewRepo(t)
+	manyFiles := make(map[string]string)
+	for i := range maxKargs + 1 {
+		manyFiles[fmt.Sprintf("%d.toml", i)] = "kargs = []"
+	}
 	many := strings.Repeat(`"a", `, maxKargs+1)
 	for _, tt := range []struct {
 		name  string
@@ -41,6 +46,7 @@ func TestImageKargs(t *testing.T) {
 		{"not TOML", map[string]string{"a.toml": "kargs"}, "", "a.toml"},
 		{"control", map[string]string{"a.toml": `kargs = ["a\nlinux /evil"]`}, "", "a.toml"},
 		{"large", map[string]string{"a.toml": "kargs = []\n#" + strings.Repeat("x", kargs.MaxDropIn)}, "", "a.toml"},
+		{"many files", manyFiles, "", "more than"},
 		{"many", map[string]string{"a.toml": "kargs = [" + many + "]"}, "", "more than"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

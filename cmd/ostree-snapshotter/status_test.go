@@ -78,7 +78,7 @@ func TestPrintStatus(t *testing.T) {
 			Default:        true, Digest: "sha256:2", Time: new(now.Add(-3 * time.Hour)), Unique: new(int64(1 << 20)), Shared: new(int64(0)),
 			Tries: &bootTries{Left: 2, Done: 1},
 		},
-		{Index: 1, deploymentName: deploymentName{Stateroot: "os", Refspec: "remote:os"}, Time: new(now.Add(time.Hour))},
+		{Index: 1, deploymentName: deploymentName{Stateroot: "os", Refspec: "remote:os\x1b[2J"}, Time: new(now.Add(time.Hour))},
 	}, Notes: []string{"a note"}}
 	var stdout, stderr bytes.Buffer
 	c := &cli{stdout: &stdout, stderr: &stderr}
@@ -88,7 +88,7 @@ func TestPrintStatus(t *testing.T) {
 	for _, line := range []string{
 		"INDEX  STATE             STATEROOT  IMAGE             VERSION  AGE ",
 		"0      default,unproven  os         example.org/os:2  2        3 hours ",
-		"1      -                 os         remote:os         -        1 hour in the future ",
+		"1      -                 os         remote:os?[2J     -        1 hour in the future ",
 		"\n  boots   1 failed, 2 left to prove itself\n",
 		"\n  digest  sha256:2\n  time    ",
 	} {

@@ -308,5 +308,5 @@ func failed(d *sysroot.Deployment) bool { return d.Tries != nil && d.Tries.Left 
 // title is what messages call a deployment.
 func title(d *sysroot.Deployment) string {
 	name, _ := originName(d)
-	return strings.TrimSpace(fmt.Sprintf("%s %.12s.%d %s", d.Stateroot, d.Commit, d.Serial, cmp.Or(name, d.Version)))
+	return printable(strings.TrimSpace(fmt.Sprintf("%s %.12s.%d %s", d.Stateroot, d.Commit, d.Serial, cmp.Or(name, d.Version))))
 }
