@@ -190,8 +190,12 @@ func TestOneInode(t *testing.T) {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
+		st := stat(t, file)
+		if st.Size == 0 {
+			return nil // ostree links none of these
+		}
 		files++
-		ino := stat(t, file).Ino
+		ino := st.Ino
 		if stored[ino] == "" || own[ino] == "" {
 			t.Errorf("%s is not the inode of an object in both repositories: %q, %q", file, stored[ino], own[ino])
 		}

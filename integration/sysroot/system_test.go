@@ -23,11 +23,14 @@ const (
 	otherName = "other"
 )
 
-// trees are what the tests deploy, by ref. The kernels of v2 and v3 are the same.
+// trees are what the tests deploy, by ref. The kernels of v2 and v3 are the same, and v4 has something in /var.
 var trees = map[string]*osTree{
 	"os/v1": {name: "Test OS", version: "1", kernel: "one"},
 	"os/v2": {name: "Test OS", version: "2", kernel: "two", files: map[string]string{"usr/etc/new": "of version 2"}},
 	"os/v3": {name: "Test OS", version: "3", kernel: "two"},
+	"os/v4": {name: "Test OS", version: "4", kernel: "one", files: map[string]string{
+		"var/lib/db/data": "initial", "var/log/wtmp": "", "usr/lib/tmpfiles.d/var.conf": "d /var/tmp\n",
+	}},
 }
 
 // A system is a sysroot, and the ostree that works on it.
@@ -187,10 +190,20 @@ func (s *system) deploymentOf(e *bls.Entry) string {
 	return dir
 }
 
-// check has ostree check the sysroot, compares its status with the reference's, and starts each deployment.
-func (s *system) check(t *testing.T, reference *system) {
+// check has ostree of each of the hosts check the sysroot, compares its status with the reference's, and starts each
+// deployment.
+func (s *system) check(t *testing.T, reference *system, hosts ...*ostreehost.Host) {
 	t.Helper()
-	s.ostree("fsck")
+	for _, h := range append(hosts, s.host) {
+		run(t, h, "ostree", "fsck", "--repo="+filepath.Join(s.root, "ostree/repo"))
+		var said [2][]string
+		for i, s := range []*system{reference, s} {
+			said[i] = statusLines(run(t, h, "ostree", "admin", "status", "--sysroot="+s.root))
+		}
+		if !slices.Equal(said[1], said[0]) {
+			t.Errorf("ostree admin status of %s lists %q, want %q", h.Release(), said[1], said[0])
+		}
+	}
 	sr, err := s.open()
 	if err != nil {
 		t.Fatal(err)
@@ -198,17 +211,6 @@ func (s *system) check(t *testing.T, reference *system) {
 	fsck(t, sr.Repo())
 	if err := sr.Close(); err != nil {
 		t.Error(err)
-	}
-	var status [2][]string
-	for i, s := range []*system{reference, s} {
-		out, err := s.admin("status")
-		if err != nil {
-			t.Fatal(err)
-		}
-		status[i] = statusLines(out)
-	}
-	if !slices.Equal(status[1], status[0]) {
-		t.Errorf("ostree admin status lists %q, want %q", status[1], status[0])
 	}
 	for i, e := range s.entries() {
 		readonly := i%2 == 1

@@ -1,10 +1,14 @@
 package sysroot
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // An osTree is what is needed to make a deployment of, and to boot one in a namespace.
@@ -29,6 +33,8 @@ func (o *osTree) write(t *testing.T, dir string) {
 		"usr/etc/conf":        "default of " + o.version,
 		"usr/etc/machine.d/a": "a",
 		"usr/etc/passwd":      "root:x:0:0:root:/root:/bin/sh\n",
+		"usr/etc/empty":       "",
+		"usr/share/empty":     "",
 	}
 	if o.kernel != "" {
 		files["usr/lib/modules/"+kver+"/vmlinuz"] = "kernel " + o.kernel
@@ -57,10 +63,40 @@ func (o *osTree) write(t *testing.T, dir string) {
 	}
 	for name, target := range map[string]string{
 		"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64",
-		"ostree": "sysroot/ostree", "usr/share/link": "shared",
+		"ostree": "sysroot/ostree", "usr/share/link": "shared", "usr/etc/link": "/usr/share/shared",
 	} {
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for _, a := range []struct {
+		name           string
+		uid, gid, mode int
+		xattr          string
+	}{
+		{"usr/share/version", 0, 0, 0o4755, ""},
+		{"usr/share/shared", 0, 0, 0o644, "a file's"},
+		{"usr/etc/machine.d", 0, 42, 0o2750, "a directory's"},
+		{"usr/etc/machine.d/a", 7, 42, 0o640, "of /etc"},
+		{"usr/etc/link", 7, 42, 0, ""},
+		{"tmp", 0, 0, 0o1777, ""},
+	} {
+		p := filepath.Join(dir, a.name)
+		if _, err := os.Lstat(p); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := os.Lchown(p, a.uid, a.gid); err != nil {
+			t.Fatal(err)
+		}
+		if a.mode != 0 {
+			if err := unix.Chmod(p, uint32(a.mode)); err != nil {
+				t.Fatalf("chmod %s: %v", p, err)
+			}
+		}
+		if a.xattr != "" {
+			if err := unix.Setxattr(p, "user.test", []byte(a.xattr), 0); err != nil {
+				t.Fatalf("setxattr %s: %v", p, err)
+			}
 		}
 	}
 }
