@@ -77,6 +77,7 @@ type deployOp struct {
 	retain     bool
 	notDefault bool
 	stage      bool
+	tries      int // ours alone: boots are counted
 }
 
 func (d *deployOp) args() []string {
@@ -113,7 +114,7 @@ func (d *deployOp) request(st *sysroot.State, commit objectstore.Checksum) sysro
 	origin.Set("origin", "refspec", d.ref)
 	r := sysroot.Request{
 		Stateroot: d.stateroot, Commit: commit, Origin: origin, Merge: st.MergeDeployment(d.stateroot),
-		Retain: d.retain, NotDefault: d.notDefault, Stage: d.stage,
+		Retain: d.retain, NotDefault: d.notDefault, Stage: d.stage, Tries: d.tries,
 	}
 	if len(d.set)+len(d.add) == 0 {
 		return r // with the arguments of Merge
