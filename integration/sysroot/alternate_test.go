@@ -25,6 +25,22 @@ type op struct {
 	cleans bool // removes what no deployment needs
 	ostree func(s *system) error
 	ours   func(ctx context.Context, s *system) error
+
+	program []string // verb and arguments of the program that do the same; nil: it has none
+}
+
+// with is the op that the program has a verb for, too.
+func (o op) with(program ...string) op {
+	o.program = program
+	return o
+}
+
+// do has it done by this project's package or program.
+func (o op) do(ctx context.Context, s *system) error {
+	if s.byProgram && o.program != nil {
+		return s.runProgram(o.program[0], o.program[1:]...)
+	}
+	return o.ours(ctx, s)
 }
 
 // verb is an op of ostree admin.
@@ -62,30 +78,37 @@ func deployment(d deployOp) op {
 func undeploy(index int) op {
 	return verb(plan(func(_ context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
 		return sr.PlanUndeploy(st, index)
-	}), "undeploy", strconv.Itoa(index))
+	}), "undeploy", strconv.Itoa(index)).with("undeploy", strconv.Itoa(index))
 }
 
 func pin(index int, pinned bool) op {
-	args := []string{"pin"}
+	args, name := []string{"pin"}, "pin"
 	if !pinned {
-		args = append(args, "--unpin")
+		args, name = append(args, "--unpin"), "unpin"
 	}
 	return verb(plan(func(_ context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
 		return sr.PlanPin(st, index, pinned)
-	}), append(args, strconv.Itoa(index))...)
+	}), append(args, strconv.Itoa(index))...).with(name, strconv.Itoa(index))
 }
 
 func cleanup() op {
 	return verb(plan(func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
 		return sr.PlanCleanup(ctx, st)
-	}), "cleanup")
+	}), "cleanup").with("cleanup")
+}
+
+// appendKarg deploys what is the default, of this ref, once more with another kernel argument.
+func appendKarg(ref, arg string) op {
+	return verb(plan(func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
+		return sr.PlanKargs(ctx, st, st.Default(), st.Default().Kargs.Append(arg))
+	}), "deploy", "--os="+osName, "--karg-append="+arg, ref).with("kargs", "--append", arg)
 }
 
 // rollback needs an ostree that has set-default, which is that of trixie.
 func rollback() op {
 	return verb(plan(func(_ context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
 		return sr.PlanRollback(st)
-	}), "set-default", "1")
+	}), "set-default", "1").with("rollback")
 }
 
 func stateroot(name string) op {
@@ -121,7 +144,7 @@ func finalize() op {
 			_, err := sr.FinalizeStaged(ctx)
 			return err
 		})
-	}, "finalize-staged")
+	}, "finalize-staged").with("finalize-staged")
 }
 
 // edit changes /etc, as an administrator would.
@@ -155,6 +178,7 @@ var sequences = map[string][]op{
 		deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
 		deployment(deployOp{ref: "os/v1", add: []string{"console=tty0", "console=ttyS0"}}),
 		deployment(deployOp{ref: "os/v2", set: []string{"root=/dev/vda3"}}),
+		appendKarg("os/v2", "quiet"),
 		deployment(deployOp{ref: "os/v2", add: []string{`dyndbg="file a.c +p"`}}),
 	},
 	"the same commit again": {
@@ -261,9 +285,12 @@ var bootedSequences = map[string][]op{
 	},
 }
 
+// byProgram is the run in which we are the program.
+const byProgram = "program"
+
 // who says who does each step of a run.
 var who = map[string]func(step int) (ours bool){
-	"ours":        func(int) bool { return true },
+	byProgram:     func(int) bool { return true },
 	"ours-theirs": func(step int) bool { return step%2 == 0 },
 	"theirs-ours": func(step int) bool { return step%2 == 1 },
 }
@@ -292,11 +319,11 @@ func (s *system) replay(t *testing.T, steps []step, ours func(step int) bool) {
 	for i, want := range steps {
 		by, do := "ostree", want.ostree
 		if ours(i) {
-			by, do = "us", func(s *system) error { return want.ours(t.Context(), s) }
+			by, do = "us", func(s *system) error { return want.do(t.Context(), s) }
 		}
 		err := do(s)
 		got := s.list()
-		diff := diffSettled(want.list, got)
+		diff := diffSettled(want.list, s.named(got))
 		if (err == nil) != (want.err == nil) || len(diff) > 0 {
 			t.Errorf("step %d, %q by %s: %v, want %v\n%s", i, want.name, by, err, want.err, strings.Join(diff, "\n"))
 			for j, st := range steps[:i] {
@@ -327,6 +354,21 @@ func (l listing) leftovers(ours bool) (names []string) {
 	}
 	return names
 }
+
+// named returns a listing of ours with the names of entries that ostree gives them. The program gives them the names that
+// all versions of ostree read.
+func (s *system) named(l listing) listing {
+	if !s.byProgram || s.host.Release() == ostreehost.Bookworm {
+		return l
+	}
+	out := make(listing, len(l))
+	for name, line := range l {
+		out[oldEntry.ReplaceAllString(name, "$1.conf")] = line
+	}
+	return out
+}
+
+var oldEntry = regexp.MustCompile(`^(boot/loader\.[01]/entries/ostree-[0-9]+)-[^/]+\.conf$`)
 
 // unusedKernel reports whether a name is that of a kernel, or of its directory, which no entry names.
 func (l listing) unusedKernel(name string) bool {
@@ -412,6 +454,7 @@ func alternate(t *testing.T, r ostreehost.Release, ownBoot bool, next func(s *sy
 		}
 	}
 	for i, s := range systems[1:] {
+		s.byProgram = names[i+1] == byProgram
 		t.Run(names[i+1], func(t *testing.T) {
 			s.replay(t, steps, who[names[i+1]])
 			s.stop()

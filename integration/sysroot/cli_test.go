@@ -1,18 +1,43 @@
 package sysroot
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 )
 
-// program is where a running system has it.
+// program is where hosts have it.
 const program = "/run/ostree-snapshotter"
+
+// buildProgram builds the program, once, and returns where it is.
+var buildProgram = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "sysroot-test-")
+	if err != nil {
+		return "", err
+	}
+	programDir = dir
+	return testhost.BuildBinary(context.Background(), dir)
+})
+
+// programDir is removed when all tests have run.
+var programDir string
+
+// withProgram is what hosts of the tests have.
+func withProgram(t *testing.T, binds ...ostreehost.Bind) ostreehost.Options {
+	t.Helper()
+	name, err := buildProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ostreehost.Options{Binds: append(binds, ostreehost.Bind{From: name, To: program}), Env: ostreeEnv}
+}
 
 // cli runs the program in a system, which must end with a status, and returns its standard output.
 func cli(t *testing.T, h *ostreehost.Host, status int, args ...string) string {
@@ -67,24 +92,8 @@ func states(t *testing.T, h *ostreehost.Host) string {
 	return strings.Join(list, "; ")
 }
 
-// startCLI boots the system's first entry, with the program in it.
-func (s *system) startCLI(r ostreehost.Release, name, config string) *ostreehost.Host {
-	s.t.Helper()
-	h, err := ostreehost.StartBoot(s.t, r, ostreehost.Options{
-		Env: ostreeEnv, Binds: []ostreehost.Bind{{From: name, To: program}},
-	}, ostreehost.Boot{Sysroot: s.root, Boot: s.boot, Options: s.entries()[0].Options, Config: config})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return h
-}
-
 // TestCLI has the program work on the system that runs, as "/", with /sysroot read-only or not.
 func TestCLI(t *testing.T) {
-	name, err := testhost.BuildBinary(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
 		for _, readonly := range []bool{false, true} {
@@ -94,12 +103,12 @@ func TestCLI(t *testing.T) {
 			if _, err := s.admin("deploy", "--os="+osName, "--karg=root=LABEL=root", "--karg=rw", "os/v1"); err != nil {
 				t.Fatal(err)
 			}
-			s.testCLI(r, name, s.setReadonly(readonly), readonly)
+			s.testCLI(r, s.setReadonly(readonly), readonly)
 		}
 	})
 }
 
-func (s *system) testCLI(r ostreehost.Release, name, config string, readonly bool) {
+func (s *system) testCLI(r ostreehost.Release, config string, readonly bool) {
 	t := s.t
 	expect := func(h *ostreehost.Host, what, want string) {
 		t.Helper()
@@ -107,7 +116,7 @@ func (s *system) testCLI(r ostreehost.Release, name, config string, readonly boo
 			t.Errorf("%s (readonly %v): %q, want %q", what, readonly, got, want)
 		}
 	}
-	h := s.startCLI(r, name, config)
+	h := s.start(r, 0, config)
 	expect(h, "the first", "1 booted default")
 	if got := strings.TrimSpace(cli(t, h, 0, "kargs")); got != "root=LABEL=root rw" {
 		t.Errorf("kernel arguments are %q", got)
@@ -137,7 +146,7 @@ func (s *system) testCLI(r ostreehost.Release, name, config string, readonly boo
 	}
 
 	h.Stop()
-	h = s.startCLI(r, name, config)
+	h = s.start(r, 0, config)
 	expect(h, "the second", "2 booted default; 1 rollback")
 	if b, err := os.ReadFile(h.Path("etc/late")); err != nil || string(b) != "late" {
 		t.Errorf("/etc/late is %q, %v", b, err)

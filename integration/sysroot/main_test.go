@@ -17,5 +17,10 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	ostreehost.Main()
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := os.RemoveAll(programDir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
 }
