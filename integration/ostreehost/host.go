@@ -166,7 +166,7 @@ func (h *Host) Run(args ...string) (stdout string, err error) {
 	}
 	switch {
 	case r.Error != "":
-		return r.Stdout, fmt.Errorf("run %s: %s", strings.Join(args, " "), r.Error)
+		return r.Stdout, fmt.Errorf("run %s: %s: %s", strings.Join(args, " "), r.Error, strings.TrimSpace(r.Stderr))
 	case r.Code != 0:
 		return r.Stdout, &ExitError{Args: args, Code: r.Code, Stderr: r.Stderr}
 	}

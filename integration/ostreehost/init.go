@@ -39,29 +39,26 @@ type reply struct {
 // namespaceEnv marks a process that has a mount namespace of its own.
 const namespaceEnv = "OSTREEHOST_NAMESPACE"
 
-// Main turns the process into a host's PID 1 if it was started as one, and does not return then. Otherwise it gives the
-// process, if it is root's, a mount namespace of its own by starting it once more: what the tests mount is gone when it
-// ends, however it ends.
-func Main() {
+// Main turns the process into a host's PID 1, or into one of its programs, if it was started as one: then it is done when
+// Main returns, with this exit status. Otherwise it gives the process, if it is root's, a mount namespace of its own by
+// starting it once more: what the tests mount is gone when it ends, however it ends.
+func Main() (status int, done bool) {
 	var err error
 	switch {
 	case os.Args[0] == initName:
 		err = runInit(os.Args[1], os.NewFile(3, "requests"), os.NewFile(4, "replies"))
-		if err == nil {
-			os.Exit(0)
-		}
 	case filepath.Base(os.Args[0]) == systemctlName:
 		err = systemctl(os.Args[1:])
-		if err == nil {
-			os.Exit(0)
-		}
 	case os.Geteuid() == 0 && os.Getenv(namespaceEnv) == "":
 		err = isolate()
+	default:
+		return 0, false
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return 1, true
 	}
+	return 0, true
 }
 
 // systemctlName is the name of the stand-in for systemctl that hosts have: the test's binary again.

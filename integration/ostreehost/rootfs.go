@@ -14,6 +14,7 @@ import (
 // A Release is a Debian release, by its name in the archive.
 type Release string
 
+// The releases, with their ostree.
 const (
 	Bookworm Release = "bookworm" // ostree 2022.7
 	Trixie   Release = "trixie"   // ostree 2025.2

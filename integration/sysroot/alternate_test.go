@@ -265,6 +265,14 @@ var bootedSequences = map[string][]op{
 		deployment(deployOp{ref: "os/v2", stage: true, add: []string{"quiet"}}),
 		finalize(), cleanup(),
 	},
+	"booted behind the default": {
+		deployment(deployOp{ref: "os/v1"}), deployment(deployOp{ref: "os/v2"}),
+		boot(1, false),
+		edit("conf", "of the booted one"),
+		deployment(deployOp{ref: "os/v3", stage: true}), finalize(),
+		deployment(deployOp{ref: "os/v2"}),
+		boot(1, true), undeploy(1), undeploy(0),
+	},
 	"deployed over what is staged": {
 		deployment(deployOp{ref: "os/v1"}),
 		boot(0, false),
@@ -468,6 +476,7 @@ func alternate(t *testing.T, r ostreehost.Release, ownBoot bool, next func(s *sy
 // and compares what is there after each step. Ostree must accept it at the end, and each deployment must start.
 func TestAlternate(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
 		for name, ops := range sequences {
 			if r == ostreehost.Bookworm && (name == "rollbacks" || name == "initial var") {
 				continue // its ostree has no set-default, and knows nothing of what trees have in /var
@@ -480,6 +489,7 @@ func TestAlternate(t *testing.T) {
 // TestAlternateBooted does that in running systems: some have a /boot of their own, which is not what the sysroot has there.
 func TestAlternateBooted(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
 		for name, ops := range bootedSequences {
 			// Each is done with a /boot of its own in one release, and without in the other.
 			ownBoot := len(name)%2 == slices.Index(ostreehost.Releases, r)
@@ -503,6 +513,7 @@ var randomSeeds = flag.Int("random.seeds", 2, "number of random sequences")
 // TestRandom does what TestAlternate does with operations at random.
 func TestRandom(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
 		for seed := range uint64(*randomSeeds) {
 			t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 				rng, left := rand.New(rand.NewPCG(seed, 4)), 12

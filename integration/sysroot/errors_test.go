@@ -24,6 +24,11 @@ var large = &osTree{name: "Test OS", version: "4", kernel: strings.Repeat("large
 	"usr/etc/large": strings.Repeat("large ", 10_000),
 }}
 
+// conflicting is a tree that has directories in /etc where others have files.
+var conflicting = &osTree{name: "Conflict", version: "1", kernel: "a", files: map[string]string{
+	"usr/etc/conf": "", "usr/etc/conf/a": "in a directory now", "usr/etc/machine.d/a": "", "usr/etc/machine.d/a/b": "here too",
+}}
+
 // refusals are states in which nothing can be deployed: each is an error of this class, a line that says what is wrong, and
 // changes nothing.
 var refusals = []struct {
@@ -116,9 +121,7 @@ func newDeployed(t *testing.T, r ostreehost.Release) *system {
 	s.commitTree(disk, "os/two", &osTree{name: "Two kernels", version: "1", kernel: "a", files: map[string]string{
 		"usr/lib/modules/6.12.2/vmlinuz": "kernel b", "usr/lib/modules/6.12.2/initramfs.img": "initramfs b",
 	}})
-	s.commitTree(disk, "os/conflict", &osTree{name: "Conflict", version: "1", kernel: "a", files: map[string]string{
-		"usr/etc/conf": "", "usr/etc/conf/a": "in a directory now", "usr/etc/machine.d/a": "", "usr/etc/machine.d/a/b": "here too",
-	}})
+	s.commitTree(disk, "os/conflict", conflicting)
 	if _, err := s.admin("deploy", "--os="+osName, "--karg=root=/dev/vda2", "os/v1"); err != nil {
 		t.Fatal(err)
 	}

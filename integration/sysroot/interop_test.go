@@ -2,7 +2,9 @@ package sysroot
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +19,7 @@ import (
 // TestOSTreeWaits shows that ostree waits while we have the lock, and goes on when we give it back.
 func TestOSTreeWaits(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
 		disk, systems := newSystems(t, r, false, "locked")
 		s := systems[0]
 		s.init(disk)
@@ -70,6 +73,7 @@ func waitForWaiter(ctx context.Context, ino uint64, finished <-chan error) error
 // TestOSTreeReadsCounters shows that ostree reads entries that count boots, and that a good boot ends the counting.
 func TestOSTreeReadsCounters(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
 		disk, systems := newSystems(t, r, false, "counted")
 		s := systems[0]
 		s.init(disk)
@@ -120,4 +124,86 @@ func TestOSTreeReadsCounters(t *testing.T) {
 		s.stop()
 		s.check(t, s)
 	})
+}
+
+// TestFailureToFinalize has a staged deployment that cannot be finalized, by us or by ostree: the next boot is the old one, and
+// the other one says then what has failed.
+func TestFailureToFinalize(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
+		for _, ours := range []bool{false, true} {
+			disk, systems := newSystems(t, r, ours, "failure")
+			s := systems[0]
+			s.init(disk)
+			s.commitTree(disk, "os/conflict", conflicting)
+			steps := []op{
+				deployment(deployOp{ref: "os/v1"}), boot(0, false),
+				deployment(deployOp{ref: "os/conflict", stage: true}), edit("conf", "changed since"),
+			}
+			for _, o := range steps {
+				if err := o.ostree(s); err != nil {
+					t.Fatalf("%s: %v", o.name, err)
+				}
+			}
+			before := s.list()
+			fails, tells := finalize().ostree, s.failureByUs
+			if ours {
+				fails, tells = func(s *system) error { return finalize().ours(t.Context(), s) }, s.failureByOSTree
+			}
+			if err := fails(s); err == nil {
+				t.Fatalf("finalize (by us: %v) has not failed", ours)
+			}
+			const stamp = "boot/ostree/finalize-failure.stamp"
+			after := s.list()
+			if after[stamp] == "" {
+				t.Errorf("finalize (by us: %v) has left no %s", ours, stamp)
+			}
+			delete(after, stamp)
+			// What ostree has left of its attempt is not our concern.
+			if diff := withoutStaged(before).diff(withoutStaged(after)); len(diff) > 0 && ours {
+				t.Errorf("finalize has failed and changed\n%s", strings.Join(diff, "\n"))
+			}
+			if err := boot(0, false).ostree(s); err != nil {
+				t.Fatal(err)
+			}
+			if text := tells(); !strings.Contains(text, "conf") {
+				t.Errorf("what is said of the failure (by us: %v) is %q", ours, text)
+			}
+			if l := s.list(); l[stamp] != "" {
+				t.Errorf("%s is there still: %s", stamp, l[stamp])
+			}
+			s.stop()
+		}
+	})
+}
+
+// withoutStaged returns a listing without what is in /run.
+func withoutStaged(l listing) listing {
+	l = maps.Clone(l)
+	maps.DeleteFunc(l, func(name, _ string) bool { return strings.HasPrefix(name, stagedFile) })
+	return l
+}
+
+func (s *system) failureByUs() (text string) {
+	s.t.Helper()
+	err := s.locked(s.t.Context(), func(sr *sysroot.Sysroot) error {
+		report, err := sr.BootComplete(s.t.Context())
+		if err == nil {
+			text = report.Finalize
+		}
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return text
+}
+
+func (s *system) failureByOSTree() string {
+	s.t.Helper()
+	_, err := s.admin("boot-complete")
+	if _, ok := errors.AsType[*ostreehost.ExitError](err); !ok {
+		s.t.Fatalf("ostree admin boot-complete: %v, want that it fails", err)
+	}
+	return err.Error()
 }

@@ -16,7 +16,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	ostreehost.Main()
+	if status, done := ostreehost.Main(); done {
+		os.Exit(status)
+	}
 	code := m.Run()
 	if err := os.RemoveAll(programDir); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -12,6 +12,7 @@ import (
 // TestOSTree shows that ostree alone does in a host what it does on a machine. What the other tests compare with rests on it.
 func TestOSTree(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
 		for _, readonly := range []bool{false, true} {
 			disk, systems := newSystems(t, r, false, "alone")
 			s := systems[0]

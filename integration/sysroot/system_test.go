@@ -71,8 +71,8 @@ func newSystems(t *testing.T, r ostreehost.Release, ownBoot bool, names ...strin
 	return disk, systems
 }
 
-// ostreeEnv keeps ostree from calling sync(2), which concerns the disks of the machine.
-var ostreeEnv = []string{"OSTREE_SYSROOT_OPTS=skip-sync"}
+// ostreeEnv keeps ostree from calling sync(2), which concerns the disks of the machine, and has what it demands of systemd.
+var ostreeEnv = []string{"OSTREE_SYSROOT_OPTS=skip-sync", "INVOCATION_ID=test"}
 
 // run runs a command on the system's host and ends the test if it fails.
 func run(t *testing.T, h *ostreehost.Host, args ...string) string {
