@@ -56,7 +56,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *He
 	if err := in.writeRecipe(d); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
-	if err := in.readTar(tar.NewReader(in.recipe)); err != nil {
+	if err := in.readTar(in.pub.ctx, tar.NewReader(in.recipe)); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
 	if err := in.recipe.finish(); err != nil {
@@ -91,13 +91,11 @@ type ingest struct {
 	ctx  context.Context //nolint:containedctx // one call's state, not kept beyond it
 	lock *objectstore.Lock
 	txn  *objectstore.Txn
-	tree *tree
 	pub  *publisher
+	tarReader
 
 	recipe     *recipeWriter // nil for a layer that is not made of a tar
 	recipeFile *objectstore.FileWriter
-
-	stale []*inode // attributes changed after the content was on its way to the store
 }
 
 func (s *Store) begin(ctx context.Context) (*ingest, error) {
@@ -111,7 +109,8 @@ func (s *Store) begin(ctx context.Context) (*ingest, error) {
 	}
 	txn.OnPublish(s.journal.published)
 	txn.Borrow(s.lenders)
-	in := &ingest{s: s, ctx: ctx, lock: lock, txn: txn, tree: newTree(s.opts.MaxEntries)}
+	in := &ingest{s: s, ctx: ctx, lock: lock, txn: txn}
+	in.tarReader = tarReader{tree: newTree(s.opts.MaxEntries), store: in.content}
 	in.pub = newPublisher(ctx, txn, s.opts)
 	return in, nil
 }
@@ -171,7 +170,15 @@ func (in *ingest) restat() error {
 	return nil
 }
 
-func (in *ingest) readTar(tr *tar.Reader) error {
+// A tarReader puts the entries of a tar into a tree.
+type tarReader struct {
+	tree  *tree
+	store func(n *inode, hdr *tar.Header, r io.Reader) error // is given the content of a file that is not empty
+	stale []*inode                                           // attributes changed after the content was given to store
+}
+
+// readTar reads a tar to its end, or until ctx is done.
+func (in *tarReader) readTar(ctx context.Context, tr *tar.Reader) error {
 	for {
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -180,8 +187,8 @@ func (in *ingest) readTar(tr *tar.Reader) error {
 		if err != nil {
 			return invalidTar(err)
 		}
-		if in.pub.ctx.Err() != nil {
-			return in.pub.cause()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err := in.entry(hdr, tr); err != nil {
 			var re *readError
@@ -231,7 +238,7 @@ const (
 )
 
 // entry puts one entry of the tar into the tree, as containerd's applier puts it into a directory.
-func (in *ingest) entry(hdr *tar.Header, content io.Reader) error {
+func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -293,7 +300,7 @@ func (in *ingest) entry(hdr *tar.Header, content io.Reader) error {
 		return err
 	}
 	if n.Size > 0 {
-		return in.content(n, hdr, content)
+		return in.store(n, hdr, content)
 	}
 	return nil
 }
@@ -324,14 +331,14 @@ func isSparse(hdr *tar.Header) bool {
 }
 
 // put gives a new inode its name, if there is room for it.
-func (in *ingest) put(dir *inode, base string, n *inode) error {
+func (in *tarReader) put(dir *inode, base string, n *inode) error {
 	if err := in.tree.hold(n); err != nil {
 		return err
 	}
 	return in.tree.put(dir, base, n)
 }
 
-func (in *ingest) whiteout(dir *inode, base string) error {
+func (in *tarReader) whiteout(dir *inode, base string) error {
 	if base == whiteoutOpaque {
 		dir.opaque = true
 		return nil
@@ -352,7 +359,7 @@ func (in *ingest) whiteout(dir *inode, base string) error {
 
 // link gives the target a further name. As containerd does, the attributes of the link's own header become those of
 // the file. A target that this layer does not have is one of a lower layer, which a checkout looks for.
-func (in *ingest) link(hdr *tar.Header, dir *inode, base string) error {
+func (in *tarReader) link(hdr *tar.Header, dir *inode, base string) error {
 	tdir, tbase, err := splitName(hdr.Linkname)
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
@@ -384,7 +391,7 @@ func (in *ingest) link(hdr *tar.Header, dir *inode, base string) error {
 }
 
 // relabel gives a file that has been read the attributes of a hard link's header.
-func (in *ingest) relabel(n *inode, hdr *tar.Header) error {
+func (in *tarReader) relabel(n *inode, hdr *tar.Header) error {
 	if n.external != "" {
 		return nil
 	}

@@ -1,0 +1,112 @@
+package layer
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// ScanOptions say what a [Scan] does with what it reads.
+type ScanOptions struct {
+	// MaxEntries is that of [Options].
+	MaxEntries int
+	// Content is given the content of each regular file that is not empty, to be read to its end. What it returns is the
+	// file's Content afterwards. A file that a later entry of the tar replaces is given to it too.
+	Content func(r io.Reader, size int64) (objectstore.Checksum, error)
+	// Accept, if set, is that of [ImportOptions].
+	Accept func(diffID digest.Digest, tarSize int64) error
+}
+
+// A Scanned is what a tar makes a layer of.
+type Scanned struct {
+	DiffID  digest.Digest
+	TarSize int64
+	files   map[*inode]int // with the number of their names
+}
+
+// A ScannedFile is what is no directory in a layer. Files that are hard links to each other are one.
+type ScannedFile struct {
+	*composefs.Inode
+	Content objectstore.Checksum // what ScanOptions.Content has returned, zero for what has none
+	Names   int
+	Below   bool // hard link to a file of a layer below, of which nothing is known here
+}
+
+// Files lists, in no order, what the layer has beside directories. The inodes are not to be changed.
+func (s *Scanned) Files() iter.Seq[ScannedFile] {
+	return func(yield func(ScannedFile) bool) {
+		for n, names := range s.files {
+			if !yield(ScannedFile{Inode: &n.Inode, Content: n.sum, Names: names, Below: n.external != ""}) {
+				return
+			}
+		}
+	}
+}
+
+// Scan reads a plain tar to the end of the stream, as [Store.Import] does, and with its rules: what it finds is what the
+// layer would have in a store. It keeps no content and needs no store. What is wrong with the tar is an ErrInvalid.
+//
+// Memory is bounded as that of Import is, less the content in flight.
+func Scan(ctx context.Context, r io.Reader, o ScanOptions) (*Scanned, error) {
+	opts := Options{MaxEntries: o.MaxEntries}
+	opts.setDefaults()
+	d := newDigester(r)
+	defer d.Close()
+	in := tarReader{tree: newTree(opts.MaxEntries), store: func(n *inode, _ *tar.Header, r io.Reader) (err error) {
+		source := &sourceReader{r: r}
+		if n.sum, err = o.Content(source, n.Size); source.err != nil {
+			return &readError{source.err}
+		}
+		if err != nil {
+			return &storeError{err}
+		}
+		return nil
+	}}
+	if err := in.readTar(ctx, tar.NewReader(d)); err != nil {
+		return nil, fmt.Errorf("scan layer: %w", err)
+	}
+	diffID, size, err := d.Finish()
+	if err != nil {
+		return nil, fmt.Errorf("scan layer: %w", err)
+	}
+	if o.Accept != nil {
+		if err := o.Accept(diffID, size); err != nil {
+			return nil, fmt.Errorf("scan layer: %w", err)
+		}
+	}
+	s := &Scanned{DiffID: diffID, TarSize: size, files: make(map[*inode]int)}
+	s.collect(in.tree.root)
+	return s, nil
+}
+
+func (s *Scanned) collect(dir *inode) {
+	for _, n := range dir.children {
+		if n.IsDir() {
+			s.collect(n)
+		} else {
+			s.files[n]++
+		}
+	}
+}
+
+// sourceReader tells errors of what it reads from those of its user.
+type sourceReader struct {
+	r   io.Reader
+	err error
+}
+
+func (r *sourceReader) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
+}
