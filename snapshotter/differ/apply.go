@@ -172,30 +172,17 @@ func Import(ctx context.Context, layers *layer.Store, source ContentSource, d *D
 
 func importBlob(ctx context.Context, layers *layer.Store, source ContentSource, d *Decompressor, desc ocispec.Descriptor, compressed bool, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
 	start := time.Now()
-	// Whatever ends the import ends the decompressor and the reading of the blob too.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	blob, err := source.Open(ctx, desc)
-	if err != nil {
-		return nil, fmt.Errorf("open blob: %w", err)
-	}
-	defer func() { err = errors.Join(err, blob.Close()) }()
-	v, err := newVerifier(ctx, blob, desc)
-	if err != nil {
-		return nil, err
-	}
-	defer v.stop()
-	tar, err := d.open(ctx, v, compressed)
+	tar, err := openTar(ctx, source, d, desc, compressed)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, tar.Close()) }()
 	options := layer.ImportOptions{
 		// The stream has been read to its end, so the decompressor is content with the blob.
-		Accept:   func(diffID digest.Digest, _ int64) error { return tar.accept(diffID) },
+		Accept:   func(diffID digest.Digest, _ int64) error { return tar.Accept(diffID) },
 		Distrust: distrust,
 	}
-	if f, ok := blob.(*FileBlob); ok {
+	if f, ok := tar.blob.(*FileBlob); ok {
 		options.BlobFile = f.Name()
 	}
 	if desc.Digest.Algorithm() == digest.SHA256 {
@@ -207,7 +194,7 @@ func importBlob(ctx context.Context, layers *layer.Store, source ContentSource, 
 	}
 	log.G(ctx).WithFields(log.Fields{
 		"layer": held.ID.String(), "diffID": held.DiffID, "blob": desc.Digest, "entries": held.Entries, "bytes": held.TarSize,
-		"added": held.Added.Bytes, "decompressor": tar.name, "duration": time.Since(start),
+		"added": held.Added.Bytes, "decompressor": tar.stream.name, "duration": time.Since(start),
 	}).Info("layer imported")
 	return held, nil
 }

@@ -1,0 +1,92 @@
+package differ
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func TestOpenTar(t *testing.T) {
+	plain := text(100_000)
+	dir := t.TempDir()
+	files, gz := putBlob(t, dir, gzipped(plain))
+	_, raw := putBlob(t, dir, plain)
+	_, cut := putBlob(t, dir, gzipped(plain)[:1000])
+	gz.MediaType, raw.MediaType, cut.MediaType = ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip
+	absent, alien, short := gz, gz, gz
+	absent.Digest = digest.FromString("absent")
+	alien.MediaType = ocispec.MediaTypeImageManifest
+	short.Size--
+	d, err := NewDecompressor(t.Context(), GzipOff)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name       string
+		desc       ocispec.Descriptor
+		open, read error
+	}{
+		{name: "gzip", desc: gz},
+		{name: "plain", desc: raw},
+		{name: "truncated", desc: cut, read: io.ErrUnexpectedEOF},
+		{name: "absent", desc: absent, open: errdefs.ErrNotFound},
+		{name: "no layer", desc: alien, open: errdefs.ErrNotImplemented},
+		{name: "no digest", desc: ocispec.Descriptor{MediaType: gz.MediaType, Digest: "x"}, open: errdefs.ErrInvalidArgument},
+		{name: "wrong size", desc: short, open: errdefs.ErrFailedPrecondition},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tar, err := OpenTar(t.Context(), files, d, tt.desc)
+			if !errors.Is(err, tt.open) {
+				t.Fatalf("open: got %v, want %v", err, tt.open)
+			}
+			if err != nil {
+				return
+			}
+			b, err := io.ReadAll(tar)
+			if !errors.Is(err, tt.read) {
+				t.Errorf("read: got %v, want %v", err, tt.read)
+			}
+			if err == nil && !bytes.Equal(b, plain) {
+				t.Errorf("read %d bytes of %d", len(b), len(plain))
+			}
+			if err == nil {
+				if err := tar.Accept(digest.FromBytes(b)); err != nil {
+					t.Error(err)
+				}
+			}
+			// Go's gzip says once more what was wrong.
+			if err := tar.Close(); !errors.Is(err, tt.read) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestOpenTarDigest: a blob that is not what its name says is not accepted.
+func TestOpenTarDigest(t *testing.T) {
+	plain := text(1000)
+	blob := gzipped(plain)
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("other")}
+	d, err := NewDecompressor(t.Context(), GzipOff)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tar, err := OpenTar(t.Context(), Provider{providerOf(blob)}, d, desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, tar); err != nil {
+		t.Fatal(err)
+	}
+	if err := tar.Accept(digest.FromBytes(plain)); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("got %v, want a failed precondition", err)
+	}
+	if err := tar.Close(); err != nil {
+		t.Error(err)
+	}
+}
