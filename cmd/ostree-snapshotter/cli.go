@@ -71,6 +71,7 @@ as an object of an ostree repository; containers run on overlay mounts over hard
 		c.cleanupCommand(),
 		c.finalizeStagedCommand(),
 		c.bootCompleteCommand(),
+		c.benchCommand(),
 		c.versionCommand(),
 	)
 	return root

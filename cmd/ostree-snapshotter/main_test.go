@@ -72,6 +72,7 @@ func TestScript(t *testing.T) {
 			"waitfor": scriptWaitFor,
 			"same":    scriptSame,
 			"json":    scriptJSON,
+			"layout":  scriptLayout,
 
 			"osstore":    scriptOSStore,
 			"sysroot":    scriptSysroot,
