@@ -25,7 +25,9 @@ func AppendDict(b []byte, entries []Entry) []byte {
 }
 
 // Dict returns a Variant of type a{sv}.
-func Dict(entries []Entry) Variant { return Variant{Type: dictType.str, Data: AppendDict(nil, entries)} }
+func Dict(entries []Entry) Variant {
+	return Variant{Type: dictType.str, Data: AppendDict(nil, entries)}
+}
 
 // ParseDict takes an a{sv} apart and verifies it completely. The values refer to data. The entries take no more than 8 times
 // the memory that data does.
