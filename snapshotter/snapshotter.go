@@ -320,7 +320,7 @@ func (s *Snapshotter) insert(ctx context.Context, dir newDirectory, below []cont
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.tmp.RemoveAll(tmp))
+			err = errors.Join(err, s.dropNew(tmp))
 		}
 	}()
 	renamed := false

@@ -713,6 +713,42 @@ func TestFailedPrepareLeavesNothing(t *testing.T) {
 	}
 }
 
+// What a failed Prepare cannot remove, for the same reason, the next Cleanup removes.
+func TestCleanupFinishesFailedPrepare(t *testing.T) {
+	snaptest.NeedsRoot(t)
+	failing := false
+	root, err := objecttest.OpenDir(t, t.TempDir()).WithHook(func(op atfs.Op, name string) error {
+		if failing && (op == atfs.OpUnlink || op == atfs.OpMkdir && strings.HasSuffix(name, "/work")) {
+			return unix.EMFILE
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	wantLeft := func(want int) {
+		t.Helper()
+		if names, err := os.ReadDir(filepath.Join(e.Path, "tmp")); err != nil || len(names) != want {
+			t.Errorf("tmp: got %v, %v, want %d names", names, err, want)
+		}
+	}
+	failing = true
+	if _, err := e.Prepare(t.Context(), "a", ""); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("got %v, want EMFILE", err)
+	}
+	wantLeft(1)
+	failing = false
+	if err := e.Cleanup(t.Context()); err != nil {
+		t.Error(err)
+	}
+	wantLeft(0)
+}
+
 func TestCleanupPrunesWhatNobodyNeeds(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)
