@@ -434,12 +434,10 @@ func (s *soak) opCommit(ctx context.Context, r *rand.Rand, suffers func(*churn))
 	if _, err := nerdctl("commit", name, committed); err != nil {
 		return err
 	}
-	got, err := nerdctl("run", parent, "--rm", "--net", "none", committed, "/bin/sh", "-c", "cat /committed; ls /etc/group 2>/dev/null; ls /new/dir")
-	if err != nil {
-		return err
-	}
-	if want := text + "\ncopy\n"; got != want {
-		return fmt.Errorf("a container of a committed image printed %q, want %q", got, want)
+	// The exit status tells: nerdctl at times loses what a short container prints (containerd/nerdctl#3877).
+	check := fmt.Sprintf(`[ "$(cat /committed)" = %s ] && [ ! -e /etc/group ] && [ "$(cat /new/dir/copy)" = "$(cat /etc/passwd)" ]`, text)
+	if _, err := nerdctl("run", parent, "--rm", "--net", "none", committed, "/bin/sh", "-c", check); err != nil {
+		return fmt.Errorf("run a container of a committed image, which checks its files: %w", err)
 	}
 	return nil
 }
