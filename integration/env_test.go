@@ -23,6 +23,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
@@ -72,8 +73,8 @@ func start(t *testing.T, change func(*stack.Options)) *env {
 			e.fsck()
 		}
 		if t.Failed() {
-			t.Logf("the last of containerd's log:\n%s", stack.Tail(s.ContainerdLog(), 25))
-			t.Logf("the last of the daemon's log:\n%s", stack.Tail(s.DaemonLog(), 40))
+			t.Logf("the last of containerd's log:\n%s", process.Tail(s.ContainerdLog(), 25))
+			t.Logf("the last of the daemon's log:\n%s", process.Tail(s.DaemonLog(), 40))
 		}
 		if err := s.Stop(); err != nil {
 			t.Errorf("stop the stack: %v", err)

@@ -10,6 +10,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/vm"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
 // diskSize is that of the disk: two deployments, the blobs of an image, and its layers in the guest's store.
@@ -70,7 +71,7 @@ func install(t *testing.T, opts stack.Options, image, disk string) {
 	}
 	defer func() {
 		if t.Failed() {
-			t.Logf("the last of the daemon's log:\n%s", stack.Tail(s.DaemonLog(), 40))
+			t.Logf("the last of the daemon's log:\n%s", process.Tail(s.DaemonLog(), 40))
 		}
 		if err := s.Stop(); err != nil {
 			t.Error(err)

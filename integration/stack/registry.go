@@ -14,13 +14,14 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
 // A Registry is a running registry on the loopback interface, without TLS. It may be used by several stacks.
 type Registry struct {
 	Address string // host:port
 
-	proc   *process
+	proc   *process.Process
 	dir    string
 	mu     sync.Mutex
 	pushed map[string]bool
@@ -47,11 +48,11 @@ func StartRegistry(ctx context.Context, tools *testhost.Tools) (_ *Registry, err
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
 	env := []string{"OTEL_TRACES_EXPORTER=none"}
-	if r.proc, err = startProcess(filepath.Join(dir, "registry.log"), env, tools.Registry, "serve", config); err != nil {
+	if r.proc, err = process.Start(filepath.Join(dir, "registry.log"), env, tools.Registry, "serve", config); err != nil {
 		return nil, err
 	}
-	err = r.proc.waitFor(ctx, func(context.Context) error {
-		b, err := os.ReadFile(r.proc.log)
+	err = r.proc.WaitFor(ctx, func(context.Context) error {
+		b, err := os.ReadFile(r.proc.Log)
 		if err != nil {
 			return err
 		}
@@ -95,7 +96,7 @@ var blobGet = regexp.MustCompile(`"GET /v2/[^" ]*/blobs/(sha256:[0-9a-f]{64})`)
 
 // BlobRequests returns the digests of the blobs that were asked for since the registry started, one for each request.
 func (r *Registry) BlobRequests() ([]string, error) {
-	b, err := os.ReadFile(r.proc.log)
+	b, err := os.ReadFile(r.proc.Log)
 	if err != nil {
 		return nil, fmt.Errorf("read registry log: %w", err)
 	}
@@ -110,7 +111,7 @@ func (r *Registry) BlobRequests() ([]string, error) {
 func (r *Registry) Stop() error {
 	var err error
 	if r.proc != nil {
-		err = r.proc.signal(unix.SIGKILL)
+		err = r.proc.Signal(unix.SIGKILL)
 	}
 	return errors.Join(err, os.RemoveAll(r.dir))
 }

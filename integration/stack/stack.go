@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
 // Snapshotters a stack can be built around.
@@ -61,8 +62,8 @@ type Stack struct {
 	Containerd, Daemon string
 
 	opts       Options
-	containerd *process
-	daemon     *process
+	containerd *process.Process
+	daemon     *process.Process
 	client     *containerd.Client
 }
 
@@ -211,11 +212,11 @@ func (s *Stack) environment() []string {
 
 func (s *Stack) startContainerd(ctx context.Context) error {
 	var err error
-	s.containerd, err = startProcess(s.ContainerdLog(), s.environment(), s.opts.Tools.Containerd, "--config", s.path("containerd.toml"))
+	s.containerd, err = process.Start(s.ContainerdLog(), s.environment(), s.opts.Tools.Containerd, "--config", s.path("containerd.toml"))
 	if err != nil {
 		return err
 	}
-	err = s.containerd.waitFor(ctx, func(ctx context.Context) error {
+	err = s.containerd.WaitFor(ctx, func(ctx context.Context) error {
 		c, err := containerd.New(s.Containerd, containerd.WithTimeout(time.Second))
 		if err != nil {
 			return err
@@ -239,11 +240,11 @@ func (s *Stack) DaemonArgs() []string {
 
 func (s *Stack) startDaemon(ctx context.Context) error {
 	var err error
-	s.daemon, err = startProcess(s.DaemonLog(), s.environment(), s.opts.Binary, s.DaemonArgs()...)
+	s.daemon, err = process.Start(s.DaemonLog(), s.environment(), s.opts.Binary, s.DaemonArgs()...)
 	if err != nil {
 		return err
 	}
-	return s.daemon.waitFor(ctx, func(ctx context.Context) error {
+	return s.daemon.WaitFor(ctx, func(ctx context.Context) error {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", s.Daemon)
 		if err != nil {
 			return err
@@ -259,7 +260,7 @@ func (s *Stack) ContainerdLog() string { return s.path("containerd.log") }
 func (s *Stack) DaemonLog() string { return s.path("ostree.log") }
 
 // DaemonPid returns the daemon's process ID.
-func (s *Stack) DaemonPid() int { return s.daemon.cmd.Process.Pid }
+func (s *Stack) DaemonPid() int { return s.daemon.Pid }
 
 // Client returns a client of containerd. RestartContainerd replaces it.
 func (s *Stack) Client() *containerd.Client { return s.client }
@@ -269,17 +270,17 @@ func Context(ctx context.Context) context.Context { return namespaces.WithNamesp
 
 // StopDaemon asks the daemon to end and waits for it. Its exit code must be 0.
 func (s *Stack) StopDaemon() error {
-	if err := s.daemon.stop(); err != nil {
+	if err := s.daemon.Stop(); err != nil {
 		return err
 	}
-	if s.daemon.err != nil {
-		return fmt.Errorf("stop the daemon: %w\n%s", s.daemon.err, Tail(s.DaemonLog(), 20))
+	if s.daemon.Err() != nil {
+		return fmt.Errorf("stop the daemon: %w\n%s", s.daemon.Err(), process.Tail(s.DaemonLog(), 20))
 	}
 	return nil
 }
 
 // KillDaemon kills the daemon without warning.
-func (s *Stack) KillDaemon() error { return s.daemon.signal(unix.SIGKILL) }
+func (s *Stack) KillDaemon() error { return s.daemon.Signal(unix.SIGKILL) }
 
 // StartDaemon starts the daemon again after it was stopped or killed, and waits until containerd has found it: for up
 // to three seconds containerd answers by itself that there is no connection.
@@ -288,7 +289,7 @@ func (s *Stack) StartDaemon(ctx context.Context) error {
 		return err
 	}
 	sn := s.client.SnapshotService(s.Snapshotter)
-	return s.daemon.waitFor(ctx, func(ctx context.Context) error {
+	return s.daemon.WaitFor(ctx, func(ctx context.Context) error {
 		ctx = Context(ctx)
 		key := fmt.Sprintf("probe-%d", time.Now().UnixNano())
 		if _, err := sn.Prepare(ctx, key, ""); err != nil { // the one call that containerd always passes on
@@ -306,7 +307,7 @@ func (s *Stack) StartDaemon(ctx context.Context) error {
 func (s *Stack) RestartContainerd(ctx context.Context) error {
 	err := s.client.Close()
 	s.client = nil
-	if err := errors.Join(err, s.containerd.stop()); err != nil {
+	if err := errors.Join(err, s.containerd.Stop()); err != nil {
 		return err
 	}
 	return s.startContainerd(ctx)
@@ -315,12 +316,12 @@ func (s *Stack) RestartContainerd(ctx context.Context) error {
 // Reboot ends everything without warning, unmounts everything below the stack's directory, removes
 // containerd's state and starts daemon and containerd again. What is on the disk stays as it is.
 func (s *Stack) Reboot(ctx context.Context) error {
-	errs := []error{s.client.Close(), s.containerd.signal(unix.SIGKILL)}
+	errs := []error{s.client.Close(), s.containerd.Signal(unix.SIGKILL)}
 	s.client = nil
 	if s.daemon != nil {
-		errs = append(errs, s.daemon.signal(unix.SIGKILL))
+		errs = append(errs, s.daemon.Signal(unix.SIGKILL))
 	}
-	errs = append(errs, killShims(s.Containerd), unmountBelow(s.Dir))
+	errs = append(errs, process.KillShims(s.Containerd), process.UnmountBelow(s.Dir))
 	for _, name := range []string{"state", "s", "runc", "fifo"} { // what lies in /run on a real machine
 		errs = append(errs, os.RemoveAll(s.path(name)))
 	}
@@ -463,12 +464,12 @@ func (s *Stack) Stop() error {
 	}
 	// containerd first, so that it does not clean up after the shims while they are killed.
 	if s.containerd != nil {
-		errs = append(errs, s.containerd.signal(unix.SIGKILL))
+		errs = append(errs, s.containerd.Signal(unix.SIGKILL))
 	}
-	errs = append(errs, killShims(s.Containerd))
+	errs = append(errs, process.KillShims(s.Containerd))
 	if s.daemon != nil {
-		errs = append(errs, s.daemon.stop())
+		errs = append(errs, s.daemon.Stop())
 	}
-	errs = append(errs, unmountBelow(s.Dir), removeCgroups(s.CgroupParent()), os.RemoveAll(s.Dir))
+	errs = append(errs, process.UnmountBelow(s.Dir), process.RemoveCgroups(s.CgroupParent()), os.RemoveAll(s.Dir))
 	return errors.Join(errs...)
 }

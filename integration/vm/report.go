@@ -8,7 +8,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
 // A Command is a command line for bash in the guest. Its name has no spaces.
@@ -164,4 +164,4 @@ func (r *Report) Count(text string) (int, error) {
 }
 
 // Tail returns the last lines of the console, or why it cannot be read.
-func (r *Report) Tail(lines int) string { return stack.Tail(r.Console, lines) }
+func (r *Report) Tail(lines int) string { return process.Tail(r.Console, lines) }

@@ -1,4 +1,6 @@
-package stack
+// Package process runs programs beside us, whose output goes to files: it starts them, waits until they are ready, and
+// ends them and what they leave. It is for benchmarks and tests, which start a containerd of their own.
+package process
 
 import (
 	"bytes"
@@ -19,17 +21,19 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 )
 
-// A process is a running program whose output goes to a log file.
-type process struct {
+// A Process is a running program whose output goes to a log file.
+type Process struct {
+	Pid int
+	Log string // path
+
 	name string
-	log  string
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
 	err  error         // of Wait; read after done
 }
 
-// startProcess starts a program. Its output is added to the log file.
-func startProcess(log string, env []string, name string, args ...string) (*process, error) {
+// Start starts a program in a session of its own, with env added to our environment. Its output is added to the log file.
+func Start(log string, env []string, name string, args ...string) (*Process, error) {
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(name), err)
@@ -43,7 +47,7 @@ func startProcess(log string, env []string, name string, args ...string) (*proce
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(name), err)
 	}
-	p := &process{name: filepath.Base(name), log: log, cmd: cmd, done: make(chan struct{})}
+	p := &Process{Pid: cmd.Process.Pid, Log: log, name: filepath.Base(name), cmd: cmd, done: make(chan struct{})}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
@@ -52,7 +56,7 @@ func startProcess(log string, env []string, name string, args ...string) (*proce
 }
 
 // running tells whether the process has not ended.
-func (p *process) running() bool {
+func (p *Process) running() bool {
 	select {
 	case <-p.done:
 		return false
@@ -61,11 +65,19 @@ func (p *process) running() bool {
 	}
 }
 
+// Err is how it ended: nil while it runs, and if its exit code was 0.
+func (p *Process) Err() error {
+	if p.running() {
+		return nil
+	}
+	return p.err
+}
+
 // endWait is how long a process may take to end after a signal.
 const endWait = 30 * time.Second
 
-// signal sends a signal and waits for the end, at most for endWait.
-func (p *process) signal(sig os.Signal) error {
+// Signal sends a signal and waits for the end, at most for endWait.
+func (p *Process) Signal(sig os.Signal) error {
 	if !p.running() {
 		return nil
 	}
@@ -80,20 +92,20 @@ func (p *process) signal(sig os.Signal) error {
 	}
 }
 
-// stop ends the process, by force if it does not end by itself in good time, which is an error.
-func (p *process) stop() error {
+// Stop ends the process, by force if it does not end by itself in good time, which is an error.
+func (p *Process) Stop() error {
 	if p == nil {
 		return nil
 	}
-	err := p.signal(unix.SIGTERM)
+	err := p.Signal(unix.SIGTERM)
 	if err != nil {
-		err = errors.Join(err, p.signal(unix.SIGKILL))
+		err = errors.Join(err, p.Signal(unix.SIGKILL))
 	}
 	return err
 }
 
-// waitFor calls ready until it returns nil, the process ends, or half a minute has passed.
-func (p *process) waitFor(ctx context.Context, ready func(context.Context) error) error {
+// WaitFor calls ready until it returns nil, the process ends, or half a minute has passed.
+func (p *Process) WaitFor(ctx context.Context, ready func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
@@ -103,9 +115,9 @@ func (p *process) waitFor(ctx context.Context, ready func(context.Context) error
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("start %s: ended at once: %w\n%s", p.name, p.err, Tail(p.log, 20))
+			return fmt.Errorf("start %s: ended at once: %w\n%s", p.name, p.err, Tail(p.Log, 20))
 		case <-ctx.Done():
-			return fmt.Errorf("start %s: not ready: %w\n%s", p.name, err, Tail(p.log, 20))
+			return fmt.Errorf("start %s: not ready: %w\n%s", p.name, err, Tail(p.Log, 20))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -121,8 +133,8 @@ func Tail(name string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "")
 }
 
-// killShims ends the shims of the containerd at a socket, and first the processes they started: the containers.
-func killShims(socket string) error {
+// KillShims ends the shims of the containerd at a socket, and first the processes they started: the containers.
+func KillShims(socket string) error {
 	var shims []int
 	parents := make(map[int]int)
 	entries, err := os.ReadDir("/proc")
@@ -177,8 +189,8 @@ func parentOf(pid int) (int, bool) {
 	return ppid, err == nil
 }
 
-// removeCgroups removes a control group and those below it, which must be empty, from every hierarchy.
-func removeCgroups(name string) error {
+// RemoveCgroups removes a control group and those below it, which must be empty, from every hierarchy.
+func RemoveCgroups(name string) error {
 	dirs, err := filepath.Glob("/sys/fs/cgroup" + name)
 	if err != nil {
 		return err
@@ -219,8 +231,8 @@ func removeCgroup(dir string, deadline time.Time) error {
 	}
 }
 
-// unmountBelow unmounts everything that is mounted on a directory or below it, the deepest first.
-func unmountBelow(dir string) error {
+// UnmountBelow unmounts everything that is mounted on a directory or below it, the deepest first.
+func UnmountBelow(dir string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
