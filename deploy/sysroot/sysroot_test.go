@@ -134,8 +134,8 @@ func TestReadOnly(t *testing.T) {
 	b.commit("2", "b")
 	b.deploy(ref(b, "1"))
 	b.deploy(ref(b, "2"))
-	must(t, unix.Mount("", disk.Dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-	defer func() { must(t, unix.Mount("", disk.Dir, "", unix.MS_REMOUNT, "")) }()
+	testenv.Remount(t, disk.Dir, unix.MS_RDONLY, "")
+	defer testenv.Remount(t, disk.Dir, 0, "")
 	st := b.load()
 	for name, f := range map[string]func() error{
 		"lock":      func() error { _, err := b.Lock(t.Context()); return err },

@@ -17,6 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // large is a tree that takes 120 kilobytes of /boot, and half of that for its /etc.
@@ -41,20 +42,20 @@ var refusals = []struct {
 }{
 	{
 		name: "boot too small", ref: "os/large",
-		prepare: func(s *system) { remount(s.t, s.boot, 0, "size=64k") },
-		undo:    func(s *system) { remount(s.t, s.boot, 0, "size=16m") },
+		prepare: func(s *system) { testenv.Remount(s.t, s.boot, 0, "size=64k") },
+		undo:    func(s *system) { testenv.Remount(s.t, s.boot, 0, "size=16m") },
 		class:   sysroot.ErrNoSpace, text: "the boot file system needs",
 	},
 	{
 		name: "read-only sysroot", ref: "os/v2",
-		prepare: func(s *system) { remount(s.t, filepath.Dir(s.root), unix.MS_RDONLY, "") },
-		undo:    func(s *system) { remount(s.t, filepath.Dir(s.root), 0, "") },
+		prepare: func(s *system) { testenv.Remount(s.t, filepath.Dir(s.root), unix.MS_RDONLY, "") },
+		undo:    func(s *system) { testenv.Remount(s.t, filepath.Dir(s.root), 0, "") },
 		class:   sysroot.ErrReadOnly, text: "is mounted read-only",
 	},
 	{
 		name: "read-only boot", ref: "os/v2",
-		prepare: func(s *system) { remount(s.t, s.boot, unix.MS_RDONLY, "") },
-		undo:    func(s *system) { remount(s.t, s.boot, 0, "") },
+		prepare: func(s *system) { testenv.Remount(s.t, s.boot, unix.MS_RDONLY, "") },
+		undo:    func(s *system) { testenv.Remount(s.t, s.boot, 0, "") },
 		class:   sysroot.ErrReadOnly, text: "is mounted read-only",
 	},
 	{name: "no kernel", ref: "os/kernelless", class: sysroot.ErrInvalid, text: "no kernel"},
@@ -94,13 +95,6 @@ var refusals = []struct {
 		undo:    func(s *system) { move(s.t, s.root, "ostree/gone", "ostree/boot.1") },
 		class:   sysroot.ErrCorrupt, text: "boot.1",
 	},
-}
-
-func remount(t *testing.T, dir string, flags uintptr, options string) {
-	t.Helper()
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, options); err != nil {
-		t.Fatalf("remount %s: %v", dir, err)
-	}
 }
 
 func move(t *testing.T, dir, from, to string) {
@@ -179,7 +173,7 @@ func TestDiskFull(t *testing.T) {
 		if err := unix.Statfs(disk, &st); err != nil {
 			t.Fatal(err)
 		}
-		remount(t, disk, 0, fmt.Sprintf("size=%d", (st.Blocks-st.Bfree+pages)*uint64(st.Bsize)))
+		testenv.Remount(t, disk, 0, fmt.Sprintf("size=%d", (st.Blocks-st.Bfree+pages)*uint64(st.Bsize)))
 	}
 	fill(1)
 	err := d.ours(t.Context(), s)
@@ -189,13 +183,13 @@ func TestDiskFull(t *testing.T) {
 	checkMessage(t, err, "the sysroot has")
 	last := ""
 	for pages := uint64(0); ; pages++ {
-		remount(t, disk, 0, "size=256m")
+		testenv.Remount(t, disk, 0, "size=256m")
 		err := s.change(t.Context(), func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
 			p, err := d.plan(t.Context(), sr, st)
 			fill(pages)
 			return p, err
 		})
-		remount(t, disk, 0, "size=256m")
+		testenv.Remount(t, disk, 0, "size=256m")
 		if err == nil {
 			t.Logf("took %d pages", pages)
 			break

@@ -95,7 +95,7 @@ func TestSpace(t *testing.T) {
 	if ro, err := d.ReadOnly(); ro || err != nil {
 		t.Errorf("read-only: got %t, %v", ro, err)
 	}
-	must(t, unix.Mount("", disk.Dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	testenv.Remount(t, disk.Dir, unix.MS_RDONLY, "")
 	if ro, err := d.ReadOnly(); !ro || err != nil {
 		t.Errorf("read-only after remount: got %t, %v", ro, err)
 	}
