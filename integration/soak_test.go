@@ -332,8 +332,9 @@ func (s *soak) opWrite(ctx context.Context, r *rand.Rand, suffers func(*churn)) 
 	}
 	s.mu.Unlock()
 	if w.id != "" {
-		s.keepForTidy(w)
-		if err := s.writes(ctx, w); err != nil {
+		err := s.writes(ctx, w)
+		s.keepForTidy(w) // not before: another worker may tidy now
+		if err != nil {
 			return fmt.Errorf("a container does not go on: %w", err)
 		}
 		return nil
