@@ -9,6 +9,7 @@
 //	bin-registry/<key>/     docker-registry, unpacked from its Debian package so that no service is started
 //	rootfs/<key>/           root file systems made by mmdebstrap (package images)
 //	ostree-host/<key>/      ostree of a Debian release with what it needs to run (package ostreehost)
+//	erofs-utils/<key>/      mkfs.erofs of Debian 13 with what it needs to run
 //	images/<key>/           OCI layouts (package images)
 //
 // A key that is there is complete: entries are built beside it and renamed.

@@ -1,0 +1,38 @@
+package testhost
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// erofsWrapper runs a program with the dynamic loader and the libraries it was built for: the host's are older. It finds
+// them by its own name, since entries of the cache are renamed.
+const erofsWrapper = `#!/bin/sh
+root=${0%%/*}/root
+exec "$root/%s" --inhibit-cache --library-path "$root/%s" "$root/usr/bin/mkfs.erofs" "$@"
+`
+
+// ErofsUtils returns a directory for the PATH whose only program is the mkfs.erofs of Debian 13, erofs-utils 1.8.6.
+// containerd's erofs differ wants 1.8.2; Debian 12 has 1.5. It is made by mmdebstrap unless the cache has it.
+func ErofsUtils(ctx context.Context, log io.Writer) (string, error) {
+	packages := Extract{Release: "trixie", Packages: []string{"erofs-utils"}}
+	return Cached("erofs-utils", packages.Key(erofsWrapper), func(dir string) error {
+		root := filepath.Join(dir, "root")
+		if err := packages.Make(ctx, log, root); err != nil {
+			return err
+		}
+		loaders, err := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-*/ld-linux*.so.*"))
+		if err != nil || len(loaders) != 1 {
+			return fmt.Errorf("find the dynamic loader: got the files %q: %w", loaders, err)
+		}
+		loader, err := filepath.Rel(root, loaders[0])
+		if err != nil {
+			return err
+		}
+		script := fmt.Sprintf(erofsWrapper, loader, filepath.Dir(loader))
+		return os.WriteFile(filepath.Join(dir, "mkfs.erofs"), []byte(script), 0o755)
+	})
+}
