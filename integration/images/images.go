@@ -11,6 +11,12 @@
 //	odd:1          everything a file can be: capabilities, links, devices, long names, sparse files
 //	os-base:1      Debian with a kernel, systemd, systemd-boot and ostree, of which OS makes os:1, os:2 and os:broken
 //
+// and for workloads of benchmarks:
+//
+//	app:2          the application of app:1 on base:2
+//	web:1          Debian with nginx and all updates
+//	os-base:1-gzip, os-base:2-gzip    os-base:1 compressed, and the same packages with all updates
+//
 // Each is an OCI layout in the cache of package testhost, under the hash of its recipe.
 package images
 
@@ -48,6 +54,7 @@ type recipe struct {
 	layers []func(*layerWriter)
 	media  media
 	cmd    []string
+	extra  bool // not in Names
 }
 
 var recipes = map[string]recipe{
@@ -61,13 +68,18 @@ var recipes = map[string]recipe{
 	"layers:zstd":   {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: ociZstd},
 	"layers:tar":    {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: ociTar},
 	"layers:docker": {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: dockerGzip},
-	OSBase:          {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, media: osMedia},
+	OSBase:          {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, media: osMedia, extra: true},
 	"odd:1":         {rootfs: &smallRootfs, edit: addBusybox, layers: oddLayers, cmd: []string{"/bin/sh"}},
+
+	"app:2":          {base: "base:2", layers: appLayers, cmd: []string{"/usr/bin/python3", "/srv/app/main.py"}, extra: true},
+	"web:1":          {rootfs: &webRootfs, cmd: []string{"/usr/sbin/nginx", "-g", "daemon off;"}, extra: true},
+	"os-base:1-gzip": {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, extra: true},
+	"os-base:2-gzip": {rootfs: &os2Rootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, extra: true},
 }
 
-// Names returns the references of all images but OSBase, sorted.
+// Names returns the references of the images that tests pull each of, sorted. Nothing in the others would be news to them.
 func Names() []string {
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(recipes)), func(ref string) bool { return ref == OSBase })
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(recipes)), func(ref string) bool { return recipes[ref].extra })
 }
 
 // SameContent returns the image that has the same layers, uncompressed, in gzip; often the image itself.
@@ -95,7 +107,7 @@ func (r recipe) key(ref string) (string, error) {
 		return "", err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), "_test.go") || e.Name() == "push.go" {
+		if strings.HasSuffix(e.Name(), "_test.go") || e.Name() == "push.go" || e.Name() == "link.go" {
 			continue
 		}
 		b, err := sources.ReadFile(e.Name())

@@ -16,8 +16,7 @@ import (
 )
 
 // OSBase is the reference of the image that the OS images have in common: Debian bookworm with a kernel, systemd,
-// systemd-boot and ostree, laid out like any image that becomes a deployment. It is none of Names, since nothing in it
-// would be news to the tests that pull every image.
+// systemd-boot and ostree, laid out like any image that becomes a deployment. It is none of Names.
 const OSBase = "os-base:1"
 
 // A File is a file of the OS images that is not Debian's.
@@ -105,15 +104,16 @@ func osBroken(l *layerWriter) {
 	l.file("usr/lib/systemd/systemd", "#!/bin/sh\necho 'this init is broken' >/dev/console\nexit 1\n", mode(0o755), later(2*time.Hour))
 }
 
-// osRootfs has what boots as an ostree deployment, from systemd-boot on.
-var osRootfs = rootfs{
-	variant: "essential",
-	packages: []string{
-		"systemd", "systemd-sysv", "systemd-boot", "udev", "kmod", "dracut", "zstd", "ostree", "ostree-boot", "linux-image-cloud-amd64",
-		"e2fsprogs", "util-linux", "mount", "passwd", "login", "usr-is-merged",
-	},
-	args: osArgs(),
+var osPackages = []string{
+	"systemd", "systemd-sysv", "systemd-boot", "udev", "kmod", "dracut", "zstd", "ostree", "ostree-boot", "linux-image-cloud-amd64",
+	"e2fsprogs", "util-linux", "mount", "passwd", "login", "usr-is-merged",
 }
+
+// These have what boots as an ostree deployment, from systemd-boot on.
+var (
+	osRootfs  = rootfs{variant: "essential", packages: osPackages, args: osArgs()}
+	os2Rootfs = rootfs{variant: "essential", packages: osPackages, args: osArgs(), updates: true}
+)
 
 // osExcludes are the files of packages that a virtual machine does not need. Patterns that begin with + are kept.
 var osExcludes = []string{

@@ -31,6 +31,7 @@ var basePackages = []string{"python3", "python3-numpy", "python3-pip", "perl", "
 var (
 	base1Rootfs = rootfs{variant: "minbase", packages: basePackages}
 	base2Rootfs = rootfs{variant: "minbase", packages: basePackages, updates: true}
+	webRootfs   = rootfs{variant: "minbase", packages: []string{"nginx-light", "ca-certificates"}, updates: true}
 	smallRootfs = rootfs{variant: "extract", packages: []string{"busybox-static", "base-files", "netbase", "tzdata"}}
 )
 

@@ -1,15 +1,20 @@
 // Command setup makes this machine ready for the integration tests and the benchmarks: Debian packages, the programs
-// the tests run against, the ostree of several Debian releases, and the test images. What is there already is not made
-// again.
+// the tests run against, the ostree of several Debian releases, a new mkfs.erofs, and the test images. What is there
+// already is not made again.
 //
-//	go run ./integration/setup [packages] [tools] [ostree] [images] [gcc]
+//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [images] [gcc]
+//	go run ./integration/setup layouts DIR
 //
 // Without arguments it does all but the last. The C compiler, which only the race detector needs, is installed when it
 // is asked for. An ordinary user gets a word on what is missing and no error: the tests that need it are skipped.
+//
+// The second form makes the OCI layouts that the workloads of "ostree-snapshotter bench" refer to, and links to them in a
+// directory: what its option --layouts names.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +27,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/workload"
 )
 
 func main() {
@@ -55,6 +61,10 @@ var steps = []step{
 		}
 		return nil
 	}},
+	{"erofs", false, func(ctx context.Context, log io.Writer) error {
+		_, err := testhost.ErofsUtils(ctx, log)
+		return err
+	}},
 	{"images", false, func(ctx context.Context, log io.Writer) error {
 		for _, ref := range append(images.Names(), images.OSBase) {
 			if _, err := images.Layout(ctx, log, ref); err != nil {
@@ -66,6 +76,12 @@ var steps = []step{
 }
 
 func run(ctx context.Context, log io.Writer, wanted []string) error {
+	if len(wanted) > 0 && wanted[0] == "layouts" {
+		if len(wanted) != 2 {
+			return errors.New("usage: setup layouts DIR")
+		}
+		return images.Link(ctx, log, wanted[1], workload.Names()...)
+	}
 	for _, name := range wanted {
 		if !slices.ContainsFunc(steps, func(s step) bool { return s.name == name }) {
 			return fmt.Errorf("there is no step %q", name)

@@ -1,0 +1,29 @@
+package images
+
+import (
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/workload"
+)
+
+// Every layout that a workload refers to is one that can be made.
+func TestWorkloads(t *testing.T) {
+	n := 0
+	for _, name := range workload.Names() {
+		w, ok := workload.Builtin(name)
+		if !ok {
+			t.Fatalf("there is no workload %q", name)
+		}
+		for _, img := range w.Images {
+			if layout, ok := img.Layout(); ok {
+				n++
+				if _, err := linked(layout); err != nil {
+					t.Errorf("workload %s: %v", name, err)
+				}
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("no workload refers to a layout")
+	}
+}
