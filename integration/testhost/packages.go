@@ -42,6 +42,7 @@ var Packages = []Package{
 	{"mtools", "mcopy"},                         // the same
 	{"qemu-system-x86", "qemu-system-x86_64"},   // boots what was deployed
 	{"ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"}, // its firmware
+	{"chromium", "chromium"},                    // looks at the page of a benchmark
 	// The boot loader of disks whose OS brings none.
 	{"systemd-boot-efi", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"},
 }

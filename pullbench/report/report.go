@@ -1,0 +1,134 @@
+// Package report holds what a benchmark of snapshotters measured, and shows it: as a table, JSON, Markdown and a page.
+package report
+
+import (
+	"time"
+)
+
+// Version is that of the form of report.json. It changes when a field gets another meaning or goes away.
+const Version = 1
+
+// A Report is a benchmark: every run of it, and where it ran. Times are in seconds, sizes in bytes.
+type Report struct {
+	Version      int       `json:"version"`
+	Started      time.Time `json:"started"`
+	Seconds      float64   `json:"seconds"`
+	Workload     string    `json:"workload"`    // its name, "" for images that the user named
+	Description  string    `json:"description"` // of the workload
+	Images       []Image   `json:"images"`
+	Snapshotters []string  `json:"snapshotters"` // in the user's order
+	Baseline     string    `json:"baseline"`     // one of them: ratios are to it
+	Rounds       int       `json:"rounds"`
+	Machine      Machine   `json:"machine"`
+	Method       []string  `json:"method"` // sentences
+	Runs         []Run     `json:"runs"`
+	Failures     []Failure `json:"failures"`
+	Interrupted  bool      `json:"interrupted"`
+}
+
+// An Image is one that was pulled.
+type Image struct {
+	Name      string `json:"name"`   // as the user named it
+	Digest    string `json:"digest"` // of the manifest
+	Layers    int    `json:"layers"`
+	BlobBytes int64  `json:"blob_bytes"` // compressed layers
+	Files     int    `json:"files"`      // entries of the merged tree
+	FileBytes int64  `json:"file_bytes"` // content of its regular files
+}
+
+// A Machine is where a benchmark ran.
+type Machine struct {
+	OS         string    `json:"os"`
+	Kernel     string    `json:"kernel"`
+	CPU        string    `json:"cpu"`
+	CPUs       int       `json:"cpus"`
+	Memory     int64     `json:"memory_bytes"`
+	FileSystem string    `json:"file_system"` // of the stores, like "ext4 on a loop device, new for each run"
+	Programs   []Program `json:"programs"`    // versions
+}
+
+// A Program is one whose version matters for the figures.
+type Program struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// A State is what the store holds when an image is pulled.
+type State string
+
+// The states.
+const (
+	Cold  State = "cold"  // nothing
+	Warm  State = "warm"  // the images before it in the list
+	Again State = "again" // the same image, in another namespace
+	All   State = "all"   // not of one image: all of them are in the store
+)
+
+// States returns them in the order in which they are shown.
+func States() []State { return []State{Cold, Warm, Again, All} }
+
+// A Metric is something that is measured.
+type Metric string
+
+// The metrics.
+const (
+	Download Metric = "download"   // s, of the blobs into the content store
+	Unpack   Metric = "unpack"     // s, of the blobs that are there, until the snapshots are committed
+	Start    Metric = "start"      // s, from making a container to the end of a program that does nothing
+	Remove   Metric = "remove"     // s, of the image, until its snapshots and blobs are gone
+	Disk     Metric = "disk"       // bytes of allocated blocks that it added to the snapshotter's directory
+	Inodes   Metric = "inodes"     // that it added there
+	CPU      Metric = "cpu"        // s of processor time while unpacking, containerd and the snapshotter's daemon
+	Memory   Metric = "memory"     // bytes, the largest resident set while unpacking, both processes
+	Cached   Metric = "page-cache" // bytes of page cache after all files of all images were read in containers
+)
+
+// Unit is what a metric is counted in.
+type Unit string
+
+// The units.
+const (
+	Seconds Unit = "s"
+	Bytes   Unit = "B"
+	Count   Unit = ""
+)
+
+// MetricInfo says what a metric is. Of all metrics less is better.
+type MetricInfo struct {
+	Metric Metric
+	Title  string // short, for tables and charts
+	Help   string // a sentence
+	Unit   Unit
+}
+
+// Metrics returns them in the order in which they are shown.
+func Metrics() []MetricInfo {
+	return []MetricInfo{
+		{Unpack, "unpack", "From blobs in the content store to committed snapshots.", Seconds},
+		{Download, "download", "From the registry to the content store.", Seconds},
+		{Start, "first start", "From making a container to the end of a program that does nothing in it.", Seconds},
+		{Remove, "removal", "Removing the image, until its snapshots and blobs are gone.", Seconds},
+		{Disk, "on disk", "Allocated blocks below the snapshotter's directory, as du counts them.", Bytes},
+		{Inodes, "inodes", "Inodes below the snapshotter's directory.", Count},
+		{CPU, "processor", "Processor time of containerd and the snapshotter's daemon while unpacking.", Seconds},
+		{Memory, "peak memory", "Largest resident set of containerd and of the snapshotter's daemon while unpacking, together.", Bytes},
+		{Cached, "page cache", "Page cache that holds the files of all images after containers have read them.", Bytes},
+	}
+}
+
+// A Run is one time that one image was pulled by one snapshotter, with all that was measured then.
+type Run struct {
+	Round       int                `json:"round"` // from 1
+	Snapshotter string             `json:"snapshotter"`
+	Image       string             `json:"image"` // "" in state All
+	State       State              `json:"state"`
+	Values      map[Metric]float64 `json:"values"`
+}
+
+// A Failure is something that could not be measured.
+type Failure struct {
+	Snapshotter string `json:"snapshotter,omitempty"`
+	Image       string `json:"image,omitempty"`
+	Round       int    `json:"round,omitempty"` // 0: in none, or in all
+	Error       string `json:"error"`           // one line
+}
