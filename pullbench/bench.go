@@ -1,0 +1,290 @@
+// Package pullbench measures what images cost with one snapshotter of containerd and with another: the time to unpack, to
+// start a container and to remove, disk, memory and page cache.
+package pullbench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/mirror"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/node"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
+)
+
+// An Image is one to measure. The provider has its manifests and blobs.
+type Image struct {
+	Name     string
+	Target   ocispec.Descriptor
+	Provider content.Provider
+}
+
+// A Starter gives a node for one run. What it has stored before must not be seen by the run: either it is new, or the
+// images that were pulled into it have been removed.
+type Starter interface {
+	Start(ctx context.Context, snapshotter string) (*node.Node, error)
+}
+
+// Options say what to measure.
+type Options struct {
+	Images       []Image
+	Snapshotters []string
+	Rounds       int
+	Nodes        Starter
+	Self         string // our program, which containers run; it needs no libraries
+	// Progress is told what was done, and how many of how many steps that makes.
+	Progress func(done, total int, what string)
+}
+
+// Run measures. Snapshotters take turns in each round, and what cannot be measured is in the report, once, while the rest
+// goes on. The report is that of what was done when the context ends, too. An error is one that leaves nothing to do.
+func Run(ctx context.Context, o Options) (*report.Report, error) {
+	m, err := mirror.Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{
+		options: o,
+		broken:  make(map[string]bool),
+		report: &report.Report{
+			Version: report.Version, Started: time.Now().UTC().Truncate(time.Second),
+			Snapshotters: o.Snapshotters, Baseline: baseline(o.Snapshotters), Rounds: o.Rounds, Machine: describeMachine(),
+		},
+	}
+	b.report.Machine.Programs = versions(ctx)
+	for _, img := range o.Images {
+		if err := b.addImage(ctx, m, img); err != nil {
+			b.fail(0, "", img.Name, err)
+		}
+	}
+	for round := 1; round <= o.Rounds && ctx.Err() == nil; round++ {
+		b.round(ctx, round)
+	}
+	b.report.Seconds = time.Since(b.report.Started).Seconds()
+	b.report.Interrupted = ctx.Err() != nil
+	return b.report, m.Close()
+}
+
+// baseline chooses the snapshotter that the others are compared with: containerd's default, or the first.
+func baseline(snapshotters []string) string {
+	if slices.Contains(snapshotters, "overlayfs") || len(snapshotters) == 0 {
+		return "overlayfs"
+	}
+	return snapshotters[0]
+}
+
+// A bench is one benchmark.
+type bench struct {
+	options Options
+	images  []*mirrored
+	broken  map[string]bool // what has failed once: snapshotters, and images with a snapshotter
+	steps   int             // done
+	report  *report.Report
+}
+
+// mirrored is an image that can be pulled.
+type mirrored struct {
+	name string
+	ref  string
+	tree tree
+}
+
+func (b *bench) addImage(ctx context.Context, m *mirror.Mirror, img Image) error {
+	manifest, err := images.Manifest(ctx, img.Provider, img.Target, platforms.Default())
+	if err != nil {
+		return err
+	}
+	t, err := readTree(ctx, img.Provider, manifest.Layers)
+	if err != nil {
+		return err
+	}
+	info := report.Image{Name: img.Name, Digest: img.Target.Digest.String(), Layers: len(manifest.Layers)}
+	for _, l := range manifest.Layers {
+		info.BlobBytes += l.Size
+	}
+	info.Files, info.FileBytes = t.size()
+	b.report.Images = append(b.report.Images, info)
+	b.images = append(b.images, &mirrored{name: img.Name, ref: m.Add(img.Target, img.Provider), tree: t})
+	return nil
+}
+
+// fail notes what could not be measured. It is not tried again.
+func (b *bench) fail(round int, snapshotter, image string, err error) {
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	b.report.Failures = append(b.report.Failures, report.Failure{Snapshotter: snapshotter, Image: image, Round: round, Error: text})
+}
+
+func (b *bench) record(round int, snapshotter, image string, state report.State, v values) {
+	b.report.Runs = append(b.report.Runs, report.Run{Round: round, Snapshotter: snapshotter, Image: image, State: state, Values: v})
+}
+
+// done tells how far the benchmark is.
+func (b *bench) done(format string, args ...any) {
+	b.steps++
+	each := len(b.images)
+	if each > 1 {
+		each++ // all of them together
+	}
+	b.options.Progress(b.steps, b.options.Rounds*len(b.options.Snapshotters)*each, fmt.Sprintf(format, args...))
+}
+
+// round measures each image with each snapshotter alone, and then all images together with each.
+func (b *bench) round(ctx context.Context, round int) {
+	// Who comes first changes, so that nobody always comes after the same other one.
+	turns := slices.Clone(b.options.Snapshotters)
+	k := (round - 1) % len(turns)
+	turns = append(turns[k:], turns[:k]...)
+	for _, img := range b.images {
+		for _, sn := range turns {
+			b.try(ctx, round, sn, img.name, func(s *session) error { return b.alone(ctx, round, s, img) })
+		}
+	}
+	if len(b.images) < 2 {
+		return
+	}
+	for _, sn := range turns {
+		b.try(ctx, round, sn, "", func(s *session) error { return b.together(ctx, round, s) })
+	}
+}
+
+// try starts a node and calls f, unless that has failed before.
+func (b *bench) try(ctx context.Context, round int, snapshotter, image string, f func(*session) error) {
+	if ctx.Err() != nil || b.broken[snapshotter] || b.broken[snapshotter+" "+image] {
+		return
+	}
+	n, err := b.options.Nodes.Start(ctx, snapshotter)
+	if err != nil {
+		if ctx.Err() == nil {
+			b.broken[snapshotter] = true
+			b.fail(round, snapshotter, "", err)
+		}
+		return
+	}
+	b.describe(ctx, n)
+	err = f(&session{n, b.options.Self, namespace})
+	if ctx.Err() == nil && err != nil {
+		b.broken[snapshotter+" "+image] = true
+		b.fail(round, snapshotter, image, err)
+	}
+	if err := n.Close(); err != nil {
+		b.fail(round, snapshotter, image, fmt.Errorf("clean up: %w", err))
+	}
+}
+
+// describe notes what the first node says of itself.
+func (b *bench) describe(ctx context.Context, n *node.Node) {
+	if b.report.Machine.FileSystem == "" {
+		b.report.Machine.FileSystem = fileSystemOf(n.Root)
+		if v, err := n.Client.Version(ctx); err == nil {
+			program := report.Program{Name: "containerd", Version: v.Version}
+			b.report.Machine.Programs = append([]report.Program{program}, b.report.Machine.Programs...)
+		}
+	}
+}
+
+// alone measures an image in an empty store, and the same layers once more.
+func (b *bench) alone(ctx context.Context, round int, s *session, img *mirrored) (err error) {
+	again := &session{s.Node, s.self, otherNamespace}
+	defer func() { err = errors.Join(err, s.clear(ctx, img.ref), again.clear(ctx, img.ref)) }()
+	cold := make(values)
+	if err := s.pull(ctx, img, cold); err != nil {
+		return err
+	}
+	if err := s.firstStart(ctx, img.ref, cold); err != nil {
+		return err
+	}
+	if err := s.verify(ctx, img.ref, img.tree); err != nil {
+		return err
+	}
+	warm := make(values)
+	if err := again.pull(ctx, img, warm); err != nil {
+		return fmt.Errorf("the same in another namespace: %w", err)
+	}
+	if err := again.verify(ctx, img.ref, img.tree); err != nil {
+		return fmt.Errorf("the same in another namespace: %w", err)
+	}
+	if err := again.remove(ctx, nil, img.ref); err != nil {
+		return err
+	}
+	if err := s.remove(ctx, cold, img.ref); err != nil {
+		return err
+	}
+	b.record(round, s.Snapshotter, img.name, report.Cold, cold)
+	b.record(round, s.Snapshotter, img.name, report.Again, warm)
+	b.done("%s, %s: unpacked in %.2f s, again in %.2f s", img.name, s.Snapshotter, cold[report.Unpack], warm[report.Unpack])
+	return nil
+}
+
+// pull downloads and unpacks an image.
+func (s *session) pull(ctx context.Context, img *mirrored, v values) error {
+	if err := s.download(ctx, img.ref, v); err != nil {
+		return err
+	}
+	return s.unpack(ctx, img.ref, v)
+}
+
+// together pulls one image after the other into a store, and then measures what they take together. Images that could not
+// be measured alone are left out, and then there is nothing to say of all of them.
+func (b *bench) together(ctx context.Context, round int, s *session) (err error) {
+	whole := slices.DeleteFunc(slices.Clone(b.images), func(img *mirrored) bool { return b.broken[s.Snapshotter+" "+img.name] })
+	if len(whole) < 2 {
+		return nil
+	}
+	var refs []string
+	for _, img := range whole {
+		refs = append(refs, img.ref)
+	}
+	defer func() { err = errors.Join(err, s.clear(ctx, refs...)) }()
+	empty, err := s.space(ctx)
+	if err != nil {
+		return err
+	}
+	for i, img := range whole {
+		v := make(values)
+		if err := s.pull(ctx, img, v); err != nil {
+			return fmt.Errorf("%s: %w", img.name, err)
+		}
+		if err := s.verify(ctx, img.ref, img.tree); err != nil {
+			return fmt.Errorf("%s: %w", img.name, err)
+		}
+		if i > 0 {
+			b.record(round, s.Snapshotter, img.name, report.Warm, v)
+		}
+	}
+	if len(whole) < len(b.images) {
+		return nil
+	}
+	all := make(values)
+	used, err := s.space(ctx)
+	if err != nil {
+		return err
+	}
+	all.space(used.minus(empty))
+	cached, err := s.pageCache(ctx, refs)
+	if err != nil {
+		return err
+	}
+	all[report.Cached] = float64(cached)
+	if err := s.remove(ctx, all, refs...); err != nil {
+		return err
+	}
+	b.record(round, s.Snapshotter, "", report.All, all)
+	b.done("all images, %s: %.0f MiB on disk", s.Snapshotter, all[report.Disk]/(1<<20))
+	return nil
+}
+
+// clear removes what is left of images after a run that failed. A node that is new for each run needs it not, but it
+// does no harm there.
+func (s *session) clear(ctx context.Context, refs ...string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	return s.remove(ctx, nil, refs...)
+}

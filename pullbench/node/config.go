@@ -1,0 +1,87 @@
+package node
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"slices"
+	"text/template"
+)
+
+// Everything that containerd keeps lies below the temporary directories, and only the snapshotter that is measured is there.
+// max_concurrent_unpacks is 3 for all of them; those that cannot unpack layers in parallel do not.
+var config = template.Must(template.New("containerd.toml").Parse(`version = 3
+root = "{{.Store}}/containerd"
+state = "{{.Dir}}/state"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.cri.v1.images",
+  "io.containerd.cri.v1.runtime",
+  "io.containerd.nri.v1.nri",
+  "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+{{- range .Others}}
+  "io.containerd.snapshotter.v1.{{.}}",
+{{- end}}
+]
+
+[grpc]
+  address = "{{.Dir}}/c.sock"
+[ttrpc]
+  address = "{{.Dir}}/c.sock.ttrpc"
+{{if eq .Snapshotter "ostree"}}
+[proxy_plugins.ostree]
+  type = "snapshot"
+  address = "{{.Dir}}/o.sock"
+  capabilities = ["rebase"]
+  [proxy_plugins.ostree.exports]
+    root = "{{.Store}}/ostree"
+[proxy_plugins.ostree-diff]
+  type = "diff"
+  address = "{{.Dir}}/o.sock"
+{{end}}
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{{.Dir}}/opt"
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = "{{.Dir}}/s"
+[plugins."io.containerd.differ.v1.erofs"]
+  mkfs_options = ["--sort=none"]
+[plugins."io.containerd.service.v1.diff-service"]
+  default = [{{if ne .Differ "walking"}}"{{.Differ}}", {{end}}"walking"]
+[plugins."io.containerd.transfer.v1.local"]
+  max_concurrent_unpacks = 3
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux"
+    snapshotter = "{{.Snapshotter}}"
+    differ = "{{.Differ}}"
+    optional = true
+`))
+
+// configure writes the configuration files.
+func (p *private) configure() error {
+	differ := "walking"
+	switch p.snapshotter {
+	case Ostree:
+		differ = "ostree-diff"
+	case "erofs":
+		differ = "erofs"
+	}
+	others := slices.DeleteFunc(Known(), func(s string) bool { return s == p.snapshotter || s == Ostree })
+	var b bytes.Buffer
+	err := config.Execute(&b, map[string]any{
+		"Dir": p.dir, "Store": p.store(), "Snapshotter": p.snapshotter, "Differ": differ, "Others": others,
+	})
+	if err != nil {
+		return fmt.Errorf("configure containerd: %w", err)
+	}
+	for name, text := range map[string][]byte{"containerd.toml": b.Bytes(), "ostree.toml": []byte("version = 1\n")} {
+		//nolint:forbidigo // a file in a temporary directory of ours
+		if err := os.WriteFile(p.path(name), text, 0o600); err != nil {
+			return fmt.Errorf("configure containerd: %w", err)
+		}
+	}
+	return nil
+}

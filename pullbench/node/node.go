@@ -1,0 +1,281 @@
+// Package node runs, or finds, the containerd whose snapshotters are measured.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/plugins"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
+)
+
+// Ostree is the name that our snapshotter has in containerd.
+const Ostree = "ostree"
+
+// Known are the snapshotters that a private containerd can be set up with.
+func Known() []string { return []string{Ostree, "overlayfs", "erofs", "native"} }
+
+// A Node is a containerd with a snapshotter to be measured.
+type Node struct {
+	Client      *containerd.Client
+	Snapshotter string
+	Root        string // directory of the snapshotter's
+	Pids        []int  // of containerd and, if it has one, the snapshotter's daemon
+	RuncRoot    string // where runc keeps its state; "" for its default
+	FIFODir     string // where pipes of containers are made; "" for the default
+	Cgroup      string // parent of the containers' control groups
+
+	close func() error
+}
+
+// Close ends what was started and removes what was made, and leaves a containerd that was there before as it is.
+func (n *Node) Close() error {
+	if n.close == nil {
+		return nil
+	}
+	err := n.close()
+	n.close = nil
+	return err
+}
+
+// UnavailableError says that containerd does not have a snapshotter, and why.
+type UnavailableError struct {
+	Snapshotter string
+	Cause       string
+}
+
+// Error names the snapshotter.
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("find snapshotter %s: %s", e.Snapshotter, e.Cause)
+}
+
+// Private says how to start a containerd of our own.
+type Private struct {
+	Dir        string // temporary files go below it
+	FileSystem string // of the disk that is made for the stores: ext4, xfs or btrfs; "" for that of Dir
+	DiskSize   int64  // bytes, of a sparse file
+	Containerd string // program; a shim and runc are found by PATH
+	Self       string // our program, for the daemon
+}
+
+// Start starts a containerd with one snapshotter. What it stores is on a new file system: how one of them removes files
+// does not slow down the next. A snapshotter that cannot be had is an UnavailableError. On error nothing is left.
+func (o Private) Start(ctx context.Context, snapshotter string) (_ *Node, err error) {
+	p := &private{snapshotter: snapshotter, options: o}
+	n := &Node{Snapshotter: snapshotter, close: p.stop}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	if p.data, err = os.MkdirTemp(o.Dir, "osb"); err != nil {
+		return nil, fmt.Errorf("start containerd: %w", err)
+	}
+	if p.dir, err = os.MkdirTemp(runDir, "osb"); err != nil {
+		return nil, fmt.Errorf("start containerd: %w", err)
+	}
+	n.RuncRoot, n.FIFODir, n.Cgroup = p.path("runc"), p.path("fifo"), "/"+filepath.Base(p.dir)
+	if err := p.start(ctx); err != nil {
+		return nil, err
+	}
+	n.Client = p.client
+	n.Pids = append(n.Pids, p.containerd.Pid)
+	if p.daemon != nil {
+		n.Pids = append(n.Pids, p.daemon.Pid)
+	}
+	n.Root, err = find(ctx, n.Client, snapshotter)
+	return n, err
+}
+
+// runDir is where sockets, logs and state are, as those of a containerd are otherwise: paths there are short, and that of a
+// unix socket has at most 107 bytes.
+const runDir = "/run"
+
+// private is what Start has started.
+type private struct {
+	options     Private
+	snapshotter string
+	data        string // directory with the disk
+	dir         string // below runDir
+	containerd  *process.Process
+	daemon      *process.Process
+	client      *containerd.Client
+}
+
+func (p *private) path(name string) string { return filepath.Join(p.dir, name) }
+
+// store is where the new file system is mounted.
+func (p *private) store() string { return filepath.Join(p.data, "store") }
+
+func (p *private) start(ctx context.Context) error {
+	// Processes of other users in containers must get through to their root file systems.
+	if err := errors.Join(os.Chmod(p.dir, 0o711), os.Chmod(p.data, 0o711), os.Mkdir(p.store(), 0o711)); err != nil {
+		return fmt.Errorf("start containerd: %w", err)
+	}
+	if p.options.FileSystem != "" {
+		if err := newDisk(ctx, filepath.Join(p.data, "disk"), p.options.FileSystem, p.options.DiskSize, p.store()); err != nil {
+			return err
+		}
+	}
+	if err := p.configure(); err != nil {
+		return err
+	}
+	var err error
+	if p.snapshotter == Ostree {
+		// Its configuration is the default, whatever this machine's is.
+		p.daemon, err = process.Start(p.path("ostree.log"), nil, p.options.Self, "serve", "--config", p.path("ostree.toml"),
+			"--root", filepath.Join(p.store(), "ostree"), "--address", p.path("o.sock"), "--containerd-address", p.path("c.sock"))
+		if err != nil {
+			return err
+		}
+		err = p.daemon.WaitFor(ctx, func(ctx context.Context) error {
+			conn, err := new(net.Dialer).DialContext(ctx, "unix", p.path("o.sock"))
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if p.containerd, err = process.Start(p.path("containerd.log"), nil, p.options.Containerd, "--config", p.path("containerd.toml")); err != nil {
+		return err
+	}
+	return p.containerd.WaitFor(ctx, func(ctx context.Context) error {
+		p.client, err = connect(ctx, p.path("c.sock"))
+		return err
+	})
+}
+
+// stop ends everything and removes the directory.
+func (p *private) stop() error {
+	var errs []error
+	if p.client != nil {
+		errs = append(errs, p.client.Close())
+	}
+	// containerd first, so that it does not clean up after the shims while they are killed.
+	if p.containerd != nil {
+		errs = append(errs, p.containerd.Signal(unix.SIGKILL))
+	}
+	errs = append(errs, process.KillShims(p.path("c.sock")), p.daemon.Stop())
+	for _, dir := range []string{p.dir, p.data} {
+		if dir != "" {
+			errs = append(errs, process.UnmountBelow(dir), process.RemoveCgroups("/"+filepath.Base(dir)), os.RemoveAll(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func connect(ctx context.Context, address string) (*containerd.Client, error) {
+	c, err := containerd.New(address, containerd.WithTimeout(5*time.Second))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Version(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// Existing is a containerd that runs already.
+type Existing struct {
+	Address string // of its socket
+	Daemon  string // of our daemon's socket
+}
+
+// Start connects to it.
+func (e Existing) Start(ctx context.Context, snapshotter string) (_ *Node, err error) {
+	address := strings.TrimPrefix(e.Address, "unix://")
+	pid, err := serverPid(ctx, address) // first: its error is plainer than gRPC's
+	if err != nil {
+		return nil, err
+	}
+	client, err := connect(ctx, address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
+	}
+	n := &Node{Client: client, Snapshotter: snapshotter, Cgroup: fmt.Sprintf("/osb%d", os.Getpid())}
+	n.close = func() error { return errors.Join(client.Close(), process.RemoveCgroups(n.Cgroup)) }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	if n.Root, err = find(ctx, client, snapshotter); err != nil {
+		return nil, err
+	}
+	if n.Pids = []int{pid}; snapshotter == Ostree {
+		if pid, err = serverPid(ctx, strings.TrimPrefix(e.Daemon, "unix://")); err != nil {
+			return nil, err
+		}
+		n.Pids = append(n.Pids, pid)
+	}
+	return n, nil
+}
+
+// serverPid returns the process that listens on a unix socket.
+func serverPid(ctx context.Context, address string) (pid int, err error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", address)
+	if err != nil {
+		return 0, fmt.Errorf("connect to %s: %w", address, err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	raw, err := conn.(*net.UnixConn).SyscallConn() //nolint:forcetypeassert // that is what "unix" dials
+	if err != nil {
+		return 0, fmt.Errorf("connect to %s: %w", address, err)
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := errors.Join(raw.Control(func(fd uintptr) {
+		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}), cerr); err != nil {
+		return 0, fmt.Errorf("connect to %s: %w", address, err)
+	}
+	return int(cred.Pid), nil
+}
+
+// find looks whether containerd has a snapshotter, and a differ for it if it needs one, and returns its directory.
+func find(ctx context.Context, client *containerd.Client, snapshotter string) (root string, err error) {
+	resp, err := client.IntrospectionService().Plugins(ctx)
+	if err != nil {
+		return "", fmt.Errorf("list the plugins of containerd: %w", err)
+	}
+	wanted := map[string]string{plugins.SnapshotPlugin.String(): snapshotter}
+	switch snapshotter {
+	case Ostree:
+		wanted[plugins.DiffPlugin.String()] = "ostree-diff"
+	case "erofs":
+		wanted[plugins.DiffPlugin.String()] = snapshotter
+	}
+	for _, p := range resp.Plugins {
+		if wanted[p.Type] != p.ID {
+			continue
+		}
+		if p.InitErr != nil {
+			return "", &UnavailableError{snapshotter, oneLine(p.InitErr.Message)}
+		}
+		delete(wanted, p.Type)
+		if p.Type == plugins.SnapshotPlugin.String() {
+			root = p.Exports["root"]
+		}
+	}
+	for kind, id := range wanted {
+		return "", &UnavailableError{snapshotter, fmt.Sprintf("containerd has no plugin %s.%s", kind, id)}
+	}
+	if root == "" {
+		return "", &UnavailableError{snapshotter, `containerd does not say where it stores: its configuration lacks "exports"`}
+	}
+	return root, nil
+}
+
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

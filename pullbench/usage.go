@@ -1,0 +1,136 @@
+package pullbench
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// space is what a directory takes on the disk.
+type space struct{ bytes, inodes int64 }
+
+func (s space) minus(t space) space { return space{s.bytes - t.bytes, s.inodes - t.inodes} }
+
+// measureSpace counts the allocated blocks and the inodes of a directory and all below it on its file system, each inode
+// once, as du does. What was written is allocated first: before that, a file system may not know how many blocks it takes.
+func measureSpace(dir string) (s space, err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return s, err
+	}
+	err = errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+	if err != nil {
+		return s, fmt.Errorf("sync %s: %w", dir, err)
+	}
+	var top unix.Stat_t
+	if err := unix.Lstat(dir, &top); err != nil {
+		return s, &fs.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	seen := make(map[uint64]bool) // inodes with several names
+	err = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // a daemon works there
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); errors.Is(err, unix.ENOENT) {
+			return nil
+		} else if err != nil {
+			return &fs.PathError{Op: "lstat", Path: name, Err: err}
+		}
+		if st.Dev != top.Dev {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if st.Nlink > 1 && !d.IsDir() {
+			if seen[st.Ino] {
+				return nil
+			}
+			seen[st.Ino] = true
+		}
+		s.bytes += st.Blocks * 512
+		s.inodes++
+		return nil
+	})
+	if err != nil {
+		return s, fmt.Errorf("measure %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// clockTicks is the unit of times in /proc, USER_HZ, which is 100 on every architecture of Linux that Go has.
+const clockTicks = 100
+
+// processorTime returns the seconds of processor time that processes, and children of theirs that have ended, have used.
+func processorTime(pids []int) (float64, error) {
+	var ticks int64
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0, fmt.Errorf("measure processor time: %w", err)
+		}
+		// Behind the name, which may hold anything; utime, stime, cutime, cstime are fields 14 to 17 of proc_pid_stat(5).
+		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		if len(fields) < 15 {
+			return 0, fmt.Errorf("measure processor time: /proc/%d/stat has %d fields", pid, len(fields))
+		}
+		for _, f := range fields[11:15] {
+			n, err := strconv.ParseInt(f, 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("measure processor time: %w", err)
+			}
+			ticks += n
+		}
+	}
+	return float64(ticks) / clockTicks, nil
+}
+
+// resetPeakMemory makes peakMemory count from now on. See clear_refs in proc(5).
+func resetPeakMemory(pids []int) error {
+	for _, pid := range pids {
+		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/clear_refs", pid), os.O_WRONLY, 0)
+		if err != nil {
+			return fmt.Errorf("reset peak memory: %w", err)
+		}
+		_, err = f.WriteString("5")
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("reset peak memory: %w", err)
+		}
+	}
+	return nil
+}
+
+// peakMemory returns the sum of the largest resident sets that processes have had, in bytes.
+func peakMemory(pids []int) (int64, error) {
+	var sum int64
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return 0, fmt.Errorf("measure memory: %w", err)
+		}
+		found := false
+		for line := range strings.Lines(string(b)) {
+			if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+				kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
+				if err != nil {
+					return 0, fmt.Errorf("measure memory: %w", err)
+				}
+				sum, found = sum+kb<<10, true
+			}
+		}
+		if !found {
+			return 0, fmt.Errorf("measure memory: /proc/%d/status has no VmHWM", pid)
+		}
+	}
+	return sum, nil
+}
