@@ -133,6 +133,16 @@ func (p blobProvider) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (co
 
 // inLayout finds the layers of DIR[:TAG].
 func (f *imageFinder) inLayout(ctx context.Context, name string) ([]dedup.Layer, error) {
+	dir, descs, err := findInLayout(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	source := differ.Files(dir)
+	return f.layers(ctx, f.resolver(blobProvider{source}), source, descs)
+}
+
+// findInLayout returns the directory of DIR[:TAG], and the manifests that its index has for the tag.
+func findInLayout(ctx context.Context, name string) (dir string, descs []ocispec.Descriptor, err error) {
 	dir, tag := name, ""
 	if _, err := os.Stat(name); err != nil {
 		if i := strings.LastIndexByte(name, ':'); i > 0 {
@@ -141,14 +151,10 @@ func (f *imageFinder) inLayout(ctx context.Context, name string) ([]dedup.Layer,
 	}
 	index, err := readLayoutIndex(ctx, dir)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	descs, err := tagged(index.Manifests, tag)
-	if err != nil {
-		return nil, err
-	}
-	source := differ.Files(dir)
-	return f.layers(ctx, f.resolver(blobProvider{source}), source, descs)
+	descs, err = tagged(index.Manifests, tag)
+	return dir, descs, err
 }
 
 func readLayoutIndex(ctx context.Context, dir string) (_ *ocispec.Index, err error) {
@@ -287,4 +293,16 @@ func absent(err error) error {
 		return absentError("its manifest or config is not here")
 	}
 	return err
+}
+
+// openLayout returns what leads to the image of DIR[:TAG], and what has it.
+func openLayout(ctx context.Context, name string) (ocispec.Descriptor, content.Provider, error) {
+	dir, descs, err := findInLayout(ctx, name)
+	if err != nil {
+		return ocispec.Descriptor{}, nil, err
+	}
+	if len(descs) != 1 {
+		return ocispec.Descriptor{}, nil, fmt.Errorf("the layout has %d manifests with this tag, want one manifest or index", len(descs))
+	}
+	return descs[0], blobProvider{differ.Files(dir)}, nil
 }

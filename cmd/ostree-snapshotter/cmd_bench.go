@@ -1,304 +1,344 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 
-	"github.com/containerd/platforms"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/log"
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/dedup"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/mirror"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/node"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/probe"
+	benchreport "github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
+	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/workload"
 )
 
+// benchOptions are the flags of "bench".
+type benchOptions struct {
+	images       []string
+	snapshotters []string
+	rounds       int
+	out          string
+	layouts      string
+	tmp          string
+	fileSystem   string
+	diskSize     string
+	containerd   string
+	verbose      bool
+}
+
 func (c *cli) benchCommand() *cobra.Command {
+	var o benchOptions
 	cmd := &cobra.Command{
-		Use:   "bench",
-		Short: "Measure images",
-		Long:  "Measure images. Nothing is changed, in the store or in containerd." + exitHelp(),
-		Args:  knownCommand,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Use:   "bench --images NAME|FILE|REF...",
+		Short: "Measure images with one snapshotter and with another",
+		Long: `Measure what images cost with one snapshotter of containerd and with another: the time to unpack, to start a first
+container and to remove, blocks and inodes on the disk, processor time, memory, and page cache.
+
+--images takes, once or often, a workload that is built in (` + strings.Join(workload.Names(), ", ") + `), a workload FILE.toml, or an
+image: a reference, which is fetched without credentials, or oci:DIR[:TAG], an OCI layout. What is pulled while something is
+measured comes from this machine.
+
+Each run has a containerd of its own with one snapshotter, below a temporary directory and on a new file system; nothing else
+on the machine is touched. "containerd", its shim and "runc" are found by $PATH. With -a a containerd that runs is measured as
+it is configured, in namespaces of the benchmark's own; images that it has make what is measured cheaper.
+
+Snapshotters take turns in each of the --runs rounds. Ratios are formed within a round, to overlayfs if it is measured, else to
+the first snapshotter; shown are medians with 95 % confidence intervals. After each pull a container lists and hashes all that
+it sees; a pull after which that is not the image is an error and no figure. What cannot be measured is named, in a line, and
+the rest goes on.
+
+With --out, DIR gets report.html, report.json, with every run, report.md and chart.svg.` + exitHelp(exitPartly, exitInterrupted),
+		Args: knownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.bench(cmd.Context(), o) },
 	}
-	cmd.AddCommand(c.benchDedupCommand())
-	return cmd
-}
-
-// dedupOptions are the flags of "bench dedup".
-type dedupOptions struct {
-	platform string
-	verbose  bool
-}
-
-func (c *cli) benchDedupCommand() *cobra.Command {
-	var opts dedupOptions
-	cmd := &cobra.Command{
-		Use:   "dedup REF...",
-		Short: "Show what each kind of deduplication saves for images",
-		Long: `Show what each kind of deduplication saves for images: what they take if nothing is shared, if layers are, files
-(by content, owner, mode, attributes and mtime, or by fewer of these), and chunks of files of 4 KiB, of 128 KiB, and cut by
-their content (FastCDC, 64 KiB on average).
-
-REF is an image of containerd, of which the blobs must be in the content store, or oci:DIR[:TAG], an OCI layout. Neither the
-daemon nor its store is needed, and nothing is unpacked: each layer is read once.
-
-"bytes" is the content of regular files or chunks of them, "on disk" the same in blocks of 4 KiB, as if each were a file. A
-ratio is what the images take by themselves, by what is left. With -v there is a line for each image: what it adds to those
-above it.` + exitHelp(exitPartly, exitInterrupted),
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return nil
-			}
-			return withHint(usagef("%q takes one image or more", cmd.CommandPath()),
-				"an image is one of \"ctr images ls -q\", or oci:DIR for an OCI layout")
-		},
-		RunE: func(cmd *cobra.Command, args []string) error { return c.benchDedup(cmd.Context(), args, opts) },
-	}
+	f := cmd.Flags()
+	f.StringArrayVar(&o.images, "images", nil, "workload `NAME|FILE`, or reference of an image, to measure; may be repeated")
+	f.StringSliceVar(&o.snapshotters, "snapshotters", []string{node.Ostree, "overlayfs"}, "snapshotters to measure, a `LIST` with commas")
+	f.IntVar(&o.rounds, "runs", 6, "rounds; with less than six there are no confidence intervals")
+	f.StringVar(&o.out, "out", "", "write reports to `DIR`, which is made if need be")
+	f.StringVar(&o.layouts, "layouts", "", "`DIR` that the oci: images of a workload are in, instead of that of the workload's file")
+	f.StringVar(&o.tmp, "tmp", os.TempDir(), "`DIR` for temporary files; it must have room for the images with each snapshotter")
+	f.StringVar(&o.fileSystem, "filesystem", "ext4", "file system that is made for each run: ext4, xfs or btrfs; or none, to use that of --tmp")
+	f.StringVar(&o.diskSize, "disk-size", "64GiB", "size of that file system; it takes what is written to it")
+	f.StringVar(&o.containerd, "containerd", "containerd", "containerd `PROGRAM` to start")
+	f.StringVarP(&c.containerdAddress, "address", "a", "", "`SOCKET` of a containerd that runs, to be measured instead of one of our own")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "say what each run has measured")
+	c.daemonFlag(cmd)
 	c.jsonFlag(cmd)
-	c.containerdFlags(cmd)
-	c.imageNamespaceFlag(cmd)
-	cmd.Flags().StringVar(&opts.platform, "platform", "", "measure the manifests for `PLATFORM`, like linux/arm64, instead of this host's")
-	cmd.Flags().BoolVarP(&opts.verbose, "verbose", "v", false, "list what each image adds to those before it")
+	cmd.AddCommand(c.benchDedupCommand(), c.benchProbeCommand())
+	_ = cmd.RegisterFlagCompletionFunc("images", cobra.FixedCompletions(workload.Names(), cobra.ShellCompDirectiveDefault))
+	_ = cmd.RegisterFlagCompletionFunc("snapshotters", cobra.FixedCompletions(node.Known(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("filesystem", cobra.FixedCompletions([]string{"ext4", "xfs", "btrfs", "none"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-func (c *cli) benchDedup(ctx context.Context, refs []string, opts dedupOptions) (err error) {
-	platform := platforms.DefaultSpec()
-	if opts.platform != "" {
-		if platform, err = platforms.Parse(opts.platform); err != nil {
-			return withHint(usagef("platform %q is none: %v", opts.platform, err), "one is like linux/amd64 or linux/arm/v7")
-		}
+// benchProbeCommand is what containers of the benchmark run.
+func (c *cli) benchProbeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    pullbench.ProbeCommand[1] + " nothing|wait|list|evict|read",
+		Short:  "Say what this container sees; \"bench\" runs it in containers",
+		Long:   "Say what this container sees. \"bench\" runs it in containers: it is of no use elsewhere." + exitHelp(),
+		Hidden: true,
+		RunE:   func(cmd *cobra.Command, args []string) error { return probe.Run(cmd.Context(), c.stdout, args) },
 	}
-	finder, err := c.newImageFinder(ctx, platform)
+}
+
+func (c *cli) bench(ctx context.Context, o benchOptions) (err error) {
+	if err := log.SetLevel("error"); err != nil { // containerd's packages log what they do
+		return err
+	}
+	w, err := o.workload()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, finder.close()) }()
-	images, failed, err := c.find(ctx, finder, refs)
+	nodes, err := c.benchNodes(o)
 	if err != nil {
 		return err
 	}
-	bar := c.newProgress("reading layers, MiB:")
-	report, err := dedup.Measure(ctx, images, dedup.Options{Progress: func(n int64) { bar.update(n>>20, 0) }})
+	if os.Geteuid() != 0 {
+		return withHint(errors.New("measure images: must be root"), "containers are mounted and run; try again as root")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(o.tmp, "osb")
+	if err != nil {
+		return fmt.Errorf("make temporary directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	images, failed, err := c.benchImages(ctx, w, filepath.Join(tmp, "images"))
+	if err != nil {
+		return err
+	}
+	bar := c.newProgress("measuring, runs:")
+	r, err := pullbench.Run(ctx, pullbench.Options{
+		Images: images, Snapshotters: o.snapshotters, Rounds: o.rounds, Nodes: nodes, Self: self,
+		Progress: func(done, total int, what string) {
+			if o.verbose {
+				bar.stop()
+				c.note("%d of %d: %s", done, total, what)
+				return
+			}
+			bar.update(int64(done), int64(total))
+		},
+	})
 	bar.stop()
 	if err != nil {
 		return err
 	}
-	failed = append(failed, report.Failed...)
-	if len(report.Images) > 0 {
-		if err := c.showDedup(newDedupReport(report, platform, failed), opts.verbose); err != nil {
-			return err
-		}
-	}
-	return dedupError(failed, len(report.Images) > 0)
+	o.describe(c, r, w, failed)
+	return errors.Join(c.showBench(r, o.out), benchError(r))
 }
 
-// dedupError makes one error of those of images, a line each.
-func dedupError(failed []*dedup.ImageError, some bool) error {
-	if len(failed) == 0 {
+// workload returns the images to measure.
+func (o benchOptions) workload() (*workload.Workload, error) {
+	if len(o.images) == 0 {
+		return nil, withHint(usagef("\"ostree-snapshotter bench\" needs images to measure"),
+			"--images takes one of %s, a workload FILE.toml, or a reference", strings.Join(workload.Names(), ", "))
+	}
+	w, err := workload.Join(o.images)
+	if err != nil {
+		return nil, withStatus(exitUsage, err)
+	}
+	layouts := o.layouts
+	if layouts == "" && strings.HasSuffix(o.images[0], ".toml") {
+		layouts = filepath.Dir(o.images[0])
+	}
+	if layouts != "" {
+		w.Resolve(layouts)
+	}
+	return w, nil
+}
+
+// benchNodes says where what is measured runs, and refuses flags that make no sense.
+func (c *cli) benchNodes(o benchOptions) (pullbench.Starter, error) {
+	if o.rounds < 1 || o.rounds > maxRounds {
+		return nil, usagef("--runs is %d, want 1 to %d", o.rounds, maxRounds)
+	}
+	names := slices.Clone(o.snapshotters)
+	slices.Sort(names)
+	if len(names) == 0 || len(slices.Compact(names)) < len(o.snapshotters) {
+		return nil, usagef("--snapshotters names none, or one twice")
+	}
+	if c.containerdAddress != "" {
+		cfg, err := c.loadConfig()
+		if err != nil {
+			return nil, err
+		}
+		return node.Existing{Address: c.containerdAddress, Daemon: cmp.Or(c.daemonAddress, cfg.Address)}, nil
+	}
+	for _, name := range o.snapshotters {
+		if !slices.Contains(node.Known(), name) {
+			return nil, withHint(usagef("snapshotter %q is not known", name),
+				"a containerd of our own can have %s; with -a a running one is measured", strings.Join(node.Known(), ", "))
+		}
+	}
+	p := node.Private{Dir: o.tmp, FileSystem: o.fileSystem}
+	if p.FileSystem == "none" {
+		p.FileSystem = ""
+	} else if !node.FileSystem(p.FileSystem) {
+		return nil, usagef("--filesystem is %q, want ext4, xfs, btrfs or none", o.fileSystem)
+	}
+	size, err := humanize.ParseBytes(o.diskSize)
+	if err != nil || size < minDisk || size > maxDisk {
+		return nil, usagef("--disk-size is %q, want a size like 64GiB, of %s to %s", o.diskSize, humanize.IBytes(minDisk), humanize.IBytes(maxDisk))
+	}
+	p.DiskSize = int64(size)
+	if p.Containerd, err = exec.LookPath(o.containerd); err != nil {
+		return nil, withHint(fmt.Errorf("find containerd: %w", err), "--containerd names the program, or -a a containerd that runs")
+	}
+	if p.Self, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Bounds of the flags.
+const (
+	maxRounds = 1000
+	minDisk   = 32 << 20
+	maxDisk   = 16 << 40
+)
+
+// benchImages finds the images of a workload: layouts where they are, the others by fetching them into a directory. Those
+// that cannot be had are failures.
+func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string) (found []pullbench.Image, failed []benchreport.Failure, err error) {
+	store, err := local.NewStore(dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("keep images: %w", err)
+	}
+	bar := c.newProgress("fetching images:")
+	defer bar.stop()
+	for i, img := range w.Images {
+		bar.update(int64(i), int64(len(w.Images)))
+		b := pullbench.Image{Name: img.Name}
+		if name, ok := img.Layout(); ok {
+			b.Target, b.Provider, err = openLayout(quiet(ctx), name)
+		} else {
+			b.Provider = store
+			b.Target, err = mirror.Fetch(quiet(ctx), img.Ref, store)
+		}
+		if err := context.Cause(ctx); err != nil {
+			return nil, nil, err
+		}
+		if err != nil {
+			failed = append(failed, benchreport.Failure{Image: img.Name, Error: strings.Join(strings.Fields(err.Error()), " ")})
+			continue
+		}
+		found = append(found, b)
+	}
+	return found, failed, nil
+}
+
+// describe completes the report with what only we know.
+func (o benchOptions) describe(c *cli, r *benchreport.Report, w *workload.Workload, failed []benchreport.Failure) {
+	r.Workload, r.Description = w.Name, w.Description
+	r.Failures = append(failed, r.Failures...)
+	v := buildVersion()
+	r.Machine.Programs = append([]benchreport.Program{{Name: "ostree-snapshotter", Version: v.Version}}, r.Machine.Programs...)
+	r.Method = []string{
+		"Snapshotters take turns in each round, and another one comes first in each. Ratios are formed within a round.",
+		"Images are pulled by containerd's transfer service, as \"ctr images pull\" does, from a registry in the benchmark itself: first the blobs, then once more to unpack them. The page cache is warm.",
+		"After each pull a container of the image lists, and hashes, every file that it sees. A pull after which that is not what the layers' tars say is no figure.",
+		"Cold: the store is empty. Warm: it has the images before this one in the list. Again: it has this image, which is pulled in another namespace of containerd.",
+	}
+	if c.containerdAddress != "" {
+		r.Method = append(r.Method, "A containerd that ran already was measured as it is configured; the images were removed after each run.")
+		return
+	}
+	r.Method = append(r.Method, "Each run has a new containerd with one snapshotter, with its default configuration but for three layers unpacked at once, where the snapshotter can, and --sort=none for mkfs.erofs.")
+	if o.fileSystem != "none" {
+		r.Method = append(r.Method, fmt.Sprintf("Each run is on a new %s, on a loop device: no run pays for what another one has removed.", o.fileSystem))
+		r.Machine.FileSystem += " on a loop device, new for each run"
+	}
+}
+
+// showBench writes a report to standard output, and all forms of it to a directory.
+func (c *cli) showBench(r *benchreport.Report, out string) (err error) {
+	show := benchreport.WriteText
+	if c.json {
+		show = benchreport.WriteJSON
+	}
+	if err := show(c.stdout, r); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	if out == "" {
 		return nil
 	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	dir, err := atfs.Open(out)
+	if err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	const chart = "chart.svg"
+	write := func(name string, write func(io.Writer) error) error {
+		var b bytes.Buffer
+		if err := write(&b); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+		if err := dir.WriteFile(name, b.Bytes(), 0o644, false); err != nil {
+			return fmt.Errorf("write report: %w", err)
+		}
+		return nil
+	}
+	var markdown benchreport.MarkdownOptions
 	var errs []error
-	for _, f := range failed {
-		errs = append(errs, errors.New(strings.ReplaceAll(f.Error(), "\n", ": ")))
+	if len(r.Runs) > 0 {
+		markdown.Chart = chart
+		errs = append(errs, write(chart, func(w io.Writer) error {
+			return benchreport.SVGChart(w, r, benchreport.Unpack, benchreport.Cold, benchreport.Warm)
+		}))
 	}
-	status := exitFailed
-	if some {
-		status = exitPartly
-	}
-	err := withStatus(status, errors.Join(errs...))
-	for _, f := range failed {
-		if hint := hintFor(f); hint != "" {
-			return withHint(err, "%s", hint)
-		}
-	}
-	return err
+	return errors.Join(append(errs,
+		write("report.json", func(w io.Writer) error { return benchreport.WriteJSON(w, r) }),
+		write("report.html", func(w io.Writer) error { return benchreport.WriteHTML(w, r) }),
+		write("report.md", func(w io.Writer) error { return benchreport.WriteMarkdown(w, r, markdown) }),
+	)...)
 }
 
-// dedupReport is the output of "bench dedup --json".
-type dedupReport struct {
-	Platform string        `json:"platform"`
-	Images   []dedupImage  `json:"images"`
-	Kinds    []dedupKind   `json:"kinds"`
-	Failed   []dedupFailed `json:"failed,omitempty"`
-
-	Layers      int   `json:"layers"`
-	Unique      int   `json:"unique_layers"`
-	Blobs       int64 `json:"blob_bytes"`
-	UniqueBlobs int64 `json:"unique_blob_bytes"`
-	Tars        int64 `json:"tar_bytes"`
-	UniqueTars  int64 `json:"unique_tar_bytes"`
-
-	// Over distinct layers.
-	HardLinks  dedupSum `json:"hard_links"`
-	EmptyFiles int64    `json:"empty_files"`
-	Symlinks   int64    `json:"symlinks"`
-	Devices    int64    `json:"devices"`
-	Whiteouts  int64    `json:"whiteouts"`
-	LinksBelow int64    `json:"links_below"`
-
-	Block  int64 `json:"block_bytes"`
-	Hashes int   `json:"hashes"`
-}
-
-// dedupSum is a number of files or chunks.
-type dedupSum struct {
-	Count int64 `json:"count"`
-	Bytes int64 `json:"bytes"`
-	Disk  int64 `json:"disk_bytes"`
-}
-
-// dedupKind is what is left of all images if one kind of thing is kept once. Ratios are 0 if nothing is left.
-type dedupKind struct {
-	Kind string `json:"kind"`
-	dedupSum
-	Ratio     float64 `json:"dedup_ratio"`
-	Saved     int64   `json:"saved_bytes"`
-	DiskRatio float64 `json:"disk_dedup_ratio"`
-	DiskSaved int64   `json:"saved_disk_bytes"`
-}
-
-// dedupImage is an image, with what it adds to those before it.
-type dedupImage struct {
-	Name     string     `json:"name"`
-	Layers   int        `json:"layers"`
-	Blobs    int64      `json:"blob_bytes"`
-	Tars     int64      `json:"tar_bytes"`
-	NewBlobs int64      `json:"new_blob_bytes"`
-	New      []dedupNew `json:"new"`
-}
-
-type dedupNew struct {
-	Kind string `json:"kind"`
-	dedupSum
-}
-
-type dedupFailed struct {
-	Name  string `json:"name"`
-	Error string `json:"error"`
-}
-
-func newDedupReport(r *dedup.Report, platform ocispec.Platform, failed []*dedup.ImageError) *dedupReport {
-	out := &dedupReport{
-		Platform:    platforms.Format(platform),
-		Images:      []dedupImage{},
-		Layers:      r.Layers,
-		Unique:      r.UniqueLayers,
-		Blobs:       r.Blobs,
-		UniqueBlobs: r.UniqueBlobs,
-		Tars:        r.Tars,
-		UniqueTars:  r.UniqueTars,
-		HardLinks:   dedupSum(r.HardLinks),
-		EmptyFiles:  r.Others.EmptyFiles,
-		Symlinks:    r.Others.Symlinks,
-		Devices:     r.Others.Devices,
-		Whiteouts:   r.Others.Whiteouts,
-		LinksBelow:  r.Others.LinksBelow,
-		Block:       dedup.BlockSize,
-		Hashes:      r.Hashes,
-	}
-	all := r.Kinds[dedup.Images]
-	for _, k := range dedup.Kinds() {
-		left := r.Kinds[k]
-		saved := all.Minus(left)
-		out.Kinds = append(out.Kinds, dedupKind{
-			Kind: k.String(), dedupSum: dedupSum(left),
-			Ratio: ratio(all.Bytes, left.Bytes), Saved: saved.Bytes,
-			DiskRatio: ratio(all.Disk, left.Disk), DiskSaved: saved.Disk,
-		})
-	}
-	for _, img := range r.Images {
-		row := dedupImage{Name: img.Name, Layers: img.Layers, Blobs: img.Blobs, Tars: img.Tars, NewBlobs: img.NewBlobs}
-		for _, k := range dedup.Kinds() {
-			row.New = append(row.New, dedupNew{k.String(), dedupSum(img.New[k])})
-		}
-		out.Images = append(out.Images, row)
-	}
-	for _, f := range failed {
-		out.Failed = append(out.Failed, dedupFailed{f.Name, f.Err.Error()})
-	}
-	return out
-}
-
-func ratio(all, left int64) float64 {
-	if left <= 0 {
-		return 0
-	}
-	return float64(all) / float64(left)
-}
-
-// dedupTitles are what the table calls the kinds.
-var dedupTitles = map[dedup.Kind]string{
-	dedup.Images:    "nothing",
-	dedup.Layers:    "layers",
-	dedup.Mtime:     "files with metadata and mtime",
-	dedup.Metadata:  "files with metadata",
-	dedup.Content:   "file contents",
-	dedup.Fixed128K: "chunks of 128 KiB",
-	dedup.Fixed4K:   "chunks of 4 KiB",
-	dedup.CDC64K:    "content-defined chunks",
-}
-
-func (c *cli) showDedup(r *dedupReport, verbose bool) error {
-	if c.json {
-		return c.writeJSON(r)
-	}
-	rows := []string{"KEPT ONCE\tCOUNT\tBYTES\tRATIO\tSAVED\tON DISK\tRATIO\tSAVED"}
-	for i, k := range dedup.Kinds() {
-		row, all := r.Kinds[i], r.Kinds[dedup.Images]
-		rows = append(rows, fmt.Sprintf("%s\t%d\t%s\t%.2f\t%s\t%s\t%.2f\t%s", dedupTitles[k], row.Count,
-			size(row.Bytes), row.Ratio, percent(row.Saved, all.Bytes), size(row.Disk), row.DiskRatio, percent(row.DiskSaved, all.Disk)))
-	}
-	content, metadata, mtime := r.Kinds[dedup.Content], r.Kinds[dedup.Metadata], r.Kinds[dedup.Mtime]
-	rows = append(rows, "",
-		fmt.Sprintf("layers\t%d\t%d different", r.Layers, r.Unique),
-		fmt.Sprintf("blobs\t%s\t%s different", size(r.Blobs), size(r.UniqueBlobs)),
-		fmt.Sprintf("tars\t%s\t%s different", size(r.Tars), size(r.UniqueTars)),
-		fmt.Sprintf("hard links save\t%s\t%d further names of files, inside layers", size(r.HardLinks.Disk), r.HardLinks.Count),
-		fmt.Sprintf("mtimes cost\t%s\t%d files that differ in nothing else", size(mtime.Disk-metadata.Disk), mtime.Count-metadata.Count),
-		fmt.Sprintf("metadata cost\t%s\t%d files of the same content", size(metadata.Disk-content.Disk), metadata.Count-content.Count),
-		fmt.Sprintf("without content\t%d\t%d empty files, %d symbolic links, %d devices, %d whiteouts, %d links to layers below",
-			r.EmptyFiles+r.Symlinks+r.Devices+r.Whiteouts+r.LinksBelow, r.EmptyFiles, r.Symlinks, r.Devices, r.Whiteouts, r.LinksBelow),
-	)
-	if err := c.tables(rows); err != nil || !verbose {
-		return err
-	}
-	rows = []string{"", "IMAGE ADDS\tBLOBS\tNOTHING\tLAYERS\tMTIME\tMETADATA\tCONTENT\t128 KIB\t4 KIB\tCDC"}
-	for _, img := range r.Images {
-		row := fmt.Sprintf("%s\t%s", img.Name, size(img.NewBlobs))
-		for _, n := range img.New {
-			row += "\t" + size(n.Bytes)
-		}
-		rows = append(rows, row)
-	}
-	return c.tables(rows)
-}
-
-// tables writes rows as several tables, with an empty line where there is an empty row.
-func (c *cli) tables(rows []string) error {
-	for len(rows) > 0 {
-		n := 0
-		for n < len(rows) && rows[n] != "" {
-			n++
-		}
-		if err := c.table(rows[:n]...); err != nil {
-			return err
-		}
-		if rows = rows[n:]; len(rows) > 0 {
-			if _, err := fmt.Fprintln(c.stdout); err != nil {
-				return fmt.Errorf("write output: %w", err)
-			}
-			rows = rows[1:]
-		}
+// benchError is the error of a benchmark of which something could not be measured; the report has said what.
+func benchError(r *benchreport.Report) error {
+	switch {
+	case r.Interrupted:
+		return errInterrupted
+	case len(r.Runs) == 0:
+		return benchFailed(r, exitFailed)
+	case len(r.Failures) > 0:
+		return benchFailed(r, exitPartly)
 	}
 	return nil
 }
 
-// percent says what part of a whole is.
-func percent(part, whole int64) string {
-	if whole <= 0 {
-		return "-"
+func benchFailed(r *benchreport.Report, status int) error {
+	var errs []error
+	for _, f := range r.Failures {
+		var what []string
+		if f.Image != "" {
+			what = append(what, "image "+f.Image)
+		}
+		if f.Snapshotter != "" {
+			what = append(what, "snapshotter "+f.Snapshotter)
+		}
+		errs = append(errs, fmt.Errorf("measure %s: %s", strings.Join(what, ", "), f.Error))
 	}
-	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
+	return withStatus(status, errors.Join(errs...))
 }
