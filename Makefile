@@ -7,10 +7,9 @@ GOLANGCI_LINT = $(GO) tool -modfile=tools.mod golangci-lint
 UNIT = $(shell $(GO) list ./... | grep -v /integration)
 FUZZTIME ?= 20s
 BENCH ?= .
-BENCHCOUNT ?= 1
 
 .DEFAULT_GOAL := build
-.PHONY: build test race lint fmt fuzz bench integration demo clean help setup
+.PHONY: build test race lint fmt fuzz bench gobench bench-compare integration demo clean help setup
 
 build: ## the static binary, bin/ostree-snapshotter
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ostree-snapshotter ./cmd/ostree-snapshotter
@@ -38,8 +37,14 @@ fuzz: ## each fuzz test for FUZZTIME (20s)
 	  done; \
 	done
 
-bench: setup ## the Go benchmarks that match BENCH, BENCHCOUNT times
-	$(GO) test -run '^$$' -bench '$(BENCH)' -count $(BENCHCOUNT) -timeout 60m ./bench/... ./objectstore/...
+bench: build setup ## snapshotters against each other, into bench/results; BENCHFLAGS for ostree-snapshotter bench
+	$(GO) run ./integration/bench $(if $(BENCHKEEP),-keep) -- $(BENCHFLAGS)
+
+gobench: setup ## the Go benchmarks that match BENCH, BENCHCOUNT times (1)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),1) -timeout 60m ./bench/... ./objectstore/...
+
+bench-compare: setup ## the same of the revision BASE and of the working tree in turn, BENCHCOUNT times (6), with benchstat
+	$(GO) run ./integration/benchcompare -base '$(BASE)' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),6) $(if $(BENCHTIME),-benchtime $(BENCHTIME))
 
 integration: setup ## only the tests against a real containerd
 	$(GO) test -count=1 -timeout 40m ./integration/...
@@ -51,4 +56,4 @@ clean: ## remove what build made; the cache below ~/.cache/ostree-snapshotter st
 	rm -rf bin
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15

@@ -1,0 +1,176 @@
+// Command bench measures the snapshotters on images made here, with the containerd and the mkfs.erofs that the tests have,
+// and writes a page with what it found: DIR/YYYY-MM-DD.md and a chart for each workload. What DIR has of the same day is
+// replaced. It needs root and what setup makes.
+//
+//	go run ./integration/bench [flags] [-- flags of "ostree-snapshotter bench"]
+//
+// A workload that could be measured in part is in the page, and said at the end.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+)
+
+func main() {
+	var b bench
+	flag.StringVar(&b.binary, "binary", "bin/ostree-snapshotter", "the program; make build makes it")
+	flag.StringVar(&b.results, "results", "bench/results", "the directory of the page")
+	flag.BoolVar(&b.keep, "keep", false, "keep report.html and report.json too")
+	workloads := flag.String("workloads", "debian,os-update", "what is measured")
+	flag.Parse()
+	b.workloads, b.flags = strings.Split(*workloads, ","), flag.Args()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	err := b.run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// A bench is one call of the command.
+type bench struct {
+	binary    string
+	results   string
+	keep      bool
+	workloads []string
+	flags     []string // of the user's
+
+	env    []string
+	tmp    string
+	day    string
+	page   bytes.Buffer
+	partly []string // workloads
+}
+
+func (b *bench) run(ctx context.Context) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: file systems are mounted and containers run")
+	}
+	if b.binary, err = filepath.Abs(b.binary); err != nil {
+		return err
+	}
+	if b.env, err = environment(ctx); err != nil {
+		return err
+	}
+	if b.tmp, err = os.MkdirTemp("", "bench"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.tmp)) }()
+	if err := images.Link(ctx, os.Stderr, b.layouts(), b.workloads...); err != nil {
+		return err
+	}
+	b.day = time.Now().UTC().Format(time.DateOnly)
+	if err := os.MkdirAll(b.results, 0o755); err != nil {
+		return err
+	}
+	for _, w := range b.workloads {
+		if err := b.measure(ctx, w); err != nil {
+			return fmt.Errorf("measure %s: %w", w, err)
+		}
+		// After each, since the next may take an hour and fail.
+		if err := b.write(w); err != nil {
+			return fmt.Errorf("write the results of %s: %w", w, err)
+		}
+	}
+	for _, w := range b.partly {
+		fmt.Fprintf(os.Stderr, "bench: %s could not be measured completely; its report says what is missing\n", w)
+	}
+	return nil
+}
+
+// environment returns ours with the programs of the tests first on the PATH.
+func environment(ctx context.Context) ([]string, error) {
+	tools, err := testhost.BuildTools(ctx, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	erofs, err := testhost.ErofsUtils(ctx, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	path := []string{filepath.Dir(tools.Containerd), erofs, os.Getenv("PATH"), filepath.Dir(tools.Runc)}
+	return append(os.Environ(), "PATH="+strings.Join(path, string(filepath.ListSeparator))), nil
+}
+
+func (b *bench) layouts() string { return filepath.Join(b.tmp, "layouts") }
+
+func (b *bench) out(workload string) string { return filepath.Join(b.tmp, "out-"+workload) }
+
+// partial is the exit status of a command that could do a part of what it was to do.
+const partial = 3
+
+// measure runs the benchmark of a workload.
+func (b *bench) measure(ctx context.Context, workload string) error {
+	args := []string{"bench", "--images", workload, "--layouts", b.layouts(), "--out", b.out(workload)}
+	for _, f := range []struct{ name, value string }{{"--snapshotters", "ostree,overlayfs,erofs"}, {"--runs", "6"}} {
+		if !slices.ContainsFunc(b.flags, func(s string) bool { return s == f.name || strings.HasPrefix(s, f.name+"=") }) {
+			args = append(args, f.name, f.value)
+		}
+	}
+	cmd := exec.CommandContext(ctx, b.binary, append(args, b.flags...)...)
+	fmt.Fprintf(os.Stderr, "+ %s\n", strings.Join(cmd.Args, " "))
+	cmd.Env, cmd.Stdout, cmd.Stderr = b.env, os.Stdout, os.Stderr
+	// It takes its mounts away when it is interrupted: once, by us, and not by the terminal as well.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 2 * time.Minute
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == partial && ctx.Err() == nil {
+		b.partly = append(b.partly, workload)
+		return nil
+	}
+	return err
+}
+
+// write adds the report of a workload to the page.
+func (b *bench) write(workload string) error {
+	text, err := os.ReadFile(filepath.Join(b.out(workload), "report.md"))
+	if err != nil {
+		return err
+	}
+	const chart = "chart.svg"
+	names := []string{chart}
+	if b.keep {
+		names = append(names, "report.html", "report.json")
+	}
+	for _, name := range names {
+		data, err := os.ReadFile(filepath.Join(b.out(workload), name))
+		if errors.Is(err, fs.ErrNotExist) && name == chart {
+			continue // nothing was measured
+		}
+		if err != nil {
+			return err
+		}
+		kept := b.day + "-" + workload + filepath.Ext(name)
+		if err := os.WriteFile(filepath.Join(b.results, kept), data, 0o644); err != nil {
+			return err
+		}
+		if name == chart {
+			text = bytes.ReplaceAll(text, []byte("(<"+chart+">)"), []byte("("+kept+")"))
+			text = bytes.ReplaceAll(text, []byte("("+chart+")"), []byte("("+kept+")"))
+		}
+	}
+	if b.page.Len() > 0 {
+		b.page.WriteByte('\n')
+	}
+	b.page.Write(text)
+	return os.WriteFile(filepath.Join(b.results, b.day+".md"), b.page.Bytes(), 0o644)
+}
