@@ -91,10 +91,12 @@ func testNerdctl(e *env) {
 	parent := "--cgroup-parent=" + e.CgroupParent()
 	nerdctl("run", parent, "--net", "none", "--name", name, full, "/bin/sh", "-c", changeScript+"echo kept-by-commit > /committed")
 	nerdctl("commit", name, "committed:1")
-	got := nerdctl("run", parent, "--rm", "--net", "none", "committed:1", "/bin/sh", "-c", "cat /committed /data/made-link/link; ls /data/late-opaque")
-	if got != "kept-by-commit\nnew\nfile\n" {
-		e.t.Errorf("the committed image's container printed %q", got)
+	if n := len(e.daemonLog("changes written")); n != 1 {
+		e.t.Errorf("the daemon has written the changes of %d containers, want those of one", n)
 	}
+	// The exit status tells: nerdctl at times loses what a short container prints (containerd/nerdctl#3877).
+	nerdctl("run", parent, "--rm", "--net", "none", "committed:1", "/bin/sh", "-c",
+		`[ "$(cat /committed /data/made-link/link; ls /data/late-opaque)" = "$(printf 'kept-by-commit\nnew\nfile')" ]`)
 	nerdctl("rm", name)
 	nerdctl("rmi", "committed:1", full)
 	if got := nerdctl("images", "--quiet"); strings.TrimSpace(got) != "" {

@@ -11,8 +11,10 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/containerd/v2/core/content/proxy"
+	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -64,6 +66,14 @@ func (d *daemon) Open(ctx context.Context, desc ocispec.Descriptor) (differ.Blob
 	}
 	store := proxy.NewContentStore(contentapi.NewContentClient(d.conn))
 	return append(sources, differ.Provider{Provider: store}).Open(ctx, desc)
+}
+
+// target is where containerd keeps blobs.
+func (d *daemon) target() differ.Target {
+	return differ.Target{
+		Store:  proxy.NewContentStore(contentapi.NewContentClient(d.conn)),
+		Leases: leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(d.conn)),
+	}
 }
 
 // contentRoot asks containerd, once it can answer, where its content store is.

@@ -86,7 +86,7 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if s.snapshotter, err = snapshotter.New(ctx, s.store.Root, s.store.Layers, opts...); err != nil {
 		return nil, err
 	}
-	d := differ.New(s.snapshotter, s.store.Layers, s.daemon, decompressor)
+	d := differ.New(s.snapshotter, s.store.Layers, s.daemon, s.daemon.target(), decompressor)
 	s.grpc = newGRPC()
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(s.snapshotter))
 	diffapi.RegisterDiffServer(s.grpc, diffservice.FromApplierAndComparer(d, d))

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -180,3 +181,49 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 
 // MarkGarbage says that something was stored which no snapshot may need: the next Cleanup prunes.
 func (s *Snapshotter) MarkGarbage() { s.garbage.Store(true) }
+
+// OpenUpper returns the upper directory of the active snapshot that mounts belong to, if it is all that the snapshot has
+// over what lower mounts, and the checkouts that are below it, topmost first. The caller closes them. Otherwise, and for
+// mounts that are not the snapshotter's, the error is an errdefs.ErrNotImplemented.
+func (s *Snapshotter) OpenUpper(ctx context.Context, lower, mounts []mount.Mount) (upper *atfs.Dir, lowers []*atfs.Dir, err error) {
+	id, _, err := s.Locate(ctx, mounts)
+	if err != nil {
+		return nil, nil, err
+	}
+	below := mountOption(mounts[0], "lowerdir=")
+	notOurs := fmt.Errorf("mounts are not a snapshot and what is below it: %w", errdefs.ErrNotImplemented)
+	if id == "" || below == "" || len(lower) != 1 || below != lowerOf(lower[0]) {
+		return nil, nil, notOurs
+	}
+	defer func() {
+		if err != nil {
+			for _, dir := range lowers {
+				err = errors.Join(err, dir.Close())
+			}
+		}
+	}()
+	for name := range strings.SplitSeq(below, ":") {
+		name, err := filepath.Rel(s.path, name)
+		if err != nil || !strings.HasPrefix(name, layersDir+"/") {
+			return nil, lowers, notOurs
+		}
+		dir, err := s.root.OpenDir(name)
+		if err != nil {
+			return nil, lowers, err
+		}
+		lowers = append(lowers, dir)
+	}
+	upper, err = s.snaps.OpenDir(path.Join(id, upperDir))
+	return upper, lowers, err
+}
+
+// lowerOf returns what is below in a mount without an upper directory, as the option lowerdir has it.
+func lowerOf(m mount.Mount) string {
+	if m.Type == "bind" {
+		return m.Source
+	}
+	if mountOption(m, "upperdir=") != "" {
+		return ""
+	}
+	return mountOption(m, "lowerdir=")
+}

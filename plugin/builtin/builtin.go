@@ -137,7 +137,8 @@ func newDiffer(ic *containerdplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	ic.Meta.Platforms = append(ic.Meta.Platforms, platforms.DefaultSpec())
-	return differ.New(s.Snapshotter, s.Layers(), source(ic, db.ContentStore()), d), nil
+	target := differ.Target{Store: db.ContentStore(), Leases: metadata.NewLeaseManager(db)}
+	return differ.New(s.Snapshotter, s.Layers(), source(ic, db.ContentStore()), target, d), nil
 }
 
 // source reads blobs from the directory of the local content store if there is one, else through the store.

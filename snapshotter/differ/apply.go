@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
@@ -26,16 +27,20 @@ type Snapshots interface {
 	// AddLayer puts a layer over what the snapshot has. The layer may be released when it returns; with sync,
 	// everything is on the disk then.
 	AddLayer(ctx context.Context, id string, held *layer.Held, sync bool) error
+	// OpenUpper returns the upper directory of the active snapshot that mounts belong to, if it is all that the snapshot
+	// has over what lower mounts, and the directories that are below it, topmost first. Otherwise, the error is an
+	// errdefs.ErrNotImplemented.
+	OpenUpper(ctx context.Context, lower, mounts []mount.Mount) (upper *atfs.Dir, lowers []*atfs.Dir, err error)
 	// MarkGarbage is called when something was stored that nobody will need.
 	MarkGarbage()
 }
 
-// Differ implements containerd's diff.Applier, and diff.Comparer as far as to say that it does not. Its methods may be
-// called by many goroutines at once.
+// Differ implements containerd's diff.Applier and diff.Comparer. Its methods may be called by many goroutines at once.
 type Differ struct {
 	snapshots    Snapshots
 	layers       *layer.Store
 	content      ContentSource
+	target       Target
 	decompressor *Decompressor
 	blobs        keylock.Map // by digest: being unpacked
 }
@@ -45,15 +50,9 @@ var (
 	_ diff.Comparer = (*Differ)(nil)
 )
 
-// New returns a differ that unpacks blobs of source into layers, for snapshots.
-func New(snapshots Snapshots, layers *layer.Store, source ContentSource, d *Decompressor) *Differ {
-	return &Differ{snapshots: snapshots, layers: layers, content: source, decompressor: d}
-}
-
-// Compare returns errdefs.ErrNotImplemented: containerd's walking differ makes layers of our mounts. It has the lease
-// under which the blob that it writes must be; a proxy is not told of it.
-func (d *Differ) Compare(context.Context, []mount.Mount, []mount.Mount, ...diff.Opt) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, fmt.Errorf("compare: %w", errdefs.ErrNotImplemented)
+// New returns a differ that unpacks blobs of source into layers, for snapshots, and writes blobs to target.
+func New(snapshots Snapshots, layers *layer.Store, source ContentSource, target Target, d *Decompressor) *Differ {
+	return &Differ{snapshots: snapshots, layers: layers, content: source, target: target, decompressor: d}
 }
 
 // Apply applies the layer that desc describes to the active snapshot that mounts belong to, and returns a descriptor

@@ -52,7 +52,7 @@ func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	w.differ = differ.New(w.Env, w.Store, w, d)
+	w.differ = differ.New(w.Env, w.Store, w, newTarget(tb), d)
 	return w
 }
 
