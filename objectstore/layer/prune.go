@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -203,12 +204,24 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	if err != nil {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
 	}
-	stats, trash, err := p.execute(ctx, lock)
-	err = errors.Join(err, lock.Unlock())
-	// The links of a checkout hold its objects' bytes, but nobody waits for them: that needs no lock.
+	stats, trash, err := p.unlink(ctx, lock)
+	var group errgroup.Group
+	group.SetLimit(p.s.opts.Workers)
+	group.Go(func() error {
+		var objects objectstore.PruneStats
+		if err == nil {
+			objects, err = p.objects.ExecuteLocked(ctx, lock)
+		}
+		stats.Objects, stats.Leftovers = objects.Objects, objects.Leftovers
+		stats.Bytes += objects.Bytes
+		return errors.Join(err, lock.Unlock())
+	})
+	// The links of a checkout hold its objects' bytes, but nobody waits for them: that needs no lock. It takes as long as
+	// the objects do, so it is done beside them: whoever removes an image waits for both.
 	for _, name := range trash {
-		err = errors.Join(err, p.s.tmp.RemoveAll(name))
+		group.Go(func() error { return p.s.tmp.RemoveAll(name) })
 	}
+	err = group.Wait()
 	leftovers, terr := p.s.leftovers(time.Now())
 	err = errors.Join(err, terr)
 	for _, name := range leftovers {
@@ -225,8 +238,8 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	return stats, err
 }
 
-// execute does what needs the lock, and returns the names in tmp/ that are left to be removed.
-func (p *PrunePlan) execute(ctx context.Context, lock *objectstore.Lock) (stats PruneStats, trash []string, err error) {
+// unlink takes away the names of dead layers, under the lock, and returns the names in tmp/ that their checkouts have then.
+func (p *PrunePlan) unlink(ctx context.Context, lock *objectstore.Lock) (stats PruneStats, trash []string, err error) {
 	dead, err := p.dead(ctx)
 	if err != nil {
 		return stats, nil, err
@@ -247,8 +260,5 @@ func (p *PrunePlan) execute(ctx context.Context, lock *objectstore.Lock) (stats 
 		stats.Checkouts++
 		stats.Bytes += p.bytes[name]
 	}
-	objects, err := p.objects.ExecuteLocked(ctx, lock)
-	stats.Objects, stats.Leftovers = objects.Objects, objects.Leftovers
-	stats.Bytes += objects.Bytes
-	return stats, trash, err
+	return stats, trash, nil
 }
