@@ -17,6 +17,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
 )
@@ -45,7 +46,7 @@ func bench(ctx context.Context, t *testing.T, args ...string) benchRun {
 	tmp, out := t.TempDir(), t.TempDir()
 	cmd := exec.CommandContext(ctx, daemonBinary(t), append([]string{"bench", "--json", "--tmp", tmp, "--out", out}, args...)...)
 	cmd.Env = append(os.Environ(), "PATH="+strings.Join([]string{
-		filepath.Dir(shared.tools.Containerd), filepath.Dir(shared.tools.Runc), os.Getenv("PATH"),
+		filepath.Dir(shared.tools.Containerd), os.Getenv("PATH"), filepath.Dir(shared.tools.Runc),
 	}, ":"))
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = time.Minute
@@ -256,6 +257,32 @@ func TestBenchFailures(t *testing.T) {
 				t.Errorf("there are figures of %v, want %v", ran, tt.ran)
 			}
 		})
+	}
+}
+
+// TestBenchWrongFiles measures a snapshotter that shows other files than the image has: there must be no figure of it. Debian
+// 13's mkfs.erofs gives a directory that is in a layer below, and not in the layer itself, another mode.
+func TestBenchWrongFiles(t *testing.T) {
+	needsHost(t)
+	testenv.NeedsLoop(t)
+	erofs, err := testhost.ErofsUtils(t.Context(), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", erofs+":"+os.Getenv("PATH"))
+	right, wrong := layout(t, "tiny:1"), layout(t, "layers:1")
+	b := bench(t.Context(), t, "--runs", "1", "--images", right, "--images", wrong, "--snapshotters", "erofs,overlayfs")
+	want := "ostree-snapshotter: error: measure image " + wrong + `, snapshotter erofs: compare container with image: "/data" is 40777 `
+	if b.status != 3 || len(b.errors) != 1 || !strings.HasPrefix(b.errors[0], want) {
+		t.Fatalf("exit status %d, %q, want %s...", b.status, b.errors, want)
+	}
+	for _, r := range b.report.Runs {
+		if r.Snapshotter == "erofs" && r.Image != right {
+			t.Errorf("there are figures of %q: %v", r.Image, r.Values)
+		}
+	}
+	if v := b.value(t, "erofs", right, report.Cold, report.Unpack); !(v > 0) {
+		t.Errorf("the other image was unpacked in %v s", v)
 	}
 }
 

@@ -250,8 +250,8 @@ func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string)
 func (o benchOptions) describe(c *cli, r *benchreport.Report, w *workload.Workload, failed []benchreport.Failure) {
 	r.Workload, r.Description = w.Name, w.Description
 	r.Failures = append(failed, r.Failures...)
-	v := buildVersion()
-	r.Machine.Programs = append([]benchreport.Program{{Name: "ostree-snapshotter", Version: v.Version}}, r.Machine.Programs...)
+	ours := benchreport.Program{Name: "ostree-snapshotter", Version: buildVersion().String()}
+	r.Machine.Programs = append([]benchreport.Program{ours}, r.Machine.Programs...)
 	r.Method = []string{
 		"Snapshotters take turns in each round, and another one comes first in each. Ratios are formed within a round.",
 		"Images are pulled by containerd's transfer service, as \"ctr images pull\" does, from a registry in the benchmark itself: first the blobs, then once more to unpack them. The page cache is warm.",

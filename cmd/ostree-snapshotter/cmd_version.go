@@ -30,16 +30,20 @@ func (c *cli) versionCommand() *cobra.Command {
 			if c.json {
 				return c.writeJSON(v)
 			}
-			text := "ostree-snapshotter " + v.Version
-			if v.Revision != "" {
-				text += " (" + v.Revision + ")"
-			}
-			_, err := fmt.Fprintf(c.stdout, "%s %s %s\n", text, v.GoVersion, v.Platform)
+			_, err := fmt.Fprintf(c.stdout, "ostree-snapshotter %s %s %s\n", v, v.GoVersion, v.Platform)
 			return err
 		},
 	}
 	c.jsonFlag(cmd)
 	return cmd
+}
+
+// String is the version, and the revision if it is known.
+func (v versionInfo) String() string {
+	if v.Revision == "" {
+		return v.Version
+	}
+	return v.Version + " (" + v.Revision + ")"
 }
 
 // buildVersion is the version the build gave, else what the Go tool recorded in the binary.
