@@ -23,7 +23,6 @@ import (
 // Files of the tree below are looked at only where the upper directory has one of the same name.
 type changes struct {
 	ctx    context.Context
-	lower  lowers
 	upper  *atfs.Dir
 	latest *time.Time // modification times after it become it
 	tar    *tar.Writer
@@ -38,11 +37,11 @@ type changes struct {
 // errdefs.ErrNotImplemented.
 func writeChanges(ctx context.Context, w io.Writer, lower lowers, upper *atfs.Dir, latest *time.Time) error {
 	c := &changes{
-		ctx: ctx, lower: lower, upper: upper, latest: latest, tar: tar.NewWriter(w),
+		ctx: ctx, upper: upper, latest: latest, tar: tar.NewWriter(w),
 		links: make(map[uint64]string), same: make(map[uint64][]string), parents: make(map[string]bool),
 		buf: make([]byte, 256<<10),
 	}
-	if err := c.dir(".", true, false); err != nil {
+	if err := c.dir(".", lower, false); err != nil {
 		return err
 	}
 	return c.tar.Close()
@@ -91,15 +90,15 @@ func (f *file) readable(name string) error {
 	return nil
 }
 
-// dir writes the changes below a directory of the upper one. Below says whether the lower tree has a directory there, and
-// hidden whether the upper one hides what that has.
-func (c *changes) dir(name string, below, hidden bool) error {
+// dir writes the changes below a directory of the upper one. Below is what the lower tree has there, and hidden says whether
+// the upper one hides that.
+func (c *changes) dir(name string, below lowers, hidden bool) error {
 	names, err := readNames(c.upper, name)
 	if err != nil {
 		return err
 	}
-	if below && hidden {
-		old, err := c.lower.names(name)
+	if hidden {
+		old, err := below.names()
 		if err != nil {
 			return err
 		}
@@ -126,17 +125,14 @@ func readNames(root *atfs.Dir, name string) (names []string, err error) {
 	return dir.ReadNames()
 }
 
-func (c *changes) entry(name string, below, hidden bool) error {
+func (c *changes) entry(name string, below lowers, hidden bool) error {
 	f, err := stat(c.upper, name)
 	if err != nil {
 		return err
 	}
-	var old *file
-	var layer *atfs.Dir
-	if below {
-		if old, layer, err = c.lower.find(name); err != nil {
-			return err
-		}
+	old, layer, err := below.find(path.Base(name))
+	if err != nil {
+		return err
 	}
 	if f == nil || f.whiteout() { // nil if it is hidden
 		if old == nil {
@@ -156,7 +152,17 @@ func (c *changes) entry(name string, below, hidden bool) error {
 	if err != nil || !f.is(unix.S_IFDIR) {
 		return err
 	}
-	return c.dir(name, old != nil && old.is(unix.S_IFDIR), hidden || f.opaque())
+	return c.subdir(name, below, hidden || f.opaque())
+}
+
+// subdir is dir for a directory in one that below has.
+func (c *changes) subdir(name string, below lowers, hidden bool) (err error) {
+	sub, err := below.sub(path.Base(name))
+	defer func() { err = errors.Join(err, sub.close()) }()
+	if err != nil {
+		return err
+	}
+	return c.dir(name, sub, hidden)
 }
 
 const capability = "security.capability"
@@ -186,7 +192,7 @@ func (c *changes) unchanged(name string, old, f *file, layer *atfs.Dir) (bool, e
 }
 
 func (c *changes) sameTarget(name string, layer *atfs.Dir) (bool, error) {
-	a, err := layer.Readlink(name)
+	a, err := layer.Readlink(path.Base(name))
 	if err != nil {
 		return false, err
 	}
@@ -195,7 +201,7 @@ func (c *changes) sameTarget(name string, layer *atfs.Dir) (bool, error) {
 }
 
 func (c *changes) sameContent(name string, layer *atfs.Dir) (_ bool, err error) {
-	a, err := layer.Open(name)
+	a, err := layer.Open(path.Base(name))
 	if err != nil {
 		return false, err
 	}
@@ -330,7 +336,6 @@ func (c *changes) parent(name string) error {
 	if dir == "." || c.parents[dir] {
 		return nil
 	}
-	c.parents[dir] = true
 	f, err := stat(c.upper, dir)
 	if err != nil {
 		return err

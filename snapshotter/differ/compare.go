@@ -65,11 +65,7 @@ func (d *Differ) compare(ctx context.Context, lower, upper []mount.Mount, config
 	if err != nil {
 		return desc, err
 	}
-	defer func() {
-		for _, dir := range append(below, dir) {
-			err = errors.Join(err, dir.Close())
-		}
-	}()
+	defer func() { err = errors.Join(err, dir.Close(), lowers(below).close()) }()
 	if ns, ok := namespaces.Namespace(ctx); ok {
 		ctx = namespaces.WithNamespace(ctx, ns) // onto the calls that follow
 	}

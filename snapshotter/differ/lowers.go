@@ -1,71 +1,74 @@
 package differ
 
 import (
-	"path"
-	"strings"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// lowers are the directories of an overlay, topmost first. They show what a mount of them would, without one.
+// lowers are one directory of the tree below an overlay's upper one, as the directories of the layers that it is merged of,
+// topmost first. They show what a mount would, without one. None of them is no directory.
 type lowers []*atfs.Dir
 
 // find returns a file and the directory that has it, nil if there is none.
-func (l lowers) find(name string) (*file, *atfs.Dir, error) {
+func (l lowers) find(base string) (*file, *atfs.Dir, error) {
 	for _, layer := range l {
-		f, ends, err := within(layer, name)
-		if f != nil || ends || err != nil {
-			return f, layer, err
+		f, err := stat(layer, base)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case f == nil:
+			continue
+		case f.whiteout():
+			return nil, nil, nil
 		}
+		return f, layer, nil
 	}
 	return nil, nil, nil
 }
 
-// within returns a file of one directory, nil if it has none. If ends, then no directory below it shows one either.
-func within(layer *atfs.Dir, name string) (f *file, ends bool, err error) {
-	if name == "." {
-		f, err = stat(layer, name)
-		return f, false, err // the kernel does not look whether a root is opaque
+// sub returns a directory in it, for the caller to close, also with an error.
+func (l lowers) sub(base string) (sub lowers, err error) {
+	for _, layer := range l {
+		f, err := stat(layer, base)
+		if err != nil {
+			return sub, err
+		}
+		if f == nil {
+			continue
+		}
+		if !f.is(unix.S_IFDIR) { // a whiteout, or a file that hides what is below it
+			return sub, nil
+		}
+		dir, err := layer.OpenDir(base)
+		if err != nil {
+			return sub, err
+		}
+		if sub = append(sub, dir); f.opaque() {
+			return sub, nil
+		}
 	}
-	for i := 0; i < len(name); {
-		i += strings.IndexByte(name[i:]+"/", '/')
-		if f, err = stat(layer, name[:i]); err != nil || f == nil {
-			return nil, ends, err
-		}
-		if f.whiteout() {
-			return nil, true, nil
-		}
-		if i < len(name) && !f.is(unix.S_IFDIR) {
-			return nil, true, nil
-		}
-		ends = ends || f.opaque()
-		i++
-	}
-	return f, ends, nil
+	return sub, nil
 }
 
-// names returns the names in a directory, in any order and perhaps more than once. Some may be hidden: find tells.
-func (l lowers) names(dir string) (names []string, err error) {
+// names returns the names in it, in any order and perhaps more than once. Some may be hidden: find tells.
+func (l lowers) names() (names []string, err error) {
 	for _, layer := range l {
-		f, ends, err := within(layer, path.Clean(dir))
+		more, err := layer.ReadNames()
 		if err != nil {
 			return nil, err
 		}
-		if f != nil && !f.is(unix.S_IFDIR) {
-			return names, nil
-		}
-		if f != nil {
-			more, err := readNames(layer, dir)
-			if err != nil {
-				return nil, err
-			}
-			names = append(names, more...)
-		}
-		if ends {
-			return names, nil
-		}
+		names = append(names, more...)
 	}
 	return names, nil
+}
+
+func (l lowers) close() error {
+	var errs []error
+	for _, layer := range l {
+		errs = append(errs, layer.Close())
+	}
+	return errors.Join(errs...)
 }
