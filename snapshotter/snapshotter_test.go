@@ -25,7 +25,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -690,19 +689,13 @@ func TestOrphansAreSwept(t *testing.T) {
 // A snapshot whose directory cannot be made leaves nothing, and the error says one thing.
 func TestFailedPrepareLeavesNothing(t *testing.T) {
 	snaptest.NeedsRoot(t)
-	root, err := objecttest.OpenDir(t, t.TempDir()).WithHook(func(_ atfs.Op, name string) error {
+	e, err := openHooked(t, t.TempDir(), func(_ atfs.Op, name string) error {
 		if strings.HasPrefix(name, "tmp/snapshot-new-") && strings.HasSuffix(name, "/work") {
 			return unix.ENOSPC
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer e.Close()
 	_, err = e.Prepare(t.Context(), "a", "")
 	if !errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "\n") {
@@ -717,19 +710,13 @@ func TestFailedPrepareLeavesNothing(t *testing.T) {
 func TestCleanupFinishesFailedPrepare(t *testing.T) {
 	snaptest.NeedsRoot(t)
 	failing := false
-	root, err := objecttest.OpenDir(t, t.TempDir()).WithHook(func(op atfs.Op, name string) error {
+	e, err := openHooked(t, t.TempDir(), func(op atfs.Op, name string) error {
 		if failing && (op == atfs.OpUnlink || op == atfs.OpMkdir && strings.HasSuffix(name, "/work")) {
 			return unix.EMFILE
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer e.Close()
 	wantLeft := func(want int) {
 		t.Helper()
@@ -743,9 +730,7 @@ func TestCleanupFinishesFailedPrepare(t *testing.T) {
 	}
 	wantLeft(1)
 	failing = false
-	if err := e.Cleanup(t.Context()); err != nil {
-		t.Error(err)
-	}
+	must(t, e.Cleanup(t.Context()))
 	wantLeft(0)
 }
 
