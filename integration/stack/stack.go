@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -244,13 +243,7 @@ func (s *Stack) startDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.daemon.WaitFor(ctx, func(ctx context.Context) error {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", s.Daemon)
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	})
+	return s.daemon.WaitFor(ctx, process.Listening(s.Daemon))
 }
 
 // ContainerdLog returns the path of containerd's log.

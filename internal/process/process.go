@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,6 +121,17 @@ func (p *Process) WaitFor(ctx context.Context, ready func(context.Context) error
 			return fmt.Errorf("start %s: not ready: %w\n%s", p.name, err, Tail(p.Log, 20))
 		case <-time.After(20 * time.Millisecond):
 		}
+	}
+}
+
+// Listening returns a condition for WaitFor: somebody listens on a unix socket.
+func Listening(address string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
 	}
 }
 

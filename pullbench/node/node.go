@@ -137,14 +137,7 @@ func (p *private) start(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = p.daemon.WaitFor(ctx, func(ctx context.Context) error {
-			conn, err := new(net.Dialer).DialContext(ctx, "unix", p.path("o.sock"))
-			if err != nil {
-				return err
-			}
-			return conn.Close()
-		})
-		if err != nil {
+		if err := p.daemon.WaitFor(ctx, process.Listening(p.path("o.sock"))); err != nil {
 			return err
 		}
 	}
