@@ -75,8 +75,8 @@ func bench(ctx context.Context, t *testing.T, args ...string) benchRun {
 	if names, err := filepath.Glob("/run/osb*"); err != nil || len(names) > 0 {
 		t.Errorf("%v: left %v, %v", args, names, err)
 	}
-	if out, err := exec.Command("pgrep", "-f", "/run/osb|"+tmp).Output(); err == nil {
-		t.Errorf("%v: left processes %q", args, out)
+	if found := append(processesOf(t, "/run/osb"), processesOf(t, tmp)...); len(found) > 0 {
+		t.Errorf("%v: left processes %q", args, found)
 	}
 	return run
 }

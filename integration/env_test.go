@@ -86,6 +86,24 @@ func start(t *testing.T, change func(*stack.Options)) *env {
 	return e
 }
 
+// processesOf returns the command lines, and the processes' numbers, of those that name a path, but for our own. A process
+// that ends meanwhile is left out.
+func processesOf(t *testing.T, path string) (found []string) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("list processes: got %d, %v", len(files), err)
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		pid := filepath.Base(filepath.Dir(name))
+		if err == nil && strings.Contains(string(b), path) && pid != strconv.Itoa(os.Getpid()) {
+			found = append(found, pid+" "+strings.ReplaceAll(strings.TrimRight(string(b), "\x00"), "\x00", " "))
+		}
+	}
+	return found
+}
+
 // daemonBinary returns the path of the daemon to test.
 func daemonBinary(t *testing.T) string {
 	t.Helper()

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -636,11 +635,11 @@ func (s *soak) nothingLeft() {
 		}
 	}
 	s.eventually("wait for processes to end", func() string {
-		out, err := exec.Command("pgrep", "--list-full", "--full", s.Dir+"/").Output()
-		if err != nil {
-			return err.Error() // at least containerd and the daemon must be found
+		found := processesOf(s.t, s.Dir+"/")
+		if len(found) < 2 {
+			return fmt.Sprintf("found processes %q, want containerd and the daemon at least", found)
 		}
-		for line := range strings.Lines(string(out)) {
+		for _, line := range found {
 			if !strings.Contains(line, "/containerd --config ") && !strings.Contains(line, " serve --config ") {
 				return "a process is left: " + line
 			}
