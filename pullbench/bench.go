@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -118,8 +117,7 @@ func (b *bench) addImage(ctx context.Context, m *mirror.Mirror, img Image) error
 
 // fail notes what could not be measured. It is not tried again.
 func (b *bench) fail(round int, snapshotter, image string, err error) {
-	text := strings.Join(strings.Fields(err.Error()), " ")
-	b.report.Failures = append(b.report.Failures, report.Failure{Snapshotter: snapshotter, Image: image, Round: round, Error: text})
+	b.report.Failures = append(b.report.Failures, report.NewFailure(snapshotter, image, round, err))
 }
 
 func (b *bench) record(round int, snapshotter, image string, state report.State, v values) {
@@ -204,8 +202,8 @@ func (b *bench) alone(ctx context.Context, round int, s *session, img *mirrored)
 	if err := s.verify(ctx, img.ref, img.tree); err != nil {
 		return err
 	}
-	warm := make(values)
-	if err := again.pull(ctx, img, warm); err != nil {
+	repeated := make(values)
+	if err := again.pull(ctx, img, repeated); err != nil {
 		return fmt.Errorf("the same in another namespace: %w", err)
 	}
 	if err := again.verify(ctx, img.ref, img.tree); err != nil {
@@ -218,8 +216,8 @@ func (b *bench) alone(ctx context.Context, round int, s *session, img *mirrored)
 		return err
 	}
 	b.record(round, s.Snapshotter, img.name, report.Cold, cold)
-	b.record(round, s.Snapshotter, img.name, report.Again, warm)
-	b.done("%s, %s: unpacked in %.2f s, again in %.2f s", img.name, s.Snapshotter, cold[report.Unpack], warm[report.Unpack])
+	b.record(round, s.Snapshotter, img.name, report.Again, repeated)
+	b.done("%s, %s: unpacked in %.2f s, again in %.2f s", img.name, s.Snapshotter, cold[report.Unpack], repeated[report.Unpack])
 	return nil
 }
 

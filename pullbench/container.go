@@ -40,7 +40,7 @@ type output struct{ stdout, stderr bytes.Buffer }
 // start starts the probe in a new container of an image.
 func (s *session) start(ctx context.Context, ref, do string) (_ *container, err error) {
 	ctx = s.in(ctx)
-	img, err := s.image(ctx, ref)
+	img, err := s.Client.GetImage(ctx, ref)
 	if err != nil {
 		return nil, fmt.Errorf("start container: %w", err)
 	}

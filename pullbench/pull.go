@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
@@ -126,10 +125,6 @@ func (s *session) remove(ctx context.Context, v values, refs ...string) error {
 	}
 	v.seconds(report.Remove, time.Since(start))
 	return nil
-}
-
-func (s *session) image(ctx context.Context, ref string) (containerd.Image, error) {
-	return s.Client.GetImage(s.in(ctx), ref)
 }
 
 // values are what was measured in one run.

@@ -106,16 +106,16 @@ func (c *cli) bench(ctx context.Context, o benchOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	nodes, err := c.benchNodes(o)
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	nodes, err := c.benchNodes(o, self)
 	if err != nil {
 		return err
 	}
 	if os.Geteuid() != 0 {
 		return withHint(errors.New("measure images: must be root"), "containers are mounted and run; try again as root")
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
 	}
 	tmp, err := os.MkdirTemp(o.tmp, "osb")
 	if err != nil {
@@ -167,7 +167,7 @@ func (o benchOptions) workload() (*workload.Workload, error) {
 }
 
 // benchNodes says where what is measured runs, and refuses flags that make no sense.
-func (c *cli) benchNodes(o benchOptions) (pullbench.Starter, error) {
+func (c *cli) benchNodes(o benchOptions, self string) (pullbench.Starter, error) {
 	if o.rounds < 1 || o.rounds > maxRounds {
 		return nil, usagef("--runs is %d, want 1 to %d", o.rounds, maxRounds)
 	}
@@ -189,7 +189,7 @@ func (c *cli) benchNodes(o benchOptions) (pullbench.Starter, error) {
 				"a containerd of our own can have %s; with -a a running one is measured", strings.Join(node.Known(), ", "))
 		}
 	}
-	p := node.Private{Dir: o.tmp, FileSystem: o.fileSystem}
+	p := node.Private{Dir: o.tmp, FileSystem: o.fileSystem, Self: self}
 	if p.FileSystem == "none" {
 		p.FileSystem = ""
 	} else if !node.FileSystem(p.FileSystem) {
@@ -202,9 +202,6 @@ func (c *cli) benchNodes(o benchOptions) (pullbench.Starter, error) {
 	p.DiskSize = int64(size)
 	if p.Containerd, err = exec.LookPath(o.containerd); err != nil {
 		return nil, withHint(fmt.Errorf("find containerd: %w", err), "--containerd names the program, or -a a containerd that runs")
-	}
-	if p.Self, err = os.Executable(); err != nil {
-		return nil, err
 	}
 	return p, nil
 }
@@ -238,7 +235,7 @@ func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string)
 			return nil, nil, err
 		}
 		if err != nil {
-			failed = append(failed, benchreport.Failure{Image: img.Name, Error: strings.Join(strings.Fields(err.Error()), " ")})
+			failed = append(failed, benchreport.NewFailure("", img.Name, 0, err))
 			continue
 		}
 		found = append(found, b)

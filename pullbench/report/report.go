@@ -2,6 +2,7 @@
 package report
 
 import (
+	"strings"
 	"time"
 )
 
@@ -131,4 +132,9 @@ type Failure struct {
 	Image       string `json:"image,omitempty"`
 	Round       int    `json:"round,omitempty"` // 0: in none, or in all
 	Error       string `json:"error"`           // one line
+}
+
+// NewFailure makes one line of an error. What is "" or 0 does not count.
+func NewFailure(snapshotter, image string, round int, err error) Failure {
+	return Failure{Snapshotter: snapshotter, Image: image, Round: round, Error: strings.Join(strings.Fields(err.Error()), " ")}
 }
