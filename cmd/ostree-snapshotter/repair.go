@@ -38,19 +38,34 @@ func (c *cli) fsckRepair(ctx context.Context, opts fsckOptions) (err error) {
 	if len(before.Problems) == 0 {
 		return c.showFsck(before)
 	}
-	if err := c.repair(ctx, s, before, opts.contentRoot); err != nil {
-		return err
-	}
-	after, unread, err := c.check(ctx, s, opts)
-	if err != nil {
-		return err
+	id := func(p fsckProblem) string { return p.Kind + " " + p.Name }
+	found, known := before.Problems, make(map[string]bool)
+	after := before
+	// A pull that runs meanwhile may copy a damaged file, where it cannot link to it, before that is repaired. What comes up
+	// so is repaired too.
+	for more := true; more && unread == nil; {
+		for _, p := range after.Problems {
+			known[id(p)] = true
+		}
+		if err := c.repair(ctx, s, after, opts.contentRoot); err != nil {
+			return err
+		}
+		if after, unread, err = c.check(ctx, s, opts); err != nil {
+			return err
+		}
+		more = false
+		for _, p := range after.Problems {
+			if !known[id(p)] {
+				found, more = append(found, p), true
+			}
+		}
 	}
 	left := make(map[string]bool)
 	for _, p := range after.Problems {
-		left[p.Kind+" "+p.Name] = true
+		left[id(p)] = true
 	}
-	for _, p := range before.Problems {
-		if !left[p.Kind+" "+p.Name] {
+	for _, p := range found {
+		if !left[id(p)] {
 			after.Repaired = append(after.Repaired, p)
 		}
 	}
