@@ -65,6 +65,10 @@ var steps = []step{
 		_, err := testhost.ErofsUtils(ctx, log)
 		return err
 	}},
+	{"composefs", false, func(ctx context.Context, log io.Writer) error {
+		_, err := testhost.Mkcomposefs(ctx, log)
+		return err
+	}},
 	{"images", false, func(ctx context.Context, log io.Writer) error {
 		for _, ref := range append(images.Names(), images.OSBase) {
 			if _, err := images.Layout(ctx, log, ref); err != nil {

@@ -8,18 +8,28 @@ import (
 	"path/filepath"
 )
 
-// erofsWrapper runs a program with the dynamic loader and the libraries it was built for: the host's are older. It finds
+// wrapper runs a program with the dynamic loader and the libraries it was built for: the host's are older. It finds
 // them by its own name, since entries of the cache are renamed.
-const erofsWrapper = `#!/bin/sh
+const wrapper = `#!/bin/sh
 root=${0%%/*}/root
-exec "$root/%s" --inhibit-cache --library-path "$root/%s" "$root/usr/bin/mkfs.erofs" "$@"
+exec "$root/%s" --inhibit-cache --library-path "$root/%s" "$root/usr/bin/%s" "$@"
 `
 
 // ErofsUtils returns a directory for the PATH whose only program is the mkfs.erofs of Debian 13, erofs-utils 1.8.6.
 // containerd's erofs differ wants 1.8.2; Debian 12 has 1.5. It is made by mmdebstrap unless the cache has it.
 func ErofsUtils(ctx context.Context, log io.Writer) (string, error) {
-	packages := Extract{Release: "trixie", Packages: []string{"erofs-utils"}}
-	return Cached("erofs-utils", packages.Key(erofsWrapper), func(dir string) error {
+	return program(ctx, log, Extract{Release: "trixie", Packages: []string{"erofs-utils"}}, "mkfs.erofs")
+}
+
+// Mkcomposefs returns a directory for the PATH whose only program is the mkcomposefs of Debian 14, the first that has one. It is
+// made by mmdebstrap unless the cache has it.
+func Mkcomposefs(ctx context.Context, log io.Writer) (string, error) {
+	return program(ctx, log, Extract{Release: "forky", Packages: []string{"composefs"}, Expired: true}, "mkcomposefs")
+}
+
+// program returns a directory with a program of another release's packages.
+func program(ctx context.Context, log io.Writer, packages Extract, name string) (string, error) {
+	return Cached(packages.Packages[0], packages.Key(wrapper, name), func(dir string) error {
 		root := filepath.Join(dir, "root")
 		if err := packages.Make(ctx, log, root); err != nil {
 			return err
@@ -32,7 +42,7 @@ func ErofsUtils(ctx context.Context, log io.Writer) (string, error) {
 		if err != nil {
 			return err
 		}
-		script := fmt.Sprintf(erofsWrapper, loader, filepath.Dir(loader))
-		return os.WriteFile(filepath.Join(dir, "mkfs.erofs"), []byte(script), 0o755)
+		script := fmt.Sprintf(wrapper, loader, filepath.Dir(loader), name)
+		return os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755)
 	})
 }

@@ -15,6 +15,9 @@ import (
 type Extract struct {
 	Release  string // its name in the archive
 	Packages []string
+	// Expired lets the archive's list of the release be older than it says it may be: mirrors of a release that is still being
+	// made lag behind.
+	Expired bool
 }
 
 // mergeUsr makes the links that the package usrmerge would: packages are only unpacked, and a deployed tree, over which
@@ -24,10 +27,14 @@ const mergeUsr = `for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "u
 // command returns the arguments of mmdebstrap before and behind the directory.
 func (e Extract) command() (options []string, source string) {
 	archive, _ := Mirrors()
-	return []string{
+	options = []string{
 		"--mode=root", "--variant=extract", "--format=directory", "--include=" + strings.Join(e.Packages, ","),
 		`--aptopt=Acquire::Languages "none"`, `--aptopt=APT::Install-Recommends "false"`, "--setup-hook=" + mergeUsr,
-	}, "deb " + archive + " " + e.Release + " main"
+	}
+	if e.Expired {
+		options = append(options, `--aptopt=Acquire::Check-Valid-Until "false"`)
+	}
+	return options, "deb " + archive + " " + e.Release + " main"
 }
 
 // Key returns the key of what is made from the packages, and from other inputs.
