@@ -5,6 +5,8 @@ GOLANGCI_LINT = $(GO) tool -modfile=tools.mod golangci-lint
 
 # Everything but the integration tests and the programs that serve them.
 UNIT = $(shell $(GO) list ./... | grep -v /integration)
+# Tests against a real containerd that run with checkouts of hard links too. All run with composefs where the kernel can.
+HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|Reboot|Repair|UserNamespace)$$
 FUZZTIME ?= 20s
 BENCH ?= .
 
@@ -19,6 +21,8 @@ setup: ## Debian packages, containerd, nerdctl and images for the tests; needs r
 
 test: setup ## all tests: units, suites and, as root, against a real containerd
 	$(GO) test -timeout 25m ./...
+	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs $(GO) test -timeout 25m ./snapshotter/...
+	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=hardlink $(GO) test -timeout 25m -run '$(HARDLINK)' ./integration
 
 race: ## units and suites under the race detector; needs gcc
 	$(GO) run ./integration/setup gcc

@@ -1,9 +1,13 @@
 package integration
 
 import (
+	"context"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
@@ -57,26 +61,48 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// TestUserNamespace runs a container whose root is another user: containerd changes the owner of every file in a
-// snapshot of its own, which is then committed.
+// TestUserNamespace runs containers whose root is another user. With labels that say so, nothing of the image is changed or
+// copied. Without them containerd changes the owner of every file in a snapshot of its own, which is then committed.
 func TestUserNamespace(t *testing.T) {
 	e := start(t, nil)
 	full := e.pull(defaultNS, "layers:1")
-	for range 2 {
-		out, err := e.Ctr(t.Context(), defaultNS, "run", "--rm", "--snapshotter", e.Snapshotter,
+	before := e.committed(defaultNS)
+	remapped := func(flags ...string) {
+		t.Helper()
+		args := append([]string{
+			"run", "--rm", "--snapshotter", e.Snapshotter,
 			"--fifo-dir", filepath.Join(e.Dir, "fifo"), "--runc-root", filepath.Join(e.Dir, "runc"),
-			"--cgroup", e.CgroupParent()+"/"+containerID(),
-			"--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", full, containerID(),
-			"/bin/sh", "-c", "id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept")
+			"--cgroup", e.CgroupParent() + "/" + containerID(),
+			"--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536",
+		}, flags...)
+		out, err := e.Ctr(t.Context(), defaultNS, append(args, full, containerID(), "/bin/sh", "-c",
+			"id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept; echo > /data/new; chmod 600 /data/kept; stat -c '%u %g' /data/new /data/kept")...)
 		e.must(err)
 		got := strings.Fields(out)
-		want := "0 0 0 1000 1001 0 100000 65536 content of data/kept"
+		want := "0 0 0 1000 1001 0 100000 65536 content of data/kept 0 0 0 0"
 		if strings.Join(got, " ") != want {
-			t.Errorf("the container printed %q, want %q", got, want)
+			t.Errorf("%s: the container printed %q, want %q", flags, got, want)
 		}
 	}
+	remapped("--remap-labels")
+	remapped("--remap-labels")
+	if after := e.committed(defaultNS); after != before {
+		t.Errorf("%d snapshots are committed, want %d as before: the image was copied", after, before)
+	}
+	// Without the labels containerd's client makes a copy of the image with other owners, once.
+	remapped()
+	remapped()
 	e.compare("layers:1", e.view(defaultNS, full))
 	e.ctr(defaultNS, "images", "rm", "--sync", full)
+}
+
+// committed counts the committed snapshots of a namespace.
+func (e *env) committed(namespace string) (n int) {
+	e.t.Helper()
+	err := e.Client().SnapshotService(e.Snapshotter).Walk(namespaces.WithNamespace(e.t.Context(), namespace),
+		func(context.Context, snapshots.Info) error { n++; return nil }, "kind==committed")
+	e.must(err)
+	return n
 }
 
 // TestDurabilitySync pulls with everything written out before a snapshot is committed.

@@ -30,6 +30,9 @@ import (
 // defaultNS is the namespace tests use that need only one.
 const defaultNS = "default"
 
+// checkoutVariable names the key "checkout" of daemons for which a test does not choose it.
+const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
+
 // An env is a running stack whose failures end the test.
 type env struct {
 	*stack.Stack
@@ -61,6 +64,9 @@ func start(t *testing.T, change func(*stack.Options)) *env {
 	}
 	if opts.Snapshotter == stack.Ostree {
 		opts.Binary = daemonBinary(t)
+		if mode := os.Getenv(checkoutVariable); mode != "" && !strings.Contains(opts.Config, "checkout = ") {
+			opts.Config = fmt.Sprintf("checkout = %q\n%s", mode, opts.Config)
+		}
 		opts.Config += "[log]\nformat = \"json\"\n" // which daemonLog reads
 	}
 	s, err := stack.Start(t.Context(), opts)
@@ -142,6 +148,8 @@ type logLine struct {
 	Msg    string `json:"msg"`
 	Layer  string `json:"layer"`
 	DiffID string `json:"diffID"`
+
+	Checkout string `json:"checkout"`
 }
 
 // daemonLog returns the lines of the daemon's log with a message.
@@ -339,10 +347,18 @@ func (e *env) readMounts(mounts []mount.Mount) tree.Tree {
 	return got
 }
 
+// composefs reports whether the daemon that was started last runs containers on composefs images.
+func (e *env) composefs() bool {
+	e.t.Helper()
+	lines := e.daemonLog("checkouts chosen")
+	return e.Snapshotter == stack.Ostree && len(lines) > 0 && lines[len(lines)-1].Checkout == "composefs"
+}
+
 // compare fails the test for each difference between the tree of an image and the one overlayfs shows.
 func (e *env) compare(ref string, got tree.Tree) {
 	e.t.Helper()
 	want, options := reference(e.t, ref)
+	options.ExactLinks = e.composefs()
 	for _, line := range diffTrees(want, got, options) {
 		e.t.Errorf("%s: %s", ref, line)
 	}

@@ -15,7 +15,7 @@ import (
 func (e *env) leftovers() []string {
 	e.t.Helper()
 	var left []string
-	for _, dir := range []string{"repo/objects", "repo/refs", "layers", "snapshots"} {
+	for _, dir := range []string{"repo/objects", "repo/refs", "layers", "rootfs", "mounts", "snapshots"} {
 		err := filepath.WalkDir(filepath.Join(e.Root, dir), func(path string, d os.DirEntry, err error) error {
 			if err != nil || d.IsDir() && strings.HasPrefix(dir, "repo/") || path == filepath.Join(e.Root, dir) {
 				return err

@@ -211,7 +211,7 @@ func (s *system) sharesFiles() {
 	var st unix.Stat_t
 	name := s.path("usr/bin/ostree")
 	s.must(unix.Stat(name, &st))
-	out, err := exec.Command("find", s.Root+"/layers", "-inum", strconv.FormatUint(st.Ino, 10)).Output()
+	out, err := exec.Command("find", s.Root+"/repo/objects", "-inum", strconv.FormatUint(st.Ino, 10)).Output()
 	s.must(err)
 	if len(out) == 0 {
 		s.t.Errorf("%s is no file of the store", name)

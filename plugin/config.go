@@ -43,7 +43,8 @@ type Config struct {
 	DedupRepos []string `toml:"dedup_repos" comment:"Directories of other ostree repositories on the same file system, like /ostree/repo of the host's own system: a\nfile that one of them has is not stored once more, but linked to. What they hold is not read; fsck finds what is\ndamaged. With mtime \"exact\" and without reflinks, only files with the same time are shared."`
 	Address    string   `toml:"address" comment:"Unix socket that containerd's proxy_plugins name. systemd can pass it instead (socket activation)."`
 
-	Mtime        layer.Mtime `toml:"mtime" comment:"What to do with a file whose content is in the store already, but with another modification time.\n\"exact\": give it a copy (a reflink where the file system can). \"canonical\": share, and show the other time:\nPython then compiles its modules anew at each start."`
+	Checkout     Checkout    `toml:"checkout" comment:"What containers run on. \"composefs\": one image of a container's whole root file system, mounted over the\nobjects, which takes EROFS and overlayfs as of Linux 6.5; files have exactly the inodes, links and times that the\nlayers say. \"hardlink\": a directory of hard links for each layer. \"auto\": composefs if the kernel can do it, else\nhard links. It can be changed at any time; containers that run keep what they have."`
+	Mtime        layer.Mtime `toml:"mtime" comment:"With hard links: what to do with a file whose content is in the store already, but with another modification time.\n\"exact\": give it a copy (a reflink where the file system can). \"canonical\": share, and show the other time:\nPython then compiles its modules anew at each start."`
 	SkipDownload bool        `toml:"skip_download" comment:"Do not download layers that the store has already. The images can be run, but not pushed, saved or converted,\nbecause containerd does not have their blobs. Takes containerd 2.4 or later; otherwise it has no effect."`
 	Durability   Durability  `toml:"durability" comment:"\"journal\": layers are written to the disk in the background, and a journal lists them until they are there: after a\npower failure what is damaged is found at the next start, and made again from containerd's blobs. \"sync\": everything\nis on the disk before a snapshot is committed, which makes pulls slower."`
 
@@ -108,6 +109,7 @@ func DefaultConfig() *Config {
 		Root:       "/var/lib/ostree-snapshotter",
 		DedupRepos: []string{},
 		Address:    "/run/ostree-snapshotter/ostree-snapshotter.sock",
+		Checkout:   CheckoutAuto,
 		Mtime:      layer.MtimeExact,
 		Durability: DurabilityJournal,
 		Containerd: ContainerdConfig{Address: "/run/containerd/containerd.sock"},
@@ -196,6 +198,7 @@ func (c *Config) Validate() error {
 		{c.Repo == "" || filepath.IsAbs(c.Repo), "repo", c.Repo, "must be an absolute path or empty"},
 		{!slices.ContainsFunc(c.DedupRepos, isNotAbs), "dedup_repos", c.DedupRepos, "must be absolute paths"},
 		{filepath.IsAbs(c.Address), "address", c.Address, "must be an absolute path"},
+		{oneOf(string(c.Checkout), string(CheckoutAuto), string(CheckoutComposefs), string(CheckoutHardlink)), "checkout", c.Checkout, `must be "auto", "composefs" or "hardlink"`},
 		{c.Mtime == layer.MtimeExact || c.Mtime == layer.MtimeCanonical, "mtime", c.Mtime, `must be "exact" or "canonical"`},
 		{c.Durability == DurabilityJournal || c.Durability == DurabilitySync, "durability", c.Durability, `must be "journal" or "sync"`},
 		{filepath.IsAbs(c.Containerd.Address), "containerd.address", c.Containerd.Address, "must be an absolute path"},

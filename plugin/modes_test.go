@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,14 +37,17 @@ var ownModes = map[string]fs.FileMode{
 // container what is in its file system.
 func TestModes(t *testing.T) {
 	for _, tt := range []struct {
-		name    string
-		umask   int
-		prepare func(t *testing.T, root string)
+		name     string
+		checkout Checkout
+		umask    int
+		prepare  func(t *testing.T, root string)
 	}{
-		{"umask 0", 0, nil},
-		{"umask 077", 0o077, nil},
-		{"umask 0777", 0o777, nil},
-		{"root for everybody", 0o022, func(t *testing.T, root string) {
+		{"umask 0", CheckoutHardlink, 0, nil},
+		{"umask 077", CheckoutHardlink, 0o077, nil},
+		{"umask 0777", CheckoutHardlink, 0o777, nil},
+		{"composefs, umask 0", CheckoutAuto, 0, nil},
+		{"composefs, umask 0777", CheckoutAuto, 0o777, nil},
+		{"root for everybody", CheckoutHardlink, 0o022, func(t *testing.T, root string) {
 			t.Helper()
 			for _, name := range []string{".", "repo", "layers", "snapshots", "journal", "tmp"} {
 				if err := errors.Join(os.MkdirAll(filepath.Join(root, name), 0o777), os.Chmod(filepath.Join(root, name), 0o777)); err != nil {
@@ -57,6 +61,7 @@ func TestModes(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := testConfig(t)
+			c.Checkout = tt.checkout
 			if err := os.Chmod(filepath.Dir(c.Root), 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -117,8 +122,16 @@ func checkModes(t *testing.T, c *Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(names) != len(ownModes)-1 {
-		t.Errorf("root has %v, want the %d names that are checked", names, len(ownModes)-1)
+	want := maps.Clone(ownModes)
+	patterns := map[string]fs.FileMode{"journal/*": 0o600, "snapshots/*": fs.ModeDir | 0o700}
+	if _, err := os.Lstat(filepath.Join(c.Root, "rootfs")); err == nil && c.Checkout == CheckoutAuto {
+		want["rootfs"], want["mounts"] = fs.ModeDir|0o700, fs.ModeDir|0o700
+		patterns["rootfs/*"], patterns["rootfs/*/image"], patterns["rootfs/*/digest"] = fs.ModeDir|0o700, 0o600, 0o600
+	} else {
+		patterns["layers/*"], patterns["layers/*/commit"] = fs.ModeDir|0o700, 0o600
+	}
+	if len(names) != len(want)-1 {
+		t.Errorf("root has %v, want the %d names that are checked", names, len(want)-1)
 	}
 	check := func(name string, want fs.FileMode) {
 		fi, err := os.Lstat(name)
@@ -131,14 +144,12 @@ func checkModes(t *testing.T, c *Config) {
 			t.Errorf("%s is %v of %d:%d, want %v of 0:0", name, fi.Mode(), st.Uid, st.Gid, want)
 		}
 	}
-	for name, want := range ownModes {
+	for name, want := range want {
 		check(filepath.Join(c.Root, name), want)
 	}
 	check(c.Address, fs.ModeSocket|0o600)
 	check(filepath.Dir(c.Address), fs.ModeDir|0o711)
-	for pattern, want := range map[string]fs.FileMode{
-		"journal/*": 0o600, "layers/*": fs.ModeDir | 0o700, "layers/*/commit": 0o600, "snapshots/*": fs.ModeDir | 0o700,
-	} {
+	for pattern, want := range patterns {
 		found, err := filepath.Glob(filepath.Join(c.Root, pattern))
 		if err != nil || len(found) == 0 {
 			t.Errorf("%s: found %v, %v, want something", pattern, found, err)

@@ -105,7 +105,9 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if b, err := os.ReadFile(filepath.Join(m[0].Source, "file")); err != nil || string(b) != "content" {
+			dir, unmount := snaptest.Mount(t, m)
+			defer unmount()
+			if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "content" {
 				t.Errorf("got %q, %v", b, err)
 			}
 		})

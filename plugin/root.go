@@ -19,6 +19,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
 )
 
 const (
@@ -33,6 +34,10 @@ type Store struct {
 	Root   *atfs.Dir
 	Repo   *objectstore.Repo
 	Layers *layer.Store
+
+	// Composefs is how composefs images are mounted, nil for checkouts of hard links.
+	Composefs *erofs.Support
+	why       string // they are mounted so, or are not
 
 	lock    *atfs.File
 	lenders []*objectstore.Repo // dedup_repos
@@ -61,6 +66,9 @@ func OpenStore(ctx context.Context, c *Config) (_ *Store, err error) {
 	}
 	if err := probe(s.Root); err != nil {
 		return nil, fmt.Errorf("root %s cannot be used: %w", c.Root, err)
+	}
+	if err := s.chooseCheckout(c); err != nil {
+		return nil, err
 	}
 	if err := s.openRepos(c); err != nil {
 		return nil, err
@@ -126,7 +134,7 @@ func openRoot(name string) (_ *atfs.Dir, err error) {
 func makePrivate(root *atfs.Dir, withRepo bool) error {
 	const file = 0o600
 	modes := map[string]uint32{
-		"layers": unix.S_IFDIR | privateDir, "journal": unix.S_IFDIR | privateDir, "snapshots": unix.S_IFDIR | privateDir,
+		"layers": unix.S_IFDIR | privateDir, "rootfs": unix.S_IFDIR | privateDir, "mounts": unix.S_IFDIR | privateDir, "journal": unix.S_IFDIR | privateDir, "snapshots": unix.S_IFDIR | privateDir,
 		tmpDir: unix.S_IFDIR | privateDir, "lost": unix.S_IFDIR | privateDir,
 		"metadata.db": unix.S_IFREG | file, snapshotter.MetadataCopy: unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
 	}

@@ -83,6 +83,9 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if c.Durability == DurabilitySync {
 		opts = append(opts, snapshotter.WithSync())
 	}
+	if s.store.Composefs != nil {
+		opts = append(opts, snapshotter.WithComposefs(*s.store.Composefs))
+	}
 	if s.snapshotter, err = snapshotter.New(ctx, s.store.Root, s.store.Layers, opts...); err != nil {
 		return nil, err
 	}
@@ -140,6 +143,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(l) }()
+	log.G(ctx).WithField("checkout", chosen(s.store.Composefs)).WithField("because", s.store.why).Info("checkouts chosen")
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("root", s.config.Root).Info("serving")
 	notify(ctx, sd.SdNotifyReady)
 	select {

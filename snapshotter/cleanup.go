@@ -29,6 +29,9 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	if err := s.sweep(ctx); err != nil {
 		return fmt.Errorf("clean up snapshots: %w", err)
 	}
+	if err := s.sweepRootfses(ctx); err != nil {
+		return fmt.Errorf("clean up snapshots: %w", err)
+	}
 	if err := s.prune(ctx); err != nil {
 		return fmt.Errorf("clean up snapshots: %w", err)
 	}

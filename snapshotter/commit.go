@@ -49,7 +49,10 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	defer unlock()
 
-	top, err := s.layerOf(ctx, id)
+	if err := s.checkouts.release(id); err != nil {
+		return err
+	}
+	top, err := s.layerOf(ctx, id, below)
 	if err != nil {
 		return err
 	}
@@ -59,7 +62,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		}
 		err = errors.Join(err, top.release())
 	}()
-	checkout, added, err := s.layers.Checkout(ctx, layerIDs(below, top.ID))
+	checkout, added, err := s.checkouts.commit(ctx, below, &top.Layer)
 	if err != nil {
 		return lost(content{name: name, layer: top.ID}, err)
 	}
@@ -91,6 +94,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		}
 		return err
 	}
+	s.checkouts.committed(name, info.Parent, append([]content{c}, below...))
 	s.dropCommitted(ctx, id, top.imported)
 	log.G(ctx).WithFields(log.Fields{
 		"snapshot": name, "layer": top.ID.String(), "added": usage.Size, "duration": time.Since(start),
@@ -143,13 +147,13 @@ func (t *topLayer) release() error {
 
 // layerOf returns the layer of an active snapshot: the one that was applied to it, what is in its upper directory, or
 // the two as one.
-func (s *Snapshotter) layerOf(ctx context.Context, id string) (_ *topLayer, err error) {
+func (s *Snapshotter) layerOf(ctx context.Context, id string, below []content) (_ *topLayer, err error) {
 	d, err := s.readDirectory(id)
 	if err != nil {
 		return nil, err
 	}
 	if d.layer.IsZero() {
-		return s.importUpper(ctx, id)
+		return s.importUpper(ctx, id, below)
 	}
 	pristine, err := s.isPristine(id)
 	if err != nil {
@@ -162,7 +166,7 @@ func (s *Snapshotter) layerOf(ctx context.Context, id string) (_ *topLayer, err 
 		}
 		return &topLayer{Layer: *l, blob: d.blob, usage: d.usage}, nil
 	}
-	upper, err := s.importUpper(ctx, id)
+	upper, err := s.importUpper(ctx, id, append([]content{{layer: d.layer}}, below...))
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +186,8 @@ func (s *Snapshotter) layerOf(ctx context.Context, id string) (_ *topLayer, err 
 	}, nil
 }
 
-func (s *Snapshotter) importUpper(ctx context.Context, id string) (_ *topLayer, err error) {
+// importUpper makes a layer of the upper directory of an active snapshot, which lies over a chain, topmost first.
+func (s *Snapshotter) importUpper(ctx context.Context, id string, chain []content) (_ *topLayer, err error) {
 	// What is stored here is garbage if it is merged into another layer; and if it cannot be used, from the moment at
 	// which that is known: a prune that ran before has found nothing.
 	s.garbage.Store(true)
@@ -196,7 +201,14 @@ func (s *Snapshotter) importUpper(ctx context.Context, id string) (_ *topLayer, 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	held, err := s.layers.ImportDir(ctx, dir, id)
+	merged, err := s.checkouts.merged(ctx, chain, dir)
+	if err != nil {
+		return nil, err
+	}
+	if merged != nil {
+		defer func() { err = errors.Join(err, merged.Close()) }()
+	}
+	held, err := s.layers.ImportDir(ctx, dir, merged, id)
 	if err != nil {
 		return nil, err
 	}

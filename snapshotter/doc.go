@@ -1,8 +1,8 @@
 // Package snapshotter is containerd's snapshotter over layers that are kept in an ostree repository.
 //
 // A committed snapshot is a row in containerd's metadata store: key, parent, and the ID of the layer that it adds to
-// its parent. The layer itself is in the layer store (package layer), once, however many snapshots have it. Mounts are
-// overlay mounts over the checkouts of the layers.
+// its parent. The layer itself is in the layer store (package layer), once, however many snapshots have it. What a
+// snapshot is mounted over is either a checkout of each layer, made of hard links, or one composefs image of all of them.
 //
 // # On disk
 //
@@ -13,6 +13,8 @@
 //	    layer                      ID of the layer that was applied to it, or with which it is staged
 //	    usage                      bytes and inodes that this layer added to the store
 //	    blob                       that layer again, and the digest of the blob it was unpacked from
+//	<root>/rootfs/<hash>/          of a chain of layers, with composefs: its image and where that is mounted; see ADR 0008
+//	<root>/mounts/<n>              where an active snapshot is mounted, with composefs
 //	<root>/tmp/snapshot-*          directories on their way in or out
 //
 // The file layer is how a layer reaches an active snapshot without any file being written to its upper directory: the

@@ -10,3 +10,6 @@ func (s *Snapshotter) CheckCopy() error {
 	damage, err := checkDatabase(s.root, MetadataCopy)
 	return errors.Join(damage, err)
 }
+
+// StopAhead has no rootfs images made before they are needed.
+func (s *Snapshotter) StopAhead() { s.checkouts.close() }

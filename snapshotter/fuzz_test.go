@@ -71,7 +71,8 @@ func FuzzDirectory(f *testing.F) {
 			}
 		}
 		check := func(what string, err error) {
-			if err != nil && !errdefs.IsDataLoss(err) {
+			unmarked := what == "locate" && snaptest.Composefs() && errdefs.IsNotImplemented(err) // mounts of a staged one name no layer
+			if err != nil && !errdefs.IsDataLoss(err) && !unmarked {
 				t.Errorf("%s: got %v, want nothing or an error of data loss", what, err)
 			}
 		}

@@ -19,7 +19,8 @@ import (
 const (
 	// LabelLayer is the ID of the layer that the snapshot adds to its parent.
 	LabelLayer = privatePrefix + "layer"
-	// LabelCheckout is the name of the layer's checkout, below the root.
+	// LabelCheckout is the name of the layer's checkout, below the root. It is there if the snapshot was committed with
+	// hard-link checkouts.
 	LabelCheckout = privatePrefix + "checkout"
 	// LabelChainID is the chain ID of the snapshot. It is there only if this program computed the diff IDs of all its
 	// layers.
@@ -103,7 +104,7 @@ type content struct {
 	name     string // of the snapshot
 	id       string // of the snapshot
 	layer    objectstore.Checksum
-	checkout string        // below the root
+	checkout string        // below the root; "" if none was made
 	chainID  digest.Digest // "" if it is not known
 	blob     digest.Digest // that the layer was unpacked from; "" if it is not known
 }
@@ -122,15 +123,15 @@ func contentOf(id string, info snapshots.Info) (content, error) {
 		chainID:  digest.Digest(info.Labels[LabelChainID]),
 		blob:     digest.Digest(info.Labels[LabelBlob]),
 	}
-	if c.checkout == "" {
-		return content{}, fmt.Errorf("snapshot %q: no label %s", info.Name, LabelCheckout)
-	}
 	return c, nil
 }
 
 // labels is the inverse of contentOf.
 func (c content) labels() map[string]string {
-	l := map[string]string{LabelLayer: c.layer.String(), LabelCheckout: c.checkout}
+	l := map[string]string{LabelLayer: c.layer.String()}
+	if c.checkout != "" {
+		l[LabelCheckout] = c.checkout
+	}
 	if c.chainID != "" {
 		l[LabelChainID] = c.chainID.String()
 	}

@@ -12,10 +12,11 @@ import (
 // stack is what the mounts of one snapshot are made of.
 type stack struct {
 	upper, work string   // directories of the snapshot itself
-	lowers      []string // checkouts below it, topmost first
+	lowers      []string // directories below it, topmost first
 	readOnly    bool     // a view, or an active snapshot that is staged
 	unpack      bool     // containerd applies an image layer to it
 	options     []string // for every overlay mount
+	mapped      []string // options by which containerd maps owners
 }
 
 // mounts returns the mounts of the stack: always one, which mount(8) understands.
@@ -23,9 +24,9 @@ func (s stack) mounts() []mount.Mount {
 	s.lowers = topmost(s.lowers)
 	switch {
 	case s.readOnly && len(s.lowers) == 0:
-		return bind(s.upper, "ro")
+		return bind(s.upper, "ro", s.mapped...)
 	case s.readOnly && len(s.lowers) == 1:
-		return bind(s.lowers[0], "ro")
+		return bind(s.lowers[0], "ro", s.mapped...)
 	case s.readOnly:
 		return s.overlay(s.lower())
 	case len(s.lowers) > 0:
@@ -36,7 +37,7 @@ func (s stack) mounts() []mount.Mount {
 		// overlay without a lower directory tells it so; nobody mounts it.
 		return s.overlay("workdir="+s.work, "upperdir="+s.upper)
 	}
-	return bind(s.upper, "rw")
+	return bind(s.upper, "rw", s.mapped...)
 }
 
 // topmost leaves out of a list of directories, topmost first, those that are in it already. The kernel refuses an
@@ -51,14 +52,15 @@ func topmost(dirs []string) []string {
 	})
 }
 
-func (s stack) lower() string { return "lowerdir=" + strings.Join(s.lowers, ":") }
+func (s stack) lower() string { return lowerOption + strings.Join(s.lowers, ":") }
 
 func (s stack) overlay(options ...string) []mount.Mount {
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.options...)}}
+	options = append(options, s.options...)
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.mapped...)}}
 }
 
-func bind(source, access string) []mount.Mount {
-	return []mount.Mount{{Type: "bind", Source: source, Options: []string{access, "rbind"}}}
+func bind(source, access string, options ...string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: source, Options: append([]string{access, "rbind"}, options...)}}
 }
 
 // overlayParameters is where the kernel says what overlay mounts do by default.

@@ -1,11 +1,16 @@
 package snapshotter
 
-import "context"
+import (
+	"context"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+)
 
 type options struct {
-	staging func(context.Context) bool
-	sync    bool
-	overlay []string
+	staging   func(context.Context) bool
+	sync      bool
+	overlay   []string
+	composefs *erofs.Support
 }
 
 // An Option configures a [Snapshotter].
@@ -26,4 +31,10 @@ func WithSync() Option {
 // WithOverlayOptions replaces the options of overlay mounts that the kernel's defaults call for.
 func WithOverlayOptions(mountOptions ...string) Option {
 	return func(o *options) { o.overlay = mountOptions }
+}
+
+// WithComposefs has snapshots run on one composefs image of all the layers below them, instead of on a checkout of each,
+// mounted as the kernel can do it.
+func WithComposefs(support erofs.Support) Option {
+	return func(o *options) { o.composefs = &support }
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
 
@@ -48,12 +49,14 @@ type Snapshotter struct {
 	layers *layer.Store
 	opts   options
 
+	checkouts checkouts
 	copies    copier
 	refs      refIndex
 	committed layerIndex
 	locks     keylock.Map   // by number: what is done to the directory of one active snapshot
 	cleaning  chan struct{} // has an element while a cleanup runs
 	garbage   atomic.Bool   // there may be layers or objects that nobody needs
+	idle      atomic.Bool   // there may be mounts or rootfs images that nobody needs
 	work      sync.WaitGroup
 	close     func() error
 }
@@ -86,6 +89,15 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if s.path, err = mountablePath(s.root.Path()); err != nil {
 		return nil, err
 	}
+	s.checkouts = &links{s: s}
+	if s.opts.composefs != nil {
+		r, err := newRootfses(s, *s.opts.composefs)
+		if err != nil {
+			return nil, err
+		}
+		s.checkouts = r
+	}
+	s.idle.Store(true)
 	for name, dir := range map[string]**atfs.Dir{snapshotsDir: &s.snaps, tmpDir: &s.tmp} {
 		if err := s.root.MkdirAll(name, 0o700); err != nil {
 			return nil, err
@@ -137,6 +149,9 @@ func mountablePath(name string) (string, error) {
 func (s *Snapshotter) Close() error { return s.close() }
 
 func (s *Snapshotter) closeAll() error {
+	if s.checkouts != nil {
+		s.checkouts.close()
+	}
 	s.work.Wait()
 	var err error
 	if s.ms != nil {
@@ -273,11 +288,11 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if ref := labels[snapshots.LabelSnapshotRef]; kind == snapshots.KindActive && s.refs.has(ref, parent) {
 		return nil, fmt.Errorf("snapshot %q on %q: %w", ref, parent, errdefs.ErrAlreadyExists)
 	}
-	below, err := s.chainOf(ctx, parent)
+	ids, err := mappingOf(labels)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create snapshot %q: %w", key, err)
 	}
-	lowers, err := s.checkouts(ctx, below)
+	below, err := s.chainOf(ctx, parent)
 	if err != nil {
 		return nil, err
 	}
@@ -290,14 +305,18 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		defer func() { err = errors.Join(err, staged.Release()) }()
 	}
 	dir := newDirectory{kind: kind, parent: len(below) > 0, staged: staged}
-	if dir.uid, dir.gid, err = s.rootOwner(lowers); err != nil {
+	if dir.uid, dir.gid, err = s.rootOwner(ctx, below, ids); err != nil {
 		return nil, err
 	}
 	id, err := s.insert(ctx, dir, below, kind, key, parent, append(opts, onlyLabels(labels)))
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := s.mounts(ctx, id, kind, key, below, lowers)
+	if kind == snapshots.KindActive && isUnpackKey(key) {
+		s.checkouts.notRun(parent)
+	}
+	// What is below is made to appear after the row is there, which keeps it.
+	mounts, err := s.mounts(ctx, made{id: id, kind: kind, key: key, below: below, ids: ids, new: true})
 	if err != nil {
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}
@@ -408,111 +427,93 @@ func layerIDs(chain []content, above ...objectstore.Checksum) []objectstore.Chec
 	return append(ids, above...)
 }
 
-// checkouts returns the directories of a chain's checkouts, topmost first. One that is missing is made again.
-func (s *Snapshotter) checkouts(ctx context.Context, chain []content) ([]string, error) {
-	dirs := make([]string, len(chain))
-	for i, c := range chain {
-		ok, err := s.layers.HasCheckout(c.checkout)
-		if err != nil {
-			return nil, err
-		}
-		name := c.checkout
-		if !ok {
-			log.G(ctx).WithField("snapshot", c.name).WithField("layer", c.layer.String()).Info("checkout is missing, making it again")
-			if name, _, err = s.layers.Checkout(ctx, layerIDs(chain[i:])); err != nil {
-				return nil, lost(c, err)
-			}
-		}
-		dirs[i] = filepath.Join(s.path, name)
-	}
-	return dirs, nil
-}
-
 // rootOwner returns the owner that the upper directory of a snapshot has, which is the owner that the root of the
-// container's file system has: that of the parent's root.
-func (s *Snapshotter) rootOwner(lowers []string) (uid, gid uint32, err error) {
-	if len(lowers) == 0 {
-		return 0, 0, nil
+// container's file system has: that of the parent's root, as the host sees it.
+func (s *Snapshotter) rootOwner(ctx context.Context, below []content, ids erofs.Mapping) (uid, gid uint32, err error) {
+	if len(below) > 0 {
+		if uid, gid, err = s.layers.RootOwner(ctx, below[0].layer); err != nil {
+			return 0, 0, lost(below[0], err)
+		}
 	}
-	name, err := filepath.Rel(s.path, lowers[0])
-	if err != nil {
-		return 0, 0, err
+	if ids.IsZero() {
+		return uid, gid, nil
 	}
-	st, err := s.root.Lstat(name)
-	return st.Uid, st.Gid, err
+	return ids.Host(uid, gid)
 }
 
-// Mounts returns the mounts of an active snapshot or a view. They are the host's: nothing has to be kept running, or
-// mounted before, for them.
+// Mounts returns the mounts of an active snapshot or a view. They are the host's: nothing has to be kept running for them.
+// In composefs mode, what they have below them is mounted when they are asked for, and stays so until the last snapshot that
+// needs it is removed, or the host restarts.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	var snap storage.Snapshot
-	var below []content
+	m := made{key: key}
 	err := s.read(ctx, func(ctx context.Context) error {
-		var err error
-		if snap, err = storage.GetSnapshot(ctx, key); err != nil {
+		snap, err := storage.GetSnapshot(ctx, key)
+		if err != nil {
 			return fmt.Errorf("snapshot %q: %w", key, err)
 		}
+		m.id, m.kind = snap.ID, snap.Kind
 		_, info, _, err := storage.GetInfo(ctx, key)
 		if err != nil {
 			return err
 		}
-		below, err = chainIn(ctx, info.Parent)
+		if m.ids, err = mappingOf(info.Labels); err != nil {
+			return fmt.Errorf("snapshot %q: %w", key, err)
+		}
+		m.below, err = chainIn(ctx, info.Parent)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	lowers, err := s.checkouts(ctx, below)
-	if err != nil {
-		return nil, err
-	}
-	return s.mounts(ctx, snap.ID, snap.Kind, key, below, lowers)
+	return s.mounts(ctx, m)
 }
 
-func (s *Snapshotter) mounts(ctx context.Context, id string, kind snapshots.Kind, key string, below []content, lowers []string) ([]mount.Mount, error) {
+// made is an active snapshot or a view, as its row has it.
+type made struct {
+	id     string
+	kind   snapshots.Kind
+	key    string
+	below  []content // topmost first
+	ids    erofs.Mapping
+	new    bool // it was made just now
+	staged bool
+}
+
+func (s *Snapshotter) mounts(ctx context.Context, m made) ([]mount.Mount, error) {
 	st := stack{
-		upper:    filepath.Join(s.path, snapshotsDir, id, upperDir),
-		work:     filepath.Join(s.path, snapshotsDir, id, workDir),
-		lowers:   lowers,
-		readOnly: kind == snapshots.KindView,
-		unpack:   isUnpackKey(key),
+		upper:    filepath.Join(s.path, snapshotsDir, m.id, upperDir),
+		work:     filepath.Join(s.path, snapshotsDir, m.id, workDir),
+		readOnly: m.kind == snapshots.KindView,
+		unpack:   isUnpackKey(m.key),
 		options:  s.opts.overlay,
 	}
-	if kind == snapshots.KindView {
-		return st.mounts(), nil
-	}
-	d, err := s.readDirectory(id)
-	if err != nil {
-		return nil, fmt.Errorf("snapshot %q: %w", key, err)
-	}
-	st.readOnly = d.staged
-	if !d.layer.IsZero() {
-		top, err := s.topCheckout(ctx, d, below)
+	chain := m.below
+	if m.kind == snapshots.KindActive {
+		d, err := s.readDirectory(m.id)
 		if err != nil {
-			return nil, fmt.Errorf("snapshot %q: %w", key, err)
+			return nil, fmt.Errorf("snapshot %q: %w", m.key, err)
 		}
-		if top != "" {
-			st.lowers = append([]string{top}, lowers...)
+		st.readOnly, m.staged = d.staged, d.staged
+		if !d.layer.IsZero() {
+			if chain, err = s.withLayer(ctx, d, m.below); err != nil {
+				return nil, fmt.Errorf("snapshot %q: %w", m.key, err)
+			}
 		}
 	}
-	return st.mounts(), nil
+	return s.checkouts.mounts(ctx, st, chain, m)
 }
 
-// topCheckout returns the directory of the checkout of the layer that an active snapshot was given. A staged layer
-// that lacks something only the layers below can tell has none before its parent is known, which is at Commit.
-func (s *Snapshotter) topCheckout(ctx context.Context, d directory, below []content) (string, error) {
+// withLayer returns the chain of an active snapshot that was given a layer. A staged layer that lacks something only the
+// layers below can tell is not in it before its parent is known, which is at Commit.
+func (s *Snapshotter) withLayer(ctx context.Context, d directory, below []content) ([]content, error) {
 	l, err := s.layers.Layer(ctx, d.layer)
 	if err != nil {
-		return "", lost(content{layer: d.layer}, err)
+		return nil, lost(content{layer: d.layer}, err)
 	}
 	if d.staged && l.Unresolved > 0 && len(below) == 0 {
-		return "", nil
+		return below, nil
 	}
-	name, _, err := s.layers.Checkout(ctx, layerIDs(below, d.layer))
-	if err != nil {
-		return "", lost(content{layer: d.layer}, err)
-	}
-	return filepath.Join(s.path, name), nil
+	return append([]content{{layer: d.layer}}, below...), nil
 }
 
 // Remove removes a snapshot that has no children. Its space is freed by Cleanup.
@@ -532,6 +533,8 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
 	s.committed.remove(id)
+	s.checkouts.notRun(key)
+	s.idle.Store(true)
 	if info.Kind == snapshots.KindCommitted {
 		s.garbage.Store(true)
 		return nil
@@ -539,7 +542,10 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if ok, err := s.snaps.Exists(path.Join(id, layerFile)); err != nil || ok {
 		s.garbage.Store(true)
 	}
-	// The row is gone: a directory that stays is an orphan, which Cleanup finds.
+	// The row is gone: what stays is an orphan, which Cleanup finds.
+	if err := s.checkouts.release(id); err != nil {
+		log.G(ctx).WithError(err).WithField("snapshot", key).Warn("mount of removed snapshot stays until cleanup")
+	}
 	if err := s.discard(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.G(ctx).WithError(err).WithField("snapshot", key).Warn("directory of removed snapshot stays until cleanup")
 	}

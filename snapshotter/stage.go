@@ -22,6 +22,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
+const lowerOption = "lowerdir="
+
 // stage returns, held, the layer with which a new snapshot can be staged, nil if there is none. The caller says by a
 // label which layer it is about to fetch and apply.
 func (s *Snapshotter) stage(ctx context.Context, kind snapshots.Kind, key string, labels map[string]string) (*layer.Held, error) {
@@ -58,7 +60,7 @@ func (s *Snapshotter) Locate(_ context.Context, mounts []mount.Mount) (id string
 	source := m.Source
 	if m.Type == "overlay" {
 		if source = mountOption(m, "upperdir="); source == "" {
-			source, _, _ = strings.Cut(mountOption(m, "lowerdir="), ":")
+			source, _, _ = strings.Cut(mountOption(m, lowerOption), ":")
 		}
 	} else if m.Type != "bind" {
 		return "", staged, notOurs
@@ -72,6 +74,9 @@ func (s *Snapshotter) Locate(_ context.Context, mounts []mount.Mount) (id string
 		if _, err := strconv.ParseUint(parts[1], 10, 64); err == nil {
 			return s.locateUpper(parts[1], notOurs)
 		}
+	}
+	if len(parts) == 2 && parts[0] == mountsDir && m.Type == "bind" {
+		return s.locateUpper(parts[1], notOurs)
 	}
 	if m.ReadOnly() && len(parts) == 3 && parts[0] == layersDir {
 		staged, err := s.checkoutOwner(parts[1])
@@ -146,6 +151,10 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 	case !pristine:
 		return fmt.Errorf("snapshot was written to: %w", errdefs.ErrNotImplemented)
 	}
+	// It is mounted anew, over this layer too.
+	if err := s.checkouts.release(id); err != nil {
+		return err
+	}
 	top := held
 	usage := layer.Usage{Bytes: d.usage.Bytes + held.Added.Bytes, Inodes: d.usage.Inodes + held.Added.Inodes}
 	if !d.layer.IsZero() && d.layer != held.ID {
@@ -160,11 +169,8 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 	if err := s.writeLayer(id, top, usage); err != nil {
 		return err
 	}
-	if top.Unresolved > 0 {
-		return nil // the layers below are known at Commit
-	}
 	start := time.Now()
-	name, added, err := s.layers.Checkout(ctx, []objectstore.Checksum{top.ID})
+	added, err := s.checkouts.applied(ctx, &top.Layer)
 	if err != nil {
 		return err
 	}
@@ -172,7 +178,7 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 		return nil
 	}
 	log.G(ctx).WithFields(log.Fields{
-		"layer": top.ID.String(), "checkout": name, "added": added.Bytes, "inodes": added.Inodes, "duration": time.Since(start),
+		"layer": top.ID.String(), "added": added.Bytes, "inodes": added.Inodes, "duration": time.Since(start),
 	}).Info("layer checked out")
 	usage.Bytes += added.Bytes
 	usage.Inodes += added.Inodes
@@ -183,47 +189,21 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 func (s *Snapshotter) MarkGarbage() { s.garbage.Store(true) }
 
 // OpenUpper returns the upper directory of the active snapshot that mounts belong to, if it is all that the snapshot has
-// over what lower mounts, and the checkouts that are below it, topmost first. The caller closes them. Otherwise, and for
+// over what lower mounts, and what is below it as directories, topmost first. The caller closes them. Otherwise, and for
 // mounts that are not the snapshotter's, the error is an errdefs.ErrNotImplemented.
 func (s *Snapshotter) OpenUpper(ctx context.Context, lower, mounts []mount.Mount) (upper *atfs.Dir, lowers []*atfs.Dir, err error) {
 	id, _, err := s.Locate(ctx, mounts)
 	if err != nil {
 		return nil, nil, err
 	}
-	below := mountOption(mounts[0], "lowerdir=")
-	notOurs := fmt.Errorf("mounts are not a snapshot and what is below it: %w", errdefs.ErrNotImplemented)
-	if id == "" || below == "" || len(lower) != 1 || below != lowerOf(lower[0]) {
-		return nil, nil, notOurs
+	if id == "" || len(lower) != 1 {
+		return nil, nil, fmt.Errorf("mounts are not a snapshot and what is below it: %w", errdefs.ErrNotImplemented)
 	}
-	defer func() {
-		if err != nil {
-			for _, dir := range lowers {
-				err = errors.Join(err, dir.Close())
-			}
-		}
-	}()
-	for name := range strings.SplitSeq(below, ":") {
-		name, err := filepath.Rel(s.path, name)
-		if err != nil || !strings.HasPrefix(name, layersDir+"/") {
-			return nil, lowers, notOurs
-		}
-		dir, err := s.root.OpenDir(name)
-		if err != nil {
-			return nil, lowers, err
-		}
-		lowers = append(lowers, dir)
+	if lowers, err = s.checkouts.openLower(ctx, id, lower[0], mounts[0]); err != nil {
+		return nil, nil, err
 	}
-	upper, err = s.snaps.OpenDir(path.Join(id, upperDir))
-	return upper, lowers, err
-}
-
-// lowerOf returns what is below in a mount without an upper directory, as the option lowerdir has it.
-func lowerOf(m mount.Mount) string {
-	if m.Type == "bind" {
-		return m.Source
+	if upper, err = s.snaps.OpenDir(path.Join(id, upperDir)); err != nil {
+		return nil, nil, errors.Join(err, closeDirs(lowers))
 	}
-	if mountOption(m, "upperdir=") != "" {
-		return ""
-	}
-	return mountOption(m, "lowerdir=")
+	return upper, lowers, nil
 }

@@ -89,7 +89,11 @@ func TestOrder(t *testing.T) {
 	needsOverlay(t)
 	silence(t)
 	for _, name := range []string{"prepare", "commit-written", "remove"} {
-		t.Run(name, func(t *testing.T) { faulttest.Order(t, name, sweepCases[name](t)) })
+		golden := name
+		if snaptest.Composefs() {
+			golden = "composefs-" + name
+		}
+		t.Run(name, func(t *testing.T) { faulttest.Order(t, golden, sweepCases[name](t)) })
 	}
 }
 
@@ -126,6 +130,7 @@ func openSwept(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
 	must(t, err)
 	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true, Workers: 1}, allowed)
 	must(t, err)
+	e.StopAhead() // what it does would be at any time
 	if r := e.Recovery; len(r.Damaged)+len(r.Lost)+r.Checkouts != 0 {
 		t.Errorf("after the death of a process: got %+v", r)
 	}
@@ -143,7 +148,9 @@ func prepared(f func(t *testing.T, e *snaptest.Env)) func(*testing.T, string) {
 }
 
 // survives says what may fail without the caller being told: what a later Cleanup does again, or removes.
-func survives(_ atfs.Op, name string) bool { return strings.HasPrefix(name, "tmp/snapshot-old-") }
+func survives(_ atfs.Op, name string) bool {
+	return strings.HasPrefix(name, "tmp/snapshot-old-") || strings.HasPrefix(name, "mounts/")
+}
 
 var checks atomic.Int64
 
@@ -193,7 +200,7 @@ func checkMounts(t *testing.T, mounts []mount.Mount) {
 		dirs := []string{m.Source}
 		for _, o := range m.Options {
 			if key, value, ok := strings.Cut(o, "="); ok && strings.HasSuffix(key, "dir") {
-				dirs = append(dirs, strings.Split(value, ":")...)
+				dirs = append(dirs, strings.FieldsFunc(value, func(r rune) bool { return r == ':' })...)
 			}
 		}
 		for _, dir := range dirs {
@@ -254,7 +261,7 @@ func write(t *testing.T, e *snaptest.Env, key, name, content string) {
 // left returns what is in the store, but for what stays when it is empty.
 func left(t *testing.T, e *snaptest.Env) (names []string) {
 	t.Helper()
-	for _, pattern := range []string{"snapshots/*", "layers/*", "tmp/*", "repo/objects/??/*", "repo/tmp/*", "repo/refs/heads/oci/*/*"} {
+	for _, pattern := range []string{"snapshots/*", "layers/*", "rootfs/*", "mounts/*", "tmp/*", "repo/objects/??/*", "repo/tmp/*", "repo/refs/heads/oci/*/*"} {
 		found, err := filepath.Glob(filepath.Join(e.Path, pattern))
 		must(t, err)
 		for _, name := range found {
@@ -540,12 +547,14 @@ func mounting(t *testing.T) sweepCase {
 	t.Helper()
 	img := newSweptImage(t)
 	return sweepCase{
-		Min: 20,
+		Min: 10,
 		Prepare: prepared(func(t *testing.T, e *snaptest.Env) {
 			t.Helper()
 			prepare(t, e, "container", img.unpackAll(t, e))
 			must(t, e.Store.Sync(t.Context()))
 			must(t, os.RemoveAll(filepath.Join(e.Path, "layers")))
+			must(t, e.Unmount())
+			must(t, os.RemoveAll(filepath.Join(e.Path, "rootfs")))
 		}),
 		Open: openSwept,
 		Run: func(t *testing.T, e *snaptest.Env) error {

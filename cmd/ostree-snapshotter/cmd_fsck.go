@@ -39,7 +39,7 @@ type deepReport struct {
 
 // fsckProblem is one thing that is damaged or missing, and what suffers from it.
 type fsckProblem struct {
-	Kind      string   `json:"kind"` // object, ref, layer, snapshot or checkout
+	Kind      string   `json:"kind"` // object, ref, layer, snapshot, checkout or rootfs
 	Name      string   `json:"name"`
 	Error     string   `json:"error"`
 	Layers    []string `json:"layers,omitempty"`
@@ -56,6 +56,7 @@ const (
 	kindLayer    = "layer"
 	kindSnapshot = "snapshot"
 	kindCheckout = "checkout"
+	kindRootfs   = "rootfs"
 )
 
 // fsckOptions are the flags of fsck.
@@ -71,8 +72,8 @@ func (c *cli) fsckCommand() *cobra.Command {
 		Use:   "fsck",
 		Short: "Check everything in the store",
 		Long: `Check everything in the store: every object is hashed again, every ref leads to a commit that is complete, every
-layer's image can be read and its objects are there, every snapshot's layer, directory and checkout exist, and every
-checkout holds exactly what its layer's image says.
+layer's image can be read and its objects are there, every snapshot's layer, directory and checkout exist, every checkout
+holds exactly what its layer's image says, and every composefs image what the images of its layers say together.
 
 What is damaged is named with the snapshots and images that suffer from it. It runs beside the daemon, and what the
 daemon removes meanwhile is not missed.
@@ -251,10 +252,14 @@ func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, ti
 		if !ok {
 			continue
 		}
+		name := k.checkoutOf(ctx, r, chain)
+		if name == "" {
+			continue
+		}
 		if checkouts[r.layer] == nil {
 			checkouts[r.layer] = make(map[string][]objectstore.Checksum)
 		}
-		checkouts[r.layer][r.checkout] = chain
+		checkouts[r.layer][name] = chain
 	}
 	known := make(map[objectstore.Checksum]struct{}, len(list))
 	for _, l := range list {
@@ -283,7 +288,51 @@ func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, ti
 			return ctx.Err()
 		})
 	}
+	g.Go(func() error { return k.rootfses(ctx, chains) })
 	return g.Wait()
+}
+
+// checkoutOf returns the name of a snapshot's checkout. One that was committed with composefs has none, unless the store has
+// had both.
+func (k *checker) checkoutOf(ctx context.Context, r row, chain []objectstore.Checksum) string {
+	if r.checkout != "" {
+		return r.checkout
+	}
+	name, err := k.store.layers.CheckoutName(ctx, chain)
+	if err != nil {
+		return "" // the layer has a problem
+	}
+	if ok, err := k.store.layers.HasCheckout(name); err != nil || !ok {
+		return ""
+	}
+	return name
+}
+
+// rootfses checks the rootfs images of chains, as far as there are some. Each names all layers of its chain.
+func (k *checker) rootfses(ctx context.Context, chains map[string][]objectstore.Checksum) error {
+	names, err := k.store.layers.RootfsNames()
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	seen := make(map[string]bool)
+	for _, chain := range chains {
+		name := layer.RootfsName(chain)
+		if seen[name] || !slices.Contains(names, name) {
+			continue
+		}
+		seen[name] = true
+		err := k.store.layers.VerifyRootfs(ctx, chain)
+		if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, objectstore.ErrNotExist) {
+			continue // it was removed meanwhile, or the daemon killed before it made it
+		}
+		if err != nil && !k.isKnown(err) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			k.add(kindRootfs, name, err, chain[len(chain)-1])
+		}
+	}
+	return nil
 }
 
 // refs checks that a ref keeps each layer, and that the refs which say a layer's diff ID are right.
@@ -413,7 +462,7 @@ func (k *checker) forgetRemoved(ctx context.Context, daemonAddress string, haveR
 		case kindSnapshot:
 			_, ok := keys[p.Name]
 			return !ok
-		case kindLayer, kindCheckout:
+		case kindLayer, kindCheckout, kindRootfs:
 			for id := range p.layers {
 				if _, ok := layers[id]; ok {
 					return false

@@ -51,7 +51,7 @@ version = {{.Version}}
   type = "snapshot"
   address = {{quote .Address}}
 {{- if gt .Version 2}}
-  capabilities = ["rebase"] # layers can be unpacked in parallel
+  capabilities = ["rebase", "remap-ids"] # layers are unpacked in parallel; user namespaces need no chown
 {{- end}}
   [proxy_plugins.ostree.exports]
     root = {{quote .Root}} # whose disk usage the kubelet looks at

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
@@ -46,6 +47,7 @@ func (c *cli) findings(ctx context.Context, cfg *plugin.Config) []finding {
 		{"overlay file system", checkOverlay},
 		{"root", func() (string, error) { return checkRoot(cfg.Root) }},
 		{"repository", func() (string, error) { return checkRepo(cfg) }},
+		{"checkouts", func() (string, error) { return checkCheckouts(cfg) }},
 		{"containerd", containerd.connect},
 		{"snapshotter plugin", func() (string, error) {
 			return containerd.plugin("io.containerd.snapshotter.v1", snapshotterID)
@@ -126,6 +128,29 @@ func checkRoot(root string) (detail string, err error) {
 		return root + ", without reflinks", nil
 	}
 	return root + ", with reflinks", nil
+}
+
+// checkCheckouts says which checkouts the daemon uses, and why. It mounts, in a new directory of the root's tmp/, which goes
+// again.
+func checkCheckouts(cfg *plugin.Config) (detail string, err error) {
+	if unix.Geteuid() != 0 {
+		return "", fmt.Errorf("%w: only root can", errSkip)
+	}
+	name, err := os.MkdirTemp(filepath.Join(cfg.Root, "tmp"), "probe-check-")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: %s does not exist yet", errSkip, cfg.Root)
+	}
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, os.Remove(name)) }()
+	dir, err := atfs.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	checkout, why, err := cfg.ProbeCheckout(dir)
+	return fmt.Sprintf("%s: %s", checkout, why), err
 }
 
 // checkRepo makes sure that repositories of one's own choice are there, usable, and on the root's file system.

@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 )
@@ -119,6 +120,7 @@ type repairer struct {
 	bad      map[objectstore.ObjectName]struct{}      // damaged or missing
 	layers   map[objectstore.Checksum]struct{}        // that lack something
 	affected map[objectstore.Checksum]struct{}        // whose checkouts may be wrong
+	rootfses map[string]struct{}                      // that are wrong
 	note     func(format string, args ...any)
 }
 
@@ -136,6 +138,7 @@ func (c *cli) repair(ctx context.Context, s *store, report *fsckReport, contentR
 		bad:      make(map[objectstore.ObjectName]struct{}),
 		layers:   make(map[objectstore.Checksum]struct{}),
 		affected: make(map[objectstore.Checksum]struct{}),
+		rootfses: make(map[string]struct{}),
 		note:     c.note,
 	}
 	if r.source, err = c.contentSource(ctx, s.cfg, contentRoot); err != nil {
@@ -259,7 +262,10 @@ func (r *repairer) collect(report *fsckReport) {
 		}
 		for id := range p.layers {
 			r.affected[id] = struct{}{}
-			if p.Kind != kindCheckout && p.Kind != kindRef {
+			if p.Kind == kindRootfs {
+				r.rootfses[p.Name] = struct{}{}
+			}
+			if p.Kind != kindCheckout && p.Kind != kindRef && p.Kind != kindRootfs {
 				r.layers[id] = struct{}{}
 			}
 		}
@@ -331,16 +337,50 @@ func (r *repairer) checkouts(ctx context.Context, rows []row) (err error) {
 	done := make(map[string]bool)
 	for _, row := range rows {
 		chain := chains[row.key]
-		if len(chain) == 0 || done[row.checkout] || !r.isAffected(ctx, chain) || !r.whole(row.layer) {
+		if len(chain) == 0 {
 			continue
 		}
-		done[row.checkout] = true
+		if err := r.rootfs(ctx, chain); err != nil {
+			return err
+		}
+		if !r.isAffected(ctx, chain) || !r.whole(row.layer) {
+			continue
+		}
+		name := row.checkout
+		if name == "" { // there is one only if the store had checkouts before
+			if name, err = r.store.layers.CheckoutName(ctx, chain); err != nil {
+				continue
+			}
+			if ok, err := r.store.layers.HasCheckout(name); err != nil || !ok {
+				continue
+			}
+		}
+		if done[name] {
+			continue
+		}
+		done[name] = true
 		if _, err := r.store.layers.RefreshCheckout(ctx, chain); err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
-			r.note("checkout %s cannot be repaired: %v", row.checkout, err)
+			r.note("checkout %s cannot be repaired: %v", name, err)
 		}
+	}
+	return nil
+}
+
+// rootfs makes the rootfs image of a chain again if it is wrong. Where it is mounted it stays as it is until that is unmounted.
+func (r *repairer) rootfs(ctx context.Context, chain []objectstore.Checksum) error {
+	name := layer.RootfsName(chain)
+	if _, ok := r.rootfses[name]; !ok {
+		return nil
+	}
+	delete(r.rootfses, name)
+	if err := r.store.layers.RemakeRootfs(ctx, chain); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		r.note("%s cannot be repaired: %v", name, err)
 	}
 	return nil
 }

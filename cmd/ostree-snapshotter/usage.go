@@ -46,6 +46,7 @@ type usageWalk struct {
 	use    *diskUsage
 	tick   func(files int64)
 	n      int64
+	device uint64 // of the tree
 }
 
 // linkedTo is an inode and how many names it has, wherever they are.
@@ -92,6 +93,7 @@ func (w *usageWalk) top(dir *atfs.Dir, add func(name string, st *unix.Stat_t)) e
 	if !w.first(st) { // the repository, met below the root
 		return nil
 	}
+	w.device = st.Dev
 	add(".", &st)
 	return w.walk(dir, ".", add)
 }
@@ -119,8 +121,8 @@ func (w *usageWalk) walk(dir *atfs.Dir, prefix string, add func(name string, st 
 		w.tick(w.n)
 		below := path.Join(prefix, name)
 		add(below, &st)
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			continue
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Dev != w.device {
+			continue // not into images that are mounted
 		}
 		if err := w.enter(dir, name, below, add); err != nil {
 			return err
@@ -175,6 +177,8 @@ func (w *usageWalk) rootEntry(name string, st *unix.Stat_t) {
 	bytes := st.Blocks * blockSize
 	top, rest, _ := strings.Cut(name, "/")
 	switch {
+	case (top == rootfsDir || top == mountsDir) && rest != "":
+		w.use.checkouts += bytes
 	case top == layersDir && rest != "":
 		w.use.checkouts += bytes
 		checkout, _, _ := strings.Cut(rest, "/")
@@ -186,9 +190,12 @@ func (w *usageWalk) rootEntry(name string, st *unix.Stat_t) {
 	}
 }
 
-// layersDir is where checkouts are, each below the first digits of its layer's ID.
+// layersDir is where checkouts are, each below the first digits of its layer's ID, rootfsDir where composefs images are,
+// and mountsDir where snapshots are mounted.
 const (
 	layersDir     = "layers"
+	rootfsDir     = "rootfs"
+	mountsDir     = "mounts"
 	layerIDDigits = 16
 )
 

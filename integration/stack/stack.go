@@ -88,7 +88,7 @@ disabled_plugins = [
 [proxy_plugins.ostree]
   type = "snapshot"
   address = "{{.Daemon}}"
-  capabilities = ["rebase"]
+  capabilities = ["rebase", "remap-ids"]
   [proxy_plugins.ostree.exports]
     root = "{{.Root}}"
 

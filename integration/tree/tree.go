@@ -31,6 +31,7 @@ type Entry struct {
 	Target string // symbolic links
 	SHA256 string // regular files
 	Xattrs map[string]string
+	Nlink  uint64 // not of directories
 	inode  inode
 }
 
@@ -86,6 +87,9 @@ func readEntry(path string) (*Entry, error) {
 	e := &Entry{
 		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: st.Mtim,
 		inode: inode{st.Dev, st.Ino},
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		e.Nlink = uint64(st.Nlink) //nolint:unconvert // it has 32 bits on arm64
 	}
 	var err error
 	switch st.Mode & unix.S_IFMT {
@@ -146,11 +150,14 @@ func hashFile(path string) (string, error) {
 type Options struct {
 	// IgnoreMtime names directories whose modification time no layer says.
 	IgnoreMtime []string
+	// ExactLinks says that files which are not hard links of each other in want must not be so in got, and that each has as
+	// many links as it has names.
+	ExactLinks bool
 }
 
 // Diff compares a tree with the one it should be and returns one line for each difference, sorted by path. Files that
-// are hard links of each other in want must be so in got; the reverse is not demanded, since equal files may share an
-// inode.
+// are hard links of each other in want must be so in got; the reverse is not demanded unless the options say so, since equal files may
+// share an inode.
 func Diff(want, got Tree, opts Options) []string {
 	var lines []string
 	for _, path := range slices.Sorted(maps.Keys(want)) {
@@ -168,7 +175,26 @@ func Diff(want, got Tree, opts Options) []string {
 			lines = append(lines, fmt.Sprintf("%q: %v, want none", path, got[path]))
 		}
 	}
-	return append(lines, diffLinks(want, got)...)
+	lines = append(lines, diffLinks(want, got, "not a hard link of %q, want one")...)
+	if opts.ExactLinks {
+		lines = append(lines, diffLinks(got, want, "a hard link of %q, want none")...)
+		lines = append(lines, got.miscounted()...)
+	}
+	return lines
+}
+
+// miscounted finds files that do not have as many links as they have names.
+func (t Tree) miscounted() (lines []string) {
+	names := make(map[inode]uint64)
+	for _, e := range t {
+		names[e.inode]++
+	}
+	for _, path := range slices.Sorted(maps.Keys(t)) {
+		if e := t[path]; e.Mode&unix.S_IFMT != unix.S_IFDIR && e.Nlink != names[e.inode] {
+			lines = append(lines, fmt.Sprintf("%q: has %d links, want %d", path, e.Nlink, names[e.inode]))
+		}
+	}
+	return lines
 }
 
 func (e *Entry) diff(g *Entry, ignoreMtime bool) []string {
@@ -210,8 +236,8 @@ func (e *Entry) String() string {
 	return fmt.Sprintf("mode %#o owner %d:%d size %d", e.Mode, e.UID, e.GID, e.Size)
 }
 
-// diffLinks finds the hard links of want that are not links of one file in got.
-func diffLinks(want, got Tree) []string {
+// diffLinks finds the hard links of want that are not links of one file in got, and says so.
+func diffLinks(want, got Tree, say string) []string {
 	first := make(map[inode]string)
 	var lines []string
 	for _, path := range slices.Sorted(maps.Keys(want)) {
@@ -225,7 +251,7 @@ func diffLinks(want, got Tree) []string {
 			continue
 		}
 		if got[other] != nil && got[other].inode != g.inode {
-			lines = append(lines, fmt.Sprintf("%q: not a hard link of %q, want one", path, other))
+			lines = append(lines, fmt.Sprintf("%q: "+say, path, other))
 		}
 	}
 	return lines

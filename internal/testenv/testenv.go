@@ -8,12 +8,15 @@
 package testenv
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
 // missing ends the test for want of something that can be installed.
@@ -177,7 +180,7 @@ func MemoryDir(tb testing.TB) string {
 		dir, err := os.MkdirTemp(shared, "test-")
 		if err == nil {
 			tb.Cleanup(func() {
-				if err := os.RemoveAll(dir); err != nil {
+				if err := errors.Join(process.UnmountBelow(dir), os.RemoveAll(dir)); err != nil {
 					tb.Error(err)
 				}
 			})

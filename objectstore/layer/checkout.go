@@ -46,21 +46,10 @@ func (s *Store) Checkout(ctx context.Context, chain []objectstore.Checksum) (nam
 		return "", Usage{}, errors.New("check out layer: empty chain")
 	}
 	id := chain[len(chain)-1]
-	l, err := s.Layer(ctx, id)
+	l, root, name, err := s.nameCheckout(ctx, chain)
 	if err != nil {
 		return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
 	}
-	var root *composefs.Inode
-	variant := checkoutFS
-	if l.Unresolved > 0 {
-		if root, err = s.readImage(l); err != nil {
-			return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
-		}
-		if variant, err = s.resolve(ctx, root, chain[:len(chain)-1]); err != nil {
-			return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
-		}
-	}
-	name = path.Join(layersDir, id.String()[:shortID], variant)
 	ok, err := s.HasCheckout(name)
 	if err == nil && ok {
 		return name, Usage{}, s.checkOwner(id)
@@ -76,13 +65,38 @@ func (s *Store) Checkout(ctx context.Context, chain []objectstore.Checksum) (nam
 					return Usage{}, err
 				}
 			}
-			return s.makeCheckout(ctx, id, root, variant)
+			return s.makeCheckout(ctx, id, root, path.Base(name))
 		})
 	}
 	if err != nil {
 		return "", Usage{}, fmt.Errorf("check out layer %s: %w", id, err)
 	}
 	return name, added, nil
+}
+
+// CheckoutName returns the name of the checkout of the last layer of a chain, lowest layer first, as Checkout does, whether or not
+// it is there.
+func (s *Store) CheckoutName(ctx context.Context, chain []objectstore.Checksum) (string, error) {
+	_, _, name, err := s.nameCheckout(ctx, chain)
+	return name, err
+}
+
+// nameCheckout is CheckoutName. It returns the last layer too, and its tree if that had to be read.
+func (s *Store) nameCheckout(ctx context.Context, chain []objectstore.Checksum) (l *Layer, root *composefs.Inode, name string, err error) {
+	id := chain[len(chain)-1]
+	if l, err = s.Layer(ctx, id); err != nil {
+		return nil, nil, "", err
+	}
+	variant := checkoutFS
+	if l.Unresolved > 0 {
+		if root, err = s.readImage(l); err != nil {
+			return nil, nil, "", err
+		}
+		if variant, err = s.resolve(ctx, root, chain[:len(chain)-1]); err != nil {
+			return nil, nil, "", err
+		}
+	}
+	return l, root, path.Join(layersDir, id.String()[:shortID], variant), nil
 }
 
 // HasCheckout reports whether the checkout called name, as Checkout returned it, is there.

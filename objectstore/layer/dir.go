@@ -33,13 +33,16 @@ const (
 //
 // A file that nothing has open for writing becomes an object by a link: it is not copied, and from then on it must not
 // be changed. Others are copied. The directory itself is left in place.
-func (s *Store) ImportDir(ctx context.Context, upper *atfs.Dir, name string) (_ *Held, err error) {
+//
+// merged is what the overlay shows, for one that was mounted with metacopy=on: files of which only the metadata were changed
+// have their content there, and directories that were renamed what is in them. Without it such a file or directory is an error.
+func (s *Store) ImportDir(ctx context.Context, upper, merged *atfs.Dir, name string) (_ *Held, err error) {
 	in, err := s.begin(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("import directory %s: %w", upper.Path(), err)
 	}
 	defer in.finish(&err)
-	d := dirReader{ingest: in, seen: make(map[fileID]*inode)}
+	d := dirReader{ingest: in, merged: merged, seen: make(map[fileID]*inode)}
 	st, err := upper.Lstat(".")
 	if err != nil {
 		return nil, fmt.Errorf("import directory: %w", err)
@@ -55,7 +58,7 @@ func (s *Store) ImportDir(ctx context.Context, upper *atfs.Dir, name string) (_ 
 	// directory was made, and would give layers of the same content different IDs.
 	root := in.tree.root
 	root.Mtime = unix.Timespec{}
-	if err := d.dir(upper, root); err != nil {
+	if err := d.dir(upper, "", root); err != nil {
 		return nil, fmt.Errorf("import directory: %w", err)
 	}
 	return in.commit(Layer{}, journalRecord{refs: []string{refSnapshot + name}})
@@ -66,10 +69,13 @@ type fileID struct{ dev, ino uint64 }
 
 type dirReader struct {
 	*ingest
-	seen map[fileID]*inode // files with several names
+	merged *atfs.Dir         // nil if the upper directory is complete by itself
+	within bool              // what is read is in merged
+	seen   map[fileID]*inode // files with several names
 }
 
-func (d *dirReader) dir(dir *atfs.Dir, n *inode) error {
+// dir reads a directory, whose path is prefix.
+func (d *dirReader) dir(dir *atfs.Dir, prefix string, n *inode) error {
 	names, err := dir.ReadNames()
 	if err != nil {
 		return err
@@ -78,14 +84,14 @@ func (d *dirReader) dir(dir *atfs.Dir, n *inode) error {
 		if d.pub.ctx.Err() != nil {
 			return d.pub.cause()
 		}
-		if err := d.entry(dir, name, n); err != nil {
+		if err := d.entry(dir, prefix, name, n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *dirReader) entry(dir *atfs.Dir, name string, parent *inode) error {
+func (d *dirReader) entry(dir *atfs.Dir, prefix, name string, parent *inode) error {
 	st, err := dir.Lstat(name)
 	if err != nil {
 		return err
@@ -122,19 +128,55 @@ func (d *dirReader) entry(dir *atfs.Dir, name string, parent *inode) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
+		if _, ok := x[overlayRedirect]; ok {
+			return d.renamed(path.Join(prefix, name), n)
+		}
 		sub, err := dir.OpenDir(name)
 		if err != nil {
 			return err
 		}
-		return errors.Join(d.dir(sub, n), sub.Close())
+		return errors.Join(d.dir(sub, path.Join(prefix, name), n), sub.Close())
 	case unix.S_IFREG:
 		n.Size = st.Size
 		if n.Size == 0 {
 			return nil
 		}
+		if _, ok := x[overlayMetacopy]; ok {
+			return d.copied(d.merged, path.Join(prefix, name), n)
+		}
+		if d.within {
+			return d.copied(dir, name, n)
+		}
 		return d.file(dir, name, n, x)
 	}
 	return nil
+}
+
+// renamed reads a directory that an overlay with redirect_dir=on has renamed: most of what is in it is elsewhere below. In the
+// layer it is a new one, with all of that.
+func (d *dirReader) renamed(name string, n *inode) error {
+	n.opaque = true
+	sub, err := d.merged.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	d.within = true
+	err = d.dir(sub, name, n)
+	d.within = false
+	return errors.Join(err, sub.Close())
+}
+
+// copied makes an object of a copy of a regular file.
+func (d *dirReader) copied(dir *atfs.Dir, name string, n *inode) error {
+	f, err := dir.Open(name)
+	if err != nil {
+		return err
+	}
+	meta := FileMeta(&n.Inode)
+	return d.pub.send(job{n: n, drop: func() { _ = f.Close() }, open: func(txn *objectstore.Txn) (_ objectstore.Stored, err error) {
+		defer func() { err = errors.Join(err, f.Close()) }()
+		return copyFile(txn, &meta, n, f)
+	}})
 }
 
 // attributes takes over what a layer keeps of a file in an upper directory: everything but the overlay's bookkeeping.
@@ -154,9 +196,9 @@ func (d *dirReader) attributes(n *inode, st unix.Stat_t, xattrs map[string][]byt
 		switch {
 		case name == xattrOpaque:
 			n.opaque = string(v) == "y"
-		case name == overlayRedirect && n.IsDir():
+		case name == overlayRedirect && n.IsDir() && d.merged == nil:
 			return errors.New("directory was renamed by an overlay mounted with redirect_dir=on")
-		case name == overlayMetacopy:
+		case name == overlayMetacopy && d.merged == nil:
 			return errors.New("content is below: the overlay was mounted with metacopy=on")
 		case name == xattrSELinux, !keepUpperXattr(name):
 		case len(v) > maxXattrValue:

@@ -23,7 +23,7 @@ func importDir(t testing.TB, s *Store, p, name string) Layer {
 	d, err := atfs.Open(p)
 	must(t, err)
 	defer d.Close()
-	h, err := s.ImportDir(t.Context(), d, name)
+	h, err := s.ImportDir(t.Context(), d, nil, name)
 	must(t, err)
 	must(t, h.Release())
 	return h.Layer
@@ -256,7 +256,7 @@ func TestImportDirRefused(t *testing.T) {
 		must(t, unix.Setxattr(filepath.Join(upper, name), xattr, []byte("/x"), 0))
 		d, err := atfs.Open(upper)
 		must(t, err)
-		_, err = s.ImportDir(t.Context(), d, "x")
+		_, err = s.ImportDir(t.Context(), d, nil, "x")
 		must(t, d.Close())
 		var e *EntryError
 		if !errors.As(err, &e) || filepath.Base(e.Name) != name {
@@ -273,7 +273,7 @@ func TestImportDirName(t *testing.T) {
 	must(t, err)
 	defer d.Close()
 	for _, name := range []string{"", "../../../../escape", "a b", "/"} {
-		if _, err := s.ImportDir(t.Context(), d, name); !errors.Is(err, objectstore.ErrInvalid) {
+		if _, err := s.ImportDir(t.Context(), d, nil, name); !errors.Is(err, objectstore.ErrInvalid) {
 			t.Errorf("%q: got error %v, want %v", name, err, objectstore.ErrInvalid)
 		}
 	}
@@ -301,7 +301,7 @@ func TestImportDirStops(t *testing.T) {
 	must(t, err)
 	defer d.Close()
 	before := descriptors(t)
-	if _, err := h.ImportDir(t.Context(), d, "x"); !errors.Is(err, injected) {
+	if _, err := h.ImportDir(t.Context(), d, nil, "x"); !errors.Is(err, injected) {
 		t.Errorf("got error %v, want %v", err, injected)
 	}
 	if after := descriptors(t); after > before {

@@ -192,13 +192,21 @@ func withoutXattr(x []composefs.Xattr, names ...string) []composefs.Xattr {
 	return slices.DeleteFunc(slices.Clone(x), func(x composefs.Xattr) bool { return slices.Contains(names, x.Name) })
 }
 
-// child returns the entry called name of a directory, or nil. Entries are sorted.
+// child returns the file that is called name in a directory, or nil.
 func child(dir *composefs.Inode, name string) *composefs.Inode {
+	if e := childEntry(dir, name); e != nil {
+		return e.Inode
+	}
+	return nil
+}
+
+// childEntry returns the entry called name of a directory, or nil. Entries are sorted.
+func childEntry(dir *composefs.Inode, name string) *composefs.Entry {
 	i, ok := slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int {
 		return strings.Compare(e.Name, name)
 	})
 	if !ok {
 		return nil
 	}
-	return dir.Entries[i].Inode
+	return &dir.Entries[i]
 }

@@ -3,6 +3,7 @@ package layer
 import (
 	"context"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -55,12 +56,24 @@ func mergeOver(lower, upper *composefs.Inode) {
 // A hard link whose target is in no layer is an error; so is a layer that is missing or damaged.
 func (s *Store) Flatten(ctx context.Context, chain []objectstore.Checksum) (*composefs.Inode, error) {
 	root := &newDir().Inode
-	for i, id := range chain {
-		upper, err := s.resolved(ctx, id, chain[:i])
+	for _, id := range chain {
+		upper, err := s.Image(ctx, id)
 		if err != nil {
 			return nil, fmt.Errorf("flatten layers: %w", err)
 		}
-		mergeOver(root, upper)
+		m := merger{lower: root}
+		m.settle(upper, root, true) // below the lowest layer is nothing
+		err = eachFile(upper, "", func(name string, n *composefs.Inode) error {
+			if target, ok := external(n); ok {
+				return &EntryError{Name: name, Err: fmt.Errorf("%w: %q", errNoLinkTarget, target)}
+			}
+			return context.Cause(ctx)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("flatten layers: %w", err)
+		}
+		m.merge(root, upper)
+		dropHidden(root, false)
 	}
 	dropMarks(root)
 	return root, nil
@@ -77,7 +90,10 @@ func dropMarks(dir *composefs.Inode) {
 	}
 }
 
-type merger struct{ lower *composefs.Inode }
+type merger struct {
+	lower  *composefs.Inode
+	linked map[*composefs.Inode]struct{} // files of the lower layer to which the upper one has hard links
+}
 
 // settle resolves what u, a directory of the upper layer, leaves to the lower one, as a checkout would: l is the lower
 // layer's directory of the same name, if any, and hidden says that it hides what lies further below. It comes before
@@ -103,7 +119,7 @@ func (m *merger) settle(u, l *composefs.Inode, hidden bool) {
 			switch {
 			case below != nil && !isImplicit(below):
 				adoptAttributes(e.Inode, below)
-			case hides:
+			case hides && below == nil: // one that is there takes them itself from what lies below
 				e.Inode.Xattrs = withoutXattr(e.Inode.Xattrs, xattrImplicit)
 			}
 		}
@@ -168,22 +184,37 @@ func (m *merger) both(l, u composefs.Entry) composefs.Entry {
 	return u
 }
 
-// local replaces a hard link into the lower layer by the file itself.
+// local replaces a hard link into the lower layer by the file itself. It is the file that an overlay has after the layer was
+// applied to it: the name that the link was made from is copied up and is a name of the same file, and other names that the
+// file has in the lower layer are not.
 func (m *merger) local(n *composefs.Inode) *composefs.Inode {
 	target, ok := external(n)
 	if !ok {
 		return n
 	}
-	cur := m.lower
-	for part := range strings.SplitSeq(target, "/") {
-		if cur = child(cur, part); cur == nil {
+	dir := m.lower
+	parent, base := path.Split(target)
+	for part := range strings.SplitSeq(strings.TrimSuffix(parent, "/"), "/") {
+		if parent == "" {
+			break
+		}
+		if dir = child(dir, part); dir == nil {
 			return n
 		}
 	}
-	if cur.IsDir() || cur.IsWhiteout() {
+	e := childEntry(dir, base)
+	if e == nil || e.Inode.IsDir() || e.Inode.IsWhiteout() {
 		return n
 	}
-	return cur
+	if _, ok := m.linked[e.Inode]; !ok {
+		if m.linked == nil {
+			m.linked = make(map[*composefs.Inode]struct{})
+		}
+		copied := *e.Inode
+		e.Inode = &copied
+		m.linked[&copied] = struct{}{}
+	}
+	return e.Inode
 }
 
 // dropHidden removes the whiteouts below opaque directories, as (*tree).seal does.

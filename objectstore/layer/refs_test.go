@@ -31,7 +31,7 @@ func refLayers(t testing.TB, s *Store) map[objectstore.Checksum][]digest.Digest 
 	d, err := atfs.Open(upper)
 	must(t, err)
 	defer d.Close()
-	made, err := s.ImportDir(t.Context(), d, "7")
+	made, err := s.ImportDir(t.Context(), d, nil, "7")
 	must(t, err)
 	must(t, made.Release())
 	tarOnly := importTar(t, s, makeTar(t, file("f", "of a tar")))

@@ -15,6 +15,16 @@ import (
 
 var errNoLinkTarget = errors.New("hard link target is not in this layer nor in one below")
 
+// Resolve checks that the last layer of a chain, lowest first, can be shown over the others: a hard link whose target is in
+// none of them is an [EntryError].
+func (s *Store) Resolve(ctx context.Context, chain []objectstore.Checksum) error {
+	_, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1])
+	if err != nil {
+		return fmt.Errorf("check layer %s: %w", chain[len(chain)-1], err)
+	}
+	return nil
+}
+
 // resolved returns the tree of a layer as its checkout over the layers below has it.
 func (s *Store) resolved(ctx context.Context, id objectstore.Checksum, below []objectstore.Checksum) (*composefs.Inode, error) {
 	l, err := s.Layer(ctx, id)
@@ -103,7 +113,8 @@ func (r *resolver) image(ctx context.Context, i int) (*composefs.Inode, error) {
 }
 
 // lookup calls f, from the top down, with what each of the lowest n layers has at a path, until f says that it has
-// seen enough, or something hides what lies further below.
+// seen enough, or something hides what lies further below. A directory that is not enough is one that was itself given what
+// lies below it, whether or not it hides that.
 func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer int, n *composefs.Inode) (done bool)) error {
 	parts := strings.Split(name, "/")
 	for i := n - 1; i >= 0; i-- {
@@ -112,6 +123,7 @@ func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer 
 			return err
 		}
 		hidden := isOpaque(cur)
+		seen := false
 		for j, part := range parts {
 			if cur = child(cur, part); cur == nil {
 				break
@@ -124,8 +136,9 @@ func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer 
 			if last && (f(i, cur) || !cur.IsDir()) {
 				return nil
 			}
+			seen = last
 		}
-		if hidden {
+		if hidden && !seen {
 			return nil
 		}
 	}

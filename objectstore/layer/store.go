@@ -391,6 +391,22 @@ func (s *Store) Objects(_ context.Context, id objectstore.Checksum) ([]objectsto
 	return sums, nil
 }
 
+// RootOwner returns the owner of the root directory of a layer.
+func (s *Store) RootOwner(ctx context.Context, id objectstore.Checksum) (uid, gid uint32, err error) {
+	l, err := s.Layer(ctx, id)
+	if err != nil {
+		return 0, 0, err
+	}
+	if l.DiffID != "" {
+		return 0, 0, nil // what a tar says about its root is ignored
+	}
+	root, err := s.readImage(l)
+	if err != nil {
+		return 0, 0, err
+	}
+	return root.UID, root.GID, nil
+}
+
 // Image returns the tree of a layer, as its layer image has it.
 func (s *Store) Image(ctx context.Context, id objectstore.Checksum) (*composefs.Inode, error) {
 	l, err := s.Layer(ctx, id)

@@ -294,7 +294,7 @@ func importingDir() sweepCase {
 			d, err := b.root.OpenDir("upper")
 			must(t, err)
 			defer d.Close()
-			h, err := b.ImportDir(t.Context(), d, "x")
+			h, err := b.ImportDir(t.Context(), d, nil, "x")
 			if err != nil {
 				return err
 			}

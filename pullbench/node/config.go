@@ -32,12 +32,12 @@ disabled_plugins = [
   address = "{{.Dir}}/c.sock"
 [ttrpc]
   address = "{{.Dir}}/c.sock.ttrpc"
-{{if eq .Snapshotter "ostree"}}
-[proxy_plugins.ostree]
+{{if .Ours}}
+[proxy_plugins.{{.Snapshotter}}]
   type = "snapshot"
   address = "{{.Dir}}/o.sock"
-  capabilities = ["rebase"]
-  [proxy_plugins.ostree.exports]
+  capabilities = ["rebase", "remap-ids"]
+  [proxy_plugins.{{.Snapshotter}}.exports]
     root = "{{.Store}}/ostree"
 [proxy_plugins.ostree-diff]
   type = "diff"
@@ -64,20 +64,25 @@ disabled_plugins = [
 func (p *private) configure() error {
 	differ := "walking"
 	switch p.snapshotter {
-	case Ostree:
+	case Ostree, OstreeHardlink:
 		differ = "ostree-diff"
 	case "erofs":
 		differ = "erofs"
 	}
-	others := slices.DeleteFunc(Known(), func(s string) bool { return s == p.snapshotter || s == Ostree })
+	others := slices.DeleteFunc(Known(), func(s string) bool { return s == p.snapshotter || isOurs(s) })
+	ours := "version = 1\n"
+	if p.snapshotter == OstreeHardlink {
+		ours += "checkout = \"hardlink\"\n"
+	}
 	var b bytes.Buffer
 	err := config.Execute(&b, map[string]any{
 		"Dir": p.dir, "Store": p.store(), "Snapshotter": p.snapshotter, "Differ": differ, "Others": others,
+		"Ours": isOurs(p.snapshotter),
 	})
 	if err != nil {
 		return fmt.Errorf("configure containerd: %w", err)
 	}
-	for name, text := range map[string][]byte{"containerd.toml": b.Bytes(), "ostree.toml": []byte("version = 1\n")} {
+	for name, text := range map[string][]byte{"containerd.toml": b.Bytes(), "ostree.toml": []byte(ours)} {
 		//nolint:forbidigo // a file in a temporary directory of ours
 		if err := os.WriteFile(p.path(name), text, 0o600); err != nil {
 			return fmt.Errorf("configure containerd: %w", err)

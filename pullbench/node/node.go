@@ -18,11 +18,17 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
-// Ostree is the name that our snapshotter has in containerd.
-const Ostree = "ostree"
+// Ostree is the name that our snapshotter has in containerd. OstreeHardlink is the same with checkouts of hard links, whatever
+// the kernel can do.
+const (
+	Ostree         = "ostree"
+	OstreeHardlink = "ostree-hardlink"
+)
+
+func isOurs(snapshotter string) bool { return snapshotter == Ostree || snapshotter == OstreeHardlink }
 
 // Known are the snapshotters that a private containerd can be set up with.
-func Known() []string { return []string{Ostree, "overlayfs", "erofs", "native"} }
+func Known() []string { return []string{Ostree, OstreeHardlink, "overlayfs", "erofs", "native"} }
 
 // A Node is a containerd with a snapshotter to be measured.
 type Node struct {
@@ -130,7 +136,7 @@ func (p *private) start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if p.snapshotter == Ostree {
+	if isOurs(p.snapshotter) {
 		// Its configuration is the default, whatever this machine's is.
 		p.daemon, err = process.Start(p.path("ostree.log"), nil, p.options.Self, "serve", "--config", p.path("ostree.toml"),
 			"--root", filepath.Join(p.store(), "ostree"), "--address", p.path("o.sock"), "--containerd-address", p.path("c.sock"))
@@ -207,7 +213,7 @@ func (e Existing) Start(ctx context.Context, snapshotter string) (_ *Node, err e
 	if n.Root, err = find(ctx, client, snapshotter); err != nil {
 		return nil, err
 	}
-	if n.Pids = []int{pid}; snapshotter == Ostree {
+	if n.Pids = []int{pid}; isOurs(snapshotter) {
 		if pid, err = serverPid(ctx, strings.TrimPrefix(e.Daemon, "unix://")); err != nil {
 			return nil, err
 		}
@@ -245,7 +251,7 @@ func find(ctx context.Context, client *containerd.Client, snapshotter string) (r
 	}
 	wanted := map[string]string{plugins.SnapshotPlugin.String(): snapshotter}
 	switch snapshotter {
-	case Ostree:
+	case Ostree, OstreeHardlink:
 		wanted[plugins.DiffPlugin.String()] = "ostree-diff"
 	case "erofs":
 		wanted[plugins.DiffPlugin.String()] = snapshotter

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -15,9 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
 )
 
 // Env is a snapshotter and what it stands on.
@@ -48,6 +51,23 @@ func OpenWith(ctx context.Context, path string, layers layer.Options, opts ...sn
 // OpenAt is OpenWith below a directory, which Close closes too. Its hook sees what all but metadata.db do. As when the
 // daemon starts, what the last process left is brought in order; a layer that lacks something is lost.
 func OpenAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...snapshotter.Option) (_ *Env, err error) {
+	mode, err := checkoutMode(root)
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return openAt(ctx, root, layers, append(mode, opts...)...)
+}
+
+// OpenBare is Open with hard links unless the options say something else, whatever tests run on.
+func OpenBare(ctx context.Context, path string, opts ...snapshotter.Option) (*Env, error) {
+	root, err := atfs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return openAt(ctx, root, layer.Options{}, opts...)
+}
+
+func openAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...snapshotter.Option) (_ *Env, err error) {
 	e := &Env{Path: root.Path(), Root: root}
 	defer func() {
 		if err != nil {
@@ -81,11 +101,68 @@ func OpenAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 	return e, err
 }
 
-// Close closes the snapshotter and what it stands on.
+// checkoutVariable names what the snapshotters of tests run on; see [plugin.Config].
+const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
+
+// Composefs reports whether the snapshotters of tests run on composefs images.
+func Composefs() bool { return os.Getenv(checkoutVariable) == "composefs" }
+
+// checkoutMode returns the option for it.
+func checkoutMode(root *atfs.Dir) ([]snapshotter.Option, error) {
+	if !Composefs() {
+		return nil, nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(root.FD(), &st); err != nil {
+		return nil, err
+	}
+	support, err := probe(st.Type)
+	return []snapshotter.Option{snapshotter.WithComposefs(support)}, err
+}
+
+var probed struct {
+	mu      sync.Mutex
+	support map[int64]erofs.Support
+}
+
+// probe asks the kernel once for each type of file system: one in memory takes loop devices. The disk that a test has made
+// may be full.
+func probe(fsType int64) (s erofs.Support, err error) {
+	probed.mu.Lock()
+	defer probed.mu.Unlock()
+	if s, ok := probed.support[fsType]; ok {
+		return s, nil
+	}
+	where := ""
+	if fsType == unix.TMPFS_MAGIC {
+		where = "/dev/shm"
+	}
+	name, err := os.MkdirTemp(where, "probe-")
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, os.Remove(name)) }()
+	dir, err := atfs.Open(name)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	if s, err = erofs.Probe(dir); err != nil {
+		return s, err
+	}
+	if probed.support == nil {
+		probed.support = make(map[int64]erofs.Support)
+	}
+	probed.support[fsType] = s
+	return s, nil
+}
+
+// Close closes the snapshotter and what it stands on, and unmounts what it has mounted, as a restart of the host does.
 func (e *Env) Close() error {
 	var err error
 	if e.Snapshotter != nil {
 		err = e.Snapshotter.Close()
+		err = errors.Join(err, e.Unmount())
 	}
 	if e.Store != nil {
 		err = errors.Join(err, e.Store.Close())
@@ -97,6 +174,25 @@ func (e *Env) Close() error {
 		err = errors.Join(err, e.Root.Close())
 	}
 	return err
+}
+
+// Kernel returns how this kernel mounts composefs images of tests. A test is skipped where it cannot.
+func Kernel(tb testing.TB) erofs.Support {
+	tb.Helper()
+	NeedsRoot(tb)
+	s, err := probe(0)
+	if errors.Is(err, erofs.ErrUnsupported) {
+		tb.Skip(err)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+// Unmount unmounts all that the snapshotter has mounted.
+func (e *Env) Unmount() error {
+	return errors.Join(process.UnmountBelow(filepath.Join(e.Path, "mounts")), process.UnmountBelow(filepath.Join(e.Path, "rootfs")))
 }
 
 // New opens a snapshotter in a temporary directory. When the test ends it is closed and its repository checked.
@@ -185,7 +281,7 @@ func SocketDir(tb testing.TB) string {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := errors.Join(process.UnmountBelow(dir), os.RemoveAll(dir)); err != nil {
 			tb.Error(err)
 		}
 	})

@@ -1,0 +1,238 @@
+package layer
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+const (
+	rootfsDir    = "rootfs"
+	rootfsImage  = "image"
+	rootfsDigest = "digest"
+)
+
+// RootfsName returns the name below the root of the directory that has the rootfs image of a chain, lowest layer first. It
+// depends on nothing but the chain.
+func RootfsName(chain []objectstore.Checksum) string {
+	var key objectstore.Checksum
+	for _, id := range chain {
+		key = sha256.Sum256(append(key[:], id[:]...))
+	}
+	return path.Join(rootfsDir, key.String())
+}
+
+// MarshalRootfs returns the composefs image of what a chain of layers, lowest first, shows together, as mkcomposefs makes it
+// of the same tree, and its fs-verity digest. Its regular files name their objects below the repository's objects/.
+//
+// Errors are those of [Store.Flatten].
+func (s *Store) MarshalRootfs(ctx context.Context, chain []objectstore.Checksum) (image []byte, digest objectstore.Checksum, err error) {
+	root, err := s.Flatten(ctx, chain)
+	if err != nil {
+		return nil, digest, err
+	}
+	if image, err = composefs.Marshal(root, composefs.Options{MaxVersion: 1}); err != nil {
+		return nil, digest, fmt.Errorf("make rootfs image: %w", err)
+	}
+	if len(image) > maxImage {
+		return nil, digest, fmt.Errorf("%w: rootfs image of %d bytes, at most %d are supported", ErrInvalid, len(image), maxImage)
+	}
+	digest, err = composefs.VerityDigest(bytes.NewReader(image))
+	return image, digest, err
+}
+
+// OpenRootfs opens the rootfs image of a chain of layers, lowest first, for reading, and reports what it added to the store
+// if it had to be made. Concurrent calls make it once. The caller holds the layers, or something that is alive does.
+//
+// The image has the digest that is in the file beside it: one that a power failure or the disk has damaged is made again,
+// as is one that is missing. So it is not synced.
+func (s *Store) OpenRootfs(ctx context.Context, chain []objectstore.Checksum) (_ *atfs.File, added Usage, err error) {
+	name := RootfsName(chain)
+	f, err := s.openRootfs(name)
+	if err != nil || f != nil {
+		return f, Usage{}, err
+	}
+	added, err = s.checkoutOnce(ctx, name, func() (Usage, error) {
+		// Another call may have ended since the check above.
+		if f, err := s.openRootfs(name); err != nil || f != nil {
+			return Usage{}, errors.Join(err, closeFile(f))
+		}
+		return s.makeRootfs(ctx, name, chain)
+	})
+	if err == nil {
+		f, err = s.openRootfs(name)
+	}
+	if err == nil && f == nil {
+		err = fmt.Errorf("%s: %w", name, fs.ErrNotExist) // it was removed meanwhile
+	}
+	if err != nil {
+		return nil, Usage{}, fmt.Errorf("make rootfs image: %w", err)
+	}
+	return f, added, nil
+}
+
+func closeFile(f *atfs.File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}
+
+// openRootfs opens a rootfs image, if it is there and what the file beside it says; otherwise it returns nil.
+func (s *Store) openRootfs(name string) (_ *atfs.File, err error) {
+	want, err := s.RootfsDigest(name)
+	if err != nil || want.IsZero() {
+		return nil, err
+	}
+	f, err := s.root.Open(path.Join(name, rootfsImage))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	got, err := composefs.VerityDigest(io.NewSectionReader(f, 0, st.Size))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if objectstore.Checksum(got) != want {
+		return nil, f.Close()
+	}
+	return f, nil
+}
+
+// RootfsDigest returns the fs-verity digest that the rootfs image in the directory called name has, as RootfsName returns
+// it; zero if there is no such image, or if what it has to be is lost.
+func (s *Store) RootfsDigest(name string) (sum objectstore.Checksum, err error) {
+	b, err := s.root.ReadFile(path.Join(name, rootfsDigest), 128)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EFBIG) {
+		return sum, nil
+	}
+	if err != nil {
+		return sum, err
+	}
+	if sum, err = objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n")); err != nil {
+		return objectstore.Checksum{}, nil //nolint:nilerr // it is lost
+	}
+	return sum, nil
+}
+
+// makeRootfs makes a rootfs image. One that is damaged is replaced: who has it mounted keeps the file that was there.
+func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore.Checksum) (_ Usage, err error) {
+	image, digest, err := s.MarshalRootfs(ctx, chain)
+	if err != nil {
+		return Usage{}, err
+	}
+	tmp := checkoutTmpPrefix + rand.Text()
+	if err := s.tmp.Mkdir(tmp, 0o700); err != nil {
+		return Usage{}, err
+	}
+	defer func() { err = errors.Join(err, s.tmp.RemoveAll(tmp)) }()
+	if err := s.tmp.WriteFile(path.Join(tmp, rootfsImage), image, 0o600, false); err != nil {
+		return Usage{}, err
+	}
+	if err := s.tmp.WriteFile(path.Join(tmp, rootfsDigest), []byte(digest.String()+"\n"), 0o600, false); err != nil {
+		return Usage{}, err
+	}
+	var added Usage
+	err = s.tmp.Walk(tmp, func(st *unix.Stat_t) error {
+		added.Bytes += st.Blocks * 512
+		added.Inodes++
+		return nil
+	})
+	if err != nil {
+		return Usage{}, err
+	}
+	if err := s.root.MkdirAll(rootfsDir, 0o700); err != nil {
+		return Usage{}, err
+	}
+	err = s.tmp.Rename(tmp, s.root, name, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, fs.ErrExist) {
+		return added, err
+	}
+	for _, file := range []string{rootfsDigest, rootfsImage} {
+		if err := s.tmp.Rename(path.Join(tmp, file), s.root, path.Join(name, file), 0); err != nil {
+			return Usage{}, err
+		}
+	}
+	return added, nil
+}
+
+// RemakeRootfs makes the rootfs image of a chain, lowest layer first, again, whatever is there.
+func (s *Store) RemakeRootfs(ctx context.Context, chain []objectstore.Checksum) error {
+	name := RootfsName(chain)
+	_, err := s.checkoutOnce(ctx, name, func() (Usage, error) { return s.makeRootfs(ctx, name, chain) })
+	return err
+}
+
+// RootfsNames returns the names of the directories that have rootfs images.
+func (s *Store) RootfsNames() ([]string, error) {
+	dir, err := s.root.OpenDir(rootfsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	names, err := dir.ReadNames()
+	if err = errors.Join(err, dir.Close()); err != nil {
+		return nil, err
+	}
+	for i, name := range names {
+		names[i] = path.Join(rootfsDir, name)
+	}
+	return names, nil
+}
+
+// DiscardRootfs takes the rootfs image in the directory called name from its place, and returns what removes it. A crash
+// before that leaves it to SweepTmp, or to a prune.
+func (s *Store) DiscardRootfs(name string) (remove func() error, err error) {
+	tmp := deadPrefix + rand.Text()
+	if err := s.root.Rename(name, s.tmp, tmp, 0); err != nil {
+		return nil, fmt.Errorf("remove rootfs image: %w", err)
+	}
+	return func() error { return s.tmp.RemoveAll(tmp) }, nil
+}
+
+// VerifyRootfs compares the rootfs image of a chain, lowest layer first, with what its layers show together. An image that is
+// damaged is an ErrCorrupt; one that is not there is fs.ErrNotExist.
+func (s *Store) VerifyRootfs(ctx context.Context, chain []objectstore.Checksum) error {
+	name := RootfsName(chain)
+	_, want, err := s.MarshalRootfs(ctx, chain)
+	if err != nil {
+		return err
+	}
+	f, err := s.root.Open(path.Join(name, rootfsImage))
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	got, err := composefs.VerityDigest(io.NewSectionReader(f, 0, st.Size))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if objectstore.Checksum(got) != want {
+		return differs(name, "fs-verity digest", objectstore.Checksum(got), want)
+	}
+	return nil
+}

@@ -1,0 +1,53 @@
+package erofs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// A Mapping says which owners of files a container's user namespace has, in the form of containerd's labels: numbers
+// "container:host:count", with commas between several.
+type Mapping struct{ UID, GID string }
+
+// IsZero reports whether owners stay as they are.
+func (m Mapping) IsZero() bool { return m == Mapping{} }
+
+// Host returns what an owner in the user namespace is on the host. It is an error if the namespace does not have it, or if the
+// mapping is none.
+func (m Mapping) Host(uid, gid uint32) (hostUID, hostGID uint32, err error) {
+	if hostUID, err = toHost(m.UID, uid); err != nil {
+		return 0, 0, fmt.Errorf("map user %d by %q: %w", uid, m.UID, err)
+	}
+	if hostGID, err = toHost(m.GID, gid); err != nil {
+		return 0, 0, fmt.Errorf("map group %d by %q: %w", gid, m.GID, err)
+	}
+	return hostUID, hostGID, nil
+}
+
+func toHost(ranges string, id uint32) (host uint32, err error) {
+	found := false
+	for r := range strings.SplitSeq(ranges, ",") {
+		var n [3]uint64
+		fields := strings.Split(r, ":")
+		if len(fields) != len(n) {
+			return 0, fmt.Errorf("%q is not of the form container:host:count", r)
+		}
+		for i, f := range fields {
+			if n[i], err = strconv.ParseUint(f, 10, 32); err != nil {
+				return 0, err
+			}
+		}
+		container, first, count := n[0], n[1], n[2]
+		if first+count > 1<<32-1 || container+count > 1<<32-1 { // the last number is nobody's
+			return 0, fmt.Errorf("%q goes beyond what numbers there are", r)
+		}
+		if off := uint64(id) - container; uint64(id) >= container && off < count {
+			host, found = uint32(first+off), true
+		}
+	}
+	if !found {
+		return 0, fmt.Errorf("the user namespace has no %d", id)
+	}
+	return host, nil
+}

@@ -1,0 +1,341 @@
+package snapshotter_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
+)
+
+// mountedRootfses returns the directories below rootfs/ on which something is mounted.
+func mountedRootfses(t *testing.T, e *snaptest.Env) (names []string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for _, m := range mounts.Parse(b) {
+		for _, dir := range []string{"/rootfs/", "/mounts/"} {
+			if strings.HasPrefix(m.Point, e.Path+dir) {
+				names = append(names, strings.TrimPrefix(m.Point, e.Path))
+			}
+		}
+	}
+	return names
+}
+
+func rootfsImages(t *testing.T, e *snaptest.Env) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(e.Path, "rootfs/*/image"))
+	must(t, err)
+	return names
+}
+
+// An image is mounted when a snapshot runs on it and until none does, whatever happens to the daemon and the host meanwhile,
+// and is there for as long as its image is.
+func TestRootfsLifetime(t *testing.T) {
+	composefs := snapshotter.WithComposefs(snaptest.Kernel(t))
+	e := snaptest.New(t, composefs)
+	img := newImage(t)
+	name := img.unpackAll(t, e)
+	if got := mountedRootfses(t, e); len(got) > 0 {
+		t.Errorf("after unpacking: got %q mounted, want nothing", got)
+	}
+	prepare(t, e, "a", name)
+	if got := mountedRootfses(t, e); len(got) != 2 { // its image, and itself
+		t.Errorf("with a container: got %q mounted, want two", got)
+	}
+	prepare(t, e, "b", name)
+	if got := mountedRootfses(t, e); len(got) != 3 {
+		t.Errorf("with two containers: got %q mounted, want three", got)
+	}
+	running, stop := snaptest.Mount(t, value(e.Mounts(t.Context(), "a"))(t))
+
+	// A restart of the daemon changes nothing.
+	id := mountIDs(t, e)
+	must(t, e.Snapshotter.Close())
+	again, err := snapshotter.New(t.Context(), e.Root, e.Store, composefs)
+	must(t, err)
+	e.Snapshotter = again
+	must(t, e.Cleanup(t.Context()))
+	value(e.Mounts(t.Context(), "a"))(t)
+	if got := mountIDs(t, e); !slices.Equal(got, id) {
+		t.Errorf("after a restart of the daemon: got mounts %q, want %q", got, id)
+	}
+	wantFiles(t, files(t, running), imageFiles)
+
+	// A container goes on running when it is unmounted.
+	must(t, e.Unmount())
+	wantFiles(t, files(t, running), imageFiles)
+	stop()
+
+	// After a restart of the host Mounts mounts it again.
+	wantFiles(t, activeFiles(t, e, "a"), imageFiles)
+
+	// The last one to go unmounts it.
+	value(e.Mounts(t.Context(), "b"))(t)
+	must(t, e.Remove(t.Context(), "a"))
+	must(t, e.Cleanup(t.Context()))
+	if got := mountedRootfses(t, e); len(got) != 2 {
+		t.Errorf("with one container left: got %q mounted, want two", got)
+	}
+	must(t, e.Remove(t.Context(), "b"))
+	must(t, e.Cleanup(t.Context()))
+	if got := mountedRootfses(t, e); len(got) > 0 {
+		t.Errorf("without containers: got %q mounted, want nothing", got)
+	}
+	if got := rootfsImages(t, e); len(got) != 1 {
+		t.Errorf("without containers: got images %q, want one", got)
+	}
+
+	for i := len(img.chain); i > 0; i-- {
+		must(t, e.Remove(t.Context(), img.name(i-1)))
+	}
+	must(t, e.Cleanup(t.Context()))
+	if got := left(t, e); len(got) > 0 {
+		t.Errorf("without the image: %q is left", got)
+	}
+}
+
+func mountIDs(t *testing.T, e *snaptest.Env) (ids []string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for _, m := range mounts.Parse(b) {
+		if strings.HasPrefix(m.Point, e.Path+"/rootfs/") || strings.HasPrefix(m.Point, e.Path+"/mounts/") {
+			ids = append(ids, fmt.Sprint(m.ID, m.Point))
+		}
+	}
+	return ids
+}
+
+// Nothing is left of a thousand containers.
+func TestRootfsCycles(t *testing.T) {
+	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
+	name := newImage(t).unpackAll(t, e)
+	before := openFiles(t)
+	for i := range 1000 {
+		key := fmt.Sprintf("container-%d", i)
+		m := prepare(t, e, key, name)
+		if i%50 == 0 {
+			_, stop := snaptest.Mount(t, m)
+			stop()
+		}
+		must(t, e.Remove(t.Context(), key))
+		if i%3 == 0 { // containerd does not clean up after each
+			must(t, e.Cleanup(t.Context()))
+		}
+	}
+	must(t, e.Cleanup(t.Context()))
+	if got := mountedRootfses(t, e); len(got) > 0 {
+		t.Errorf("got %q mounted, want nothing", got)
+	}
+	if got := openFiles(t); got > before+5 {
+		t.Errorf("%d files are open, %d were", got, before)
+	}
+	for _, pattern := range []string{"rootfs/*/fs*", "rootfs/*/view*", "mounts/*"} {
+		if names, err := filepath.Glob(filepath.Join(e.Path, pattern)); err != nil || len(names) > 0 {
+			t.Errorf("left: %q (%v)", names, err)
+		}
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(fds)
+}
+
+// With either mode over what the other has made, containers of the other go on running and new ones run.
+func TestSwitchOfCheckouts(t *testing.T) {
+	composefs := []snapshotter.Option{snapshotter.WithComposefs(snaptest.Kernel(t))}
+	for name, modes := range map[string][2][]snapshotter.Option{
+		"to composefs":  {nil, composefs},
+		"to hard links": {composefs, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, err := snaptest.OpenBare(t.Context(), t.TempDir(), modes[0]...)
+			must(t, err)
+			defer func() { must(t, e.Close()) }()
+			img := newImage(t)
+			name := img.unpackAll(t, e)
+			running, stop := snaptest.Mount(t, prepare(t, e, "old", name))
+			must(t, os.WriteFile(filepath.Join(running, "written"), []byte("x"), 0o600))
+			want := files(t, running)
+
+			must(t, e.Snapshotter.Close())
+			e.Snapshotter, err = snapshotter.New(t.Context(), e.Root, e.Store, modes[1]...)
+			must(t, err)
+			must(t, e.Cleanup(t.Context()))
+			wantFiles(t, files(t, running), want)
+			must(t, os.WriteFile(filepath.Join(running, "dir", "more"), []byte("y"), 0o600))
+			want = files(t, running)
+			stop()
+			wantFiles(t, activeFiles(t, e, "old"), want) // it is started again
+			prepare(t, e, "new", name)
+			wantFiles(t, activeFiles(t, e, "new"), imageFiles)
+
+			commit(t, e, "committed", "old")
+			wantFiles(t, view(t, e, "committed"), want)
+			for _, key := range append([]string{"committed", "new"}, img.name(1), img.name(0)) {
+				must(t, e.Remove(t.Context(), key))
+			}
+			must(t, e.Cleanup(t.Context()))
+			if got := left(t, e); len(got) > 0 {
+				t.Errorf("%q is left", got)
+			}
+		})
+	}
+}
+
+// An image that is lost or damaged is made again when it is mounted.
+func TestRootfsIsMadeAgain(t *testing.T) {
+	for name, damage := range map[string]func(t *testing.T, image string){
+		"lost": func(t *testing.T, image string) { t.Helper(); must(t, os.RemoveAll(filepath.Dir(image))) },
+		"cut":  func(t *testing.T, image string) { t.Helper(); must(t, os.Truncate(image, 5000)) },
+		"a bit": func(t *testing.T, image string) {
+			t.Helper()
+			b, err := os.ReadFile(image)
+			must(t, err)
+			b[len(b)/2] ^= 4
+			must(t, os.WriteFile(image, b, 0o600))
+		},
+		"digest": func(t *testing.T, image string) {
+			t.Helper()
+			must(t, os.WriteFile(filepath.Join(filepath.Dir(image), "digest"), nil, 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
+			prepare(t, e, "c", newImage(t).unpackAll(t, e))
+			must(t, e.Unmount())
+			images := rootfsImages(t, e)
+			if len(images) != 1 {
+				t.Fatalf("got images %q, want one", images)
+			}
+			before, err := os.ReadFile(images[0])
+			must(t, err)
+			damage(t, images[0])
+			wantFiles(t, activeFiles(t, e, "c"), imageFiles)
+			after, err := os.ReadFile(images[0])
+			must(t, err)
+			if string(after) != string(before) {
+				t.Error("it is not the same image")
+			}
+		})
+	}
+}
+
+// A container with a user namespace sees the owners of its image as its own, and what it writes has the owners of the host.
+// The image is not touched.
+func TestUserNamespace(t *testing.T) {
+	labels := snapshots.WithLabels(map[string]string{
+		snapshots.LabelSnapshotUIDMapping: "0:100000:65536", snapshots.LabelSnapshotGIDMapping: "0:200000:65536",
+	})
+	for name, opts := range map[string][]snapshotter.Option{
+		"hard links": nil, "composefs": {snapshotter.WithComposefs(snaptest.Kernel(t))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, err := snaptest.OpenBare(t.Context(), t.TempDir(), opts...)
+			must(t, err)
+			defer func() { must(t, e.Close()) }()
+			img := newImage(t)
+			parent := img.unpackAll(t, e)
+			plain := prepare(t, e, "plain", parent)
+			dir, stop := snaptest.Mount(t, prepare(t, e, "mapped", parent, labels))
+			wantFiles(t, files(t, dir), imageFiles)
+			for file := range imageFiles {
+				wantOwner(t, filepath.Join(dir, file), 100000, 200000)
+				must(t, os.Chmod(filepath.Join(dir, file), 0o640)) // copied up
+				wantOwner(t, filepath.Join(dir, file), 100000, 200000)
+			}
+			wantOwner(t, dir, 100000, 200000)
+			stop()
+			again, stop := snaptest.Mount(t, value(e.Mounts(t.Context(), "mapped"))(t))
+			wantFiles(t, files(t, again), imageFiles)
+			stop()
+			dir, stop = snaptest.Mount(t, plain)
+			for file := range imageFiles {
+				wantOwner(t, filepath.Join(dir, file), 0, 0)
+			}
+			stop()
+			if _, err := e.View(t.Context(), "view", parent, labels); err != nil {
+				t.Error(err)
+			}
+			for _, key := range []string{"mapped", "view", "plain"} {
+				must(t, e.Remove(t.Context(), key))
+			}
+			must(t, e.Cleanup(t.Context()))
+			if got := mountedRootfses(t, e); len(got) > 0 {
+				t.Errorf("got %q mounted, want nothing", got)
+			}
+			for _, bad := range []string{"0:100000", "x", "1:100000:10", "0:4294967295:2", "0:1:1,", "-1:0:1"} {
+				_, err := e.Prepare(t.Context(), "bad", parent, snapshots.WithLabels(map[string]string{
+					snapshots.LabelSnapshotUIDMapping: bad, snapshots.LabelSnapshotGIDMapping: "0:1:1",
+				}))
+				if !errdefs.IsInvalidArgument(err) {
+					t.Errorf("mapping %q: got %v, want an invalid argument", bad, err)
+				}
+			}
+		})
+	}
+}
+
+func wantOwner(t *testing.T, name string, uid, gid uint32) {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Lstat(name, &st))
+	if st.Uid != uid || st.Gid != gid {
+		t.Errorf("%s belongs to %d:%d, want %d:%d", name, st.Uid, st.Gid, uid, gid)
+	}
+}
+
+// Where the kernel needs metacopy=on, a layer is made of what the container saw: files of which only the mode was changed have
+// no content in the upper directory, and directories that were renamed are somewhere else.
+func TestCommitWithMetacopy(t *testing.T) {
+	support := snaptest.Kernel(t)
+	support.Metacopy = true
+	e := snaptest.New(t, snapshotter.WithComposefs(support))
+	img := newImage(t)
+	var want map[string]string
+	m := prepare(t, e, "c", img.unpackAll(t, e))
+	dir, stop := snaptest.Mount(t, m)
+	for file := range imageFiles {
+		must(t, os.Chmod(filepath.Join(dir, file), 0o640))
+	}
+	must(t, os.Rename(filepath.Join(dir, "dir"), filepath.Join(dir, "moved")))
+	must(t, os.WriteFile(filepath.Join(dir, "moved/new"), []byte("new"), 0o600))
+	want = files(t, dir)
+	stop()
+	commit(t, e, "committed", "c")
+	prepare(t, e, "d", "committed")
+	wantFiles(t, activeFiles(t, e, "d"), want)
+	mounted(t, e, "d", func(dir string) {
+		for file := range want {
+			fi, err := os.Stat(filepath.Join(dir, file))
+			must(t, err)
+			if file != "moved/new" && fi.Mode().Perm() != 0o640 {
+				t.Errorf("%s has mode %o, want 640", file, fi.Mode().Perm())
+			}
+		}
+	})
+}
+
+func value[T any](v T, err error) func(testing.TB) T {
+	return func(tb testing.TB) T {
+		tb.Helper()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return v
+	}
+}
