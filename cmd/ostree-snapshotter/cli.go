@@ -60,6 +60,7 @@ as an object of an ostree repository; containers run on overlay mounts over hard
 		c.deployCommand(),
 		c.upgradeCommand(),
 		c.switchCommand(),
+		c.imageCommand(),
 		c.installCommand(),
 		c.statusCommand(),
 		c.rollbackCommand(),

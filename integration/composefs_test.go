@@ -1,0 +1,122 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+// TestImageDigest compares the digest of an image's root file system with that of the image which mkcomposefs makes of it.
+func TestImageDigest(t *testing.T) {
+	e := start(t, nil)
+	dir, err := testhost.Mkcomposefs(t.Context(), t.Output())
+	e.must(err)
+	for _, ref := range []string{"layers:1", "odd:1", "app:1"} {
+		full := e.pull(defaultNS, ref)
+		digest := strings.TrimSpace(e.ours("image", "digest", full))
+		dump := filepath.Join(t.TempDir(), "dump")
+		e.must(os.WriteFile(dump, []byte(e.ours("image", "digest", "--dump", full)), 0o600))
+		out, err := exec.Command(filepath.Join(dir, "mkcomposefs"), "--from-file", "--print-digest-only", dump).Output()
+		e.must(err)
+		if want := strings.TrimSpace(string(out)); digest != want {
+			t.Errorf("%s: got %s, mkcomposefs says %s", ref, digest, want)
+		}
+		if !e.composefs() {
+			continue
+		}
+		// It is the digest of what a container runs on.
+		e.view(defaultNS, full)
+		files, err := filepath.Glob(filepath.Join(e.Root, "rootfs/*/digest"))
+		e.must(err)
+		found := false
+		for _, name := range files {
+			b, err := os.ReadFile(name)
+			e.must(err)
+			found = found || strings.TrimSpace(string(b)) == digest
+		}
+		if !found {
+			t.Errorf("%s: no image with digest %s is in %q", ref, digest, files)
+		}
+	}
+}
+
+// ours runs a command of our program beside the daemon and returns what it prints.
+func (e *env) ours(args ...string) string {
+	e.t.Helper()
+	args = append(args, "--root", e.Root, "--daemon-address", e.Daemon, "--address", e.Containerd)
+	out, err := exec.Command(daemonBinary(e.t), args...).Output()
+	if err != nil {
+		e.t.Fatalf("run ostree-snapshotter %q: %v", args, err)
+	}
+	return string(out)
+}
+
+// TestSwitchCheckouts restarts the daemon with other checkouts, there and back: a container that runs goes on, and new ones run.
+func TestSwitchCheckouts(t *testing.T) {
+	testenv.NeedsEROFS(t)
+	e := start(t, func(o *stack.Options) { o.Config = "checkout = \"hardlink\"\n" })
+	full := e.pull(defaultNS, "layers:1")
+	var ids []string
+	for _, mode := range []string{"composefs", "hardlink", "composefs"} {
+		id := containerID()
+		e.must(e.StartContainer(t.Context(), defaultNS, full, id, "/bin/sh", "-c", writeScript))
+		ids = append(ids, id)
+		e.eventually("start to write", func() string {
+			if _, err := e.Exec(t.Context(), defaultNS, id, "/bin/cat", "/log"); err != nil {
+				return err.Error()
+			}
+			return ""
+		})
+		e.must(e.StopDaemon())
+		e.must(e.WriteConfig("checkout = \"" + mode + "\"\n[log]\nformat = \"json\"\n"))
+		e.must(e.StartDaemon(t.Context()))
+		for _, id := range ids {
+			e.grows(id)
+			e.exec(defaultNS, id, "cat /data/kept && chmod 600 /data/kept")
+		}
+		e.compare("layers:1", e.view(defaultNS, full))
+		e.run(defaultNS, full, "/bin/cat", "/data/kept")
+		odd := e.pull(defaultNS, "odd:1")
+		e.compare("odd:1", e.view(defaultNS, odd))
+		e.ctr(defaultNS, "images", "rm", "--sync", odd)
+	}
+	for _, id := range ids {
+		e.must(e.RemoveContainer(t.Context(), defaultNS, id))
+	}
+	e.ctr(defaultNS, "images", "rm", "--sync", full)
+	e.empty()
+}
+
+// TestDamagedRootfs changes a bit of an image on which a container runs: fsck names it, and --repair makes it again.
+func TestDamagedRootfs(t *testing.T) {
+	testenv.NeedsEROFS(t)
+	e := start(t, func(o *stack.Options) { o.Config = "checkout = \"composefs\"\n" })
+	full := e.pull(defaultNS, "layers:1")
+	id := containerID()
+	e.must(e.StartContainer(t.Context(), defaultNS, full, id, "/bin/sleep", "1000"))
+	images, err := filepath.Glob(filepath.Join(e.Root, "rootfs/*/image"))
+	e.must(err)
+	if len(images) != 1 {
+		t.Fatalf("got images %q, want one", images)
+	}
+	b, err := os.ReadFile(images[0])
+	e.must(err)
+	b[len(b)/2] ^= 1
+	e.must(os.WriteFile(images[0], b, 0o600))
+	r := e.fsckReport(12)
+	if len(r.Problems) != 1 || r.Problems[0].Kind != "rootfs" || len(r.Problems[0].Images) != 1 {
+		t.Errorf("got problems %+v, want one with a rootfs, and the image", r.Problems)
+	}
+	r = e.fsckReport(0, "--repair")
+	if len(r.Problems) != 0 || len(r.Repaired) != 1 {
+		t.Errorf("got %+v, want one thing repaired", r)
+	}
+	e.must(e.RemoveContainer(t.Context(), defaultNS, id))
+	e.compare("layers:1", e.view(defaultNS, full))
+}
