@@ -120,7 +120,7 @@ const partial = 3
 // measure runs the benchmark of a workload.
 func (b *bench) measure(ctx context.Context, workload string) error {
 	args := []string{"bench", "--images", workload, "--layouts", b.layouts(), "--out", b.out(workload)}
-	for _, f := range []struct{ name, value string }{{"--snapshotters", "ostree,overlayfs,erofs"}, {"--runs", "6"}} {
+	for _, f := range []struct{ name, value string }{{"--snapshotters", "ostree,ostree-hardlink,overlayfs,erofs"}, {"--runs", "6"}} {
 		if !slices.ContainsFunc(b.flags, func(s string) bool { return s == f.name || strings.HasPrefix(s, f.name+"=") }) {
 			args = append(args, f.name, f.value)
 		}
