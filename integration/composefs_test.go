@@ -76,6 +76,9 @@ func TestSwitchCheckouts(t *testing.T) {
 		e.must(e.StopDaemon())
 		e.must(e.WriteConfig("checkout = \"" + mode + "\"\n[log]\nformat = \"json\"\n"))
 		e.must(e.StartDaemon(t.Context()))
+		if out := e.ours("df"); !strings.Contains(out, mode+": ") {
+			t.Errorf("df does not say that checkouts are %s:\n%s", mode, out)
+		}
 		for _, id := range ids {
 			e.grows(id)
 			e.exec(defaultNS, id, "cat /data/kept && chmod 600 /data/kept")

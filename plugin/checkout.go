@@ -1,8 +1,12 @@
 package plugin
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
+
+	"github.com/containerd/log"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
@@ -20,6 +24,9 @@ const (
 	CheckoutHardlink Checkout = "hardlink"
 )
 
+// CheckoutFile is the name of the file below the root in which a daemon says what it chose, and why, for who looks at the store.
+const CheckoutFile = "checkout"
+
 // choose finds out what containers run on, by trying it in a directory of the root's file system, and says why. Support is nil
 // for hard links. That composefs is asked for and not possible is an error. No other process may do the same in dir.
 func (c Checkout) choose(dir *atfs.Dir) (support *erofs.Support, why string, err error) {
@@ -31,7 +38,7 @@ func (c Checkout) choose(dir *atfs.Dir) (support *erofs.Support, why string, err
 	case err == nil:
 		return &s, "the kernel has " + s.String(), nil
 	case c == CheckoutAuto && errors.Is(err, erofs.ErrUnsupported):
-		return nil, err.Error(), nil
+		return nil, strings.ReplaceAll(err.Error(), "\n", "; "), nil
 	}
 	return nil, "", fmt.Errorf("use composefs checkouts: %w", err)
 }
@@ -49,6 +56,16 @@ func chosen(support *erofs.Support) Checkout {
 func (c *Config) ProbeCheckout(dir *atfs.Dir) (Checkout, string, error) {
 	support, why, err := c.Checkout.choose(dir)
 	return chosen(support), why, err
+}
+
+// sayCheckout says what was chosen, to the log and to CheckoutFile.
+func (s *Store) sayCheckout(ctx context.Context) {
+	kind := chosen(s.Composefs)
+	log := log.G(ctx).WithField("checkout", kind).WithField("because", s.why)
+	log.Info("checkouts chosen")
+	if err := s.Root.WriteFile(CheckoutFile, fmt.Appendf(nil, "%s: %s\n", kind, s.why), 0o600, false); err != nil {
+		log.WithError(err).Warn("file that says so is not written")
+	}
 }
 
 // chooseCheckout chooses for the daemon.

@@ -137,6 +137,7 @@ func makePrivate(root *atfs.Dir, withRepo bool) error {
 		"layers": unix.S_IFDIR | privateDir, "rootfs": unix.S_IFDIR | privateDir, "mounts": unix.S_IFDIR | privateDir, "journal": unix.S_IFDIR | privateDir, "snapshots": unix.S_IFDIR | privateDir,
 		tmpDir: unix.S_IFDIR | privateDir, "lost": unix.S_IFDIR | privateDir,
 		"metadata.db": unix.S_IFREG | file, snapshotter.MetadataCopy: unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
+		CheckoutFile: unix.S_IFREG | file,
 	}
 	if withRepo {
 		modes["repo"] = unix.S_IFDIR | privateDir

@@ -143,7 +143,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(l) }()
-	log.G(ctx).WithField("checkout", chosen(s.store.Composefs)).WithField("because", s.store.why).Info("checkouts chosen")
+	s.store.sayCheckout(ctx)
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("root", s.config.Root).Info("serving")
 	notify(ctx, sd.SdNotifyReady)
 	select {

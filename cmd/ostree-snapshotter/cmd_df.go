@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/dustin/go-humanize"
@@ -23,11 +24,12 @@ type dfReport struct {
 	Snapshots int   `json:"snapshots"`
 	Logical   int64 `json:"logical_bytes"`
 	// Stored is what is allocated on the disk, each inode once. The four figures below it add up to it.
-	Stored    int64 `json:"stored_bytes"`
-	Objects   int64 `json:"objects_bytes"`
-	Checkouts int64 `json:"checkouts_bytes"`
-	Active    int64 `json:"active_bytes"`
-	Metadata  int64 `json:"metadata_bytes"`
+	Stored    int64  `json:"stored_bytes"`
+	Objects   int64  `json:"objects_bytes"`
+	Checkouts int64  `json:"checkouts_bytes"`
+	Checkout  string `json:"checkout,omitempty"` // what the daemon chose, and why
+	Active    int64  `json:"active_bytes"`
+	Metadata  int64  `json:"metadata_bytes"`
 	// Elsewhere is what of the objects is shared with others on the disk: other repositories, and deployments.
 	Elsewhere int64 `json:"elsewhere_bytes"`
 	// Ratio is logical bytes by the stored bytes that are not of active snapshots; 0 for an empty store.
@@ -142,6 +144,9 @@ func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
 	}
 	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: owners}, groups, use)
 	r.Root, r.Source = s.cfg.Root, source
+	if b, err := s.root.ReadFile(plugin.CheckoutFile, 4096); err == nil {
+		r.Checkout = strings.TrimSpace(string(b))
+	}
 	r.addLogical(rows, layers)
 	r.keepNamespace(c.namespace)
 	return r, errors.Join(lost, damage)
@@ -234,7 +239,7 @@ func (c *cli) printDf(r *dfReport) error {
 		fmt.Sprintf("logical\t%s\tin %d committed snapshots", size(r.Logical), r.Snapshots),
 		fmt.Sprintf("stored\t%s\ton the disk", size(r.Stored)),
 		fmt.Sprintf("  objects\t%s\tfiles, once each, and layer images", size(r.Objects)),
-		fmt.Sprintf("  checkouts\t%s\tdirectories, and files that could not be linked", size(r.Checkouts)),
+		fmt.Sprintf("  checkouts\t%s\t%s", size(r.Checkouts), cmp.Or(r.Checkout, "directories, and files that could not be linked")),
 		fmt.Sprintf("  active\t%s\twritable layers of containers", size(r.Active)),
 		fmt.Sprintf("  metadata\t%s\t", size(r.Metadata)),
 		fmt.Sprintf("elsewhere\t%s\tof the objects, that other repositories or deployments have too", size(r.Elsewhere)),
