@@ -1,0 +1,62 @@
+package plugin
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+)
+
+// Where composefs cannot be had, "auto" takes hard links and says why, and "composefs" is an error. Here that is for want of a
+// file system that an overlay can write to.
+func TestChooseCheckout(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsOverlay(t)
+	base := t.TempDir()
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(base, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	merged := filepath.Join(base, "merged")
+	options := "lowerdir=" + filepath.Join(base, "lower") + ",upperdir=" + filepath.Join(base, "upper") + ",workdir=" + filepath.Join(base, "work")
+	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(merged, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	dir, err := atfs.Open(merged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, tt := range []struct {
+		checkout, want Checkout
+		fails          bool
+	}{
+		{CheckoutAuto, CheckoutHardlink, false},
+		{CheckoutComposefs, "", true},
+		{CheckoutHardlink, CheckoutHardlink, false},
+	} {
+		got, why, err := (&Config{Checkout: tt.checkout}).ProbeCheckout(dir)
+		switch {
+		case tt.fails && !errors.Is(err, erofs.ErrUnsupported):
+			t.Errorf("%s: got %v, %v, want an error", tt.checkout, got, err)
+		case !tt.fails && (err != nil || got != tt.want || why == "" || strings.Contains(why, "\n")):
+			t.Errorf("%s: got %s, %q, %v, want %s", tt.checkout, got, why, err, tt.want)
+		}
+	}
+	if names, err := dir.ReadNames(); err != nil || len(names) > 0 {
+		t.Errorf("left behind: %q, %v", names, err)
+	}
+}
