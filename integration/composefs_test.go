@@ -103,15 +103,16 @@ func TestDamagedRootfs(t *testing.T) {
 	full := e.pull(defaultNS, "layers:1")
 	id := containerID()
 	e.must(e.StartContainer(t.Context(), defaultNS, full, id, "/bin/sleep", "1000"))
-	images, err := filepath.Glob(filepath.Join(e.Root, "rootfs/*/image"))
+	mounted, err := filepath.Glob(filepath.Join(e.Root, "rootfs/*/fs"))
 	e.must(err)
-	if len(images) != 1 {
-		t.Fatalf("got images %q, want one", images)
+	if len(mounted) != 1 {
+		t.Fatalf("got %q mounted, want one", mounted)
 	}
-	b, err := os.ReadFile(images[0])
+	name := filepath.Join(filepath.Dir(mounted[0]), "image")
+	b, err := os.ReadFile(name)
 	e.must(err)
 	b[len(b)/2] ^= 1
-	e.must(os.WriteFile(images[0], b, 0o600))
+	e.must(os.WriteFile(name, b, 0o600))
 	r := e.fsckReport(12)
 	if len(r.Problems) != 1 || r.Problems[0].Kind != "rootfs" || len(r.Problems[0].Images) != 1 {
 		t.Errorf("got problems %+v, want one with a rootfs, and the image", r.Problems)

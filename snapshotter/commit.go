@@ -94,6 +94,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		}
 		return err
 	}
+	if _, ok := s.before[id]; ok {
+		s.idle.Store(true) // checkouts may have been kept for it
+	}
 	s.checkouts.committed(name, info.Parent, append([]content{c}, below...))
 	s.dropCommitted(ctx, id, top.imported)
 	log.G(ctx).WithFields(log.Fields{

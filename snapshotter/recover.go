@@ -33,6 +33,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	checkouts := make(map[string]bool) // whether they are missing
+	s.before = make(map[string]struct{})
 	err = s.read(ctx, func(ctx context.Context) error {
 		return walk(ctx, func(ctx context.Context, info snapshots.Info) error {
 			id, _, _, err := storage.GetInfo(ctx, info.Name)
@@ -43,9 +44,10 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 				s.committed.put(id, info)
 				return errors.Join(s.checkLayer(ctx, info, damaged), s.checkCheckout(info, checkouts))
 			case info.Kind == snapshots.KindActive:
-				return s.checkDirectory(ctx, id, info)
+				err = s.checkDirectory(ctx, id, info)
 			}
-			return nil
+			s.before[id] = struct{}{}
+			return err
 		})
 	})
 	maps.DeleteFunc(checkouts, func(_ string, missing bool) bool { return !missing })
@@ -116,6 +118,9 @@ func (s *Snapshotter) blobs(ctx context.Context) (map[objectstore.Checksum][]dig
 // checkCheckout notes whether the checkout of a committed snapshot is missing.
 func (s *Snapshotter) checkCheckout(info snapshots.Info, missing map[string]bool) error {
 	name := info.Labels[LabelCheckout]
+	if _, composefs := s.checkouts.(*rootfses); composefs {
+		return nil
+	}
 	if _, known := missing[name]; known || name == "" {
 		return nil
 	}

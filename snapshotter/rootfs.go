@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -334,7 +335,11 @@ func (s *Snapshotter) sweepRootfses(ctx context.Context) (err error) {
 		return err
 	}
 	mounted, err := s.namesIn(mountsDir)
-	if err != nil || len(names) == 0 && len(mounted) == 0 {
+	if err != nil {
+		return err
+	}
+	checkouts, err := s.namesIn(layersDir)
+	if err != nil || len(names) == 0 && len(mounted) == 0 && len(checkouts) == 0 {
 		return err
 	}
 	var removals []func() error
@@ -366,12 +371,28 @@ func (s *Snapshotter) sweepRootfses(ctx context.Context) (err error) {
 			}
 			removals = append(removals, remove)
 		}
-		return nil
+		remove, err := s.discardCheckouts(needed)
+		if remove != nil {
+			removals = append(removals, remove)
+		}
+		return err
 	})
 	for _, remove := range removals {
 		err = errors.Join(err, remove())
 	}
 	return err
+}
+
+// discardCheckouts takes away the checkouts of hard links that only a daemon without composefs has used, and nothing that was
+// there when this one started. What containers run on whose rows were lost is not known.
+func (s *Snapshotter) discardCheckouts(n needed) (remove func() error, err error) {
+	if _, ok := s.checkouts.(*rootfses); !ok {
+		return nil, nil
+	}
+	if lost, err := s.namesIn(lostDir); err != nil || len(lost) > 0 {
+		return nil, err
+	}
+	return s.layers.DiscardCheckouts(n.checkouts)
 }
 
 // namesIn returns what is in a directory below the root, nothing if it is not there.
@@ -391,44 +412,70 @@ func (s *Snapshotter) namesIn(name string) ([]string, error) {
 type needed struct {
 	active   map[string]struct{}            // numbers of active snapshots
 	rootfses map[string]map[string]struct{} // rootfs images, and the suffixes of the mounts of each on which a snapshot runs
+
+	checkouts map[objectstore.Checksum]struct{} // layers whose checkouts may be below a container of an earlier daemon
 }
 
 // neededMounts returns what the rows need of what is mounted. Without composefs they need nothing.
 func (s *Snapshotter) neededMounts(ctx context.Context) (needed, error) {
-	n := needed{active: make(map[string]struct{}), rootfses: make(map[string]map[string]struct{})}
+	n := needed{
+		active: make(map[string]struct{}), rootfses: make(map[string]map[string]struct{}),
+		checkouts: make(map[objectstore.Checksum]struct{}),
+	}
 	if _, ok := s.checkouts.(*rootfses); !ok {
 		return n, nil
 	}
-	err := walk(ctx, func(ctx context.Context, info snapshots.Info) error {
-		id, info, _, err := storage.GetInfo(ctx, info.Name)
-		if err != nil {
-			return err
-		}
+	rows := make(map[string]snapshots.Info)
+	numbers := make(map[string]string)
+	err := walk(ctx, func(ctx context.Context, info snapshots.Info) (err error) {
+		numbers[info.Name], rows[info.Name], _, err = storage.GetInfo(ctx, info.Name)
+		return err
+	})
+	if err != nil {
+		return n, err
+	}
+	for name, info := range rows {
 		top := info.Parent
 		if info.Kind == snapshots.KindCommitted {
-			top = info.Name
+			top = name
 		}
-		chain, err := chainIn(ctx, top)
-		if err != nil {
-			return nil //nolint:nilerr // a snapshot that cannot be used needs nothing
+		layers, ok := layersIn(rows, top)
+		if !ok {
+			continue // a snapshot that cannot be used needs nothing
 		}
-		layers := layerIDs(chain)
 		n.rootfs(layers)
 		if info.Kind == snapshots.KindCommitted {
-			return nil
+			continue
 		}
+		id := numbers[name]
 		n.active[id] = struct{}{}
-		ids, err := mappingOf(info.Labels)
-		if err != nil {
-			return nil //nolint:nilerr // as above
-		}
 		if sum, err := s.readLayer(id); err == nil && !sum.IsZero() {
 			layers = append(layers, sum)
 		}
-		n.rootfs(layers, "", suffix(ids))
-		return nil
-	})
-	return n, err
+		if ids, err := mappingOf(info.Labels); err == nil {
+			n.rootfs(layers, "", suffix(ids))
+		}
+		if _, ok := s.before[id]; ok {
+			for _, id := range layers {
+				n.checkouts[id] = struct{}{}
+			}
+		}
+	}
+	return n, nil
+}
+
+// layersIn returns the layers of a committed snapshot and those below it, lowest first. No name is no layers.
+func layersIn(rows map[string]snapshots.Info, name string) (layers []objectstore.Checksum, ok bool) {
+	for name != "" {
+		c, err := contentOf("", rows[name])
+		if err != nil {
+			return nil, false
+		}
+		layers = append(layers, c.layer)
+		name = rows[name].Parent
+	}
+	slices.Reverse(layers)
+	return layers, true
 }
 
 // rootfs takes notice that the image of a chain is needed, and some mounts of it.

@@ -7,12 +7,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -44,6 +47,7 @@ func rootfsImages(t *testing.T, e *snaptest.Env) []string {
 func TestRootfsLifetime(t *testing.T) {
 	composefs := snapshotter.WithComposefs(snaptest.Kernel(t))
 	e := snaptest.New(t, composefs)
+	e.StopAhead()
 	img := newImage(t)
 	name := img.unpackAll(t, e)
 	if got := mountedRootfses(t, e); len(got) > 0 {
@@ -158,11 +162,11 @@ func openFiles(t *testing.T) int {
 // With either mode over what the other has made, containers of the other go on running and new ones run.
 func TestSwitchOfCheckouts(t *testing.T) {
 	composefs := []snapshotter.Option{snapshotter.WithComposefs(snaptest.Kernel(t))}
-	for name, modes := range map[string][2][]snapshotter.Option{
+	for to, modes := range map[string][2][]snapshotter.Option{
 		"to composefs":  {nil, composefs},
 		"to hard links": {composefs, nil},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(to, func(t *testing.T) {
 			e, err := snaptest.OpenBare(t.Context(), t.TempDir(), modes[0]...)
 			must(t, err)
 			defer func() { must(t, e.Close()) }()
@@ -184,7 +188,14 @@ func TestSwitchOfCheckouts(t *testing.T) {
 			prepare(t, e, "new", name)
 			wantFiles(t, activeFiles(t, e, "new"), imageFiles)
 
+			if got, err := filepath.Glob(filepath.Join(e.Path, "layers/*")); err != nil || len(got) != len(img.chain) && to == "to composefs" {
+				t.Errorf("with a container of before: got checkouts %q, %v, want %d", got, err, len(img.chain))
+			}
 			commit(t, e, "committed", "old")
+			must(t, e.Cleanup(t.Context()))
+			if got, err := filepath.Glob(filepath.Join(e.Path, "layers/*")); err != nil || len(got) > 0 && to == "to composefs" {
+				t.Errorf("without containers of before: got checkouts %q, %v, want none", got, err)
+			}
 			wantFiles(t, view(t, e, "committed"), want)
 			for _, key := range append([]string{"committed", "new"}, img.name(1), img.name(0)) {
 				must(t, e.Remove(t.Context(), key))
@@ -216,6 +227,7 @@ func TestRootfsIsMadeAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
+			e.StopAhead()
 			prepare(t, e, "c", newImage(t).unpackAll(t, e))
 			must(t, e.Unmount())
 			images := rootfsImages(t, e)
@@ -232,6 +244,31 @@ func TestRootfsIsMadeAgain(t *testing.T) {
 				t.Error("it is not the same image")
 			}
 		})
+	}
+}
+
+// An image is made before anybody runs it.
+func TestRootfsIsMadeAhead(t *testing.T) {
+	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
+	img := newImage(t)
+	img.unpackAll(t, e)
+	var chain []objectstore.Checksum
+	for i := range img.chain {
+		id, err := objectstore.ParseChecksum(labelsOf(t, e, img.name(i))[snapshotter.LabelLayer])
+		must(t, err)
+		chain = append(chain, id)
+	}
+	name := filepath.Join(e.Path, layer.RootfsName(chain), "image")
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(name); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is not made", name)
+		}
+	}
+	if got := mountedRootfses(t, e); len(got) > 0 {
+		t.Errorf("got %q mounted, want nothing", got)
 	}
 }
 

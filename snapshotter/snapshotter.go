@@ -53,10 +53,11 @@ type Snapshotter struct {
 	copies    copier
 	refs      refIndex
 	committed layerIndex
-	locks     keylock.Map   // by number: what is done to the directory of one active snapshot
-	cleaning  chan struct{} // has an element while a cleanup runs
-	garbage   atomic.Bool   // there may be layers or objects that nobody needs
-	idle      atomic.Bool   // there may be mounts or rootfs images that nobody needs
+	locks     keylock.Map         // by number: what is done to the directory of one active snapshot
+	before    map[string]struct{} // numbers of the active snapshots and views that were there at start
+	cleaning  chan struct{}       // has an element while a cleanup runs
+	garbage   atomic.Bool         // there may be layers or objects that nobody needs
+	idle      atomic.Bool         // there may be mounts or rootfs images that nobody needs
 	work      sync.WaitGroup
 	close     func() error
 }

@@ -144,9 +144,7 @@ func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
 	}
 	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: owners}, groups, use)
 	r.Root, r.Source = s.cfg.Root, source
-	if b, err := s.root.ReadFile(plugin.CheckoutFile, 4096); err == nil {
-		r.Checkout = strings.TrimSpace(string(b))
-	}
+	r.Checkout = s.checkout()
 	r.addLogical(rows, layers)
 	r.keepNamespace(c.namespace)
 	return r, errors.Join(lost, damage)
@@ -168,6 +166,20 @@ func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]image, string) 
 	}
 	c.note("containerd at %s does not answer, so that images have no names: %v", address, err)
 	return nil, fromSnapshots
+}
+
+// checkout returns what the daemon has chosen that was started last, and why; "" if there was none.
+func (s *store) checkout() string {
+	b, err := s.root.ReadFile(plugin.CheckoutFile, 4096)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// composefs reports whether it has chosen composefs.
+func (s *store) composefs() bool {
+	return strings.HasPrefix(s.checkout(), string(plugin.CheckoutComposefs)+": ")
 }
 
 func newDfReport(a *account, groups []group, use *diskUsage) *dfReport {

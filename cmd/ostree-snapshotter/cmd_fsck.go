@@ -292,10 +292,9 @@ func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, ti
 	return g.Wait()
 }
 
-// checkoutOf returns the name of a snapshot's checkout. One that was committed with composefs has none, unless the store has
-// had both.
+// checkoutOf returns the name of a snapshot's checkout. With composefs there need not be one.
 func (k *checker) checkoutOf(ctx context.Context, r row, chain []objectstore.Checksum) string {
-	if r.checkout != "" {
+	if r.checkout != "" && !k.store.composefs() {
 		return r.checkout
 	}
 	name, err := k.store.layers.CheckoutName(ctx, chain)

@@ -99,6 +99,41 @@ func (s *Store) nameCheckout(ctx context.Context, chain []objectstore.Checksum) 
 	return l, root, path.Join(layersDir, id.String()[:shortID], variant), nil
 }
 
+// DiscardCheckouts takes the checkouts of all layers but those that are to be kept from their places, and returns what removes
+// them, nil if there are none. What has one below it must not run any more. A crash before they are removed leaves that to
+// SweepTmp, or to a prune.
+func (s *Store) DiscardCheckouts(keep map[objectstore.Checksum]struct{}) (remove func() error, err error) {
+	kept := make(map[string]struct{}, len(keep))
+	for id := range keep {
+		kept[id.String()[:shortID]] = struct{}{}
+	}
+	names, err := s.layers.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	var dead []string
+	for _, name := range names {
+		if _, ok := kept[name]; ok {
+			continue
+		}
+		tmp := deadPrefix + rand.Text()
+		if err := s.layers.Rename(name, s.tmp, tmp, 0); err != nil {
+			return nil, err
+		}
+		dead = append(dead, tmp)
+	}
+	if len(dead) == 0 {
+		return nil, nil
+	}
+	return func() error {
+		var errs []error
+		for _, name := range dead {
+			errs = append(errs, s.tmp.RemoveAll(name))
+		}
+		return errors.Join(errs...)
+	}, nil
+}
+
 // HasCheckout reports whether the checkout called name, as Checkout returned it, is there.
 func (s *Store) HasCheckout(name string) (bool, error) { return s.root.Exists(name) }
 
