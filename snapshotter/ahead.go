@@ -12,7 +12,7 @@ import (
 )
 
 // aheadDelay is how long nothing is committed, and nothing begun to be unpacked on what was, until an image is whole.
-const aheadDelay = 10 * time.Millisecond
+const aheadDelay = 30 * time.Millisecond
 
 // ahead makes rootfs images of what was unpacked before somebody runs it, in the background. The chains of an image's lower
 // layers, on which nobody runs anything, are not among them: they have a child by then, or it is being unpacked.
