@@ -116,8 +116,8 @@ func (s *Store) DiscardCheckouts(keep map[objectstore.Checksum]struct{}) (remove
 		if _, ok := kept[name]; ok {
 			continue
 		}
-		tmp := deadPrefix + rand.Text()
-		if err := s.layers.Rename(name, s.tmp, tmp, 0); err != nil {
+		tmp, err := s.discard(s.layers, name)
+		if err != nil {
 			return nil, err
 		}
 		dead = append(dead, tmp)
@@ -132,6 +132,12 @@ func (s *Store) DiscardCheckouts(keep map[objectstore.Checksum]struct{}) (remove
 		}
 		return errors.Join(errs...)
 	}, nil
+}
+
+// discard moves what nobody is to find any more to tmp/, where it is to be removed, and returns its name there.
+func (s *Store) discard(dir *atfs.Dir, name string) (tmp string, err error) {
+	tmp = deadPrefix + rand.Text()
+	return tmp, dir.Rename(name, s.tmp, tmp, 0)
 }
 
 // HasCheckout reports whether the checkout called name, as Checkout returned it, is there.

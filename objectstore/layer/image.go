@@ -24,6 +24,18 @@ const (
 // readImage parses a layer image.
 func readImage(b []byte) (*composefs.Inode, error) { return composefs.Read(b, composefs.Limits{}) }
 
+// marshalImage makes an image, which errors call what.
+func marshalImage(root *composefs.Inode, what string) ([]byte, error) {
+	image, err := composefs.Marshal(root, composefs.Options{MaxVersion: 1})
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", what, err)
+	}
+	if len(image) > maxImage {
+		return nil, fmt.Errorf("%w: %s of %d bytes, at most %d are supported", ErrInvalid, what, len(image), maxImage)
+	}
+	return image, nil
+}
+
 // storeLayer writes the layer image, the rest of the recipe and the layer commit of a sealed tree, and fills in l.
 func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) error {
 	txn := in.txn
@@ -34,12 +46,9 @@ func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) erro
 	if most := in.s.opts.maxObjects; len(objects) > most {
 		return fmt.Errorf("%w: %d different files, at most %d are supported", ErrInvalid, len(objects), most)
 	}
-	image, err := composefs.Marshal(root, composefs.Options{MaxVersion: 1})
+	image, err := marshalImage(root, "layer image")
 	if err != nil {
-		return fmt.Errorf("make layer image: %w", err)
-	}
-	if len(image) > maxImage {
-		return fmt.Errorf("%w: layer image of %d bytes, at most %d are supported", ErrInvalid, len(image), maxImage)
+		return err
 	}
 	stored, err := txn.StoreFile(&ownMeta, unix.Timespec{}, image)
 	if err != nil {

@@ -2,7 +2,6 @@ package layer
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -252,11 +251,11 @@ func (p *PrunePlan) unlink(ctx context.Context, lock *objectstore.Lock) (stats P
 		return stats, nil, err
 	}
 	for _, name := range dead.checkouts {
-		to := deadPrefix + rand.Text()
-		if err := p.s.layers.Rename(name, p.s.tmp, to, 0); err != nil {
+		tmp, err := p.s.discard(p.s.layers, name)
+		if err != nil {
 			return stats, trash, err
 		}
-		trash = append(trash, to)
+		trash = append(trash, tmp)
 		stats.Checkouts++
 		stats.Bytes += p.bytes[name]
 	}

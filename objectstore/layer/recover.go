@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -297,8 +296,7 @@ func (r *recovery) removeDamagedRefs(lock *objectstore.Lock, refs []string) erro
 
 // removeCheckouts removes the checkouts of a layer. They leave their place at once: half of one must not be found.
 func (r *recovery) removeCheckouts(id objectstore.Checksum) error {
-	tmp := deadPrefix + rand.Text()
-	err := r.store.layers.Rename(id.String()[:shortID], r.store.tmp, tmp, 0)
+	tmp, err := r.store.discard(r.store.layers, id.String()[:shortID])
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

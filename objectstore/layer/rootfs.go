@@ -44,11 +44,8 @@ func (s *Store) MarshalRootfs(ctx context.Context, chain []objectstore.Checksum)
 	if err != nil {
 		return nil, digest, err
 	}
-	if image, err = composefs.Marshal(root, composefs.Options{MaxVersion: 1}); err != nil {
-		return nil, digest, fmt.Errorf("make rootfs image: %w", err)
-	}
-	if len(image) > maxImage {
-		return nil, digest, fmt.Errorf("%w: rootfs image of %d bytes, at most %d are supported", ErrInvalid, len(image), maxImage)
+	if image, err = marshalImage(root, "rootfs image"); err != nil {
+		return nil, digest, err
 	}
 	digest, err = composefs.VerityDigest(bytes.NewReader(image))
 	return image, digest, err
@@ -93,34 +90,39 @@ func closeFile(f *atfs.File) error {
 
 // openRootfs opens a rootfs image, if it is there and what the file beside it says; otherwise it returns nil.
 func (s *Store) openRootfs(name string) (_ *atfs.File, err error) {
-	want, err := s.RootfsDigest(name)
+	want, err := s.rootfsDigest(name)
 	if err != nil || want.IsZero() {
 		return nil, err
 	}
-	f, err := s.root.Open(path.Join(name, rootfsImage))
+	f, got, err := s.measureRootfs(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
+	if err != nil || got == want {
+		return f, err
 	}
-	st, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	got, err := composefs.VerityDigest(io.NewSectionReader(f, 0, st.Size))
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if objectstore.Checksum(got) != want {
-		return nil, f.Close()
-	}
-	return f, nil
+	return nil, f.Close()
 }
 
-// RootfsDigest returns the fs-verity digest that the rootfs image in the directory called name has, as RootfsName returns
-// it; zero if there is no such image, or if what it has to be is lost.
-func (s *Store) RootfsDigest(name string) (sum objectstore.Checksum, err error) {
+// measureRootfs opens a rootfs image and computes its fs-verity digest.
+func (s *Store) measureRootfs(name string) (_ *atfs.File, digest objectstore.Checksum, err error) {
+	f, err := s.root.Open(path.Join(name, rootfsImage))
+	if err != nil {
+		return nil, digest, err
+	}
+	st, err := f.Stat()
+	if err == nil {
+		digest, err = composefs.VerityDigest(io.NewSectionReader(f, 0, st.Size))
+	}
+	if err != nil {
+		return nil, digest, errors.Join(err, f.Close())
+	}
+	return f, digest, nil
+}
+
+// rootfsDigest returns the fs-verity digest that the rootfs image in the directory called name has to have; zero if there is
+// no such image, or if that is lost.
+func (s *Store) rootfsDigest(name string) (sum objectstore.Checksum, err error) {
 	b, err := s.root.ReadFile(path.Join(name, rootfsDigest), 128)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EFBIG) {
 		return sum, nil
@@ -204,8 +206,8 @@ func (s *Store) RootfsNames() ([]string, error) {
 // DiscardRootfs takes the rootfs image in the directory called name from its place, and returns what removes it. A crash
 // before that leaves it to SweepTmp, or to a prune.
 func (s *Store) DiscardRootfs(name string) (remove func() error, err error) {
-	tmp := deadPrefix + rand.Text()
-	if err := s.root.Rename(name, s.tmp, tmp, 0); err != nil {
+	tmp, err := s.discard(s.root, name)
+	if err != nil {
 		return nil, fmt.Errorf("remove rootfs image: %w", err)
 	}
 	return func() error { return s.tmp.RemoveAll(tmp) }, nil
@@ -219,20 +221,15 @@ func (s *Store) VerifyRootfs(ctx context.Context, chain []objectstore.Checksum) 
 	if err != nil {
 		return err
 	}
-	f, err := s.root.Open(path.Join(name, rootfsImage))
+	f, got, err := s.measureRootfs(name)
 	if err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
-	got, err := composefs.VerityDigest(io.NewSectionReader(f, 0, st.Size))
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err := f.Close(); err != nil {
 		return err
 	}
-	if objectstore.Checksum(got) != want {
-		return differs(name, "fs-verity digest", objectstore.Checksum(got), want)
+	if got != want {
+		return differs(name, "fs-verity digest", got, want)
 	}
 	return nil
 }
