@@ -362,7 +362,11 @@ func probeOverlay(dir *atfs.Dir) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	mnt, err := overlay(dir.Path())
+	mnt, err := erofs.OverlayFD(map[string]string{
+		"lowerdir": path.Join(dir.Path(), "lower"),
+		"upperdir": path.Join(dir.Path(), "upper"),
+		"workdir":  path.Join(dir.Path(), "work"),
+	})
 	if err != nil {
 		return err
 	}
@@ -378,33 +382,4 @@ func probeOverlay(dir *atfs.Dir) error {
 		return fmt.Errorf("file system cannot carry the upper directory of an overlay mount: %w", err)
 	}
 	return nil
-}
-
-// overlay returns the descriptor of a mount of the directories lower, upper and work in dir.
-func overlay(dir string) (int, error) {
-	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if errors.Is(err, unix.ENODEV) {
-		return -1, errors.New(`kernel has no overlay file system: load it with "modprobe overlay"`)
-	}
-	if err != nil {
-		return -1, fmt.Errorf("open overlay file system: %w", err)
-	}
-	defer unix.Close(fsfd)
-	for key, value := range map[string]string{
-		"lowerdir": path.Join(dir, "lower"),
-		"upperdir": path.Join(dir, "upper"),
-		"workdir":  path.Join(dir, "work"),
-	} {
-		if err := unix.FsconfigSetString(fsfd, key, value); err != nil {
-			return -1, fmt.Errorf("set overlay option %s: %w", key, err)
-		}
-	}
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return -1, fmt.Errorf("file system cannot carry an overlay mount: %w", err)
-	}
-	mnt, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("mount overlay: %w", err)
-	}
-	return mnt, nil
 }

@@ -52,7 +52,7 @@ func Mount(image *atfs.File, target *atfs.Dir, s Support) (err error) {
 		}
 	}()
 	// What was checked is what is mounted, whatever has the file's name by now.
-	source := "/proc/self/fd/" + strconv.Itoa(image.FD())
+	source := procPath(image.FD())
 	if s.Loop {
 		loop, err := mount.SetupLoop(source, mount.LoopParams{Readonly: true, Autoclear: true})
 		if err != nil {
@@ -172,36 +172,42 @@ func IsOverlay(dir *atfs.Dir) (bool, error) { return isType(dir, unix.OVERLAYFS_
 func OpenOverlay(image, objects *atfs.Dir, s Support, above ...*atfs.Dir) (*atfs.Dir, error) {
 	lower := ""
 	for _, d := range append(above, image) {
-		lower += procPath(d) + ":"
+		lower += procPath(d.FD()) + ":"
 	}
-	options := map[string]string{"lowerdir": lower + ":" + procPath(objects)}
+	options := map[string]string{"lowerdir": lower + ":" + procPath(objects.FD())}
 	if s.Metacopy || len(above) > 0 {
 		options["metacopy"] = "on" // also what an upper directory has that is above
 	}
-	fd, err := openOverlay(options)
+	fd, err := OverlayFD(options)
 	if err != nil {
 		return nil, fmt.Errorf("open overlay of %s: %w", image.Path(), err)
 	}
 	return atfs.Adopt(fd, image.Path()), nil
 }
 
-func procPath(d *atfs.Dir) string { return "/proc/self/fd/" + strconv.Itoa(d.FD()) }
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// openOverlay returns the descriptor of an overlay that is mounted nowhere. Values have at most 255 bytes.
-func openOverlay(options map[string]string) (int, error) {
-	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, os.NewSyscallError("fsopen", err)
+// OverlayFD returns the descriptor of an overlay with these options that is mounted nowhere. Values have at most 255 bytes.
+func OverlayFD(options map[string]string) (int, error) {
+	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return -1, errors.New(`kernel has no overlay file system: load it with "modprobe overlay"`)
 	}
-	defer unix.Close(fd)
+	if err != nil {
+		return -1, fmt.Errorf("open overlay file system: %w", err)
+	}
+	defer unix.Close(fsfd)
 	for key, value := range options {
-		if err := unix.FsconfigSetString(fd, key, value); err != nil {
+		if err := unix.FsconfigSetString(fsfd, key, value); err != nil {
 			return -1, fmt.Errorf("set overlay option %s: %w", key, err)
 		}
 	}
-	if err := unix.FsconfigCreate(fd); err != nil {
-		return -1, os.NewSyscallError("fsconfig", err)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return -1, fmt.Errorf("file system cannot carry an overlay mount: %w", err)
 	}
-	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
-	return mnt, os.NewSyscallError("fsmount", err)
+	mnt, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount overlay: %w", err)
+	}
+	return mnt, nil
 }
