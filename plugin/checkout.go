@@ -43,7 +43,7 @@ func (c Checkout) choose(dir *atfs.Dir) (support *erofs.Support, why string, err
 	return nil, "", fmt.Errorf("use composefs checkouts: %w", err)
 }
 
-// Chosen says in a word what choose chose.
+// chosen says in a word what choose chose.
 func chosen(support *erofs.Support) Checkout {
 	if support == nil {
 		return CheckoutHardlink

@@ -34,7 +34,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		Use:   "ostree-snapshotter",
 		Short: "A containerd snapshotter that keeps image layers in an ostree repository",
 		Long: `ostree-snapshotter is a containerd snapshotter and differ. Every distinct file of every image layer exists once,
-as an object of an ostree repository; containers run on overlay mounts over hard-link checkouts of the layers.
+as an object of an ostree repository; containers run on composefs images over the objects, or on hard-link checkouts.
 
 "ostree-snapshotter serve" is the daemon. The other commands look at its store, while it runs or not; and those from
 "deploy" on make an image the system that boots, and go back.`,

@@ -1,16 +1,16 @@
 package erofs
 
 import (
-	"os"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 func TestProbe(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("not root: cannot mount")
-	}
+	testenv.NeedsRoot(t)
+	testenv.NeedsOverlay(t)
+	testenv.NeedsEROFS(t)
 	dir, err := atfs.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
