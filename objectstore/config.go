@@ -33,6 +33,7 @@ type config struct {
 	tmpExpiry   time.Duration
 	noXattrs    bool
 	tombstones  bool
+	verity      verity
 }
 
 // parseConfig parses the text of a config file. Keys that it does not know are left to those who do.
@@ -57,6 +58,9 @@ func parseConfig(text string) (*config, error) {
 	}
 	if err == nil {
 		c.tombstones, err = f.Bool("core", "tombstone-commits", false)
+	}
+	if err == nil {
+		c.verity, err = parseVerity(f)
 	}
 	if err != nil {
 		return nil, corruptf("parse config: %v", err)

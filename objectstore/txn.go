@@ -206,6 +206,11 @@ func (t *Txn) setAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
 // publish gives a complete file its name among the objects. A name that is taken is success, unless what has it is
 // to be replaced.
 func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) (added bool, err error) {
+	if typ == TypeFile {
+		if err := t.repo.verityOf(f); err != nil {
+			return false, err
+		}
+	}
 	name := looseName(&sum, typ)
 	return t.inSubdir(typ, sum, func(d *atfs.Dir) error {
 		if !replace {
@@ -244,7 +249,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 		err = d.Utimes(name, st.Mtim) // by which checkouts have chosen to link to it
 	}
 	if err != nil {
-		// EPERM: immutable, or sealed by fs-verity. EIO: the disk does not take it where the damage is.
+		// EPERM: immutable, or with fs-verity. EIO: the disk does not take it where the damage is.
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EIO) {
 			err = nil
 		}

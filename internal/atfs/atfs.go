@@ -50,6 +50,7 @@ const (
 	OpSync     Op = "sync"     // fsync of a file or a directory
 	OpSyncFS   Op = "syncfs"   //
 	OpSetFlags Op = "setflags" // the immutable flag
+	OpVerity   Op = "verity"   // fs-verity for a file
 	OpFreeze   Op = "freeze"   // and thaw, of a whole file system
 )
 

@@ -44,6 +44,8 @@ type Case[S io.Closer] struct {
 	Survives func(op atfs.Op, name string) bool
 	// Clean is called before the directory is removed, for what keeps it from being so. It may be nil.
 	Clean func(t *testing.T, path string)
+	// Disk says that the operation needs a file system on a disk; others are swept in memory, see [Dir].
+	Disk bool
 	// Min is a number of operations on the disk that Run is known to do at least.
 	Min int
 }
@@ -98,7 +100,12 @@ func Sweep[S io.Closer](t *testing.T, c Case[S]) {
 // sweep calls one with a directory and 1, 2, 3..., until it reports that there was no operation of that number.
 func (c Case[S]) sweep(t *testing.T, one func(t *testing.T, path string, at int) (reached bool)) {
 	t.Helper()
-	dir, _ := Dir(t)
+	var dir string
+	if c.Disk {
+		dir = t.TempDir()
+	} else {
+		dir, _ = Dir(t)
+	}
 	for at := 1; ; at++ {
 		reached := false
 		ok := t.Run(strconv.Itoa(at), func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
@@ -102,22 +103,29 @@ func NeedsOverlay(tb testing.TB) {
 // NeedsVerity ends the test unless fs-verity can be switched on for a file in dir.
 func NeedsVerity(tb testing.TB, dir string) {
 	tb.Helper()
-	f, err := os.CreateTemp(dir, "verity")
+	if !HasVerity(tb, dir) {
+		tb.Skipf("needs fs-verity on the file system of %s", dir)
+	}
+}
+
+// HasVerity reports whether fs-verity can be switched on for a file in dir.
+func HasVerity(tb testing.TB, dir string) bool {
+	tb.Helper()
+	d, err := atfs.Open(dir)
 	if err != nil {
-		tb.Fatalf("create file in %s: %v", dir, err)
+		tb.Fatal(err)
 	}
-	defer os.Remove(f.Name())
-	if err := f.Close(); err != nil {
-		tb.Fatalf("close %s: %v", f.Name(), err)
-	}
-	r, err := os.Open(f.Name())
+	defer d.Close()
+	f, err := d.TmpFile(0o600)
 	if err != nil {
-		tb.Fatalf("open %s: %v", f.Name(), err)
+		tb.Fatal(err)
 	}
-	defer r.Close()
-	if err := enableVerity(r.Fd()); err != nil {
-		tb.Skipf("needs fs-verity on the file system of %s: %v", dir, err)
+	defer f.Close()
+	err = f.EnableVerity()
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		tb.Fatal(err)
 	}
+	return err == nil
 }
 
 // NeedsReflink ends the test unless files in dir can share extents (FICLONE).

@@ -1,0 +1,93 @@
+package atfs
+
+import (
+	"encoding/binary"
+	"errors"
+	"strconv"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// fs-verity (Documentation/filesystems/fsverity.rst) with SHA-256 over blocks of 4 KiB and no salt: what overlayfs and
+// composefs digests are of.
+const (
+	verityBlock  = 4096
+	verityDigest = 32
+)
+
+// EnableVerity makes the content of a file immutable: from now on the kernel compares each block that is read with a digest
+// of the whole, and nobody can open the file for writing. The content and the digest are on the disk when it returns. Owner,
+// mode, times and names stay, and can still change. A file that has it already is no error; a file system or kernel that cannot is
+// errors.ErrUnsupported.
+//
+// The file must be readable, and nobody else may have it open for writing. f itself cannot be written to afterwards, not even
+// after an error.
+func (f *File) EnableVerity() error {
+	if err := f.dir.before(OpVerity, f.name); err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// The kernel wants a descriptor that is not for writing, and no other that is.
+	fd, err := retry(func() (int, error) {
+		return unix.Open("/proc/self/fd/"+strconv.Itoa(f.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	})
+	if err == nil {
+		err = unix.Dup3(fd, f.fd, unix.O_CLOEXEC)
+		err = errors.Join(err, unix.Close(fd))
+	}
+	if err != nil {
+		return f.err("reopen", err)
+	}
+	arg := unix.FsverityEnableArg{Version: 1, Hash_algorithm: unix.FS_VERITY_HASH_ALG_SHA256, Block_size: verityBlock}
+	// A process that is being started has copies of all descriptors until it executes its program.
+	for wait := time.Millisecond; ; wait *= 2 {
+		err := retry0(func() error { return verityIoctl(f.fd, unix.FS_IOC_ENABLE_VERITY, unsafe.Pointer(&arg)) })
+		switch {
+		case err == nil:
+			return f.Utimes(st.Mtim) // ext4 has written the digest as it writes content
+		case errors.Is(err, unix.EEXIST):
+			return nil
+		case errors.Is(err, unix.ETXTBSY) && wait < time.Second:
+			time.Sleep(wait)
+		default:
+			return f.err("enable fs-verity", unsupported(err))
+		}
+	}
+}
+
+// MeasureVerity returns the digest that the kernel compares the file's content with; ok is false if there is none, because
+// fs-verity is not enabled for it, or is with another algorithm, or the file system or the kernel does not have it.
+func (f *File) MeasureVerity() (digest [verityDigest]byte, ok bool, err error) {
+	var arg [4 + verityDigest]byte // struct fsverity_digest: algorithm, size, digest
+	binary.NativeEndian.PutUint16(arg[2:], verityDigest)
+	err = retry0(func() error { return verityIoctl(f.fd, unix.FS_IOC_MEASURE_VERITY, unsafe.Pointer(&arg)) })
+	switch {
+	case errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOVERFLOW) || errors.Is(unsupported(err), errors.ErrUnsupported):
+		return digest, false, nil
+	case err != nil:
+		return digest, false, f.err("measure fs-verity", err)
+	case binary.NativeEndian.Uint16(arg[:]) != unix.FS_VERITY_HASH_ALG_SHA256:
+		return digest, false, nil
+	}
+	return [verityDigest]byte(arg[4:]), true, nil
+}
+
+func verityIoctl(fd int, request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// unsupported makes one error of those by which kernels and file systems say that they have no fs-verity.
+func unsupported(err error) error {
+	if errors.Is(err, unix.ENOTTY) {
+		return unix.EOPNOTSUPP
+	}
+	return err
+}

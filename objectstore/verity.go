@@ -1,0 +1,129 @@
+package objectstore
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+)
+
+// verity says which content objects get fs-verity: libostree's key fsverity of the group ex-integrity.
+type verity int
+
+const (
+	verityNo    verity = iota
+	verityMaybe        // those for which the kernel and the file system can do it
+	verityYes          // all: one that cannot get it is not stored
+)
+
+const (
+	verityGroup = "ex-integrity"
+	verityKey   = "fsverity"
+)
+
+// parseVerity reads what libostree calls a tristate.
+func parseVerity(f *keyfile.File) (verity, error) {
+	v, _ := f.Get(verityGroup, verityKey)
+	switch v = strings.TrimSpace(v); v {
+	case "", "no", "false", "0":
+		return verityNo, nil
+	case "maybe":
+		return verityMaybe, nil
+	case "yes", "true", "1":
+		return verityYes, nil
+	}
+	return verityNo, fmt.Errorf("%s is %.20q, not yes, no or maybe", verityKey, v)
+}
+
+// Verity reports whether each regular file that becomes a content object gets fs-verity first, because the config says
+// fsverity=yes. The objects that were there before, or were linked to, need not have it.
+func (r *Repo) Verity() bool { return r.config.verity == verityYes }
+
+// SetVerity has regular files that become content objects get fs-verity, or not, from now on: by this process, and by all
+// who open the repository later, ostree(1) too. A crash leaves the one or the other. Nothing may be stored meanwhile.
+func (r *Repo) SetVerity(on bool) error {
+	if on == r.Verity() && (on || r.config.verity == verityNo) {
+		return nil
+	}
+	if err := r.setVerity(on); err != nil {
+		return fmt.Errorf("write config of ostree repository: %w", err)
+	}
+	return nil
+}
+
+func (r *Repo) setVerity(on bool) error {
+	text, err := r.dir.ReadFile(configName, maxConfigLen)
+	if err != nil {
+		return err
+	}
+	f, err := keyfile.Parse(text)
+	if err != nil {
+		return corruptf("parse config: %v", err)
+	}
+	value, state := "no", verityNo
+	if on {
+		value, state = "yes", verityYes
+	}
+	f.Set(verityGroup, verityKey, value)
+	if err := r.dir.WriteFile(configName, f.Marshal(), fileMode, true); err != nil {
+		return err
+	}
+	r.config.verity = state
+	return nil
+}
+
+// verityOf gives a file that is to become an object fs-verity, if the config wants it.
+func (r *Repo) verityOf(f *atfs.File) error {
+	if r.config.verity == verityNo {
+		return nil
+	}
+	err := f.EnableVerity()
+	if r.config.verity == verityMaybe && errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
+
+// EnableVerity sees to it that a content object that is a regular file has fs-verity, and returns its digest (SHA-256,
+// blocks of 4 KiB). An object that does not have it yet is hashed before, so that what is made immutable is what its name
+// says; otherwise the error is an ErrCorrupt. A file system that cannot do it is errors.ErrUnsupported.
+func (r *Repo) EnableVerity(sum Checksum) (digest Checksum, err error) {
+	digest, err = r.enableVerity(sum)
+	return digest, objectError(TypeFile, sum, err)
+}
+
+func (r *Repo) enableVerity(sum Checksum) (digest Checksum, err error) {
+	f, err := r.OpenFile(sum)
+	if err != nil {
+		return digest, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	digest, ok, err := f.MeasureVerity()
+	if err != nil || ok {
+		return digest, err
+	}
+	if err := r.verifyFile(sum); err != nil {
+		return digest, err
+	}
+	if err := f.EnableVerity(); err != nil {
+		return digest, err
+	}
+	digest, ok, err = f.MeasureVerity()
+	if err == nil && !ok {
+		err = corruptf("fs-verity with another algorithm or block size than SHA-256 of 4096 bytes") // EEXIST
+	}
+	return digest, err
+}
+
+// MeasureVerity returns the fs-verity digest of a content object that is a regular file, as the kernel says it; ok is false
+// if it does not have one.
+func (r *Repo) MeasureVerity(sum Checksum) (digest Checksum, ok bool, err error) {
+	f, err := r.OpenFile(sum)
+	if err != nil {
+		return digest, false, err
+	}
+	digest, ok, err = f.MeasureVerity()
+	return digest, ok, objectError(TypeFile, sum, errors.Join(err, f.Close()))
+}
