@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"encoding/hex"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
 // TestImageDigest compares the digest of an image's root file system with that of the image which mkcomposefs makes of it.
@@ -19,14 +22,7 @@ func TestImageDigest(t *testing.T) {
 	e.must(err)
 	for _, ref := range []string{"layers:1", "odd:1", "app:1"} {
 		full := e.pull(defaultNS, ref)
-		digest := strings.TrimSpace(e.ours("image", "digest", full))
-		dump := filepath.Join(t.TempDir(), "dump")
-		e.must(os.WriteFile(dump, []byte(e.ours("image", "digest", "--dump", full)), 0o600))
-		out, err := exec.Command(filepath.Join(dir, "mkcomposefs"), "--from-file", "--print-digest-only", dump).Output()
-		e.must(err)
-		if want := strings.TrimSpace(string(out)); digest != want {
-			t.Errorf("%s: got %s, mkcomposefs says %s", ref, digest, want)
-		}
+		digest := e.wantDigest(dir, full)
 		if !e.composefs() {
 			continue
 		}
@@ -44,6 +40,53 @@ func TestImageDigest(t *testing.T) {
 			t.Errorf("%s: no image with digest %s is in %q", ref, digest, files)
 		}
 	}
+}
+
+// TestImageDigestWithVerity does it with images that have the digests of their files, and looks at these.
+func TestImageDigestWithVerity(t *testing.T) {
+	e := start(t, nil)
+	dir, err := testhost.Mkcomposefs(t.Context(), t.Output())
+	e.must(err)
+	full := e.pull(defaultNS, "odd:1")
+	plain := e.wantDigest(dir, full)
+	out, err := exec.Command("ostree", "config", "--repo="+filepath.Join(e.Root, "repo"), "set", "ex-integrity.fsverity", "yes").CombinedOutput()
+	if err != nil {
+		t.Fatalf("ostree config: %v\n%s", err, out)
+	}
+	if got := e.wantDigest(dir, full); got == plain {
+		t.Error("the digest does not depend on those of the files")
+	}
+	digests := 0
+	for line := range strings.Lines(e.ours("image", "digest", "--dump", full)) {
+		fields := strings.Fields(line)
+		if payload, want := fields[8], fields[10]; strings.HasSuffix(payload, ".file") {
+			f, err := os.Open(filepath.Join(e.Root, "repo/objects", payload))
+			e.must(err)
+			got, err := composefs.VerityDigest(f)
+			e.must(errors.Join(err, f.Close()))
+			if hex.EncodeToString(got[:]) != want {
+				t.Errorf("%s has digest %x, the image %s", fields[0], got, want)
+			}
+			digests++
+		}
+	}
+	if digests == 0 {
+		t.Error("the image has no digest")
+	}
+}
+
+// wantDigest compares the digest of an image with that of mkcomposefs, which is in a directory, and returns it.
+func (e *env) wantDigest(dir, image string) string {
+	e.t.Helper()
+	digest := strings.TrimSpace(e.ours("image", "digest", image))
+	dump := filepath.Join(e.t.TempDir(), "dump")
+	e.must(os.WriteFile(dump, []byte(e.ours("image", "digest", "--dump", image)), 0o600))
+	out, err := exec.Command(filepath.Join(dir, "mkcomposefs"), "--from-file", "--print-digest-only", dump).Output()
+	e.must(err)
+	if want := strings.TrimSpace(string(out)); digest != want {
+		e.t.Errorf("%s: got %s, mkcomposefs says %s", image, digest, want)
+	}
+	return digest
 }
 
 // ours runs a command of our program beside the daemon and returns what it prints.

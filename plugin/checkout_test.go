@@ -60,3 +60,44 @@ func TestChooseCheckout(t *testing.T) {
 		t.Errorf("left behind: %q, %v", names, err)
 	}
 }
+
+// With composefs, "auto" takes fs-verity where there is some, and "require" is an error where there is none.
+func TestChooseVerity(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsOverlay(t)
+	testenv.NeedsEROFS(t)
+	base := t.TempDir()
+	dir, err := atfs.Open(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	has := testenv.HasVerity(t, base)
+	for _, tt := range []struct {
+		verity      Verity
+		want, fails bool
+	}{
+		{VerityOff, false, false},
+		{VerityAuto, has, false},
+		{VerityRequire, true, !has},
+	} {
+		c := &Config{Checkout: CheckoutComposefs, Verity: tt.verity}
+		support, why, err := c.choose(dir)
+		switch {
+		case tt.fails && !errors.Is(err, erofs.ErrUnsupported):
+			t.Errorf("%s: got %v, %v, want an error", tt.verity, support, err)
+		case !tt.fails && (err != nil || support.Verity != tt.want):
+			t.Errorf("%s: got %v, %v, want fs-verity %v", tt.verity, support, err, tt.want)
+		case !tt.fails && (strings.Contains(why, "verity=require") != tt.want || strings.Contains(why, "\n")):
+			t.Errorf("%s: it says %q", tt.verity, why)
+		}
+		c.Checkout = CheckoutHardlink
+		support, _, err = c.choose(dir)
+		if support != nil || err != nil != (tt.verity == VerityRequire) {
+			t.Errorf("%s with hard links: got %v, %v", tt.verity, support, err)
+		}
+	}
+	if names, err := dir.ReadNames(); err != nil || len(names) > 0 {
+		t.Errorf("left behind: %q, %v", names, err)
+	}
+}

@@ -44,6 +44,7 @@ type Config struct {
 	Address    string   `toml:"address" comment:"Unix socket that containerd's proxy_plugins name. systemd can pass it instead (socket activation)."`
 
 	Checkout     Checkout    `toml:"checkout" comment:"What containers run on. \"composefs\": one image of a container's whole root file system, mounted over the\nobjects, which takes EROFS and overlayfs as of Linux 6.5; files have exactly the inodes, links and times that the\nlayers say. \"hardlink\": a directory of hard links for each layer. \"auto\": composefs if the kernel can do it, else\nhard links. It can be changed at any time; containers that run keep what they have."`
+	Verity       Verity      `toml:"verity" comment:"fs-verity, with composefs: each file of an image gets it when it is stored, the images have the digests, and what the\ndisk has damaged, or somebody has exchanged, cannot be read. It makes unpacking slower and takes a block or two of\nthe disk for each file. \"require\": do not start without it. \"auto\": where the file system has it. \"off\". As\nfsverity of ex-integrity it is in the repository's own configuration too, for ostree(1). What containers that are\nthere when it is switched on have written to is not checked, and where only a file's mode was changed, not readable\nuntil it is switched off."`
 	Mtime        layer.Mtime `toml:"mtime" comment:"With hard links: what to do with a file whose content is in the store already, but with another modification time.\n\"exact\": give it a copy (a reflink where the file system can). \"canonical\": share, and show the other time:\nPython then compiles its modules anew at each start."`
 	SkipDownload bool        `toml:"skip_download" comment:"Do not download layers that the store has already. The images can be run, but not pushed, saved or converted,\nbecause containerd does not have their blobs. Takes containerd 2.4 or later; otherwise it has no effect."`
 	Durability   Durability  `toml:"durability" comment:"\"journal\": layers are written to the disk in the background, and a journal lists them until they are there: after a\npower failure what is damaged is found at the next start, and made again from containerd's blobs. \"sync\": everything\nis on the disk before a snapshot is committed, which makes pulls slower."`
@@ -110,6 +111,7 @@ func DefaultConfig() *Config {
 		DedupRepos: []string{},
 		Address:    "/run/ostree-snapshotter/ostree-snapshotter.sock",
 		Checkout:   CheckoutAuto,
+		Verity:     VerityOff,
 		Mtime:      layer.MtimeExact,
 		Durability: DurabilityJournal,
 		Containerd: ContainerdConfig{Address: "/run/containerd/containerd.sock"},
@@ -199,6 +201,8 @@ func (c *Config) Validate() error {
 		{!slices.ContainsFunc(c.DedupRepos, isNotAbs), "dedup_repos", c.DedupRepos, "must be absolute paths"},
 		{filepath.IsAbs(c.Address), "address", c.Address, "must be an absolute path"},
 		{oneOf(string(c.Checkout), string(CheckoutAuto), string(CheckoutComposefs), string(CheckoutHardlink)), "checkout", c.Checkout, `must be "auto", "composefs" or "hardlink"`},
+		{oneOf(string(c.Verity), string(VerityOff), string(VerityAuto), string(VerityRequire)), "verity", c.Verity, `must be "off", "auto" or "require"`},
+		{c.Verity != VerityRequire || c.Checkout != CheckoutHardlink, "verity", c.Verity, `needs checkouts that are composefs images, not key "checkout" = "hardlink"`},
 		{c.Mtime == layer.MtimeExact || c.Mtime == layer.MtimeCanonical, "mtime", c.Mtime, `must be "exact" or "canonical"`},
 		{c.Durability == DurabilityJournal || c.Durability == DurabilitySync, "durability", c.Durability, `must be "journal" or "sync"`},
 		{filepath.IsAbs(c.Containerd.Address), "containerd.address", c.Containerd.Address, "must be an absolute path"},

@@ -73,6 +73,9 @@ func OpenStore(ctx context.Context, c *Config) (_ *Store, err error) {
 	if err := s.openRepos(c); err != nil {
 		return nil, err
 	}
+	if err := s.setVerity(c); err != nil {
+		return nil, err
+	}
 	opts := c.layerOptions()
 	opts.Borrow = s.lenders
 	opts.SyncFailed = func(err error) {

@@ -83,7 +83,7 @@ func (r *rootfses) mounts(ctx context.Context, st stack, chain []content, m made
 	if len(chain) == 0 || m.staged && m.new { // nobody mounts what is staged
 		return st.mounts(), nil
 	}
-	name := layer.RootfsName(layerIDs(chain))
+	name := r.s.layers.RootfsName(layerIDs(chain))
 	if r.isUnpack(m) {
 		// Our differ does not look at what is below, and a chain is not yet what a container runs on. Where somebody mounts
 		// it all the same, there is no such directory.
@@ -155,7 +155,7 @@ func suffix(ids erofs.Mapping) string {
 // mountImage sees to it that the image of a chain is mounted.
 func (r *rootfses) mountImage(ctx context.Context, chain []content, ids erofs.Mapping) error {
 	layers := layerIDs(chain)
-	name := layer.RootfsName(layers)
+	name := r.s.layers.RootfsName(layers)
 	unlock, err := r.s.locks.Lock(ctx, name)
 	if err != nil {
 		return err
@@ -270,7 +270,7 @@ func (r *rootfses) merged(ctx context.Context, chain []content, upper *atfs.Dir)
 	if err := r.mountImage(ctx, chain, erofs.Mapping{}); err != nil {
 		return nil, err
 	}
-	return r.open(layer.RootfsName(layerIDs(chain)), upper)
+	return r.open(r.s.layers.RootfsName(layerIDs(chain)), upper)
 }
 
 // openLower knows an active snapshot by its number and what is below one by the view of it.
@@ -293,7 +293,7 @@ func (r *rootfses) openLower(ctx context.Context, id string, lower, _ mount.Moun
 	if err != nil {
 		return nil, err
 	}
-	name := layer.RootfsName(layerIDs(chain))
+	name := r.s.layers.RootfsName(layerIDs(chain))
 	if len(chain) == 0 || lower.Source != filepath.Join(r.s.path, name, viewMount) {
 		return nil, notOurs
 	}
@@ -443,7 +443,7 @@ func (s *Snapshotter) neededMounts(ctx context.Context) (needed, error) {
 		if !ok {
 			continue // a snapshot that cannot be used needs nothing
 		}
-		n.rootfs(layers)
+		s.needRootfs(n, layers)
 		if info.Kind == snapshots.KindCommitted {
 			continue
 		}
@@ -453,7 +453,7 @@ func (s *Snapshotter) neededMounts(ctx context.Context) (needed, error) {
 			layers = append(layers, sum)
 		}
 		if ids, err := mappingOf(info.Labels); err == nil {
-			n.rootfs(layers, "", suffix(ids))
+			s.needRootfs(n, layers, "", suffix(ids))
 		}
 		if _, ok := s.before[id]; ok {
 			for _, id := range layers {
@@ -478,12 +478,12 @@ func layersIn(rows map[string]snapshots.Info, name string) (layers []objectstore
 	return layers, true
 }
 
-// rootfs takes notice that the image of a chain is needed, and some mounts of it.
-func (n needed) rootfs(layers []objectstore.Checksum, suffixes ...string) {
+// needRootfs takes notice that the image of a chain is needed, and some mounts of it.
+func (s *Snapshotter) needRootfs(n needed, layers []objectstore.Checksum, suffixes ...string) {
 	if len(layers) == 0 {
 		return
 	}
-	name := layer.RootfsName(layers)
+	name := s.layers.RootfsName(layers)
 	if n.rootfses[name] == nil {
 		n.rootfses[name] = make(map[string]struct{})
 	}

@@ -1,8 +1,10 @@
 package snapshotter_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,7 +17,6 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -212,13 +213,18 @@ func TestSwitchOfCheckouts(t *testing.T) {
 func TestRootfsIsMadeAgain(t *testing.T) {
 	for name, damage := range map[string]func(t *testing.T, image string){
 		"lost": func(t *testing.T, image string) { t.Helper(); must(t, os.RemoveAll(filepath.Dir(image))) },
-		"cut":  func(t *testing.T, image string) { t.Helper(); must(t, os.Truncate(image, 5000)) },
+		"cut": func(t *testing.T, image string) {
+			t.Helper()
+			b, err := os.ReadFile(image)
+			must(t, err)
+			replace(t, image, b[:5000])
+		},
 		"a bit": func(t *testing.T, image string) {
 			t.Helper()
 			b, err := os.ReadFile(image)
 			must(t, err)
 			b[len(b)/2] ^= 4
-			must(t, os.WriteFile(image, b, 0o600))
+			replace(t, image, b)
 		},
 		"digest": func(t *testing.T, image string) {
 			t.Helper()
@@ -247,6 +253,13 @@ func TestRootfsIsMadeAgain(t *testing.T) {
 	}
 }
 
+// replace gives a file, which may have fs-verity, other content.
+func replace(t *testing.T, name string, content []byte) {
+	t.Helper()
+	must(t, os.Remove(name))
+	must(t, os.WriteFile(name, content, 0o600))
+}
+
 // An image is made before anybody runs it.
 func TestRootfsIsMadeAhead(t *testing.T) {
 	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
@@ -258,7 +271,7 @@ func TestRootfsIsMadeAhead(t *testing.T) {
 		must(t, err)
 		chain = append(chain, id)
 	}
-	name := filepath.Join(e.Path, layer.RootfsName(chain), "image")
+	name := filepath.Join(e.Path, e.Store.RootfsName(chain), "image")
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(name); err == nil {
 			break
@@ -365,6 +378,59 @@ func TestCommitWithMetacopy(t *testing.T) {
 			}
 		}
 	})
+}
+
+// With fs-verity what containers run on is compared with the digests of the image: an object that somebody has exchanged is not
+// read, and an image that lacks something is found.
+func TestVerity(t *testing.T) {
+	support := snaptest.Kernel(t)
+	e := snaptest.New(t, snapshotter.WithComposefs(support))
+	if !support.Verity {
+		t.Skipf("needs fs-verity on the file system of %s, and %s", e.Path, "OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs-verity")
+	}
+	img := newImage(t)
+	prepare(t, e, "c", img.unpackAll(t, e))
+	wantFiles(t, activeFiles(t, e, "c"), imageFiles)
+	var chain []objectstore.Checksum
+	for i := range img.chain {
+		id, err := objectstore.ParseChecksum(labelsOf(t, e, img.name(i))[snapshotter.LabelLayer])
+		must(t, err)
+		chain = append(chain, id)
+	}
+	must(t, e.Store.VerifyRootfs(t.Context(), chain))
+	if _, err := os.OpenFile(filepath.Join(e.Path, e.Store.RootfsName(chain), "image"), os.O_RDWR, 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("open the image for writing: got %v, want %v", err, unix.EPERM)
+	}
+
+	// All objects are exchanged for copies.
+	objects, err := filepath.Glob(filepath.Join(e.Path, "repo/objects/*/*.file"))
+	must(t, err)
+	for _, name := range objects {
+		if fi, err := os.Lstat(name); err != nil || !fi.Mode().IsRegular() {
+			continue
+		}
+		out, err := exec.Command("cp", "-p", name, name+".copy").CombinedOutput()
+		if err != nil {
+			t.Fatalf("cp: %v\n%s", err, out)
+		}
+		must(t, os.Rename(name+".copy", name))
+	}
+	must(t, e.Unmount())
+	prepare(t, e, "d", img.name(len(img.chain)-1))
+	mounted(t, e, "d", func(dir string) {
+		for name, content := range imageFiles {
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			if content != "" && !errors.Is(err, unix.EIO) {
+				t.Errorf("%s of an object without fs-verity: got %q, %v, want %v", name, b, err, unix.EIO)
+			}
+		}
+	})
+	if err := e.Store.VerifyRootfs(t.Context(), chain); !errors.Is(err, objectstore.ErrCorrupt) {
+		t.Errorf("got %v, want %v", err, objectstore.ErrCorrupt)
+	}
+	must(t, e.Store.RemakeRootfs(t.Context(), chain))
+	must(t, e.Store.VerifyRootfs(t.Context(), chain))
+	wantFiles(t, activeFiles(t, e, "d"), imageFiles)
 }
 
 func value[T any](v T, err error) func(testing.TB) T {

@@ -315,7 +315,7 @@ func (k *checker) rootfses(ctx context.Context, chains map[string][]objectstore.
 	}
 	seen := make(map[string]bool)
 	for _, chain := range chains {
-		name := layer.RootfsName(chain)
+		name := k.store.layers.RootfsName(chain)
 		if seen[name] || !slices.Contains(names, name) {
 			continue
 		}

@@ -71,7 +71,7 @@ func (c *cli) imageDigest(ctx context.Context, name string, dump bool) (err erro
 		return err
 	}
 	if dump {
-		root, err := src.store.layers.Flatten(ctx, img.Layers)
+		root, err := src.store.layers.RootfsTree(ctx, img.Layers)
 		if err != nil {
 			return fmt.Errorf("image %s: %w", name, err)
 		}

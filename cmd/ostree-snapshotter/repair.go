@@ -17,7 +17,6 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 )
@@ -371,7 +370,7 @@ func (r *repairer) checkouts(ctx context.Context, rows []row) (err error) {
 
 // rootfs makes the rootfs image of a chain again if it is wrong. Where it is mounted it stays as it is until that is unmounted.
 func (r *repairer) rootfs(ctx context.Context, chain []objectstore.Checksum) error {
-	name := layer.RootfsName(chain)
+	name := r.store.layers.RootfsName(chain)
 	if _, ok := r.rootfses[name]; !ok {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"path"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -26,21 +27,43 @@ const (
 )
 
 // RootfsName returns the name below the root of the directory that has the rootfs image of a chain, lowest layer first. It
-// depends on nothing but the chain.
-func RootfsName(chain []objectstore.Checksum) string {
+// depends on nothing but the chain and on whether the image has digests of its files.
+func (s *Store) RootfsName(chain []objectstore.Checksum) string {
 	var key objectstore.Checksum
+	if s.repo.Verity() {
+		key = sha256.Sum256([]byte("fs-verity"))
+	}
 	for _, id := range chain {
 		key = sha256.Sum256(append(key[:], id[:]...))
 	}
 	return path.Join(rootfsDir, key.String())
 }
 
-// MarshalRootfs returns the composefs image of what a chain of layers, lowest first, shows together, as mkcomposefs makes it
-// of the same tree, and its fs-verity digest. Its regular files name their objects below the repository's objects/.
+// RootfsTree returns what a chain of layers, lowest first, shows together. Its regular files name their objects below the
+// repository's objects/. Where [objectstore.Repo.Verity] says that these have fs-verity, they have its digests too.
 //
 // Errors are those of [Store.Flatten].
-func (s *Store) MarshalRootfs(ctx context.Context, chain []objectstore.Checksum) (image []byte, digest objectstore.Checksum, err error) {
+func (s *Store) RootfsTree(ctx context.Context, chain []objectstore.Checksum) (*composefs.Inode, error) {
+	return s.rootfsTree(ctx, chain, s.verityDigest)
+}
+
+// rootfsTree does it with a function that returns the digest of an object.
+func (s *Store) rootfsTree(ctx context.Context, chain []objectstore.Checksum, digestOf digestFunc) (*composefs.Inode, error) {
 	root, err := s.Flatten(ctx, chain)
+	if err == nil && s.repo.Verity() {
+		err = s.addDigests(ctx, root, digestOf)
+	}
+	return root, err
+}
+
+// MarshalRootfs returns the composefs image of [Store.RootfsTree], as mkcomposefs makes it of the same tree, and its fs-verity
+// digest.
+func (s *Store) MarshalRootfs(ctx context.Context, chain []objectstore.Checksum) (image []byte, digest objectstore.Checksum, err error) {
+	return s.marshalRootfs(ctx, chain, s.verityDigest)
+}
+
+func (s *Store) marshalRootfs(ctx context.Context, chain []objectstore.Checksum, digestOf digestFunc) (image []byte, digest objectstore.Checksum, err error) {
+	root, err := s.rootfsTree(ctx, chain, digestOf)
 	if err != nil {
 		return nil, digest, err
 	}
@@ -51,13 +74,76 @@ func (s *Store) MarshalRootfs(ctx context.Context, chain []objectstore.Checksum)
 	return image, digest, err
 }
 
+// A digestFunc returns the fs-verity digest of an object. Several goroutines may call it at once.
+type digestFunc func(objectstore.Checksum) (objectstore.Checksum, error)
+
+// addDigests gives each regular file of a tree the digest of its object.
+func (s *Store) addDigests(ctx context.Context, root *composefs.Inode, digestOf digestFunc) error {
+	files := make(map[string][]*composefs.Inode) // by payload
+	err := eachFile(root, "", func(_ string, n *composefs.Inode) error {
+		if n.Payload != "" {
+			files[n.Payload] = append(files[n.Payload], n)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(s.opts.Workers)
+	for payload, inodes := range files {
+		if groupCtx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			sum, err := PayloadSum(payload)
+			if err != nil {
+				return err
+			}
+			digest, err := digestOf(sum)
+			if err != nil {
+				return err
+			}
+			for _, n := range inodes {
+				n.Verity = digest[:]
+			}
+			return nil
+		})
+	}
+	return errors.Join(group.Wait(), ctx.Err())
+}
+
+// verityDigest returns the fs-verity digest of an object, whether or not it is enabled.
+func (s *Store) verityDigest(sum objectstore.Checksum) (objectstore.Checksum, error) {
+	digest, ok, err := s.repo.MeasureVerity(sum)
+	if err != nil || ok {
+		return digest, err
+	}
+	f, err := s.repo.OpenFile(sum)
+	if err != nil {
+		return digest, err
+	}
+	digest, err = composefs.VerityDigest(f)
+	return digest, errors.Join(err, f.Close())
+}
+
+// enabledDigest returns the fs-verity digest of an object, or an error if it is not enabled.
+func (s *Store) enabledDigest(sum objectstore.Checksum) (objectstore.Checksum, error) {
+	digest, ok, err := s.repo.MeasureVerity(sum)
+	if err == nil && !ok {
+		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: fmt.Errorf("%w: it does not have fs-verity", objectstore.ErrCorrupt)}
+	}
+	return digest, err
+}
+
 // OpenRootfs opens the rootfs image of a chain of layers, lowest first, for reading, and reports what it added to the store
 // if it had to be made. Concurrent calls make it once. The caller holds the layers, or something that is alive does.
 //
 // The image has the digest that is in the file beside it: one that a power failure or the disk has damaged is made again,
-// as is one that is missing. So it is not synced.
+// as is one that is missing. So it is not synced. Where it is to have the digests of its files, it and all of them have
+// fs-verity.
 func (s *Store) OpenRootfs(ctx context.Context, chain []objectstore.Checksum) (_ *atfs.File, added Usage, err error) {
-	name := RootfsName(chain)
+	name := s.RootfsName(chain)
 	f, err := s.openRootfs(name)
 	if err != nil || f != nil {
 		return f, Usage{}, err
@@ -95,7 +181,7 @@ func (s *Store) openRootfs(name string) (_ *atfs.File, err error) {
 		return nil, err
 	}
 	f, got, err := s.measureRootfs(name)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EIO) { // or not readable, as what fs-verity finds damaged
 		return nil, nil
 	}
 	if err != nil || got == want {
@@ -138,7 +224,7 @@ func (s *Store) rootfsDigest(name string) (sum objectstore.Checksum, err error) 
 
 // makeRootfs makes a rootfs image. One that is damaged is replaced: who has it mounted keeps the file that was there.
 func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore.Checksum) (_ Usage, err error) {
-	image, digest, err := s.MarshalRootfs(ctx, chain)
+	image, digest, err := s.marshalRootfs(ctx, chain, s.repo.EnableVerity)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -147,7 +233,7 @@ func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore
 		return Usage{}, err
 	}
 	defer func() { err = errors.Join(err, s.tmp.RemoveAll(tmp)) }()
-	if err := s.tmp.WriteFile(path.Join(tmp, rootfsImage), image, 0o600, false); err != nil {
+	if err := s.writeImage(path.Join(tmp, rootfsImage), image); err != nil {
 		return Usage{}, err
 	}
 	if err := s.tmp.WriteFile(path.Join(tmp, rootfsDigest), []byte(digest.String()+"\n"), 0o600, false); err != nil {
@@ -177,9 +263,22 @@ func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore
 	return added, nil
 }
 
+// writeImage writes a rootfs image below tmp/.
+func (s *Store) writeImage(name string, image []byte) error {
+	err := s.tmp.WriteFile(name, image, 0o600, false)
+	if err != nil || !s.repo.Verity() {
+		return err
+	}
+	f, err := s.tmp.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.EnableVerity(), f.Close())
+}
+
 // RemakeRootfs makes the rootfs image of a chain, lowest layer first, again, whatever is there.
 func (s *Store) RemakeRootfs(ctx context.Context, chain []objectstore.Checksum) error {
-	name := RootfsName(chain)
+	name := s.RootfsName(chain)
 	_, err := s.checkoutOnce(ctx, name, func() (Usage, error) { return s.makeRootfs(ctx, name, chain) })
 	return err
 }
@@ -214,18 +313,22 @@ func (s *Store) DiscardRootfs(name string) (remove func() error, err error) {
 }
 
 // VerifyRootfs compares the rootfs image of a chain, lowest layer first, with what its layers show together. An image that is
-// damaged is an ErrCorrupt; one that is not there is fs.ErrNotExist.
+// damaged, or has a file whose object does not have the fs-verity that it has to have, is an ErrCorrupt; one that is not there
+// is fs.ErrNotExist.
 func (s *Store) VerifyRootfs(ctx context.Context, chain []objectstore.Checksum) error {
-	name := RootfsName(chain)
-	_, want, err := s.MarshalRootfs(ctx, chain)
-	if err != nil {
-		return err
-	}
+	name := s.RootfsName(chain)
 	f, got, err := s.measureRootfs(name)
+	if errors.Is(err, unix.EIO) {
+		err = fmt.Errorf("%w: %w", objectstore.ErrCorrupt, err)
+	}
 	if err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil {
+		return err
+	}
+	_, want, err := s.marshalRootfs(ctx, chain, s.enabledDigest)
+	if err != nil {
 		return err
 	}
 	if got != want {

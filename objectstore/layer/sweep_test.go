@@ -31,6 +31,7 @@ var sweepCases = map[string]func(tar func(testing.TB) []byte) sweepCase{
 	"import-directory": func(func(testing.TB) []byte) sweepCase { return importingDir() },
 	"checkout":         func(tar func(testing.TB) []byte) sweepCase { return checkingOut(tar) },
 	"checkout-upper":   func(func(testing.TB) []byte) sweepCase { return checkingOut(tinyTar, upperTar) },
+	"rootfs":           func(tar func(testing.TB) []byte) sweepCase { return makingRootfs(tar, false) },
 	"merge":            func(func(testing.TB) []byte) sweepCase { return merging(tinyTar, upperTar) },
 	"refresh":          refreshing,
 	"repair":           repairing,
@@ -64,6 +65,19 @@ func TestKills(t *testing.T) {
 			faulttest.KillSweep(t, c(faultTar))
 		})
 	}
+}
+
+// With fs-verity, as TestFaults and TestKills, on a disk.
+func TestVerityFaults(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsVerity(t, t.TempDir())
+	faulttest.Sweep(t, makingRootfs(tinyTar, true))
+}
+
+func TestVerityKills(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsVerity(t, t.TempDir())
+	faulttest.KillSweep(t, makingRootfs(tinyTar, true))
 }
 
 // The order of operations on the disk, for reviewers.
@@ -348,6 +362,56 @@ func checkingOut(tars ...func(testing.TB) []byte) sweepCase {
 			} else if bytes.Equal(tars[0](t), faultTar(t)) {
 				wantTree(t, root, `d: dir 755 1:2 user.a="1"`, `d/f: file 755 "content" user.b="2" = d/f`, `d/g: file 755 "content" user.b="2" = d/f`,
 					`e: file 644 ""`, `l: link "d"`, "p: fifo 644 1:1", "w: whiteout", `x: file 644 "x" user.empty=""`)
+			}
+		},
+	}
+}
+
+// A makingRootfs case makes the rootfs image of a layer. With verity the repository is to have fs-verity from then on, which its
+// objects do not have yet, and gets another layer.
+func makingRootfs(tar func(testing.TB) []byte, verity bool) sweepCase {
+	return sweepCase{
+		Min:  4,
+		Disk: verity,
+		Prepare: prepare(func(t *testing.T, b *bed) {
+			t.Helper()
+			importTar(t, b.Store, tar(t))
+		}),
+		Open: openSwept,
+		Run: func(t *testing.T, b *bed) error {
+			t.Helper()
+			chain := []objectstore.Checksum{b.layerOf(t, tar(t))}
+			if verity {
+				if err := b.repo.SetVerity(true); err != nil {
+					return err
+				}
+				h, err := b.Import(t.Context(), bytes.NewReader(upperTar(t)), ImportOptions{})
+				if err != nil {
+					return err
+				}
+				chain = append(chain, h.ID)
+				if err := h.Release(); err != nil {
+					return err
+				}
+			}
+			image, _, err := b.OpenRootfs(t.Context(), chain)
+			if err != nil {
+				return err
+			}
+			return image.Close()
+		},
+		Check: func(t *testing.T, b *bed, done bool) {
+			t.Helper()
+			b.checkRepo(t)
+			chain := []objectstore.Checksum{b.layerOf(t, tar(t))}
+			if verity && done {
+				chain = append(chain, b.layerOf(t, upperTar(t)))
+			}
+			if err := b.VerifyRootfs(t.Context(), chain); err != nil && (done || !errors.Is(err, fs.ErrNotExist)) {
+				t.Error(err)
+			}
+			if done && b.repo.Verity() != verity {
+				t.Errorf("the repository has fs-verity: %v", b.repo.Verity())
 			}
 		},
 	}

@@ -27,6 +27,9 @@ type Support struct {
 	Metacopy bool
 	// IDMap says that mounts of images can have their owners mapped.
 	IDMap bool
+	// Verity says that images have the fs-verity digests of their objects, and that a file whose object has another, or none, is
+	// not to be read. It comes with Metacopy. See [Support.ProbeVerity].
+	Verity bool
 }
 
 // String says it for a log.
@@ -37,6 +40,9 @@ func (s Support) String() string {
 	}
 	if s.Metacopy {
 		text += ", metacopy=on"
+	}
+	if s.Verity {
+		text += ", verity=require"
 	}
 	if !s.IDMap {
 		text += ", no ID-mapped mounts"
@@ -157,6 +163,9 @@ func (o Overlay) Mount(target string, s Support) error {
 	if s.Metacopy {
 		options = append(options, "metacopy=on")
 	}
+	if s.Verity {
+		options = append(options, "verity=require")
+	}
 	data := strings.Join(append(options, o.Options...), ",")
 	if err := unix.Mount("overlay", target, "overlay", flags, data); err != nil {
 		return &os.PathError{Op: "mount overlay on", Path: target, Err: err}
@@ -168,7 +177,8 @@ func (o Overlay) Mount(target string, s Support) error {
 func IsOverlay(dir *atfs.Dir) (bool, error) { return isType(dir, unix.OVERLAYFS_SUPER_MAGIC) }
 
 // OpenOverlay opens an overlay that is mounted nowhere: of a mounted image and the directory of its objects, below the other
-// directories, topmost first, that are given. It is read-only. It goes when it, and what was opened below it, is closed.
+// directories, topmost first, that are given. It is read-only. It goes when it, and what was opened below it, is closed. It
+// demands no digests: what is above may be older than these.
 func OpenOverlay(image, objects *atfs.Dir, s Support, above ...*atfs.Dir) (*atfs.Dir, error) {
 	lower := ""
 	for _, d := range append(above, image) {

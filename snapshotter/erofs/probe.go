@@ -21,20 +21,32 @@ const probePrefix = "probe-erofs-"
 // are those of processes that were killed meanwhile: no other process may probe in dir. The error says what the kernel
 // cannot do.
 func Probe(dir *atfs.Dir) (s Support, err error) {
+	err = inScratch(dir, func(d *atfs.Dir) error {
+		s, err = probe(d)
+		return err
+	})
+	return s, err
+}
+
+// inScratch calls f with a new directory in dir, which is removed again.
+func inScratch(dir *atfs.Dir, f func(*atfs.Dir) error) (err error) {
 	if err := sweepProbes(dir); err != nil {
-		return s, err
+		return err
 	}
 	name := probePrefix + rand.Text()
 	if err := dir.Mkdir(name, 0o700); err != nil {
-		return s, err
+		return err
 	}
 	defer func() { err = errors.Join(err, dir.RemoveAll(name)) }()
 	d, err := dir.OpenDir(name)
 	if err != nil {
-		return s, err
+		return err
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	if err := fillProbe(d); err != nil {
+	return errors.Join(f(d), d.Close())
+}
+
+func probe(d *atfs.Dir) (s Support, err error) {
+	if err := fillProbe(d, nil); err != nil {
 		return s, err
 	}
 	// The cheapest first. What a file-backed EROFS cannot do a loop device may: kernels have counted the former as a level
@@ -54,6 +66,41 @@ func Probe(dir *atfs.Dir) (s Support, err error) {
 		errs = append(errs, err)
 	}
 	return s, fmt.Errorf("%w: %w", ErrUnsupported, errors.Join(errs[0], errs[len(errs)-1]))
+}
+
+// ProbeVerity finds out, as [Probe] does, whether images can be mounted as s says and the overlay demand the fs-verity digests
+// of objects, and returns how.
+func (s Support) ProbeVerity(dir *atfs.Dir) (Support, error) {
+	s.Verity, s.Metacopy = true, true
+	return s, inScratch(dir, func(d *atfs.Dir) error {
+		err := s.tryVerity(d)
+		if isInability(err) {
+			return fmt.Errorf("%w with fs-verity: %w", ErrUnsupported, err)
+		}
+		return err
+	})
+}
+
+func (s Support) tryVerity(d *atfs.Dir) (err error) {
+	digest, err := composefs.VerityDigest(strings.NewReader(probeContent))
+	if err != nil {
+		return err
+	}
+	if err := fillProbe(d, digest[:]); err != nil {
+		return err
+	}
+	// An object without a digest is refused, and is what the other is not once it has it.
+	if err := s.try(d, "0"); !errors.Is(err, unix.EIO) {
+		return fmt.Errorf("file without fs-verity is read: %w", orWrong(err))
+	}
+	object, err := d.Open(probeObject)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(object.EnableVerity(), object.Close()); err != nil {
+		return err
+	}
+	return s.try(d, "1")
 }
 
 var ways = []Support{{}, {Metacopy: true}, {Loop: true}, {Loop: true, Metacopy: true}}
@@ -95,10 +142,13 @@ func sweepProbes(dir *atfs.Dir) error {
 	return nil
 }
 
-const probeContent = "content of an object"
+const (
+	probeContent = "content of an object"
+	probeObject  = "objects/00/a.file"
+)
 
-// fillProbe makes what there is to mount.
-func fillProbe(d *atfs.Dir) error {
+// fillProbe makes what there is to mount, with an fs-verity digest or without.
+func fillProbe(d *atfs.Dir, digest []byte) error {
 	dirs := []string{"image", "mapped", "objects", "objects/00", "merged", "nested"}
 	for i := range ways {
 		for _, name := range []string{"upper", "work", "nested-upper", "nested-work"} {
@@ -110,10 +160,10 @@ func fillProbe(d *atfs.Dir) error {
 			return err
 		}
 	}
-	if err := d.WriteFile("objects/00/a.file", []byte(probeContent), 0o644, false); err != nil {
+	if err := d.WriteFile(probeObject, []byte(probeContent), 0o644, false); err != nil {
 		return err
 	}
-	file := &composefs.Inode{Mode: unix.S_IFREG | 0o644, Size: int64(len(probeContent)), Payload: "00/a.file"}
+	file := &composefs.Inode{Mode: unix.S_IFREG | 0o644, Size: int64(len(probeContent)), Payload: "00/a.file", Verity: digest}
 	root := &composefs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: []composefs.Entry{{Name: "file", Inode: file}}}
 	image, err := composefs.Marshal(root, composefs.Options{MaxVersion: 1})
 	if err != nil {

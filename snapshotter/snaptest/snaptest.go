@@ -88,6 +88,13 @@ func openAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 	if err := errors.Join(err, dir.Close()); err != nil {
 		return nil, err
 	}
+	verity, err := verityOn(e.Root)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Repo.SetVerity(verity); err != nil {
+		return nil, err
+	}
 	if e.Store, err = layer.Open(e.Root, e.Repo, layers); err != nil {
 		return nil, err
 	}
@@ -104,20 +111,39 @@ func openAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 // checkoutVariable names what the snapshotters of tests run on; see [plugin.Config].
 const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
 
+// composefsVerity is composefs with fs-verity on the file systems that have it.
+const composefsVerity = "composefs-verity"
+
 // Composefs reports whether the snapshotters of tests run on composefs images.
-func Composefs() bool { return os.Getenv(checkoutVariable) == "composefs" }
+func Composefs() bool {
+	mode := os.Getenv(checkoutVariable)
+	return mode == "composefs" || mode == composefsVerity
+}
 
 // checkoutMode returns the option for it.
 func checkoutMode(root *atfs.Dir) ([]snapshotter.Option, error) {
 	if !Composefs() {
 		return nil, nil
 	}
+	support, err := supportOf(root)
+	return []snapshotter.Option{snapshotter.WithComposefs(support)}, err
+}
+
+// verityOn reports whether what is stored below a directory has fs-verity.
+func verityOn(root *atfs.Dir) (bool, error) {
+	if os.Getenv(checkoutVariable) != composefsVerity {
+		return false, nil
+	}
+	support, err := supportOf(root)
+	return support.Verity, err
+}
+
+func supportOf(root *atfs.Dir) (erofs.Support, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(root.FD(), &st); err != nil {
-		return nil, err
+		return erofs.Support{}, err
 	}
-	support, err := probe(st.Type)
-	return []snapshotter.Option{snapshotter.WithComposefs(support)}, err
+	return probe(st.Type)
 }
 
 var probed struct {
@@ -149,6 +175,15 @@ func probe(fsType int64) (s erofs.Support, err error) {
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	if s, err = erofs.Probe(dir); err != nil {
 		return s, err
+	}
+	if os.Getenv(checkoutVariable) == composefsVerity {
+		verity, err := s.ProbeVerity(dir)
+		switch {
+		case err == nil:
+			s = verity
+		case !errors.Is(err, erofs.ErrUnsupported):
+			return s, err
+		}
 	}
 	if probed.support == nil {
 		probed.support = make(map[int64]erofs.Support)
