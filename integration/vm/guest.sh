@@ -1,5 +1,6 @@
 #!/bin/bash
-# Runs the script that the host gave qemu, with its output on the second serial line, then powers off.
+# Runs the script that the host gave qemu, with its output on the second serial line. Also for the shell of busybox.
+set -o pipefail
 exec </dev/null >/dev/ttyS1 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 echo "@begin $(cut -d' ' -f1 /proc/uptime)"
@@ -7,13 +8,12 @@ echo "@begin $(cut -d' ' -f1 /proc/uptime)"
 # step NAME TEXT runs a command line and prints its output, its exit status and when it ended.
 step() {
   local status
-  bash -c "$2" 2>&1 | sed -u "s|^|$1: |"
-  status=${PIPESTATUS[0]}
+  "${BASH:-sh}" -c "$2" 2>&1 | while IFS= read -r line; do printf '%s: %s\n' "$1" "$line"; done
+  status=$?
   echo "@end $1 $status $(cut -d' ' -f1 /proc/uptime)"
   return "$status"
 }
 
-modprobe qemu_fw_cfg
+[ -d /sys/firmware/qemu_fw_cfg ] || modprobe qemu_fw_cfg
 eval "$(cat /sys/firmware/qemu_fw_cfg/by_name/opt/guest-script/raw)" # which has no size, so it cannot be sourced
 echo "@done"
-systemctl --no-block start poweroff.target

@@ -60,6 +60,8 @@ type Machine struct {
 	dir  string
 	log  io.Writer
 	n    int // boots so far
+
+	kernel string // that is started, "" for what the firmware finds on the disk
 }
 
 // New returns a machine with a raw disk image. Its firmware's variables and what it prints are kept in dir, which the
@@ -145,7 +147,7 @@ func (m *Machine) boot(ctx context.Context, run Run) (*Report, error) {
 	r.Seconds = time.Since(start).Seconds()
 	switch {
 	case r.began == 0:
-		return r, fmt.Errorf("after %.0f s: %w\n%s\n%s", r.Seconds, errors.Join(errSilent, err), stderr.String(), r.Tail(30))
+		return r, fmt.Errorf("after %.0f s: %w\n%s\n%s", r.Seconds, errors.Join(errSilent, err), stderr.String(), r.Tail(80))
 	case err != nil:
 		return r, fmt.Errorf("run %s: %w\n%s\n%s", Program, err, stderr.String(), r.Tail(30))
 	}
@@ -160,8 +162,6 @@ func (m *Machine) args(name string, run Run) []string {
 	}
 	args := append(accel,
 		"-machine", "q35", "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none",
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+firmwareCode,
-		"-drive", "if=pflash,format=raw,unit=1,file="+m.path("vars.fd"),
 		// What the guest syncs need not reach the host's disk: no test ends with the host.
 		"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+m.disk,
 		"-device", "virtio-blk-pci,drive=disk,bootindex=1",
@@ -170,6 +170,13 @@ func (m *Machine) args(name string, run Run) []string {
 		"-fw_cfg", "name=opt/guest-script,file="+m.path(name+".sh"),
 		"-serial", "file:"+m.path(name+".console"), "-serial", "stdio",
 	)
+	if m.kernel != "" {
+		args = append(args, "-kernel", m.kernel, "-initrd", m.path("initramfs.cpio"), "-append", "console=ttyS0 panic=-1 quiet")
+	} else {
+		args = append(args,
+			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+firmwareCode,
+			"-drive", "if=pflash,format=raw,unit=1,file="+m.path("vars.fd"))
+	}
 	if !run.Failures {
 		args = append(args, "-no-reboot")
 	}
