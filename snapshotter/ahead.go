@@ -11,8 +11,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// aheadDelay is how long nothing is committed, and nothing begun to be unpacked on what was, until an image is whole.
-const aheadDelay = 30 * time.Millisecond
+// aheadDelay is how long nothing is committed, and nothing begun to be unpacked on what was, until an image is taken for whole. If
+// it is not, what was begun for nothing is stopped.
+const aheadDelay = 5 * time.Millisecond
 
 // ahead makes rootfs images of what was unpacked before somebody runs it, in the background. The chains of an image's lower
 // layers, on which nobody runs anything, are not among them: they have a child by then, or it is being unpacked.
@@ -21,11 +22,11 @@ type ahead struct {
 
 	mu     sync.Mutex
 	tips   map[string][]objectstore.Checksum // by name of the snapshot; lowest layer first
+	making map[string]context.CancelFunc     // by name of the snapshot
 	timer  *time.Timer
 	closed bool
 
-	work   sync.WaitGroup
-	cancel context.CancelFunc // of what is being made
+	work sync.WaitGroup
 }
 
 // committed takes notice of a snapshot. parent is "" if it has none.
@@ -37,8 +38,9 @@ func (a *ahead) committed(name, parent string, chain []objectstore.Checksum) {
 	}
 	if a.tips == nil {
 		a.tips = make(map[string][]objectstore.Checksum)
+		a.making = make(map[string]context.CancelFunc)
 	}
-	delete(a.tips, parent)
+	a.drop(parent)
 	a.tips[name] = chain
 	if a.timer == nil {
 		a.timer = time.AfterFunc(aheadDelay, a.run)
@@ -51,29 +53,49 @@ func (a *ahead) committed(name, parent string, chain []objectstore.Checksum) {
 func (a *ahead) forget(name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.tips, name)
+	a.drop(name)
 }
 
+func (a *ahead) drop(name string) {
+	delete(a.tips, name)
+	if cancel, ok := a.making[name]; ok {
+		cancel()
+	}
+}
+
+// run makes the images of all tips, one after the other.
 func (a *ahead) run() {
 	a.mu.Lock()
-	tips := a.tips
-	a.tips = nil
-	if a.closed || len(tips) == 0 {
+	defer a.mu.Unlock()
+	for !a.closed {
+		name, chain, ok := a.next()
+		if !ok {
+			return
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		a.making[name] = cancel
+		a.work.Add(1)
 		a.mu.Unlock()
-		return
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	a.cancel = cancel
-	a.work.Add(1)
-	a.mu.Unlock()
-	defer a.work.Done()
-	defer cancel()
-	for name, chain := range tips {
 		// It may have been removed meanwhile. What is wrong with a layer is said to who uses it.
 		if err := a.make(ctx, name, chain); err != nil && !errors.Is(err, context.Canceled) {
 			log.G(ctx).WithError(err).WithField("snapshot", name).Debug("rootfs image is not made ahead")
 		}
+		cancel()
+		a.work.Done()
+		a.mu.Lock()
+		delete(a.making, name)
 	}
+}
+
+// next takes one of the tips for which nothing is being made.
+func (a *ahead) next() (name string, chain []objectstore.Checksum, ok bool) {
+	for name, chain := range a.tips {
+		if _, ok := a.making[name]; !ok {
+			delete(a.tips, name)
+			return name, chain, true
+		}
+	}
+	return "", nil, false
 }
 
 // close makes nothing more.
@@ -83,8 +105,8 @@ func (a *ahead) close() {
 	if a.timer != nil {
 		a.timer.Stop()
 	}
-	if a.cancel != nil {
-		a.cancel()
+	for _, cancel := range a.making {
+		cancel()
 	}
 	a.mu.Unlock()
 	a.work.Wait()
