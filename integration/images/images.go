@@ -4,6 +4,7 @@
 //	pause:1        the same, its command does nothing: the sandbox of a pod
 //	base:1         Debian bookworm with Python, Perl and Git as first released: one layer of 340 MB, 16,000 entries
 //	base:2         the same packages with all updates: what an image rebuild a few months later gives
+//	base:1-split   the files of base:1 in ten layers
 //	base:1-zstd    base:1, its layer compressed with zstd
 //	app:1          an application on base:1: two small layers
 //	layers:1       layers that delete and replace what lower layers hold, in every way a layer can
@@ -50,6 +51,7 @@ type recipe struct {
 	base   string                 // reference of the image whose layers come first
 	rootfs *rootfs                // then one layer of packages
 	keep   func(*tar.Header) bool // what of them is copied; nil: everything
+	split  int                    // into how many layers, with all that is in it; 0: one
 	edit   func(*layerWriter)     // added to that layer
 	layers []func(*layerWriter)
 	media  media
@@ -72,6 +74,7 @@ var recipes = map[string]recipe{
 	"odd:1":         {rootfs: &smallRootfs, edit: addBusybox, layers: oddLayers, cmd: []string{"/bin/sh"}},
 
 	"app:2":          {base: "base:2", layers: appLayers, cmd: []string{"/usr/bin/python3", "/srv/app/main.py"}, extra: true},
+	"base:1-split":   {rootfs: &base1Rootfs, split: 10, cmd: []string{"/usr/bin/python3"}, extra: true},
 	"web:1":          {rootfs: &webRootfs, cmd: []string{"/usr/sbin/nginx", "-g", "daemon off;"}, extra: true},
 	"os-base:1-gzip": {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, extra: true},
 	"os-base:2-gzip": {rootfs: &os2Rootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, extra: true},
@@ -156,12 +159,17 @@ func (r recipe) write(ctx context.Context, log io.Writer, dir string) error {
 		if err != nil {
 			return err
 		}
-		err = w.addLayer(func(l *layerWriter) {
-			l.copyRootfs(filepath.Join(tarball, rootfsTar), r.keep)
-			if r.edit != nil {
-				r.edit(l)
-			}
-		})
+		tarball = filepath.Join(tarball, rootfsTar)
+		if r.split > 0 {
+			err = w.addSplit(tarball, r.split)
+		} else {
+			err = w.addLayer(func(l *layerWriter) {
+				l.copyRootfs(tarball, r.keep)
+				if r.edit != nil {
+					r.edit(l)
+				}
+			})
+		}
 		if err != nil {
 			return err
 		}

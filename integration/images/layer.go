@@ -135,12 +135,31 @@ func (l *layerWriter) copyRootfs(name string, keep func(*tar.Header) bool) {
 }
 
 func (l *layerWriter) copyTar(name string, keep func(*tar.Header) bool) error {
-	f, err := os.Open(name)
+	return eachEntry(name, func(h *tar.Header, content io.Reader) error {
+		if keep != nil && !keep(h) {
+			return nil
+		}
+		h.ModTime = h.ModTime.Truncate(time.Second)
+		h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
+		h.Format = tar.FormatUnknown
+		for key := range h.PAXRecords {
+			if !strings.HasPrefix(key, "SCHILY.xattr.") {
+				delete(h.PAXRecords, key)
+			}
+		}
+		l.entry(h, content, nil)
+		return l.err
+	})
+}
+
+// eachEntry calls f with each entry of a tar that is compressed with zstd.
+func eachEntry(name string, f func(h *tar.Header, content io.Reader) error) error {
+	file, err := os.Open(name)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	dec, err := zstd.NewReader(f)
+	defer file.Close()
+	dec, err := zstd.NewReader(file)
 	if err != nil {
 		return err
 	}
@@ -153,20 +172,8 @@ func (l *layerWriter) copyTar(name string, keep func(*tar.Header) bool) error {
 		if err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
-		if keep != nil && !keep(h) {
-			continue
-		}
-		h.ModTime = h.ModTime.Truncate(time.Second)
-		h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
-		h.Format = tar.FormatUnknown
-		for key := range h.PAXRecords {
-			if !strings.HasPrefix(key, "SCHILY.xattr.") {
-				delete(h.PAXRecords, key)
-			}
-		}
-		l.entry(h, tr, nil)
-		if l.err != nil {
-			return l.err
+		if err := f(h, tr); err != nil {
+			return err
 		}
 	}
 }
