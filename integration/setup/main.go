@@ -1,8 +1,8 @@
 // Command setup makes this machine ready for the integration tests and the benchmarks: Debian packages, the programs
-// the tests run against, the ostree of several Debian releases, a new mkfs.erofs, and the test images. What is there
+// the tests run against, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, and the test images. What is there
 // already is not made again.
 //
-//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [images] [gcc]
+//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [kernel] [images] [gcc]
 //	go run ./integration/setup layouts DIR
 //
 // Without arguments it does all but the last. The C compiler, which only the race detector needs, is installed when it
@@ -67,6 +67,10 @@ var steps = []step{
 	}},
 	{"composefs", false, func(ctx context.Context, log io.Writer) error {
 		_, err := testhost.Mkcomposefs(ctx, log)
+		return err
+	}},
+	{"kernel", false, func(ctx context.Context, log io.Writer) error {
+		_, err := testhost.Kernel(ctx, log)
 		return err
 	}},
 	{"images", false, func(ctx context.Context, log io.Writer) error {

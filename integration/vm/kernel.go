@@ -20,41 +20,32 @@ import (
 //go:embed kernel.sh
 var kernelScript string
 
-// A Kernel is a kernel of Debian's that a machine can be started with that has no system.
-type Kernel struct {
-	Release string   // of Debian, whose newest kernel for virtual machines it is
-	Modules []string // that are loaded, in this order, as far as they are not built in
-}
-
-// packages are the kernel, and the programs that its guest has.
-func (k Kernel) packages() testhost.Extract {
-	return testhost.Extract{Release: k.Release, Packages: []string{"linux-image-cloud-amd64", "busybox-static"}}
-}
-
 // scratchSize is that of the disk that a machine without a system has on /tmp.
 const scratchSize = 4 << 30
 
-// NewWithKernel returns a machine that has no system but a kernel, busybox and some files of the host, by their paths in the
-// guest. Its /tmp is an empty ext4 with fs-verity. Commands are run by busybox's shell. What it is made of, and what it prints,
-// is kept in dir, which the caller removes. Packages that the cache does not have are fetched.
-func NewWithKernel(ctx context.Context, kernel Kernel, files map[string]string, dir string, log io.Writer) (*Machine, error) {
+// kernelModules are what is loaded, in this order, as far as it is not built in.
+var kernelModules = []string{"virtio_blk", "qemu_fw_cfg", "loop", "netfs", "libcrc32c", "erofs", "overlay"}
+
+// NewWithKernel returns a machine that has no system but the kernel of Debian 13, busybox and some files of the host, by their
+// paths in the guest. Its /tmp is an empty ext4 with fs-verity. Commands are run by busybox's shell. What it is made of, and
+// what it prints, is kept in dir, which the caller removes.
+func NewWithKernel(ctx context.Context, files map[string]string, dir string, log io.Writer) (*Machine, error) {
 	m := &Machine{disk: filepath.Join(dir, "disk.img"), dir: dir, log: log, kernel: filepath.Join(dir, "vmlinuz")}
-	packages := kernel.packages()
-	root, err := testhost.Cached("kernel", packages.Key(), func(dir string) error { return packages.Make(ctx, log, dir) })
+	root, err := testhost.Kernel(ctx, log)
 	if err == nil {
-		err = m.makeKernel(ctx, root, kernel, files)
+		err = m.makeKernel(ctx, root, files)
 	}
 	if err == nil {
 		err = m.makeScratch(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make machine with the kernel of %s: %w", kernel.Release, err)
+		return nil, fmt.Errorf("make machine with a kernel: %w", err)
 	}
 	return m, nil
 }
 
 // makeKernel copies the kernel and packs the file system that it starts with.
-func (m *Machine) makeKernel(ctx context.Context, root string, kernel Kernel, files map[string]string) error {
+func (m *Machine) makeKernel(ctx context.Context, root string, files map[string]string) error {
 	image, err := only(filepath.Join(root, "boot/vmlinuz-*"))
 	if err != nil {
 		return err
@@ -65,7 +56,7 @@ func (m *Machine) makeKernel(ctx context.Context, root string, kernel Kernel, fi
 	busybox := filepath.Join(root, "usr/bin/busybox")
 	all := map[string]string{"bin/busybox": busybox, "bin/sh": busybox}
 	modules := filepath.Join(root, "usr/lib/modules", strings.TrimPrefix(filepath.Base(image), "vmlinuz-"))
-	for i, name := range kernel.Modules {
+	for i, name := range kernelModules {
 		file, err := findModule(modules, name)
 		if err != nil {
 			return err

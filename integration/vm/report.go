@@ -23,11 +23,11 @@ type Command struct {
 func script(commands []Command) string {
 	var b strings.Builder
 	for _, c := range commands {
-		fmt.Fprintf(&b, "step %s %s", c.Name, quote(c.Line))
+		step := fmt.Sprintf("step %s %s", c.Name, quote(c.Line))
 		if c.Fails {
-			b.WriteString(" || true")
+			step = "{ " + step + " || true; }"
 		}
-		b.WriteString(" &&\n")
+		b.WriteString(step + " &&\n")
 	}
 	return b.String() + "echo @all\n"
 }

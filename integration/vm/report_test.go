@@ -72,7 +72,7 @@ func TestReport(t *testing.T) {
 func TestScript(t *testing.T) {
 	got := script([]Command{{Name: "a", Line: "echo it's"}, {Name: "b", Line: "false", Fails: true}})
 	const want = `step a 'echo it'\''s' &&
-step b 'false' || true &&
+{ step b 'false' || true; } &&
 echo @all
 `
 	if got != want {

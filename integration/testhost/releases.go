@@ -27,6 +27,13 @@ func Mkcomposefs(ctx context.Context, log io.Writer) (string, error) {
 	return program(ctx, log, Extract{Release: "forky", Packages: []string{"composefs"}, Expired: true}, "mkcomposefs")
 }
 
+// Kernel returns the root directory of the packages of Debian 13's kernel for virtual machines and of a static busybox. It is
+// made by mmdebstrap unless the cache has it.
+func Kernel(ctx context.Context, log io.Writer) (string, error) {
+	packages := Extract{Release: "trixie", Packages: []string{"linux-image-cloud-amd64", "busybox-static"}}
+	return Cached("kernel", packages.Key(), func(dir string) error { return packages.Make(ctx, log, dir) })
+}
+
 // program returns a directory with a program of another release's packages.
 func program(ctx context.Context, log io.Writer, packages Extract, name string) (string, error) {
 	return Cached(packages.Packages[0], packages.Key(wrapper, name), func(dir string) error {
