@@ -1,0 +1,28 @@
+package bench
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// BenchmarkRootfs makes the image of the root file system of base:1, which has one layer, in memory.
+func BenchmarkRootfs(b *testing.B) {
+	blob := layerBlob(b, "base:1")
+	dir, remove := freshDisk(b, "4G")
+	defer remove()
+	store := openStore(b, dir)
+	defer func() { must(b, errors.Join(store.Close(), store.Repo().Close())) }()
+	r, err := klauspost(b.Context(), blob)
+	must(b, err)
+	h, err := store.Import(b.Context(), r, layer.ImportOptions{})
+	must(b, errors.Join(err, r.Close()))
+	chain := []objectstore.Checksum{h.ID}
+	defer func() { must(b, h.Release()) }()
+	for b.Loop() {
+		_, _, err := store.MarshalRootfs(b.Context(), chain)
+		must(b, err)
+	}
+}
