@@ -62,8 +62,11 @@ func newRootfses(s *Snapshotter, support erofs.Support) (*rootfses, error) {
 	return r, nil
 }
 
-// makeAhead makes the image of a committed snapshot's chain.
+// makeAhead makes the image of a committed snapshot's chain, unless it is one of an image's lower layers.
 func (r *rootfses) makeAhead(ctx context.Context, name string, chain []objectstore.Checksum) error {
+	if lower, err := r.s.isLower(ctx, name); err != nil || lower {
+		return err
+	}
 	image, _, err := r.s.layers.OpenRootfs(ctx, chain)
 	if err != nil {
 		return err
@@ -77,6 +80,22 @@ func (r *rootfses) makeAhead(ctx context.Context, name string, chain []objectsto
 	// It was removed meanwhile: a Cleanup that has seen no image leaves none.
 	r.s.idle.Store(true)
 	return r.s.sweepRootfses(ctx)
+}
+
+// labelParentChain is by which containerd says of a layer that is unpacked, before there is a snapshot for it to be on, what that
+// will be.
+const labelParentChain = "containerd.io/snapshot/parent-chain-id"
+
+// isLower reports whether a layer is being unpacked that is to be committed on a snapshot.
+func (s *Snapshotter) isLower(ctx context.Context, name string) (lower bool, err error) {
+	chainID := clientName(name)
+	err = s.read(ctx, func(ctx context.Context) error {
+		return walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			lower = lower || info.Kind == snapshots.KindActive && isUnpackKey(info.Name) && info.Labels[labelParentChain] == chainID
+			return nil
+		}, `labels."`+labelParentChain+`"=="`+chainID+`"`)
+	})
+	return lower, err
 }
 
 func (r *rootfses) mounts(ctx context.Context, st stack, chain []content, m made) ([]mount.Mount, error) {

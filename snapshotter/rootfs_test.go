@@ -285,6 +285,25 @@ func TestRootfsIsMadeAhead(t *testing.T) {
 	}
 }
 
+// The image of a chain is not made while a layer is unpacked that goes on it: nobody runs that chain.
+func TestRootfsOfLowerLayers(t *testing.T) {
+	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
+	img := newImage(t)
+	top := img.name(len(img.chain) - 1)
+	_, err := e.Prepare(t.Context(), "default/9/extract-9 next", "", snapshots.WithLabels(map[string]string{
+		"containerd.io/snapshot/parent-chain-id": top[strings.Index(top, "sha256:"):],
+	}))
+	must(t, err)
+	img.unpackAll(t, e)
+	time.Sleep(300 * time.Millisecond)
+	if got := rootfsImages(t, e); len(got) > 0 {
+		t.Errorf("got images %q, want none", got)
+	}
+	must(t, e.Remove(t.Context(), "default/9/extract-9 next"))
+	prepare(t, e, "c", top)
+	wantFiles(t, activeFiles(t, e, "c"), imageFiles)
+}
+
 // A container with a user namespace sees the owners of its image as its own, and what it writes has the owners of the host.
 // The image is not touched.
 func TestUserNamespace(t *testing.T) {
