@@ -33,7 +33,7 @@ func main() {
 	flag.StringVar(&b.binary, "binary", "bin/ostree-snapshotter", "the program; make build makes it")
 	flag.StringVar(&b.results, "results", "bench/results", "the directory of the page")
 	flag.BoolVar(&b.keep, "keep", false, "keep report.html and report.json too")
-	workloads := flag.String("workloads", "debian,os-update", "what is measured")
+	workloads := flag.String("workloads", "debian,layers,os-update", "what is measured")
 	flag.Parse()
 	b.workloads, b.flags = strings.Split(*workloads, ","), flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
