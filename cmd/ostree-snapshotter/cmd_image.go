@@ -37,7 +37,8 @@ func (c *cli) imageDigestCommand() *cobra.Command {
 		Short: "Print the fs-verity digest of an image's root file system",
 		Long: `Print the fs-verity digest (SHA-256) of the composefs image that has the root file system of an image, as it was pulled
 with this snapshotter. It says all there is of every file: names, owners, modes, times, attributes, links, and by the name
-of its object what is in it. Two hosts on which it is the same run the same.
+of its object what is in it. Two hosts on which it is the same run the same. Where the repository gives files fs-verity
+(key "verity"), the image has the digests of these too, so that its own is another than on a host that does not.
 
 With --dump, that file system is written as composefs-dump(5) instead: "mkcomposefs --from-file" makes the same image of it.
 IMAGE is what "ctr images ls" calls it.` + exitHelp(exitNoRepo, exitCorrupt, exitNoImage, exitInterrupted),
