@@ -74,8 +74,8 @@ func (r *Repo) setVerity(on bool) error {
 	return nil
 }
 
-// verityOf gives a file that is to become an object fs-verity, if the config wants it.
-func (r *Repo) verityOf(f *atfs.File) error {
+// giveVerity gives a file that is to become an object fs-verity, if the config wants it.
+func (r *Repo) giveVerity(f *atfs.File) error {
 	if r.config.verity == verityNo {
 		return nil
 	}
