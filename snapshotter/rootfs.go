@@ -341,6 +341,8 @@ func (r *rootfses) open(name string, above ...*atfs.Dir) (_ *atfs.Dir, err error
 // sweepRootfses unmounts snapshots that are no more, and images on which none runs, and removes the images of chains that no
 // committed snapshot has.
 func (s *Snapshotter) sweepRootfses(ctx context.Context) (err error) {
+	s.sweeping.Lock() // what another sweep has listed is gone when its turn comes
+	defer s.sweeping.Unlock()
 	if !s.idle.Swap(false) {
 		return nil
 	}
@@ -531,9 +533,9 @@ func (s *Snapshotter) unmountRootfs(name string, needed map[string]struct{}) err
 	return nil
 }
 
-// unmount unmounts a directory and removes it.
+// unmount unmounts a directory and removes it, unless somebody else just has: a removal and a sweep may do the same.
 func (s *Snapshotter) unmount(name string) error {
-	if err := erofs.Unmount(filepath.Join(s.path, name)); err != nil {
+	if err := ignoreNotExist(erofs.Unmount(filepath.Join(s.path, name))); err != nil {
 		return err
 	}
 	return s.root.RemoveAll(name)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
@@ -250,6 +251,41 @@ func TestRootfsIsMadeAgain(t *testing.T) {
 				t.Error("it is not the same image")
 			}
 		})
+	}
+}
+
+// Sweeps at once do not trip over each other, nor over removals.
+func TestRootfsSweepsAtOnce(t *testing.T) {
+	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
+	for round := range 20 {
+		img := newImage(t)
+		prepare(t, e, "c", img.unpackAll(t, e))
+		var group errgroup.Group
+		for i := range 4 {
+			group.Go(func() error {
+				key := fmt.Sprintf("%d-%d", round, i)
+				if _, err := e.Prepare(t.Context(), key, ""); err != nil {
+					return err
+				}
+				if err := e.Remove(t.Context(), key); err != nil { // so that there is something to sweep
+					return err
+				}
+				return e.Cleanup(t.Context())
+			})
+		}
+		group.Go(func() error {
+			for _, key := range []string{"c", img.name(1), img.name(0)} {
+				if err := errors.Join(e.Remove(t.Context(), key), e.Cleanup(t.Context())); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		must(t, group.Wait())
+		must(t, e.Cleanup(t.Context()))
+		if got := left(t, e); len(got) > 0 {
+			t.Fatalf("%q is left", got)
+		}
 	}
 }
 

@@ -58,6 +58,7 @@ type Snapshotter struct {
 	cleaning  chan struct{}       // has an element while a cleanup runs
 	garbage   atomic.Bool         // there may be layers or objects that nobody needs
 	idle      atomic.Bool         // there may be mounts or rootfs images that nobody needs
+	sweeping  sync.Mutex          // held by the one that removes these
 	work      sync.WaitGroup
 	close     func() error
 }
