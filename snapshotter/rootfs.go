@@ -93,7 +93,7 @@ func (s *Snapshotter) isLower(ctx context.Context, name string) (lower bool, err
 		return walk(ctx, func(_ context.Context, info snapshots.Info) error {
 			lower = lower || info.Kind == snapshots.KindActive && isUnpackKey(info.Name) && info.Labels[labelParentChain] == chainID
 			return nil
-		}, `labels."`+labelParentChain+`"=="`+chainID+`"`)
+		})
 	})
 	return lower, err
 }
