@@ -44,16 +44,21 @@ func (r *Repo) Verity() bool { return r.config.verity == verityYes }
 // SetVerity has regular files that become content objects get fs-verity, or not, from now on: by this process, and by all
 // who open the repository later, ostree(1) too. A crash leaves the one or the other. Nothing may be stored meanwhile.
 func (r *Repo) SetVerity(on bool) error {
-	if on == r.Verity() && (on || r.config.verity == verityNo) {
+	state, value := verityNo, "no"
+	if on {
+		state, value = verityYes, "yes"
+	}
+	if r.config.verity == state {
 		return nil
 	}
-	if err := r.setVerity(on); err != nil {
+	if err := r.writeVerity(value); err != nil {
 		return fmt.Errorf("write config of ostree repository: %w", err)
 	}
+	r.config.verity = state
 	return nil
 }
 
-func (r *Repo) setVerity(on bool) error {
+func (r *Repo) writeVerity(value string) error {
 	text, err := r.dir.ReadFile(configName, maxConfigLen)
 	if err != nil {
 		return err
@@ -62,16 +67,8 @@ func (r *Repo) setVerity(on bool) error {
 	if err != nil {
 		return corruptf("parse config: %v", err)
 	}
-	value, state := "no", verityNo
-	if on {
-		value, state = "yes", verityYes
-	}
 	f.Set(verityGroup, verityKey, value)
-	if err := r.dir.WriteFile(configName, f.Marshal(), fileMode, true); err != nil {
-		return err
-	}
-	r.config.verity = state
-	return nil
+	return r.dir.WriteFile(configName, f.Marshal(), fileMode, true)
 }
 
 // giveVerity gives a file that is to become an object fs-verity, if the config wants it.

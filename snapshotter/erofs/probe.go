@@ -89,7 +89,7 @@ func (s Support) tryVerity(d *atfs.Dir) (err error) {
 	if err := fillProbe(d, digest[:]); err != nil {
 		return err
 	}
-	// An object without a digest is refused, and is what the other is not once it has it.
+	// The object is refused as long as it does not have fs-verity, and is read when it has.
 	if err := s.try(d, "0"); !errors.Is(err, unix.EIO) {
 		return fmt.Errorf("file without fs-verity is read: %w", orWrong(err))
 	}
