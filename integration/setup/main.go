@@ -1,6 +1,6 @@
 // Command setup makes this machine ready for the integration tests and the benchmarks: Debian packages, the programs
-// the tests run against, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, and the test images. What is there
-// already is not made again.
+// the tests run against, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, and the
+// test images. What is there already is not made again.
 //
 //	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [kernel] [images] [gcc]
 //	go run ./integration/setup layouts DIR

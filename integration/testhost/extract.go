@@ -57,3 +57,15 @@ func (e Extract) Make(ctx context.Context, log io.Writer, dir string) error {
 	}
 	return nil
 }
+
+// OneFile returns the one file that a pattern matches, as in what packages hold whose version is not known.
+func OneFile(pattern string) (string, error) {
+	names, err := filepath.Glob(pattern)
+	if err == nil && len(names) != 1 {
+		err = fmt.Errorf("got the files %q, want one", names)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", pattern, err)
+	}
+	return names[0], nil
+}

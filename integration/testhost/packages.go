@@ -102,14 +102,14 @@ func Registry(ctx context.Context, log io.Writer) (string, error) {
 		if err := run(get, log); err != nil {
 			return err
 		}
-		debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
-		if err != nil || len(debs) != 1 {
-			return fmt.Errorf("download %s: got the files %q: %w", name, debs, err)
+		deb, err := OneFile(filepath.Join(dir, "*.deb"))
+		if err != nil {
+			return fmt.Errorf("download %s: %w", name, err)
 		}
-		if err := run(exec.CommandContext(ctx, "dpkg-deb", "--extract", debs[0], dir), log); err != nil {
+		if err := run(exec.CommandContext(ctx, "dpkg-deb", "--extract", deb, dir), log); err != nil {
 			return err
 		}
-		return os.Remove(debs[0])
+		return os.Remove(deb)
 	})
 	if err != nil {
 		return "", err

@@ -41,11 +41,11 @@ func program(ctx context.Context, log io.Writer, packages Extract, name string) 
 		if err := packages.Make(ctx, log, root); err != nil {
 			return err
 		}
-		loaders, err := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-*/ld-linux*.so.*"))
-		if err != nil || len(loaders) != 1 {
-			return fmt.Errorf("find the dynamic loader: got the files %q: %w", loaders, err)
+		loader, err := OneFile(filepath.Join(root, "usr/lib/*-linux-*/ld-linux*.so.*"))
+		if err != nil {
+			return fmt.Errorf("find the dynamic loader: %w", err)
 		}
-		loader, err := filepath.Rel(root, loaders[0])
+		loader, err = filepath.Rel(root, loader)
 		if err != nil {
 			return err
 		}

@@ -44,9 +44,9 @@ func NewWithKernel(ctx context.Context, files map[string]string, dir string, log
 	return m, nil
 }
 
-// makeKernel copies the kernel and packs the file system that it starts with.
+// makeKernel links to the kernel and packs the file system that it starts with.
 func (m *Machine) makeKernel(ctx context.Context, root string, files map[string]string) error {
-	image, err := only(filepath.Join(root, "boot/vmlinuz-*"))
+	image, err := testhost.OneFile(filepath.Join(root, "boot/vmlinuz-*"))
 	if err != nil {
 		return err
 	}
@@ -140,16 +140,4 @@ func (m *Machine) makeScratch(ctx context.Context) error {
 		return fmt.Errorf("run mkfs.ext4: %w\n%s", err, out)
 	}
 	return nil
-}
-
-// only returns the one file that a pattern matches.
-func only(pattern string) (string, error) {
-	names, err := filepath.Glob(pattern)
-	if err == nil && len(names) != 1 {
-		err = fmt.Errorf("%s: %d files, want one", pattern, len(names))
-	}
-	if err != nil {
-		return "", err
-	}
-	return names[0], nil
 }
