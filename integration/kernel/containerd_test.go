@@ -3,7 +3,6 @@ package kernel
 import (
 	"bufio"
 	"bytes"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -15,40 +14,16 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-const containerdConfig = `version = 3
-root = "/tmp/containerd"
-state = "/run/containerd"
-disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
-[grpc]
-  address = "/run/containerd/containerd.sock"
-[proxy_plugins.ostree]
-  type = "snapshot"
-  address = "/run/ostree-snapshotter/ostree-snapshotter.sock"
-  capabilities = ["rebase", "remap-ids"]
-  [proxy_plugins.ostree.exports]
-    root = "/tmp/store"
-[proxy_plugins.ostree-diff]
-  type = "diff"
-  address = "/run/ostree-snapshotter/ostree-snapshotter.sock"
-[plugins."io.containerd.service.v1.diff-service"]
-  default = ["ostree-diff", "walking"]
-[plugins."io.containerd.transfer.v1.local"]
-  max_concurrent_unpacks = 3
-  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
-    platform = "linux"
-    snapshotter = "ostree"
-    differ = "ostree-diff"
-`
-
 const imageName = "docker.io/library/layers:1"
 
 // start starts the daemon with a value of the key verity, and waits until it can be spoken to; containerd as well, the first
-// time.
+// time, with the configuration that our program prints.
 func start(verity string) string {
 	return `killall ostree-snapshotter 2>/dev/null; sleep 1
 printf 'version = 1\nroot = "/tmp/store"\nverity = "` + verity + `"\n' > /tmp/config.toml
 setsid ostree-snapshotter serve --config /tmp/config.toml >> /tmp/daemon.log 2>&1 &
-pidof containerd || setsid containerd --config /containerd.toml > /tmp/containerd.log 2>&1 &
+ostree-snapshotter config containerd --config /tmp/config.toml --version 4 > /tmp/containerd.toml
+pidof containerd || setsid containerd --config /tmp/containerd.toml --root /tmp/containerd > /tmp/containerd.log 2>&1 &
 for i in $(seq 100); do ctr --connect-timeout 1s snapshots --snapshotter ostree ls > /tmp/wait.log 2>&1 && exit; sleep 0.5; done
 tail /tmp/wait.log /tmp/daemon.log /tmp/containerd.log; exit 1`
 }
@@ -143,14 +118,10 @@ func containerdFiles(t *testing.T, dir string) map[string]string {
 	if out, err := exec.CommandContext(t.Context(), "tar", "-C", layout, "-cf", image, ".").CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v\n%s", err, out)
 	}
-	config := filepath.Join(dir, "containerd.toml")
-	if err := os.WriteFile(config, []byte(containerdConfig), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	bin := filepath.Dir(tools.Containerd)
 	files := map[string]string{
 		"/bin/containerd": tools.Containerd, "/bin/ctr": tools.Ctr, "/bin/containerd-shim-runc-v2": filepath.Join(bin, "containerd-shim-runc-v2"),
-		"/bin/runc": tools.Runc, "/bin/ostree-snapshotter": binary, "/containerd.toml": config, "/image.tar": image,
+		"/bin/runc": tools.Runc, "/bin/ostree-snapshotter": binary, "/image.tar": image,
 	}
 	for _, name := range libraries(t, tools.Runc) {
 		files[name] = name
