@@ -8,8 +8,8 @@ import (
 	"os"
 	"testing"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -116,14 +116,14 @@ func storeOS(b *testing.B, store *layer.Store, chain []objectstore.Checksum, to 
 	b.Helper()
 	root, err := store.Flatten(b.Context(), chain)
 	must(b, err)
-	tree, err := deploy.NewTree(root)
+	tree, err := oscommit.NewTree(root)
 	must(b, err)
 	if missing := tree.Missing(); len(missing) > 0 {
 		b.Fatalf("the image lacks %q", missing)
 	}
 	txn, err := to.Begin(b.Context())
 	must(b, err)
-	sum, err := tree.Store(b.Context(), txn, store.Repo(), deploy.Image{})
+	sum, err := tree.Store(b.Context(), txn, store.Repo(), oscommit.Image{})
 	must(b, err)
 	txn.SetRef("os", sum)
 	must(b, txn.Commit(b.Context(), objectstore.CommitOptions{Sync: true}))

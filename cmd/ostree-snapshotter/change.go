@@ -7,8 +7,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -74,7 +74,7 @@ type droppedFile struct {
 	Reason string `json:"reason"`
 }
 
-func newImageReport(manifest digest.Digest, dropped []deploy.Dropped) *imageReport {
+func newImageReport(manifest digest.Digest, dropped []oscommit.Dropped) *imageReport {
 	r := &imageReport{Digest: manifest, Dropped: make([]droppedFile, 0, len(dropped))}
 	for _, d := range dropped {
 		r.Dropped = append(r.Dropped, droppedFile(d))

@@ -15,8 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -354,7 +354,7 @@ func (f *deployFlags) deployKargs(s *system, from *sysroot.Deployment, os *promo
 }
 
 // dropped says what an image has and a deployment of it has not.
-func (c *cli) dropped(list []deploy.Dropped, verbose bool) {
+func (c *cli) dropped(list []oscommit.Dropped, verbose bool) {
 	if verbose {
 		for _, d := range list {
 			c.note("%s %s: dropped", printable(d.Path), d.Reason)

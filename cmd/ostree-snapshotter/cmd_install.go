@@ -14,10 +14,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bootloader"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -132,7 +132,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 // storeOS makes the OS commit in the repository of a sysroot, and returns it with the kernel arguments of its deployment and
 // what the image has beyond it.
 func (i *installing) storeOS(ctx context.Context, repo *objectstore.Repo) (
-	sum objectstore.Checksum, args kargs.List, dropped []deploy.Dropped, err error,
+	sum objectstore.Checksum, args kargs.List, dropped []oscommit.Dropped, err error,
 ) {
 	os, err := i.promote(ctx, i.store, repo, i.img, false)
 	if err != nil {

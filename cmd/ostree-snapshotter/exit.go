@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -124,7 +124,7 @@ func statusOf(err error) int {
 		return exitCorrupt
 	case errors.Is(err, sysroot.ErrNotSysroot):
 		return exitNoSysroot
-	case errors.Is(err, sysroot.ErrInvalid), errors.Is(err, sysroot.ErrSELinux), errors.Is(err, deploy.ErrInvalid):
+	case errors.Is(err, sysroot.ErrInvalid), errors.Is(err, sysroot.ErrSELinux), errors.Is(err, oscommit.ErrInvalid):
 		return exitNotBootable
 	case errors.Is(err, etcmerge.ErrConflict):
 		return exitConflict

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -16,10 +16,10 @@ import (
 // promoted is the OS commit of an image.
 type promoted struct {
 	commit  objectstore.Checksum
-	repo    *objectstore.Repo // that has it
-	ref     string            // that names it there
-	dropped []deploy.Dropped  // what the image has and the commit has not
-	need    deploy.Need       // what the sysroot's repository lacked of it
+	repo    *objectstore.Repo  // that has it
+	ref     string             // that names it there
+	dropped []oscommit.Dropped // what the image has and the commit has not
+	need    oscommit.Need      // what the sysroot's repository lacked of it
 
 	release func() error // to be called when repo and commit are needed no more
 }
@@ -49,7 +49,7 @@ func (c *cli) promoteImage(ctx context.Context, s *store, to *objectstore.Repo, 
 		return nil, err
 	}
 	p := &promoted{repo: to, dropped: tree.Dropped, release: func() error { return nil }}
-	if p.ref, err = deploy.ImageRef("docker://" + img.Name); err != nil {
+	if p.ref, err = oscommit.ImageRef("docker://" + img.Name); err != nil {
 		return nil, err
 	}
 	from, closeFrom, err := linkSource(s.repo, to)
@@ -73,13 +73,13 @@ func (c *cli) promoteImage(ctx context.Context, s *store, to *objectstore.Repo, 
 	}
 	bar := c.newProgress("storing files")
 	defer bar.stop()
-	tree.Progress = func(n deploy.Progress) { bar.update(int64(n.Objects), int64(n.TotalObjects)) }
+	tree.Progress = func(n oscommit.Progress) { bar.update(int64(n.Objects), int64(n.TotalObjects)) }
 	txn, err := p.repo.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, txn.Abort()) }()
-	p.commit, err = tree.Store(ctx, txn, from, deploy.Image{
+	p.commit, err = tree.Store(ctx, txn, from, oscommit.Image{
 		ManifestDigest: img.Manifest.String(),
 		Manifest:       string(img.ManifestJSON),
 		Config:         string(img.ConfigJSON),
@@ -94,12 +94,12 @@ func (c *cli) promoteImage(ctx context.Context, s *store, to *objectstore.Repo, 
 }
 
 // osTree returns the tree of an image's OS commit, which can be booted.
-func (s *store) osTree(ctx context.Context, img *resolved) (*deploy.Tree, error) {
+func (s *store) osTree(ctx context.Context, img *resolved) (*oscommit.Tree, error) {
 	root, err := s.layers.Flatten(ctx, img.Layers)
 	if err != nil {
 		return nil, err
 	}
-	tree, err := deploy.NewTree(root)
+	tree, err := oscommit.NewTree(root)
 	if err != nil {
 		return nil, withStatus(exitNotBootable, err)
 	}

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -155,7 +155,7 @@ func TestOneInode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tree, err := deploy.NewTree(root)
+	tree, err := oscommit.NewTree(root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestOneInode(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			sum, err := tree.Store(t.Context(), txn, images.repo, deploy.Image{Version: "1"})
+			sum, err := tree.Store(t.Context(), txn, images.repo, oscommit.Image{Version: "1"})
 			if err != nil {
 				return err
 			}

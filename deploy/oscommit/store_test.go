@@ -1,4 +1,4 @@
-package deploy_test
+package oscommit_test
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -29,11 +29,11 @@ func sysrootRepo(t *testing.T, path string, hook atfs.Hook) *objectstore.Repo {
 	return objecttest.NewRepoAt(t, dir)
 }
 
-func storeInto(t *testing.T, tree *deploy.Tree, to, from *objectstore.Repo) (objectstore.Checksum, error) {
+func storeInto(t *testing.T, tree *oscommit.Tree, to, from *objectstore.Repo) (objectstore.Checksum, error) {
 	t.Helper()
 	txn, err := to.Begin(t.Context())
 	must(t, err)
-	sum, err := tree.Store(t.Context(), txn, from, deploy.Image{})
+	sum, err := tree.Store(t.Context(), txn, from, oscommit.Image{})
 	if err != nil {
 		must(t, txn.Abort())
 		return sum, err
@@ -63,7 +63,7 @@ func contentObjects(t *testing.T, repo *objectstore.Repo) map[string]unix.Stat_t
 func TestStoreLinks(t *testing.T) {
 	b := newBed(t)
 	root := b.flatten(t, osLayers(t)...)
-	tree, err := deploy.NewTree(root)
+	tree, err := oscommit.NewTree(root)
 	must(t, err)
 	writes := 0
 	to := sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/sysroot/ostree/repo", func(op atfs.Op, _ string) error {
@@ -77,8 +77,8 @@ func TestStoreLinks(t *testing.T) {
 	if need.Transfer != objectstore.TransferLink || need.Objects != 0 || need.Bytes != 0 || need.Shared == 0 || need.Metadata == 0 {
 		t.Errorf("need: got %+v, want links and metadata alone", need)
 	}
-	var last deploy.Progress
-	tree.Progress = func(p deploy.Progress) { last = p }
+	var last oscommit.Progress
+	tree.Progress = func(p oscommit.Progress) { last = p }
 	writes = 0
 	sum, err := storeInto(t, tree, to, b.repo)
 	must(t, err)
@@ -103,7 +103,7 @@ func TestStoreLinks(t *testing.T) {
 	if shared != need.Shared {
 		t.Errorf("%d objects are shared, want %d", shared, need.Shared)
 	}
-	if want := b.store(t, tree, deploy.Image{}); sum != want {
+	if want := b.store(t, tree, oscommit.Image{}); sum != want {
 		t.Errorf("commit %s, in the store it is %s", sum, want)
 	}
 	if need, err = tree.Need(to, b.repo); err != nil || need.Objects+need.Shared != 0 || need.Metadata != 0 {
@@ -115,13 +115,13 @@ func TestStoreLinks(t *testing.T) {
 func TestStoreCopies(t *testing.T) {
 	b := newBed(t)
 	large := strings.Repeat("0123456789abcdef", 100<<10/16) + "x"
-	tree, err := deploy.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", large, nil}))...))
+	tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", large, nil}))...))
 	must(t, err)
 	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 32<<20).Dir+"/repo", nil)
 	need, err := tree.Need(to, b.repo)
 	must(t, err)
-	var last deploy.Progress
-	tree.Progress = func(p deploy.Progress) { last = p }
+	var last oscommit.Progress
+	tree.Progress = func(p oscommit.Progress) { last = p }
 	_, err = storeInto(t, tree, to, b.repo)
 	must(t, err)
 	var bytes int64
@@ -150,7 +150,7 @@ func TestStoreCopies(t *testing.T) {
 // TestStoreWithoutRoom has a file system that is too small: it is said before anything is written.
 func TestStoreWithoutRoom(t *testing.T) {
 	b := newBed(t)
-	tree, err := deploy.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", strings.Repeat("x", 20<<20), nil}))...))
+	tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", strings.Repeat("x", 20<<20), nil}))...))
 	must(t, err)
 	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/repo", nil)
 	_, err = storeInto(t, tree, to, b.repo)
@@ -179,10 +179,10 @@ func TestStoreDamaged(t *testing.T) {
 		}
 		t.Fatal("there is no object of /usr/lib/os-release")
 	}
-	setup := func(t *testing.T) (*deploy.Tree, bed, *objectstore.Repo) {
+	setup := func(t *testing.T) (*oscommit.Tree, bed, *objectstore.Repo) {
 		t.Helper()
 		b := newBed(t)
-		tree, err := deploy.NewTree(b.flatten(t, osLayers(t)...))
+		tree, err := oscommit.NewTree(b.flatten(t, osLayers(t)...))
 		must(t, err)
 		return tree, b, sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/other", nil)
 	}
@@ -235,13 +235,13 @@ func TestStoreManyFiles(t *testing.T) {
 	for i := range entries {
 		entries[i] = entry{fmt.Sprintf("usr/share/%d/%d", i%50, i), fmt.Sprint(i), nil}
 	}
-	tree, err := deploy.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entries...))...))
+	tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entries...))...))
 	must(t, err)
-	want := b.store(t, tree, deploy.Image{})
+	want := b.store(t, tree, oscommit.Image{})
 	to := sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/sysroot", nil)
 	var calls int
-	var last deploy.Progress
-	tree.Progress = func(p deploy.Progress) {
+	var last oscommit.Progress
+	tree.Progress = func(p oscommit.Progress) {
 		if p.Objects != last.Objects+1 {
 			t.Errorf("progress: %d objects after %d", p.Objects, last.Objects)
 		}
@@ -254,10 +254,10 @@ func TestStoreManyFiles(t *testing.T) {
 		t.Errorf("commit %s after %d of %d objects, want %s", got, calls, last.TotalObjects, want)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	tree.Progress = func(deploy.Progress) { cancel() }
+	tree.Progress = func(oscommit.Progress) { cancel() }
 	txn, err := to.Begin(t.Context())
 	must(t, err)
-	if _, err := tree.Store(ctx, txn, b.repo, deploy.Image{}); !errors.Is(err, context.Canceled) {
+	if _, err := tree.Store(ctx, txn, b.repo, oscommit.Image{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got error %v, want %v", err, context.Canceled)
 	}
 	must(t, txn.Abort())

@@ -1,4 +1,4 @@
-package deploy_test
+package oscommit_test
 
 import (
 	"archive/tar"
@@ -17,7 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -165,7 +165,7 @@ func (b bed) flatten(t *testing.T, tars ...[]byte) *composefs.Inode {
 	return root
 }
 
-func (b bed) store(t *testing.T, tree *deploy.Tree, img deploy.Image) objectstore.Checksum {
+func (b bed) store(t *testing.T, tree *oscommit.Tree, img oscommit.Image) objectstore.Checksum {
 	t.Helper()
 	txn, err := b.repo.Begin(t.Context())
 	must(t, err)
@@ -182,9 +182,9 @@ func TestCommitIsThatOfOSTree(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	b := newBed(t)
 	layers := osLayers(t)
-	tree, err := deploy.NewTree(b.flatten(t, layers...))
+	tree, err := oscommit.NewTree(b.flatten(t, layers...))
 	must(t, err)
-	sum := b.store(t, tree, deploy.Image{})
+	sum := b.store(t, tree, oscommit.Image{})
 
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o755))
@@ -227,7 +227,7 @@ func diff(a, b string) string {
 
 func TestDropped(t *testing.T) {
 	b := newBed(t)
-	tree, err := deploy.NewTree(b.flatten(t, osLayers(t)...))
+	tree, err := oscommit.NewTree(b.flatten(t, osLayers(t)...))
 	must(t, err)
 	var got []string
 	for _, d := range tree.Dropped {
@@ -248,11 +248,11 @@ func TestDropped(t *testing.T) {
 
 // TestCommitIsPure makes the commit twice, in two repositories: it is the same, with all that the image says of itself.
 func TestCommitIsPure(t *testing.T) {
-	img := deploy.Image{ManifestDigest: "sha256:abc", Manifest: `{"layers":[]}`, Config: `{"os":"linux"}`, Version: "12.1", Created: time.Unix(1700000000, 5)}
+	img := oscommit.Image{ManifestDigest: "sha256:abc", Manifest: `{"layers":[]}`, Config: `{"os":"linux"}`, Version: "12.1", Created: time.Unix(1700000000, 5)}
 	var sums []objectstore.Checksum
 	for range 2 {
 		b := newBed(t)
-		tree, err := deploy.NewTree(b.flatten(t, osLayers(t)...))
+		tree, err := oscommit.NewTree(b.flatten(t, osLayers(t)...))
 		must(t, err)
 		sum := b.store(t, tree, img)
 		sums = append(sums, sum)
@@ -285,9 +285,9 @@ func TestSharedInode(t *testing.T) {
 	}
 	root := b.flatten(t, osLayers(t)...)
 	before := objects()
-	tree, err := deploy.NewTree(root)
+	tree, err := oscommit.NewTree(root)
 	must(t, err)
-	b.store(t, tree, deploy.Image{})
+	b.store(t, tree, oscommit.Image{})
 	// Symbolic links and empty files are in layer images alone: bin, ostree, localtime, and the two empty files, which differ
 	// in nothing.
 	if got := objects() - before; got != 4 {
@@ -308,7 +308,7 @@ func TestMissing(t *testing.T) {
 		{"link elsewhere", []entry{{"ostree -> elsewhere", "", nil}}, []string{"symbolic link: /ostree -> sysroot/ostree"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tree, err := deploy.NewTree(b.flatten(t, makeTar(t, tt.entries...)))
+			tree, err := oscommit.NewTree(b.flatten(t, makeTar(t, tt.entries...)))
 			must(t, err)
 			got := tree.Missing()
 			for _, want := range tt.want {
@@ -328,8 +328,8 @@ func TestInvalidTree(t *testing.T) {
 		"target":        {{"usr/l -> \xff", "", nil}},
 		"name in a dir": {{"usr/\xff/f", "x", nil}},
 	} {
-		if _, err := deploy.NewTree(b.flatten(t, makeTar(t, entries...))); !errors.Is(err, deploy.ErrInvalid) {
-			t.Errorf("%s: got error %v, want %v", name, err, deploy.ErrInvalid)
+		if _, err := oscommit.NewTree(b.flatten(t, makeTar(t, entries...))); !errors.Is(err, oscommit.ErrInvalid) {
+			t.Errorf("%s: got error %v, want %v", name, err, oscommit.ErrInvalid)
 		}
 	}
 	for name, entries := range map[string][]entry{
@@ -338,7 +338,7 @@ func TestInvalidTree(t *testing.T) {
 		"no /usr":        {{"etc/b", "b", nil}},
 		"/etc is a link": {{"etc -> usr/etc", "", nil}, {"usr/etc/b", "b", nil}},
 	} {
-		if _, err := deploy.NewTree(b.flatten(t, makeTar(t, entries...))); err != nil {
+		if _, err := oscommit.NewTree(b.flatten(t, makeTar(t, entries...))); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -347,14 +347,14 @@ func TestInvalidTree(t *testing.T) {
 func TestStoreWithoutObject(t *testing.T) {
 	b := newBed(t)
 	missing := objectstore.Checksum{1, 2, 3}
-	tree, err := deploy.NewTree(&composefs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: []composefs.Entry{{Name: "f", Inode: &composefs.Inode{
+	tree, err := oscommit.NewTree(&composefs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: []composefs.Entry{{Name: "f", Inode: &composefs.Inode{
 		Mode: unix.S_IFREG | 0o644, Size: 1, Payload: objectstore.LoosePath(missing, objectstore.TypeFile),
 	}}}})
 	must(t, err)
 	txn, err := b.repo.Begin(t.Context())
 	must(t, err)
 	defer func() { must(t, txn.Abort()) }()
-	if _, err := tree.Store(t.Context(), txn, nil, deploy.Image{}); !errors.Is(err, objectstore.ErrNotExist) || !strings.Contains(err.Error(), "/f") {
+	if _, err := tree.Store(t.Context(), txn, nil, oscommit.Image{}); !errors.Is(err, objectstore.ErrNotExist) || !strings.Contains(err.Error(), "/f") {
 		t.Errorf("got error %v, want that the object of /f does not exist", err)
 	}
 }
@@ -366,7 +366,7 @@ func TestImageRef(t *testing.T) {
 		"a/":                                           "ostree/container/image/a_2F_",
 		"é":                                            "ostree/container/image/_E9_",
 	} {
-		got, err := deploy.ImageRef(reference)
+		got, err := oscommit.ImageRef(reference)
 		if err != nil || got != want {
 			t.Errorf("ImageRef(%q) = %q, %v; want %q", reference, got, err, want)
 		}
@@ -375,7 +375,7 @@ func TestImageRef(t *testing.T) {
 		}
 	}
 	for _, reference := range []string{"", "a\x00b"} {
-		if got, err := deploy.ImageRef(reference); err == nil {
+		if got, err := oscommit.ImageRef(reference); err == nil {
 			t.Errorf("ImageRef(%q) = %q, want an error", reference, got)
 		}
 	}

@@ -1,16 +1,16 @@
-package deploy_test
+package oscommit_test
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 )
 
 func TestSizes(t *testing.T) {
 	b := newBed(t)
 	content := func(n int) string { return strings.Repeat("x", n) }
-	tree, err := deploy.NewTree(b.flatten(t, makeTar(t,
+	tree, err := oscommit.NewTree(b.flatten(t, makeTar(t,
 		entry{"usr/", "", nil}, entry{"usr/empty", "", nil}, entry{"usr/link -> one", "", nil},
 		entry{"usr/one", content(5000), nil}, entry{"usr/same", content(5000), nil},
 		entry{"etc/", "", nil}, entry{"etc/conf", content(100), nil},

@@ -1,4 +1,4 @@
-package deploy
+package oscommit
 
 import (
 	"golang.org/x/sys/unix"
