@@ -92,14 +92,14 @@ func (c *cli) status(ctx context.Context, f *systemFlags, verbose bool) error {
 func (c *cli) describe(ctx context.Context, s *system, st *sysroot.State) (*statusReport, error) {
 	list := deployments(st)
 	p := c.newProgress("measuring deployments")
-	sizes, err := footprints(ctx, s.Repo(), s.boot, list)
+	sizes, err := s.Footprints(ctx, list)
 	p.stop()
 	r := &statusReport{Sysroot: s.path, Deployments: make([]deploymentRow, 0, len(list)), Notes: []string{}}
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case err != nil: // a damaged repository does not keep a system from booting
-		sizes = make([]*footprint, len(list))
+		sizes = make([]*sysroot.Footprint, len(list))
 		r.Notes = append(r.Notes, fmt.Sprintf("what deployments take cannot be said: %v", err))
 	}
 	for i, d := range list {
@@ -109,7 +109,7 @@ func (c *cli) describe(ctx context.Context, s *system, st *sysroot.State) (*stat
 			return nil, err
 		}
 		if sizes[i] != nil {
-			row.Unique, row.Shared = &sizes[i].unique, &sizes[i].shared
+			row.Unique, row.Shared = &sizes[i].Unique, &sizes[i].Shared
 		}
 		r.Deployments = append(r.Deployments, row)
 	}

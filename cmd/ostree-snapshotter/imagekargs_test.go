@@ -12,6 +12,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
+// osTree is a tree of files with the given content, by name.
+func osTree(files map[string]string) *objecttest.Node {
+	root := &objecttest.Node{Mode: unix.S_IFDIR | 0o755, Entries: make(map[string]*objecttest.Node)}
+	for name, content := range files {
+		root.Entries[name] = &objecttest.Node{Mode: unix.S_IFREG | 0o644, Content: []byte(content)}
+	}
+	return root
+}
+
 // kargsTree is the tree of an image with these files in kargs.d.
 func kargsTree(files map[string]string) *objecttest.Node {
 	tree := osTree(files)

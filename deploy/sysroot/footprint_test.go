@@ -1,20 +1,21 @@
-package main
+package sysroot
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// osTree is a tree of files with the given content, by name.
-func osTree(files map[string]string) *objecttest.Node {
+// treeOf is a tree of files with the given content, by name.
+func treeOf(files map[string]string) *objecttest.Node {
 	root := &objecttest.Node{Mode: unix.S_IFDIR | 0o755, Entries: make(map[string]*objecttest.Node)}
 	for name, content := range files {
 		root.Entries[name] = &objecttest.Node{Mode: unix.S_IFREG | 0o644, Content: []byte(content)}
@@ -22,19 +23,24 @@ func osTree(files map[string]string) *objecttest.Node {
 	return root
 }
 
+// kib is n KiB of content that is not the same for two values of seed.
+func kib(seed string, n int) string {
+	return strings.Repeat(fmt.Sprintf("%-63s\n", seed), n<<10/64)
+}
+
 // What a deployment alone takes is what a prune frees when it has gone.
 func TestFootprints(t *testing.T) {
 	testenv.NeedsRoot(t)
 	repo := objecttest.NewRepo(t)
-	a := objecttest.Commit(t, repo, "ostree/0/1/0", osTree(map[string]string{
+	a := objecttest.Commit(t, repo, "ostree/0/1/0", treeOf(map[string]string{
 		"kernel": kib("kernel", 100), "common": kib("common", 200), "twice": kib("a", 40), "again": kib("a", 40), "layer": kib("layer", 60),
 		"held": kib("held", 80),
 	}))
-	b := objecttest.Commit(t, repo, "ostree/0/1/1", osTree(map[string]string{"common": kib("common", 200), "b": kib("b", 16)}))
-	objecttest.Commit(t, repo, "oci/diff/0", osTree(map[string]string{"layer": kib("layer", 60)}))
+	b := objecttest.Commit(t, repo, "ostree/0/1/1", treeOf(map[string]string{"common": kib("common", 200), "b": kib("b", 16)}))
+	objecttest.Commit(t, repo, "oci/diff/0", treeOf(map[string]string{"layer": kib("layer", 60)}))
 	gone := objectstore.Checksum{1}
 	dir := t.TempDir()
-	sys := openDir(t, dir)
+	sys := objecttest.OpenDir(t, dir)
 	if err := os.MkdirAll(filepath.Join(dir, "boot/ostree/os-0"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -51,8 +57,8 @@ func TestFootprints(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	list := []*sysroot.Deployment{{Commit: a}, {Commit: b}, {Commit: gone}}
-	boot := openDir(t, filepath.Join(dir, "boot"))
+	list := []*Deployment{{Commit: a}, {Commit: b}, {Commit: gone}}
+	boot := objecttest.OpenDir(t, filepath.Join(dir, "boot"))
 	got, err := footprints(t.Context(), repo, boot, list)
 	if err != nil {
 		t.Fatal(err)
@@ -62,10 +68,10 @@ func TestFootprints(t *testing.T) {
 	}
 	// kernel, a; and of b its file. What dirtrees and commits take is at most a block each.
 	meta := func(total, files int64) bool { return total >= files<<10 && total <= files<<10+8*4096 }
-	if !meta(got[0].unique, 100+40) || !meta(got[0].shared, 200+60+80) {
+	if !meta(got[0].Unique, 100+40) || !meta(got[0].Shared, 200+60+80) {
 		t.Errorf("a takes %+v", *got[0])
 	}
-	if !meta(got[1].unique, 16) || !meta(got[1].shared, 200) {
+	if !meta(got[1].Unique, 16) || !meta(got[1].Shared, 200) {
 		t.Errorf("b takes %+v", *got[1])
 	}
 
@@ -80,10 +86,10 @@ func TestFootprints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if freed := before - allocated(t, repo); freed != got[1].unique {
-		t.Errorf("without b the repository takes %d bytes less, and not %d", freed, got[1].unique)
+	if freed := before - allocated(t, repo); freed != got[1].Unique {
+		t.Errorf("without b the repository takes %d bytes less, and not %d", freed, got[1].Unique)
 	}
-	if both, err := footprints(t.Context(), repo, boot, []*sysroot.Deployment{{Commit: a}, {Commit: a, Serial: 1}}); err != nil || both[0].unique != 0 {
+	if both, err := footprints(t.Context(), repo, boot, []*Deployment{{Commit: a}, {Commit: a, Serial: 1}}); err != nil || both[0].Unique != 0 {
 		t.Errorf("one of two deployments of one commit takes %+v alone, %v", both[0], err)
 	}
 }
@@ -100,7 +106,7 @@ func allocated(t *testing.T, repo *objectstore.Repo) (sum int64) {
 		if err := unix.Lstat(name, &st); err != nil {
 			t.Fatal(err)
 		}
-		sum += st.Blocks * blockSize
+		sum += st.Blocks * 512
 	}
 	return sum
 }

@@ -1,4 +1,4 @@
-package main
+package sysroot
 
 import (
 	"context"
@@ -11,32 +11,35 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// footprint is what a deployment takes in the sysroot's repository: allocated bytes, each inode once.
-type footprint struct {
-	unique int64 // would be freed if only this deployment went
-	shared int64 // is needed by another deployment, by another commit of the repository, or has names outside of it
+// A Footprint is what a deployment takes in the sysroot's repository: allocated bytes, each inode once.
+type Footprint struct {
+	Unique int64 // would be freed if only this deployment went
+	Shared int64 // is needed by another deployment, by another commit of the repository, or has names outside of it
 }
 
-// usage counts how often a commit's tree has each object: a checkout has a hard link for each time.
-type usage map[objectstore.ObjectName]int
+// objectCounts counts how often a commit's tree has each object: a checkout has a hard link for each time.
+type objectCounts map[objectstore.ObjectName]int
 
 // measurer measures deployments. Commits and directories that several have are read once.
 type measurer struct {
 	ctx     context.Context
 	repo    *objectstore.Repo
-	dirs    map[objectstore.Checksum]usage // by dirtree
-	commits map[objectstore.Checksum]usage
+	dirs    map[objectstore.Checksum]objectCounts // by dirtree
+	commits map[objectstore.Checksum]objectCounts
 }
 
-// footprints measures each of a list of deployments. Nil stands for one whose commit is not complete here.
-func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, list []*sysroot.Deployment) ([]*footprint, error) {
-	m := measurer{ctx: ctx, repo: repo, dirs: make(map[objectstore.Checksum]usage), commits: make(map[objectstore.Checksum]usage)}
-	uses := make([]usage, len(list))
+// Footprints measures each of a list of deployments. Nil stands for one whose commit is not complete here.
+func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footprint, error) {
+	return footprints(ctx, s.repo, s.boot, list)
+}
+
+func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, list []*Deployment) ([]*Footprint, error) {
+	m := measurer{ctx: ctx, repo: repo, dirs: make(map[objectstore.Checksum]objectCounts), commits: make(map[objectstore.Checksum]objectCounts)}
+	uses := make([]objectCounts, len(list))
 	for i, d := range list {
 		use, err := m.commit(d.Commit)
 		if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
@@ -52,21 +55,21 @@ func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, lis
 	if err != nil {
 		return nil, err
 	}
-	result := make([]*footprint, len(list))
+	result := make([]*Footprint, len(list))
 	for i := range list {
 		if uses[i] == nil {
 			continue
 		}
-		result[i] = &footprint{}
+		result[i] = &Footprint{}
 		for obj := range uses[i] {
 			bytes, alone, err := m.object(obj, i, uses, kernels)
 			if err != nil {
 				return nil, err
 			}
 			if _, ok := others[obj]; ok || !alone {
-				result[i].shared += bytes
+				result[i].Shared += bytes
 			} else {
-				result[i].unique += bytes
+				result[i].Unique += bytes
 			}
 		}
 	}
@@ -74,7 +77,7 @@ func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, lis
 }
 
 // commit returns what a commit's tree has, and the commit itself.
-func (m *measurer) commit(sum objectstore.Checksum) (usage, error) {
+func (m *measurer) commit(sum objectstore.Checksum) (objectCounts, error) {
 	if use, ok := m.commits[sum]; ok {
 		return use, nil
 	}
@@ -95,7 +98,7 @@ func (m *measurer) commit(sum objectstore.Checksum) (usage, error) {
 // maxTreeDepth is how deep a tree can be that is measured; no path of a file system is as long.
 const maxTreeDepth = 2048
 
-func (m *measurer) dir(tree, meta objectstore.Checksum, depth int) (usage, error) {
+func (m *measurer) dir(tree, meta objectstore.Checksum, depth int) (objectCounts, error) {
 	if use, ok := m.dirs[tree]; ok {
 		return withMeta(use, meta), nil
 	}
@@ -109,7 +112,7 @@ func (m *measurer) dir(tree, meta objectstore.Checksum, depth int) (usage, error
 	if err != nil {
 		return nil, err
 	}
-	use := usage{{Checksum: tree, Type: objectstore.TypeDirTree}: 1}
+	use := objectCounts{{Checksum: tree, Type: objectstore.TypeDirTree}: 1}
 	for _, f := range t.Files {
 		use[objectstore.ObjectName{Checksum: f.Checksum, Type: objectstore.TypeFile}]++
 	}
@@ -127,21 +130,21 @@ func (m *measurer) dir(tree, meta objectstore.Checksum, depth int) (usage, error
 }
 
 // withMeta adds the attributes of a directory to what it holds.
-func withMeta(use usage, meta objectstore.Checksum) usage {
+func withMeta(use objectCounts, meta objectstore.Checksum) objectCounts {
 	use = maps.Clone(use)
 	use[objectstore.ObjectName{Checksum: meta, Type: objectstore.TypeDirMeta}]++
 	return use
 }
 
 // others returns the objects of the commits that refs name and no deployment of the list has.
-func (m *measurer) others(list []*sysroot.Deployment) (map[objectstore.ObjectName]struct{}, error) {
+func (m *measurer) others(list []*Deployment) (map[objectstore.ObjectName]struct{}, error) {
 	refs, err := m.repo.Refs("")
 	if err != nil {
 		return nil, err
 	}
 	objects := make(map[objectstore.ObjectName]struct{})
 	for _, sum := range refs {
-		if slices.ContainsFunc(list, func(d *sysroot.Deployment) bool { return d.Commit == sum }) {
+		if slices.ContainsFunc(list, func(d *Deployment) bool { return d.Commit == sum }) {
 			continue
 		}
 		use, err := m.commit(sum)
@@ -160,7 +163,7 @@ func (m *measurer) others(list []*sysroot.Deployment) (map[objectstore.ObjectNam
 
 // object returns what an object takes on the disk, and whether deployment i alone needs it: no other of the list has it, and
 // its inode has no names but that of the object and those in the checkout and in /boot.
-func (m *measurer) object(obj objectstore.ObjectName, i int, uses []usage, kernels map[inode]int) (bytes int64, alone bool, err error) {
+func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts, kernels map[inode]int) (bytes int64, alone bool, err error) {
 	st, err := m.repo.ObjectsDir().Lstat(objectstore.LoosePath(obj.Checksum, obj.Type))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, true, nil // partial
@@ -168,7 +171,7 @@ func (m *measurer) object(obj objectstore.ObjectName, i int, uses []usage, kerne
 	if err != nil {
 		return 0, false, err
 	}
-	bytes = st.Blocks * blockSize
+	bytes = st.Blocks * 512 // the unit of st_blocks, whatever the file system's own
 	for j, use := range uses {
 		if _, ok := use[obj]; ok && j != i {
 			return bytes, false, nil
@@ -181,13 +184,10 @@ func (m *measurer) object(obj objectstore.ObjectName, i int, uses []usage, kerne
 	return bytes, int(st.Nlink) <= names, nil
 }
 
-// bootKernels is the directory of /boot that has a directory for each kernel.
-const bootKernels = "ostree"
-
 // bootLinks counts the names that files have in /boot.
 func bootLinks(boot *atfs.Dir) (map[inode]int, error) {
 	links := make(map[inode]int)
-	top, err := boot.OpenDir(bootKernels)
+	top, err := boot.OpenDir(ostreeDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return links, nil
 	}
@@ -214,7 +214,7 @@ func bootLinks(boot *atfs.Dir) (map[inode]int, error) {
 			}
 		}
 		if err = errors.Join(err, dir.Close()); err != nil {
-			return nil, fmt.Errorf("read %s: %w", path.Join(bootKernels, k), err)
+			return nil, fmt.Errorf("read %s: %w", path.Join(ostreeDir, k), err)
 		}
 	}
 	return links, nil
