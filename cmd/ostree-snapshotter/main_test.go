@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 
 // remountMain is the program of a script's "remount DIR FILE": it makes DIR writable for itself, and FILE.
 func remountMain() {
-	err := remount(os.Args[1])
+	err := mounts.EnsureWritable(os.Args[1])
 	if err == nil {
 		err = os.WriteFile(os.Args[2], nil, 0o600)
 	}

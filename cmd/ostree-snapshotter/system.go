@@ -18,6 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bootloader"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 )
 
 // Where a system that was booted from an ostree deployment has its parts.
@@ -235,7 +236,7 @@ func (c *cli) needWritable(f *systemFlags) error {
 	if err != nil || !running {
 		return err
 	}
-	return remount(runningSysroot, runningBoot)
+	return mounts.EnsureWritable(runningSysroot, runningBoot)
 }
 
 // deployments returns the deployments in the order of their indexes: those of "ostree admin status", where a staged one is

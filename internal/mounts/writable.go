@@ -1,4 +1,4 @@
-package main
+package mounts
 
 import (
 	"errors"
@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// remount makes sure that this process can write to what is mounted at the given places. Where one of them is mounted
+// EnsureWritable makes sure that this process can write to what is mounted at the given places. Where one of them is mounted
 // read-only, as /sysroot is if the system says so in prepare-root.conf, the program starts again in a mount namespace of
 // its own, in which they are writable: for everybody else nothing changes. It returns only if there was nothing to do, or
 // with an error. Places that do not exist are passed over.
-func remount(places ...string) error {
+func EnsureWritable(places ...string) error {
 	var closed []string
 	for _, p := range places {
 		readOnly, _, err := mountedReadOnly(p)
