@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
 )
 
@@ -105,7 +106,7 @@ func (s *Store) sayCheckout(ctx context.Context) {
 
 // chooseCheckout chooses for the daemon.
 func (s *Store) chooseCheckout(c *Config) error {
-	tmp, err := s.Root.OpenDir(tmpDir)
+	tmp, err := s.Root.OpenDir(layer.TmpDir)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"strconv"
@@ -24,7 +25,6 @@ import (
 
 const (
 	lockFile   = "lock"
-	tmpDir     = "tmp"
 	privateDir = 0o700
 	rootMode   = 0o711
 )
@@ -61,7 +61,7 @@ func OpenStore(ctx context.Context, c *Config) (_ *Store, err error) {
 	if s.lock, err = lockRoot(s.Root); err != nil {
 		return nil, err
 	}
-	if err := s.Root.MkdirAll(tmpDir, privateDir); err != nil {
+	if err := s.Root.MkdirAll(layer.TmpDir, privateDir); err != nil {
 		return nil, err
 	}
 	if err := probe(s.Root); err != nil {
@@ -135,12 +135,10 @@ func openRoot(name string) (_ *atfs.Dir, err error) {
 // makePrivate gives what is in the root already the mode that keeps others out, and refuses what somebody else has put
 // there, which could still be theirs to change. What is missing is made with these modes.
 func makePrivate(root *atfs.Dir, withRepo bool) error {
-	const file = 0o600
-	modes := map[string]uint32{
-		"layers": unix.S_IFDIR | privateDir, "rootfs": unix.S_IFDIR | privateDir, "mounts": unix.S_IFDIR | privateDir, "journal": unix.S_IFDIR | privateDir, "snapshots": unix.S_IFDIR | privateDir,
-		tmpDir: unix.S_IFDIR | privateDir, "lost": unix.S_IFDIR | privateDir,
-		"metadata.db": unix.S_IFREG | file, snapshotter.MetadataCopy: unix.S_IFREG | file, lockFile: unix.S_IFREG | file,
-		CheckoutFile: unix.S_IFREG | file,
+	const file = unix.S_IFREG | 0o600
+	modes := map[string]uint32{lockFile: file, CheckoutFile: file}
+	for _, m := range []map[string]uint32{layer.Dirs(), snapshotter.Dirs(), snapshotter.Files()} {
+		maps.Copy(modes, m)
 	}
 	if withRepo {
 		modes["repo"] = unix.S_IFDIR | privateDir
@@ -289,7 +287,7 @@ func (s *Store) openLender(dir *atfs.Dir) error {
 // probeLink checks that files of the repository can be linked below the root. To have the same device number is not
 // enough: subvolumes of one file system refuse links too.
 func probeLink(root, repo *atfs.Dir) (err error) {
-	tmp, err := root.OpenDir(tmpDir)
+	tmp, err := root.OpenDir(layer.TmpDir)
 	if err != nil {
 		return err
 	}
@@ -299,7 +297,7 @@ func probeLink(root, repo *atfs.Dir) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	name := path.Join(tmpDir, "probe-"+rand.Text())
+	name := path.Join(layer.TmpDir, "probe-"+rand.Text())
 	switch err := f.LinkTo(repo, name); {
 	case errors.Is(err, unix.EXDEV):
 		return fmt.Errorf("not on the file system of root %s, so that checkouts cannot share its files", root.Path())
@@ -311,7 +309,7 @@ func probeLink(root, repo *atfs.Dir) (err error) {
 
 // probe tries everything in tmp/ that the file system and the kernel must be able to do, and says which they cannot.
 func probe(root *atfs.Dir) (err error) {
-	name := path.Join(tmpDir, "probe-"+rand.Text())
+	name := path.Join(layer.TmpDir, "probe-"+rand.Text())
 	if err := root.Mkdir(name, privateDir); err != nil {
 		return err
 	}

@@ -105,7 +105,7 @@ func (k *links) openLower(_ context.Context, _ string, lower, mounts mount.Mount
 	}
 	for dir := range strings.SplitSeq(below, ":") {
 		name, err := filepath.Rel(k.s.path, dir)
-		if err != nil || !strings.HasPrefix(name, layersDir+"/") {
+		if err != nil || !strings.HasPrefix(name, layer.LayersDir+"/") {
 			return lowers, fmt.Errorf("lower directory %s is not of the snapshotter: %w", dir, errdefs.ErrNotImplemented)
 		}
 		opened, err := k.s.root.OpenDir(name)

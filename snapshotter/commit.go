@@ -221,7 +221,7 @@ func (s *Snapshotter) importUpper(ctx context.Context, id string, chain []conten
 // dropCommitted removes the directory of a snapshot that was just committed. One with content takes its time: Commit
 // runs inside containerd's own transaction, so it does not wait.
 func (s *Snapshotter) dropCommitted(ctx context.Context, id string, full bool) {
-	log := log.G(ctx).WithField("directory", path.Join(snapshotsDir, id))
+	log := log.G(ctx).WithField("directory", path.Join(SnapshotsDir, id))
 	tmp := oldPrefix + id
 	if err := s.snaps.Rename(id, s.tmp, tmp, 0); err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {

@@ -13,21 +13,15 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
 const (
-	layerFile  = "layer"
-	usageFile  = "usage"
-	blobFile   = "blob"
-	stagedFile = "staged"
-
 	tmpPrefix = "snapshot-"
 	newPrefix = tmpPrefix + "new-"
 	oldPrefix = tmpPrefix + "old-"
-
-	smallFile = 256 // no file in a snapshot's directory is larger
 )
 
 // A newDirectory is the directory of a snapshot that is being made.
@@ -64,7 +58,7 @@ func (s *Snapshotter) dropNew(name string) error {
 }
 
 func (s *Snapshotter) fillDirectory(name string, n newDirectory) (err error) {
-	if err := s.tmp.Mkdir(name, 0o700); err != nil {
+	if err := s.tmp.Mkdir(name, dirMode); err != nil {
 		return err
 	}
 	dir, err := s.tmp.OpenDir(name)
@@ -89,10 +83,10 @@ func (s *Snapshotter) fillDirectory(name string, n newDirectory) (err error) {
 	if n.staged == nil {
 		return nil
 	}
-	if err := dir.WriteFile(stagedFile, nil, 0o600, false); err != nil {
+	if err := dir.WriteFile(stagedMark, nil, fileMode, false); err != nil {
 		return err
 	}
-	return dir.WriteFile(layerFile, []byte(n.staged.ID.String()+"\n"), 0o600, false)
+	return dir.WriteFile(AppliedFile, []byte(n.staged.ID.String()+"\n"), fileMode, false)
 }
 
 // A directory is what the files beside the upper directory of an active snapshot say.
@@ -110,48 +104,85 @@ func (s *Snapshotter) readDirectory(id string) (directory, error) {
 	if ok, err := s.snaps.Exists(path.Join(id, workDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return d, err
 	} else if !ok {
-		return d, fmt.Errorf("directory %s/%s is missing, remove the snapshot: %w", snapshotsDir, id, errdefs.ErrDataLoss)
+		return d, fmt.Errorf("directory %s/%s is missing, remove the snapshot: %w", SnapshotsDir, id, errdefs.ErrDataLoss)
 	}
 	var err error
-	if d.layer, err = s.readLayer(id); err != nil || d.layer.IsZero() {
+	if d.layer, err = readApplied(s.snaps, id); err != nil || d.layer.IsZero() {
 		return d, err
 	}
-	if d.staged, err = s.snaps.Exists(path.Join(id, stagedFile)); err != nil {
+	if d.staged, err = s.snaps.Exists(path.Join(id, stagedMark)); err != nil {
 		return d, err
 	}
 	if d.blob, err = s.readBlob(id, d.layer); err != nil {
 		return d, err
 	}
-	b, err := s.readSmall(id, usageFile)
+	b, err := readSmall(s.snaps, id, usageFile)
 	if err != nil || b == nil {
 		return d, err
 	}
 	if _, err := fmt.Sscan(string(b), &d.usage.Bytes, &d.usage.Inodes); err != nil {
-		return d, fmt.Errorf("read %s/%s/%s: %w: %w", snapshotsDir, id, usageFile, errdefs.ErrDataLoss, err)
+		return d, fmt.Errorf("read %s/%s/%s: %w: %w", SnapshotsDir, id, usageFile, errdefs.ErrDataLoss, err)
 	}
 	return d, nil
 }
 
-// readLayer returns the layer in a snapshot's directory, zero if there is none or no such directory. A file that does
+// AppliedLayers returns the layers that were applied to the active snapshots below root, or with which they are staged,
+// by the ID of the snapshot. No row names them before Commit. Snapshots whose file AppliedFile names no layer, as after a
+// power failure, are in damaged instead, each with an errdefs.ErrDataLoss.
+//
+// A commit moves a layer from the directory to the row: whoever needs both reads the directories first.
+func AppliedLayers(root *atfs.Dir) (layers map[string]objectstore.Checksum, damaged map[string]error, err error) {
+	snaps, err := root.OpenDir(SnapshotsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	layers, damaged, err = appliedLayers(snaps)
+	return layers, damaged, errors.Join(err, snaps.Close())
+}
+
+func appliedLayers(snaps *atfs.Dir) (layers map[string]objectstore.Checksum, damaged map[string]error, err error) {
+	names, err := snaps.ReadNames()
+	if err != nil {
+		return nil, nil, err
+	}
+	layers, damaged = make(map[string]objectstore.Checksum), make(map[string]error)
+	for _, id := range names {
+		sum, err := readApplied(snaps, id)
+		switch {
+		case errdefs.IsDataLoss(err):
+			damaged[id] = err
+		case err != nil:
+			return nil, nil, err
+		case !sum.IsZero():
+			layers[id] = sum
+		}
+	}
+	return layers, damaged, nil
+}
+
+// readApplied returns the layer in a snapshot's directory, zero if there is none or no such directory. A file that does
 // not name one, as after a power failure, is an errdefs.ErrDataLoss.
-func (s *Snapshotter) readLayer(id string) (objectstore.Checksum, error) {
-	b, err := s.readSmall(id, layerFile)
+func readApplied(snaps *atfs.Dir, id string) (objectstore.Checksum, error) {
+	b, err := readSmall(snaps, id, AppliedFile)
 	if err != nil || b == nil {
 		return objectstore.Checksum{}, err
 	}
 	sum, err := objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n"))
 	if err != nil {
-		return sum, fmt.Errorf("read %s/%s/%s: %w: %w", snapshotsDir, id, layerFile, errdefs.ErrDataLoss, err)
+		return sum, fmt.Errorf("read %s/%s/%s: %w: %w", SnapshotsDir, id, AppliedFile, errdefs.ErrDataLoss, err)
 	}
 	return sum, nil
 }
 
 // readSmall returns what is in a file beside the upper directory, nil if there is none. One that is too long to be ours is
 // an errdefs.ErrDataLoss.
-func (s *Snapshotter) readSmall(id, name string) ([]byte, error) {
-	b, err := s.snaps.ReadFile(path.Join(id, name), smallFile)
+func readSmall(snaps *atfs.Dir, id, name string) ([]byte, error) {
+	b, err := snaps.ReadFile(path.Join(id, name), smallFile)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return nil, nil
 	case errors.Is(err, unix.EFBIG):
 		return nil, fmt.Errorf("%w: %w", errdefs.ErrDataLoss, err)
@@ -164,7 +195,7 @@ func (s *Snapshotter) readSmall(id, name string) ([]byte, error) {
 // readBlob returns the blob that the layer in a snapshot's directory was unpacked from. The file names the layer too:
 // one that was written for another layer, or is damaged, says nothing.
 func (s *Snapshotter) readBlob(id string, sum objectstore.Checksum) (digest.Digest, error) {
-	b, err := s.readSmall(id, blobFile)
+	b, err := readSmall(s.snaps, id, blobFile)
 	if err != nil && !errdefs.IsDataLoss(err) {
 		return "", err
 	}
@@ -178,15 +209,15 @@ func (s *Snapshotter) readBlob(id string, sum objectstore.Checksum) (digest.Dige
 // writeLayer records the layer of an active snapshot, and what it added to the store.
 func (s *Snapshotter) writeLayer(id string, l *layer.Held, u layer.Usage) error {
 	usage := fmt.Sprintf("%d %d\n", u.Bytes, u.Inodes)
-	if err := s.snaps.WriteFile(path.Join(id, usageFile), []byte(usage), 0o600, false); err != nil {
+	if err := s.snaps.WriteFile(path.Join(id, usageFile), []byte(usage), fileMode, false); err != nil {
 		return err
 	}
 	if l.Blob != "" {
-		if err := s.snaps.WriteFile(path.Join(id, blobFile), fmt.Appendf(nil, "%s %s\n", l.ID, l.Blob), 0o600, false); err != nil {
+		if err := s.snaps.WriteFile(path.Join(id, blobFile), fmt.Appendf(nil, "%s %s\n", l.ID, l.Blob), fileMode, false); err != nil {
 			return err
 		}
 	}
-	return s.snaps.WriteFile(path.Join(id, layerFile), []byte(l.ID.String()+"\n"), 0o600, false)
+	return s.snaps.WriteFile(path.Join(id, AppliedFile), []byte(l.ID.String()+"\n"), fileMode, false)
 }
 
 // isPristine reports whether nobody has changed the upper directory since it was made.

@@ -5,7 +5,6 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -15,21 +14,12 @@ import (
 func (s *Snapshotter) Live(context.Context) (map[objectstore.Checksum]struct{}, error) {
 	live := make(map[objectstore.Checksum]struct{})
 	// Directories before rows: Commit moves a layer from the one to the other.
-	names, err := s.snaps.ReadNames()
+	applied, _, err := appliedLayers(s.snaps) // nothing can use a snapshot that is damaged
 	if err != nil {
 		return nil, err
 	}
-	for _, id := range names {
-		sum, err := s.readLayer(id)
-		if errdefs.IsDataLoss(err) {
-			continue // nothing can use that snapshot
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !sum.IsZero() {
-			live[sum] = struct{}{}
-		}
+	for _, sum := range applied {
+		live[sum] = struct{}{}
 	}
 	return live, s.committed.addTo(live)
 }

@@ -11,11 +11,6 @@ import (
 )
 
 const (
-	metadataFile = "metadata.db"
-
-	// MetadataCopy is the name, below the root, of the copy of metadata.db that takes its place when it is lost.
-	MetadataCopy = metadataFile + ".copy"
-
 	copyAfterLast  = 5 * time.Second  // after the last change of the rows
 	copyAfterFirst = 30 * time.Second // after the first one that is not in the copy
 )
@@ -26,7 +21,7 @@ const (
 func (s *Snapshotter) copyMetadata() (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("copy %s: %w", metadataFile, err)
+			err = fmt.Errorf("copy %s: %w", MetadataFile, err)
 		}
 	}()
 	_, tx, err := s.ms.TransactionContext(context.Background(), false)
@@ -46,7 +41,7 @@ func (s *Snapshotter) copyMetadata() (err error) {
 	if err = errors.Join(err, tx.Rollback()); err != nil {
 		return err
 	}
-	return s.root.WriteFile(MetadataCopy, data.Bytes(), 0o600, true)
+	return s.root.WriteFile(MetadataCopy, data.Bytes(), fileMode, true)
 }
 
 // A copier calls make in the background, a while after something has changed.

@@ -94,18 +94,11 @@ func (s *Snapshotter) blobs(ctx context.Context) (map[objectstore.Checksum][]dig
 	if err != nil {
 		return nil, err
 	}
-	names, err := s.snaps.ReadNames()
+	applied, _, err := appliedLayers(s.snaps)
 	if err != nil {
 		return nil, err
 	}
-	for _, id := range names {
-		sum, err := s.readLayer(id)
-		if errdefs.IsDataLoss(err) || err == nil && sum.IsZero() {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
+	for id, sum := range applied {
 		blob, err := s.readBlob(id, sum)
 		if err != nil {
 			return nil, err
@@ -161,7 +154,7 @@ func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damag
 func (s *Snapshotter) removeUnfinished() error {
 	err := removeNames(s.tmp, func(name string) bool { return strings.HasPrefix(name, newPrefix) })
 	return errors.Join(err, removeNames(s.root, func(name string) bool {
-		return strings.HasPrefix(name, metadataFile+".") && strings.Contains(name, ".tmp-")
+		return strings.HasPrefix(name, MetadataFile+".") && strings.Contains(name, ".tmp-")
 	}))
 }
 

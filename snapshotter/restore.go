@@ -20,11 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/boltcheck"
 )
-
-// lostDir is where directories of snapshots are kept whose rows were lost.
-const lostDir = "lost"
 
 // restoreMetadata puts the copy of metadata.db in its place if that is missing or damaged, and reports whether it was. A
 // damaged file is kept under another name. Without a copy the store starts empty.
@@ -32,7 +30,7 @@ const lostDir = "lost"
 // Directories with content of which the copy has no row are moved to lost/ before: from the moment that metadata.db is
 // there again they would be orphans, and swept. A start that was interrupted meanwhile finds it missing again.
 func (s *Snapshotter) restoreMetadata(ctx context.Context) (lost bool, err error) {
-	damage, err := checkDatabase(s.root, metadataFile)
+	damage, err := checkDatabase(s.root, MetadataFile)
 	if err != nil || damage == nil {
 		return false, err
 	}
@@ -42,7 +40,7 @@ func (s *Snapshotter) restoreMetadata(ctx context.Context) (lost bool, err error
 	}
 	logger := log.G(ctx).WithError(damage)
 	if !errors.Is(damage, fs.ErrNotExist) {
-		aside, err := s.setAside(metadataFile)
+		aside, err := s.setAside(MetadataFile)
 		if err != nil {
 			return true, err
 		}
@@ -57,7 +55,7 @@ func (s *Snapshotter) restoreMetadata(ctx context.Context) (lost bool, err error
 		return true, err
 	}
 	if rows.damage == nil {
-		if err := s.root.WriteFile(metadataFile, rows.data, 0o600, true); err != nil {
+		if err := s.root.WriteFile(MetadataFile, rows.data, fileMode, true); err != nil {
 			return true, err
 		}
 	}
@@ -73,7 +71,7 @@ func (s *Snapshotter) hadMetadata(damage error) (bool, error) {
 	if ok, err := s.root.Exists(MetadataCopy); err != nil || ok {
 		return ok, err
 	}
-	for _, name := range []string{snapshotsDir, layersDir} {
+	for _, name := range []string{SnapshotsDir, layer.LayersDir} {
 		dir, err := s.root.OpenDir(name)
 		if err != nil {
 			return false, err
@@ -157,17 +155,17 @@ func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int,
 		if pristine, err := s.isPristine(name); pristine || errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := s.root.MkdirAll(lostDir, 0o700); err != nil {
+		if err := s.root.MkdirAll(LostDir, dirMode); err != nil {
 			return kept, err
 		}
-		to := path.Join(lostDir, name+"-"+rand.Text())
+		to := path.Join(LostDir, name+"-"+rand.Text())
 		if err := s.snaps.Rename(name, s.root, to, 0); err != nil {
 			return kept, err
 		}
 		kept++
 		log.G(ctx).WithField("directory", to).Warn("what a container wrote is kept, but its snapshot is lost: copy from fs/ what is needed, and remove the directory")
 	}
-	lost, err := s.root.OpenDir(lostDir)
+	lost, err := s.root.OpenDir(LostDir)
 	if err != nil {
 		return kept, ignoreNotExist(err)
 	}
@@ -178,7 +176,7 @@ func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int,
 // CheckMetadata reads all of metadata.db, which exists: an errdefs.ErrDataLoss if it is damaged, which bbolt itself would not
 // survive. While a daemon has it open the error is bbolt's ErrTimeout.
 func CheckMetadata(root *atfs.Dir) (err error) {
-	f, err := root.Open(metadataFile)
+	f, err := root.Open(MetadataFile)
 	if err != nil {
 		return err
 	}
@@ -188,11 +186,11 @@ func CheckMetadata(root *atfs.Dir) (err error) {
 		return bolterrors.ErrTimeout
 	}
 	if err != nil {
-		return fmt.Errorf("lock %s: %w", metadataFile, err)
+		return fmt.Errorf("lock %s: %w", MetadataFile, err)
 	}
-	damage, err := checkDatabase(root, metadataFile)
+	damage, err := checkDatabase(root, MetadataFile)
 	if damage != nil {
-		err = fmt.Errorf("%s is damaged: %w: %w", metadataFile, errdefs.ErrDataLoss, damage)
+		err = fmt.Errorf("%s is damaged: %w: %w", MetadataFile, errdefs.ErrDataLoss, damage)
 	}
 	return err
 }

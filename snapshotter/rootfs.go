@@ -26,8 +26,6 @@ import (
 )
 
 const (
-	mountsDir = "mounts" // where active snapshots are mounted
-
 	// Directories of a rootfs: where its image is mounted, and, read-only, what image and objects show together. With "-" and a
 	// hash, the same with owners mapped.
 	imageMount = "fs"
@@ -54,7 +52,7 @@ func newRootfses(s *Snapshotter, support erofs.Support) (*rootfses, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.root.MkdirAll(mountsDir, 0o700); err != nil {
+	if err := s.root.MkdirAll(MountsDir, dirMode); err != nil {
 		return nil, err
 	}
 	r := &rootfses{s: s, support: support, objects: objects}
@@ -119,7 +117,7 @@ func (r *rootfses) mounts(ctx context.Context, st stack, chain []content, m made
 	o.Options = st.options
 	target, access := path.Join(name, viewMount+suffix(m.ids)), "ro"
 	if !st.readOnly {
-		target, access = path.Join(mountsDir, m.id), "rw"
+		target, access = path.Join(MountsDir, m.id), "rw"
 		o.Upper, o.Work = st.upper, st.work
 	}
 	if err := r.mountOverlay(ctx, target, o); err != nil {
@@ -155,7 +153,7 @@ func (r *rootfses) mountOverlay(ctx context.Context, target string, o erofs.Over
 }
 
 func (r *rootfses) release(id string) error {
-	name := path.Join(mountsDir, id)
+	name := path.Join(MountsDir, id)
 	if ok, err := r.s.root.Exists(name); err != nil || !ok {
 		return ignoreNotExist(err)
 	}
@@ -355,11 +353,11 @@ func (s *Snapshotter) sweepRootfses(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	mounted, err := s.namesIn(mountsDir)
+	mounted, err := s.namesIn(MountsDir)
 	if err != nil {
 		return err
 	}
-	checkouts, err := s.namesIn(layersDir)
+	checkouts, err := s.namesIn(layer.LayersDir)
 	if err != nil || len(names) == 0 && len(mounted) == 0 && len(checkouts) == 0 {
 		return err
 	}
@@ -374,7 +372,7 @@ func (s *Snapshotter) sweepRootfses(ctx context.Context) (err error) {
 			if _, ok := needed.active[id]; ok {
 				continue
 			}
-			if err := s.unmount(path.Join(mountsDir, id)); err != nil {
+			if err := s.unmount(path.Join(MountsDir, id)); err != nil {
 				return err
 			}
 		}
@@ -410,7 +408,7 @@ func (s *Snapshotter) discardCheckouts(n needed) (remove func() error, err error
 	if _, ok := s.checkouts.(*rootfses); !ok {
 		return nil, nil
 	}
-	if lost, err := s.namesIn(lostDir); err != nil || len(lost) > 0 {
+	if lost, err := s.namesIn(LostDir); err != nil || len(lost) > 0 {
 		return nil, err
 	}
 	return s.layers.DiscardCheckouts(n.checkouts)
@@ -470,7 +468,7 @@ func (s *Snapshotter) neededMounts(ctx context.Context) (needed, error) {
 		}
 		id := numbers[name]
 		n.active[id] = struct{}{}
-		if sum, err := s.readLayer(id); err == nil && !sum.IsZero() {
+		if sum, err := readApplied(s.snaps, id); err == nil && !sum.IsZero() {
 			layers = append(layers, sum)
 		}
 		if ids, err := mappingOf(info.Labels); err == nil {

@@ -27,16 +27,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
 
-const (
-	snapshotsDir = "snapshots"
-	layersDir    = "layers" // checkouts; made by package layer
-	tmpDir       = "tmp"
-	upperDir     = "fs"
-	workDir      = "work"
-
-	// databaseTimeout is how long to wait for another process that has metadata.db open.
-	databaseTimeout = 5 * time.Second
-)
+// databaseTimeout is how long to wait for another process that has metadata.db open.
+const databaseTimeout = 5 * time.Second
 
 // Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Its methods may be called by many
 // goroutines at once, except Close. No other process may use the root meanwhile.
@@ -100,8 +92,8 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 		s.checkouts = r
 	}
 	s.idle.Store(true)
-	for name, dir := range map[string]**atfs.Dir{snapshotsDir: &s.snaps, tmpDir: &s.tmp} {
-		if err := s.root.MkdirAll(name, 0o700); err != nil {
+	for name, dir := range map[string]**atfs.Dir{SnapshotsDir: &s.snaps, layer.TmpDir: &s.tmp} {
+		if err := s.root.MkdirAll(name, dirMode); err != nil {
 			return nil, err
 		}
 		if *dir, err = s.root.OpenDir(name); err != nil {
@@ -112,7 +104,7 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if err != nil {
 		return nil, err
 	}
-	s.ms, err = storage.NewMetaStore(filepath.Join(s.path, metadataFile), func(o *bolt.Options) error {
+	s.ms, err = storage.NewMetaStore(filepath.Join(s.path, MetadataFile), func(o *bolt.Options) error {
 		o.Timeout = databaseTimeout
 		return nil
 	})
@@ -483,8 +475,8 @@ type made struct {
 
 func (s *Snapshotter) mounts(ctx context.Context, m made) ([]mount.Mount, error) {
 	st := stack{
-		upper:    filepath.Join(s.path, snapshotsDir, m.id, upperDir),
-		work:     filepath.Join(s.path, snapshotsDir, m.id, workDir),
+		upper:    filepath.Join(s.path, SnapshotsDir, m.id, upperDir),
+		work:     filepath.Join(s.path, SnapshotsDir, m.id, workDir),
 		readOnly: m.kind == snapshots.KindView,
 		unpack:   isUnpackKey(m.key),
 		options:  s.opts.overlay,
@@ -541,7 +533,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		s.garbage.Store(true)
 		return nil
 	}
-	if ok, err := s.snaps.Exists(path.Join(id, layerFile)); err != nil || ok {
+	if ok, err := s.snaps.Exists(path.Join(id, AppliedFile)); err != nil || ok {
 		s.garbage.Store(true)
 	}
 	// The row is gone: what stays is an orphan, which Cleanup finds.

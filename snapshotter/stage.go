@@ -70,28 +70,19 @@ func (s *Snapshotter) Locate(_ context.Context, mounts []mount.Mount) (id string
 		return "", staged, notOurs
 	}
 	parts := strings.Split(name, "/")
-	if len(parts) == 3 && parts[0] == snapshotsDir && parts[2] == upperDir {
+	if len(parts) == 3 && parts[0] == SnapshotsDir && parts[2] == upperDir {
 		if _, err := strconv.ParseUint(parts[1], 10, 64); err == nil {
 			return s.locateUpper(parts[1], notOurs)
 		}
 	}
-	if len(parts) == 2 && parts[0] == mountsDir && m.Type == "bind" {
+	if len(parts) == 2 && parts[0] == MountsDir && m.Type == "bind" {
 		return s.locateUpper(parts[1], notOurs)
 	}
-	if m.ReadOnly() && len(parts) == 3 && parts[0] == layersDir {
-		staged, err := s.checkoutOwner(parts[1])
+	if m.ReadOnly() && len(parts) == 3 && parts[0] == layer.LayersDir {
+		staged, err := s.layers.CheckoutOwner(parts[1])
 		return "", staged, err
 	}
 	return "", staged, notOurs
-}
-
-// checkoutOwner returns the layer that a directory of checkouts belongs to: its name has only half of the ID.
-func (s *Snapshotter) checkoutOwner(short string) (objectstore.Checksum, error) {
-	b, err := s.root.ReadFile(path.Join(layersDir, short, "commit"), smallFile)
-	if err != nil {
-		return objectstore.Checksum{}, err
-	}
-	return objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n"))
 }
 
 // locateUpper is Locate for mounts of a snapshot's upper directory.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
 // Swept is what [Sweep] found.
@@ -27,7 +28,7 @@ type Swept struct {
 // Cleanup does it. Where metadata.db is damaged nothing is touched, since nobody knows what is needed: the next start of
 // the daemon puts its copy in its place.
 func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err error) {
-	if ok, err := root.Exists(metadataFile); err != nil || !ok {
+	if ok, err := root.Exists(MetadataFile); err != nil || !ok {
 		return &Swept{}, err
 	}
 	if err := CheckMetadata(root); err != nil {
@@ -35,7 +36,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 	}
 	s := &Snapshotter{}
 	defer func() { err = errors.Join(err, s.closeAll()) }()
-	for name, dir := range map[string]**atfs.Dir{snapshotsDir: &s.snaps, tmpDir: &s.tmp} {
+	for name, dir := range map[string]**atfs.Dir{SnapshotsDir: &s.snaps, layer.TmpDir: &s.tmp} {
 		if *dir, err = root.OpenDir(name); err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
 				return &Swept{}, nil
@@ -43,7 +44,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 			return nil, err
 		}
 	}
-	s.ms, err = storage.NewMetaStore(filepath.Join(root.Path(), metadataFile), func(o *bolt.Options) error {
+	s.ms, err = storage.NewMetaStore(filepath.Join(root.Path(), MetadataFile), func(o *bolt.Options) error {
 		o.Timeout = time.Nanosecond // not at all
 		return nil
 	})

@@ -28,7 +28,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 	if err != nil {
 		return usage, fmt.Errorf("usage of snapshot %q: %w", key, err)
 	}
-	du, err := continuity.DiskUsage(ctx, filepath.Join(s.path, snapshotsDir, id, upperDir))
+	du, err := continuity.DiskUsage(ctx, filepath.Join(s.path, SnapshotsDir, id, upperDir))
 	if err != nil {
 		return usage, fmt.Errorf("usage of snapshot %q: %w", key, err)
 	}

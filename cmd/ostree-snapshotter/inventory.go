@@ -30,10 +30,10 @@ import (
 
 // The names under a store's root that snapshots live in; see package snapshotter.
 const (
-	metadataFile = "metadata.db"
-	snapshotsDir = "snapshots"
-	lostDir      = "lost" // directories of snapshots whose rows were lost
-	stagedFile   = "layer"
+	metadataFile = snapshotter.MetadataFile
+	snapshotsDir = snapshotter.SnapshotsDir
+	lostDir      = snapshotter.LostDir
+	appliedFile  = snapshotter.AppliedFile
 )
 
 // lockWait is how long to wait for metadata.db: not at all, which is what the shortest time means to bbolt. A daemon
@@ -300,7 +300,7 @@ func (s *store) staged() (map[string]objectstore.Checksum, error) {
 	}
 	staged := make(map[string]objectstore.Checksum)
 	for _, name := range names {
-		b, err := dir.ReadFile(filepath.Join(name, stagedFile), 256)
+		b, err := dir.ReadFile(filepath.Join(name, appliedFile), 256)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			continue
 		}

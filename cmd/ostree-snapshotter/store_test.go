@@ -402,7 +402,7 @@ func TestLive(t *testing.T) {
 	if err := os.Mkdir(file, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(file, stagedFile), []byte(staged.String()+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(file, appliedFile), []byte(staged.String()+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	f.stopDaemon(t)
@@ -420,7 +420,7 @@ func TestLive(t *testing.T) {
 		t.Errorf("%d layers are live, want %d", len(live), len(want))
 	}
 
-	if err := os.WriteFile(filepath.Join(file, stagedFile), []byte("torn"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(file, appliedFile), []byte("torn"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.live("")(t.Context()); err == nil {

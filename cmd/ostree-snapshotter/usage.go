@@ -11,6 +11,8 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
 // blockSize is the unit of st_blocks, whatever the file system's own.
@@ -193,9 +195,9 @@ func (w *usageWalk) rootEntry(name string, st *unix.Stat_t) {
 // layersDir is where checkouts are, each below the first digits of its layer's ID, rootfsDir where composefs images are,
 // and mountsDir where snapshots are mounted.
 const (
-	layersDir     = "layers"
-	rootfsDir     = "rootfs"
-	mountsDir     = "mounts"
+	layersDir     = layer.LayersDir
+	rootfsDir     = layer.RootfsDir
+	mountsDir     = snapshotter.MountsDir
 	layerIDDigits = 16
 )
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -96,7 +95,7 @@ func (s *Store) nameCheckout(ctx context.Context, chain []objectstore.Checksum) 
 			return nil, nil, "", err
 		}
 	}
-	return l, root, path.Join(layersDir, id.String()[:shortID], variant), nil
+	return l, root, path.Join(LayersDir, CheckoutDir(id), variant), nil
 }
 
 // DiscardCheckouts takes the checkouts of all layers but those that are to be kept from their places, and returns what removes
@@ -105,7 +104,7 @@ func (s *Store) nameCheckout(ctx context.Context, chain []objectstore.Checksum) 
 func (s *Store) DiscardCheckouts(keep map[objectstore.Checksum]struct{}) (remove func() error, err error) {
 	kept := make(map[string]struct{}, len(keep))
 	for id := range keep {
-		kept[id.String()[:shortID]] = struct{}{}
+		kept[CheckoutDir(id)] = struct{}{}
 	}
 	names, err := s.layers.ReadNames()
 	if err != nil {
@@ -145,13 +144,13 @@ func (s *Store) HasCheckout(name string) (bool, error) { return s.root.Exists(na
 
 // checkOwner refuses a layer whose directory belongs to another one: their IDs begin alike.
 func (s *Store) checkOwner(id objectstore.Checksum) error {
-	short := id.String()[:shortID]
-	b, err := s.layers.ReadFile(path.Join(short, commitFile), 128)
+	short := CheckoutDir(id)
+	got, err := s.readOwner(short)
 	if err != nil {
 		return err
 	}
-	if got := strings.TrimSpace(string(b)); got != id.String() {
-		return fmt.Errorf("directory %s/%s belongs to layer %s: %w", layersDir, short, got, objectstore.ErrCorrupt)
+	if got != id.String() {
+		return fmt.Errorf("directory %s/%s belongs to layer %s: %w", LayersDir, short, got, objectstore.ErrCorrupt)
 	}
 	return nil
 }
@@ -218,7 +217,7 @@ func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root 
 	if err = errors.Join(err, fsDir.Close()); err != nil {
 		return Usage{}, err
 	}
-	short := id.String()[:shortID]
+	short := CheckoutDir(id)
 	err = s.tmp.Rename(tmp, s.layers, short, unix.RENAME_NOREPLACE)
 	if errors.Is(err, fs.ErrExist) {
 		if err = s.checkOwner(id); err != nil {

@@ -238,7 +238,7 @@ func TestCheckoutTwoProcesses(t *testing.T) {
 	var name string
 	var once sync.Once
 	second := hooked(t, path, Options{}, func(op atfs.Op, p string) error {
-		if op == atfs.OpRename && strings.HasPrefix(p, layersDir) {
+		if op == atfs.OpRename && strings.HasPrefix(p, LayersDir) {
 			once.Do(func() { name, _, _ = s.Checkout(t.Context(), []objectstore.Checksum{l.ID}) })
 		}
 		return nil
@@ -295,7 +295,7 @@ func TestCheckoutCollision(t *testing.T) {
 	s, root := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("a", "x")))
 	other := objectstore.Checksum{1, 2, 3}
-	planted := filepath.Join(root, layersDir, l.ID.String()[:shortID])
+	planted := filepath.Join(root, LayersDir, l.ID.String()[:shortID])
 	writeTree(t, planted, [2]string{"./", ""}, [2]string{"commit", other.String() + "\n"})
 	for _, there := range []string{"commit", "checkout"} {
 		if there == "checkout" {

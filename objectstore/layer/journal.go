@@ -21,7 +21,6 @@ import (
 )
 
 const (
-	journalDir   = "journal"
 	journalTitle = "ostree-snapshotter journal 1"
 
 	// maxJournalEntry is more than the entry of a layer takes: 77 bytes for each of maxObjects.
@@ -129,11 +128,11 @@ type journal struct {
 }
 
 func (j *journal) open(root *atfs.Dir, o Options) error {
-	if err := root.MkdirAll(journalDir, 0o700); err != nil {
+	if err := root.MkdirAll(JournalDir, dirMode); err != nil {
 		return err
 	}
 	var err error
-	if j.dir, err = root.OpenDir(journalDir); err != nil {
+	if j.dir, err = root.OpenDir(JournalDir); err != nil {
 		return err
 	}
 	j.on = o.Journal

@@ -178,7 +178,7 @@ func (p *PrunePlan) dead(ctx context.Context) (*garbage, error) {
 	slices.Sort(g.refs)
 	short := make(map[string]struct{})
 	for id := range live {
-		short[id.String()[:shortID]] = struct{}{}
+		short[CheckoutDir(id)] = struct{}{}
 	}
 	names, err := p.s.layers.ReadNames()
 	if err != nil {

@@ -296,7 +296,7 @@ func (r *recovery) removeDamagedRefs(lock *objectstore.Lock, refs []string) erro
 
 // removeCheckouts removes the checkouts of a layer. They leave their place at once: half of one must not be found.
 func (r *recovery) removeCheckouts(id objectstore.Checksum) error {
-	tmp, err := r.store.discard(r.store.layers, id.String()[:shortID])
+	tmp, err := r.store.discard(r.store.layers, CheckoutDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

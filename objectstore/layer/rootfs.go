@@ -21,7 +21,6 @@ import (
 )
 
 const (
-	rootfsDir    = "rootfs"
 	rootfsImage  = "image"
 	rootfsDigest = "digest"
 )
@@ -36,7 +35,7 @@ func (s *Store) RootfsName(chain []objectstore.Checksum) string {
 	for _, id := range chain {
 		key = sha256.Sum256(append(key[:], id[:]...))
 	}
-	return path.Join(rootfsDir, key.String())
+	return path.Join(RootfsDir, key.String())
 }
 
 // RootfsTree returns what a chain of layers, lowest first, shows together. Its regular files name their objects below the
@@ -248,7 +247,7 @@ func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore
 	if err != nil {
 		return Usage{}, err
 	}
-	if err := s.root.MkdirAll(rootfsDir, 0o700); err != nil {
+	if err := s.root.MkdirAll(RootfsDir, dirMode); err != nil {
 		return Usage{}, err
 	}
 	err = s.tmp.Rename(tmp, s.root, name, unix.RENAME_NOREPLACE)
@@ -285,7 +284,7 @@ func (s *Store) RemakeRootfs(ctx context.Context, chain []objectstore.Checksum) 
 
 // RootfsNames returns the names of the directories that have rootfs images.
 func (s *Store) RootfsNames() ([]string, error) {
-	dir, err := s.root.OpenDir(rootfsDir)
+	dir, err := s.root.OpenDir(RootfsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -297,7 +296,7 @@ func (s *Store) RootfsNames() ([]string, error) {
 		return nil, err
 	}
 	for i, name := range names {
-		names[i] = path.Join(rootfsDir, name)
+		names[i] = path.Join(RootfsDir, name)
 	}
 	return names, nil
 }

@@ -68,9 +68,6 @@ func (o *Options) setDefaults() {
 }
 
 const (
-	layersDir = "layers"
-	tmpDir    = "tmp"
-
 	refDiff     = "oci/diff/"
 	refBlob     = "oci/blob/"
 	refSnapshot = "oci/snapshot/"
@@ -114,8 +111,8 @@ func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err e
 	for _, d := range []struct {
 		name string
 		dir  **atfs.Dir
-	}{{layersDir, &s.layers}, {tmpDir, &s.tmp}} {
-		if err := s.root.MkdirAll(d.name, 0o700); err != nil {
+	}{{LayersDir, &s.layers}, {TmpDir, &s.tmp}} {
+		if err := s.root.MkdirAll(d.name, dirMode); err != nil {
 			return nil, err
 		}
 		if *d.dir, err = s.root.OpenDir(d.name); err != nil {

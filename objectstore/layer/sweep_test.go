@@ -147,7 +147,7 @@ func (b *bed) checkRepo(t *testing.T) {
 		checkOstree(t, b.path)
 	}
 	must(t, b.SweepTmp())
-	left, err := os.ReadDir(filepath.Join(b.path, tmpDir))
+	left, err := os.ReadDir(filepath.Join(b.path, TmpDir))
 	if err != nil || len(left) != 0 {
 		t.Errorf("tmp: got %v, %v, want nothing", left, err)
 	}
@@ -175,7 +175,7 @@ func (b *bed) checkAll(t *testing.T) {
 func (b *bed) checkCheckout(t *testing.T, chain ...objectstore.Checksum) {
 	t.Helper()
 	short := chain[len(chain)-1].String()[:shortID]
-	found, err := filepath.Glob(filepath.Join(b.path, layersDir, short, "fs*"))
+	found, err := filepath.Glob(filepath.Join(b.path, LayersDir, short, "fs*"))
 	must(t, err)
 	if len(found) == 0 {
 		return
@@ -246,7 +246,7 @@ func starting(tar func(testing.TB) []byte) sweepCase {
 		b := openSwept(t, path, nil)
 		checkOut(t, b.Store, path, b.importBlob(t, tar(t), someBlob).ID)
 		b.crash(t)
-		must(t, os.MkdirAll(filepath.Join(path, tmpDir, checkoutTmpPrefix+"x", "d"), 0o700))
+		must(t, os.MkdirAll(filepath.Join(path, TmpDir, checkoutTmpPrefix+"x", "d"), 0o700))
 	}
 	return c
 }
@@ -553,7 +553,7 @@ func pruning() sweepCase {
 		},
 		Check: func(t *testing.T, b *bed, done bool) {
 			t.Helper()
-			left, err := os.ReadDir(filepath.Join(b.path, tmpDir))
+			left, err := os.ReadDir(filepath.Join(b.path, TmpDir))
 			if done && (err != nil || len(left) != 0) {
 				t.Errorf("tmp: got %v, %v, want nothing", left, err)
 			}
@@ -580,7 +580,7 @@ func pruning() sweepCase {
 			}
 			refs := value(b.repo.Refs(""))(t)
 			objects := value(filepath.Glob(filepath.Join(b.path, "repo/objects/??/*")))(t)
-			checkouts := value(os.ReadDir(filepath.Join(b.path, layersDir)))(t)
+			checkouts := value(os.ReadDir(filepath.Join(b.path, LayersDir)))(t)
 			if len(refs) != 2 || len(objects) != len(needed) || len(checkouts) != 2 {
 				t.Errorf("got %d refs, %d objects, %d checkouts, want 2, %d, 2", len(refs), len(objects), len(checkouts), len(needed))
 			}

@@ -1,0 +1,50 @@
+package layer
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// Names of the directories that a [Store] keeps below its root.
+const (
+	LayersDir  = "layers"  // checkouts of layers, below their [CheckoutDir]
+	RootfsDir  = "rootfs"  // composefs images of chains, see [Store.RootfsName]
+	JournalDir = "journal" // layers that may not be on the disk yet
+	TmpDir     = "tmp"     // what is being made or removed; packages that share the root use prefixes of their own
+)
+
+const dirMode = 0o700
+
+// Dirs returns the directories that a [Store] keeps below its root, by name, with the type and mode that it creates them
+// with. Only LayersDir, JournalDir and TmpDir always exist.
+func Dirs() map[string]uint32 {
+	const mode = unix.S_IFDIR | dirMode
+	return map[string]uint32{LayersDir: mode, RootfsDir: mode, JournalDir: mode, TmpDir: mode}
+}
+
+// CheckoutDir returns the name below LayersDir of the directory that holds the checkouts of a layer. Layers whose IDs
+// begin alike share it: the store then refuses the second one.
+func CheckoutDir(id objectstore.Checksum) string { return id.String()[:shortID] }
+
+// CheckoutOwner returns the ID of the layer whose checkouts are in the directory called dir below LayersDir.
+func (s *Store) CheckoutOwner(dir string) (objectstore.Checksum, error) {
+	owner, err := s.readOwner(dir)
+	if err != nil {
+		return objectstore.Checksum{}, err
+	}
+	id, err := objectstore.ParseChecksum(owner)
+	if err != nil {
+		return id, fmt.Errorf("read owner of %s/%s: %w", LayersDir, dir, err)
+	}
+	return id, nil
+}
+
+func (s *Store) readOwner(dir string) (string, error) {
+	b, err := s.layers.ReadFile(path.Join(dir, commitFile), 128)
+	return strings.TrimSpace(string(b)), err
+}
