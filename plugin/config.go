@@ -15,7 +15,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
 // DefaultConfigFile is where the daemon looks for its configuration.
@@ -115,7 +115,7 @@ func DefaultConfig() *Config {
 		Mtime:      layer.MtimeExact,
 		Durability: DurabilityJournal,
 		Containerd: ContainerdConfig{Address: "/run/containerd/containerd.sock"},
-		Decompress: DecompressConfig{Gzip: differ.GzipAuto},
+		Decompress: DecompressConfig{Gzip: blob.GzipAuto},
 		Import:     ImportConfig{Memory: 64 << 20, MaxEntries: 1 << 20},
 		Log:        LogConfig{Level: "info", Format: "text"},
 	}
@@ -207,7 +207,7 @@ func (c *Config) Validate() error {
 		{c.Durability == DurabilityJournal || c.Durability == DurabilitySync, "durability", c.Durability, `must be "journal" or "sync"`},
 		{filepath.IsAbs(c.Containerd.Address), "containerd.address", c.Containerd.Address, "must be an absolute path"},
 		{c.Containerd.ContentRoot == "" || filepath.IsAbs(c.Containerd.ContentRoot), "containerd.content_root", c.Containerd.ContentRoot, "must be an absolute path or empty"},
-		{c.Decompress.Gzip == differ.GzipAuto || c.Decompress.Gzip == differ.GzipOff || filepath.IsAbs(c.Decompress.Gzip), "decompress.gzip", c.Decompress.Gzip, `must be "auto", "off" or an absolute path`},
+		{c.Decompress.Gzip == blob.GzipAuto || c.Decompress.Gzip == blob.GzipOff || filepath.IsAbs(c.Decompress.Gzip), "decompress.gzip", c.Decompress.Gzip, `must be "auto", "off" or an absolute path`},
 		{c.Import.Workers >= 0, "import.workers", c.Import.Workers, "must not be negative"},
 		{c.Import.Memory >= 1<<20, "import.memory", c.Import.Memory, "must be at least 1MiB"},
 		{c.Import.MaxEntries > 0, "import.max_entries", c.Import.MaxEntries, "must be positive"},

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 )
 
@@ -35,7 +36,7 @@ type daemon struct {
 	conn *grpc.ClientConn
 
 	mu   sync.Mutex
-	root differ.Files // of the content store, "" before it is known
+	root blob.Files // of the content store, "" before it is known
 }
 
 // connect prepares the connection to containerd. contentRoot is the directory of its content store, "" to ask for it.
@@ -48,14 +49,14 @@ func connect(address, contentRoot string) (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
-	return &daemon{conn: conn, root: differ.Files(contentRoot)}, nil
+	return &daemon{conn: conn, root: blob.Files(contentRoot)}, nil
 }
 
 func (d *daemon) Close() error { return d.conn.Close() }
 
 // Open opens a blob: the file in containerd's content store, or else the bytes that containerd sends.
-func (d *daemon) Open(ctx context.Context, desc ocispec.Descriptor) (differ.Blob, error) {
-	sources := make(differ.First, 0, 2)
+func (d *daemon) Open(ctx context.Context, desc ocispec.Descriptor) (blob.Blob, error) {
+	sources := make(blob.First, 0, 2)
 	if root, err := d.contentRoot(ctx); err != nil {
 		log.G(ctx).WithError(err).Debug("directory of containerd's content store is not known, blobs are read through containerd")
 	} else {
@@ -65,7 +66,7 @@ func (d *daemon) Open(ctx context.Context, desc ocispec.Descriptor) (differ.Blob
 		ctx = namespaces.WithNamespace(ctx, ns) // onto the calls that follow
 	}
 	store := proxy.NewContentStore(contentapi.NewContentClient(d.conn))
-	return append(sources, differ.Provider{Provider: store}).Open(ctx, desc)
+	return append(sources, blob.Provider{Provider: store}).Open(ctx, desc)
 }
 
 // target is where containerd keeps blobs.
@@ -77,7 +78,7 @@ func (d *daemon) target() differ.Target {
 }
 
 // contentRoot asks containerd, once it can answer, where its content store is.
-func (d *daemon) contentRoot(ctx context.Context) (differ.Files, error) {
+func (d *daemon) contentRoot(ctx context.Context) (blob.Files, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.root != "" {
@@ -92,7 +93,7 @@ func (d *daemon) contentRoot(ctx context.Context) (differ.Files, error) {
 	}
 	for _, p := range resp.Plugins {
 		if root := p.Exports["root"]; root != "" {
-			d.root = differ.Files(root)
+			d.root = blob.Files(root)
 			log.G(ctx).WithField("path", root).Info("found containerd's content store")
 			return d.root, nil
 		}

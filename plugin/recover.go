@@ -7,16 +7,16 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
 // Recover brings the layers in order after a stop without warning, and logs what it found. Layers that lack something
 // are imported again from their blobs: in the file where they were read when the layer was made, or in source, which may
 // be nil. After a clean stop it does nothing.
-func (s *Store) Recover(ctx context.Context, source differ.ContentSource, d *differ.Decompressor) error {
+func (s *Store) Recover(ctx context.Context, source blob.Source, d *blob.Decompressor) error {
 	start := time.Now()
 	r, err := s.Layers.Recover(ctx, func(ctx context.Context, lost layer.LostLayer) error {
-		held, err := differ.Import(ctx, s.Layers, blobSource(lost, source), d, lost.Blob, nil)
+		held, err := blob.Import(ctx, s.Layers, blobSource(lost, source), d, lost.Blob, nil)
 		if err != nil {
 			return err
 		}
@@ -47,10 +47,10 @@ func (s *Store) Recover(ctx context.Context, source differ.ContentSource, d *dif
 }
 
 // blobSource is where the blob of a lost layer may be.
-func blobSource(lost layer.LostLayer, source differ.ContentSource) differ.ContentSource {
-	var sources differ.First
+func blobSource(lost layer.LostLayer, source blob.Source) blob.Source {
+	var sources blob.First
 	if lost.BlobFile != "" {
-		sources = append(sources, differ.File(lost.BlobFile))
+		sources = append(sources, blob.File(lost.BlobFile))
 	}
 	if source != nil {
 		sources = append(sources, source)

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 )
 
@@ -68,7 +69,7 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if s.daemon, err = connect(c.Containerd.Address, c.Containerd.ContentRoot); err != nil {
 		return nil, err
 	}
-	decompressor, err := differ.NewDecompressor(ctx, c.Decompress.Gzip)
+	decompressor, err := blob.NewDecompressor(ctx, c.Decompress.Gzip)
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -234,7 +234,7 @@ func (f *fakeContainerd) serve(t *testing.T, address, dir string, blob []byte) o
 }
 
 func TestBlobsOfContainerd(t *testing.T) {
-	blob := []byte("blob")
+	text := []byte("blob")
 	for _, c := range []struct {
 		name   string
 		root   func(store string) string // what containerd tells
@@ -256,18 +256,18 @@ func TestBlobsOfContainerd(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = d.Close() })
 			f := &fakeContainerd{root: c.root(store)}
-			desc := f.serve(t, config.Containerd.Address, store, blob) // after the connection was prepared
+			desc := f.serve(t, config.Containerd.Address, store, text) // after the connection was prepared
 			ctx := namespaces.WithNamespace(t.Context(), "default")
 			for range 2 {
 				b, err := d.Open(ctx, desc)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, ok := b.(*differ.FileBlob); ok != c.file {
+				if _, ok := b.(*blob.FileBlob); ok != c.file {
 					t.Errorf("blob is a %T, want a file: %v", b, c.file)
 				}
 				got := make([]byte, b.Size())
-				if _, err := b.ReadAt(got, 0); err != nil || string(got) != string(blob) {
+				if _, err := b.ReadAt(got, 0); err != nil || string(got) != string(text) {
 					t.Errorf("got %q, %v", got, err)
 				}
 				if err := b.Close(); err != nil {

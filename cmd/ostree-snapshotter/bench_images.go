@@ -24,7 +24,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/dedup"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
 // layoutPrefix begins a reference that is a directory with an OCI layout.
@@ -34,11 +34,11 @@ const layoutPrefix = "oci:"
 type imageFinder struct {
 	platform  ocispec.Platform
 	namespace string
-	gzip      *differ.Decompressor
+	gzip      *blob.Decompressor
 	cfg       *plugin.Config
 
-	conn  *grpc.ClientConn     // to containerd, made when the first image is to be there
-	files differ.ContentSource // directory of containerd's content store, nil if that is not known
+	conn  *grpc.ClientConn // to containerd, made when the first image is to be there
+	files blob.Source      // directory of containerd's content store, nil if that is not known
 }
 
 func (c *cli) newImageFinder(ctx context.Context, platform ocispec.Platform) (*imageFinder, error) {
@@ -47,7 +47,7 @@ func (c *cli) newImageFinder(ctx context.Context, platform ocispec.Platform) (*i
 		return nil, err
 	}
 	f := &imageFinder{platform: platform, namespace: c.imageNamespace, cfg: cfg}
-	f.gzip, err = differ.NewDecompressor(quiet(ctx), cfg.Decompress.Gzip)
+	f.gzip, err = blob.NewDecompressor(quiet(ctx), cfg.Decompress.Gzip)
 	return f, err
 }
 
@@ -106,9 +106,9 @@ func (c *cli) inContainerd(ctx context.Context, f *imageFinder, name string) ([]
 	if err != nil {
 		return nil, err
 	}
-	source := differ.First{differ.Provider{Provider: provider}}
+	source := blob.First{blob.Provider{Provider: provider}}
 	if f.files != nil {
-		source = differ.First{f.files, source}
+		source = blob.First{f.files, source}
 	}
 	layers, err := f.layers(ctx, r, source, []ocispec.Descriptor{target})
 	if errdefs.IsNotFound(err) {
@@ -125,7 +125,7 @@ func (f *imageFinder) resolver(provider content.Provider) *resolver {
 }
 
 // blobProvider gives blobs of a source to what reads images.
-type blobProvider struct{ differ.ContentSource }
+type blobProvider struct{ blob.Source }
 
 func (p blobProvider) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	return p.Open(ctx, desc)
@@ -137,7 +137,7 @@ func (f *imageFinder) inLayout(ctx context.Context, name string) ([]dedup.Layer,
 	if err != nil {
 		return nil, err
 	}
-	source := differ.Files(dir)
+	source := blob.Files(dir)
 	return f.layers(ctx, f.resolver(blobProvider{source}), source, descs)
 }
 
@@ -158,20 +158,20 @@ func findInLayout(ctx context.Context, name string) (dir string, descs []ocispec
 }
 
 func readLayoutIndex(ctx context.Context, dir string) (_ *ocispec.Index, err error) {
-	blob, err := differ.File(filepath.Join(dir, ocispec.ImageIndexFile)).Open(ctx, ocispec.Descriptor{})
+	file, err := blob.File(filepath.Join(dir, ocispec.ImageIndexFile)).Open(ctx, ocispec.Descriptor{})
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("%s is no OCI layout: it has no %s", dir, ocispec.ImageIndexFile)
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, blob.Close()) }()
-	if blob.Size() > maxManifest {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", ocispec.ImageIndexFile, blob.Size(), maxManifest)
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if file.Size() > maxManifest {
+		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", ocispec.ImageIndexFile, file.Size(), maxManifest)
 	}
 	index := new(ocispec.Index)
-	b := make([]byte, blob.Size())
-	if _, err := blob.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+	b := make([]byte, file.Size())
+	if _, err := file.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	if err := json.Unmarshal(b, index); err != nil {
@@ -204,7 +204,7 @@ func tagged(list []ocispec.Descriptor, tag string) ([]ocispec.Descriptor, error)
 
 // layers returns the layers of the manifest that is best for the platform, of those that descs lead to. That one of their
 // blobs, or what leads to them, is not here is an errdefs.ErrNotFound.
-func (f *imageFinder) layers(ctx context.Context, r *resolver, source differ.ContentSource, descs []ocispec.Descriptor) ([]dedup.Layer, error) {
+func (f *imageFinder) layers(ctx context.Context, r *resolver, source blob.Source, descs []ocispec.Descriptor) ([]dedup.Layer, error) {
 	config, err := f.manifest(ctx, r, descs)
 	if err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func (f *imageFinder) layers(ctx context.Context, r *resolver, source differ.Con
 		layers[i] = dedup.Layer{
 			DiffID: diffIDs[i], Blob: desc.Digest, BlobSize: desc.Size,
 			Open: func(ctx context.Context) (dedup.Tar, error) {
-				return differ.OpenTar(namespaces.WithNamespace(quiet(ctx), f.namespace), source, f.gzip, desc)
+				return blob.OpenTar(namespaces.WithNamespace(quiet(ctx), f.namespace), source, f.gzip, desc)
 			},
 		}
 		if err := look(ctx, source, desc); err != nil {
@@ -244,18 +244,18 @@ func (e absentError) Error() string { return string(e) }
 func (absentError) NotFound() {}
 
 // look reports whether a blob is here, before any time is spent on others.
-func look(ctx context.Context, source differ.ContentSource, desc ocispec.Descriptor) error {
+func look(ctx context.Context, source blob.Source, desc ocispec.Descriptor) error {
 	if err := desc.Digest.Validate(); err != nil {
 		return err
 	}
-	blob, err := source.Open(ctx, desc)
+	b, err := source.Open(ctx, desc)
 	if errdefs.IsNotFound(err) {
 		return absentError("its blob is not here")
 	}
 	if err != nil {
 		return err
 	}
-	return blob.Close()
+	return b.Close()
 }
 
 // manifest reads the manifest for the platform, and returns its config.
@@ -304,5 +304,5 @@ func openLayout(ctx context.Context, name string) (ocispec.Descriptor, content.P
 	if len(descs) != 1 {
 		return ocispec.Descriptor{}, nil, fmt.Errorf("the layout has %d manifests with this tag, want one manifest or index", len(descs))
 	}
-	return descs[0], blobProvider{differ.Files(dir)}, nil
+	return descs[0], blobProvider{blob.Files(dir)}, nil
 }

@@ -18,7 +18,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
 // fsckRepair checks the store, repairs what it can, and checks again: what it reports as repaired was found to be right.
@@ -113,8 +113,8 @@ func (s *store) removeDamagedRefs(ctx context.Context) (removed []fsckProblem, e
 // A repairer makes layers again.
 type repairer struct {
 	store    *store
-	source   differ.ContentSource // nil if blobs cannot be read
-	gzip     *differ.Decompressor
+	source   blob.Source // nil if blobs cannot be read
+	gzip     *blob.Decompressor
 	blobs    map[objectstore.Checksum][]digest.Digest // that a layer may be unpacked from
 	bad      map[objectstore.ObjectName]struct{}      // damaged or missing
 	layers   map[objectstore.Checksum]struct{}        // that lack something
@@ -143,7 +143,7 @@ func (c *cli) repair(ctx context.Context, s *store, report *fsckReport, contentR
 	if r.source, err = c.contentSource(ctx, s.cfg, contentRoot); err != nil {
 		c.note("blobs cannot be read, so that only checkouts and refs are repaired: %v", err)
 	}
-	if r.gzip, err = differ.NewDecompressor(ctx, s.cfg.Decompress.Gzip); err != nil {
+	if r.gzip, err = blob.NewDecompressor(ctx, s.cfg.Decompress.Gzip); err != nil {
 		return err
 	}
 	images, _ := c.images(ctx, s.cfg)
@@ -180,12 +180,12 @@ func blobs(rows []row) map[objectstore.Checksum][]digest.Digest {
 }
 
 // contentSource is the directory of containerd's content store: blobs of every namespace are there.
-func (c *cli) contentSource(ctx context.Context, cfg *plugin.Config, root string) (differ.ContentSource, error) {
+func (c *cli) contentSource(ctx context.Context, cfg *plugin.Config, root string) (blob.Source, error) {
 	if root == "" {
 		root = cfg.Containerd.ContentRoot
 	}
 	if root != "" {
-		return differ.Files(root), nil
+		return blob.Files(root), nil
 	}
 	conn, err := grpcClient(c.containerdSocket(cfg), dialUnix)
 	if err != nil {
@@ -199,7 +199,7 @@ func (c *cli) contentSource(ctx context.Context, cfg *plugin.Config, root string
 	}
 	for _, p := range resp.Plugins {
 		if dir := p.Exports["root"]; dir != "" {
-			return differ.Files(dir), nil
+			return blob.Files(dir), nil
 		}
 	}
 	return nil, errors.New("containerd does not say where its content store is: --content-root does")
@@ -280,8 +280,8 @@ func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
 		return errors.New("no blobs")
 	}
 	errs := []error{errors.New("its blob is not there")}
-	for _, blob := range r.blobs[id] {
-		held, err := differ.Import(ctx, r.store.layers, r.source, r.gzip, blob, r.bad)
+	for _, name := range r.blobs[id] {
+		held, err := blob.Import(ctx, r.store.layers, r.source, r.gzip, name, r.bad)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -293,7 +293,7 @@ func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
 		if made == id {
 			return r.forget(id)
 		}
-		errs = append(errs, fmt.Errorf("blob %s is that of layer %s", blob, made))
+		errs = append(errs, fmt.Errorf("blob %s is that of layer %s", name, made))
 	}
 	return errors.Join(errs...)
 }

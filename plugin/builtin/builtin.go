@@ -22,6 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 )
 
@@ -93,7 +94,7 @@ func newSnapshotter(ic *containerdplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	// The content store is not open yet: blobs can be read where the journal says that they were.
-	if err := store.Recover(ic.Context, nil, new(differ.Decompressor)); err != nil {
+	if err := store.Recover(ic.Context, nil, new(blob.Decompressor)); err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
 	var opts []snapshotter.Option
@@ -132,7 +133,7 @@ func newDiffer(ic *containerdplugin.InitContext) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("metadata store is a %T", m)
 	}
-	d, err := differ.NewDecompressor(ic.Context, config.Gzip)
+	d, err := blob.NewDecompressor(ic.Context, config.Gzip)
 	if err != nil {
 		return nil, err
 	}
@@ -142,11 +143,11 @@ func newDiffer(ic *containerdplugin.InitContext) (any, error) {
 }
 
 // source reads blobs from the directory of the local content store if there is one, else through the store.
-func source(ic *containerdplugin.InitContext, store content.Provider) differ.ContentSource {
-	sources := differ.First{differ.Provider{Provider: store}}
+func source(ic *containerdplugin.InitContext, store content.Provider) blob.Source {
+	sources := blob.First{blob.Provider{Provider: store}}
 	if p := ic.Plugins().Get(plugins.ContentPlugin, "content"); p != nil {
 		if root := p.Meta.Exports["root"]; root != "" {
-			return append(differ.First{differ.Files(root)}, sources...)
+			return append(blob.First{blob.Files(root)}, sources...)
 		}
 	}
 	return sources

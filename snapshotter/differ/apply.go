@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -16,6 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
 
@@ -39,9 +39,9 @@ type Snapshots interface {
 type Differ struct {
 	snapshots    Snapshots
 	layers       *layer.Store
-	content      ContentSource
+	content      blob.Source
 	target       Target
-	decompressor *Decompressor
+	decompressor *blob.Decompressor
 	blobs        keylock.Map // by digest: being unpacked
 }
 
@@ -51,7 +51,7 @@ var (
 )
 
 // New returns a differ that unpacks blobs of source into layers, for snapshots, and writes blobs to target.
-func New(snapshots Snapshots, layers *layer.Store, source ContentSource, target Target, d *Decompressor) *Differ {
+func New(snapshots Snapshots, layers *layer.Store, source blob.Source, target Target, d *blob.Decompressor) *Differ {
 	return &Differ{snapshots: snapshots, layers: layers, content: source, target: target, decompressor: d}
 }
 
@@ -72,7 +72,7 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 }
 
 func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, config diff.ApplyConfig) (_ ocispec.Descriptor, err error) {
-	compressed, err := isCompressed(desc.MediaType)
+	compressed, err := blob.IsCompressed(desc.MediaType)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -153,47 +153,5 @@ func (d *Differ) unpack(ctx context.Context, desc ocispec.Descriptor, compressed
 			d.snapshots.MarkGarbage()
 		}
 	}()
-	return importBlob(ctx, d.layers, d.content, d.decompressor, desc, compressed, nil)
-}
-
-// Import unpacks a blob of source into a layer of the store and returns it held. What the blob is compressed with is
-// found out. Objects in distrust are replaced where the layer has them.
-func Import(ctx context.Context, layers *layer.Store, source ContentSource, d *Decompressor, blob digest.Digest, distrust map[objectstore.ObjectName]struct{}) (*layer.Held, error) {
-	if err := blob.Validate(); err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	held, err := importBlob(ctx, layers, source, d, ocispec.Descriptor{Digest: blob}, true, distrust)
-	if err != nil {
-		return nil, fmt.Errorf("import blob %s: %w", blob, err)
-	}
-	return held, nil
-}
-
-func importBlob(ctx context.Context, layers *layer.Store, source ContentSource, d *Decompressor, desc ocispec.Descriptor, compressed bool, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
-	start := time.Now()
-	tar, err := openTar(ctx, source, d, desc, compressed)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, tar.Close()) }()
-	options := layer.ImportOptions{
-		// The stream has been read to its end, so the decompressor is content with the blob.
-		Accept:   func(diffID digest.Digest, _ int64) error { return tar.Accept(diffID) },
-		Distrust: distrust,
-	}
-	if f, ok := tar.blob.(*FileBlob); ok {
-		options.BlobFile = f.Name()
-	}
-	if desc.Digest.Algorithm() == digest.SHA256 {
-		options.Blob = desc.Digest
-	}
-	held, err := layers.Import(ctx, tar, options)
-	if err != nil {
-		return nil, err
-	}
-	log.G(ctx).WithFields(log.Fields{
-		"layer": held.ID.String(), "diffID": held.DiffID, "blob": desc.Digest, "entries": held.Entries, "bytes": held.TarSize,
-		"added": held.Added.Bytes, "decompressor": tar.stream.name, "duration": time.Since(start),
-	}).Info("layer imported")
-	return held, nil
+	return blob.ImportBlob(ctx, d.layers, d.content, d.decompressor, desc, compressed, nil)
 }

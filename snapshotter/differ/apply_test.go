@@ -32,6 +32,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -48,7 +49,7 @@ type world struct {
 func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
 	tb.Helper()
 	w := &world{Env: snaptest.New(tb, opts...), dir: tb.TempDir()}
-	d, err := differ.NewDecompressor(tb.Context(), gzip)
+	d, err := blob.NewDecompressor(tb.Context(), gzip)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -56,7 +57,7 @@ func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
 	return w
 }
 
-func (w *world) Open(ctx context.Context, desc ocispec.Descriptor) (differ.Blob, error) {
+func (w *world) Open(ctx context.Context, desc ocispec.Descriptor) (blob.Blob, error) {
 	w.opened.Add(1)
 	if w.gate != nil {
 		select {
@@ -65,7 +66,7 @@ func (w *world) Open(ctx context.Context, desc ocispec.Descriptor) (differ.Blob,
 			return nil, context.Cause(ctx)
 		}
 	}
-	return differ.Files(w.dir).Open(ctx, desc)
+	return blob.Files(w.dir).Open(ctx, desc)
 }
 
 // put writes a blob into the content store.
@@ -172,12 +173,12 @@ func TestApplyIsLikeContainerd(t *testing.T) {
 		name, mediaType, gzip, tool string
 		encode                      func(testing.TB, []byte) []byte
 	}{
-		{"gzip", ocispec.MediaTypeImageLayerGzip, differ.GzipOff, "", gz},
-		{"igzip", ocispec.MediaTypeImageLayerGzip, differ.GzipAuto, "igzip", gz},
-		{"docker gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip", differ.GzipOff, "", gz},
-		{"zstd", ocispec.MediaTypeImageLayerZstd, differ.GzipOff, "", zst},
-		{"plain", ocispec.MediaTypeImageLayer, differ.GzipOff, "", func(_ testing.TB, b []byte) []byte { return b }},
-		{"docker gzip called tar", "application/vnd.docker.image.rootfs.diff.tar", differ.GzipOff, "", gz},
+		{"gzip", ocispec.MediaTypeImageLayerGzip, blob.GzipOff, "", gz},
+		{"igzip", ocispec.MediaTypeImageLayerGzip, blob.GzipAuto, "igzip", gz},
+		{"docker gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip", blob.GzipOff, "", gz},
+		{"zstd", ocispec.MediaTypeImageLayerZstd, blob.GzipOff, "", zst},
+		{"plain", ocispec.MediaTypeImageLayer, blob.GzipOff, "", func(_ testing.TB, b []byte) []byte { return b }},
+		{"docker gzip called tar", "application/vnd.docker.image.rootfs.diff.tar", blob.GzipOff, "", gz},
 	} {
 		for _, mode := range []string{"sequential", "parallel"} {
 			t.Run(c.name+" "+mode, func(t *testing.T) {
@@ -225,7 +226,7 @@ func TestApplyIsLikeContainerd(t *testing.T) {
 }
 
 func TestApplyOnce(t *testing.T) {
-	w := newWorld(t, differ.GzipAuto)
+	w := newWorld(t, blob.GzipAuto)
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	w.gate = make(chan struct{})
@@ -267,7 +268,7 @@ func TestApplyOnce(t *testing.T) {
 
 // A call that waits for another one's unpacking ends with its own context, and the failure of one is not that of others.
 func TestApplyWaitsForAnother(t *testing.T) {
-	w := newWorld(t, differ.GzipOff)
+	w := newWorld(t, blob.GzipOff)
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, layers(t)[0]))
 	w.gate = make(chan struct{})
 	first, cancelFirst := context.WithCancel(t.Context())
@@ -302,7 +303,7 @@ func TestApplyWaitsForAnother(t *testing.T) {
 }
 
 func TestApplyKnown(t *testing.T) {
-	w := newWorld(t, differ.GzipOff)
+	w := newWorld(t, blob.GzipOff)
 	tar := layers(t)[0]
 	zipped := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	plain := w.put(t, ocispec.MediaTypeImageLayer, tar)
@@ -326,7 +327,7 @@ func TestApplyKnown(t *testing.T) {
 }
 
 func TestApplyToStaged(t *testing.T) {
-	w := newWorld(t, differ.GzipOff, snapshotter.WithStaging(func(context.Context) bool { return true }))
+	w := newWorld(t, blob.GzipOff, snapshotter.WithStaging(func(context.Context) bool { return true }))
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	if _, err := w.differ.Apply(t.Context(), desc, w.prepare(t, "n/1/extract-1 x", "")); err != nil {
@@ -346,7 +347,7 @@ func TestApplyToStaged(t *testing.T) {
 }
 
 func TestApplyRefuses(t *testing.T) {
-	w := newWorld(t, differ.GzipOff)
+	w := newWorld(t, blob.GzipOff)
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	ours := w.prepare(t, "n/1/extract-1 x", "")
@@ -396,7 +397,7 @@ func TestApplyCorrupted(t *testing.T) {
 		{"nothing", func([]byte) []byte { return nil }},
 		{"not a tar", func([]byte) []byte { return gz(t, []byte(noise(1<<20))) }},
 	} {
-		for _, g := range []string{differ.GzipOff, differ.GzipAuto} {
+		for _, g := range []string{blob.GzipOff, blob.GzipAuto} {
 			t.Run(c.name+" with gzip "+g, func(t *testing.T) {
 				w := newWorld(t, g)
 				good := gz(t, tar)
@@ -426,7 +427,7 @@ func TestApplyCorrupted(t *testing.T) {
 
 // Through the socket, errors must keep their class: containerd tries the next differ on not implemented only.
 func TestApplyOverSocket(t *testing.T) {
-	w := newWorld(t, differ.GzipAuto)
+	w := newWorld(t, blob.GzipAuto)
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	l, err := net.Listen("unix", filepath.Join(snaptest.SocketDir(t), "s"))

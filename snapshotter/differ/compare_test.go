@@ -30,6 +30,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -101,8 +102,8 @@ func newContainer(tb testing.TB) *container {
 // newContainerOn makes a container of an image with these layers.
 func newContainerOn(tb testing.TB, layers ...[]byte) *container {
 	tb.Helper()
-	c := &container{world: newWorld(tb, differ.GzipOff), target: newTarget(tb)}
-	d, err := differ.NewDecompressor(tb.Context(), differ.GzipOff)
+	c := &container{world: newWorld(tb, blob.GzipOff), target: newTarget(tb)}
+	d, err := blob.NewDecompressor(tb.Context(), blob.GzipOff)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -388,7 +389,7 @@ func TestCompareFails(t *testing.T) {
 	c.change(t, compareScripts["create"])
 	broken := c.target
 	broken.Store = brokenStore{c.target.Store}
-	d, err := differ.NewDecompressor(t.Context(), differ.GzipOff)
+	d, err := blob.NewDecompressor(t.Context(), blob.GzipOff)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package differ
+package blob
 
 import (
 	"bytes"
@@ -62,7 +62,7 @@ func putBlob(tb testing.TB, dir string, blob []byte) (Files, ocispec.Descriptor)
 }
 
 // decompress reads a blob to its end and verifies it. It returns what decompressed it.
-func decompress(tb testing.TB, d *Decompressor, source ContentSource, desc ocispec.Descriptor, compressed bool) (out []byte, name string, err error) {
+func decompress(tb testing.TB, d *Decompressor, source Source, desc ocispec.Descriptor, compressed bool) (out []byte, name string, err error) {
 	tb.Helper()
 	blob, err := source.Open(tb.Context(), desc)
 	if err != nil {
@@ -193,7 +193,7 @@ func TestDecompress(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			d := &Decompressor{}
 			files, desc := putBlob(t, t.TempDir(), c.blob)
-			for kind, source := range map[string]ContentSource{"file": files, "provider": Provider{providerOf(c.blob)}} {
+			for kind, source := range map[string]Source{"file": files, "provider": Provider{providerOf(c.blob)}} {
 				got, by, err := decompress(t, d, source, desc, c.compressed)
 				if (err != nil) != (c.want == nil) || err == nil && !bytes.Equal(got, c.want) {
 					t.Errorf("%s: got %d bytes, %v, want %d", kind, len(got), err, len(c.want))
@@ -257,7 +257,7 @@ func TestIsCompressed(t *testing.T) {
 		{mediaType: "", unknown: true},
 		{mediaType: strings.Repeat("+", 1<<16), unknown: true},
 	} {
-		got, err := isCompressed(c.mediaType)
+		got, err := IsCompressed(c.mediaType)
 		if errdefs.IsNotImplemented(err) != c.unknown || got != c.compressed {
 			t.Errorf("%.60q: got %v, %v", c.mediaType, got, err)
 		}

@@ -1,4 +1,4 @@
-package differ
+package blob
 
 import (
 	"context"
@@ -20,8 +20,8 @@ type Tar struct {
 
 // OpenTar begins to read the tar of the layer that desc describes. A blob that the source does not have is an
 // errdefs.ErrNotFound, and a media type that is no layer's an errdefs.ErrNotImplemented. When ctx is done, reading fails.
-func OpenTar(ctx context.Context, source ContentSource, d *Decompressor, desc ocispec.Descriptor) (*Tar, error) {
-	compressed, err := isCompressed(desc.MediaType)
+func OpenTar(ctx context.Context, source Source, d *Decompressor, desc ocispec.Descriptor) (*Tar, error) {
+	compressed, err := IsCompressed(desc.MediaType)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func OpenTar(ctx context.Context, source ContentSource, d *Decompressor, desc oc
 	return openTar(ctx, source, d, desc, compressed)
 }
 
-func openTar(ctx context.Context, source ContentSource, d *Decompressor, desc ocispec.Descriptor, compressed bool) (_ *Tar, err error) {
+func openTar(ctx context.Context, source Source, d *Decompressor, desc ocispec.Descriptor, compressed bool) (_ *Tar, err error) {
 	// Whatever ends the reading of the tar ends the decompressor and the reading of the blob too.
 	ctx, cancel := context.WithCancel(ctx)
 	t := &Tar{cancel: cancel}

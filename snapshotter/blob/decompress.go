@@ -1,4 +1,4 @@
-package differ
+package blob
 
 import (
 	"bytes"
@@ -62,9 +62,9 @@ var layerTypes = map[string]bool{
 	images.MediaTypeDockerSchema2LayerForeignGzip: true,
 }
 
-// isCompressed reports whether blobs of a media type may be compressed. One that is not a layer's, or an encrypted
+// IsCompressed reports whether blobs of a media type may be compressed. One that is not a layer's, or an encrypted
 // layer's, is an errdefs.ErrNotImplemented.
-func isCompressed(mediaType string) (bool, error) {
+func IsCompressed(mediaType string) (bool, error) {
 	c, ok := layerTypes[mediaType]
 	if !ok {
 		return false, fmt.Errorf("media type %q: %w", mediaType, errdefs.ErrNotImplemented)

@@ -1,4 +1,4 @@
-package differ
+package blob
 
 import (
 	"context"
@@ -21,8 +21,8 @@ import (
 // A Blob is the compressed bytes of a layer. Those of a [FileBlob] are a file of this host.
 type Blob = content.ReaderAt
 
-// A ContentSource opens blobs of containerd's content store.
-type ContentSource interface {
+// A Source opens blobs of containerd's content store.
+type Source interface {
 	// Open opens the blob with desc's digest. It need not check that the bytes have that digest. A blob that is not
 	// there is an errdefs.ErrNotFound.
 	Open(ctx context.Context, desc ocispec.Descriptor) (Blob, error)
@@ -89,7 +89,7 @@ func (p Provider) Open(ctx context.Context, desc ocispec.Descriptor) (Blob, erro
 }
 
 // First asks several sources in turn, until one has the blob.
-type First []ContentSource
+type First []Source
 
 // Open returns what the first source that can open the blob returns, or all errors. A source that fails for another
 // reason than that the blob is not there is logged.
