@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 // TestNamespacesShare pulls an image into two namespaces: it is unpacked once, and the second namespace costs nothing
@@ -85,7 +86,7 @@ func allocated(t *testing.T, root string) int64 {
 		}
 		if !seen[st.Ino] {
 			seen[st.Ino] = true
-			sum += st.Blocks * 512
+			sum += atfs.Allocated(&st)
 		}
 		return nil
 	})

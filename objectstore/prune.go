@@ -43,7 +43,7 @@ func (o *PruneOptions) frees(st *unix.Stat_t) int64 {
 	if uint64(st.Nlink) > links { //nolint:unconvert // it has 32 bits on arm64
 		return 0
 	}
-	return st.Blocks * 512
+	return atfs.Allocated(st)
 }
 
 // PrunePlan is what a prune is going to remove.
@@ -288,7 +288,7 @@ func (p *PrunePlan) addFresh(ctx context.Context, m *marker, refs map[string]Che
 		if err != nil {
 			return err
 		}
-		commits = append(commits, garbage{TypeCommit, sum, st.Blocks * 512})
+		commits = append(commits, garbage{TypeCommit, sum, atfs.Allocated(&st)})
 	}
 	p.garbage = append(commits, p.garbage...)
 	return nil
@@ -393,7 +393,7 @@ func (r *Repo) eachLeftover(now time.Time, f func(name string, bytes int64) erro
 			continue
 		}
 		var bytes int64
-		if err := r.tmp.Walk(name, func(st *unix.Stat_t) error { bytes += st.Blocks * 512; return nil }); err != nil {
+		if err := r.tmp.Walk(name, func(st *unix.Stat_t) error { bytes += atfs.Allocated(st); return nil }); err != nil {
 			return err
 		}
 		if err := f(name, bytes); err != nil {

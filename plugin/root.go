@@ -215,7 +215,7 @@ func (s *Store) openRepos(c *Config) (err error) {
 	dirs := []*atfs.Dir{s.Root}
 	defer func() {
 		s.Root = dirs[0]
-		err = errors.Join(err, closeDirs(dirs[1:]))
+		err = errors.Join(err, atfs.CloseAll(dirs[1:]))
 	}()
 	for _, name := range append([]string{c.RepoPath()}, c.DedupRepos...) {
 		dir, err := atfs.Open(name)
@@ -228,7 +228,7 @@ func (s *Store) openRepos(c *Config) (err error) {
 	switch {
 	case err == nil:
 		dirs, again = again, dirs
-		if err := closeDirs(again); err != nil {
+		if err := atfs.CloseAll(again); err != nil {
 			return err
 		}
 	case !errors.Is(err, mounts.ErrElsewhere): // else what cannot be linked is found below
@@ -243,14 +243,6 @@ func (s *Store) openRepos(c *Config) (err error) {
 		}
 	}
 	return nil
-}
-
-func closeDirs(dirs []*atfs.Dir) error {
-	var errs []error
-	for _, d := range dirs {
-		errs = append(errs, d.Close())
-	}
-	return errors.Join(errs...)
 }
 
 func openRepo(c *Config, root, dir *atfs.Dir) (*objectstore.Repo, error) {

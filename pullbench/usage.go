@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 // space is what a directory takes on the disk.
@@ -58,7 +60,7 @@ func measureSpace(dir string) (s space, err error) {
 			}
 			seen[st.Ino] = true
 		}
-		s.bytes += st.Blocks * 512
+		s.bytes += atfs.Allocated(&st)
 		s.inodes++
 		return nil
 	})

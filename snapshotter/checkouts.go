@@ -95,7 +95,7 @@ func (*links) release(string) error { return nil }
 func (k *links) openLower(_ context.Context, _ string, lower, mounts mount.Mount) (lowers []*atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closeDirs(lowers))
+			err = errors.Join(err, atfs.CloseAll(lowers))
 			lowers = nil
 		}
 	}()
@@ -126,14 +126,6 @@ func lowerOf(m mount.Mount) string {
 		return ""
 	}
 	return mountOption(m, lowerOption)
-}
-
-func closeDirs(dirs []*atfs.Dir) error {
-	var errs []error
-	for _, d := range dirs {
-		errs = append(errs, d.Close())
-	}
-	return errors.Join(errs...)
 }
 
 func (*links) committed(string, string, []content) {}

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/log"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -82,7 +83,7 @@ func (s *Snapshotter) discardOrphans(ctx context.Context) error {
 		}
 		for _, name := range names {
 			s.garbage.Store(true) // it may have kept a layer
-			if err := ignoreNotExist(s.discard(name)); err != nil {
+			if err := atfs.IgnoreNotExist(s.discard(name)); err != nil {
 				return err
 			}
 		}

@@ -52,7 +52,7 @@ func (s *Snapshotter) makeDirectory(n newDirectory) (string, error) {
 func (s *Snapshotter) dropNew(name string) error {
 	old := oldPrefix + strings.TrimPrefix(name, newPrefix)
 	if err := s.tmp.Rename(name, s.tmp, old, 0); err != nil {
-		return ignoreNotExist(err)
+		return atfs.IgnoreNotExist(err)
 	}
 	return s.tmp.RemoveAll(old)
 }

@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"maps"
 	"strings"
 	"sync"
@@ -228,11 +227,4 @@ func (x *refIndex) has(ref, parent string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.count[refKey{ref, parent}] > 0
-}
-
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }

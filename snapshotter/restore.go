@@ -167,7 +167,7 @@ func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int,
 	}
 	lost, err := s.root.OpenDir(LostDir)
 	if err != nil {
-		return kept, ignoreNotExist(err)
+		return kept, atfs.IgnoreNotExist(err)
 	}
 	// Also if an interrupted start has moved them.
 	return kept, errors.Join(lost.Sync(), lost.Close(), s.snaps.Sync(), s.root.Sync())

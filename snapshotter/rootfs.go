@@ -155,7 +155,7 @@ func (r *rootfses) mountOverlay(ctx context.Context, target string, o erofs.Over
 func (r *rootfses) release(id string) error {
 	name := path.Join(MountsDir, id)
 	if ok, err := r.s.root.Exists(name); err != nil || !ok {
-		return ignoreNotExist(err)
+		return atfs.IgnoreNotExist(err)
 	}
 	return r.s.unmount(name)
 }
@@ -533,7 +533,7 @@ func (s *Snapshotter) unmountRootfs(name string, needed map[string]struct{}) err
 
 // unmount unmounts a directory and removes it, unless somebody else just has: a removal and a sweep may do the same.
 func (s *Snapshotter) unmount(name string) error {
-	if err := ignoreNotExist(erofs.Unmount(filepath.Join(s.path, name))); err != nil {
+	if err := atfs.IgnoreNotExist(erofs.Unmount(filepath.Join(s.path, name))); err != nil {
 		return err
 	}
 	return s.root.RemoveAll(name)

@@ -194,7 +194,7 @@ func (s *Snapshotter) OpenUpper(ctx context.Context, lower, mounts []mount.Mount
 		return nil, nil, err
 	}
 	if upper, err = s.snaps.OpenDir(path.Join(id, upperDir)); err != nil {
-		return nil, nil, errors.Join(err, closeDirs(lowers))
+		return nil, nil, errors.Join(err, atfs.CloseAll(lowers))
 	}
 	return upper, lowers, nil
 }

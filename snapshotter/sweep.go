@@ -88,7 +88,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 func sweep(dir *atfs.Dir, name string, dryRun bool, bytes *int64) error {
 	err := dir.Walk(name, func(st *unix.Stat_t) error {
 		if st.Nlink == 1 || st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			*bytes += st.Blocks * 512
+			*bytes += atfs.Allocated(st)
 		}
 		return nil
 	})

@@ -482,7 +482,7 @@ func (b *imageBed) allocated(t *testing.T, layers []objectstore.Checksum, with *
 			if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
 				t.Fatal(err)
 			}
-			sum += st.Blocks * 512
+			sum += atfs.Allocated(&st)
 		}
 	}
 	return sum

@@ -37,13 +37,10 @@ type diskUsage struct {
 
 func (u *diskUsage) total() int64 { return u.objects + u.checkouts + u.snapshots + u.metadata }
 
-// inode identifies a file whatever it is called.
-type inode struct{ dev, ino uint64 }
-
 // usageWalk adds up a tree. What vanishes meanwhile, because the daemon is at work, is not counted.
 type usageWalk struct {
 	ctx    context.Context
-	names  map[inode]uint64                    // of files with several names, and of directories: how many were met
+	names  map[atfs.Inode]uint64               // of files with several names, and of directories: how many were met
 	linked map[objectstore.ObjectName]linkedTo // objects that have several names
 	use    *diskUsage
 	tick   func(files int64)
@@ -53,7 +50,7 @@ type usageWalk struct {
 
 // linkedTo is an inode and how many names it has, wherever they are.
 type linkedTo struct {
-	inode
+	inode atfs.Inode
 	links uint64
 }
 
@@ -62,7 +59,7 @@ type linkedTo struct {
 func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsage, error) {
 	w := &usageWalk{
 		ctx:    ctx,
-		names:  make(map[inode]uint64),
+		names:  make(map[atfs.Inode]uint64),
 		linked: make(map[objectstore.ObjectName]linkedTo),
 		use: &diskUsage{
 			objectBytes:   make(map[objectstore.ObjectName]int64),
@@ -150,7 +147,7 @@ func (w *usageWalk) first(st unix.Stat_t) bool {
 	if st.Nlink < 2 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return true
 	}
-	id := inode{st.Dev, st.Ino}
+	id := atfs.InodeOf(&st)
 	w.names[id]++
 	return w.names[id] == 1
 }
@@ -163,7 +160,7 @@ func (w *usageWalk) repoEntry(name string, st *unix.Stat_t) {
 			w.use.objects += bytes
 			w.use.objectBytes[obj] += bytes
 			if st.Nlink > 1 {
-				w.linked[obj] = linkedTo{inode{st.Dev, st.Ino}, uint64(st.Nlink)} //nolint:unconvert // it has 32 bits on arm64
+				w.linked[obj] = linkedTo{atfs.InodeOf(st), uint64(st.Nlink)} //nolint:unconvert // it has 32 bits on arm64
 			}
 			return
 		}

@@ -190,7 +190,7 @@ func lstat(d *atfs.Dir, base string) (*unix.Stat_t, error) {
 	}
 	st, err := d.Lstat(base)
 	if err != nil {
-		return nil, ignoreNotExist(err)
+		return nil, atfs.IgnoreNotExist(err)
 	}
 	return &st, nil
 }
@@ -280,10 +280,3 @@ func (c *comparison) sameFile(base string, a, b *atfs.Dir) (same bool, err error
 }
 
 func isDir(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFDIR }
-
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}

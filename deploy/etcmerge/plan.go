@@ -79,7 +79,7 @@ func (t typesOf) at(name string) (uint32, error) {
 		return typ, nil
 	}
 	mode, err := t.fresh(name)
-	if err := ignoreNotExist(err); err != nil {
+	if err := atfs.IgnoreNotExist(err); err != nil {
 		return 0, err
 	}
 	if err != nil {

@@ -126,7 +126,7 @@ func TestStoreCopies(t *testing.T) {
 	must(t, err)
 	var bytes int64
 	for _, st := range contentObjects(t, to) {
-		bytes += st.Blocks * 512
+		bytes += atfs.Allocated(&st)
 	}
 	if need.Transfer != objectstore.TransferCopy || need.Shared != 0 || need.Bytes != bytes || bytes < int64(len(large)) {
 		t.Errorf("need: got %+v, want copies of %d bytes", need, bytes)
@@ -140,7 +140,7 @@ func TestStoreCopies(t *testing.T) {
 	for _, name := range names {
 		var st unix.Stat_t
 		must(t, unix.Lstat(name, &st))
-		metadata += st.Blocks * 512
+		metadata += atfs.Allocated(&st)
 	}
 	if need.Metadata != metadata {
 		t.Errorf("need: %d bytes of metadata, want %d", need.Metadata, metadata)

@@ -14,7 +14,7 @@ const bootedFile = "ostree-booted"
 
 // findBooted returns the directory that the running system was booted from, nil if it is not a deployment's. That may be one
 // of another sysroot.
-func (s *Sysroot) findBooted() (*inode, error) {
+func (s *Sysroot) findBooted() (*atfs.Inode, error) {
 	if s.run == nil {
 		return nil, nil
 	}
@@ -39,21 +39,22 @@ func (s *Sysroot) findBooted() (*inode, error) {
 	}
 	defer root.Close()
 	st, err := root.Lstat(".")
-	return &inode{st.Dev, st.Ino}, err
+	id := atfs.InodeOf(&st)
+	return &id, err
 }
 
 var pairType = gvariant.MustType("(tt)")
 
-func parseBooted(data []byte) (id inode, ok bool) {
+func parseBooted(data []byte) (id atfs.Inode, ok bool) {
 	entries, err := gvariant.ParseDict(data)
 	if err != nil {
-		return inode{}, false
+		return atfs.Inode{}, false
 	}
 	v := lookup(entries, "backing-root-device-inode")
 	if v.Type != pairType.String() || pairType.Check(v.Data) != nil {
-		return inode{}, false
+		return atfs.Inode{}, false
 	}
-	return inode{binary.LittleEndian.Uint64(v.Data), binary.LittleEndian.Uint64(v.Data[8:])}, true
+	return atfs.Inode{Dev: binary.LittleEndian.Uint64(v.Data), Ino: binary.LittleEndian.Uint64(v.Data[8:])}, true
 }
 
 // lookup returns the value of a key, the zero Variant if it is not there.

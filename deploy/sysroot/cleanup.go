@@ -32,7 +32,7 @@ func (l leftover) remove() error {
 		if err == nil {
 			err = errors.Join(d.SetImmutable(false), d.Close())
 		}
-		if err = ignoreNotExist(err); err != nil {
+		if err = atfs.IgnoreNotExist(err); err != nil {
 			return err
 		}
 	}
@@ -117,7 +117,7 @@ func (s *Sysroot) oldDeployments(_ *State, keep []*Deployment) (found []leftover
 	return found, nil
 }
 
-func (s *Sysroot) oldInStateroot(stateroot string, kept map[string]bool, booted *inode) (found []leftover, err error) {
+func (s *Sysroot) oldInStateroot(stateroot string, kept map[string]bool, booted *atfs.Inode) (found []leftover, err error) {
 	dir := deploysDir(stateroot)
 	names, err := readNames(s.dir, dir)
 	if err != nil {

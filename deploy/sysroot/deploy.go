@@ -173,7 +173,7 @@ func (s *Sysroot) finishDeployment(ctx context.Context, p *Plan, root *atfs.Dir)
 		}
 	}
 	for _, name := range []string{d.Path() + "/etc/" + updatedFile, varDir(d.Stateroot) + "/" + updatedFile} {
-		if err := ignoreNotExist(s.dir.Unlink(name)); err != nil {
+		if err := atfs.IgnoreNotExist(s.dir.Unlink(name)); err != nil {
 			return err
 		}
 	}

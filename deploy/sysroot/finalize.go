@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 // failureFile, below /boot, holds why the last attempt to finalize a staged deployment failed. libostree looks for it too.
@@ -28,7 +29,7 @@ func (s *Sysroot) FinalizeStaged(ctx context.Context) (*Plan, error) {
 		}
 		return nil, err
 	}
-	if err := ignoreNotExist(s.boot.Unlink(failureFile)); err != nil {
+	if err := atfs.IgnoreNotExist(s.boot.Unlink(failureFile)); err != nil {
 		return nil, fmt.Errorf("finalize staged deployment: %w", err)
 	}
 	return p, nil
@@ -151,7 +152,7 @@ func (s *Sysroot) bootComplete(ctx context.Context) (*BootReport, error) {
 		return nil, err
 	}
 	r.Finalize = strings.ToValidUTF8(string(text), "?")
-	return r, ignoreNotExist(s.boot.Unlink(failureFile))
+	return r, atfs.IgnoreNotExist(s.boot.Unlink(failureFile))
 }
 
 // bless takes the counter from the entry of the booted deployment. The entry keeps its content: to rename it is all.

@@ -163,7 +163,7 @@ func (m *measurer) others(list []*Deployment) (map[objectstore.ObjectName]struct
 
 // object returns what an object takes on the disk, and whether deployment i alone needs it: no other of the list has it, and
 // its inode has no names but that of the object and those in the checkout and in /boot.
-func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts, kernels map[inode]int) (bytes int64, alone bool, err error) {
+func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts, kernels map[atfs.Inode]int) (bytes int64, alone bool, err error) {
 	st, err := m.repo.ObjectsDir().Lstat(objectstore.LoosePath(obj.Checksum, obj.Type))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, true, nil // partial
@@ -177,7 +177,7 @@ func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts
 			return bytes, false, nil
 		}
 	}
-	names := 1 + kernels[inode{st.Dev, st.Ino}]
+	names := 1 + kernels[atfs.InodeOf(&st)]
 	if obj.Type == objectstore.TypeFile {
 		names += uses[i][obj]
 	}
@@ -185,8 +185,8 @@ func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts
 }
 
 // bootLinks counts the names that files have in /boot.
-func bootLinks(boot *atfs.Dir) (map[inode]int, error) {
-	links := make(map[inode]int)
+func bootLinks(boot *atfs.Dir) (map[atfs.Inode]int, error) {
+	links := make(map[atfs.Inode]int)
 	top, err := boot.OpenDir(ostreeDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return links, nil
@@ -210,7 +210,7 @@ func bootLinks(boot *atfs.Dir) (map[inode]int, error) {
 		names, err := dir.ReadNames()
 		for _, name := range names {
 			if st, err := dir.Lstat(name); err == nil {
-				links[inode{st.Dev, st.Ino}]++
+				links[atfs.InodeOf(&st)]++
 			}
 		}
 		if err = errors.Join(err, dir.Close()); err != nil {

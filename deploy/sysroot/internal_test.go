@@ -8,6 +8,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
@@ -65,7 +66,7 @@ func TestParseBooted(t *testing.T) {
 		{Key: "composefs", Value: gvariant.Bool(true)},
 		{Key: "backing-root-device-inode", Value: gvariant.Variant{Type: "(tt)", Data: pair}},
 	})
-	if id, ok := parseBooted(data); !ok || id != (inode{7, 9}) {
+	if id, ok := parseBooted(data); !ok || id != (atfs.Inode{Dev: 7, Ino: 9}) {
 		t.Errorf("got %v, %t", id, ok)
 	}
 	for _, data := range [][]byte{nil, data[:20], gvariant.AppendDict(nil, []gvariant.Entry{{Key: "backing-root-device-inode", Value: gvariant.Bool(true)}})} {

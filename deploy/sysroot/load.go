@@ -14,6 +14,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -259,13 +260,10 @@ func (s *Sysroot) readTries(ctx context.Context, st *State) error {
 	return nil
 }
 
-// An inode identifies a directory.
-type inode struct{ dev, ino uint64 }
-
-func (s *Sysroot) isInode(name string, id *inode) (bool, error) {
+func (s *Sysroot) isInode(name string, id *atfs.Inode) (bool, error) {
 	st, err := s.dir.Lstat(name)
 	if err != nil {
 		return false, err
 	}
-	return inode{st.Dev, st.Ino} == *id, nil
+	return atfs.InodeOf(&st) == *id, nil
 }

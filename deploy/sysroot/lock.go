@@ -32,7 +32,7 @@ func (s *Sysroot) Lock(ctx context.Context) (unlock func() error, err error) {
 	}
 	return sync.OnceValue(func() error {
 		// As libostree does: whoever waits for this file finds out that it has no name any more.
-		if err := errors.Join(ignoreNotExist(s.dir.Unlink(lockFile)), f.Close()); err != nil {
+		if err := errors.Join(atfs.IgnoreNotExist(s.dir.Unlink(lockFile)), f.Close()); err != nil {
 			return fmt.Errorf("unlock sysroot: %w", err)
 		}
 		return nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
@@ -192,13 +193,13 @@ func (s *Sysroot) writeStaged(p *Plan) error {
 	if err := s.run.WriteFile(stagedFile, marshalStaged(p.New, p.merge, args), fileMode, false); err != nil {
 		return err
 	}
-	return ignoreNotExist(s.run.Unlink(stagedLockFile))
+	return atfs.IgnoreNotExist(s.run.Unlink(stagedLockFile))
 }
 
 // forgetStaged takes back what is staged. Its directory is a leftover then.
 func (s *Sysroot) forgetStaged() error {
 	for _, name := range []string{stagedFile, stagedLockFile} {
-		if err := ignoreNotExist(s.run.Unlink(name)); err != nil {
+		if err := atfs.IgnoreNotExist(s.run.Unlink(name)); err != nil {
 			return err
 		}
 	}

@@ -279,11 +279,3 @@ func readNames(d *atfs.Dir, name string) ([]string, error) {
 	slices.Sort(names)
 	return names, errors.Join(err, sub.Close())
 }
-
-// ignoreNotExist is for what another run may have removed already.
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}

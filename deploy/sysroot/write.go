@@ -129,7 +129,7 @@ func (s *Sysroot) switchSub(b, sub int) error {
 // prepareLink makes the link that throwLink then gives its name.
 func prepareLink(d *atfs.Dir, target, name string) error {
 	tmp := name + ".tmp"
-	if err := ignoreNotExist(d.Unlink(tmp)); err != nil {
+	if err := atfs.IgnoreNotExist(d.Unlink(tmp)); err != nil {
 		return err
 	}
 	return d.Symlink(target, tmp)

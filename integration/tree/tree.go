@@ -18,6 +18,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 // An Entry is one name of a tree.
@@ -32,10 +34,8 @@ type Entry struct {
 	SHA256 string // regular files
 	Xattrs map[string]string
 	Nlink  uint64 // not of directories
-	inode  inode
+	inode  atfs.Inode
 }
-
-type inode struct{ dev, ino uint64 }
 
 // A Tree is a directory tree: path below its root, "." for the root itself, to entry.
 type Tree map[string]*Entry
@@ -86,7 +86,7 @@ func readEntry(path string) (*Entry, error) {
 	}
 	e := &Entry{
 		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: st.Mtim,
-		inode: inode{st.Dev, st.Ino},
+		inode: atfs.InodeOf(&st),
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		e.Nlink = uint64(st.Nlink) //nolint:unconvert // it has 32 bits on arm64
@@ -185,7 +185,7 @@ func Diff(want, got Tree, opts Options) []string {
 
 // miscounted finds files that do not have as many links as they have names.
 func (t Tree) miscounted() (lines []string) {
-	names := make(map[inode]uint64)
+	names := make(map[atfs.Inode]uint64)
 	for _, e := range t {
 		names[e.inode]++
 	}
@@ -238,7 +238,7 @@ func (e *Entry) String() string {
 
 // diffLinks finds the hard links of want that are not links of one file in got, and says so.
 func diffLinks(want, got Tree, say string) []string {
-	first := make(map[inode]string)
+	first := make(map[atfs.Inode]string)
 	var lines []string
 	for _, path := range slices.Sorted(maps.Keys(want)) {
 		w, g := want[path], got[path]
@@ -259,7 +259,7 @@ func diffLinks(want, got Tree, say string) []string {
 
 // Links returns the names that share an inode with another, in groups, sorted.
 func (t Tree) Links() [][]string {
-	groups := make(map[inode][]string)
+	groups := make(map[atfs.Inode][]string)
 	for _, path := range slices.Sorted(maps.Keys(t)) {
 		if e := t[path]; e.Mode&unix.S_IFMT != unix.S_IFDIR {
 			groups[e.inode] = append(groups[e.inode], path)

@@ -417,7 +417,7 @@ func (d *Dir) RemoveAll(name string) error {
 		return err
 	}
 	names, err := sub.ReadNames()
-	err = ignoreNotExist(err) // somebody else has removed the directory
+	err = IgnoreNotExist(err) // somebody else has removed the directory
 	for _, n := range names {
 		if err == nil {
 			err = sub.RemoveAll(n)
@@ -447,7 +447,7 @@ func (d *Dir) Walk(name string, f func(st *unix.Stat_t) error) error {
 	}
 	sub, err := d.OpenDir(name)
 	if err != nil {
-		return ignoreNotExist(err)
+		return IgnoreNotExist(err)
 	}
 	names, err := sub.ReadNames()
 	for _, n := range names {
@@ -455,7 +455,7 @@ func (d *Dir) Walk(name string, f func(st *unix.Stat_t) error) error {
 			err = sub.Walk(n, f)
 		}
 	}
-	return errors.Join(ignoreNotExist(err), sub.Close())
+	return errors.Join(IgnoreNotExist(err), sub.Close())
 }
 
 // Chown sets owner and group of name itself, never of what it links to.
@@ -658,7 +658,7 @@ func (d *Dir) WriteFile(name string, data []byte, mode uint32, sync bool) (err e
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, ignoreNotExist(d.Unlink(tmp)))
+			err = errors.Join(err, IgnoreNotExist(d.Unlink(tmp)))
 		}
 	}()
 	_, err = f.Write(data)
@@ -685,13 +685,6 @@ func (d *Dir) WriteFile(name string, data []byte, mode uint32, sync bool) (err e
 		return errors.Join(parent.Sync(), parent.Close())
 	}
 	return d.Sync()
-}
-
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // SetAttr gives the directory itself owner, mode and times, in the order that keeps set-id bits.

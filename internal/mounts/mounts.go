@@ -217,17 +217,9 @@ func reopen(dirs []*atfs.Dir, err error) (again []*atfs.Dir, _ error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, closeAll(again))
+		return nil, errors.Join(err, atfs.CloseAll(again))
 	}
 	return again, nil
-}
-
-func closeAll(dirs []*atfs.Dir) error {
-	var errs []error
-	for _, d := range dirs {
-		errs = append(errs, d.Close())
-	}
-	return errors.Join(errs...)
 }
 
 // reaches returns the paths that places have below the root of a mount, if all of them are below it.
@@ -252,7 +244,7 @@ func openCopy(m Mount, paths []string, dirs []*atfs.Dir) (again []*atfs.Dir, err
 	defer func() {
 		err = errors.Join(err, top.Close())
 		if err != nil {
-			err = errors.Join(err, closeAll(again))
+			err = errors.Join(err, atfs.CloseAll(again))
 			again = nil
 		}
 	}()

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
@@ -59,7 +60,7 @@ func inodes(t *testing.T, path string, host *objectstore.Repo) (shared int, own 
 		theirs, err := host.Stat(obj.Checksum)
 		switch {
 		case errors.Is(err, objectstore.ErrNotExist):
-			own += st.Blocks * 512
+			own += atfs.Allocated(&st)
 		case err != nil:
 			t.Fatal(err)
 		case theirs.Ino == st.Ino && theirs.Dev == st.Dev:

@@ -314,7 +314,7 @@ func (c *checkout) dir(ctx context.Context, g *errgroup.Group, d *atfs.Dir, name
 	if err != nil {
 		return err
 	}
-	c.count(st.Blocks * 512)
+	c.count(atfs.Allocated(&st))
 	for _, e := range subdirs {
 		sub, err := d.OpenDir(e.Name)
 		if err != nil {
@@ -507,6 +507,6 @@ func (c *checkout) makeRegular(d *atfs.Dir, name string, n *composefs.Inode) (er
 	if err != nil {
 		return err
 	}
-	c.count(st.Blocks * 512)
+	c.count(atfs.Allocated(&st))
 	return f.Utimes(n.Mtime)
 }

@@ -42,7 +42,7 @@ func (s *Store) ImportDir(ctx context.Context, upper, merged *atfs.Dir, name str
 		return nil, fmt.Errorf("import directory %s: %w", upper.Path(), err)
 	}
 	defer in.finish(&err)
-	d := dirReader{ingest: in, merged: merged, seen: make(map[fileID]*inode)}
+	d := dirReader{ingest: in, merged: merged, seen: make(map[atfs.Inode]*inode)}
 	st, err := upper.Lstat(".")
 	if err != nil {
 		return nil, fmt.Errorf("import directory: %w", err)
@@ -64,14 +64,11 @@ func (s *Store) ImportDir(ctx context.Context, upper, merged *atfs.Dir, name str
 	return in.commit(Layer{}, journalRecord{refs: []string{refSnapshot + name}})
 }
 
-// fileID tells files apart within one directory tree.
-type fileID struct{ dev, ino uint64 }
-
 type dirReader struct {
 	*ingest
-	merged *atfs.Dir         // nil if the upper directory is complete by itself
-	within bool              // what is read is in merged
-	seen   map[fileID]*inode // files with several names
+	merged *atfs.Dir             // nil if the upper directory is complete by itself
+	within bool                  // what is read is in merged
+	seen   map[atfs.Inode]*inode // files with several names
 }
 
 // dir reads a directory, whose path is prefix.
@@ -99,7 +96,7 @@ func (d *dirReader) entry(dir *atfs.Dir, prefix, name string, parent *inode) err
 	if err := d.tree.count(name); err != nil {
 		return &EntryError{Name: path.Join(dir.Path(), name), Err: err}
 	}
-	id := fileID{st.Dev, st.Ino}
+	id := atfs.InodeOf(&st)
 	if known := d.seen[id]; known != nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		parent.children[name] = known
 		return nil

@@ -196,7 +196,7 @@ func (j *journal) begin(r journalRecord) (*journalEntry, error) {
 	}
 	e := &journalEntry{name: rand.Text(), layer: r.layer, busy: 1}
 	if err := j.write(e.name, r.marshal()); err != nil {
-		return nil, errors.Join(fmt.Errorf("write journal: %w", err), ignoreNotExist(j.dir.Unlink(e.name)))
+		return nil, errors.Join(fmt.Errorf("write journal: %w", err), atfs.IgnoreNotExist(j.dir.Unlink(e.name)))
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -318,7 +318,7 @@ func (j *journal) flush(ctx context.Context) error {
 		return err
 	}
 	for _, e := range done {
-		err = errors.Join(err, ignoreNotExist(j.dir.Unlink(e.name)))
+		err = errors.Join(err, atfs.IgnoreNotExist(j.dir.Unlink(e.name)))
 	}
 	return err
 }
@@ -379,7 +379,7 @@ func (j *journal) forget(layers map[objectstore.Checksum]struct{}) error {
 		if _, ok := layers[layer]; !ok || !j.drop(name) {
 			continue
 		}
-		if err := ignoreNotExist(j.dir.Unlink(name)); err != nil {
+		if err := atfs.IgnoreNotExist(j.dir.Unlink(name)); err != nil {
 			return err
 		}
 	}
@@ -390,7 +390,7 @@ func (j *journal) forget(layers map[objectstore.Checksum]struct{}) error {
 func (j *journal) layerOf(name string) (layer objectstore.Checksum, err error) {
 	f, err := j.dir.Open(name)
 	if err != nil {
-		return layer, ignoreNotExist(err)
+		return layer, atfs.IgnoreNotExist(err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	head := make([]byte, 512)

@@ -86,9 +86,9 @@ func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 }
 
 // links counts the names of inodes that are about to go, among those that have several.
-type links map[fileID]uint64
+type links map[atfs.Inode]uint64
 
-func (l links) count(st *unix.Stat_t) uint64 { return l[fileID{st.Dev, st.Ino}] }
+func (l links) count(st *unix.Stat_t) uint64 { return l[atfs.InodeOf(st)] }
 
 // measure returns what the removal of directories in layers/ and in tmp/ frees, but for inodes that have other names:
 // those it adds to links.
@@ -100,13 +100,13 @@ func (s *Store) measure(links links, layers, tmp []string) (map[string]int64, er
 	}{{s.layers, layers}, {s.tmp, tmp}} {
 		for _, name := range in.names {
 			err := in.dir.Walk(name, func(st *unix.Stat_t) error {
-				id := fileID{st.Dev, st.Ino}
+				id := atfs.InodeOf(st)
 				if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 					if links[id]++; links[id] < uint64(st.Nlink) { //nolint:unconvert // it has 32 bits on arm64
 						return nil
 					}
 				}
-				bytes[name] += st.Blocks * 512
+				bytes[name] += atfs.Allocated(st)
 				return nil
 			})
 			if err != nil {

@@ -33,7 +33,7 @@ func live(layers ...Layer) Live {
 func (b *bed) allocated(t testing.TB) int64 {
 	t.Helper()
 	var bytes int64
-	seen := make(map[fileID]bool)
+	seen := make(map[atfs.Inode]bool)
 	root, err := atfs.Open(b.path)
 	if err != nil {
 		t.Fatal(err)
@@ -41,9 +41,9 @@ func (b *bed) allocated(t testing.TB) int64 {
 	defer root.Close()
 	for _, dir := range []string{"repo/objects", "repo/tmp", "layers", "tmp"} {
 		err := root.Walk(dir, func(st *unix.Stat_t) error {
-			if id := (fileID{st.Dev, st.Ino}); !seen[id] {
+			if id := atfs.InodeOf(st); !seen[id] {
 				seen[id] = true
-				bytes += st.Blocks * 512
+				bytes += atfs.Allocated(st)
 			}
 			return nil
 		})

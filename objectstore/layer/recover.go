@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -73,7 +74,7 @@ func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context,
 		return nil, err
 	}
 	for _, name := range entries {
-		if err := ignoreNotExist(s.journal.dir.Unlink(name)); err != nil {
+		if err := atfs.IgnoreNotExist(s.journal.dir.Unlink(name)); err != nil {
 			return nil, err
 		}
 	}

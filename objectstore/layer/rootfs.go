@@ -240,7 +240,7 @@ func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore
 	}
 	var added Usage
 	err = s.tmp.Walk(tmp, func(st *unix.Stat_t) error {
-		added.Bytes += st.Blocks * 512
+		added.Bytes += atfs.Allocated(st)
 		added.Inodes++
 		return nil
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"runtime"
 	"slices"
 	"strings"
@@ -444,11 +443,4 @@ func PayloadSum(payload string) (objectstore.Checksum, error) {
 		return objectstore.Checksum{}, fmt.Errorf("payload %q names no content object: %w", payload, objectstore.ErrCorrupt)
 	}
 	return name.Checksum, nil
-}
-
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }

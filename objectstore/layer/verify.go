@@ -85,7 +85,7 @@ func (s *Store) VerifyCheckout(ctx context.Context, name string, chain []objects
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	v := checkoutVerifier{ctx: ctx, repo: s.repo, groups: linkGroups(root), inodes: make(map[*composefs.Inode]fileID)}
+	v := checkoutVerifier{ctx: ctx, repo: s.repo, groups: linkGroups(root), inodes: make(map[*composefs.Inode]atfs.Inode)}
 	return v.dir(dir, "", root)
 }
 
@@ -93,7 +93,7 @@ type checkoutVerifier struct {
 	ctx    context.Context //nolint:containedctx // of one call
 	repo   *objectstore.Repo
 	groups map[*composefs.Inode]*linkGroup
-	inodes map[*composefs.Inode]fileID // of the files with several names that were met
+	inodes map[*composefs.Inode]atfs.Inode // of the files with several names that were met
 }
 
 // differs is the error for something that is not as the layer has it.
@@ -146,9 +146,9 @@ func (v *checkoutVerifier) entry(d *atfs.Dir, name string, e composefs.Entry) er
 		return errors.Join(v.dir(sub, name, e.Inode), sub.Close())
 	}
 	if v.groups[e.Inode] != nil {
-		id := fileID{st.Dev, st.Ino}
+		id := atfs.InodeOf(&st)
 		if first, ok := v.inodes[e.Inode]; ok && first != id {
-			return differs(shown, "inode", id.ino, first.ino)
+			return differs(shown, "inode", id.Ino, first.Ino)
 		}
 		v.inodes[e.Inode] = id
 	}
