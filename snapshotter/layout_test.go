@@ -1,12 +1,16 @@
 package snapshotter_test
 
 import (
+	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -98,4 +102,45 @@ func TestAppliedLayers(t *testing.T) {
 	if len(damaged) != 2 {
 		t.Errorf("damaged are %v", damaged)
 	}
+}
+
+func TestWalkMetadata(t *testing.T) {
+	e := snaptest.New(t)
+	prepare(t, e, "a", "")
+	commit(t, e, "b", "a")
+	prepare(t, e, "c", "b")
+	walked := func() (map[string]string, error) {
+		got := make(map[string]string)
+		return got, snapshotter.WalkMetadata(t.Context(), e.Root, func(id string, info snapshots.Info) error {
+			got[id] = info.Name
+			return nil
+		})
+	}
+	if _, err := walked(); !errors.Is(err, bolterrors.ErrTimeout) {
+		t.Errorf("beside a daemon: got %v, want %v", err, bolterrors.ErrTimeout)
+	}
+	if err := e.Snapshotter.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := walked()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"1": "b", "2": "c"}; !maps.Equal(got, want) {
+		t.Errorf("snapshots are %v, want %v", got, want)
+	}
+	file := filepath.Join(e.Path, snapshotter.MetadataFile)
+	if err := os.Truncate(file, 5000); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := walked(); !errdefs.IsDataLoss(err) {
+		t.Errorf("damaged: got %v, want a data loss", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := walked(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing: got %v, want %v", err, fs.ErrNotExist)
+	}
+	e.Reopen(t)
 }

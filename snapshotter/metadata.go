@@ -11,6 +11,9 @@ import (
 )
 
 const (
+	// databaseTimeout is how long to wait for another process that has metadata.db open.
+	databaseTimeout = 5 * time.Second
+
 	copyAfterLast  = 5 * time.Second  // after the last change of the rows
 	copyAfterFirst = 30 * time.Second // after the first one that is not in the copy
 )

@@ -131,11 +131,7 @@ func (s *Snapshotter) readCopy(ctx context.Context) (c metadataCopy, err error) 
 	if c.data, err = s.root.ReadFile(MetadataCopy, math.MaxInt64-1); err != nil {
 		return c, err
 	}
-	ms, err := storage.NewMetaStore(filepath.Join(s.path, MetadataCopy), func(o *bolt.Options) error {
-		o.ReadOnly = true
-		o.Timeout = databaseTimeout
-		return nil
-	})
+	ms, err := openMetadata(filepath.Join(s.path, MetadataCopy), readOnly)
 	if err != nil {
 		return c, err
 	}
@@ -173,8 +169,46 @@ func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int,
 	return kept, errors.Join(lost.Sync(), lost.Close(), s.snaps.Sync(), s.root.Sync())
 }
 
-// CheckMetadata reads all of metadata.db, which exists: an errdefs.ErrDataLoss if it is damaged, which bbolt itself would not
-// survive. While a daemon has it open the error is bbolt's ErrTimeout.
+// WalkMetadata calls f for every snapshot in metadata.db, with its ID, in one transaction that only reads. A store that never
+// had a snapshot has none. The errors are those of [CheckMetadata], and what f returns, which ends it.
+func WalkMetadata(ctx context.Context, root *atfs.Dir, f func(id string, info snapshots.Info) error) error {
+	if err := CheckMetadata(root); err != nil {
+		return err
+	}
+	ms, err := openMetadata(filepath.Join(root.Path(), MetadataFile), readOnly, dontWait)
+	if err != nil {
+		return err
+	}
+	err = ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+			id, _, _, err := storage.GetInfo(ctx, info.Name)
+			if err != nil {
+				return err
+			}
+			return f(id, info)
+		})
+	})
+	return errors.Join(err, ms.Close())
+}
+
+func readOnly(o *bolt.Options) { o.ReadOnly = true }
+
+// dontWait fails at once if another process has the database open, which to bbolt is the shortest time.
+func dontWait(o *bolt.Options) { o.Timeout = time.Nanosecond }
+
+// openMetadata opens a database that CheckMetadata or checkDatabase found whole. It waits for another process that has it open.
+func openMetadata(file string, options ...func(*bolt.Options)) (*storage.MetaStore, error) {
+	return storage.NewMetaStore(file, func(o *bolt.Options) error {
+		o.Timeout = databaseTimeout
+		for _, option := range options {
+			option(o)
+		}
+		return nil
+	})
+}
+
+// CheckMetadata reads all of metadata.db. If it is damaged, which bbolt itself would not survive, the error is an
+// errdefs.ErrDataLoss; if it does not exist, an fs.ErrNotExist; while a daemon has it open, bbolt's ErrTimeout.
 func CheckMetadata(root *atfs.Dir) (err error) {
 	f, err := root.Open(MetadataFile)
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -26,9 +25,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
-
-// databaseTimeout is how long to wait for another process that has metadata.db open.
-const databaseTimeout = 5 * time.Second
 
 // Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Its methods may be called by many
 // goroutines at once, except Close. No other process may use the root meanwhile.
@@ -104,11 +100,7 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if err != nil {
 		return nil, err
 	}
-	s.ms, err = storage.NewMetaStore(filepath.Join(s.path, MetadataFile), func(o *bolt.Options) error {
-		o.Timeout = databaseTimeout
-		return nil
-	})
-	if err != nil {
+	if s.ms, err = openMetadata(filepath.Join(s.path, MetadataFile)); err != nil {
 		return nil, err
 	}
 	s.copies.make = s.copyMetadata

@@ -6,10 +6,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
-	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -44,11 +41,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 			return nil, err
 		}
 	}
-	s.ms, err = storage.NewMetaStore(filepath.Join(root.Path(), MetadataFile), func(o *bolt.Options) error {
-		o.Timeout = time.Nanosecond // not at all
-		return nil
-	})
-	if err != nil {
+	if s.ms, err = openMetadata(filepath.Join(root.Path(), MetadataFile), dontWait); err != nil {
 		return nil, err
 	}
 	// With the database open here no daemon can start, so all that begins with tmpPrefix has no owner.
