@@ -10,7 +10,7 @@ import (
 
 // TestDistConfig keeps the configuration that is shipped what "config default" prints.
 func TestDistConfig(t *testing.T) {
-	got, err := os.ReadFile("../../dist/config.toml")
+	got, err := os.ReadFile("dist/config.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,7 +19,7 @@ func TestDistConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != string(want) {
-		t.Error("dist/config.toml is not what \"ostree-snapshotter config default\" prints: make it anew with that")
+		t.Error("dist/config.toml is not what \"ostree-snapshotter config default\" prints: write it again with that")
 	}
 }
 
@@ -52,7 +52,7 @@ func TestDocsNameEveryKey(t *testing.T) {
 // TestUnitHasNoMountNamespace keeps options out of the systemd unit under which containerd could not see our mounts
 // nor we the paths it gives us.
 func TestUnitHasNoMountNamespace(t *testing.T) {
-	b, err := os.ReadFile("../../dist/ostree-snapshotter.service")
+	b, err := os.ReadFile("dist/ostree-snapshotter.service")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -186,7 +186,7 @@ func deployUnits(t *testing.T) (files []images.File) {
 // daemonUnit is the unit as it is shipped, but for the path of the daemon: /usr/local is not the image's.
 func daemonUnit(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile("../../dist/ostree-snapshotter.service")
+	b, err := os.ReadFile("../../cmd/ostree-snapshotter/dist/ostree-snapshotter.service")
 	if err != nil {
 		t.Fatal(err)
 	}
