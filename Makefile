@@ -3,7 +3,7 @@
 GO ?= go
 GOLANGCI_LINT = $(GO) tool -modfile=tools.mod golangci-lint
 
-# Everything but the integration tests and the programs that serve them.
+# Everything but the integration tests.
 UNIT = $(shell $(GO) list ./... | grep -v /integration)
 # Tests against a real containerd that run with checkouts of hard links too. All run with composefs where the kernel can.
 HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|Reboot|Repair|UserNamespace)$$
@@ -42,13 +42,13 @@ fuzz: ## each fuzz test for FUZZTIME (20s)
 	done
 
 bench: build setup ## snapshotters against each other, into bench/results; BENCHFLAGS for ostree-snapshotter bench
-	$(GO) run ./integration/bench $(if $(BENCHKEEP),-keep) -- $(BENCHFLAGS)
+	$(GO) run ./bench/run $(if $(BENCHKEEP),-keep) -- $(BENCHFLAGS)
 
 gobench: setup ## the Go benchmarks that match BENCH, BENCHCOUNT times (1)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),1) -timeout 60m ./bench/... ./objectstore/...
+	$(GO) test -run '^$$' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),1) -timeout 60m ./bench ./objectstore/...
 
 bench-compare: setup ## the same of the revision BASE and of the working tree in turn, BENCHCOUNT times (6), with benchstat
-	$(GO) run ./integration/benchcompare -base '$(BASE)' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),6) $(if $(BENCHTIME),-benchtime $(BENCHTIME))
+	$(GO) run ./bench/compare -base '$(BASE)' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),6) $(if $(BENCHTIME),-benchtime $(BENCHTIME))
 
 integration: setup ## only the tests against a real containerd
 	$(GO) test -count=1 -timeout 40m ./integration/...

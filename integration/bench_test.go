@@ -15,11 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
 )
 
 // layout is a test image as "bench" takes it.

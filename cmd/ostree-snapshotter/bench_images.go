@@ -22,7 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/dedup"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )

@@ -17,7 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/dedup"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
 )
 
 // The images of scriptLayout, by their tags.

@@ -18,13 +18,13 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/mirror"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/node"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/probe"
+	benchreport "github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/mirror"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/node"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/probe"
-	benchreport "github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/workload"
 )
 
 // benchOptions are the flags of "bench".
@@ -90,7 +90,7 @@ With --out, DIR gets report.html, report.json, with every run, report.md and cha
 // benchProbeCommand is what containers of the benchmark run.
 func (c *cli) benchProbeCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    pullbench.ProbeCommand[1] + " nothing|wait|list|evict|read",
+		Use:    pull.ProbeCommand[1] + " nothing|wait|list|evict|read",
 		Short:  "Say what this container sees; \"bench\" runs it in containers",
 		Long:   "Say what this container sees. \"bench\" runs it in containers: it is of no use elsewhere." + exitHelp(),
 		Hidden: true,
@@ -127,7 +127,7 @@ func (c *cli) bench(ctx context.Context, o benchOptions) (err error) {
 		return err
 	}
 	bar := c.newProgress("measuring, runs:")
-	r, err := pullbench.Run(ctx, pullbench.Options{
+	r, err := pull.Run(ctx, pull.Options{
 		Images: images, Snapshotters: o.snapshotters, Rounds: o.rounds, Nodes: nodes, Self: self,
 		Progress: func(done, total int, what string) {
 			if o.verbose {
@@ -167,7 +167,7 @@ func (o benchOptions) workload() (*workload.Workload, error) {
 }
 
 // benchNodes says where what is measured runs, and refuses flags that make no sense.
-func (c *cli) benchNodes(o benchOptions, self string) (pullbench.Starter, error) {
+func (c *cli) benchNodes(o benchOptions, self string) (pull.Starter, error) {
 	if o.rounds < 1 || o.rounds > maxRounds {
 		return nil, usagef("--runs is %d, want 1 to %d", o.rounds, maxRounds)
 	}
@@ -215,7 +215,7 @@ const (
 
 // benchImages finds the images of a workload: layouts where they are, the others by fetching them into a directory. Those
 // that cannot be had are failures.
-func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string) (found []pullbench.Image, failed []benchreport.Failure, err error) {
+func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string) (found []pull.Image, failed []benchreport.Failure, err error) {
 	store, err := local.NewStore(dir)
 	if err != nil {
 		return nil, nil, fmt.Errorf("keep images: %w", err)
@@ -224,7 +224,7 @@ func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string)
 	defer bar.stop()
 	for i, img := range w.Images {
 		bar.update(int64(i), int64(len(w.Images)))
-		b := pullbench.Image{Name: img.Name}
+		b := pull.Image{Name: img.Name}
 		if name, ok := img.Layout(); ok {
 			b.Target, b.Provider, err = openLayout(quiet(ctx), name)
 		} else {

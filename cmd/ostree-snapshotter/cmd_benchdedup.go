@@ -10,7 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/dedup"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
 )
 
 // dedupOptions are the flags of "bench dedup".

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/workload"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 )
 
 // Link makes the layouts that the workloads of these names refer to, and links to them in a directory, which is made if

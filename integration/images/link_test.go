@@ -3,7 +3,7 @@ package images
 import (
 	"testing"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/workload"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 )
 
 // Every layout that a workload refers to is one that can be made.

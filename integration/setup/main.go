@@ -24,10 +24,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/workload"
 )
 
 func main() {

@@ -1,4 +1,4 @@
-package pullbench
+package pull
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/node"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/node"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 )
 
 // The namespaces that the images are pulled in. The second is for an image whose layers are there already.

@@ -1,4 +1,4 @@
-package pullbench
+package pull
 
 import (
 	"archive/tar"
@@ -19,7 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/probe"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/probe"
 )
 
 // A tree is what a container of an image must see: its files by their paths, the root excepted. It is made of the layers'

@@ -1,6 +1,6 @@
-// Package pullbench measures what images cost with one snapshotter of containerd and with another: the time to unpack, to
+// Package pull measures what images cost with one snapshotter of containerd and with another: the time to unpack, to
 // start a container and to remove, disk, memory and page cache.
-package pullbench
+package pull
 
 import (
 	"context"
@@ -14,9 +14,9 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/mirror"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/node"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/mirror"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/node"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 )
 
 // An Image is one to measure. The provider has its manifests and blobs.

@@ -1,8 +1,8 @@
-// Command bench measures the snapshotters on images made here, with the containerd and the mkfs.erofs that the tests have,
+// Command run measures the snapshotters on images made here, with the containerd and the mkfs.erofs that the tests have,
 // and writes a page with what it found: DIR/YYYY-MM-DD.md and a chart for each workload. What DIR has of the same day is
 // replaced. It needs root and what setup makes.
 //
-//	go run ./integration/bench [flags] [-- flags of "ostree-snapshotter bench"]
+//	go run ./bench/run [flags] [-- flags of "ostree-snapshotter bench"]
 //
 // A workload that could be measured in part is in the page, and said at the end.
 package main

@@ -1,4 +1,4 @@
-package pullbench
+package pull
 
 import (
 	"bufio"
@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 )
 
 // describeMachine says where the benchmark runs. What cannot be found out is left empty.

@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/mirror"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/mirror"
 )
 
 func must(t *testing.T, err error) {

@@ -1,7 +1,7 @@
-// Command benchcompare compares the Go benchmarks of a revision with those of the working tree: it builds both, runs them
+// Command compare compares the Go benchmarks of a revision with those of the working tree: it builds both, runs them
 // in turn, so that what else the machine does falls on both, and prints what benchstat says.
 //
-//	go run ./integration/benchcompare -base REV [flags] [package ...]
+//	go run ./bench/compare -base REV [flags] [package ...]
 //
 // The revision is checked out in a temporary directory, which is gone afterwards. Benchmarks that mount need root.
 package main
@@ -33,13 +33,13 @@ func main() {
 	flag.StringVar(&c.benchtime, "benchtime", "", "how long each runs, as for go test")
 	flag.Parse()
 	if c.packages = flag.Args(); len(c.packages) == 0 {
-		c.packages = []string{"./bench/...", "./objectstore/..."}
+		c.packages = []string{"./bench", "./objectstore/..."}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	err := c.run(ctx)
 	stop()
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "benchcompare: error: %v\n", err)
+		fmt.Fprintf(os.Stderr, "compare: error: %v\n", err)
 		os.Exit(1)
 	}
 }
@@ -65,7 +65,7 @@ func (c *comparison) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	tmp, err := os.MkdirTemp("", "benchcompare")
+	tmp, err := os.MkdirTemp("", "compare")
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (c *comparison) run(ctx context.Context) (err error) {
 		}
 	}
 	for i := range c.count {
-		fmt.Fprintf(os.Stderr, "benchcompare: round %d of %d\n", i+1, c.count)
+		fmt.Fprintf(os.Stderr, "compare: round %d of %d\n", i+1, c.count)
 		for j := range sides {
 			s := sides[(i+j)%len(sides)] // either goes first as often
 			if err := s.run(ctx, c.bench, c.benchtime); err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/dedup"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 

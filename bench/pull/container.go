@@ -1,4 +1,4 @@
-package pullbench
+package pull
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/probe"
-	"github.com/ostree-snapshotter/ostree-snapshotter/pullbench/report"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/probe"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 )
 
 // ProbeCommand are the words by which our program does what probe.Run does. One more says what.

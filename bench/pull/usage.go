@@ -1,4 +1,4 @@
-package pullbench
+package pull
 
 import (
 	"errors"
