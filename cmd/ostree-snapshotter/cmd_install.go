@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"math"
@@ -176,19 +175,13 @@ func (i *installing) newPlan(ctx context.Context, disk string) (*install.Plan, e
 }
 
 // rehearse plans the deployment in a sysroot in the store's tmp/, which is thrown away: what keeps the image from being
-// deployed is to be said before the disk is touched. What is left of it when the process is killed goes as half-made checkouts
-// do.
+// deployed is to be said before the disk is touched.
 func (i *installing) rehearse(ctx context.Context) (err error) {
-	name := "tmp/checkout-" + rand.Text()
-	if err := i.store.root.Mkdir(name, 0o700); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, i.store.root.RemoveAll(name)) }()
-	dir, err := i.store.root.OpenDir(name)
+	dir, remove, err := i.store.layers.Scratch("sysroot")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
+	defer func() { err = errors.Join(err, remove()) }()
 	if err := sysroot.Init(dir); err != nil {
 		return err
 	}

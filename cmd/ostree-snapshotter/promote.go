@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -134,28 +132,15 @@ func linkSource(from, to *objectstore.Repo) (_ *objectstore.Repo, closeIt func()
 	return repo, repo.Close, nil
 }
 
-// scratchRepo makes an empty repository on the store's mount, which the function returned removes. What is left of one
-// when the process is killed goes as half-made checkouts do: when the daemon starts, or with a prune a day later.
+// scratchRepo makes an empty repository on the store's mount, which the function returned removes.
 func (s *store) scratchRepo() (_ *objectstore.Repo, release func() error, err error) {
-	name := "tmp/checkout-" + rand.Text()
-	if err := s.root.Mkdir(name, 0o700); err != nil {
+	dir, remove, err := s.layers.Scratch("repo")
+	if err != nil {
 		return nil, nil, err
 	}
-	var repo *objectstore.Repo
-	release = func() error {
-		var err error
-		if repo != nil {
-			err = repo.Close()
-		}
-		return errors.Join(err, s.root.RemoveAll(name))
-	}
-	var dir *atfs.Dir
-	if dir, err = s.root.OpenDir(name); err == nil {
-		repo, err = objectstore.Create(dir, objectstore.ModeBare)
-		err = errors.Join(err, dir.Close())
-	}
+	repo, err := objectstore.Create(dir, objectstore.ModeBare)
 	if err != nil {
-		return nil, nil, errors.Join(err, release())
+		return nil, nil, errors.Join(err, remove())
 	}
-	return repo, release, nil
+	return repo, func() error { return errors.Join(repo.Close(), remove()) }, nil
 }

@@ -19,7 +19,8 @@ import (
 
 const (
 	checkoutTmpPrefix = "checkout-"
-	deadPrefix        = checkoutTmpPrefix + "dead-" // what has it is to be removed
+	deadPrefix        = checkoutTmpPrefix + "dead-"    // what has it is to be removed
+	scratchPrefix     = checkoutTmpPrefix + "scratch-" // see Scratch
 	commitFile        = "commit"
 	checkoutFS        = "fs"
 
