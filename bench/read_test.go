@@ -19,7 +19,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 // BenchmarkRead compares what a container does with the files of its image, on containerd's overlayfs snapshotter and on
@@ -141,7 +141,7 @@ func openOurs(b *testing.B, dir, blob string, composefs bool) (snapshots.Snapsho
 	must(b, err)
 	var opts []snapshotter.Option
 	if composefs {
-		support, err := erofs.Probe(root)
+		support, err := composefsmount.Probe(root)
 		must(b, err)
 		opts = append(opts, snapshotter.WithComposefs(support))
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 // Checkout says what containers run on.
@@ -42,7 +42,7 @@ const (
 
 // choose finds out what containers run on, by trying it in a directory of the root's file system, and says why. Support is nil
 // for hard links. That something is asked for and not possible is an error. No other process may do the same in dir.
-func (c *Config) choose(dir *atfs.Dir) (support *erofs.Support, why string, err error) {
+func (c *Config) choose(dir *atfs.Dir) (support *composefsmount.Support, why string, err error) {
 	support, why, err = c.Checkout.choose(dir)
 	if err != nil || c.Verity == VerityOff {
 		return support, why, err
@@ -57,21 +57,21 @@ func (c *Config) choose(dir *atfs.Dir) (support *erofs.Support, why string, err 
 	switch {
 	case err == nil:
 		return &verity, "the kernel has " + verity.String(), nil
-	case c.Verity == VerityAuto && errors.Is(err, erofs.ErrUnsupported):
+	case c.Verity == VerityAuto && errors.Is(err, composefsmount.ErrUnsupported):
 		return support, why + "; no verity: " + oneLine(err), nil
 	}
 	return nil, "", fmt.Errorf("use fs-verity: %w", err)
 }
 
-func (c Checkout) choose(dir *atfs.Dir) (support *erofs.Support, why string, err error) {
+func (c Checkout) choose(dir *atfs.Dir) (support *composefsmount.Support, why string, err error) {
 	if c == CheckoutHardlink {
 		return nil, "the configuration says so", nil
 	}
-	s, err := erofs.Probe(dir)
+	s, err := composefsmount.Probe(dir)
 	switch {
 	case err == nil:
 		return &s, "the kernel has " + s.String(), nil
-	case c == CheckoutAuto && errors.Is(err, erofs.ErrUnsupported):
+	case c == CheckoutAuto && errors.Is(err, composefsmount.ErrUnsupported):
 		return nil, oneLine(err), nil
 	}
 	return nil, "", fmt.Errorf("use composefs checkouts: %w", err)
@@ -80,7 +80,7 @@ func (c Checkout) choose(dir *atfs.Dir) (support *erofs.Support, why string, err
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // chosen says in a word what choose chose.
-func chosen(support *erofs.Support) Checkout {
+func chosen(support *composefsmount.Support) Checkout {
 	if support == nil {
 		return CheckoutHardlink
 	}

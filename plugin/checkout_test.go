@@ -11,7 +11,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 // Where composefs cannot be had, "auto" takes hard links and says why, and "composefs" is an error. Here that is for want of a
@@ -50,7 +50,7 @@ func TestChooseCheckout(t *testing.T) {
 	} {
 		got, why, err := (&Config{Checkout: tt.checkout}).ProbeCheckout(dir)
 		switch {
-		case tt.fails && !errors.Is(err, erofs.ErrUnsupported):
+		case tt.fails && !errors.Is(err, composefsmount.ErrUnsupported):
 			t.Errorf("%s: got %v, %v, want an error", tt.checkout, got, err)
 		case !tt.fails && (err != nil || got != tt.want || why == "" || strings.Contains(why, "\n")):
 			t.Errorf("%s: got %s, %q, %v, want %s", tt.checkout, got, why, err, tt.want)
@@ -84,7 +84,7 @@ func TestChooseVerity(t *testing.T) {
 		c := &Config{Checkout: CheckoutComposefs, Verity: tt.verity}
 		support, why, err := c.choose(dir)
 		switch {
-		case tt.fails && !errors.Is(err, erofs.ErrUnsupported):
+		case tt.fails && !errors.Is(err, composefsmount.ErrUnsupported):
 			t.Errorf("%s: got %v, %v, want an error", tt.verity, support, err)
 		case !tt.fails && (err != nil || support.Verity != tt.want):
 			t.Errorf("%s: got %v, %v, want fs-verity %v", tt.verity, support, err, tt.want)

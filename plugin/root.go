@@ -20,7 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 const (
@@ -36,7 +36,7 @@ type Store struct {
 	Layers *layer.Store
 
 	// Composefs is how composefs images are mounted, nil for checkouts of hard links.
-	Composefs *erofs.Support
+	Composefs *composefsmount.Support
 	why       string // they are mounted so, or are not
 
 	lock    *atfs.File
@@ -355,7 +355,7 @@ func probeOverlay(dir *atfs.Dir) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	mnt, err := erofs.OverlayFD(map[string]string{
+	mnt, err := composefsmount.OverlayFD(map[string]string{
 		"lowerdir": path.Join(dir.Path(), "lower"),
 		"upperdir": path.Join(dir.Path(), "upper"),
 		"workdir":  path.Join(dir.Path(), "work"),

@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 // checkouts make the layers of a chain appear as directories over which a snapshot can be mounted.
@@ -133,8 +133,8 @@ func (*links) notRun(string)                       {}
 func (*links) close()                              {}
 
 // mappingOf returns what the labels of a snapshot say about the user namespace that it is for.
-func mappingOf(labels map[string]string) (erofs.Mapping, error) {
-	m := erofs.Mapping{UID: labels[snapshots.LabelSnapshotUIDMapping], GID: labels[snapshots.LabelSnapshotGIDMapping]}
+func mappingOf(labels map[string]string) (composefsmount.Mapping, error) {
+	m := composefsmount.Mapping{UID: labels[snapshots.LabelSnapshotUIDMapping], GID: labels[snapshots.LabelSnapshotGIDMapping]}
 	if m.IsZero() {
 		return m, nil
 	}

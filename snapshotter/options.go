@@ -3,14 +3,14 @@ package snapshotter
 import (
 	"context"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 type options struct {
 	staging   func(context.Context) bool
 	sync      bool
 	overlay   []string
-	composefs *erofs.Support
+	composefs *composefsmount.Support
 }
 
 // An Option configures a [Snapshotter].
@@ -35,6 +35,6 @@ func WithOverlayOptions(mountOptions ...string) Option {
 
 // WithComposefs has snapshots run on one composefs image of all the layers below them, instead of on a checkout of each,
 // mounted as the kernel can do it.
-func WithComposefs(support erofs.Support) Option {
+func WithComposefs(support composefsmount.Support) Option {
 	return func(o *options) { o.composefs = &support }
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 const (
@@ -42,12 +42,12 @@ const (
 // daemon which has just started knows as much as one that has not.
 type rootfses struct {
 	s       *Snapshotter
-	support erofs.Support
+	support composefsmount.Support
 	objects string // absolute
 	ahead   ahead
 }
 
-func newRootfses(s *Snapshotter, support erofs.Support) (*rootfses, error) {
+func newRootfses(s *Snapshotter, support composefsmount.Support) (*rootfses, error) {
 	objects, err := mountablePath(s.layers.Repo().ObjectsDir().Path())
 	if err != nil {
 		return nil, err
@@ -132,18 +132,18 @@ func (r *rootfses) isUnpack(m made) bool {
 	return m.new && m.kind == snapshots.KindActive && isUnpackKey(m.key) && len(m.below) > 0 && m.below[0].chainID != ""
 }
 
-func (r *rootfses) overlay(name string, ids erofs.Mapping) erofs.Overlay {
-	return erofs.Overlay{Image: filepath.Join(r.s.path, name, imageMount+suffix(ids)), Objects: r.objects}
+func (r *rootfses) overlay(name string, ids composefsmount.Mapping) composefsmount.Overlay {
+	return composefsmount.Overlay{Image: filepath.Join(r.s.path, name, imageMount+suffix(ids)), Objects: r.objects}
 }
 
 // mountOverlay sees to it that an overlay is mounted.
-func (r *rootfses) mountOverlay(ctx context.Context, target string, o erofs.Overlay) error {
+func (r *rootfses) mountOverlay(ctx context.Context, target string, o composefsmount.Overlay) error {
 	unlock, err := r.s.locks.Lock(ctx, target)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if ok, err := r.is(target, erofs.IsOverlay); err != nil || ok {
+	if ok, err := r.is(target, composefsmount.IsOverlay); err != nil || ok {
 		return err
 	}
 	if err := r.mkdir(target); err != nil {
@@ -161,7 +161,7 @@ func (r *rootfses) release(id string) error {
 }
 
 // suffix is what the names of directories end in on which something is mounted with its owners mapped.
-func suffix(ids erofs.Mapping) string {
+func suffix(ids composefsmount.Mapping) string {
 	if ids.IsZero() {
 		return ""
 	}
@@ -170,7 +170,7 @@ func suffix(ids erofs.Mapping) string {
 }
 
 // mountImage sees to it that the image of a chain is mounted.
-func (r *rootfses) mountImage(ctx context.Context, chain []content, ids erofs.Mapping) error {
+func (r *rootfses) mountImage(ctx context.Context, chain []content, ids composefsmount.Mapping) error {
 	layers := layerIDs(chain)
 	name := r.s.layers.RootfsName(layers)
 	unlock, err := r.s.locks.Lock(ctx, name)
@@ -178,7 +178,7 @@ func (r *rootfses) mountImage(ctx context.Context, chain []content, ids erofs.Ma
 		return err
 	}
 	defer unlock()
-	if ok, err := r.is(path.Join(name, imageMount+suffix(ids)), erofs.IsMounted); err != nil || ok {
+	if ok, err := r.is(path.Join(name, imageMount+suffix(ids)), composefsmount.IsMounted); err != nil || ok {
 		return err
 	}
 	start := time.Now()
@@ -213,22 +213,22 @@ func (r *rootfses) openPath(name string) (*atfs.Dir, error) {
 	return atfs.Open(filepath.Join(r.s.path, name))
 }
 
-func (r *rootfses) mountOn(name string, image *atfs.File, ids erofs.Mapping) (err error) {
+func (r *rootfses) mountOn(name string, image *atfs.File, ids composefsmount.Mapping) (err error) {
 	plain, err := r.target(path.Join(name, imageMount))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, plain.Close()) }()
 	if ids.IsZero() {
-		return erofs.Mount(image, plain, r.support)
+		return composefsmount.Mount(image, plain, r.support)
 	}
 	// The mount with mapped owners is a copy of one without.
-	ok, err := erofs.IsMounted(plain)
+	ok, err := composefsmount.IsMounted(plain)
 	if err != nil {
 		return err
 	}
 	if !ok {
-		if err := erofs.Mount(image, plain, r.support); err != nil {
+		if err := composefsmount.Mount(image, plain, r.support); err != nil {
 			return err
 		}
 	}
@@ -241,7 +241,7 @@ func (r *rootfses) mountOn(name string, image *atfs.File, ids erofs.Mapping) (er
 	if err != nil {
 		return err
 	}
-	return errors.Join(erofs.MountMapped(mounted, mapped, ids), mapped.Close())
+	return errors.Join(composefsmount.MountMapped(mounted, mapped, ids), mapped.Close())
 }
 
 // target opens a directory to mount on, which it makes.
@@ -284,7 +284,7 @@ func (r *rootfses) merged(ctx context.Context, chain []content, upper *atfs.Dir)
 	if !r.support.Metacopy || len(chain) == 0 {
 		return nil, nil
 	}
-	if err := r.mountImage(ctx, chain, erofs.Mapping{}); err != nil {
+	if err := r.mountImage(ctx, chain, composefsmount.Mapping{}); err != nil {
 		return nil, err
 	}
 	return r.open(r.s.layers.RootfsName(layerIDs(chain)), upper)
@@ -333,7 +333,7 @@ func (r *rootfses) open(name string, above ...*atfs.Dir) (_ *atfs.Dir, err error
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	return erofs.OpenOverlay(i, o, r.support, above...)
+	return composefsmount.OpenOverlay(i, o, r.support, above...)
 }
 
 // sweepRootfses unmounts snapshots that are no more, and images on which none runs, and removes the images of chains that no
@@ -533,7 +533,7 @@ func (s *Snapshotter) unmountRootfs(name string, needed map[string]struct{}) err
 
 // unmount unmounts a directory and removes it, unless somebody else just has: a removal and a sweep may do the same.
 func (s *Snapshotter) unmount(name string) error {
-	if err := atfs.IgnoreNotExist(erofs.Unmount(filepath.Join(s.path, name))); err != nil {
+	if err := atfs.IgnoreNotExist(composefsmount.Unmount(filepath.Join(s.path, name))); err != nil {
 		return err
 	}
 	return s.root.RemoveAll(name)

@@ -22,7 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
 
@@ -415,7 +415,7 @@ func layerIDs(chain []content, above ...objectstore.Checksum) []objectstore.Chec
 
 // rootOwner returns the owner that the upper directory of a snapshot has, which is the owner that the root of the
 // container's file system has: that of the parent's root, as the host sees it.
-func (s *Snapshotter) rootOwner(ctx context.Context, below []content, ids erofs.Mapping) (uid, gid uint32, err error) {
+func (s *Snapshotter) rootOwner(ctx context.Context, below []content, ids composefsmount.Mapping) (uid, gid uint32, err error) {
 	if len(below) > 0 {
 		if uid, gid, err = s.layers.RootOwner(ctx, below[0].layer); err != nil {
 			return 0, 0, lost(below[0], err)
@@ -460,7 +460,7 @@ type made struct {
 	kind   snapshots.Kind
 	key    string
 	below  []content // topmost first
-	ids    erofs.Mapping
+	ids    composefsmount.Mapping
 	new    bool // it was made just now
 	staged bool
 }

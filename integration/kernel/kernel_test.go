@@ -16,7 +16,7 @@ var suites = []struct{ pkg, tests, checkout string }{
 	{"objectstore", "Verity", ""},
 	{"objectstore/layer", "Verity", ""},
 	{"plugin", "^TestChoose", ""},
-	{"snapshotter/erofs", ".", ""},
+	{"snapshotter/composefsmount", ".", ""},
 	{"snapshotter", "^Test(Commit|RootfsLifetime|UserNamespace)", "composefs"},
 	{"snapshotter", "^Test(SuiteInProcess|Commit|RootfsLifetime|RootfsIs|SwitchOfCheckouts|UserNamespace|Verity)", "composefs-verity"},
 }

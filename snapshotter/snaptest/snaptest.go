@@ -20,7 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/erofs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
 // Env is a snapshotter and what it stands on.
@@ -138,22 +138,22 @@ func verityOn(root *atfs.Dir) (bool, error) {
 	return support.Verity, err
 }
 
-func supportOf(root *atfs.Dir) (erofs.Support, error) {
+func supportOf(root *atfs.Dir) (composefsmount.Support, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(root.FD(), &st); err != nil {
-		return erofs.Support{}, err
+		return composefsmount.Support{}, err
 	}
 	return probe(st.Type)
 }
 
 var probed struct {
 	mu      sync.Mutex
-	support map[int64]erofs.Support
+	support map[int64]composefsmount.Support
 }
 
 // probe asks the kernel once for each type of file system: one in memory takes loop devices. The disk that a test has made
 // may be full.
-func probe(fsType int64) (s erofs.Support, err error) {
+func probe(fsType int64) (s composefsmount.Support, err error) {
 	probed.mu.Lock()
 	defer probed.mu.Unlock()
 	if s, ok := probed.support[fsType]; ok {
@@ -173,7 +173,7 @@ func probe(fsType int64) (s erofs.Support, err error) {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	if s, err = erofs.Probe(dir); err != nil {
+	if s, err = composefsmount.Probe(dir); err != nil {
 		return s, err
 	}
 	if os.Getenv(checkoutVariable) == composefsVerity {
@@ -181,12 +181,12 @@ func probe(fsType int64) (s erofs.Support, err error) {
 		switch {
 		case err == nil:
 			s = verity
-		case !errors.Is(err, erofs.ErrUnsupported):
+		case !errors.Is(err, composefsmount.ErrUnsupported):
 			return s, err
 		}
 	}
 	if probed.support == nil {
-		probed.support = make(map[int64]erofs.Support)
+		probed.support = make(map[int64]composefsmount.Support)
 	}
 	probed.support[fsType] = s
 	return s, nil
@@ -212,11 +212,11 @@ func (e *Env) Close() error {
 }
 
 // Kernel returns how this kernel mounts composefs images of tests. A test is skipped where it cannot.
-func Kernel(tb testing.TB) erofs.Support {
+func Kernel(tb testing.TB) composefsmount.Support {
 	tb.Helper()
 	NeedsRoot(tb)
 	s, err := probe(0)
-	if errors.Is(err, erofs.ErrUnsupported) {
+	if errors.Is(err, composefsmount.ErrUnsupported) {
 		tb.Skip(err)
 	}
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package erofs mounts composefs images over the objects that they name.
+// Package composefsmount mounts composefs images over the objects that they name.
 //
 // A composefs image is an EROFS file system without file content. overlayfs shows it with the content: the image is its
 // lower layer, and the directory of objects a data-only layer below that, see "Data-only lower layers" in
 // Documentation/filesystems/overlayfs.rst. What of this a kernel can do, and how, differs: Probe tries it.
-package erofs
+package composefsmount
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package erofs
+package composefsmount
 
 import (
 	"fmt"
