@@ -13,6 +13,7 @@ import (
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/content/proxy"
 	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/defaults"
@@ -54,8 +55,8 @@ func connect(address, contentRoot string) (*daemon, error) {
 
 func (d *daemon) Close() error { return d.conn.Close() }
 
-// Open opens a blob: the file in containerd's content store, or else the bytes that containerd sends.
-func (d *daemon) Open(ctx context.Context, desc ocispec.Descriptor) (blob.Blob, error) {
+// ReaderAt opens a blob: the file in containerd's content store, or else the bytes that containerd sends.
+func (d *daemon) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	sources := make(blob.First, 0, 2)
 	if root, err := d.contentRoot(ctx); err != nil {
 		log.G(ctx).WithError(err).Debug("directory of containerd's content store is not known, blobs are read through containerd")
@@ -66,7 +67,7 @@ func (d *daemon) Open(ctx context.Context, desc ocispec.Descriptor) (blob.Blob, 
 		ctx = namespaces.WithNamespace(ctx, ns) // onto the calls that follow
 	}
 	store := proxy.NewContentStore(contentapi.NewContentClient(d.conn))
-	return append(sources, blob.Provider{Provider: store}).Open(ctx, desc)
+	return append(sources, store).ReaderAt(ctx, desc)
 }
 
 // target is where containerd keeps blobs.

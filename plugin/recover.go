@@ -2,9 +2,12 @@ package plugin
 
 import (
 	"context"
+	"fmt"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/log"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
@@ -13,12 +16,12 @@ import (
 // Recover brings the layers in order after a stop without warning, and logs what it found. Layers that lack something
 // are imported again from their blobs: in the file where they were read when the layer was made, or in source, which may
 // be nil. After a clean stop it does nothing.
-func (s *Store) Recover(ctx context.Context, source blob.Source, d *blob.Decompressor) error {
+func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.Decompressor) error {
 	start := time.Now()
 	r, err := s.Layers.Recover(ctx, func(ctx context.Context, lost layer.LostLayer) error {
-		held, err := blob.Import(ctx, s.Layers, blobSource(lost, source), d, lost.Blob, nil)
+		held, err := blob.Import(ctx, s.Layers, blobSource(lost, source), d, ocispec.Descriptor{Digest: lost.Blob}, nil)
 		if err != nil {
-			return err
+			return fmt.Errorf("import blob %s: %w", lost.Blob, err)
 		}
 		return held.Release()
 	})
@@ -47,7 +50,7 @@ func (s *Store) Recover(ctx context.Context, source blob.Source, d *blob.Decompr
 }
 
 // blobSource is where the blob of a lost layer may be.
-func blobSource(lost layer.LostLayer, source blob.Source) blob.Source {
+func blobSource(lost layer.LostLayer, source content.Provider) content.Provider {
 	var sources blob.First
 	if lost.BlobFile != "" {
 		sources = append(sources, blob.File(lost.BlobFile))

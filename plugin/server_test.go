@@ -259,7 +259,7 @@ func TestBlobsOfContainerd(t *testing.T) {
 			desc := f.serve(t, config.Containerd.Address, store, text) // after the connection was prepared
 			ctx := namespaces.WithNamespace(t.Context(), "default")
 			for range 2 {
-				b, err := d.Open(ctx, desc)
+				b, err := d.ReaderAt(ctx, desc)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -38,7 +38,7 @@ type imageFinder struct {
 	cfg       *plugin.Config
 
 	conn  *grpc.ClientConn // to containerd, made when the first image is to be there
-	files blob.Source      // directory of containerd's content store, nil if that is not known
+	files content.Provider // directory of containerd's content store, nil if that is not known
 }
 
 func (c *cli) newImageFinder(ctx context.Context, platform ocispec.Platform) (*imageFinder, error) {
@@ -106,9 +106,9 @@ func (c *cli) inContainerd(ctx context.Context, f *imageFinder, name string) ([]
 	if err != nil {
 		return nil, err
 	}
-	source := blob.First{blob.Provider{Provider: provider}}
+	var source content.Provider = provider
 	if f.files != nil {
-		source = blob.First{f.files, source}
+		source = blob.First{f.files, provider}
 	}
 	layers, err := f.layers(ctx, r, source, []ocispec.Descriptor{target})
 	if errdefs.IsNotFound(err) {
@@ -124,13 +124,6 @@ func (f *imageFinder) resolver(provider content.Provider) *resolver {
 	}
 }
 
-// blobProvider gives blobs of a source to what reads images.
-type blobProvider struct{ blob.Source }
-
-func (p blobProvider) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
-	return p.Open(ctx, desc)
-}
-
 // inLayout finds the layers of DIR[:TAG].
 func (f *imageFinder) inLayout(ctx context.Context, name string) ([]dedup.Layer, error) {
 	dir, descs, err := findInLayout(ctx, name)
@@ -138,7 +131,7 @@ func (f *imageFinder) inLayout(ctx context.Context, name string) ([]dedup.Layer,
 		return nil, err
 	}
 	source := blob.Files(dir)
-	return f.layers(ctx, f.resolver(blobProvider{source}), source, descs)
+	return f.layers(ctx, f.resolver(source), source, descs)
 }
 
 // findInLayout returns the directory of DIR[:TAG], and the manifests that its index has for the tag.
@@ -158,7 +151,7 @@ func findInLayout(ctx context.Context, name string) (dir string, descs []ocispec
 }
 
 func readLayoutIndex(ctx context.Context, dir string) (_ *ocispec.Index, err error) {
-	file, err := blob.File(filepath.Join(dir, ocispec.ImageIndexFile)).Open(ctx, ocispec.Descriptor{})
+	file, err := blob.File(filepath.Join(dir, ocispec.ImageIndexFile)).ReaderAt(ctx, ocispec.Descriptor{})
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("%s is no OCI layout: it has no %s", dir, ocispec.ImageIndexFile)
 	}
@@ -204,7 +197,7 @@ func tagged(list []ocispec.Descriptor, tag string) ([]ocispec.Descriptor, error)
 
 // layers returns the layers of the manifest that is best for the platform, of those that descs lead to. That one of their
 // blobs, or what leads to them, is not here is an errdefs.ErrNotFound.
-func (f *imageFinder) layers(ctx context.Context, r *resolver, source blob.Source, descs []ocispec.Descriptor) ([]dedup.Layer, error) {
+func (f *imageFinder) layers(ctx context.Context, r *resolver, source content.Provider, descs []ocispec.Descriptor) ([]dedup.Layer, error) {
 	config, err := f.manifest(ctx, r, descs)
 	if err != nil {
 		return nil, err
@@ -225,7 +218,7 @@ func (f *imageFinder) layers(ctx context.Context, r *resolver, source blob.Sourc
 		layers[i] = dedup.Layer{
 			DiffID: diffIDs[i], Blob: desc.Digest, BlobSize: desc.Size,
 			Open: func(ctx context.Context) (dedup.Tar, error) {
-				return blob.OpenTar(namespaces.WithNamespace(quiet(ctx), f.namespace), source, f.gzip, desc)
+				return blob.Open(namespaces.WithNamespace(quiet(ctx), f.namespace), source, f.gzip, desc)
 			},
 		}
 		if err := look(ctx, source, desc); err != nil {
@@ -244,11 +237,11 @@ func (e absentError) Error() string { return string(e) }
 func (absentError) NotFound() {}
 
 // look reports whether a blob is here, before any time is spent on others.
-func look(ctx context.Context, source blob.Source, desc ocispec.Descriptor) error {
+func look(ctx context.Context, source content.Provider, desc ocispec.Descriptor) error {
 	if err := desc.Digest.Validate(); err != nil {
 		return err
 	}
-	b, err := source.Open(ctx, desc)
+	b, err := source.ReaderAt(ctx, desc)
 	if errdefs.IsNotFound(err) {
 		return absentError("its blob is not here")
 	}
@@ -304,5 +297,5 @@ func openLayout(ctx context.Context, name string) (ocispec.Descriptor, content.P
 	if len(descs) != 1 {
 		return ocispec.Descriptor{}, nil, fmt.Errorf("the layout has %d manifests with this tag, want one manifest or index", len(descs))
 	}
-	return descs[0], blobProvider{blob.Files(dir)}, nil
+	return descs[0], blob.Files(dir), nil
 }

@@ -10,10 +10,12 @@ import (
 	"strings"
 
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -113,7 +115,7 @@ func (s *store) removeDamagedRefs(ctx context.Context) (removed []fsckProblem, e
 // A repairer makes layers again.
 type repairer struct {
 	store    *store
-	source   blob.Source // nil if blobs cannot be read
+	source   content.Provider // nil if blobs cannot be read
 	gzip     *blob.Decompressor
 	blobs    map[objectstore.Checksum][]digest.Digest // that a layer may be unpacked from
 	bad      map[objectstore.ObjectName]struct{}      // damaged or missing
@@ -180,7 +182,7 @@ func blobs(rows []row) map[objectstore.Checksum][]digest.Digest {
 }
 
 // contentSource is the directory of containerd's content store: blobs of every namespace are there.
-func (c *cli) contentSource(ctx context.Context, cfg *plugin.Config, root string) (blob.Source, error) {
+func (c *cli) contentSource(ctx context.Context, cfg *plugin.Config, root string) (content.Provider, error) {
 	if root == "" {
 		root = cfg.Containerd.ContentRoot
 	}
@@ -281,9 +283,9 @@ func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
 	}
 	errs := []error{errors.New("its blob is not there")}
 	for _, name := range r.blobs[id] {
-		held, err := blob.Import(ctx, r.store.layers, r.source, r.gzip, name, r.bad)
+		held, err := blob.Import(ctx, r.store.layers, r.source, r.gzip, ocispec.Descriptor{Digest: name}, r.bad)
 		if err != nil {
-			errs = append(errs, err)
+			errs = append(errs, fmt.Errorf("import blob %s: %w", name, err))
 			continue
 		}
 		made := held.ID

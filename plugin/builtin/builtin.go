@@ -143,8 +143,8 @@ func newDiffer(ic *containerdplugin.InitContext) (any, error) {
 }
 
 // source reads blobs from the directory of the local content store if there is one, else through the store.
-func source(ic *containerdplugin.InitContext, store content.Provider) blob.Source {
-	sources := blob.First{blob.Provider{Provider: store}}
+func source(ic *containerdplugin.InitContext, store content.Provider) content.Provider {
+	sources := blob.First{store}
 	if p := ic.Plugins().Get(plugins.ContentPlugin, "content"); p != nil {
 		if root := p.Meta.Exports["root"]; root != "" {
 			return append(blob.First{blob.Files(root)}, sources...)

@@ -18,16 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Blob is the compressed bytes of a layer. Those of a [FileBlob] are a file of this host.
-type Blob = content.ReaderAt
-
-// A Source opens blobs of containerd's content store.
-type Source interface {
-	// Open opens the blob with desc's digest. It need not check that the bytes have that digest. A blob that is not
-	// there is an errdefs.ErrNotFound.
-	Open(ctx context.Context, desc ocispec.Descriptor) (Blob, error)
-}
-
 // FileBlob is a blob in a file. A decompressor can be given the file as its standard input.
 type FileBlob struct {
 	*os.File
@@ -41,19 +31,19 @@ func (b *FileBlob) Size() int64 { return b.size }
 // Reading them there is ten times as fast as asking containerd for their bytes.
 type Files string
 
-// Open opens the file of a blob.
-func (dir Files) Open(_ context.Context, desc ocispec.Descriptor) (Blob, error) {
+// ReaderAt opens the file of a blob, whatever it holds. Without the file the error is an errdefs.ErrNotFound.
+func (dir Files) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	if err := desc.Digest.Validate(); err != nil { // the digest becomes a path
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return openFile(filepath.Join(string(dir), "blobs", desc.Digest.Algorithm().String(), desc.Digest.Encoded()))
 }
 
-// File is a source of one blob, a file of any name.
+// File provides one blob, a file of any name.
 type File string
 
-// Open opens the file, whatever the digest.
-func (name File) Open(context.Context, ocispec.Descriptor) (Blob, error) {
+// ReaderAt opens the file, whatever the digest. Without the file the error is an errdefs.ErrNotFound.
+func (name File) ReaderAt(context.Context, ocispec.Descriptor) (content.ReaderAt, error) {
 	return openFile(string(name))
 }
 
@@ -80,26 +70,18 @@ func openFile(name string) (_ *FileBlob, err error) {
 	return &FileBlob{File: f, size: fi.Size()}, nil
 }
 
-// Provider is containerd's content service, or a content store in this process, as a source.
-type Provider struct{ content.Provider }
+// First asks several providers in turn, until one has the blob.
+type First []content.Provider
 
-// Open opens the blob where the provider has it.
-func (p Provider) Open(ctx context.Context, desc ocispec.Descriptor) (Blob, error) {
-	return p.ReaderAt(ctx, desc)
-}
-
-// First asks several sources in turn, until one has the blob.
-type First []Source
-
-// Open returns what the first source that can open the blob returns, or all errors. A source that fails for another
-// reason than that the blob is not there is logged.
-func (sources First) Open(ctx context.Context, desc ocispec.Descriptor) (Blob, error) {
-	if len(sources) == 0 {
+// ReaderAt returns the blob of the first provider that can open it, or all errors. Errors other than an
+// errdefs.ErrNotFound are logged too.
+func (providers First) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	if len(providers) == 0 {
 		return nil, fmt.Errorf("blob %s: %w", desc.Digest, errdefs.ErrNotFound)
 	}
 	var errs []error
-	for _, s := range sources {
-		b, err := s.Open(ctx, desc)
+	for _, p := range providers {
+		b, err := p.ReaderAt(ctx, desc)
 		if err == nil {
 			return b, nil
 		}
@@ -122,7 +104,7 @@ const (
 // cache, so that hashing does not hold up the decompressor; anything else once.
 type verifier struct {
 	ctx  context.Context //nolint:containedctx // of one Apply
-	blob Blob
+	blob content.ReaderAt
 	desc ocispec.Descriptor
 	hash hash.Hash
 
@@ -134,7 +116,7 @@ type verifier struct {
 	quit   chan struct{}
 }
 
-func newVerifier(ctx context.Context, blob Blob, desc ocispec.Descriptor) (*verifier, error) {
+func newVerifier(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor) (*verifier, error) {
 	if desc.Size > 0 && blob.Size() != desc.Size {
 		return nil, fmt.Errorf("blob has %d bytes, descriptor says %d: %w", blob.Size(), desc.Size, errdefs.ErrFailedPrecondition)
 	}

@@ -43,7 +43,7 @@ func TestProviderIsReadInLargePieces(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &memory{Reader: bytes.NewReader(blob)}
 			desc := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
-			if _, _, err := decompress(t, &Decompressor{}, Provider{m}, desc, true); err != nil {
+			if _, _, err := decompress(t, &Decompressor{}, m, desc); err != nil {
 				t.Fatal(err)
 			}
 			if limit := 4 + len(blob)/(1<<20); m.reads > limit {
@@ -71,7 +71,7 @@ func TestFiles(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(blobs, sub.Encoded()), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	b, err := files.Open(t.Context(), desc)
+	b, err := files.ReaderAt(t.Context(), desc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestFiles(t *testing.T) {
 		{"directory", sub, func(err error) bool { return err != nil }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b, err := files.Open(t.Context(), ocispec.Descriptor{Digest: c.digest})
+			b, err := files.ReaderAt(t.Context(), ocispec.Descriptor{Digest: c.digest})
 			if !c.is(err) {
 				t.Errorf("got %v of another class", err)
 			}
@@ -107,14 +107,14 @@ func TestFiles(t *testing.T) {
 func TestFirst(t *testing.T) {
 	empty := Files(t.TempDir())
 	files, desc := putBlob(t, t.TempDir(), []byte("blob"))
-	b, err := First{empty, files}.Open(t.Context(), desc)
+	b, err := First{empty, files}.ReaderAt(t.Context(), desc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := (First{empty, empty}).Open(t.Context(), desc); !errdefs.IsNotFound(err) {
+	if _, err := (First{empty, empty}).ReaderAt(t.Context(), desc); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v, want not found", err)
 	}
 }

@@ -14,14 +14,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,8 +27,6 @@ const (
 )
 
 const (
-	// zstdMaxWindow bounds the memory that a zstd frame can demand. It is what zstd(1) accepts without --long=31.
-	zstdMaxWindow = 128 << 20
 	// pipeSize is the size of the pipe from igzip: with the default of 64 KiB the two processes wait for each other.
 	pipeSize = 1 << 20
 	// igzipMinSize is the size below which starting a process takes longer than decompressing.
@@ -43,34 +36,6 @@ const (
 
 	nobody = 65534
 )
-
-// layerTypes are the media types of layers, and whether they may be compressed. What they call the compression is not
-// relied on, as containerd does not either: the first bytes of the blob tell it.
-var layerTypes = map[string]bool{
-	ocispec.MediaTypeImageLayer:     false,
-	ocispec.MediaTypeImageLayerGzip: true,
-	ocispec.MediaTypeImageLayerZstd: true,
-
-	"application/vnd.oci.image.layer.nondistributable.v1.tar":      false,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": true,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": true,
-
-	images.MediaTypeDockerSchema2Layer:            true,
-	images.MediaTypeDockerSchema2LayerGzip:        true,
-	images.MediaTypeDockerSchema2LayerZstd:        true,
-	images.MediaTypeDockerSchema2LayerForeign:     true,
-	images.MediaTypeDockerSchema2LayerForeignGzip: true,
-}
-
-// IsCompressed reports whether blobs of a media type may be compressed. One that is not a layer's, or an encrypted
-// layer's, is an errdefs.ErrNotImplemented.
-func IsCompressed(mediaType string) (bool, error) {
-	c, ok := layerTypes[mediaType]
-	if !ok {
-		return false, fmt.Errorf("media type %q: %w", mediaType, errdefs.ErrNotImplemented)
-	}
-	return c, nil
-}
 
 // A Decompressor turns blobs into plain tars: gzip and zstd, and what is not compressed.
 //
@@ -128,66 +93,6 @@ func (s *tarStream) Close() error {
 	f := s.close
 	s.close = nil
 	return f()
-}
-
-// open begins to decompress a blob. When ctx is done, reading fails.
-func (d *Decompressor) open(ctx context.Context, v *verifier, compressed bool) (*tarStream, error) {
-	kind := compression.Uncompressed
-	if compressed {
-		head, err := v.head(512)
-		if err != nil {
-			return nil, err
-		}
-		kind = compression.DetectCompression(head)
-	}
-	verify := func(digest.Digest) error { return v.verify() }
-	switch kind {
-	case compression.Gzip:
-		ok, err := d.useIgzip(v)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			v.startHash()
-			s, err := startIgzip(ctx, d.igzip, v)
-			if err != nil {
-				return nil, err
-			}
-			s.accept = verify
-			return s, nil
-		}
-		r, err := gzip.NewReader(v.reader())
-		if err != nil {
-			return nil, err
-		}
-		return &tarStream{Reader: r, name: "gzip", accept: verify, close: r.Close}, nil
-	case compression.Zstd:
-		r, err := zstd.NewReader(v.reader(), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdMaxWindow))
-		if err != nil {
-			return nil, err
-		}
-		return &tarStream{Reader: r, name: "zstd", accept: verify, close: func() error { r.Close(); return nil }}, nil
-	default:
-		return d.plain(v), nil
-	}
-}
-
-// plain passes a blob that is not compressed through. Its digest is the diff ID, which the import computes anyway.
-func (d *Decompressor) plain(v *verifier) *tarStream {
-	s := &tarStream{name: "none"}
-	if v.desc.Digest.Algorithm() != digest.SHA256 {
-		s.Reader = v.reader()
-		s.accept = func(digest.Digest) error { return v.verify() }
-		return s
-	}
-	s.Reader = newChunkReader(v.section())
-	s.accept = func(diffID digest.Digest) error {
-		if diffID != v.desc.Digest {
-			return fmt.Errorf("blob has digest %s, descriptor says %s: %w", diffID, v.desc.Digest, errdefs.ErrFailedPrecondition)
-		}
-		return nil
-	}
-	return s
 }
 
 // useIgzip reports whether a gzip blob is one for igzip: a file, worth a process, and probably of one member. Of what

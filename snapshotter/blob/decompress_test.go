@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -62,27 +64,17 @@ func putBlob(tb testing.TB, dir string, blob []byte) (Files, ocispec.Descriptor)
 }
 
 // decompress reads a blob to its end and verifies it. It returns what decompressed it.
-func decompress(tb testing.TB, d *Decompressor, source Source, desc ocispec.Descriptor, compressed bool) (out []byte, name string, err error) {
+func decompress(tb testing.TB, d *Decompressor, provider content.Provider, desc ocispec.Descriptor) (out []byte, name string, err error) {
 	tb.Helper()
-	blob, err := source.Open(tb.Context(), desc)
+	tar, err := Open(tb.Context(), provider, d, desc)
 	if err != nil {
 		return nil, "", err
 	}
-	defer func() { err = errors.Join(err, blob.Close()) }()
-	v, err := newVerifier(tb.Context(), blob, desc)
-	if err != nil {
-		return nil, "", err
+	defer func() { err = errors.Join(err, tar.Close()) }()
+	if out, err = io.ReadAll(tar); err != nil {
+		return out, tar.stream.name, err
 	}
-	defer v.stop()
-	s, err := d.open(tb.Context(), v, compressed)
-	if err != nil {
-		return nil, "", err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	if out, err = io.ReadAll(s); err != nil {
-		return out, s.name, err
-	}
-	return out, s.name, s.accept(digest.FromBytes(out))
+	return out, tar.stream.name, tar.Accept(digest.FromBytes(out))
 }
 
 // An image must not depend on what the host decompresses it with: igzip and the built-in gzip accept the same blobs.
@@ -144,8 +136,8 @@ func TestIgzipIsLikeGzip(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			source, desc := putBlob(t, t.TempDir(), c.blob)
-			want, _, wantErr := decompress(t, slow, source, desc, true)
-			got, name, err := decompress(t, fast, source, desc, true)
+			want, _, wantErr := decompress(t, slow, source, desc)
+			got, name, err := decompress(t, fast, source, desc)
 			if (name == path) != c.igzip {
 				t.Errorf("decompressed by %s, want igzip: %v", name, c.igzip)
 			}
@@ -170,36 +162,40 @@ func TestIgzipIsLikeGzip(t *testing.T) {
 
 func TestDecompress(t *testing.T) {
 	plain := text(2 << 20)
+	// What a blob is compressed with does not depend on which of these it has.
+	compressed := []string{"", ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd, images.MediaTypeDockerSchema2Layer}
 	for _, c := range []struct {
 		name       string
 		blob       []byte
-		compressed bool
+		mediaTypes []string
 		want       []byte // nil: an error
 		by         string
 	}{
-		{"gzip", gzipped(plain), true, plain, "gzip"},
-		{"zstd", zstded(t, plain), true, plain, "zstd"},
-		{"zstd in several frames", join(zstded(t, plain), zstded(t, plain)), true, join(plain, plain), "zstd"},
-		{"zstd behind a skippable frame", join([]byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}, zstded(t, plain)), true, plain, "zstd"},
-		{"zstd, large window", zstded(t, plain, zstd.WithWindowSize(64<<20)), true, plain, "zstd"},
-		{"plain that may be compressed", plain, true, plain, "none"},
-		{"plain", plain, false, plain, "none"},
-		{"gzip that is called plain", gzipped(plain), false, gzipped(plain), "none"},
-		{"nothing", nil, true, []byte{}, "none"},
-		{"zstd truncated", zstded(t, plain)[:1<<20], true, nil, "zstd"},
-		{"zstd, window of 512 MiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x98, 0x01, 0x00, 0x00}, true, nil, "zstd"},
-		{"zstd and garbage", join(zstded(t, plain), []byte("garbage")), true, nil, "zstd"},
+		{"gzip", gzipped(plain), compressed, plain, "gzip"},
+		{"zstd", zstded(t, plain), compressed, plain, "zstd"},
+		{"zstd in several frames", join(zstded(t, plain), zstded(t, plain)), compressed, join(plain, plain), "zstd"},
+		{"zstd behind a skippable frame", join([]byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}, zstded(t, plain)), compressed, plain, "zstd"},
+		{"zstd, large window", zstded(t, plain, zstd.WithWindowSize(64<<20)), compressed, plain, "zstd"},
+		{"plain that may be compressed", plain, compressed, plain, "none"},
+		{"plain", plain, plainTypes, plain, "none"},
+		{"gzip that is called plain", gzipped(plain), plainTypes, gzipped(plain), "none"},
+		{"nothing", nil, compressed, []byte{}, "none"},
+		{"zstd truncated", zstded(t, plain)[:1<<20], compressed, nil, "zstd"},
+		{"zstd, window of 512 MiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x98, 0x01, 0x00, 0x00}, compressed, nil, "zstd"},
+		{"zstd and garbage", join(zstded(t, plain), []byte("garbage")), compressed, nil, "zstd"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := &Decompressor{}
 			files, desc := putBlob(t, t.TempDir(), c.blob)
-			for kind, source := range map[string]Source{"file": files, "provider": Provider{providerOf(c.blob)}} {
-				got, by, err := decompress(t, d, source, desc, c.compressed)
-				if (err != nil) != (c.want == nil) || err == nil && !bytes.Equal(got, c.want) {
-					t.Errorf("%s: got %d bytes, %v, want %d", kind, len(got), err, len(c.want))
-				}
-				if by != c.by {
-					t.Errorf("%s: decompressed by %q, want %q", kind, by, c.by)
+			for kind, provider := range map[string]content.Provider{"file": files, "provider": providerOf(c.blob)} {
+				for _, desc.MediaType = range c.mediaTypes {
+					got, by, err := decompress(t, d, provider, desc)
+					if (err != nil) != (c.want == nil) || err == nil && !bytes.Equal(got, c.want) {
+						t.Errorf("%s, %q: got %d bytes, %v, want %d", kind, desc.MediaType, len(got), err, len(c.want))
+					}
+					if by != c.by {
+						t.Errorf("%s, %q: decompressed by %q, want %q", kind, desc.MediaType, by, c.by)
+					}
 				}
 			}
 		})
@@ -218,7 +214,7 @@ func TestDigestIsVerified(t *testing.T) {
 					t.Fatal(err)
 				}
 				desc := ocispec.Descriptor{Digest: other, Size: int64(len(blob))}
-				if _, _, err := decompress(t, d, Provider{providerOf(blob)}, desc, true); !errdefs.IsFailedPrecondition(err) {
+				if _, _, err := decompress(t, d, providerOf(blob), desc); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("provider: got %v, want a failed precondition", err)
 				}
 				dir := t.TempDir()
@@ -227,11 +223,11 @@ func TestDigestIsVerified(t *testing.T) {
 				if err := os.Rename(filepath.Join(blobs, good.Digest.Encoded()), filepath.Join(blobs, other.Encoded())); err != nil {
 					t.Fatal(err)
 				}
-				if _, _, err := decompress(t, d, files, desc, true); !errdefs.IsFailedPrecondition(err) {
+				if _, _, err := decompress(t, d, files, desc); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("file: got %v, want a failed precondition", err)
 				}
 				desc.Size++
-				if _, _, err := decompress(t, d, files, desc, true); !errdefs.IsFailedPrecondition(err) {
+				if _, _, err := decompress(t, d, files, desc); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("size: got %v, want a failed precondition", err)
 				}
 			})
@@ -239,17 +235,17 @@ func TestDigestIsVerified(t *testing.T) {
 	}
 }
 
-func TestIsCompressed(t *testing.T) {
+func TestTypes(t *testing.T) {
 	for _, c := range []struct {
-		mediaType  string
-		compressed bool
-		unknown    bool
+		mediaType string
+		tar       bool
+		unknown   bool
 	}{
-		{mediaType: "application/vnd.oci.image.layer.v1.tar"},
-		{mediaType: "application/vnd.oci.image.layer.v1.tar+gzip", compressed: true},
-		{mediaType: "application/vnd.oci.image.layer.v1.tar+zstd", compressed: true},
-		{mediaType: "application/vnd.docker.image.rootfs.diff.tar", compressed: true},
-		{mediaType: "application/vnd.docker.image.rootfs.diff.tar.gzip", compressed: true},
+		{mediaType: "application/vnd.oci.image.layer.v1.tar", tar: true},
+		{mediaType: "application/vnd.oci.image.layer.v1.tar+gzip"},
+		{mediaType: "application/vnd.oci.image.layer.v1.tar+zstd"},
+		{mediaType: "application/vnd.docker.image.rootfs.diff.tar"},
+		{mediaType: "application/vnd.docker.image.rootfs.diff.tar.gzip"},
 		{mediaType: "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", unknown: true},
 		{mediaType: "application/vnd.oci.image.layer.v1.tar+encrypted", unknown: true},
 		{mediaType: "application/vnd.erofs.layer.v1", unknown: true},
@@ -257,9 +253,11 @@ func TestIsCompressed(t *testing.T) {
 		{mediaType: "", unknown: true},
 		{mediaType: strings.Repeat("+", 1<<16), unknown: true},
 	} {
-		got, err := IsCompressed(c.mediaType)
-		if errdefs.IsNotImplemented(err) != c.unknown || got != c.compressed {
-			t.Errorf("%.60q: got %v, %v", c.mediaType, got, err)
+		if err := CheckType(c.mediaType); errdefs.IsNotImplemented(err) != c.unknown || (err != nil) != c.unknown {
+			t.Errorf("%.60q: got %v, want it to be unknown: %v", c.mediaType, err, c.unknown)
+		}
+		if got := IsTar(c.mediaType); got != c.tar {
+			t.Errorf("%.60q: is a tar: %v, want %v", c.mediaType, got, c.tar)
 		}
 	}
 }
@@ -341,7 +339,7 @@ func TestIgzipEndsWithItsContext(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			blob, err := files.Open(ctx, desc)
+			blob, err := files.ReaderAt(ctx, desc)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -383,7 +381,7 @@ func BenchmarkGzip(b *testing.B) {
 		b.Run("gzip="+g, func(b *testing.B) {
 			b.SetBytes(64 << 20)
 			for b.Loop() {
-				if _, _, err := decompress(b, d, files, desc, true); err != nil {
+				if _, _, err := decompress(b, d, files, desc); err != nil {
 					b.Fatal(err)
 				}
 			}

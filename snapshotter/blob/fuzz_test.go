@@ -39,8 +39,8 @@ func FuzzDecompress(f *testing.F) {
 		}
 		source, desc := putBlob(t, dir, blob)
 		defer os.Remove(filepath.Join(dir, "blobs/sha256", desc.Digest.Encoded()))
-		out, name, err := decompress(t, &Decompressor{}, source, desc, true)
-		again, _, aerr := decompress(t, &Decompressor{}, Provider{providerOf(blob)}, desc, true)
+		out, name, err := decompress(t, &Decompressor{}, source, desc)
+		again, _, aerr := decompress(t, &Decompressor{}, providerOf(blob), desc)
 		if (err == nil) != (aerr == nil) || err == nil && !bytes.Equal(out, again) {
 			t.Fatalf("from a file: %d bytes, %v; from containerd: %d bytes, %v", len(out), err, len(again), aerr)
 		}
@@ -77,7 +77,7 @@ func FuzzFiles(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		b, err := Files(dir).Open(t.Context(), ocispec.Descriptor{Digest: digest.Digest(s)})
+		b, err := Files(dir).ReaderAt(t.Context(), ocispec.Descriptor{Digest: digest.Digest(s)})
 		if err != nil {
 			if !errdefs.IsInvalidArgument(err) && !errdefs.IsNotFound(err) {
 				t.Fatalf("digest %q: got %v of another class", s, err)

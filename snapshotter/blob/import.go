@@ -3,10 +3,9 @@ package blob
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
-	"github.com/containerd/errdefs"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -15,23 +14,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// Import unpacks a blob of source into a layer of the store and returns it held. What the blob is compressed with is
-// found out. Objects in distrust are replaced where the layer has them.
-func Import(ctx context.Context, layers *layer.Store, source Source, d *Decompressor, blob digest.Digest, distrust map[objectstore.ObjectName]struct{}) (*layer.Held, error) {
-	if err := blob.Validate(); err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	held, err := ImportBlob(ctx, layers, source, d, ocispec.Descriptor{Digest: blob}, true, distrust)
-	if err != nil {
-		return nil, fmt.Errorf("import blob %s: %w", blob, err)
-	}
-	return held, nil
-}
-
-// ImportBlob unpacks the blob that desc describes, which may be compressed or not, like [Import].
-func ImportBlob(ctx context.Context, layers *layer.Store, source Source, d *Decompressor, desc ocispec.Descriptor, compressed bool, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
+// Import unpacks the blob that desc describes, opened as [Open] does, into a layer of the store and returns it held. The
+// layer is accepted only if the blob has the descriptor's digest. Objects in distrust are replaced where the layer has
+// them.
+func Import(ctx context.Context, layers *layer.Store, provider content.Provider, d *Decompressor, desc ocispec.Descriptor, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
 	start := time.Now()
-	tar, err := openTar(ctx, source, d, desc, compressed)
+	tar, err := Open(ctx, provider, d, desc)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -12,26 +13,27 @@ import (
 
 // A Tar is the plain tar of a layer's blob. It is for one goroutine.
 type Tar struct {
-	blob   Blob
+	blob   content.ReaderAt
 	verify *verifier
 	stream *tarStream
 	cancel context.CancelFunc
 }
 
-// OpenTar begins to read the tar of the layer that desc describes. A blob that the source does not have is an
-// errdefs.ErrNotFound, and a media type that is no layer's an errdefs.ErrNotImplemented. When ctx is done, reading fails.
-func OpenTar(ctx context.Context, source Source, d *Decompressor, desc ocispec.Descriptor) (*Tar, error) {
-	compressed, err := IsCompressed(desc.MediaType)
-	if err != nil {
-		return nil, err
+// Open begins to read the tar of the layer's blob that desc describes. Its media type decides whether the blob may be
+// compressed; with an empty one, any blob may be. What it is compressed with is found out from its first bytes.
+//
+// A blob that the provider does not have is an errdefs.ErrNotFound, a media type that is not a layer's an
+// errdefs.ErrNotImplemented, and a size that is not the descriptor's an errdefs.ErrFailedPrecondition. When ctx is done,
+// reading fails.
+func Open(ctx context.Context, provider content.Provider, d *Decompressor, desc ocispec.Descriptor) (_ *Tar, err error) {
+	if desc.MediaType != "" {
+		if err := CheckType(desc.MediaType); err != nil {
+			return nil, err
+		}
 	}
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return openTar(ctx, source, d, desc, compressed)
-}
-
-func openTar(ctx context.Context, source Source, d *Decompressor, desc ocispec.Descriptor, compressed bool) (_ *Tar, err error) {
 	// Whatever ends the reading of the tar ends the decompressor and the reading of the blob too.
 	ctx, cancel := context.WithCancel(ctx)
 	t := &Tar{cancel: cancel}
@@ -40,7 +42,7 @@ func openTar(ctx context.Context, source Source, d *Decompressor, desc ocispec.D
 			err = errors.Join(err, t.Close())
 		}
 	}()
-	blob, err := source.Open(ctx, desc)
+	blob, err := provider.ReaderAt(ctx, desc)
 	if err != nil {
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
@@ -48,7 +50,7 @@ func openTar(ctx context.Context, source Source, d *Decompressor, desc ocispec.D
 	if t.verify, err = newVerifier(ctx, blob, desc); err != nil {
 		return nil, err
 	}
-	if t.stream, err = d.open(ctx, t.verify, compressed); err != nil {
+	if t.stream, err = d.open(ctx, t.verify); err != nil {
 		return nil, err
 	}
 	return t, nil

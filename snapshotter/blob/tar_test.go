@@ -11,7 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func TestOpenTar(t *testing.T) {
+func TestOpen(t *testing.T) {
 	plain := text(100_000)
 	dir := t.TempDir()
 	files, gz := putBlob(t, dir, gzipped(plain))
@@ -40,7 +40,7 @@ func TestOpenTar(t *testing.T) {
 		{name: "wrong size", desc: short, open: errdefs.ErrFailedPrecondition},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tar, err := OpenTar(t.Context(), files, d, tt.desc)
+			tar, err := Open(t.Context(), files, d, tt.desc)
 			if !errors.Is(err, tt.open) {
 				t.Fatalf("open: got %v, want %v", err, tt.open)
 			}
@@ -76,7 +76,7 @@ func TestOpenTarDigest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tar, err := OpenTar(t.Context(), Provider{providerOf(blob)}, d, desc)
+	tar, err := Open(t.Context(), providerOf(blob), d, desc)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -39,7 +40,7 @@ type Snapshots interface {
 type Differ struct {
 	snapshots    Snapshots
 	layers       *layer.Store
-	content      blob.Source
+	content      content.Provider
 	target       Target
 	decompressor *blob.Decompressor
 	blobs        keylock.Map // by digest: being unpacked
@@ -50,9 +51,9 @@ var (
 	_ diff.Comparer = (*Differ)(nil)
 )
 
-// New returns a differ that unpacks blobs of source into layers, for snapshots, and writes blobs to target.
-func New(snapshots Snapshots, layers *layer.Store, source blob.Source, target Target, d *blob.Decompressor) *Differ {
-	return &Differ{snapshots: snapshots, layers: layers, content: source, target: target, decompressor: d}
+// New returns a differ that unpacks blobs of provider into layers, for snapshots, and writes blobs to target.
+func New(snapshots Snapshots, layers *layer.Store, provider content.Provider, target Target, d *blob.Decompressor) *Differ {
+	return &Differ{snapshots: snapshots, layers: layers, content: provider, target: target, decompressor: d}
 }
 
 // Apply applies the layer that desc describes to the active snapshot that mounts belong to, and returns a descriptor
@@ -72,8 +73,7 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 }
 
 func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, config diff.ApplyConfig) (_ ocispec.Descriptor, err error) {
-	compressed, err := blob.IsCompressed(desc.MediaType)
-	if err != nil {
+	if err := blob.CheckType(desc.MediaType); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	id, staged, err := d.snapshots.Locate(ctx, mounts)
@@ -90,7 +90,7 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		}
 		return tarDescriptor(l)
 	}
-	held, err := d.obtain(ctx, desc, compressed)
+	held, err := d.obtain(ctx, desc)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -110,8 +110,8 @@ func tarDescriptor(l *layer.Layer) (ocispec.Descriptor, error) {
 }
 
 // obtain returns, held, the layer that a blob unpacks to.
-func (d *Differ) obtain(ctx context.Context, desc ocispec.Descriptor, compressed bool) (*layer.Held, error) {
-	if held, err := d.known(ctx, desc, compressed); held != nil || err != nil {
+func (d *Differ) obtain(ctx context.Context, desc ocispec.Descriptor) (*layer.Held, error) {
+	if held, err := d.known(ctx, desc); held != nil || err != nil {
 		return held, err
 	}
 	unlock, err := d.blobs.Lock(ctx, desc.Digest.String())
@@ -119,20 +119,20 @@ func (d *Differ) obtain(ctx context.Context, desc ocispec.Descriptor, compressed
 		return nil, err
 	}
 	defer unlock()
-	if held, err := d.known(ctx, desc, compressed); held != nil || err != nil {
+	if held, err := d.known(ctx, desc); held != nil || err != nil {
 		return held, err // somebody else has unpacked it meanwhile
 	}
-	return d.unpack(ctx, desc, compressed)
+	return d.unpack(ctx, desc)
 }
 
 // known returns, held, the layer of a blob that was unpacked before, nil if it was not.
-func (d *Differ) known(ctx context.Context, desc ocispec.Descriptor, compressed bool) (*layer.Held, error) {
+func (d *Differ) known(ctx context.Context, desc ocispec.Descriptor) (*layer.Held, error) {
 	if desc.Digest.Algorithm() != digest.SHA256 {
 		return nil, nil
 	}
 	held, err := d.layers.AcquireBlob(ctx, desc.Digest)
-	if errdefs.IsNotFound(err) && !compressed {
-		held, err = d.layers.Acquire(ctx, desc.Digest) // the blob is the tar
+	if errdefs.IsNotFound(err) && blob.IsTar(desc.MediaType) {
+		held, err = d.layers.Acquire(ctx, desc.Digest)
 	}
 	switch {
 	case errdefs.IsNotFound(err), errors.Is(err, objectstore.ErrCorrupt):
@@ -147,11 +147,11 @@ func (d *Differ) known(ctx context.Context, desc ocispec.Descriptor, compressed 
 }
 
 // unpack imports the layer from the blob.
-func (d *Differ) unpack(ctx context.Context, desc ocispec.Descriptor, compressed bool) (_ *layer.Held, err error) {
+func (d *Differ) unpack(ctx context.Context, desc ocispec.Descriptor) (_ *layer.Held, err error) {
 	defer func() {
 		if err != nil {
 			d.snapshots.MarkGarbage()
 		}
 	}()
-	return blob.ImportBlob(ctx, d.layers, d.content, d.decompressor, desc, compressed, nil)
+	return blob.Import(ctx, d.layers, d.content, d.decompressor, desc, nil)
 }

@@ -17,6 +17,7 @@ import (
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	"github.com/containerd/containerd/v2/contrib/diffservice"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/diff/proxy"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -43,7 +44,7 @@ type world struct {
 	differ *differ.Differ
 	dir    string
 	opened atomic.Int64
-	gate   chan struct{} // if not nil, Open waits until it is closed
+	gate   chan struct{} // if not nil, ReaderAt waits until it is closed
 }
 
 func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
@@ -57,7 +58,7 @@ func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
 	return w
 }
 
-func (w *world) Open(ctx context.Context, desc ocispec.Descriptor) (blob.Blob, error) {
+func (w *world) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	w.opened.Add(1)
 	if w.gate != nil {
 		select {
@@ -66,7 +67,7 @@ func (w *world) Open(ctx context.Context, desc ocispec.Descriptor) (blob.Blob, e
 			return nil, context.Cause(ctx)
 		}
 	}
-	return blob.Files(w.dir).Open(ctx, desc)
+	return blob.Files(w.dir).ReaderAt(ctx, desc)
 }
 
 // put writes a blob into the content store.
