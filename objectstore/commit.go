@@ -25,6 +25,9 @@ type Commit struct {
 // Time returns the timestamp.
 func (c *Commit) Time() time.Time { return time.Unix(int64(c.Timestamp), 0).UTC() }
 
+// Root returns the root directory of the commit's tree, for [Repo.Lookup].
+func (c *Commit) Root() TreeEntry { return TreeEntry{Dir: true, Checksum: c.Tree, Meta: c.Meta} }
+
 // Lookup returns the metadata entry with a key.
 func (c *Commit) Lookup(key string) (gvariant.Variant, bool) {
 	for i := range c.Metadata {

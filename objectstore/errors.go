@@ -11,6 +11,9 @@ import (
 var (
 	// ErrNotExist says that an object or a ref is absent. It is an fs.ErrNotExist too.
 	ErrNotExist error = notExistError{}
+	// ErrNoEntry says that a tree has no entry of a name. It is neither ErrNotExist nor fs.ErrNotExist: a name may be
+	// absent, but an object that is absent is damage.
+	ErrNoEntry error = noEntryError{}
 	// ErrCorrupt says that something in the repository is not what its name or its format says.
 	ErrCorrupt error = corruptError{}
 	// ErrLocked says that a lock of the repository was not obtained in time.
@@ -26,6 +29,11 @@ type notExistError struct{}
 func (notExistError) Error() string        { return "does not exist" }
 func (notExistError) NotFound()            {}
 func (notExistError) Is(target error) bool { return target == fs.ErrNotExist }
+
+type noEntryError struct{ name string }
+
+func (e noEntryError) Error() string      { return "there is no /" + e.name }
+func (noEntryError) Is(target error) bool { return target == ErrNoEntry }
 
 type corruptError struct{}
 

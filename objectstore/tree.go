@@ -114,6 +114,53 @@ type DirTree struct {
 	Dirs  []TreeDir
 }
 
+// TreeEntry is a directory or a file in a tree, whatever its name.
+type TreeEntry struct {
+	Dir      bool
+	Checksum Checksum // of the dirtree of a directory, of the content object of a file
+	Meta     Checksum // dirmeta of a directory
+}
+
+// Entry returns the directory as an entry.
+func (d *TreeDir) Entry() TreeEntry { return TreeEntry{Dir: true, Checksum: d.Tree, Meta: d.Meta} }
+
+// Entry returns the file as an entry.
+func (f *TreeFile) Entry() TreeEntry { return TreeEntry{Checksum: f.Checksum} }
+
+// Lookup returns the entry of a name in t, which must be sorted.
+func (t *DirTree) Lookup(name string) (TreeEntry, bool) {
+	if i, ok := slices.BinarySearchFunc(t.Dirs, name, func(d TreeDir, name string) int { return strings.Compare(d.Name, name) }); ok {
+		return t.Dirs[i].Entry(), true
+	}
+	if i, ok := slices.BinarySearchFunc(t.Files, name, func(f TreeFile, name string) int { return strings.Compare(f.Name, name) }); ok {
+		return t.Files[i].Entry(), true
+	}
+	return TreeEntry{}, false
+}
+
+// Lookup returns the entry at a path below a directory, which "." names itself. It follows no symbolic links. An absent name
+// is ErrNoEntry, an absent or damaged object on the way to it an [ObjectError].
+func (r *Repo) Lookup(dir TreeEntry, name string) (TreeEntry, error) {
+	if name == "." {
+		return dir, nil
+	}
+	e := dir
+	for part := range strings.SplitSeq(name, "/") {
+		if !e.Dir {
+			return TreeEntry{}, noEntryError{name}
+		}
+		t, err := r.DirTree(e.Checksum)
+		if err != nil {
+			return TreeEntry{}, err
+		}
+		var ok bool
+		if e, ok = t.Lookup(part); !ok {
+			return TreeEntry{}, noEntryError{name}
+		}
+	}
+	return e, nil
+}
+
 // ValidateName returns ErrInvalid if name cannot be that of a file in a DirTree: valid UTF-8 of 1 to 255 bytes, not
 // "." or "..", without slash and NUL.
 func ValidateName(name string) error {

@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"runtime"
-	"slices"
 	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
@@ -27,10 +25,14 @@ func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, 
 	if err != nil {
 		return nil, err
 	}
-	dir, err := treeAt(repo, c.Tree, kargs.DropInDir)
-	if errors.Is(err, fs.ErrNotExist) {
+	e, err := repo.Lookup(c.Root(), kargs.DropInDir)
+	if errors.Is(err, objectstore.ErrNoEntry) || err == nil && !e.Dir {
 		return nil, nil
 	}
+	if err != nil {
+		return nil, err
+	}
+	dir, err := repo.DirTree(e.Checksum)
 	if err != nil {
 		return nil, err
 	}
@@ -52,24 +54,6 @@ func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, 
 		}
 	}
 	return args, nil
-}
-
-// treeAt returns a directory below that of a dirtree; fs.ErrNotExist if there is none.
-func treeAt(repo *objectstore.Repo, sum objectstore.Checksum, name string) (*objectstore.DirTree, error) {
-	t, err := repo.DirTree(sum)
-	if err != nil {
-		return nil, err
-	}
-	for part := range strings.SplitSeq(name, "/") {
-		i, ok := slices.BinarySearchFunc(t.Dirs, part, func(d objectstore.TreeDir, name string) int { return strings.Compare(d.Name, name) })
-		if !ok {
-			return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-		}
-		if t, err = repo.DirTree(t.Dirs[i].Tree); err != nil {
-			return nil, err
-		}
-	}
-	return t, nil
 }
 
 func kargsOf(repo *objectstore.Repo, file objectstore.Checksum) ([]string, error) {

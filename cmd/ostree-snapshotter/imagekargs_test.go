@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
@@ -75,5 +77,30 @@ func TestImageKargs(t *testing.T) {
 	commit := objecttest.Commit(t, repo, "elsewhere", osTree(map[string]string{"usr": "a file"}))
 	if got, err := imageKargs(repo, commit); err != nil || got != nil {
 		t.Errorf("imageKargs() without the directory = %q, %v", got, err)
+	}
+}
+
+// TestImageKargsDamaged removes the directory of the files: arguments that cannot be read are not arguments that an image
+// does not want.
+func TestImageKargsDamaged(t *testing.T) {
+	repo, err := objectstore.Create(objecttest.OpenDir(t, t.TempDir()), objectstore.ModeBare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	commit := objecttest.Commit(t, repo, "test", kargsTree(map[string]string{"a.toml": `kargs = ["a"]`}))
+	c, err := repo.Commit(commit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := repo.Lookup(c.Root(), kargs.DropInDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := repo.ObjectsDir().Unlink(objectstore.LoosePath(dir.Checksum, objectstore.TypeDirTree)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := imageKargs(repo, commit); !errors.Is(err, objectstore.ErrNotExist) {
+		t.Errorf("imageKargs() = %q, %v, want that an object is missing", got, err)
 	}
 }

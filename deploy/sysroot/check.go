@@ -138,7 +138,7 @@ func (s *Sysroot) checkSpace(ctx context.Context, d *Deployment, t *osTree, k *k
 	if isAbsent(err) {
 		n, err = t.lookup("etc")
 	}
-	if isAbsent(err) || err == nil && !n.dir {
+	if isAbsent(err) || err == nil && !n.Dir {
 		return nil
 	}
 	if err != nil {
@@ -164,11 +164,11 @@ func (s *Sysroot) kernelIsCopied() (bool, error) {
 }
 
 // copySize is what a copy of a directory takes, at least.
-func (t *osTree) copySize(ctx context.Context, n node, block uint64) (int64, error) {
+func (t *osTree) copySize(ctx context.Context, n objectstore.TreeEntry, block uint64) (int64, error) {
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	d, err := t.read(n)
+	d, err := t.repo.DirTree(n.Checksum)
 	if err != nil {
 		return 0, err
 	}
@@ -183,7 +183,7 @@ func (t *osTree) copySize(ctx context.Context, n node, block uint64) (int64, err
 		}
 	}
 	for _, sub := range d.Dirs {
-		below, err := t.copySize(ctx, node{true, sub.Tree, sub.Meta}, block)
+		below, err := t.copySize(ctx, sub.Entry(), block)
 		if err != nil {
 			return 0, err
 		}

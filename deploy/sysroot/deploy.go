@@ -57,7 +57,7 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 // makeEtc gives a deployment an /etc that can be changed: a copy of its /usr/etc. In older trees that is called /etc.
 func (s *Sysroot) makeEtc(ctx context.Context, t *osTree, root *atfs.Dir) error {
 	etc, err := t.lookup("etc")
-	if err == nil && etc.dir {
+	if err == nil && etc.Dir {
 		usrEtc, uerr := t.lookup("usr/etc")
 		switch {
 		case isAbsent(uerr):
@@ -71,13 +71,13 @@ func (s *Sysroot) makeEtc(ctx context.Context, t *osTree, root *atfs.Dir) error 
 	} else if isAbsent(err) {
 		etc, err = t.lookup("usr/etc")
 	}
-	if isAbsent(err) || err == nil && !etc.dir {
+	if isAbsent(err) || err == nil && !etc.Dir {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return s.repo.CheckoutTree(ctx, etc.sum, etc.meta, root, "etc", objectstore.CheckoutOptions{ForceCopy: true, PassthroughWhiteouts: true})
+	return s.repo.CheckoutTree(ctx, etc.Checksum, etc.Meta, root, "etc", objectstore.CheckoutOptions{ForceCopy: true, PassthroughWhiteouts: true})
 }
 
 // varTmp is where what becomes /var is written first, and then what was /var stays until it is certain that it is not needed.
@@ -118,10 +118,10 @@ func (s *Sysroot) fillVar(ctx context.Context, t *osTree, stateroot string) (fil
 func (s *Sysroot) writeVar(ctx context.Context, t *osTree, parent *atfs.Dir) error {
 	n, err := t.lookup("var")
 	switch {
-	case isAbsent(err) || err == nil && !n.dir:
+	case isAbsent(err) || err == nil && !n.Dir:
 		err = parent.Mkdir(varTmp, dirMode)
 	case err == nil:
-		err = s.repo.CheckoutTree(ctx, n.sum, n.meta, parent, varTmp, objectstore.CheckoutOptions{ForceCopy: true})
+		err = s.repo.CheckoutTree(ctx, n.Checksum, n.Meta, parent, varTmp, objectstore.CheckoutOptions{ForceCopy: true})
 	}
 	if err != nil {
 		return err

@@ -171,7 +171,7 @@ func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts
 	if err != nil {
 		return 0, false, err
 	}
-	bytes = st.Blocks * 512 // the unit of st_blocks, whatever the file system's own
+	bytes = atfs.Allocated(&st)
 	for j, use := range uses {
 		if _, ok := use[obj]; ok && j != i {
 			return bytes, false, nil

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
@@ -106,7 +107,7 @@ func allocated(t *testing.T, repo *objectstore.Repo) (sum int64) {
 		if err := unix.Lstat(name, &st); err != nil {
 			t.Fatal(err)
 		}
-		sum += st.Blocks * 512
+		sum += atfs.Allocated(&st)
 	}
 	return sum
 }

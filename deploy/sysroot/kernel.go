@@ -67,15 +67,15 @@ func (t *osTree) modulesKernel(want string) (*kernel, error) {
 	}
 	var versions []string
 	for _, d := range modules.Dirs {
-		tree, err := t.read(node{true, d.Tree, d.Meta})
+		tree, err := t.repo.DirTree(d.Tree)
 		if err != nil {
 			return nil, err
 		}
-		n, ok := entryOf(tree, "vmlinuz")
-		if !ok || n.dir {
+		n, ok := tree.Lookup("vmlinuz")
+		if !ok || n.Dir {
 			continue
 		}
-		m, err := t.repo.FileMeta(n.sum)
+		m, err := t.repo.FileMeta(n.Checksum)
 		if err != nil {
 			return nil, err
 		}
@@ -103,11 +103,11 @@ func (t *osTree) modulesVersion(version string) (*kernel, error) {
 	}
 	k := &kernel{}
 	add := func(name, installed string) (bool, error) {
-		n, ok := entryOf(tree, name)
-		if !ok || n.dir {
+		n, ok := tree.Lookup(name)
+		if !ok || n.Dir {
 			return false, nil
 		}
-		f, err := t.regular(n.sum, path.Join(where, name))
+		f, err := t.regular(n.Checksum, path.Join(where, name))
 		f.name = installed
 		k.files = append(k.files, f)
 		return err == nil, err

@@ -252,7 +252,7 @@ func (s *Sysroot) planEtc(ctx context.Context, t *osTree, merge *Deployment) (*e
 		etc = "etc" // of an older tree; the deployment gets it as usr/etc
 		n, err = t.lookup(etc)
 	}
-	if isAbsent(err) || err == nil && !n.dir {
+	if isAbsent(err) || err == nil && !n.Dir {
 		return nil, nil
 	}
 	if err != nil {
@@ -285,10 +285,10 @@ func (t *osTree) fileType(name string) (uint32, error) {
 		return 0, &fs.PathError{Op: "stat", Path: "/" + name, Err: fs.ErrNotExist}
 	case err != nil:
 		return 0, err
-	case n.dir:
+	case n.Dir:
 		return unix.S_IFDIR, nil
 	}
-	st, err := t.repo.Stat(n.sum)
+	st, err := t.repo.Stat(n.Checksum)
 	return st.Mode & unix.S_IFMT, err
 }
 
