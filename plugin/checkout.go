@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 
 	"github.com/containerd/log"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
@@ -25,8 +25,8 @@ const (
 	CheckoutHardlink Checkout = "hardlink"
 )
 
-// CheckoutFile is the name of the file below the root in which a daemon says what it chose, and why, for who looks at the store.
-const CheckoutFile = "checkout"
+// checkoutFile, below the root, records the checkouts that the daemon chose and why: one line, see [Chosen.String].
+const checkoutFile = "checkout"
 
 // Verity says whether the kernel is to compare what containers read with digests.
 type Verity string
@@ -87,35 +87,50 @@ func chosen(support *composefsmount.Support) Checkout {
 	return CheckoutComposefs
 }
 
-// ProbeCheckout says which checkouts a daemon with this configuration uses, and why. It tries it in a new directory below
-// the root, and leaves nothing behind.
-func (c *Config) ProbeCheckout(dir *atfs.Dir) (Checkout, string, error) {
-	support, why, err := c.choose(dir)
-	return chosen(support), why, err
+// Chosen is the choice of a daemon.
+type Chosen struct {
+	Checkout Checkout // CheckoutComposefs or CheckoutHardlink
+	Why      string   // one line
 }
 
-// sayCheckout says what was chosen, to the log and to CheckoutFile.
-func (s *Store) sayCheckout(ctx context.Context) {
-	kind := chosen(s.Composefs)
-	log := log.G(ctx).WithField("checkout", kind).WithField("because", s.why)
-	log.Info("checkouts chosen")
-	if err := s.Root.WriteFile(CheckoutFile, fmt.Appendf(nil, "%s: %s\n", kind, s.why), 0o600, false); err != nil {
-		log.WithError(err).Warn("file that says so is not written")
+// String returns the line that the root's file has.
+func (c Chosen) String() string { return string(c.Checkout) + ": " + c.Why }
+
+// parseChosen is the inverse of String.
+func parseChosen(line string) (Chosen, error) {
+	kind, why, ok := strings.Cut(strings.TrimSpace(line), ": ")
+	c := Chosen{Checkout(kind), why}
+	if !ok || c.Checkout != CheckoutComposefs && c.Checkout != CheckoutHardlink {
+		return Chosen{}, fmt.Errorf("no choice of checkouts: %q", line)
 	}
+	return c, nil
 }
 
-// chooseCheckout chooses for the daemon.
-func (s *Store) chooseCheckout(c *Config) error {
-	tmp, err := s.Root.OpenDir(layer.TmpDir)
+// ReadCheckout returns the choice of the daemon that was started last on a root. If none ever was, the error is an
+// fs.ErrNotExist.
+func ReadCheckout(root *atfs.Dir) (Chosen, error) {
+	b, err := root.ReadFile(checkoutFile, 4096)
 	if err != nil {
-		return err
+		return Chosen{}, err
 	}
-	support, why, err := c.choose(tmp)
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
+	c, err := parseChosen(string(b))
+	if err != nil {
+		return c, fmt.Errorf("read %s: %w", path.Join(root.Path(), checkoutFile), err)
 	}
-	s.Composefs, s.why = support, why
-	return nil
+	return c, nil
+}
+
+// chosen returns the store's choice.
+func (s *Store) chosen() Chosen { return Chosen{chosen(s.Composefs), s.why} }
+
+// recordCheckout logs the choice and writes it to the root's file.
+func (s *Store) recordCheckout(ctx context.Context) {
+	c := s.chosen()
+	logger := log.G(ctx).WithField("checkout", c.Checkout).WithField("because", c.Why)
+	logger.Info("checkouts chosen")
+	if err := s.Root.WriteFile(checkoutFile, []byte(c.String()+"\n"), 0o600, false); err != nil {
+		logger.WithError(err).Warn("file that says so is not written")
+	}
 }
 
 // setVerity has the repository give its objects fs-verity if what was chosen needs it. Otherwise it ends that in the root's own

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,7 +49,8 @@ func TestChooseCheckout(t *testing.T) {
 		{CheckoutComposefs, "", true},
 		{CheckoutHardlink, CheckoutHardlink, false},
 	} {
-		got, why, err := (&Config{Checkout: tt.checkout}).ProbeCheckout(dir)
+		support, why, err := (&Config{Checkout: tt.checkout}).choose(dir)
+		got := chosen(support)
 		switch {
 		case tt.fails && !errors.Is(err, composefsmount.ErrUnsupported):
 			t.Errorf("%s: got %v, %v, want an error", tt.checkout, got, err)
@@ -99,5 +101,42 @@ func TestChooseVerity(t *testing.T) {
 	}
 	if names, err := dir.ReadNames(); err != nil || len(names) > 0 {
 		t.Errorf("left behind: %q, %v", names, err)
+	}
+}
+
+// The file that the store has keeps its format: stores of all versions are read.
+func TestReadCheckout(t *testing.T) {
+	dir, err := atfs.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if _, err := ReadCheckout(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: got %v, want fs.ErrNotExist", err)
+	}
+	for _, tt := range []struct {
+		line string
+		want Chosen
+		ok   bool
+	}{
+		{"hardlink: the configuration says so\n", Chosen{CheckoutHardlink, "the configuration says so"}, true},
+		{
+			"composefs: the kernel has file-backed EROFS; no verity: x: y\n",
+			Chosen{CheckoutComposefs, "the kernel has file-backed EROFS; no verity: x: y"}, true,
+		},
+		{"", Chosen{}, false},
+		{"auto: it is early", Chosen{}, false},
+		{"composefs", Chosen{}, false},
+	} {
+		if err := dir.WriteFile(checkoutFile, []byte(tt.line), 0o600, false); err != nil {
+			t.Fatal(err)
+		}
+		got, err := ReadCheckout(dir)
+		if got != tt.want || (err == nil) != tt.ok {
+			t.Errorf("%q: got %+v, %v, want %+v", tt.line, got, err, tt.want)
+		}
+		if tt.ok && got.String()+"\n" != tt.line {
+			t.Errorf("%q is written as %q", tt.line, got.String())
+		}
 	}
 }

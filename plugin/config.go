@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -121,19 +122,34 @@ func DefaultConfig() *Config {
 	}
 }
 
-// LoadConfig reads a configuration file. "" is no file: the defaults hold. Errors name the file, and the line and key
-// where there is one.
+// A ConfigError says why a configuration file cannot be used.
+type ConfigError struct {
+	File string
+	Err  error // names the line and key, where there is one; that of the file system if the file cannot be read
+}
+
+func (e *ConfigError) Error() string {
+	var pe *fs.PathError
+	if errors.As(e.Err, &pe) {
+		return fmt.Sprintf("read configuration: %v", e.Err) // it has the name
+	}
+	return fmt.Sprintf("read configuration %s: %v", e.File, e.Err)
+}
+
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// LoadConfig reads a configuration file. "" is no file: the defaults hold. The error is a [ConfigError].
 func LoadConfig(name string) (*Config, error) {
 	if name == "" {
 		return DefaultConfig(), nil
 	}
 	b, err := os.ReadFile(name)
 	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
+		return nil, &ConfigError{name, err}
 	}
 	c, err := ParseConfig(b)
 	if err != nil {
-		return nil, fmt.Errorf("read configuration %s: %w", name, err)
+		return nil, &ConfigError{name, err}
 	}
 	return c, nil
 }
@@ -249,16 +265,5 @@ func (c *Config) RepoPath() string {
 	if c.Repo != "" {
 		return c.Repo
 	}
-	return filepath.Join(c.Root, "repo")
-}
-
-// layerOptions are the options of the layer store.
-func (c *Config) layerOptions() layer.Options {
-	return layer.Options{
-		Mtime:       c.Mtime,
-		Workers:     c.Import.Workers,
-		MaxInFlight: int64(c.Import.Memory),
-		MaxEntries:  c.Import.MaxEntries,
-		Journal:     c.Durability == DurabilityJournal,
-	}
+	return filepath.Join(c.Root, repoDir)
 }

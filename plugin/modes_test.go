@@ -29,7 +29,7 @@ import (
 // ownModes are owner, type and mode of everything that the daemon makes for itself, below the root.
 var ownModes = map[string]fs.FileMode{
 	".": fs.ModeDir | 0o711, "repo": fs.ModeDir | 0o700, "layers": fs.ModeDir | 0o700, "snapshots": fs.ModeDir | 0o700,
-	"journal": fs.ModeDir | 0o700, "tmp": fs.ModeDir | 0o700, "metadata.db": 0o600, "lock": 0o600, CheckoutFile: 0o600,
+	"journal": fs.ModeDir | 0o700, "tmp": fs.ModeDir | 0o700, "metadata.db": 0o600, "lock": 0o600, checkoutFile: 0o600,
 }
 
 // TestModes pulls a layer of setuid, world-writable and oddly owned files, under several umasks and over roots that

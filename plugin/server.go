@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	log.G(ctx).WithField("gzip", cmpOr(decompressor.Gzip(), "built-in")).Debug("decompressor chosen")
+	log.G(ctx).WithField("gzip", cmp.Or(decompressor.Gzip(), "built-in")).Debug("decompressor chosen")
 	if err := s.store.Recover(ctx, s.daemon, decompressor); err != nil {
 		return nil, err
 	}
@@ -95,13 +96,6 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(s.snapshotter))
 	diffapi.RegisterDiffServer(s.grpc, diffservice.FromApplierAndComparer(d, d))
 	return s, nil
-}
-
-func cmpOr(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // raiseFileLimit lets the process open as many files as it may: containerd pulls many layers at once.
@@ -144,7 +138,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(l) }()
-	s.store.sayCheckout(ctx)
+	s.store.recordCheckout(ctx)
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("root", s.config.Root).Info("serving")
 	notify(ctx, sd.SdNotifyReady)
 	select {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/dustin/go-humanize"
@@ -144,7 +143,9 @@ func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
 	}
 	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: owners}, groups, use)
 	r.Root, r.Source = s.cfg.Root, source
-	r.Checkout = s.checkout()
+	if chosen := s.checkout(); chosen.Checkout != "" {
+		r.Checkout = chosen.String()
+	}
 	r.addLogical(rows, layers)
 	r.keepNamespace(c.namespace)
 	return r, errors.Join(lost, damage)
@@ -168,18 +169,14 @@ func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]image, string) 
 	return nil, fromSnapshots
 }
 
-// checkout returns what the daemon has chosen that was started last, and why; "" if there was none.
-func (s *store) checkout() string {
-	b, err := s.root.ReadFile(plugin.CheckoutFile, 4096)
+// checkout returns the checkouts that the daemon chose when it was started last; the zero value if none was, or if the
+// file that says so is damaged.
+func (s *store) checkout() plugin.Chosen {
+	c, err := plugin.ReadCheckout(s.root)
 	if err != nil {
-		return ""
+		return plugin.Chosen{}
 	}
-	return strings.TrimSpace(string(b))
-}
-
-// composefs reports whether it has chosen composefs.
-func (s *store) composefs() bool {
-	return strings.HasPrefix(s.checkout(), string(plugin.CheckoutComposefs)+": ")
+	return c
 }
 
 func newDfReport(a *account, groups []group, use *diskUsage) *dfReport {

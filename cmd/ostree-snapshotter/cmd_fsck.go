@@ -17,6 +17,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 )
 
 // fsckReport is the output of "fsck --json".
@@ -294,7 +295,7 @@ func (k *checker) layers(ctx context.Context, list []layer.Layer, rows []row, ti
 
 // checkoutOf returns the name of a snapshot's checkout. With composefs there need not be one.
 func (k *checker) checkoutOf(ctx context.Context, r row, chain []objectstore.Checksum) string {
-	if r.checkout != "" && !k.store.composefs() {
+	if r.checkout != "" && k.store.checkout().Checkout != plugin.CheckoutComposefs {
 		return r.checkout
 	}
 	name, err := k.store.layers.CheckoutName(ctx, chain)

@@ -14,6 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 )
 
 // Exit statuses. They are interface: scripts test them.
@@ -112,11 +113,14 @@ func report(stderr io.Writer, err error) int {
 }
 
 func statusOf(err error) int {
-	var status *statusError
+	var (
+		status *statusError
+		none   *plugin.NoStoreError
+	)
 	switch {
 	case errors.As(err, &status):
 		return status.status
-	case errors.Is(err, objectstore.ErrNoRepo):
+	case errors.As(err, &none), errors.Is(err, objectstore.ErrNoRepo):
 		return exitNoRepo
 	case errors.Is(err, objectstore.ErrLocked), errors.Is(err, sysroot.ErrLocked):
 		return exitLocked
@@ -133,10 +137,18 @@ func statusOf(err error) int {
 }
 
 func hintFor(err error) string {
-	var hint *hintError
+	var (
+		hint   *hintError
+		none   *plugin.NoStoreError
+		config *plugin.ConfigError
+	)
 	switch {
 	case errors.As(err, &hint):
 		return hint.hint
+	case errors.As(err, &none):
+		return "\"ostree-snapshotter serve\" makes the store when it first starts; --root or --config say where it is"
+	case errors.As(err, &config):
+		return "\"ostree-snapshotter config default\" prints every key with its default"
 	case errors.Is(err, objectstore.ErrLocked):
 		return "a pull or another prune holds the repository's lock; try again when it is done"
 	case errors.Is(err, objectstore.ErrCorrupt):

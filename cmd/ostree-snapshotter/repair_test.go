@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
@@ -287,5 +288,105 @@ func TestRepairWithoutBlobs(t *testing.T) {
 				t.Error("what stays damaged does not name snapshots")
 			}
 		})
+	}
+}
+
+// writeConfig writes a configuration file and returns its name.
+func writeConfig(t *testing.T, lines ...string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "config.toml")
+	text := strings.Join(append([]string{"version = 1"}, lines...), "\n") + "\n"
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// A repair imports layers with the daemon's options: what is too large for the configuration is refused, and what the
+// daemon has accepted is not.
+func TestRepairHasTheDaemonsLimits(t *testing.T) {
+	for _, tt := range []struct {
+		maxEntries, want int
+	}{
+		{100, exitPartly}, // the largest layer has 165
+		{200, exitOK},
+	} {
+		t.Run(fmt.Sprint(tt.maxEntries), func(t *testing.T) {
+			b := newRepairBed(t)
+			names, err := filepath.Glob(filepath.Join(b.root, "repo/objects/*/*.file"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range names {
+				if err := os.Remove(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			config := writeConfig(t, "[import]", fmt.Sprint("max_entries = ", tt.maxEntries))
+			status, r, stderr := b.fsck(t, "--repair", "--content-root", b.blobs, "--config", config)
+			if status != tt.want {
+				t.Errorf("status %d, want %d: %d repaired, left %+v\n%s", status, tt.want, len(r.Repaired), r.Problems, stderr)
+			}
+			if refused := strings.Contains(stderr, "more than 100 entries"); refused != (tt.want != exitOK) {
+				t.Errorf("stderr: %s", stderr)
+			}
+		})
+	}
+}
+
+// A repair does not write what a repository of dedup_repos has.
+func TestRepairBorrows(t *testing.T) {
+	b := newRepairBed(t)
+	names, err := filepath.Glob(filepath.Join(b.root, "repo/objects/*/*.file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := filepath.Join(filepath.Dir(b.root), filepath.Base(b.root)+"-host")
+	if err := createRepo(host); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(host) })
+	want := make(map[string]uint64) // inodes
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		rel, err := filepath.Rel(filepath.Join(b.root, "repo"), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(host, rel)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(name, filepath.Join(host, rel)); err != nil {
+			t.Fatal(err)
+		}
+		if st.Size > 0 {
+			want[name] = st.Ino
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(b.root, "layers")); err != nil {
+		t.Fatal(err)
+	}
+	absent := filepath.Join(b.root, "absent") // a host that was set up anew: nothing is borrowed from it
+	config := writeConfig(t, fmt.Sprintf("dedup_repos = [%q, %q]", absent, host))
+	status, r, stderr := b.fsck(t, "--repair", "--content-root", b.blobs, "--config", config)
+	if status != exitOK {
+		t.Fatalf("status %d, left %+v\n%s", status, r.Problems, stderr)
+	}
+	linked := 0
+	for name, ino := range want {
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Ino == ino {
+			linked++
+		}
+	}
+	// All but layer images and recipes, which are files of no layer.
+	if linked < 160 {
+		t.Errorf("%d of %d objects are linked to", linked, len(want))
 	}
 }

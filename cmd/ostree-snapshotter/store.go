@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -27,7 +26,7 @@ func (c *cli) loadConfig() (*plugin.Config, error) {
 	}
 	cfg, err := plugin.LoadConfig(name)
 	if err != nil {
-		return nil, withHint(err, "\"ostree-snapshotter config default\" prints every key with its default")
+		return nil, err
 	}
 	if c.root != "" {
 		if cfg.Root, err = filepath.Abs(c.root); err != nil {
@@ -37,76 +36,24 @@ func (c *cli) loadConfig() (*plugin.Config, error) {
 	return cfg, nil
 }
 
-// openRepo makes sure that there is a repository at a path, and one that this program works on.
-func openRepo(name string) error {
-	dir, err := atfs.Open(name)
-	if err != nil {
-		return err
-	}
-	repo, err := objectstore.Open(dir)
-	if err == nil {
-		err = repo.Close()
-	}
-	return errors.Join(err, dir.Close())
-}
-
 // store is what the commands that look at a store share.
 type store struct {
 	cfg    *plugin.Config
 	root   *atfs.Dir
 	repo   *objectstore.Repo
 	layers *layer.Store
+	close  func() error
 }
 
 // openStore opens the store that the configuration names. It changes nothing on the disk when there is none.
-func (c *cli) openStore() (_ *store, err error) {
+func (c *cli) openStore() (*store, error) {
 	cfg, err := c.loadConfig()
 	if err != nil {
 		return nil, err
 	}
-	s := &store{cfg: cfg}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.close())
-		}
-	}()
-	if s.root, err = c.openDir(cfg.Root); err != nil {
-		return nil, noStore(cfg.Root, err)
-	}
-	repoDir, err := c.openDir(cfg.RepoPath())
-	if err != nil {
-		return nil, noStore(cfg.Root, err)
-	}
-	s.repo, err = objectstore.Open(repoDir)
-	if err = errors.Join(err, repoDir.Close()); err != nil {
-		return nil, noStore(cfg.Root, err)
-	}
-	s.layers, err = layer.Open(s.root, s.repo, layer.Options{Mtime: cfg.Mtime})
+	s, err := plugin.OpenShared(cfg, c.openDir)
 	if err != nil {
 		return nil, err
 	}
-	return s, nil
-}
-
-// noStore says what it means that part of a store could not be opened.
-func noStore(root string, err error) error {
-	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, objectstore.ErrNoRepo) {
-		return err
-	}
-	return withHint(withStatus(exitNoRepo, fmt.Errorf("open store %s: %w", root, err)),
-		"\"ostree-snapshotter serve\" makes the store when it first starts; --root or --config say where it is")
-}
-
-func (s *store) close() error {
-	var err error
-	if s.layers != nil {
-		err = errors.Join(err, s.layers.Close())
-	}
-	if s.repo != nil {
-		err = errors.Join(err, s.repo.Close())
-	}
-	if s.root != nil {
-		err = errors.Join(err, s.root.Close())
-	}
-	return err
+	return &store{cfg: cfg, root: s.Root, repo: s.Repo, layers: s.Layers, close: s.Close}, nil
 }

@@ -199,12 +199,9 @@ func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // OverlayFD returns the descriptor of an overlay with these options that is mounted nowhere. Values have at most 255 bytes.
 func OverlayFD(options map[string]string) (int, error) {
-	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if errors.Is(err, unix.ENODEV) {
-		return -1, errors.New(`kernel has no overlay file system: load it with "modprobe overlay"`)
-	}
+	fsfd, err := openOverlay()
 	if err != nil {
-		return -1, fmt.Errorf("open overlay file system: %w", err)
+		return -1, err
 	}
 	defer unix.Close(fsfd)
 	for key, value := range options {
@@ -220,4 +217,39 @@ func OverlayFD(options map[string]string) (int, error) {
 		return -1, fmt.Errorf("mount overlay: %w", err)
 	}
 	return mnt, nil
+}
+
+func openOverlay() (int, error) {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return -1, errNoOverlay
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open overlay file system: %w", err)
+	}
+	return fd, nil
+}
+
+var errNoOverlay = errors.New(`kernel has no overlay file system: load it with "modprobe overlay"`)
+
+// CheckOverlay returns an error unless the kernel has overlayfs. To a process that may mount, a module that the kernel can
+// load counts too.
+func CheckOverlay() error {
+	fd, err := openOverlay()
+	if err == nil {
+		return unix.Close(fd)
+	}
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	table, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 0 && f[len(f)-1] == "overlay" {
+			return nil
+		}
+	}
+	return errNoOverlay
 }

@@ -1,0 +1,377 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
+)
+
+const (
+	lockFile   = "lock"
+	repoDir    = "repo"
+	privateDir = 0o700
+	rootMode   = 0o711
+)
+
+// A Store is the store below one root: in use by this process alone if OpenStore has opened it, beside others if
+// OpenShared has.
+type Store struct {
+	Root   *atfs.Dir
+	Repo   *objectstore.Repo
+	Layers *layer.Store
+
+	// Composefs is how composefs images are mounted, nil for checkouts of hard links. Only OpenStore finds out.
+	Composefs *composefsmount.Support
+	why       string // they are mounted so, or are not
+
+	lock    *atfs.File
+	lenders []*objectstore.Repo // dedup_repos
+}
+
+// An opener opens a directory at a path of the operator's, as atfs.Open does.
+type opener func(name string) (*atfs.Dir, error)
+
+// OpenStore makes the store that the configuration names where it is missing, takes it for this process, and checks
+// that its file system and the kernel can do what is needed: what fails here fails in [Probe]. Recover is to be called
+// before anything else uses it.
+func OpenStore(ctx context.Context, c *Config) (*Store, error) { return openStore(ctx, c, atfs.Open) }
+
+func openStore(ctx context.Context, c *Config, open opener) (_ *Store, err error) {
+	s := &Store{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := checkKernel(); err != nil {
+		return nil, err
+	}
+	if s.Root, err = makeRoot(c.Root, open); err != nil {
+		return nil, err
+	}
+	if err := makePrivate(s.Root, c.Repo == ""); err != nil {
+		return nil, err
+	}
+	if s.lock, err = lockRoot(s.Root); err != nil {
+		return nil, err
+	}
+	if err := s.Root.MkdirAll(layer.TmpDir, privateDir); err != nil {
+		return nil, err
+	}
+	if err := s.probe(c); err != nil {
+		return nil, err
+	}
+	if c.Repo == "" {
+		if err := s.Root.MkdirAll(repoDir, privateDir); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.openRepos(c, open, c.RepoPath(), c.Repo == ""); err != nil {
+		return nil, err
+	}
+	if err := s.checkLinks(c); err != nil {
+		return nil, err
+	}
+	if err := s.setVerity(c); err != nil {
+		return nil, err
+	}
+	opts := s.layerOptions(c)
+	opts.SyncFailed = func(err error) {
+		log.G(ctx).WithError(err).Error("layers cannot be written to the disk; what is damaged is found at the next start")
+	}
+	if s.Layers, err = layer.Open(s.Root, s.Repo, opts); err != nil {
+		return nil, err
+	}
+	return s, s.Layers.SweepTmp()
+}
+
+// A NoStoreError says that there is no store.
+type NoStoreError struct {
+	Root string
+	Err  error // an fs.ErrNotExist or objectstore.ErrNoRepo
+}
+
+func (e *NoStoreError) Error() string { return fmt.Sprintf("open store %s: %v", e.Root, e.Err) }
+func (e *NoStoreError) Unwrap() error { return e.Err }
+
+// OpenShared opens the store that the configuration names beside whoever else uses it, with the options of OpenStore: it
+// takes no lock, checks nothing and makes no store. One that does not exist is a [NoStoreError]. Repositories of
+// dedup_repos that cannot be opened are left out: files are then stored once more.
+//
+// open opens the directories of the store; nil is atfs.Open.
+func OpenShared(c *Config, open func(name string) (*atfs.Dir, error)) (_ *Store, err error) {
+	if open == nil {
+		open = atfs.Open
+	}
+	s := &Store{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.Root, err = open(c.Root); err != nil {
+		return nil, noStore(c.Root, err)
+	}
+	if err := s.openShared(c, open); err != nil {
+		return nil, noStore(c.Root, err)
+	}
+	s.Layers, err = layer.Open(s.Root, s.Repo, s.layerOptions(c))
+	return s, err
+}
+
+func noStore(root string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, objectstore.ErrNoRepo) {
+		return &NoStoreError{root, err}
+	}
+	return err
+}
+
+// openShared opens the repositories, by way of one mount with the root where that can be had.
+func (s *Store) openShared(c *Config, open opener) (err error) {
+	repo, err := open(c.RepoPath())
+	if err != nil {
+		return err
+	}
+	dirs := []*atfs.Dir{s.Root, repo}
+	defer func() {
+		s.Root = dirs[0]
+		err = errors.Join(err, atfs.CloseAll(dirs[1:]))
+	}()
+	for _, name := range c.DedupRepos {
+		if dir, err := open(name); err == nil {
+			dirs = append(dirs, dir)
+		}
+	}
+	// Without one, a process that may not mount say, files are copied instead of linked.
+	if again, err := mounts.OneMount(dirs...); err == nil {
+		again, dirs = dirs, again
+		if err := atfs.CloseAll(again); err != nil {
+			return err
+		}
+	}
+	if s.Repo, err = objectstore.Open(dirs[1]); err != nil {
+		return err
+	}
+	for _, dir := range dirs[2:] {
+		if lender, err := objectstore.Open(dir); err == nil {
+			s.lenders = append(s.lenders, lender)
+		}
+	}
+	return nil
+}
+
+// probe checks the file system of the root, and chooses the checkouts.
+func (s *Store) probe(c *Config) (err error) {
+	tmp, err := s.Root.OpenDir(layer.TmpDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tmp.Close()) }()
+	if err := probeRoot(s.Root, tmp); err != nil {
+		return err
+	}
+	s.Composefs, s.why, err = c.choose(tmp)
+	return err
+}
+
+// layerOptions are the options of the layer store, whoever opens it.
+func (s *Store) layerOptions(c *Config) layer.Options {
+	return layer.Options{
+		Mtime:       c.Mtime,
+		Workers:     c.Import.Workers,
+		MaxInFlight: int64(c.Import.Memory),
+		MaxEntries:  c.Import.MaxEntries,
+		Journal:     c.Durability == DurabilityJournal,
+		Borrow:      s.lenders,
+	}
+}
+
+// Close closes the store and lets another process have it.
+func (s *Store) Close() error {
+	var err error
+	if s.Layers != nil {
+		err = s.Layers.Close()
+	}
+	if s.Repo != nil {
+		err = errors.Join(err, s.Repo.Close())
+	}
+	for _, r := range s.lenders {
+		err = errors.Join(err, r.Close())
+	}
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	if s.Root != nil {
+		err = errors.Join(err, s.Root.Close())
+	}
+	return err
+}
+
+// makeRoot opens the root directory, with the mode that lets overlay mounts through and nobody see what is in it.
+func makeRoot(name string, open opener) (_ *atfs.Dir, err error) {
+	if err := os.MkdirAll(name, rootMode); err != nil {
+		return nil, fmt.Errorf("make root: %w", err)
+	}
+	root, err := open(name)
+	if err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, root.Close())
+		}
+	}()
+	st, err := root.Lstat(".")
+	if err != nil {
+		return nil, err
+	}
+	if err := ownedByRoot(root, ".", st); err != nil {
+		return nil, err
+	}
+	return root, root.SetAttr(st.Uid, st.Gid, rootMode, st.Mtim)
+}
+
+// makePrivate gives what is in the root already the mode that keeps others out, and refuses what somebody else has put
+// there, which could still be theirs to change. What is missing is made with these modes.
+func makePrivate(root *atfs.Dir, withRepo bool) error {
+	return eachPrivate(root, withRepo, func(name string, st unix.Stat_t, want uint32) error {
+		if st.Mode == want {
+			return nil
+		}
+		return root.Chmod(name, want&^unix.S_IFMT)
+	})
+}
+
+// eachPrivate calls f for everything of the store that is in the root already, with the mode that it is to have. What
+// belongs to somebody else, or is of another type, is an error.
+func eachPrivate(root *atfs.Dir, withRepo bool, f func(name string, st unix.Stat_t, want uint32) error) error {
+	const file = unix.S_IFREG | 0o600
+	modes := map[string]uint32{lockFile: file, checkoutFile: file}
+	for _, m := range []map[string]uint32{layer.Dirs(), snapshotter.Dirs(), snapshotter.Files()} {
+		maps.Copy(modes, m)
+	}
+	if withRepo {
+		modes[repoDir] = unix.S_IFDIR | privateDir
+	}
+	for name, want := range modes {
+		st, err := root.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := ownedByRoot(root, name, st); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != want&unix.S_IFMT {
+			return fmt.Errorf("%s has mode %o, want %o", path.Join(root.Path(), name), st.Mode, want)
+		}
+		if err := f(name, st, want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ownedByRoot(root *atfs.Dir, name string, st unix.Stat_t) error {
+	if st.Uid != 0 {
+		return fmt.Errorf("%s belongs to user %d: it must be root's", path.Join(root.Path(), name), st.Uid)
+	}
+	return nil
+}
+
+// lockRoot takes the root for this process, until the file is closed or the process ends.
+func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
+	f, err := root.OpenFile(lockFile, unix.O_RDWR|unix.O_CREAT, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	exclusive := unix.Flock_t{Type: unix.F_WRLCK}
+	err = unix.FcntlFlock(uintptr(f.FD()), unix.F_OFD_SETLK, &exclusive)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		pid, rerr := root.ReadFile(lockFile, 64)
+		if rerr != nil || len(pid) == 0 {
+			pid = []byte("unknown")
+		}
+		return nil, fmt.Errorf("root %s is in use by process %s", root.Path(), strings.TrimSpace(string(pid)))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	// The number of a predecessor is never longer than what it is overwritten with, nor can anybody read half of it.
+	pid := fmt.Appendf(nil, "%-20s\n", strconv.Itoa(os.Getpid()))
+	if _, err := f.Write(pid); err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	return f, nil
+}
+
+// openRepos opens the repository at a path, and makes it if it is to, and those that it borrows from. All of them, and
+// the root, are by way of one mount from then on, if the host has any that reaches them.
+func (s *Store) openRepos(c *Config, open opener, name string, create bool) (err error) {
+	dirs := []*atfs.Dir{s.Root}
+	defer func() {
+		s.Root = dirs[0]
+		err = errors.Join(err, atfs.CloseAll(dirs[1:]))
+	}()
+	for _, name := range append([]string{name}, c.DedupRepos...) {
+		dir, err := open(name)
+		if err != nil {
+			return fmt.Errorf("open repository: %w", err)
+		}
+		dirs = append(dirs, dir)
+	}
+	if dirs, err = oneMount(dirs); err != nil {
+		return err
+	}
+	s.Repo, err = objectstore.Open(dirs[1])
+	if errors.Is(err, objectstore.ErrNoRepo) && create {
+		s.Repo, err = objectstore.Create(dirs[1], objectstore.ModeBare)
+	}
+	if err != nil {
+		return fmt.Errorf("open repository: %w", err)
+	}
+	for _, dir := range dirs[2:] {
+		lender, err := objectstore.Open(dir)
+		if err != nil {
+			return fmt.Errorf("open repository %s of dedup_repos: %w", dir.Path(), err)
+		}
+		s.lenders = append(s.lenders, lender)
+	}
+	return nil
+}
+
+// oneMount opens directories a second time by way of one mount, and closes the first ones. If there is no such mount it
+// returns them as they are: what cannot be linked is found later.
+func oneMount(dirs []*atfs.Dir) ([]*atfs.Dir, error) {
+	again, err := mounts.OneMount(dirs...)
+	switch {
+	case err == nil:
+		return again, atfs.CloseAll(dirs)
+	case errors.Is(err, mounts.ErrElsewhere):
+		return dirs, nil
+	}
+	return dirs, err
+}
