@@ -163,7 +163,7 @@ func (c *cli) change(
 	ctx context.Context, s *system, st *sysroot.State, p *sysroot.Plan, flags *systemFlags, image *imageReport, done string,
 ) error {
 	if !flags.dryRun {
-		if err := s.dropImages(ctx, remaining(st, p)...); err != nil {
+		if err := s.dropImages(ctx, p.Remaining()...); err != nil {
 			return err
 		}
 		if err := s.Execute(ctx, p); err != nil {

@@ -2,16 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -47,9 +42,7 @@ func (c *cli) cleanupSystem(ctx context.Context, f *systemFlags, noPrune bool) e
 		}
 		p.NoPrune = true // here, so that it can be said what that was
 		r := newChangeReport(p, f.dryRun)
-		if r.Cleanup, err = c.measureLeftovers(p.Leftovers); err != nil {
-			return err
-		}
+		r.Cleanup = &cleanupReport{Paths: append([]string{}, p.Leftovers...), Freed: p.Freed}
 		if !f.dryRun {
 			if err := s.Execute(ctx, p); err != nil {
 				return explain(err)
@@ -70,7 +63,7 @@ func (c *cli) cleanupSystem(ctx context.Context, f *systemFlags, noPrune bool) e
 
 // prune removes objects that nothing needs, or with dryRun finds them.
 func (r *cleanupReport) prune(ctx context.Context, s *system, st *sysroot.State, dryRun bool) error {
-	unused, err := s.unusedImages(deployments(st)...)
+	unused, err := s.unusedImages(st.All()...)
 	if err != nil {
 		return err
 	}
@@ -104,51 +97,4 @@ func (c *cli) printCleanup(r *changeReport) error {
 	}
 	_, err := fmt.Fprintf(c.stdout, "%s %d paths, %d objects: %s\n", verb, len(r.Cleanup.Paths), r.Cleanup.Objects, size(r.Cleanup.Freed))
 	return err
-}
-
-// measureLeftovers says what goes with some paths. What has other names elsewhere, as objects have, does not.
-func (c *cli) measureLeftovers(paths []string) (*cleanupReport, error) {
-	r := &cleanupReport{Paths: append([]string{}, paths...)}
-	for _, name := range paths {
-		dir, err := c.openDir(filepath.Dir(name))
-		if err != nil {
-			return nil, err
-		}
-		bytes, err := allocatedAlone(dir, filepath.Base(name))
-		if err = errors.Join(err, dir.Close()); err != nil {
-			return nil, err
-		}
-		r.Freed += bytes
-	}
-	return r, nil
-}
-
-// allocatedAlone returns what a file or directory has allocated on the disk, without inodes that have several names.
-func allocatedAlone(dir *atfs.Dir, name string) (bytes int64, err error) {
-	st, err := dir.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		if st.Nlink > 1 {
-			return 0, nil
-		}
-		return st.Blocks * blockSize, nil
-	}
-	bytes = st.Blocks * blockSize
-	sub, err := dir.OpenDir(name)
-	if err != nil {
-		return 0, err
-	}
-	defer sub.Close()
-	names, err := sub.ReadNames()
-	for _, n := range names {
-		below, berr := allocatedAlone(sub, n)
-		bytes += below
-		err = errors.Join(err, berr)
-	}
-	return bytes, err
 }

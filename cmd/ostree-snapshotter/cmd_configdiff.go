@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 
 	"github.com/spf13/cobra"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
@@ -45,7 +43,7 @@ func (c *cli) configDiff(ctx context.Context, f *systemFlags, args []string) err
 		if d == nil {
 			return withHint(errors.New("there is no deployment"), "\"ostree-snapshotter deploy IMAGE\" makes the first")
 		}
-		changes, err := s.etcChanges(ctx, d)
+		changes, err := s.EtcChanges(ctx, d)
 		if err != nil {
 			return fmt.Errorf("compare /etc of %s: %w", title(d), err)
 		}
@@ -54,19 +52,4 @@ func (c *cli) configDiff(ctx context.Context, f *systemFlags, args []string) err
 		}
 		return c.printEtc(changes)
 	})
-}
-
-// etcChanges compares the /etc of a deployment with what its image has there.
-func (s *system) etcChanges(ctx context.Context, d *sysroot.Deployment) (_ []etcmerge.Change, err error) {
-	pristine, err := s.dir.OpenDir(path.Join(d.Path(), "usr/etc"))
-	if err != nil {
-		return nil, err
-	}
-	defer pristine.Close()
-	current, err := s.dir.OpenDir(path.Join(d.Path(), "etc"))
-	if err != nil {
-		return nil, err
-	}
-	defer current.Close()
-	return etcmerge.Diff(ctx, pristine, current)
 }

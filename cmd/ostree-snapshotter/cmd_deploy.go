@@ -31,7 +31,7 @@ type deployFlags struct {
 	noSELinux bool
 	verbose   bool
 	tries     int
-	kargs     kargEdits
+	kargs     kargs.Edits
 	notFailed bool // nothing is deployed if the image has failed to boot before
 }
 
@@ -55,10 +55,10 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 // addKargs gives a command the flags that change kernel arguments.
 func (f *deployFlags) addKargs(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringArrayVar(&f.kargs.set, "karg", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
-	fl.StringArrayVar(&f.kargs.add, "karg-append", nil, "have the kernel argument `KEY[=VALUE]` beside others; repeatable")
-	fl.StringArrayVar(&f.kargs.replace, "karg-replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
-	fl.StringArrayVar(&f.kargs.remove, "karg-delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
+	fl.StringArrayVar(&f.kargs.Set, "karg", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
+	fl.StringArrayVar(&f.kargs.Append, "karg-append", nil, "have the kernel argument `KEY[=VALUE]` beside others; repeatable")
+	fl.StringArrayVar(&f.kargs.Replace, "karg-replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
+	fl.StringArrayVar(&f.kargs.Delete, "karg-delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
 }
 
 // imageNamespaceFlag gives a command the flag for the namespace that its image is in.
@@ -207,7 +207,7 @@ func (f *deployFlags) check() error {
 	if f.stage && f.tries > 0 {
 		return usagef("--stage and --boot-tries: boots of a staged deployment cannot be counted")
 	}
-	return f.kargs.check()
+	return f.kargs.Check()
 }
 
 // maxTries is how often a deployment can be tried: libostree's bound.
@@ -281,7 +281,7 @@ func (s *system) forget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.dropImages(ctx, deployments(st)...)
+	return s.dropImages(ctx, st.All()...)
 }
 
 // deployCommit makes a deployment of the OS commit of an image, or with --dry-run says what that would do.
@@ -350,7 +350,7 @@ func (f *deployFlags) deployKargs(s *system, from *sysroot.Deployment, os *promo
 		}
 		list = from.Kargs.Update(before, now)
 	}
-	return f.kargs.apply(list)
+	return f.kargs.Apply(list)
 }
 
 // dropped says what an image has and a deployment of it has not.

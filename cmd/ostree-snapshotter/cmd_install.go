@@ -30,7 +30,7 @@ type installFlags struct {
 	dryRun        bool
 	noSELinux     bool
 	verbose       bool
-	kargs         kargEdits
+	kargs         kargs.Edits
 }
 
 // installing is one installation.
@@ -75,9 +75,9 @@ IMAGE is what "ctr images ls" calls it; "ostree-snapshotter upgrade" in the inst
 	fl.StringVar(&f.filesystem, "filesystem", install.Filesystems[0], "file system of the root partition: "+strings.Join(install.Filesystems, ", "))
 	fl.Var(&f.size, "size", "make DISK an image file of this `SIZE`, or extend it to that: 8G")
 	fl.Var(&f.espSize, "esp-size", "`SIZE` of the EFI system partition, which has to hold the kernels of all deployments")
-	fl.StringArrayVar(&f.kargs.set, "karg", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
-	fl.StringArrayVar(&f.kargs.add, "karg-append", nil, "have the kernel argument `KEY[=VALUE]` beside others; repeatable")
-	fl.StringArrayVar(&f.kargs.remove, "karg-delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
+	fl.StringArrayVar(&f.kargs.Set, "karg", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
+	fl.StringArrayVar(&f.kargs.Append, "karg-append", nil, "have the kernel argument `KEY[=VALUE]` beside others; repeatable")
+	fl.StringArrayVar(&f.kargs.Delete, "karg-delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
 	fl.BoolVar(&f.wipe, "wipe", false, "give up what is on the disk")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "say what would happen and change nothing")
 	fl.BoolVar(&f.noSELinux, "no-selinux", false, "install an image with an SELinux policy, though files get no labels")
@@ -89,7 +89,7 @@ IMAGE is what "ctr images ls" calls it; "ostree-snapshotter upgrade" in the inst
 }
 
 func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) (err error) {
-	if err := f.kargs.check(); err != nil {
+	if err := f.kargs.Check(); err != nil {
 		return err
 	}
 	src, err := c.openImages()
@@ -142,7 +142,7 @@ func (i *installing) storeOS(ctx context.Context, repo *objectstore.Repo) (
 	if err != nil {
 		return sum, nil, nil, withStatus(exitNotBootable, fmt.Errorf("read kernel arguments of the image: %w", err))
 	}
-	args, err = i.flags.kargs.apply(i.plan.Kargs().AppendIfMissing(own...))
+	args, err = i.flags.kargs.Apply(i.plan.Kargs().AppendIfMissing(own...))
 	return os.commit, args, os.dropped, err
 }
 

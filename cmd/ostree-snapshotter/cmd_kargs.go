@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +19,7 @@ type kargsReport struct {
 
 func (c *cli) kargsCommand() *cobra.Command {
 	var f systemFlags
-	var edits kargEdits
+	var edits kargs.Edits
 	cmd := &cobra.Command{
 		Use:   "kargs",
 		Short: "Show or change the kernel arguments",
@@ -29,7 +28,7 @@ commit, so that the one with the old arguments is there to fall back to. If the 
 one.` + exitHelp(append([]int{exitPartly, exitConflict}, changeStatuses...)...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if edits.empty() {
+			if edits.Empty() {
 				return c.showKargs(cmd.Context(), &f)
 			}
 			return c.changeKargs(cmd.Context(), &f, &edits)
@@ -39,10 +38,10 @@ one.` + exitHelp(append([]int{exitPartly, exitConflict}, changeStatuses...)...),
 	f.addStateroot(cmd, "the deployment of the stateroot `NAME` instead of the one that runs or boots")
 	c.jsonFlag(cmd)
 	fl := cmd.Flags()
-	fl.StringArrayVar(&edits.set, "set", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
-	fl.StringArrayVar(&edits.add, "append", nil, "add the kernel argument `KEY[=VALUE]`; repeatable")
-	fl.StringArrayVar(&edits.replace, "replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
-	fl.StringArrayVar(&edits.remove, "delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
+	fl.StringArrayVar(&edits.Set, "set", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
+	fl.StringArrayVar(&edits.Append, "append", nil, "add the kernel argument `KEY[=VALUE]`; repeatable")
+	fl.StringArrayVar(&edits.Replace, "replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
+	fl.StringArrayVar(&edits.Delete, "delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
 	return cmd
 }
 
@@ -52,7 +51,7 @@ func (f *systemFlags) kargsDeployment(s *system, st *sysroot.State) (*sysroot.De
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range deployments(st) {
+	for _, d := range st.All() {
 		if d.Stateroot == stateroot {
 			return d, nil
 		}
@@ -75,8 +74,8 @@ func (c *cli) showKargs(ctx context.Context, f *systemFlags) error {
 	})
 }
 
-func (c *cli) changeKargs(ctx context.Context, f *systemFlags, edits *kargEdits) error {
-	if err := edits.check(); err != nil {
+func (c *cli) changeKargs(ctx context.Context, f *systemFlags, edits *kargs.Edits) error {
+	if err := edits.Check(); err != nil {
 		return err
 	}
 	return c.lockSystem(ctx, f, func(s *system, st *sysroot.State) error {
@@ -84,7 +83,7 @@ func (c *cli) changeKargs(ctx context.Context, f *systemFlags, edits *kargEdits)
 		if err != nil {
 			return err
 		}
-		list, err := edits.apply(d.Kargs)
+		list, err := edits.Apply(d.Kargs)
 		if err != nil {
 			return withHint(err, "they are %s", d.Kargs)
 		}
@@ -112,55 +111,3 @@ func (s *system) planKargs(ctx context.Context, st *sysroot.State, d *sysroot.De
 		Stage: true, NoSELinux: true, // what was staged was allowed
 	})
 }
-
-// kargEdits are changes of kernel arguments that a command line asks for.
-type kargEdits struct {
-	set, add, replace, remove []string
-}
-
-// apply makes the changes in the order of the fields. That of what was given on the command line is kept within each.
-func (e *kargEdits) apply(list kargs.List) (kargs.List, error) {
-	list = setKargs(list, e.set).Append(e.add...)
-	for _, arg := range e.replace {
-		var err error
-		if list, err = list.Replace(arg); err != nil {
-			return nil, usageError(err)
-		}
-	}
-	for _, arg := range e.remove {
-		var err error
-		if list, err = list.Delete(arg); err != nil {
-			return nil, usageError(err)
-		}
-	}
-	return list, nil
-}
-
-func usageError(err error) error { return withStatus(exitUsage, err) }
-
-// setKargs has each argument take the place of all that have its key. Several with one key all stay.
-func setKargs(list kargs.List, args []string) kargs.List {
-	for _, arg := range args {
-		key, _, _ := strings.Cut(arg, "=")
-		list = list.Without(key)
-	}
-	return list.Append(args...)
-}
-
-// check refuses what would make of a boot loader entry something else.
-func (e *kargEdits) check() error {
-	for _, arg := range slices.Concat(e.set, e.add, e.replace, e.remove) {
-		key, _, _ := strings.Cut(arg, "=")
-		switch {
-		case arg == "" || key == "":
-			return usagef("%q is no kernel argument", arg)
-		case key == "ostree":
-			return usagef("kernel argument %q: it names the deployment, and is set for each", arg)
-		case strings.ContainsFunc(arg, func(r rune) bool { return r < ' ' || r == 0x7f }):
-			return usagef("kernel argument %q has a control character", arg)
-		}
-	}
-	return nil
-}
-
-func (e *kargEdits) empty() bool { return len(e.set)+len(e.add)+len(e.replace)+len(e.remove) == 0 }

@@ -90,7 +90,7 @@ func (c *cli) status(ctx context.Context, f *systemFlags, verbose bool) error {
 
 // describe makes the report.
 func (c *cli) describe(ctx context.Context, s *system, st *sysroot.State) (*statusReport, error) {
-	list := deployments(st)
+	list := st.All()
 	p := c.newProgress("measuring deployments")
 	sizes, err := s.Footprints(ctx, list)
 	p.stop()
@@ -162,7 +162,7 @@ func (r *deploymentRow) addCommit(repo *objectstore.Repo, sum objectstore.Checks
 // fellBack says that the default has not booted, if that is why another one is booted.
 func fellBack(st *sysroot.State) string {
 	d := st.Default()
-	if st.Booted == nil || d == st.Booted || !failed(d) {
+	if st.Booted == nil || d == st.Booted || !d.Failed() {
 		return ""
 	}
 	return fmt.Sprintf("%s failed to boot %d times, and the boot loader fell back to %s", title(d), d.Tries.Done, title(st.Booted))

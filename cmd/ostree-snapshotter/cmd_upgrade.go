@@ -108,8 +108,8 @@ func (c *cli) update(
 
 // hasFailed reports whether an image was deployed and has used up the boots that it had to prove itself.
 func (s *system) hasFailed(st *sysroot.State, manifest digest.Digest) (bool, error) {
-	for _, d := range deployments(st) {
-		if !failed(d) {
+	for _, d := range st.All() {
+		if !d.Failed() {
 			continue
 		}
 		m, err := manifestDigest(s.Repo(), d.Commit)

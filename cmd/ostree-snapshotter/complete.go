@@ -25,7 +25,7 @@ func (c *cli) completeIndex(f *systemFlags) cobra.CompletionFunc {
 		quiet := *c
 		quiet.stderr = io.Discard
 		err := quiet.viewSystem(ctx, f, func(_ *system, st *sysroot.State) error {
-			for i, d := range deployments(st) {
+			for i, d := range st.All() {
 				words = append(words, fmt.Sprintf("%d\t%s", i, title(d)))
 			}
 			return nil

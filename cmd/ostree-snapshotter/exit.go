@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -130,6 +131,8 @@ func statusOf(err error) int {
 		return exitNoSysroot
 	case errors.Is(err, sysroot.ErrInvalid), errors.Is(err, sysroot.ErrSELinux), errors.Is(err, oscommit.ErrInvalid):
 		return exitNotBootable
+	case errors.Is(err, kargs.ErrEdit):
+		return exitUsage
 	case errors.Is(err, etcmerge.ErrConflict):
 		return exitConflict
 	}

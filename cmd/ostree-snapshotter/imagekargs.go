@@ -6,7 +6,6 @@ import (
 	"io"
 	"path"
 	"runtime"
-	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -73,7 +72,7 @@ func kargsOf(repo *objectstore.Repo, file objectstore.Checksum) ([]string, error
 		return nil, err
 	}
 	for _, arg := range args {
-		if key, _, _ := strings.Cut(arg, "="); key == "ostree" {
+		if kargs.Key(arg) == "ostree" {
 			return nil, fmt.Errorf("kernel argument %q is not an image's to choose", arg)
 		}
 	}

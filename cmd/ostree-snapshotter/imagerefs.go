@@ -50,15 +50,3 @@ func (s *system) dropImages(ctx context.Context, deployed ...*sysroot.Deployment
 	}
 	return s.Repo().DeleteRefs(ctx, names...)
 }
-
-// remaining are the deployments that there are when a plan is executed, a staged one included.
-func remaining(st *sysroot.State, p *sysroot.Plan) []*sysroot.Deployment {
-	list := slices.Clone(p.Deployments)
-	if p.New != nil {
-		list = append(list, p.New)
-	}
-	if st.Staged != nil && !slices.Contains(p.Removed, st.Staged.Deployment) {
-		list = append(list, st.Staged.Deployment)
-	}
-	return list
-}

@@ -40,7 +40,7 @@ func TestStates(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string
-			for _, d := range deployments(&tt.st) {
+			for _, d := range tt.st.All() {
 				row := newDeploymentRow(&tt.st, d)
 				got = append(got, strings.Join(row.states(), ","))
 			}

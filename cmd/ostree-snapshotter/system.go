@@ -239,18 +239,9 @@ func (c *cli) needWritable(f *systemFlags) error {
 	return mounts.EnsureWritable(runningSysroot, runningBoot)
 }
 
-// deployments returns the deployments in the order of their indexes: those of "ostree admin status", where a staged one is
-// the first.
-func deployments(st *sysroot.State) []*sysroot.Deployment {
-	if st.Staged == nil {
-		return st.Deployments
-	}
-	return slices.Concat([]*sysroot.Deployment{st.Staged.Deployment}, st.Deployments)
-}
-
 // atIndex returns the deployment with an index that a user has given.
 func atIndex(st *sysroot.State, index int) (*sysroot.Deployment, error) {
-	all := deployments(st)
+	all := st.All()
 	if index < 0 || index >= len(all) {
 		return nil, withHint(usagef("there is no deployment %d", index), "\"ostree-snapshotter status\" lists them with their indexes")
 	}
@@ -295,16 +286,13 @@ func (s *system) needStateroot(name string) error {
 // newest returns the deployment of a stateroot that a new one takes over from: origin and kernel arguments. It is what boots
 // next, so that what an administrator has just changed is not lost, unless that has shown that it does not boot.
 func newest(st *sysroot.State, stateroot string) *sysroot.Deployment {
-	for _, d := range deployments(st) {
-		if d.Stateroot == stateroot && !failed(d) {
+	for _, d := range st.All() {
+		if d.Stateroot == stateroot && !d.Failed() {
 			return d
 		}
 	}
 	return st.MergeDeployment(stateroot)
 }
-
-// failed reports whether a deployment has used up the boots that it had to prove itself.
-func failed(d *sysroot.Deployment) bool { return d.Tries != nil && d.Tries.Left == 0 }
 
 // title is what messages call a deployment.
 func title(d *sysroot.Deployment) string {

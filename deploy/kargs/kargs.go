@@ -64,6 +64,9 @@ func split(s string) arg {
 	return arg{key: key, value: value, hasValue: ok}
 }
 
+// Key returns the key of an argument, without quotes.
+func Key(arg string) string { return split(arg).key }
+
 // one splits the operand of an edit, which must be a single argument.
 func one(s string) (arg, error) {
 	if l := Parse(s); len(l) != 1 || split(l[0]).key == "" {

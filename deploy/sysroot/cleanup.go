@@ -42,10 +42,7 @@ func (l leftover) remove() error {
 // leftovers finds what neither the deployments of a state nor the others need, in the order in which it is to be removed: first
 // what leads to something.
 func (s *Sysroot) leftovers(st *State, others []*Deployment) ([]leftover, error) {
-	keep := slices.Concat(st.Deployments, others)
-	if st.Staged != nil {
-		keep = append(keep, st.Staged.Deployment)
-	}
+	keep := slices.Concat(st.All(), others)
 	var found []leftover
 	for _, f := range []func(*State, []*Deployment) ([]leftover, error){s.oldSwitches, s.oldDeployments, s.oldKernels} {
 		l, err := f(st, keep)
@@ -262,10 +259,6 @@ func (s *Sysroot) writeRefs(ctx context.Context, st *State) error {
 	if err != nil {
 		return err
 	}
-	list := st.Deployments
-	if st.Staged != nil {
-		list = append([]*Deployment{st.Staged.Deployment}, list...)
-	}
 	txn, err := s.repo.Begin(ctx)
 	if err != nil {
 		return err
@@ -273,7 +266,7 @@ func (s *Sysroot) writeRefs(ctx context.Context, st *State) error {
 	defer func() { err = errors.Join(err, txn.Abort()) }()
 	changed := false
 	wanted := make(map[string]bool)
-	for i, d := range list {
+	for i, d := range st.All() {
 		name := fmt.Sprintf("ostree/%d/%d/%d", st.BootVersion, st.SubBootVersion, i)
 		wanted[name] = true
 		if old, ok := refs[name]; ok && old == d.Commit {

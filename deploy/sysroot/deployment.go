@@ -3,6 +3,7 @@ package sysroot
 import (
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
@@ -67,6 +68,9 @@ func (d *Deployment) ImageReference() (string, bool) {
 	return d.Origin.Get(originGroup, imageKey)
 }
 
+// Failed reports whether it has used up the boots that it had to prove itself.
+func (d *Deployment) Failed() bool { return d.Tries != nil && d.Tries.Left == 0 }
+
 // same reports whether two values are of one deployment.
 func (d *Deployment) same(o *Deployment) bool {
 	return d != nil && o != nil && d.Stateroot == o.Stateroot && d.Commit == o.Commit && d.Serial == o.Serial
@@ -89,6 +93,14 @@ type State struct {
 	Deployments    []*Deployment // in boot order; a staged one is not among them
 	Staged         *Staged       // nil: none
 	Booted         *Deployment   // one of Deployments; nil: not booted from this sysroot
+}
+
+// All returns the deployments in the order of their indexes, as "ostree admin status" counts: a staged one comes first.
+func (st *State) All() []*Deployment {
+	if st.Staged == nil {
+		return st.Deployments
+	}
+	return slices.Concat([]*Deployment{st.Staged.Deployment}, st.Deployments)
 }
 
 // Default returns the deployment that boots next as things stand now, nil if there is none.

@@ -47,10 +47,7 @@ func (st *State) missingFrom(list []*Deployment) (missing []*Deployment) {
 
 // at returns the deployment with an index that counts a staged one as the first.
 func (st *State) at(index int) (*Deployment, error) {
-	list := st.Deployments
-	if st.Staged != nil {
-		list = append([]*Deployment{st.Staged.Deployment}, list...)
-	}
+	list := st.All()
 	if index < 0 || index >= len(list) {
 		return nil, &indexError{index, len(list)}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -46,6 +47,7 @@ type Plan struct {
 	Removed     []*Deployment  // deployments that are to go, a staged one among them
 	Etc         *etcmerge.Plan // merge of /etc into New; nil: none, or not before it is finalized
 	Leftovers   []string       // paths of what else goes, since no deployment needs it; of a plan to clean up
+	Freed       int64          // bytes that Leftovers have allocated, without inodes that have other names, as objects do
 	Notes       []string       // what else happens that one might not expect, as sentences
 	NoPrune     bool           // leave objects in the repository that nothing needs any more; may be changed
 
@@ -63,6 +65,18 @@ type Plan struct {
 	pinned     bool        // to this
 
 	filledVar bool // while it is executed: the stateroot's /var was empty
+}
+
+// Remaining returns the deployments that exist once the plan is executed, a staged one among them.
+func (p *Plan) Remaining() []*Deployment {
+	list := slices.Clone(p.Deployments)
+	if p.New != nil && !slices.Contains(list, p.New) {
+		list = append(list, p.New)
+	}
+	if staged := p.state.Staged; staged != nil && !slices.Contains(p.Removed, staged.Deployment) {
+		list = append(list, staged.Deployment)
+	}
+	return list
 }
 
 // String lists what is going to happen, one thing a line.
@@ -220,11 +234,7 @@ func (p *Plan) drop(other string) {
 // nextSerial is one more than the largest of the same commit.
 func (st *State) nextSerial(stateroot string, commit objectstore.Checksum) int {
 	next := 0
-	list := st.Deployments
-	if st.Staged != nil {
-		list = append(slices.Clone(list), st.Staged.Deployment)
-	}
-	for _, d := range list {
+	for _, d := range st.All() {
 		if d.Stateroot == stateroot && d.Commit == commit {
 			next = max(next, d.Serial+1)
 		}
@@ -275,6 +285,21 @@ func (s *Sysroot) planEtc(ctx context.Context, t *osTree, merge *Deployment) (*e
 	}
 	defer current.Close()
 	return etcmerge.NewPlan(ctx, pristine, current, func(name string) (uint32, error) { return t.fileType(etc + "/" + name) })
+}
+
+// EtcChanges compares the /etc of a deployment with what its image has there.
+func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment) (_ []etcmerge.Change, err error) {
+	pristine, err := s.dir.OpenDir(d.Path() + "/usr/etc")
+	if err != nil {
+		return nil, err
+	}
+	defer pristine.Close()
+	current, err := s.dir.OpenDir(d.Path() + "/etc")
+	if err != nil {
+		return nil, err
+	}
+	defer current.Close()
+	return etcmerge.Diff(ctx, pristine, current)
 }
 
 // fileType returns the type of what is at a path, as in st_mode; fs.ErrNotExist if nothing is.
@@ -416,6 +441,15 @@ func (s *Sysroot) PlanCleanup(_ context.Context, st *State) (*Plan, error) {
 	}
 	for _, l := range leftovers {
 		p.Leftovers = append(p.Leftovers, l.String())
+		err := l.dir.Walk(l.name, func(st *unix.Stat_t) error {
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Nlink == 1 {
+				p.Freed += atfs.Allocated(st)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("plan cleanup: %w", err)
+		}
 	}
 	return p, nil
 }

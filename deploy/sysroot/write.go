@@ -245,7 +245,7 @@ func (p *Plan) options(d *Deployment) kargs.List {
 // argument that preceded it and is still there, if need be with another value. That is where it is for libostree, which
 // edits the list with ostree= in it.
 func placeOSTree(args, before kargs.List) kargs.List {
-	at := slices.IndexFunc(before, func(a string) bool { return key(a) == "ostree" })
+	at := slices.IndexFunc(before, func(a string) bool { return kargs.Key(a) == "ostree" })
 	if at < 0 {
 		return args
 	}
@@ -253,7 +253,7 @@ func placeOSTree(args, before kargs.List) kargs.List {
 	for _, a := range slices.Backward(before[:at]) {
 		i := slices.Index(args, a)
 		if i < 0 {
-			i = slices.IndexFunc(args, func(b string) bool { return key(b) == key(a) })
+			i = slices.IndexFunc(args, func(b string) bool { return kargs.Key(b) == kargs.Key(a) })
 		}
 		if i >= 0 {
 			place = i + 1
@@ -261,12 +261,6 @@ func placeOSTree(args, before kargs.List) kargs.List {
 		}
 	}
 	return slices.Insert(slices.Clone(args), place, before[at])
-}
-
-// key returns the name of a kernel argument.
-func key(arg string) string {
-	name, _, _ := strings.Cut(arg, "=")
-	return name
 }
 
 // systemName returns what the system of a deployment is called. A title that was written once says it too, if the commit
