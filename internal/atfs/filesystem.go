@@ -2,6 +2,7 @@ package atfs
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"unsafe"
 
@@ -147,4 +148,14 @@ func forkFreezer(fd int) (pid int, errno unix.Errno) {
 	}
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
 	return int(child), errno
+}
+
+// Room returns an error that unwraps to ENOSPC if the file system of the directory has less than size bytes free. A file
+// system that does not say how large it is has room.
+func (d *Dir) Room(size int64) error {
+	space, known, err := d.Space()
+	if err == nil && known && size > 0 && uint64(size) > space.Free {
+		err = d.err("write", ".", fmt.Errorf("file of %d bytes: %w", size, unix.ENOSPC))
+	}
+	return err
 }
