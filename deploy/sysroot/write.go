@@ -78,7 +78,7 @@ func (s *Sysroot) switchEntries(ctx context.Context, p *Plan) error {
 		return err
 	}
 	// A boot loader that does not read the journal must not find the entries of before when what they need is removed.
-	return s.boot.SyncForBootloader()
+	return syncForBootloader(s.boot)
 }
 
 // syncAll makes everything durable that the next rename leads to.
@@ -86,7 +86,7 @@ func (s *Sysroot) syncAll() error {
 	if err := s.dir.SyncFS(); err != nil {
 		return err
 	}
-	return s.boot.SyncForBootloader()
+	return syncForBootloader(s.boot)
 }
 
 // writeLinks makes ostree/boot.B.S anew.

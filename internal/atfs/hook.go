@@ -57,3 +57,15 @@ func (d *Dir) before(op Op, name string) error {
 	}
 	return nil
 }
+
+// Do runs f, an operation on the descriptor of the directory that this package does not have, as one of its own: the hook
+// sees op before, and errors have the form of the package's.
+func (d *Dir) Do(op Op, f func(fd int) error) error {
+	if err := d.before(op, "."); err != nil {
+		return err
+	}
+	if err := f(d.fd); err != nil {
+		return d.err(string(op), ".", err)
+	}
+	return nil
+}

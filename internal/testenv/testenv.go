@@ -199,3 +199,11 @@ func MemoryDir(tb testing.TB) string {
 	}
 	return tb.TempDir()
 }
+
+// Must ends the test if err is not nil.
+func Must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
