@@ -109,11 +109,20 @@ type content struct {
 	blob     digest.Digest // that the layer was unpacked from; "" if it is not known
 }
 
-// contentOf reads the labels of a committed snapshot.
-func contentOf(id string, info snapshots.Info) (content, error) {
+// LayerOf returns the layer that a committed snapshot adds to its parent. The error says why its label names none.
+func LayerOf(info snapshots.Info) (objectstore.Checksum, error) {
 	sum, err := objectstore.ParseChecksum(info.Labels[LabelLayer])
 	if err != nil {
-		return content{}, fmt.Errorf("snapshot %q: label %s: %w", info.Name, LabelLayer, err)
+		return sum, fmt.Errorf("snapshot %q: label %s: %w", info.Name, LabelLayer, err)
+	}
+	return sum, nil
+}
+
+// contentOf reads the labels of a committed snapshot.
+func contentOf(id string, info snapshots.Info) (content, error) {
+	sum, err := LayerOf(info)
+	if err != nil {
+		return content{}, err
 	}
 	c := content{
 		name:     info.Name,

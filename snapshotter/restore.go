@@ -207,8 +207,18 @@ func openMetadata(file string, options ...func(*bolt.Options)) (*storage.MetaSto
 	})
 }
 
-// CheckMetadata reads all of metadata.db. If it is damaged, which bbolt itself would not survive, the error is an
-// errdefs.ErrDataLoss; if it does not exist, an fs.ErrNotExist; while a daemon has it open, bbolt's ErrTimeout.
+// A DamagedMetadataError reports that metadata.db is damaged. It is an errdefs.ErrDataLoss.
+type DamagedMetadataError struct{ Damage error }
+
+func (e *DamagedMetadataError) Error() string {
+	return fmt.Sprintf("%s is damaged: %v: %v", MetadataFile, errdefs.ErrDataLoss, e.Damage)
+}
+
+// Unwrap returns errdefs.ErrDataLoss and the damage.
+func (e *DamagedMetadataError) Unwrap() []error { return []error{errdefs.ErrDataLoss, e.Damage} }
+
+// CheckMetadata reads all of metadata.db. If it is damaged, which bbolt itself would not survive, the error is a
+// [DamagedMetadataError]; if it does not exist, an fs.ErrNotExist; while a daemon has it open, bbolt's ErrTimeout.
 func CheckMetadata(root *atfs.Dir) (err error) {
 	f, err := root.Open(MetadataFile)
 	if err != nil {
@@ -224,7 +234,7 @@ func CheckMetadata(root *atfs.Dir) (err error) {
 	}
 	damage, err := checkDatabase(root, MetadataFile)
 	if damage != nil {
-		err = fmt.Errorf("%s is damaged: %w: %w", MetadataFile, errdefs.ErrDataLoss, damage)
+		err = &DamagedMetadataError{damage}
 	}
 	return err
 }

@@ -83,7 +83,7 @@ func parseJournal(b []byte) journalRecord {
 				r.file = name
 			}
 		case "ref":
-			if strings.HasPrefix(value, refPrefix+"/") && objectstore.ValidateRef(value) == nil {
+			if strings.HasPrefix(value, RefPrefix+"/") && objectstore.ValidateRef(value) == nil {
 				r.refs = append(r.refs, value)
 			}
 		case "object":

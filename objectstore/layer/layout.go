@@ -5,6 +5,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -17,6 +18,26 @@ const (
 	JournalDir = "journal" // layers that may not be on the disk yet
 	TmpDir     = "tmp"     // what is being made or removed; packages that share the root use prefixes of their own
 )
+
+// Refs of layers. All are below RefPrefix.
+const (
+	RefPrefix = "oci"
+
+	refDiff     = RefPrefix + "/diff/"     // then the diff ID, without the algorithm
+	refBlob     = RefPrefix + "/blob/"     // then the digest of a blob that unpacks to the layer
+	refSnapshot = RefPrefix + "/snapshot/" // then the ID of a snapshot
+)
+
+// ParseRef returns the diff ID or the digest of the blob by which a ref finds its layer; "" for what it does not name.
+func ParseRef(ref string) (diffID, blob digest.Digest) {
+	if s, ok := strings.CutPrefix(ref, refDiff); ok {
+		return digest.NewDigestFromEncoded(digest.SHA256, s), ""
+	}
+	if s, ok := strings.CutPrefix(ref, refBlob); ok {
+		return "", digest.NewDigestFromEncoded(digest.SHA256, s)
+	}
+	return "", ""
+}
 
 const dirMode = 0o700
 

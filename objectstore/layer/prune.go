@@ -164,7 +164,7 @@ func (p *PrunePlan) dead(ctx context.Context) (*garbage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list live layers: %w", err)
 	}
-	refs, err := p.s.repo.Refs(refPrefix)
+	refs, err := p.s.repo.Refs(RefPrefix)
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func TestImportDuringPlan(t *testing.T) {
 		t.Errorf("removed %+v, %v, want the objects of one layer", stats, err)
 	}
 	for _, l := range []Layer{young, late} {
-		if err := b.whole(l.ID); err != nil {
+		if err := b.Whole(l.ID); err != nil {
 			t.Errorf("layer %s: %v", l.ID, err)
 		}
 	}
@@ -122,7 +122,7 @@ func (b *bed) importer(t *testing.T, needed *liveSet) func(r *rand.Rand) error {
 			return err
 		}
 		needed.add(h.ID, 1) // before it is released, as the differ does
-		if err := errors.Join(b.whole(h.ID), h.Release()); err != nil {
+		if err := errors.Join(b.Whole(h.ID), h.Release()); err != nil {
 			return err
 		}
 		name, _, err := b.Checkout(t.Context(), []objectstore.Checksum{h.ID})
@@ -130,7 +130,7 @@ func (b *bed) importer(t *testing.T, needed *liveSet) func(r *rand.Rand) error {
 			return err
 		}
 		time.Sleep(time.Duration(r.IntN(30)) * time.Millisecond)
-		if err := b.whole(h.ID); err != nil {
+		if err := b.Whole(h.ID); err != nil {
 			return err
 		}
 		for _, e := range entries[1:] {

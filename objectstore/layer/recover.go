@@ -196,7 +196,7 @@ func (r *recovery) verify(ctx context.Context, objects []objectstore.ObjectName)
 // layer removes a layer that is not whole, and what may be damaged of one that is.
 func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objectstore.Checksum, rec *journalRecord) error {
 	s := r.store
-	switch cause := s.whole(id); {
+	switch cause := s.Whole(id); {
 	case cause == nil:
 		if err := s.setMissingRefs(ctx, id, rec.refs); err != nil {
 			return err
@@ -225,8 +225,9 @@ func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objects
 	return r.removeCheckouts(id)
 }
 
-// whole returns what is wrong with a layer of whose objects none is damaged: the first that is missing.
-func (s *Store) whole(id objectstore.Checksum) error {
+// Whole returns an error that names the first object of a layer that is missing, or whose connections cannot be read. It hashes
+// nothing.
+func (s *Store) Whole(id objectstore.Checksum) error {
 	names, err := s.Closure(id)
 	if err != nil {
 		return err
@@ -268,7 +269,7 @@ func isMissing(err error, id objectstore.Checksum) bool {
 
 // refsOf returns the refs that name a layer.
 func (s *Store) refsOf(id objectstore.Checksum) ([]string, error) {
-	all, err := s.repo.Refs(refPrefix)
+	all, err := s.repo.Refs(RefPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -319,7 +320,7 @@ func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer
 			return context.Cause(ctx)
 		}
 		if err == nil {
-			if err = r.store.whole(lost.ID); err == nil {
+			if err = r.store.Whole(lost.ID); err == nil {
 				err = r.store.setMissingRefs(ctx, lost.ID, r.layers[lost.ID].refs)
 			}
 		}

@@ -26,7 +26,7 @@ type RestoredRefs struct {
 // stays as it is.
 func (s *Store) RestoreRefs(ctx context.Context, layers map[objectstore.Checksum][]digest.Digest) (RestoredRefs, error) {
 	r := RestoredRefs{Damaged: make(map[objectstore.Checksum]error)}
-	refs, err := s.repo.Refs(refPrefix)
+	refs, err := s.repo.Refs(RefPrefix)
 	if err != nil {
 		return r, fmt.Errorf("restore refs: %w", err)
 	}
@@ -71,7 +71,7 @@ func (s *Store) restoreLayerRefs(ctx context.Context, id objectstore.Checksum, r
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, txn.Abort()) }()
-	if err := s.whole(id); err != nil {
+	if err := s.Whole(id); err != nil {
 		return 0, err
 	}
 	if !kept {

@@ -66,15 +66,6 @@ func (o *Options) setDefaults() {
 	}
 }
 
-const (
-	refDiff     = "oci/diff/"
-	refBlob     = "oci/blob/"
-	refSnapshot = "oci/snapshot/"
-)
-
-// refPrefix is the directory of all refs of this package.
-const refPrefix = "oci"
-
 // A Store keeps layers. Its methods may be called by many goroutines, and by several processes, at once.
 type Store struct {
 	root   *atfs.Dir
@@ -336,7 +327,7 @@ func (s *Store) describe(id objectstore.Checksum, c *objectstore.Commit) (*Layer
 // Layers describes every layer that a ref of this package names, by ID. Damaged ones are left out and reported in the
 // error, beside the rest.
 func (s *Store) Layers(ctx context.Context) ([]Layer, error) {
-	refs, err := s.repo.Refs(refPrefix)
+	refs, err := s.repo.Refs(RefPrefix)
 	if err != nil {
 		return nil, err
 	}

@@ -136,10 +136,10 @@ func (b *bed) checkRepo(t *testing.T) {
 	for _, p := range b.problems(t) {
 		t.Errorf("fsck: %s", p)
 	}
-	refs, err := b.repo.Refs(refPrefix)
+	refs, err := b.repo.Refs(RefPrefix)
 	must(t, err)
 	for ref, id := range refs {
-		if err := b.whole(id); err != nil {
+		if err := b.Whole(id); err != nil {
 			t.Errorf("ref %s: %v", ref, err)
 		}
 	}
@@ -560,7 +560,7 @@ func pruning() sweepCase {
 			b.checkAll(t)
 			rows := b.rows(t)
 			for _, id := range rows[1:] {
-				if err := b.whole(id); err != nil {
+				if err := b.Whole(id); err != nil {
 					t.Errorf("live layer %s: %v", id, err)
 				}
 			}
@@ -744,12 +744,12 @@ func TestKillAndPowerLoss(t *testing.T) {
 			}
 			live := make(map[objectstore.Checksum]struct{})
 			for _, id := range b.rows(t) {
-				if !lost[id] || b.whole(id) == nil { // it was pulled again
+				if !lost[id] || b.Whole(id) == nil { // it was pulled again
 					live[id] = struct{}{}
 				}
 			}
 			for id := range live {
-				if err := b.whole(id); err != nil {
+				if err := b.Whole(id); err != nil {
 					t.Errorf("layer %s: %v, and not reported", id, err)
 				}
 			}

@@ -25,7 +25,7 @@ func (s *Store) Verify(ctx context.Context, id objectstore.Checksum) error {
 	if err != nil {
 		return err
 	}
-	if err := s.whole(id); err != nil {
+	if err := s.Whole(id); err != nil {
 		return err
 	}
 	list, err := s.Objects(ctx, id)
