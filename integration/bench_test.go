@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
@@ -68,9 +70,14 @@ func bench(ctx context.Context, t *testing.T, args ...string) benchRun {
 	if names, err := os.ReadDir(tmp); err != nil || len(names) > 0 {
 		t.Errorf("%v: left %v, %v", args, names, err)
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || bytes.Contains(mounts, []byte(tmp)) || bytes.Contains(mounts, []byte(" /run/osb")) {
-		t.Errorf("%v: left mounts, %v", args, err)
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mounts {
+		if strings.HasPrefix(m.Mountpoint, tmp) || strings.HasPrefix(m.Mountpoint, "/run/osb") {
+			t.Errorf("%v: left mount %+v", args, *m)
+		}
 	}
 	if names, err := filepath.Glob("/run/osb*"); err != nil || len(names) > 0 {
 		t.Errorf("%v: left %v, %v", args, names, err)

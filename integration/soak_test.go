@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
@@ -627,12 +629,10 @@ func (s *soak) clear(namespace string) {
 // nothingLeft looks for mounts and processes of the stack other than containerd and the daemon.
 func (s *soak) nothingLeft() {
 	s.t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.Dir))
 	s.must(err)
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, " "+s.Dir+"/") {
-			s.t.Errorf("a mount is left: %s", line)
-		}
+	for _, m := range mounts {
+		s.t.Errorf("a mount is left: %+v", *m)
 	}
 	s.eventually("wait for processes to end", func() string {
 		found := processesOf(s.t, s.Dir+"/")

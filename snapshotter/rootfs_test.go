@@ -13,10 +13,10 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -25,12 +25,12 @@ import (
 // mountedRootfses returns the directories below rootfs/ on which something is mounted.
 func mountedRootfses(t *testing.T, e *snaptest.Env) (names []string) {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	table, err := mountinfo.GetMounts(mountinfo.PrefixFilter(e.Path))
 	must(t, err)
-	for _, m := range mounts.Parse(b) {
+	for _, m := range table {
 		for _, dir := range []string{"/rootfs/", "/mounts/"} {
-			if strings.HasPrefix(m.Point, e.Path+dir) {
-				names = append(names, strings.TrimPrefix(m.Point, e.Path))
+			if strings.HasPrefix(m.Mountpoint, e.Path+dir) {
+				names = append(names, strings.TrimPrefix(m.Mountpoint, e.Path))
 			}
 		}
 	}
@@ -113,11 +113,11 @@ func TestRootfsLifetime(t *testing.T) {
 
 func mountIDs(t *testing.T, e *snaptest.Env) (ids []string) {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	table, err := mountinfo.GetMounts(mountinfo.PrefixFilter(e.Path))
 	must(t, err)
-	for _, m := range mounts.Parse(b) {
-		if strings.HasPrefix(m.Point, e.Path+"/rootfs/") || strings.HasPrefix(m.Point, e.Path+"/mounts/") {
-			ids = append(ids, fmt.Sprint(m.ID, m.Point))
+	for _, m := range table {
+		if strings.HasPrefix(m.Mountpoint, e.Path+"/rootfs/") || strings.HasPrefix(m.Mountpoint, e.Path+"/mounts/") {
+			ids = append(ids, fmt.Sprint(m.ID, m.Mountpoint))
 		}
 	}
 	return ids

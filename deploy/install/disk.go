@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -284,7 +285,7 @@ func (d *disk) users() (users []string, err error) {
 			users = append(users, "by "+name)
 		}
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -292,7 +293,7 @@ func (d *disk) users() (users []string, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	users = append(users, mountedAt(string(mounts), devs)...)
+	users = append(users, mountedAt(mounts, devs)...)
 	abs, err := filepath.Abs(d.path)
 	if err != nil {
 		return nil, err
@@ -305,10 +306,10 @@ func (d *disk) users() (users []string, err error) {
 func devNumber(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
 
 // mountedAt says where devices are mounted.
-func mountedAt(mountinfo string, devs map[string]bool) (users []string) {
-	for line := range strings.Lines(mountinfo) {
-		if f := strings.Fields(line); len(f) > 4 && devs[f[2]] {
-			users = append(users, "mounted at "+f[4])
+func mountedAt(mounts []*mountinfo.Info, devs map[string]bool) (users []string) {
+	for _, m := range mounts {
+		if devs[fmt.Sprintf("%d:%d", m.Major, m.Minor)] {
+			users = append(users, "mounted at "+m.Mountpoint)
 		}
 	}
 	return users

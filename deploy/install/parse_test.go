@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // What is on a disk was written by anybody: it is said in a form that does nothing to a terminal.
@@ -35,8 +37,12 @@ func TestParseFound(t *testing.T) {
 
 func TestUsers(t *testing.T) {
 	devs := map[string]bool{"8:1": true}
-	mounts := "22 1 0:20 / /proc rw - proc proc rw\n29 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 29 8:1 /a /srv rw - ext4 /dev/sda1 rw\nshort\n"
-	if got, want := mountedAt(mounts, devs), []string{"mounted at /", "mounted at /srv"}; !slices.Equal(got, want) {
+	mounts := "22 1 0:20 / /proc rw - proc proc rw\n29 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 29 8:1 /a /my\\040data rw - ext4 /dev/sda1 rw\n"
+	table, err := mountinfo.GetMountsFromReader(strings.NewReader(mounts), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := mountedAt(table, devs), []string{"mounted at /", "mounted at /my data"}; !slices.Equal(got, want) {
 		t.Errorf("mounts: got %q, want %q", got, want)
 	}
 	swaps := "Filename Type Size Used Priority\n/dev/null partition 1 0 -2\n/srv/swap file 1 0 -3\n"

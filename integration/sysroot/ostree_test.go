@@ -1,10 +1,13 @@
 package sysroot
 
 import (
+	"bytes"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 )
@@ -57,14 +60,14 @@ func checkMounts(t *testing.T, h *ostreehost.Host, readonly bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	mounts, err := mountinfo.GetMountsFromReader(bytes.NewReader(info), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	options := make(map[string]string) // of the first mount at each place
-	for line := range strings.Lines(string(info)) {
-		fields := strings.Fields(line)
-		if len(fields) < 6 {
-			t.Fatalf("mountinfo has the line %q", line)
-		}
-		if _, ok := options[fields[4]]; !ok {
-			options[fields[4]], _, _ = strings.Cut(fields[5], ",")
+	for _, m := range mounts {
+		if _, ok := options[m.Mountpoint]; !ok {
+			options[m.Mountpoint], _, _ = strings.Cut(m.Options, ",")
 		}
 	}
 	want := map[string]string{"/": "rw", "/sysroot": "rw", "/usr": "ro", "/boot": "rw"}

@@ -7,7 +7,6 @@
 package mounts
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -22,49 +22,6 @@ import (
 
 // ErrElsewhere says that a directory cannot be reached by way of a mount.
 var ErrElsewhere = errors.New("not below this mount")
-
-// A Mount is a line of /proc/self/mountinfo, see proc_pid_mountinfo(5).
-type Mount struct {
-	ID     int
-	Device string // major:minor
-	Root   string // of the mount, below the root of the file system
-	Point  string // where it is mounted
-}
-
-// Parse reads the format of /proc/self/mountinfo. Lines that are not in it are left out.
-func Parse(table []byte) (mounts []Mount) {
-	for line := range bytes.Lines(table) {
-		f := strings.Fields(string(line))
-		if len(f) < 5 {
-			continue
-		}
-		id, err := strconv.Atoi(f[0])
-		if err != nil {
-			continue
-		}
-		mounts = append(mounts, Mount{ID: id, Device: f[2], Root: unescape(f[3]), Point: unescape(f[4])})
-	}
-	return mounts
-}
-
-// unescape undoes what the kernel does to white space and backslashes: three octal digits after a backslash.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
 
 // below returns what is left of a path below a directory, "." for the directory itself.
 func below(dir, name string) (rest string, ok bool) {
@@ -76,12 +33,12 @@ func below(dir, name string) (rest string, ok bool) {
 
 // place is where a directory is.
 type place struct {
-	mount Mount
+	mount *mountinfo.Info
 	path  string // below the root of the file system
 }
 
 // find returns where an open directory is, by the mounts of this process.
-func find(d *atfs.Dir, mounts []Mount) (place, error) {
+func find(d *atfs.Dir, mounts []*mountinfo.Info) (place, error) {
 	id, err := mountID(d)
 	if err != nil {
 		return place{}, err
@@ -94,7 +51,7 @@ func find(d *atfs.Dir, mounts []Mount) (place, error) {
 		if m.ID != id {
 			continue
 		}
-		if rest, ok := below(m.Point, name); ok {
+		if rest, ok := below(m.Mountpoint, name); ok {
 			return place{m, path.Join(m.Root, rest)}, nil
 		}
 	}
@@ -123,11 +80,10 @@ func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 			err = fmt.Errorf("open %s by way of the mount of %s: %w", dir.Path(), via.Path(), err)
 		}
 	}()
-	table, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return nil, err
 	}
-	mounts := Parse(table)
 	from, err := find(dir, mounts)
 	if err != nil {
 		return nil, err
@@ -137,10 +93,10 @@ func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 		return nil, err
 	}
 	rest, ok := below(to.mount.Root, from.path)
-	if !ok || from.mount.Device != to.mount.Device {
+	if !ok || !sameDevice(from.mount, to.mount) {
 		return nil, ErrElsewhere
 	}
-	top, err := atfs.Open(to.mount.Point)
+	top, err := atfs.Open(to.mount.Mountpoint)
 	if err != nil {
 		return nil, err
 	}
@@ -169,11 +125,10 @@ func OneMount(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
 	if one, err := onOne(dirs); err != nil || one {
 		return reopen(dirs, err)
 	}
-	table, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return nil, err
 	}
-	mounts := Parse(table)
 	places := make([]place, len(dirs))
 	for i, d := range dirs {
 		if places[i], err = find(d, mounts); err != nil {
@@ -222,11 +177,13 @@ func reopen(dirs []*atfs.Dir, err error) (again []*atfs.Dir, _ error) {
 	return again, nil
 }
 
+func sameDevice(a, b *mountinfo.Info) bool { return a.Major == b.Major && a.Minor == b.Minor }
+
 // reaches returns the paths that places have below the root of a mount, if all of them are below it.
-func reaches(m Mount, places []place) (rest []string, ok bool) {
+func reaches(m *mountinfo.Info, places []place) (rest []string, ok bool) {
 	for _, p := range places {
 		r, ok := below(m.Root, p.path)
-		if !ok || p.mount.Device != m.Device {
+		if !ok || !sameDevice(p.mount, m) {
 			return nil, false
 		}
 		rest = append(rest, r)
@@ -235,12 +192,12 @@ func reaches(m Mount, places []place) (rest []string, ok bool) {
 }
 
 // openCopy opens paths by way of a copy of a mount. They must be the same as dirs.
-func openCopy(m Mount, paths []string, dirs []*atfs.Dir) (again []*atfs.Dir, err error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Point, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+func openCopy(m *mountinfo.Info, paths []string, dirs []*atfs.Dir) (again []*atfs.Dir, err error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Mountpoint, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return nil, &os.PathError{Op: "copy mount", Path: m.Point, Err: err}
+		return nil, &os.PathError{Op: "copy mount", Path: m.Mountpoint, Err: err}
 	}
-	top := atfs.Adopt(fd, m.Point)
+	top := atfs.Adopt(fd, m.Mountpoint)
 	defer func() {
 		err = errors.Join(err, top.Close())
 		if err != nil {
@@ -250,7 +207,7 @@ func openCopy(m Mount, paths []string, dirs []*atfs.Dir) (again []*atfs.Dir, err
 	}()
 	writable := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &writable); err != nil {
-		return nil, &os.PathError{Op: "make writable mount", Path: m.Point, Err: err}
+		return nil, &os.PathError{Op: "make writable mount", Path: m.Mountpoint, Err: err}
 	}
 	for i, name := range paths {
 		d, err := top.OpenDir(name)

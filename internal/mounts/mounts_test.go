@@ -3,10 +3,8 @@ package mounts_test
 import (
 	"errors"
 	"os"
-	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -35,39 +33,6 @@ func bind(tb testing.TB, dir, at string) {
 	must(tb, os.MkdirAll(at, 0o755))
 	must(tb, unix.Mount(dir, at, "", unix.MS_BIND, ""))
 	tb.Cleanup(func() { must(tb, unix.Unmount(at, unix.MNT_DETACH)) })
-}
-
-const table = `22 28 0:21 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
-28 1 254:0 /ostree/deploy/os/deploy/0123.0 / ro,relatime shared:1 - ext4 /dev/vda rw
-29 28 254:0 / /sysroot ro,relatime shared:2 - ext4 /dev/vda rw
-30 28 254:0 /ostree/deploy/os/var /var rw,relatime shared:2 master:1 - ext4 /dev/vda rw
-31 28 0:40 / /mnt/a\040b\134c\012 rw - tmpfs none rw
-not a line
-x 28 0:40 / /mnt rw - tmpfs none rw
-
-`
-
-func TestParse(t *testing.T) {
-	want := []mounts.Mount{
-		{22, "0:21", "/", "/sys"},
-		{28, "254:0", "/ostree/deploy/os/deploy/0123.0", "/"},
-		{29, "254:0", "/", "/sysroot"},
-		{30, "254:0", "/ostree/deploy/os/var", "/var"},
-		{31, "0:40", "/", "/mnt/a b\\c\n"},
-	}
-	if diff := cmp.Diff(want, mounts.Parse([]byte(table))); diff != "" {
-		t.Errorf("mounts (-want +got):\n%s", diff)
-	}
-}
-
-func FuzzParse(f *testing.F) {
-	f.Add(table)
-	f.Add(`1 2 3 \ \1`)
-	f.Fuzz(func(t *testing.T, text string) {
-		if n := len(mounts.Parse([]byte(text))); n > strings.Count(text, "\n")+1 {
-			t.Errorf("%d mounts of %q", n, text)
-		}
-	})
 }
 
 // host is what ostree makes of a file system: all of it below sysroot, and /var of the running system below var.

@@ -17,9 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
-
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 )
 
 // A Process is a running program whose output goes to a log file.
@@ -245,21 +244,15 @@ func removeCgroup(dir string, deadline time.Time) error {
 
 // UnmountBelow unmounts everything that is mounted on a directory or below it, the deepest first.
 func UnmountBelow(dir string) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	below, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return err
 	}
-	var points []string
-	for _, m := range mounts.Parse(b) {
-		if m.Point == dir || strings.HasPrefix(m.Point, dir+"/") {
-			points = append(points, m.Point)
-		}
-	}
 	var errs []error
-	for i := len(points) - 1; i >= 0; i-- {
-		err := unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	for _, m := range slices.Backward(below) {
+		err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
 		}
 	}
 	return errors.Join(errs...)
