@@ -159,7 +159,7 @@ func (s *Store) openShared(c *Config, open opener) (err error) {
 		}
 	}
 	// Without one, a process that may not mount say, files are copied instead of linked.
-	if again, err := mounts.OneMount(dirs...); err == nil {
+	if again, err := mounts.Unify(dirs...); err == nil {
 		again, dirs = dirs, again
 		if err := atfs.CloseAll(again); err != nil {
 			return err
@@ -366,11 +366,11 @@ func (s *Store) openRepos(c *Config, open opener, name string, create bool) (err
 // oneMount opens directories a second time by way of one mount, and closes the first ones. If there is no such mount it
 // returns them as they are: what cannot be linked is found later.
 func oneMount(dirs []*atfs.Dir) ([]*atfs.Dir, error) {
-	again, err := mounts.OneMount(dirs...)
+	again, err := mounts.Unify(dirs...)
 	switch {
 	case err == nil:
 		return again, atfs.CloseAll(dirs)
-	case errors.Is(err, mounts.ErrElsewhere):
+	case errors.Is(err, mounts.ErrUnreachable):
 		return dirs, nil
 	}
 	return dirs, err

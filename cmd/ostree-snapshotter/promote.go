@@ -118,8 +118,8 @@ func linkSource(from, to *objectstore.Repo) (_ *objectstore.Repo, closeIt func()
 	case how == objectstore.TransferLink:
 		return from, asItIs, nil
 	}
-	dir, err := mounts.Through(from.Dir(), to.Dir())
-	if errors.Is(err, mounts.ErrElsewhere) {
+	dir, err := mounts.ReopenVia(from.Dir(), to.Dir())
+	if errors.Is(err, mounts.ErrUnreachable) {
 		return from, asItIs, nil
 	}
 	if err != nil {

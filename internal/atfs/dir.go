@@ -49,9 +49,9 @@ func OpenMount(fd int, name string) (*Dir, error) {
 // Adopt returns a Dir of a descriptor of a directory, which it takes over, with a path for messages.
 func Adopt(fd int, path string) *Dir { return &Dir{fd: fd, name: ".", root: path} }
 
-// Called returns the directory with another path: the one by which others reach it. It takes over the descriptor of d,
+// WithPath returns the directory with another path, for messages and for mount options. It takes over the descriptor of d,
 // which must not be used any more.
-func (d *Dir) Called(path string) *Dir { return &Dir{fd: d.fd, name: ".", root: path, hook: d.hook} }
+func (d *Dir) WithPath(path string) *Dir { return &Dir{fd: d.fd, name: ".", root: path, hook: d.hook} }
 
 // Close closes the directory.
 func (d *Dir) Close() error {

@@ -20,8 +20,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// ErrElsewhere says that a directory cannot be reached by way of a mount.
-var ErrElsewhere = errors.New("not below this mount")
+// ErrUnreachable reports that a directory cannot be reached by way of a mount.
+var ErrUnreachable = errors.New("not below this mount")
 
 // below returns what is left of a path below a directory, "." for the directory itself.
 func below(dir, name string) (rest string, ok bool) {
@@ -55,7 +55,7 @@ func find(d *atfs.Dir, mounts []*mountinfo.Info) (place, error) {
 			return place{m, path.Join(m.Root, rest)}, nil
 		}
 	}
-	return place{}, fmt.Errorf("mount of %s: %w", d.Path(), ErrElsewhere)
+	return place{}, fmt.Errorf("mount of %s: %w", d.Path(), ErrUnreachable)
 }
 
 // mountID returns the number of the mount by way of which a directory was opened.
@@ -72,9 +72,9 @@ func mountID(d *atfs.Dir) (int, error) {
 	return 0, fmt.Errorf("/proc/self/fdinfo says no mount: %w", unix.ENOSYS)
 }
 
-// Through opens a directory a second time, by way of the mount by way of which via was opened. If it is not below that
-// mount, or something else is mounted over it there, the error is ErrElsewhere.
-func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
+// ReopenVia opens a directory a second time, by way of the mount by way of which via was opened. If it is not below that
+// mount, or something else is mounted over it there, the error is ErrUnreachable.
+func ReopenVia(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open %s by way of the mount of %s: %w", dir.Path(), via.Path(), err)
@@ -94,7 +94,7 @@ func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	}
 	rest, ok := below(to.mount.Root, from.path)
 	if !ok || !sameDevice(from.mount, to.mount) {
-		return nil, ErrElsewhere
+		return nil, ErrUnreachable
 	}
 	top, err := atfs.Open(to.mount.Mountpoint)
 	if err != nil {
@@ -103,7 +103,7 @@ func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	defer func() { err = errors.Join(err, top.Close()) }()
 	d, err := top.OpenDir(rest)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrElsewhere, err)
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	if err := same(d, dir, to.mount.ID); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -111,12 +111,12 @@ func Through(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	return d, nil
 }
 
-// OneMount opens directories a second time, all by way of one mount, so that hard links can be made between them. That is
+// Unify opens directories a second time, all by way of one mount, so that hard links can be made between them. That is
 // the mount that they are on, if it is one; else a copy of a mount that reaches them all, which is nobody's but this
 // process's. The copy can be written to even where the original cannot, as /sysroot of a host that ostree has booted. It
 // goes when the directories and what was opened below them are closed. The directories keep their paths. If no mount of
-// their file system reaches them all, the error is ErrElsewhere.
-func OneMount(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
+// their file system reaches them all, the error is ErrUnreachable.
+func Unify(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open directories by way of one mount: %w", err)
@@ -135,14 +135,14 @@ func OneMount(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
 			return nil, err
 		}
 	}
-	err = ErrElsewhere
+	err = ErrUnreachable
 	for _, m := range mounts {
 		rest, ok := reaches(m, places)
 		if !ok {
 			continue
 		}
 		var again []*atfs.Dir
-		if again, err = openCopy(m, rest, dirs); err == nil || !errors.Is(err, ErrElsewhere) {
+		if again, err = openCopy(m, rest, dirs); err == nil || !errors.Is(err, ErrUnreachable) {
 			return again, err
 		}
 	}
@@ -212,9 +212,9 @@ func openCopy(m *mountinfo.Info, paths []string, dirs []*atfs.Dir) (again []*atf
 	for i, name := range paths {
 		d, err := top.OpenDir(name)
 		if err != nil {
-			return again, fmt.Errorf("%w: %w", ErrElsewhere, err)
+			return again, fmt.Errorf("%w: %w", ErrUnreachable, err)
 		}
-		d = d.Called(dirs[i].Path())
+		d = d.WithPath(dirs[i].Path())
 		again = append(again, d)
 		if err := sameDir(d, dirs[i]); err != nil {
 			return again, err
@@ -228,7 +228,7 @@ func openCopy(m *mountinfo.Info, paths []string, dirs []*atfs.Dir) (again []*atf
 func same(d, other *atfs.Dir, mount int) error {
 	id, err := mountID(d)
 	if err == nil && id != mount {
-		err = ErrElsewhere
+		err = ErrUnreachable
 	}
 	if err != nil {
 		return err
@@ -243,7 +243,7 @@ func sameDir(a, b *atfs.Dir) error {
 	}
 	y, err := b.Lstat(".")
 	if err == nil && (x.Dev != y.Dev || x.Ino != y.Ino) {
-		err = ErrElsewhere
+		err = ErrUnreachable
 	}
 	return err
 }

@@ -47,15 +47,15 @@ func host(t *testing.T) string {
 	return dir
 }
 
-// TestThrough opens a directory by way of another mount, and makes a hard link that the kernel had refused.
-func TestThrough(t *testing.T) {
+// TestReopenVia opens a directory by way of another mount, and makes a hard link that the kernel had refused.
+func TestReopenVia(t *testing.T) {
 	dir := host(t)
 	store, sysroot := open(t, dir+"/var/lib/store/repo"), open(t, dir+"/sys root/ostree/repo")
 	must(t, store.WriteFile("f", []byte("x"), 0o644, false))
 	if err := store.Link("f", sysroot, "f"); !errors.Is(err, unix.EXDEV) {
 		t.Fatalf("link between two mounts: got %v, want %v", err, unix.EXDEV)
 	}
-	again, err := mounts.Through(store, sysroot)
+	again, err := mounts.ReopenVia(store, sysroot)
 	must(t, err)
 	defer again.Close()
 	must(t, again.Link("f", sysroot, "f"))
@@ -71,13 +71,13 @@ func TestThrough(t *testing.T) {
 	}
 	// A directory by way of its own mount, and the root of a mount.
 	for _, d := range []*atfs.Dir{sysroot, open(t, dir+"/var"), open(t, dir+"/sys root")} {
-		again, err := mounts.Through(d, sysroot)
+		again, err := mounts.ReopenVia(d, sysroot)
 		must(t, err)
 		must(t, again.Close())
 	}
 }
 
-func TestThroughElsewhere(t *testing.T) {
+func TestReopenViaUnreachable(t *testing.T) {
 	dir := host(t)
 	sysroot, store := open(t, dir+"/sys root/ostree/repo"), open(t, dir+"/var/lib/store")
 	// What is mounted there hides what is below it, in the table as in the tree.
@@ -88,31 +88,31 @@ func TestThroughElsewhere(t *testing.T) {
 		"other file system":   {disk, sysroot},
 		"something is in way": {store, sysroot},
 	} {
-		if d, err := mounts.Through(of[0], of[1]); !errors.Is(err, mounts.ErrElsewhere) {
-			t.Errorf("%s: got %v, %v, want %v", name, d, err, mounts.ErrElsewhere)
+		if d, err := mounts.ReopenVia(of[0], of[1]); !errors.Is(err, mounts.ErrUnreachable) {
+			t.Errorf("%s: got %v, %v, want %v", name, d, err, mounts.ErrUnreachable)
 		}
 	}
 	gone := open(t, dir+"/var/lib/store/repo")
 	must(t, os.Remove(dir+"/var/lib/store/repo"))
-	if _, err := mounts.Through(gone, sysroot); !errors.Is(err, mounts.ErrElsewhere) {
-		t.Errorf("removed: got %v, want %v", err, mounts.ErrElsewhere)
+	if _, err := mounts.ReopenVia(gone, sysroot); !errors.Is(err, mounts.ErrUnreachable) {
+		t.Errorf("removed: got %v, want %v", err, mounts.ErrUnreachable)
 	}
 	// A mount that another one hides.
 	bind(t, t.TempDir(), dir+"/sys root")
-	if _, err := mounts.Through(store, sysroot); !errors.Is(err, mounts.ErrElsewhere) {
-		t.Errorf("hidden: got %v, want %v", err, mounts.ErrElsewhere)
+	if _, err := mounts.ReopenVia(store, sysroot); !errors.Is(err, mounts.ErrUnreachable) {
+		t.Errorf("hidden: got %v, want %v", err, mounts.ErrUnreachable)
 	}
 }
 
-// TestOneMount opens directories of two mounts, one of them read-only, so that links can be made between them.
-func TestOneMount(t *testing.T) {
+// TestUnify opens directories of two mounts, one of them read-only, so that links can be made between them.
+func TestUnify(t *testing.T) {
 	dir := host(t)
 	must(t, unix.Mount("", dir+"/sys root", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
 	repo, store := open(t, dir+"/sys root/ostree/repo"), open(t, dir+"/var/lib/store")
 	if err := repo.WriteFile("f", nil, 0o644, false); !errors.Is(err, unix.EROFS) {
 		t.Fatalf("write to a read-only mount: got %v, want %v", err, unix.EROFS)
 	}
-	again, err := mounts.OneMount(store, repo)
+	again, err := mounts.Unify(store, repo)
 	must(t, err)
 	for i, d := range []*atfs.Dir{store, repo} {
 		defer again[i].Close()
@@ -129,7 +129,7 @@ func TestOneMount(t *testing.T) {
 	if a.Ino != b.Ino || a.Dev != b.Dev {
 		t.Errorf("inode %d, want %d", a.Ino, b.Ino)
 	}
-	one, err := mounts.OneMount(again...) // they are on one already, of which no table knows
+	one, err := mounts.Unify(again...) // they are on one already, of which no table knows
 	must(t, err)
 	for _, d := range one {
 		must(t, d.Close())
@@ -141,17 +141,17 @@ func TestOneMount(t *testing.T) {
 	must(t, again[1].Link("f", sub, "g"))
 }
 
-func TestOneMountElsewhere(t *testing.T) {
+func TestUnifyUnreachable(t *testing.T) {
 	dir := host(t)
 	disk := open(t, testenv.NewDisk(t, "ext4", 16<<20).Dir)
-	if d, err := mounts.OneMount(open(t, dir+"/var"), disk); !errors.Is(err, mounts.ErrElsewhere) {
-		t.Errorf("two file systems: got %v, %v, want %v", d, err, mounts.ErrElsewhere)
+	if d, err := mounts.Unify(open(t, dir+"/var"), disk); !errors.Is(err, mounts.ErrUnreachable) {
+		t.Errorf("two file systems: got %v, %v, want %v", d, err, mounts.ErrUnreachable)
 	}
 	hidden := open(t, dir+"/var/lib")
 	bind(t, t.TempDir(), dir+"/fs")
 	bind(t, t.TempDir(), dir+"/sys root")
 	// The root of the host's own file system is still there to reach it, as a rule.
-	again, err := mounts.OneMount(hidden, open(t, dir+"/var"))
+	again, err := mounts.Unify(hidden, open(t, dir+"/var"))
 	must(t, err)
 	for _, d := range again {
 		must(t, d.Close())
