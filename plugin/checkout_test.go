@@ -122,7 +122,8 @@ func TestReadCheckout(t *testing.T) {
 		{"hardlink: the configuration says so\n", Chosen{CheckoutHardlink, "the configuration says so"}, true},
 		{
 			"composefs: the kernel has file-backed EROFS; no verity: x: y\n",
-			Chosen{CheckoutComposefs, "the kernel has file-backed EROFS; no verity: x: y"}, true,
+			Chosen{CheckoutComposefs, "the kernel has file-backed EROFS; no verity: x: y"},
+			true,
 		},
 		{"", Chosen{}, false},
 		{"auto: it is early", Chosen{}, false},

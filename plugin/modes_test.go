@@ -21,8 +21,10 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -91,8 +93,9 @@ func pullSetuid(t *testing.T, c *Config) []mount.Mount {
 	private.Uid, private.Gid = nobody, nobody
 	dir := snaptest.Dir("dir")
 	dir.Mode = 0o1777
-	f := &fakeContainerd{root: t.TempDir(), version: "2.4.2"}
-	desc := f.serve(t, c.Containerd.Address, f.root, snaptest.Tar(t, suid, open, private, dir, tar.Header{
+	f := containerdtest.NewAt(t, c.Containerd.Address)
+	f.ContentRoot = f.Dir
+	desc := f.Blob(ocispec.MediaTypeImageLayer, snaptest.Tar(t, suid, open, private, dir, tar.Header{
 		Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3,
 	}))
 	conn, _ := start(t, c)

@@ -15,8 +15,10 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/log"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -56,9 +58,9 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := testConfig(t)
 			c.Checkout = CheckoutHardlink // nothing is made in the background, of which a copy would have a part
-			f := &fakeContainerd{root: t.TempDir(), version: "2.4.2"}
-			tar := snaptest.Tar(t, snaptest.File("file", "content"))
-			desc := f.serve(t, c.Containerd.Address, f.root, tar)
+			f := containerdtest.NewAt(t, c.Containerd.Address)
+			f.ContentRoot = f.Dir
+			desc := f.Blob(ocispec.MediaTypeImageLayer, snaptest.Tar(t, snaptest.File("file", "content")))
 			conn, _ := start(t, c)
 			sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
 			ctx := namespaces.WithNamespace(t.Context(), "default")
@@ -74,7 +76,7 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 			}
 
 			after := powerLoss(t, c)
-			tt.blob(t, after, filepath.Join(f.root, "blobs/sha256", desc.Digest.Encoded()))
+			tt.blob(t, after, filepath.Join(f.Dir, "blobs/sha256", desc.Digest.Encoded()))
 			var logged bytes.Buffer
 			logger := logrus.New()
 			logger.SetOutput(&logged)

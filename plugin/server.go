@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
@@ -40,7 +41,7 @@ const drainTimeout = 10 * time.Second
 type Server struct {
 	config      *Config
 	store       *Store
-	daemon      *daemon
+	containerd  *containerd.Client
 	snapshotter *snapshotter.Snapshotter
 	grpc        *grpc.Server
 	close       func() error
@@ -67,20 +68,21 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if s.store, err = OpenStore(ctx, c); err != nil {
 		return nil, err
 	}
-	if s.daemon, err = connect(c.Containerd.Address, c.Containerd.ContentRoot); err != nil {
+	if s.containerd, err = containerd.Dial(c.Containerd.Address); err != nil {
 		return nil, err
 	}
+	blobs := s.containerd.Blobs(c.Containerd.ContentRoot)
 	decompressor, err := blob.NewDecompressor(ctx, c.Decompress.Gzip)
 	if err != nil {
 		return nil, err
 	}
 	log.G(ctx).WithField("gzip", cmp.Or(decompressor.Gzip(), "built-in")).Debug("decompressor chosen")
-	if err := s.store.Recover(ctx, s.daemon, decompressor); err != nil {
+	if err := s.store.Recover(ctx, blobs, decompressor); err != nil {
 		return nil, err
 	}
 	var opts []snapshotter.Option
 	if c.SkipDownload {
-		opts = append(opts, snapshotter.WithStaging(s.daemon.stages))
+		opts = append(opts, snapshotter.WithStaging(s.containerd.StagesMounts))
 	}
 	if c.Durability == DurabilitySync {
 		opts = append(opts, snapshotter.WithSync())
@@ -91,7 +93,8 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if s.snapshotter, err = snapshotter.New(ctx, s.store.Root, s.store.Layers, opts...); err != nil {
 		return nil, err
 	}
-	d := differ.New(s.snapshotter, s.store.Layers, s.daemon, s.daemon.target(), decompressor)
+	target := differ.Target{Store: s.containerd.Content(), Leases: s.containerd.Leases()}
+	d := differ.New(s.snapshotter, s.store.Layers, blobs, target, decompressor)
 	s.grpc = newGRPC()
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(s.snapshotter))
 	diffapi.RegisterDiffServer(s.grpc, diffservice.FromApplierAndComparer(d, d))
@@ -179,8 +182,8 @@ func (s *Server) closeAll() error {
 	if s.snapshotter != nil {
 		err = s.snapshotter.Close()
 	}
-	if s.daemon != nil {
-		err = errors.Join(err, s.daemon.Close())
+	if s.containerd != nil {
+		err = errors.Join(err, s.containerd.Close())
 	}
 	if s.store != nil {
 		err = errors.Join(err, s.store.Close())

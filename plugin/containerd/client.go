@@ -1,0 +1,195 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/leases"
+	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
+)
+
+// questionTimeout bounds the small questions that the daemon asks containerd, which waits for our answer meanwhile.
+const questionTimeout = 2 * time.Second
+
+// ErrNoContentRoot is the error of a containerd that does not tell the directory of its content store.
+var ErrNoContentRoot = errors.New("containerd does not say where its content store is")
+
+// A Client asks the containerd at one socket. Its methods may be called by many goroutines at once.
+type Client struct{ conn *grpc.ClientConn }
+
+// Dial returns a client of the containerd at a unix socket, which may have the form that ctr takes, unix:///run/….
+// containerd need not run yet: the first call connects, and fails at once if that is not possible; later calls connect
+// again when the connection was lost.
+func Dial(address string) (*Client, error) {
+	path := strings.TrimPrefix(address, "unix://")
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+	conn, err := grpc.NewClient("passthrough:///containerd", // the dialer knows the path, which needs no quoting there
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(dial),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
+	}
+	return &Client{conn}, nil
+}
+
+// Conn returns the connection, for containerd's own client packages.
+func (c *Client) Conn() *grpc.ClientConn { return c.conn }
+
+// Close closes the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Content returns containerd's content store. Its calls need a namespace in their context.
+func (c *Client) Content() content.Store { return contentproxy.NewContentStore(c.conn) }
+
+// Leases returns containerd's leases. Its calls need a namespace in their context.
+func (c *Client) Leases() leases.Manager {
+	return leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(c.conn))
+}
+
+// Version returns the version that containerd reports; [ParseVersion] reads it.
+func (c *Client) Version(ctx context.Context) (string, error) {
+	resp, err := versionapi.NewVersionClient(c.conn).Version(ctx, &emptypb.Empty{})
+	if err != nil {
+		return "", fmt.Errorf("ask containerd for its version: %w", errgrpc.ToNative(err))
+	}
+	return resp.Version, nil
+}
+
+// StagesMounts reports whether containerd takes read-only mounts for a layer that exists already. Without an answer
+// within two seconds it is false: then the layer is fetched, which is never wrong.
+func (c *Client) StagesMounts(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
+	defer cancel()
+	text, err := c.Version(ctx)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("containerd does not tell its version, the layer is fetched")
+		return false
+	}
+	v, err := ParseVersion(text)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("containerd's version is not known, the layer is fetched")
+	}
+	return v.StagesMounts()
+}
+
+// ContentRoot returns the directory of containerd's content store, or [ErrNoContentRoot].
+func (c *Client) ContentRoot(ctx context.Context) (string, error) {
+	list, err := c.plugins(ctx, "io.containerd.content.v1", "content")
+	if err != nil {
+		return "", fmt.Errorf("ask containerd for its content store: %w", err)
+	}
+	for _, p := range list {
+		if root := p.Exports["root"]; root != "" {
+			return root, nil
+		}
+	}
+	return "", ErrNoContentRoot
+}
+
+// CheckPlugin makes sure that containerd has loaded a plugin.
+func (c *Client) CheckPlugin(ctx context.Context, kind, id string) error {
+	list, err := c.plugins(ctx, kind, id)
+	switch {
+	case err != nil:
+		return fmt.Errorf("ask containerd for its plugins: %w", err)
+	case len(list) == 0:
+		return &NoPluginError{ID: id}
+	case list[0].InitErr != nil:
+		return fmt.Errorf("containerd could not load %s: %s", id, list[0].InitErr.Message)
+	}
+	return nil
+}
+
+// A NoPluginError is the error of a containerd that is not configured to have a plugin.
+type NoPluginError struct{ ID string }
+
+func (e *NoPluginError) Error() string { return "containerd has no plugin " + e.ID }
+
+func (c *Client) plugins(ctx context.Context, kind, id string) ([]*introspectionapi.Plugin, error) {
+	resp, err := introspectionapi.NewIntrospectionClient(c.conn).Plugins(ctx,
+		&introspectionapi.PluginsRequest{Filters: []string{"type==" + kind + ",id==" + id}})
+	if err != nil {
+		return nil, errgrpc.ToNative(err)
+	}
+	return resp.Plugins, nil
+}
+
+// Blobs reads blobs of containerd's content store: from the files, or else the bytes that containerd sends. Its methods
+// may be called by many goroutines at once.
+type Blobs struct {
+	client *Client
+
+	mu   sync.Mutex
+	root blob.Files // "" before it is known
+}
+
+// Blobs returns the blobs of containerd. contentRoot is the directory of its content store, "" to ask for it when the
+// first blob is read, and again with each blob until containerd answers.
+func (c *Client) Blobs(contentRoot string) *Blobs {
+	return &Blobs{client: c, root: blob.Files(contentRoot)}
+}
+
+// ReaderAt opens a blob. The bytes are not compared with the digest.
+func (b *Blobs) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	providers := make(blob.First, 0, 2)
+	if root, err := b.contentRoot(ctx); err != nil {
+		log.G(ctx).WithError(err).Debug("directory of containerd's content store is not known, blobs are read through containerd")
+	} else {
+		providers = append(providers, root)
+	}
+	if ns, ok := namespaces.Namespace(ctx); ok {
+		ctx = namespaces.WithNamespace(ctx, ns) // onto the calls that follow
+	}
+	return append(providers, b.client.Content()).ReaderAt(ctx, desc)
+}
+
+func (b *Blobs) contentRoot(ctx context.Context) (blob.Files, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.root != "" {
+		return b.root, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
+	defer cancel()
+	root, err := b.client.ContentRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	log.G(ctx).WithField("path", root).Info("found containerd's content store")
+	b.root = blob.Files(root)
+	return b.root, nil
+}
+
+// Silent returns a context in which containerd's packages do not log: what they have to report is in their errors.
+func Silent(ctx context.Context) context.Context {
+	logger := logrus.New()
+	logger.SetOutput(io.Discard)
+	return log.WithLogger(ctx, logrus.NewEntry(logger))
+}
