@@ -7,6 +7,9 @@ GOLANGCI_LINT = $(GO) tool -modfile=tools.mod golangci-lint
 UNIT = $(shell $(GO) list ./... | grep -v /integration)
 # Tests against a real containerd that run with checkouts of hard links too. All run with composefs where the kernel can.
 HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|Reboot|Repair|UserNamespace)$$
+# Modules of their own, for what the product's go.mod must not name. The programs below integration/tools that have no code
+# here are not among them.
+MODULES = integration/browser integration/tools/goerofs
 FUZZTIME ?= 20s
 BENCH ?= .
 
@@ -21,6 +24,7 @@ setup: ## Debian packages, containerd, nerdctl and images for the tests; needs r
 
 test: setup ## all tests: units, suites and, as root, against a real containerd
 	$(GO) test -timeout 25m ./...
+	$(GO) -C integration/browser test -timeout 5m ./...
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs $(GO) test -timeout 25m ./snapshotter/...
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=hardlink $(GO) test -timeout 25m -run '$(HARDLINK)' ./integration
 
@@ -30,6 +34,9 @@ race: ## units and suites under the race detector; needs gcc
 
 lint: ## golangci-lint at the version of tools.mod
 	$(GOLANGCI_LINT) run ./...
+	@set -e; lint=$$($(GO) tool -modfile=tools.mod -n golangci-lint); for m in $(MODULES); do \
+	  echo "== $$m"; (cd $$m && $(GO) vet ./... && "$$lint" run ./...); \
+	done
 
 fmt: ## format the source
 	$(GOLANGCI_LINT) fmt ./...

@@ -1,11 +1,11 @@
 package integration
 
 import (
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
-
-	"google.golang.org/grpc"
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
@@ -105,69 +105,73 @@ func testNerdctl(e *env) {
 }
 
 func testCRI(e *env) {
-	conn, err := e.CRI()
-	e.must(err)
-	defer conn.Close()
-	imageService, ctx := cri.NewImageServiceClient(conn), e.t.Context()
 	full := push(e.t, "app:1")
-	pulled, err := imageService.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: full}})
-	e.must(err)
-	e.compare("app:1", e.view("k8s.io", full))
-	fsInfo, err := imageService.ImageFsInfo(ctx, &cri.ImageFsInfoRequest{})
-	e.must(err)
-	if got := fsInfo.GetImageFilesystems(); len(got) != 1 || got[0].GetFsId().GetMountpoint() != e.Root {
-		e.t.Errorf("the image file system is %v, want the daemon's root %s", got, e.Root)
+	pulled := e.crictl("pull", full)
+	_, ref, ok := strings.Cut(pulled, " is up to date for ")
+	if !ok {
+		e.t.Fatalf("crictl pull printed %q", pulled)
 	}
-	out := e.runPod(conn, pulled.GetImageRef())
-	if want := `{"sum": 45, "name": "second"}` + "\n"; out != want {
+	e.compare("app:1", e.view("k8s.io", full))
+	var info struct {
+		Status struct {
+			ImageFilesystems []struct {
+				FsID struct{ Mountpoint string }
+			}
+		}
+	}
+	out := e.crictl("imagefsinfo", "--output", "json")
+	e.must(json.Unmarshal([]byte(out), &info))
+	if got := info.Status.ImageFilesystems; len(got) != 1 || got[0].FsID.Mountpoint != e.Root {
+		e.t.Errorf("the image file systems are %s, want one, at the daemon's root %s", out, e.Root)
+	}
+	out = e.runPod(strings.TrimSpace(ref))
+	// crictl prints stdout and stderr, and a newline after each.
+	if want := `{"sum": 45, "name": "second"}` + "\n\n\n"; out != want {
 		e.t.Errorf("the pod's container printed %q, want %q", out, want)
 	}
-	_, err = imageService.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: full}})
-	e.must(err)
+	e.crictl("rmi", full)
 }
 
-// runPod runs the image's python program in a pod on the host's network and returns what it printed.
-func (e *env) runPod(conn *grpc.ClientConn, imageRef string) string {
+// crictl runs crictl and returns its output.
+func (e *env) crictl(args ...string) string {
 	e.t.Helper()
-	runtimeService, ctx := cri.NewRuntimeServiceClient(conn), e.t.Context()
+	out, err := e.Crictl(e.t.Context(), args...)
+	e.must(err)
+	return out
+}
+
+// runPod runs the image's python program in a pod on the host's network and returns its output.
+func (e *env) runPod(image string) string {
+	e.t.Helper()
+	const hostNetwork = 2 // NamespaceMode_NODE of the CRI
 	name := containerID()
-	linux := &cri.LinuxSandboxSecurityContext{
-		NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
-	}
-	sandboxConfig := &cri.PodSandboxConfig{
-		Metadata:     &cri.PodSandboxMetadata{Name: name, Uid: name, Namespace: "test"},
-		LogDirectory: e.Dir,
-		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: e.CgroupParent(), SecurityContext: linux},
-	}
-	sandbox, err := runtimeService.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandboxConfig})
-	e.must(err)
-	container, err := runtimeService.CreateContainer(ctx, &cri.CreateContainerRequest{
-		PodSandboxId:  sandbox.GetPodSandboxId(),
-		SandboxConfig: sandboxConfig,
-		Config: &cri.ContainerConfig{
-			Metadata: &cri.ContainerMetadata{Name: name},
-			Image:    &cri.ImageSpec{Image: imageRef},
-			Command:  []string{"/bin/sleep", "1000"},
-			Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
-				NamespaceOptions: linux.GetNamespaceOptions(),
-			}},
-		},
+	security := map[string]any{"namespace_options": map[string]any{"network": hostNetwork}}
+	pod := e.config("pod.json", map[string]any{
+		"metadata":      map[string]any{"name": name, "uid": name, "namespace": "test"},
+		"log_directory": e.Dir,
+		"linux":         map[string]any{"cgroup_parent": e.CgroupParent(), "security_context": security},
 	})
-	e.must(err)
-	_, err = runtimeService.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: container.GetContainerId()})
-	e.must(err)
-	out, err := runtimeService.ExecSync(ctx, &cri.ExecSyncRequest{
-		ContainerId: container.GetContainerId(),
-		Cmd:         []string{"/usr/bin/python3", "/srv/app/main.py"},
-		Timeout:     60,
+	container := e.config("container.json", map[string]any{
+		"metadata": map[string]any{"name": name},
+		"image":    map[string]any{"image": image},
+		"command":  []string{"/bin/sleep", "1000"},
+		"linux":    map[string]any{"security_context": security},
 	})
+	podID := strings.TrimSpace(e.crictl("runp", pod))
+	id := strings.TrimSpace(e.crictl("create", podID, container, pod))
+	e.crictl("start", id)
+	out := e.crictl("exec", "--sync", "--timeout", "60", id, "/usr/bin/python3", "/srv/app/main.py")
+	e.crictl("stopp", podID)
+	e.crictl("rmp", podID)
+	return out
+}
+
+// config writes a file of crictl's into the stack's directory and returns its path.
+func (e *env) config(name string, v any) string {
+	e.t.Helper()
+	b, err := json.Marshal(v)
 	e.must(err)
-	if out.GetExitCode() != 0 {
-		e.t.Errorf("the pod's container exited with %d: %s", out.GetExitCode(), out.GetStderr())
-	}
-	_, err = runtimeService.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: sandbox.GetPodSandboxId()})
-	e.must(err)
-	_, err = runtimeService.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: sandbox.GetPodSandboxId()})
-	e.must(err)
-	return string(out.GetStdout())
+	path := filepath.Join(e.Dir, name)
+	e.must(os.WriteFile(path, b, 0o600))
+	return path
 }

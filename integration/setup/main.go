@@ -50,7 +50,10 @@ var steps = []step{
 	{"packages", false, testhost.InstallPackages},
 	{"gcc", true, testhost.InstallCompiler},
 	{"tools", false, func(ctx context.Context, log io.Writer) error {
-		_, err := testhost.BuildTools(ctx, log)
+		if _, err := testhost.BuildTools(ctx, log); err != nil {
+			return err
+		}
+		_, err := testhost.Goerofs(ctx, log)
 		return err
 	}},
 	{"ostree", false, func(ctx context.Context, log io.Writer) error {

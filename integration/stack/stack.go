@@ -19,8 +19,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
@@ -439,13 +437,13 @@ func (s *Stack) Nerdctl(ctx context.Context, namespace string, args ...string) (
 	return s.Run(ctx, s.opts.Tools.Nerdctl, append(global, args...)...)
 }
 
-// CRI returns a connection to containerd's CRI services, for the caller to close.
-func (s *Stack) CRI() (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient("unix://"+s.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, fmt.Errorf("connect to CRI: %w", err)
+// Crictl runs crictl, Kubernetes' client of container runtimes, on containerd's CRI services.
+func (s *Stack) Crictl(ctx context.Context, args ...string) (string, error) {
+	endpoint := "unix://" + s.Containerd
+	global := []string{
+		"--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "2m",
 	}
-	return conn, nil
+	return s.Run(ctx, s.opts.Tools.Crictl, append(global, args...)...)
 }
 
 // Stop ends everything and removes the stack's directory. It may be called twice.

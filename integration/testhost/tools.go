@@ -20,11 +20,13 @@ type Tools struct {
 	Containerd string // its directory also has containerd-shim-runc-v2
 	Ctr        string
 	Nerdctl    string
+	Crictl     string
 	Registry   string
 	Runc       string
 }
 
-// A toolModule is a Go module below integration/tools which pins a program's version, and the packages to build in it.
+// A toolModule is a Go module below integration/tools which pins the version of a program, or of a library that a program
+// there uses, and the packages to build in it.
 type toolModule struct {
 	name     string
 	packages []string
@@ -46,6 +48,20 @@ var toolModules = []toolModule{
 		packages: []string{"github.com/containerd/nerdctl/v2/cmd/nerdctl"},
 		tags:     "netgo,osusergo",
 	},
+	{
+		name:     "crictl",
+		packages: []string{"sigs.k8s.io/cri-tools/cmd/crictl"},
+		tags:     "netgo,osusergo",
+	},
+}
+
+// goerofs is a program of ours around a library.
+var goerofs = toolModule{name: "goerofs", packages: []string{"."}}
+
+// Goerofs returns the program that lists EROFS images with the erofs project's Go reader, building it if the cache has none.
+func Goerofs(ctx context.Context, log io.Writer) (string, error) {
+	dir, err := goerofs.build(ctx, log)
+	return filepath.Join(dir, "goerofs"), err
 }
 
 // RepoDir returns the root of this repository: the nearest directory above the working directory with our go.mod.
@@ -69,13 +85,9 @@ func RepoDir() (string, error) {
 
 // BuildTools returns the programs the tests run against, building those that are not in the cache.
 func BuildTools(ctx context.Context, log io.Writer) (*Tools, error) {
-	repo, err := RepoDir()
-	if err != nil {
-		return nil, err
-	}
 	dirs := make(map[string]string)
 	for _, m := range toolModules {
-		dir, err := m.build(ctx, filepath.Join(repo, "integration/tools", m.name), log)
+		dir, err := m.build(ctx, log)
 		if err != nil {
 			return nil, err
 		}
@@ -85,7 +97,9 @@ func BuildTools(ctx context.Context, log io.Writer) (*Tools, error) {
 		Containerd: filepath.Join(dirs["containerd"], "containerd"),
 		Ctr:        filepath.Join(dirs["containerd"], "ctr"),
 		Nerdctl:    filepath.Join(dirs["nerdctl"], "nerdctl"),
+		Crictl:     filepath.Join(dirs["crictl"], "crictl"),
 	}
+	var err error
 	if tools.Registry, err = Registry(ctx, log); err != nil {
 		return nil, err
 	}
@@ -97,9 +111,14 @@ func BuildTools(ctx context.Context, log io.Writer) (*Tools, error) {
 }
 
 // build builds the module's packages into the cache.
-func (m toolModule) build(ctx context.Context, src string, log io.Writer) (string, error) {
+func (m toolModule) build(ctx context.Context, log io.Writer) (string, error) {
+	repo, err := RepoDir()
+	if err != nil {
+		return "", err
+	}
+	src := filepath.Join(repo, "integration/tools", m.name)
 	inputs := []string{runtime.Version(), runtime.GOARCH, m.tags, strings.Join(m.packages, " ")}
-	err := filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}

@@ -156,6 +156,13 @@ func TestJSON(t *testing.T) {
 	for _, tt := range goldens {
 		t.Run(tt.name, func(t *testing.T) {
 			text := render(t, func(w io.Writer) error { return WriteJSON(w, tt.r) })
+			if tt.name == "example" || tt.name == "hostile" { // integration/browser shows these
+				b, err := json.Marshal(tt.r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				golden(t, tt.name+".json", string(b)+"\n")
+			}
 			got, err := ReadJSON(strings.NewReader(text))
 			if err != nil {
 				t.Fatal(err)

@@ -1,4 +1,4 @@
-package report
+package browser
 
 import (
 	"bytes"
@@ -18,6 +18,7 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
@@ -174,12 +175,36 @@ func writeFile(t *testing.T, name string, write func(*bytes.Buffer) error) (addr
 	return (&url.URL{Scheme: "file", Path: path}).String()
 }
 
+// readReport reads a report that the tests of package report keep as a golden file.
+func readReport(t *testing.T, name string) *report.Report {
+	t.Helper()
+	f, err := os.Open(filepath.Join("../../bench/pull/report/testdata", name+".json.golden"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r, err := report.ReadJSON(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // TestBrowser looks at the page as a reader does.
 func TestBrowser(t *testing.T) {
 	b := newBrowser(t)
-	r := example(6, 0.015, 7)
-	page := writeFile(t, "report.html", func(w *bytes.Buffer) error { return WriteHTML(w, r) })
-	s := Summarize(r)
+	r := readReport(t, "example")
+	page := writeFile(t, "report.html", func(w *bytes.Buffer) error { return report.WriteHTML(w, r) })
+	s := report.Summarize(r)
+	type subject struct {
+		metric report.Metric
+		image  string
+		state  report.State
+	}
+	charts := make(map[subject]bool)
+	for _, f := range s.Figures {
+		charts[subject{f.Metric, f.Image, f.State}] = true
+	}
 	background := make(map[string]string)
 	for _, view := range []struct {
 		name   string
@@ -193,7 +218,7 @@ func TestBrowser(t *testing.T) {
 	} {
 		b.show(t, page, int64(view.width), view.scheme)
 		b.screenshot(t, view.name, view.width, 2000)
-		if got, want := eval[int](t, b, `document.querySelectorAll('svg').length`), len(groups(s.Figures)); got != want {
+		if got, want := eval[int](t, b, `document.querySelectorAll('svg').length`), len(charts); got != want {
 			t.Errorf("%s: %d charts, want %d", view.name, got, want)
 		}
 		if got, want := eval[int](t, b, `document.querySelectorAll('svg .fill').length`), len(s.Figures); got != want {
@@ -238,7 +263,7 @@ func (b *browser) check(t *testing.T, file string) {
 // TestBrowserHostile loads pages of reports that want to do harm.
 func TestBrowserHostile(t *testing.T) {
 	b := newBrowser(t)
-	page := writeFile(t, "report.html", func(w *bytes.Buffer) error { return WriteHTML(w, hostile()) })
+	page := writeFile(t, "report.html", func(w *bytes.Buffer) error { return report.WriteHTML(w, readReport(t, "hostile")) })
 	for _, width := range []int{390, 1280} {
 		b.show(t, page, int64(width), "light")
 		if got := eval[int](t, b, `document.querySelectorAll('script, img, iframe, [onerror], [onload]').length`); got != 0 {
@@ -260,8 +285,10 @@ func TestBrowserHostile(t *testing.T) {
 // TestBrowserChart looks at the chart that is a file of its own.
 func TestBrowserChart(t *testing.T) {
 	b := newBrowser(t)
-	r := example(6, 0.02, 7)
-	chart := writeFile(t, "unpack.svg", func(w *bytes.Buffer) error { return SVGChart(w, r, Unpack, Cold, Warm) })
+	r := readReport(t, "example")
+	chart := writeFile(t, "unpack.svg", func(w *bytes.Buffer) error {
+		return report.SVGChart(w, r, report.Unpack, report.Cold, report.Warm)
+	})
 	paper := make(map[string]string)
 	for _, scheme := range []string{"light", "dark"} {
 		b.show(t, chart, 1280, scheme)
