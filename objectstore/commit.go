@@ -38,28 +38,10 @@ func (c *Commit) Lookup(key string) (gvariant.Variant, bool) {
 	return gvariant.Variant{}, false
 }
 
-// MetaString returns a metadata entry of type s. One of another type counts as absent, as for the methods below.
+// MetaString returns a metadata entry of type s. One of another type counts as absent, as for MetaUint64.
 func (c *Commit) MetaString(key string) (string, bool) {
 	v, _ := c.Lookup(key)
 	return v.Str()
-}
-
-// MetaStrings returns a metadata entry of type as.
-func (c *Commit) MetaStrings(key string) ([]string, bool) {
-	v, _ := c.Lookup(key)
-	return v.Strings()
-}
-
-// MetaBytes returns a metadata entry of type ay, which the caller must not change.
-func (c *Commit) MetaBytes(key string) ([]byte, bool) {
-	v, _ := c.Lookup(key)
-	return v.Bytes()
-}
-
-// MetaBool returns a metadata entry of type b.
-func (c *Commit) MetaBool(key string) (value, ok bool) {
-	v, _ := c.Lookup(key)
-	return v.Bool()
 }
 
 // MetaUint64 returns a metadata entry of type t, which is stored little-endian.

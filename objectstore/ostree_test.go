@@ -187,7 +187,7 @@ func TestOstreeWritesWeRead(t *testing.T) {
 	if v, ok := c.MetaString("version"); !ok || v != "1.2" || c.Subject != "subject ü" {
 		t.Errorf("got version %q (%v), subject %q", v, ok, c.Subject)
 	}
-	if b, ok := c.MetaStrings("ostree.ref-binding"); !ok || len(b) != 1 || b[0] != "x/y" {
+	if b, ok := metadata(c, "ostree.ref-binding").Strings(); !ok || len(b) != 1 || b[0] != "x/y" {
 		t.Errorf("ref binding: got %q, %v", b, ok)
 	}
 	if time.Since(c.Time()) > time.Hour || time.Since(c.Time()) < -time.Hour {

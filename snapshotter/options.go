@@ -28,11 +28,6 @@ func WithSync() Option {
 	return func(o *options) { o.sync = true }
 }
 
-// WithOverlayOptions replaces the options of overlay mounts that the kernel's defaults call for.
-func WithOverlayOptions(mountOptions ...string) Option {
-	return func(o *options) { o.overlay = mountOptions }
-}
-
 // WithComposefs has snapshots run on one composefs image of all the layers below them, instead of on a checkout of each,
 // mounted as the kernel can do it.
 func WithComposefs(support composefsmount.Support) Option {

@@ -229,7 +229,7 @@ func (m *merge) attributes(name string, to inode, st *unix.Stat_t) error {
 	}
 	for _, attr := range slices.Sorted(maps.Keys(have)) {
 		// The kernel labels what is made, and lets nobody take a label away.
-		if _, ok := want[attr]; !ok && attr != selinuxLabel {
+		if _, ok := want[attr]; !ok && attr != atfs.XattrSELinux {
 			if err := to.Removexattr(attr); err != nil {
 				return err
 			}

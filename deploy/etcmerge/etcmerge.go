@@ -217,8 +217,8 @@ func (c *comparison) both(name, base string, a, b *atfs.Dir, stA, stB *unix.Stat
 		if err != nil {
 			return err
 		}
-		delete(xattrsA, selinuxLabel)
-		delete(xattrsB, selinuxLabel)
+		delete(xattrsA, atfs.XattrSELinux)
+		delete(xattrsB, atfs.XattrSELinux)
 		change.Xattrs = !maps.EqualFunc(xattrsA, xattrsB, bytes.Equal)
 	}
 	if !same || change.Xattrs {
@@ -226,8 +226,6 @@ func (c *comparison) both(name, base string, a, b *atfs.Dir, stA, stB *unix.Stat
 	}
 	return nil
 }
-
-const selinuxLabel = "security.selinux"
 
 // sameContent compares what two inodes of one type hold.
 func (c *comparison) sameContent(base string, a, b *atfs.Dir, stA, stB *unix.Stat_t) (bool, error) {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 func TestMerge(t *testing.T) {
@@ -330,7 +332,7 @@ func TestChangedSincePlan(t *testing.T) {
 	s := newScene(t, tree{"f": file("1"), "g": file("1"), "d": dir()},
 		tree{"f": file("2"), "g": file("2"), "d": dir(), "d/a": file("1"), "new": file("1")},
 		tree{"f": file("3"), "g": file("3"), "d": dir()})
-	p, err := NewPlan(t.Context(), s.pristine, s.current, LookupIn(s.fresh))
+	p, err := NewPlan(t.Context(), s.pristine, s.current, lookupIn(s.fresh))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,17 +376,25 @@ func TestDeep(t *testing.T) {
 
 func TestContext(t *testing.T) {
 	s := newScene(t, nil, tree{"f": file("1")}, nil)
-	p, err := NewPlan(t.Context(), s.pristine, s.current, LookupIn(s.fresh))
+	p, err := NewPlan(t.Context(), s.pristine, s.current, lookupIn(s.fresh))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
-	if _, err := NewPlan(ctx, s.pristine, s.current, LookupIn(s.fresh)); !errors.Is(err, cause) {
+	if _, err := NewPlan(ctx, s.pristine, s.current, lookupIn(s.fresh)); !errors.Is(err, cause) {
 		t.Errorf("plan: got %v", err)
 	}
 	if err := p.Apply(ctx, s.current, s.to); !errors.Is(err, cause) {
 		t.Errorf("apply: got %v", err)
+	}
+}
+
+// lookupIn looks names up in a directory: usr/etc of a deployment, or a copy of it.
+func lookupIn(fresh *atfs.Dir) Lookup {
+	return func(name string) (uint32, error) {
+		st, err := fresh.Lstat(name)
+		return st.Mode, err
 	}
 }

@@ -20,14 +20,6 @@ var ErrConflict = errors.New("/etc cannot be merged")
 // error that unwraps to fs.ErrNotExist. What is above the path exists and is a directory.
 type Lookup func(name string) (mode uint32, err error)
 
-// LookupIn looks names up in a directory: usr/etc of a deployment, or a copy of it.
-func LookupIn(fresh *atfs.Dir) Lookup {
-	return func(name string) (uint32, error) {
-		st, err := fresh.Lstat(name)
-		return st.Mode, err
-	}
-}
-
 // Conflict is a path at which a change cannot be made in the new tree.
 type Conflict struct {
 	Path   string

@@ -112,7 +112,7 @@ func read(t *testing.T, path string) tree {
 			return err
 		}
 		for _, attr := range slices.Sorted(maps.Keys(xattrs)) {
-			if attr != selinuxLabel {
+			if attr != atfs.XattrSELinux {
 				n = n.xattr(attr, string(xattrs[attr]))
 			}
 		}
@@ -194,7 +194,7 @@ func (s scene) Close() error {
 // merge plans and applies.
 func (s scene) merge(t *testing.T) (*Plan, error) {
 	t.Helper()
-	p, err := NewPlan(t.Context(), s.pristine, s.current, LookupIn(s.fresh))
+	p, err := NewPlan(t.Context(), s.pristine, s.current, lookupIn(s.fresh))
 	if err != nil {
 		return nil, err
 	}

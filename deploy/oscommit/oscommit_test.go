@@ -266,7 +266,8 @@ func TestCommitIsPure(t *testing.T) {
 				t.Errorf("%s: got %q, want %q", key, got, want)
 			}
 		}
-		if bootable, _ := c.MetaBool("ostree.bootable"); !bootable || c.Timestamp != 1700000000 {
+		v, _ := c.Lookup("ostree.bootable")
+		if bootable, _ := v.Bool(); !bootable || c.Timestamp != 1700000000 {
 			t.Errorf("bootable: %t, timestamp %d", bootable, c.Timestamp)
 		}
 	}

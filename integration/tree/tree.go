@@ -2,7 +2,6 @@
 package tree
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -273,14 +272,4 @@ func (t Tree) Links() [][]string {
 	}
 	slices.SortFunc(links, func(a, b []string) int { return strings.Compare(a[0], b[0]) })
 	return links
-}
-
-// Format writes the tree as text, for a person to read.
-func (t Tree) Format() []byte {
-	var buf bytes.Buffer
-	for _, path := range slices.Sorted(maps.Keys(t)) {
-		e := t[path]
-		fmt.Fprintf(&buf, "%q %v %s %q %s %q\n", path, e, formatTime(e.Mtime), e.Target, e.SHA256, e.Xattrs)
-	}
-	return buf.Bytes()
 }

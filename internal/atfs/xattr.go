@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// XattrSELinux is the attribute of SELinux labels: they are given by the policy of the host, not by an image.
+const XattrSELinux = "security.selinux"
+
 // Setxattr sets an extended attribute of name itself. It works on every type of file.
 func (d *Dir) Setxattr(name, attr string, value []byte) error {
 	if err := d.before(OpSetxattr, name); err != nil {

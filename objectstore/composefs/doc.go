@@ -34,7 +34,7 @@
 //     that the directories of the object store do not show through.
 //
 // [Marshal] does all this and [Read] takes it back, hard links, whiteouts and
-// nanoseconds included. [ParseDump] and [WriteDump] know the text form of
+// nanoseconds included. [WriteDump] writes the text form of
 // composefs-dump(5), [VerityDigest] the digest that the kernel would report.
 //
 // # Why there is a reader here

@@ -16,9 +16,9 @@ func TestDumpRoundTrip(t *testing.T) {
 			t.Errorf("%s: WriteDump: %v", tree.name, err)
 			continue
 		}
-		got, err := ParseDump(&dump)
+		got, err := parseDump(&dump)
 		if err != nil {
-			t.Errorf("%s: ParseDump: %v", tree.name, err)
+			t.Errorf("%s: parseDump: %v", tree.name, err)
 			continue
 		}
 		if d := diffTrees(got, tree.root); d != "" {
@@ -110,21 +110,21 @@ func TestParseDumpInvalid(t *testing.T) {
 		{"line too long", "/" + strings.Repeat("a", maxDumpLine), "line 1: composefs: invalid tree: more than"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ParseDump(strings.NewReader(tt.dump))
+			got, err := parseDump(strings.NewReader(tt.dump))
 			if got != nil || !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, error %v, want ErrInvalid with %q", got, err, tt.want)
 			}
 		})
 	}
 	broken := errors.New("broken")
-	if _, err := ParseDump(iotest.ErrReader(broken)); !errors.Is(err, broken) {
+	if _, err := parseDump(iotest.ErrReader(broken)); !errors.Is(err, broken) {
 		t.Errorf("got error %v, want %v", err, broken)
 	}
 }
 
 // The reference implementation writes a link before its target when it sorts so.
 func TestParseDumpLinkBeforeTarget(t *testing.T) {
-	root, err := ParseDump(strings.NewReader("/ 0 40755 2 0 0 0 0.0 - - -\n/a 0 @100644 1 0 0 0 0.0 /b - -\n/b 0 100644 2 0 0 0 0.0 - - -"))
+	root, err := parseDump(strings.NewReader("/ 0 40755 2 0 0 0 0.0 - - -\n/a 0 @100644 1 0 0 0 0.0 /b - -\n/b 0 100644 2 0 0 0 0.0 - - -"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func FuzzParseDump(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		root, err := ParseDump(bytes.NewReader(b))
+		root, err := parseDump(bytes.NewReader(b))
 		if err != nil {
 			if !errors.Is(err, ErrInvalid) {
 				t.Fatal(err)

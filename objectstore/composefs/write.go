@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 // Options selects the composefs format version (not to be confused with the
@@ -312,7 +314,7 @@ func (w *writer) withStubs(root *Inode) []Entry {
 // selinuxXattr returns the label that the stubs get from the root, if it has one.
 func selinuxXattr(root *Inode) []Xattr {
 	for i, x := range root.Xattrs {
-		if x.Name == xattrSELinux {
+		if x.Name == atfs.XattrSELinux {
 			return root.Xattrs[i : i+1 : i+1]
 		}
 	}

@@ -40,9 +40,9 @@ func parseFile(tb testing.TB, name string) *Inode {
 		tb.Fatal(err)
 	}
 	defer f.Close()
-	root, err := ParseDump(f)
+	root, err := parseDump(f)
 	if err != nil {
-		tb.Fatalf("ParseDump(%s): %v", name, err)
+		tb.Fatalf("parseDump(%s): %v", name, err)
 	}
 	return root
 }

@@ -28,7 +28,6 @@ const (
 
 	xattrACLAccess  = "system.posix_acl_access"
 	xattrACLDefault = "system.posix_acl_default"
-	xattrSELinux    = "security.selinux"
 )
 
 // metacopyHeader is struct ovl_metacopy for a SHA-256 digest: version, length,

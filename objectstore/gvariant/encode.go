@@ -98,11 +98,6 @@ func Uint64(v uint64) Variant {
 	return Variant{Type: "t", Data: binary.LittleEndian.AppendUint64(nil, v)}
 }
 
-// Uint32 returns a Variant of type u.
-func Uint32(v uint32) Variant {
-	return Variant{Type: "u", Data: binary.LittleEndian.AppendUint32(nil, v)}
-}
-
 // Str returns the value of a Variant of type s.
 func (v Variant) Str() (string, bool) {
 	if v.Type != "s" || stringType.Check(v.Data) != nil {
@@ -145,14 +140,6 @@ func (v Variant) Uint64() (uint64, bool) {
 		return 0, false
 	}
 	return binary.LittleEndian.Uint64(v.Data), true
-}
-
-// Uint32 returns the value of a Variant of type u.
-func (v Variant) Uint32() (uint32, bool) {
-	if v.Type != "u" || len(v.Data) != 4 {
-		return 0, false
-	}
-	return binary.LittleEndian.Uint32(v.Data), true
 }
 
 // Check verifies that v is a value: a complete type and its normal form.

@@ -24,8 +24,6 @@ const (
 
 	overlayRedirect = "trusted.overlay.redirect"
 	overlayMetacopy = "trusted.overlay.metacopy"
-
-	xattrSELinux = "security.selinux" // what the host's policy says, not the layer
 )
 
 // ImportDir makes a layer of the upper directory of an overlay mount that is not in use any more, and returns it held.
@@ -197,7 +195,7 @@ func (d *dirReader) attributes(n *inode, st unix.Stat_t, xattrs map[string][]byt
 			return errors.New("directory was renamed by an overlay mounted with redirect_dir=on")
 		case name == overlayMetacopy && d.merged == nil:
 			return errors.New("content is below: the overlay was mounted with metacopy=on")
-		case name == xattrSELinux, !keepUpperXattr(name):
+		case name == atfs.XattrSELinux, !keepUpperXattr(name):
 		case len(v) > maxXattrValue:
 			return errXattr
 		default:

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -500,7 +501,7 @@ func keepXattr(n *inode, name, value string) (bool, error) {
 	case !ok, rest == "", strings.ContainsRune(name, 0):
 		return false, nil
 	case ns == "security":
-		return name != xattrSELinux, nil
+		return name != atfs.XattrSELinux, nil
 	case ns == "user":
 		return !strings.HasPrefix(rest, "overlay.") && (n.isRegular() || n.IsDir()), nil
 	case isACL(name):

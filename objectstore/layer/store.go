@@ -255,20 +255,6 @@ func (s *Store) acquire(ctx context.Context, prefix string, d digest.Digest) (_ 
 	return &Held{Layer: *l, Known: true, lock: lock}, nil
 }
 
-// AddBlob records that a compressed blob unpacks to a layer the caller holds.
-func (s *Store) AddBlob(ctx context.Context, blob digest.Digest, id objectstore.Checksum) error {
-	ref, err := digestRef(refBlob, blob)
-	if err != nil {
-		return err
-	}
-	txn, err := s.repo.Begin(ctx)
-	if err != nil {
-		return err
-	}
-	err = s.publishRefs(ctx, txn, journalRecord{layer: id, blob: blob, refs: []string{ref}})
-	return errors.Join(err, txn.Abort())
-}
-
 // digestRef is the ref for a digest. Digests come from manifests: only a well-formed SHA-256 becomes a name.
 func digestRef(prefix string, d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {

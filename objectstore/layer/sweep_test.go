@@ -251,6 +251,20 @@ func starting(tar func(testing.TB) []byte) sweepCase {
 	return c
 }
 
+// AddBlob records that a compressed blob unpacks to a layer the caller holds.
+func (s *Store) AddBlob(ctx context.Context, blob digest.Digest, id objectstore.Checksum) error {
+	ref, err := digestRef(refBlob, blob)
+	if err != nil {
+		return err
+	}
+	txn, err := s.repo.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.publishRefs(ctx, txn, journalRecord{layer: id, blob: blob, refs: []string{ref}})
+	return errors.Join(err, txn.Abort())
+}
+
 // An importing case imports a tar as that of a blob, and finds that it is that of another one too.
 func importing(tar func(testing.TB) []byte) sweepCase {
 	otherBlob := digest.FromString("another blob")

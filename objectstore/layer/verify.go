@@ -204,7 +204,7 @@ func (v *checkoutVerifier) attributes(d *atfs.Dir, base, shown string, st unix.S
 	if err != nil {
 		return err
 	}
-	delete(got, xattrSELinux) // is the host's, whatever the layer says
+	delete(got, atfs.XattrSELinux) // is the host's, whatever the layer says
 	for _, x := range n.Xattrs {
 		if value, ok := got[x.Name]; !ok || !bytes.Equal(value, x.Value) {
 			return differs(shown, "extended attribute "+x.Name, fmt.Sprintf("%q", value), fmt.Sprintf("%q", x.Value))

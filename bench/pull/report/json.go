@@ -33,7 +33,7 @@ func WriteJSON(w io.Writer, r *Report) error {
 }
 
 // ReadJSON reads what WriteJSON wrote, apart from the summary, which can be worked out. It refuses other versions, and
-// reports that are too large or not sound.
+// reports that are too large or not sound. It is for tests, and for programs that compare reports.
 func ReadJSON(rd io.Reader) (*Report, error) {
 	b, err := io.ReadAll(io.LimitReader(rd, maxSize+1))
 	if err != nil {
