@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
@@ -87,7 +88,7 @@ func newDeploymentName(d *sysroot.Deployment) deploymentName {
 		Stateroot: d.Stateroot, Commit: d.Commit, Serial: d.Serial, Version: d.Version,
 		Kargs: append([]string{}, d.Kargs...), Pinned: d.Pinned(),
 	}
-	n.Image, n.Refspec = originName(d)
+	n.Image, n.Refspec = deploy.OriginName(d)
 	return n
 }
 
@@ -113,7 +114,7 @@ func (c *cli) printEtc(list []etcmerge.Change) error {
 		if ch.Xattrs {
 			note = " (extended attributes)"
 		}
-		if _, err := fmt.Fprintf(c.stdout, "%s    %s%s\n", ch.Kind, printable(ch.Path), note); err != nil {
+		if _, err := fmt.Fprintf(c.stdout, "%s    %s%s\n", ch.Kind, deploy.Printable(ch.Path), note); err != nil {
 			return fmt.Errorf("write output: %w", err)
 		}
 	}
@@ -159,24 +160,20 @@ func unchanged(st *sysroot.State, dryRun bool) *changeReport {
 }
 
 // change executes a plan, or with --dry-run only says what it is. Done is what is said, without --json, when it is done.
-func (c *cli) change(
-	ctx context.Context, s *system, st *sysroot.State, p *sysroot.Plan, flags *systemFlags, image *imageReport, done string,
-) error {
+func (c *cli) change(ctx context.Context, s *deploy.System, p *sysroot.Plan, flags *systemFlags, done string) error {
+	var err error
 	if !flags.dryRun {
-		if err := s.dropImages(ctx, p.Remaining()...); err != nil {
-			return err
-		}
-		if err := s.Execute(ctx, p); err != nil {
-			return explain(err)
-		}
+		err = s.Execute(ctx, p)
 	}
-	r := newChangeReport(p, flags.dryRun)
-	r.Image = image
-	err := c.changed(r, p, done)
-	if p.Staged && !flags.dryRun {
-		err = errors.Join(err, c.staged(ctx, s))
+	return c.executed(newChangeReport(p, flags.dryRun), p, done, err)
+}
+
+// executed says what a plan has done, or would do, unless it has failed with an error.
+func (c *cli) executed(r *changeReport, p *sysroot.Plan, done string, err error) error {
+	if err != nil && !errors.Is(err, deploy.ErrNotArmed) {
+		return err
 	}
-	return err
+	return errors.Join(c.changed(r, p, done), err)
 }
 
 // changed says what was, or would be, done.
@@ -207,26 +204,11 @@ func (c *cli) noChange(st *sysroot.State, flags *systemFlags, why string) error 
 	return err
 }
 
-// explain adds to an error of package sysroot what can be done about it.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, etcmerge.ErrConflict):
-		return withHint(err, "make them what the image has, or move them away; then try again")
-	case errors.Is(err, sysroot.ErrSELinux):
-		return withHint(err, "--no-selinux deploys it all the same, for a system that does not enforce the policy")
-	case errors.Is(err, sysroot.ErrNoSpace):
-		return withHint(err, "\"ostree-snapshotter undeploy\" and \"cleanup\" make room")
-	case errors.Is(err, sysroot.ErrChanged):
-		return withHint(err, "try again")
-	}
-	return err
-}
-
 // deployed says that a deployment was made.
 func deployed(p *sysroot.Plan) string {
-	text := "deployed " + title(p.New)
+	text := "deployed " + deploy.Title(p.New)
 	if p.Staged {
-		text = "staged " + title(p.New) + ", which becomes the default when the system shuts down"
+		text = "staged " + deploy.Title(p.New) + ", which becomes the default when the system shuts down"
 	}
 	if p.Etc != nil {
 		modified, removed, added := p.Etc.Counts()

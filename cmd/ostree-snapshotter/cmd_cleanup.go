@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // cleanupReport is what "cleanup" removes.
@@ -35,54 +35,19 @@ Every change does so too when it is done.` + exitHelp(changeStatuses...),
 }
 
 func (c *cli) cleanupSystem(ctx context.Context, f *systemFlags, noPrune bool) error {
-	return c.lockSystem(ctx, f, func(s *system, st *sysroot.State) error {
-		p, err := s.PlanCleanup(ctx, st)
+	return c.lockSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
+		done, err := s.Cleanup(ctx, st, deploy.CleanupOptions{NoPrune: noPrune, DryRun: f.dryRun})
 		if err != nil {
-			return explain(err)
+			return err
 		}
-		p.NoPrune = true // here, so that it can be said what that was
-		r := newChangeReport(p, f.dryRun)
-		r.Cleanup = &cleanupReport{Paths: append([]string{}, p.Leftovers...), Freed: p.Freed}
-		if !f.dryRun {
-			if err := s.Execute(ctx, p); err != nil {
-				return explain(err)
-			}
-		}
-		if !noPrune {
-			if err := r.Cleanup.prune(ctx, s, st, f.dryRun); err != nil {
-				return err
-			}
-		}
+		r := newChangeReport(done.Plan, f.dryRun)
+		r.Cleanup = &cleanupReport{Paths: append([]string{}, done.Plan.Leftovers...), Objects: done.Objects, Freed: done.Freed}
 		r.Changed = len(r.Cleanup.Paths)+r.Cleanup.Objects > 0
 		if c.json {
 			return c.writeJSON(r)
 		}
 		return c.printCleanup(r)
 	})
-}
-
-// prune removes objects that nothing needs, or with dryRun finds them.
-func (r *cleanupReport) prune(ctx context.Context, s *system, st *sysroot.State, dryRun bool) error {
-	unused, err := s.unusedImages(st.All()...)
-	if err != nil {
-		return err
-	}
-	plan, err := s.Repo().PlanPrune(ctx, objectstore.PruneOptions{Without: unused})
-	if err != nil {
-		return err
-	}
-	if len(unused) > 0 && !dryRun {
-		if err := s.Repo().DeleteRefs(ctx, unused...); err != nil {
-			return err
-		}
-	}
-	stats := plan.Stats()
-	if !dryRun {
-		stats, err = plan.Execute(ctx)
-	}
-	r.Objects += stats.Objects
-	r.Freed += stats.Bytes
-	return err
 }
 
 func (c *cli) printCleanup(r *changeReport) error {

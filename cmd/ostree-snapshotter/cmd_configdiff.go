@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
@@ -30,22 +30,19 @@ not see, the line says so.` + exitHelp(exitNoSysroot, exitCorrupt, exitInterrupt
 }
 
 func (c *cli) configDiff(ctx context.Context, f *systemFlags, args []string) error {
-	return c.viewSystem(ctx, f, func(s *system, st *sysroot.State) (err error) {
-		d := st.Booted
-		if d == nil {
-			d = st.Default()
-		}
+	return c.viewSystem(ctx, f, func(s *deploy.System, st *sysroot.State) (err error) {
+		var d *sysroot.Deployment
 		if len(args) == 1 {
-			if d, _, err = indexArg(st, args[0]); err != nil {
-				return err
-			}
+			d, _, err = indexArg(st, args[0])
+		} else {
+			d, err = deploy.Current(st)
 		}
-		if d == nil {
-			return withHint(errors.New("there is no deployment"), "\"ostree-snapshotter deploy IMAGE\" makes the first")
+		if err != nil {
+			return err
 		}
 		changes, err := s.EtcChanges(ctx, d)
 		if err != nil {
-			return fmt.Errorf("compare /etc of %s: %w", title(d), err)
+			return fmt.Errorf("compare /etc of %s: %w", deploy.Title(d), err)
 		}
 		if c.json {
 			return c.writeJSON(etcChanges(changes))

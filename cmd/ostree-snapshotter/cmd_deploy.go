@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -15,10 +13,10 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // deployFlags are those of the commands that make a deployment of an image.
@@ -32,7 +30,7 @@ type deployFlags struct {
 	verbose   bool
 	tries     int
 	kargs     kargs.Edits
-	notFailed bool // nothing is deployed if the image has failed to boot before
+	untried   bool // nothing is deployed if the image has failed to boot before
 }
 
 // addDeploy gives a command the flags that all have that deploy an image.
@@ -108,7 +106,7 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	if f.init {
-		missing, err := c.initSysroot(f)
+		missing, err := deploy.Init(f.sysroot, c.options(&f.systemFlags), f.dryRun)
 		if err != nil {
 			return err
 		}
@@ -116,10 +114,10 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 			return c.wouldInit(ctx, src, f, image)
 		}
 	}
-	return c.lockSystem(ctx, &f.systemFlags, func(s *system, st *sysroot.State) error {
+	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
 		if f.init {
-			missing, err := f.initStateroot(s)
-			if err != nil {
+			var missing bool
+			if f.stateroot, missing, err = s.EnsureStateroot(f.stateroot, f.dryRun); err != nil {
 				return err
 			}
 			if missing {
@@ -130,52 +128,6 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 	})
 }
 
-// defaultStateroot is what a stateroot is called that nobody has given a name: what bootc calls it.
-const defaultStateroot = "default"
-
-// initSysroot makes a sysroot of a directory that is none. With --dry-run it reports whether it would.
-func (c *cli) initSysroot(f *deployFlags) (missing bool, err error) {
-	s, err := c.openSystem(&f.systemFlags)
-	if err == nil {
-		return false, s.close()
-	}
-	if statusOf(err) != exitNoSysroot || filepath.Clean(f.sysroot) == "/" {
-		return false, err
-	}
-	dir, err := c.openDir(f.sysroot)
-	if err != nil {
-		return false, fmt.Errorf("make sysroot: %w", err)
-	}
-	defer dir.Close()
-	if f.dryRun {
-		return true, nil
-	}
-	if err := c.needWritable(&f.systemFlags); err != nil {
-		return false, err
-	}
-	if err := sysroot.Init(dir); err != nil {
-		return false, fmt.Errorf("make sysroot %s: %w", f.sysroot, err)
-	}
-	return false, nil
-}
-
-// initStateroot makes the stateroot that is to be deployed into, if it is not there. With --dry-run it reports whether it
-// would.
-func (f *deployFlags) initStateroot(s *system) (missing bool, err error) {
-	names, err := s.Stateroots()
-	switch {
-	case err != nil:
-		return false, err
-	case f.stateroot == "" && len(names) > 0, slices.Contains(names, f.stateroot):
-		return false, nil
-	}
-	f.stateroot = cmp.Or(f.stateroot, defaultStateroot)
-	if f.dryRun {
-		return true, nil
-	}
-	return false, s.InitStateroot(f.stateroot)
-}
-
 // wouldInit says what "deploy --init --dry-run" can say before there is a stateroot to plan with.
 func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, image string) error {
 	img, err := c.resolveImage(ctx, src.conn, src.store, image)
@@ -183,7 +135,7 @@ func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, i
 		return err
 	}
 	return c.wouldDeploy(&sysroot.State{}, img.Manifest, fmt.Sprintf("%s gets the stateroot %s, and %s is the first deployment in it",
-		f.sysroot, cmp.Or(f.stateroot, defaultStateroot), image))
+		f.sysroot, cmp.Or(f.stateroot, deploy.DefaultStateroot), image))
 }
 
 // wouldDeploy is the end of a dry run that cannot say more than that it would deploy an image.
@@ -234,130 +186,56 @@ func (c *cli) openImages() (*imageSource, error) {
 func (s *imageSource) close() error { return errors.Join(s.conn.Close(), s.store.close()) }
 
 // deployImage makes a deployment of an image that containerd has, or with --dry-run says what that would do.
-func (c *cli) deployImage(ctx context.Context, src *imageSource, s *system, st *sysroot.State, f *deployFlags, image string) (err error) {
+func (c *cli) deployImage(
+	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string,
+) (err error) {
 	img, err := c.resolveImage(ctx, src.conn, src.store, image)
 	if err != nil {
 		return err
 	}
-	stateroot, err := s.chooseStateroot(st, f.stateroot)
-	if err != nil {
-		return err
-	}
-	if f.tries > 0 {
-		if err := s.canCount(); err != nil {
-			return err
-		}
-	}
-	if f.stage && st.Booted == nil {
-		return withHint(usagef("--stage: only the running system can stage a deployment, and it was not booted from %s", s.path),
-			"do without --stage")
-	}
-	if f.notFailed {
-		has, err := s.hasFailed(st, img.Manifest)
-		if err != nil {
-			return err
-		}
-		if has {
-			return c.noChange(st, &f.systemFlags, fmt.Sprintf("%s: %s", image, failedUpdate))
-		}
-	}
-	os, err := c.promote(ctx, src.store, s.Repo(), img, f.dryRun)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.release()) }()
-	if err := c.deployCommit(ctx, s, st, f, stateroot, img, os); err != nil {
-		if !f.dryRun {
-			err = errors.Join(err, s.forget(context.WithoutCancel(ctx)))
+	bar := c.newProgress("storing files")
+	p, err := s.Plan(ctx, st, src.store.layers, deploy.Request{
+		Image: img.image(), Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux,
+		NoPrune: f.noPrune, Tries: f.tries, Untried: f.untried,
+		Promote: deploy.PromoteOptions{DryRun: f.dryRun, Progress: bar.stored},
+	})
+	bar.stop()
+	if p == nil {
+		if errors.Is(err, deploy.ErrCannotStage) {
+			err = fmt.Errorf("--stage: %w", err)
 		}
 		return err
 	}
-	return nil
+	defer func() { err = errors.Join(err, p.Close()) }()
+	switch {
+	case p.Same != nil:
+		return c.noChange(st, &f.systemFlags, fmt.Sprintf("%s is what boots next", deploy.Title(p.Same)))
+	case p.Plan == nil:
+		return c.noChange(st, &f.systemFlags, fmt.Sprintf("%s: %s", image, failedUpdate))
+	}
+	c.dropped(p.OS.Dropped, f.verbose)
+	var failed error
+	if !f.dryRun {
+		failed = p.Execute(ctx)
+	}
+	r := newChangeReport(p.Plan, f.dryRun)
+	r.Image = newImageReport(img.Manifest, p.OS.Dropped)
+	return errors.Join(c.executed(r, p.Plan, deployed(p.Plan), failed), err) // a plan with conflicts can be looked at
 }
 
-// forget takes the name from an OS commit that has not become a deployment, so that it can be pruned.
-func (s *system) forget(ctx context.Context) error {
-	st, err := s.Load(ctx)
-	if err != nil {
-		return err
+// image returns what deploying the image takes.
+func (r *resolved) image() *deploy.Image {
+	return &deploy.Image{
+		Name: r.Name, ManifestDigest: r.Manifest, Manifest: r.ManifestJSON, Config: r.ConfigJSON,
+		Version: r.Version, Created: r.Created, Layers: r.Layers,
 	}
-	return s.dropImages(ctx, st.All()...)
-}
-
-// deployCommit makes a deployment of the OS commit of an image, or with --dry-run says what that would do.
-func (c *cli) deployCommit(
-	ctx context.Context, s *system, st *sysroot.State, f *deployFlags, stateroot string, img *resolved, os *promoted,
-) error {
-	req := sysroot.Request{
-		Stateroot: stateroot,
-		Commit:    os.commit,
-		Merge:     st.MergeDeployment(stateroot),
-		Retain:    f.retain,
-		Stage:     f.stage,
-		NoSELinux: f.noSELinux,
-		NoPrune:   f.noPrune,
-		Tries:     f.tries,
-		From:      os.repo,
-	}
-	var err error
-	from := newest(st, stateroot)
-	if st.Booted == nil { // what has failed to boot is not what stays to fall back to
-		req.Merge = from
-	}
-	req.Origin = newOrigin(from, img.Name)
-	if req.Kargs, err = f.deployKargs(s, from, os); err != nil {
-		return err
-	}
-	if next := bootsNext(st); next != nil && next == from && isSame(next, &req, img.Name) {
-		return c.noChange(st, &f.systemFlags, fmt.Sprintf("%s is what boots next", title(next)))
-	}
-	p, err := s.PlanDeploy(ctx, st, req)
-	if err != nil && (!f.dryRun || p == nil || p.Etc == nil) {
-		return explain(err)
-	}
-	c.dropped(os.dropped, f.verbose)
-	// A plan with conflicts can be looked at.
-	return errors.Join(c.change(ctx, s, st, p, &f.systemFlags, newImageReport(img.Manifest, os.dropped), deployed(p)), explain(err))
-}
-
-// bootsNext is the deployment that the system boots next as things are.
-func bootsNext(st *sysroot.State) *sysroot.Deployment {
-	if st.Staged != nil {
-		return st.Staged.Deployment
-	}
-	return st.Default()
-}
-
-// isSame reports whether a deployment is what a request asks for.
-func isSame(d *sysroot.Deployment, r *sysroot.Request, image string) bool {
-	name, _ := originName(d)
-	return d.Commit == r.Commit && name == image && slices.Equal(d.Kargs, r.Kargs)
-}
-
-// deployKargs are the kernel arguments of a new deployment that takes over from another, which may be nil.
-func (f *deployFlags) deployKargs(s *system, from *sysroot.Deployment, os *promoted) (kargs.List, error) {
-	now, err := imageKargs(os.repo, os.commit)
-	if err != nil {
-		return nil, withStatus(exitNotBootable, fmt.Errorf("read kernel arguments of the image: %w", err))
-	}
-	var list kargs.List
-	if from == nil {
-		list = list.AppendIfMissing(now...)
-	} else {
-		before, err := imageKargs(s.Repo(), from.Commit)
-		if err != nil && !errors.Is(err, objectstore.ErrNotExist) { // a system boots without its commit
-			return nil, fmt.Errorf("read kernel arguments of the image of %s: %w", title(from), err)
-		}
-		list = from.Kargs.Update(before, now)
-	}
-	return f.kargs.Apply(list)
 }
 
 // dropped says what an image has and a deployment of it has not.
 func (c *cli) dropped(list []oscommit.Dropped, verbose bool) {
 	if verbose {
 		for _, d := range list {
-			c.note("%s %s: dropped", printable(d.Path), d.Reason)
+			c.note("%s %s: dropped", deploy.Printable(d.Path), d.Reason)
 		}
 		return
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
@@ -30,15 +31,15 @@ An error is left for the next boot to report: "ostree-snapshotter boot-complete"
 }
 
 func (c *cli) finalizeStaged(ctx context.Context, f *systemFlags) error {
-	return c.lockSystem(ctx, f, func(s *system, st *sysroot.State) error {
+	return c.lockSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
 		p, err := s.FinalizeStaged(ctx) // without anything staged it brings up to date what another one may have left behind
 		switch {
-		case err != nil:
-			return explain(err)
 		case p != nil:
-			return errors.Join(s.dropImages(ctx, p.Deployments...), c.changed(newChangeReport(p, false), p, deployed(p)))
+			return errors.Join(err, c.changed(newChangeReport(p, false), p, deployed(p)))
+		case err != nil:
+			return err
 		case st.Staged != nil:
-			return c.noChange(st, f, title(st.Staged.Deployment)+" is staged and locked")
+			return c.noChange(st, f, deploy.Title(st.Staged.Deployment)+" is staged and locked")
 		}
 		return c.noChange(st, f, "nothing is staged")
 	})
@@ -70,19 +71,12 @@ If a staged deployment could not be finalized when the system shut down, this sa
 }
 
 func (c *cli) bootComplete(ctx context.Context, f *systemFlags) error {
-	return c.lockSystem(ctx, f, func(s *system, _ *sysroot.State) error {
+	return c.lockSystem(ctx, f, func(s *deploy.System, _ *sysroot.State) error {
 		found, err := s.BootComplete(ctx)
-		if err != nil {
+		if err != nil && !errors.Is(err, deploy.ErrNotFinalized) {
 			return err
 		}
-		if err := c.bootCompleted(found); err != nil {
-			return err
-		}
-		if found.Finalize != "" {
-			return withHint(fmt.Errorf("the staged deployment was not finalized at the last shutdown: %s", found.Finalize),
-				"\"ostree-snapshotter upgrade\" deploys it again")
-		}
-		return nil
+		return errors.Join(c.bootCompleted(found), err)
 	})
 }
 
@@ -98,9 +92,9 @@ func (c *cli) bootCompleted(found *sysroot.BootReport) (err error) {
 	case found.Booted == nil:
 		_, err = fmt.Fprintln(c.stdout, "no deployment is booted")
 	case found.Blessed:
-		_, err = fmt.Fprintf(c.stdout, "%s has booted well, and is no longer counted\n", title(found.Booted))
+		_, err = fmt.Fprintf(c.stdout, "%s has booted well, and is no longer counted\n", deploy.Title(found.Booted))
 	default:
-		_, err = fmt.Fprintf(c.stdout, "%s has booted well\n", title(found.Booted))
+		_, err = fmt.Fprintf(c.stdout, "%s has booted well\n", deploy.Title(found.Booted))
 	}
 	return err
 }

@@ -5,20 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"path"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bootloader"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
-	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // installFlags are those of "install".
@@ -31,15 +25,6 @@ type installFlags struct {
 	noSELinux     bool
 	verbose       bool
 	kargs         kargs.Edits
-}
-
-// installing is one installation.
-type installing struct {
-	*cli
-	flags *installFlags
-	store *store
-	img   *resolved
-	plan  *install.Plan
 }
 
 func (c *cli) installCommand() *cobra.Command {
@@ -71,7 +56,7 @@ IMAGE is what "ctr images ls" calls it; "ostree-snapshotter upgrade" in the inst
 		RunE: func(cmd *cobra.Command, args []string) error { return c.install(cmd.Context(), &f, args[0], args[1]) },
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.stateroot, "stateroot", defaultStateroot, "`NAME` of the stateroot that the system gets")
+	fl.StringVar(&f.stateroot, "stateroot", deploy.DefaultStateroot, "`NAME` of the stateroot that the system gets")
 	fl.StringVar(&f.filesystem, "filesystem", install.Filesystems[0], "file system of the root partition: "+strings.Join(install.Filesystems, ", "))
 	fl.Var(&f.size, "size", "make DISK an image file of this `SIZE`, or extend it to that: 8G")
 	fl.Var(&f.espSize, "esp-size", "`SIZE` of the EFI system partition, which has to hold the kernels of all deployments")
@@ -101,133 +86,37 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 	if err != nil {
 		return err
 	}
-	i := &installing{cli: c, flags: f, store: src.store, img: img}
-	if i.plan, err = i.newPlan(ctx, disk); err != nil {
-		return explainInstall(err)
+	opts := install.Options{Size: int64(f.size), ESPSize: int64(f.espSize), Filesystem: f.filesystem, Wipe: f.wipe}
+	bar := c.newProgress("storing files")
+	if bar.w != nil {
+		opts.Progress = func(step string) {
+			bar.stop()
+			c.note("%s", step)
+		}
 	}
-	if err := i.rehearse(ctx); err != nil {
-		return explain(err)
-	}
-	if f.dryRun {
-		_, err := fmt.Fprintf(c.stdout, "%sdeployment: %s, in the stateroot %s\n", i.plan, image, f.stateroot)
+	p, err := deploy.PlanInstall(ctx, src.store.layers, disk, deploy.InstallRequest{
+		Image: img.image(), Stateroot: f.stateroot, Kargs: f.kargs, NoSELinux: f.noSELinux, Options: opts,
+		Promote: deploy.PromoteOptions{Progress: bar.stored},
+	})
+	bar.stop()
+	if err != nil {
 		return err
 	}
-	err = i.plan.Execute(ctx, &install.OS{
-		Stateroot: f.stateroot,
-		Origin:    newOrigin(nil, image),
-		NoSELinux: f.noSELinux,
-		Store: func(ctx context.Context, repo *objectstore.Repo) (sum objectstore.Checksum, args kargs.List, err error) {
-			sum, args, _, err = i.storeOS(ctx, repo)
-			return sum, args, err
-		},
-	})
+	for _, n := range p.Notes {
+		c.note("%s", n)
+	}
+	c.dropped(p.Dropped, f.verbose)
+	if f.dryRun {
+		_, err := fmt.Fprintf(c.stdout, "%sdeployment: %s, in the stateroot %s\n", p, image, f.stateroot)
+		return err
+	}
+	err = p.Execute(ctx)
+	bar.stop()
 	if err != nil {
-		return explainInstall(err)
+		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "installed %s on %s\n", image, disk)
 	return err
-}
-
-// storeOS makes the OS commit in the repository of a sysroot, and returns it with the kernel arguments of its deployment and
-// what the image has beyond it.
-func (i *installing) storeOS(ctx context.Context, repo *objectstore.Repo) (
-	sum objectstore.Checksum, args kargs.List, dropped []oscommit.Dropped, err error,
-) {
-	os, err := i.promote(ctx, i.store, repo, i.img, false)
-	if err != nil {
-		return sum, nil, nil, err
-	}
-	defer func() { err = errors.Join(err, os.release()) }()
-	own, err := imageKargs(repo, os.commit)
-	if err != nil {
-		return sum, nil, nil, withStatus(exitNotBootable, fmt.Errorf("read kernel arguments of the image: %w", err))
-	}
-	args, err = i.flags.kargs.Apply(i.plan.Kargs().AppendIfMissing(own...))
-	return os.commit, args, os.dropped, err
-}
-
-// newPlan plans with what the layers say of the image.
-func (i *installing) newPlan(ctx context.Context, disk string) (*install.Plan, error) {
-	tree, err := i.store.osTree(ctx, i.img)
-	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", i.img.Name, err)
-	}
-	hasFile := func(name string) bool {
-		_, ok := tree.FileSize(name)
-		return ok
-	}
-	const units = "usr/lib/systemd/system/"
-	if hasFile(units+"ostree-finalize-staged.service") && !hasFile(units+"ostree-snapshotter-mirror.service") {
-		i.note("the image has ostree's unit that finalizes staged deployments, and not ours that tells systemd-boot: " +
-			"mask ostree-finalize-staged.service")
-	}
-	kernel, _ := tree.FileSize(path.Join("usr/lib/modules", tree.Kernel(), "vmlinuz"))
-	initramfs, _ := tree.FileSize(path.Join("usr/lib/modules", tree.Kernel(), "initramfs.img"))
-	const block = 4096 // of all file systems that it can be
-	opts := install.Options{
-		Size: int64(i.flags.size), ESPSize: int64(i.flags.espSize), Filesystem: i.flags.filesystem, Wipe: i.flags.wipe,
-		Arch: runtime.GOARCH, Need: tree.Allocated(block), ESPNeed: kernel + initramfs, OSLoader: install.HasLoader(runtime.GOARCH, hasFile),
-	}
-	if i.newProgress("").w != nil {
-		opts.Progress = func(step string) { i.note("%s", step) }
-	}
-	return install.NewPlan(ctx, disk, opts)
-}
-
-// rehearse plans the deployment in a sysroot in the store's tmp/, which is thrown away: what keeps the image from being
-// deployed is to be said before the disk is touched.
-func (i *installing) rehearse(ctx context.Context) (err error) {
-	dir, remove, err := i.store.layers.Scratch("sysroot")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, remove()) }()
-	if err := sysroot.Init(dir); err != nil {
-		return err
-	}
-	s, err := sysroot.Open(dir, sysroot.Options{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := s.InitStateroot(i.flags.stateroot); err != nil {
-		if errors.Is(err, sysroot.ErrInvalid) {
-			err = withStatus(exitUsage, err)
-		}
-		return err
-	}
-	commit, args, dropped, err := i.storeOS(ctx, s.Repo())
-	if err != nil {
-		return err
-	}
-	i.dropped(dropped, i.flags.verbose)
-	st, err := s.Load(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = s.PlanDeploy(ctx, st, sysroot.Request{
-		Stateroot: i.flags.stateroot, Commit: commit, Kargs: args, NoSELinux: i.flags.noSELinux,
-	})
-	return err
-}
-
-// explainInstall adds to an error of package install what can be done about it.
-func explainInstall(err error) error {
-	var missing *install.MissingToolsError
-	var space *bootloader.SpaceError
-	switch {
-	case errors.As(err, &missing):
-		return withHint(err, "Debian has them: apt-get install %s", strings.Join(missing.Packages, " "))
-	case errors.As(err, &space):
-		return withHint(err, "--esp-size makes the EFI system partition larger")
-	case errors.Is(err, install.ErrNotEmpty):
-		return withHint(err, "if nothing of that is needed, --wipe gives it up")
-	case errors.Is(err, install.ErrNoSize):
-		return withHint(err, "--size makes it: --size 8G")
-	case errors.Is(err, unix.ENOSPC):
-		return withHint(err, "the disk, or the file system that the image file is on, has to be larger")
-	}
-	return explain(err)
 }
 
 // sizeValue is a flag for bytes: a number, with K, M, G or T behind it for powers of 1024.

@@ -2,12 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
@@ -45,24 +44,10 @@ one.` + exitHelp(append([]int{exitPartly, exitConflict}, changeStatuses...)...),
 	return cmd
 }
 
-// kargsDeployment returns the deployment that the command is about.
-func (f *systemFlags) kargsDeployment(s *system, st *sysroot.State) (*sysroot.Deployment, error) {
-	stateroot, err := s.chooseStateroot(st, f.stateroot)
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range st.All() {
-		if d.Stateroot == stateroot {
-			return d, nil
-		}
-	}
-	return nil, withHint(fmt.Errorf("stateroot %s has no deployment", stateroot), "\"ostree-snapshotter status\" lists all")
-}
-
 func (c *cli) showKargs(ctx context.Context, f *systemFlags) error {
 	f.changes = false
-	return c.viewSystem(ctx, f, func(s *system, st *sysroot.State) error {
-		d, err := f.kargsDeployment(s, st)
+	return c.viewSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
+		d, err := s.Newest(st, f.stateroot)
 		if err != nil {
 			return err
 		}
@@ -78,36 +63,18 @@ func (c *cli) changeKargs(ctx context.Context, f *systemFlags, edits *kargs.Edit
 	if err := edits.Check(); err != nil {
 		return err
 	}
-	return c.lockSystem(ctx, f, func(s *system, st *sysroot.State) error {
-		d, err := f.kargsDeployment(s, st)
+	return c.lockSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
+		d, err := s.Newest(st, f.stateroot)
 		if err != nil {
 			return err
 		}
-		list, err := edits.Apply(d.Kargs)
-		if err != nil {
-			return withHint(err, "they are %s", d.Kargs)
+		p, err := s.PlanKargs(ctx, st, d, edits)
+		switch {
+		case err != nil:
+			return err
+		case p == nil:
+			return c.noChange(st, f, fmt.Sprintf("the kernel arguments of %s are %s", deploy.Title(d), d.Kargs))
 		}
-		if slices.Equal(list, d.Kargs) {
-			return c.noChange(st, f, fmt.Sprintf("the kernel arguments of %s are %s", title(d), list))
-		}
-		p, err := s.planKargs(ctx, st, d, list)
-		if err != nil {
-			return explain(err)
-		}
-		return c.change(ctx, s, st, p, f, nil, deployed(p)+"; kernel arguments: "+list.String())
-	})
-}
-
-// planKargs plans what a staged deployment needs differently: its /etc is not merged yet, and it stays staged.
-func (s *system) planKargs(ctx context.Context, st *sysroot.State, d *sysroot.Deployment, list kargs.List) (*sysroot.Plan, error) {
-	if st.Staged == nil || d != st.Staged.Deployment {
-		return s.PlanKargs(ctx, st, d, list)
-	}
-	if st.Staged.Locked {
-		return nil, errors.New("the staged deployment is locked: it is not to be changed")
-	}
-	return s.PlanDeploy(ctx, st, sysroot.Request{
-		Stateroot: d.Stateroot, Commit: d.Commit, Origin: d.Origin, Kargs: list, Merge: st.Staged.Merge,
-		Stage: true, NoSELinux: true, // what was staged was allowed
+		return c.change(ctx, s, p, f, deployed(p)+"; kernel arguments: "+p.New.Kargs.String())
 	})
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
@@ -24,12 +25,12 @@ A staged deployment is not dropped without a word: what becomes of it is said, a
 			exitHelp(changeStatuses...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.planned(cmd.Context(), &f, func(s *system, st *sysroot.State) (*sysroot.Plan, string, error) {
+			return c.planned(cmd.Context(), &f, func(s *deploy.System, st *sysroot.State) (*sysroot.Plan, string, error) {
 				p, err := s.PlanRollback(st)
 				if err != nil {
 					return nil, "", err
 				}
-				return p, title(p.Deployments[0]) + " boots next", nil
+				return p, deploy.Title(p.Deployments[0]) + " boots next", nil
 			})
 		},
 	}
@@ -39,13 +40,13 @@ A staged deployment is not dropped without a word: what becomes of it is said, a
 }
 
 // planned makes a plan and executes it. The plan comes with what to say when it is done.
-func (c *cli) planned(ctx context.Context, f *systemFlags, plan func(*system, *sysroot.State) (*sysroot.Plan, string, error)) error {
-	return c.lockSystem(ctx, f, func(s *system, st *sysroot.State) error {
+func (c *cli) planned(ctx context.Context, f *systemFlags, plan func(*deploy.System, *sysroot.State) (*sysroot.Plan, string, error)) error {
+	return c.lockSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
 		p, done, err := plan(s, st)
 		if err != nil {
-			return explain(err)
+			return err
 		}
-		return c.change(ctx, s, st, p, f, nil, done)
+		return c.change(ctx, s, p, f, done)
 	})
 }
 
@@ -59,13 +60,13 @@ booted deployment cannot be removed, nor a pinned one.` + exitHelp(changeStatuse
 		Args:              oneArg("INDEX"),
 		ValidArgsFunction: c.completeIndex(&f),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.planned(cmd.Context(), &f, func(s *system, st *sysroot.State) (*sysroot.Plan, string, error) {
+			return c.planned(cmd.Context(), &f, func(s *deploy.System, st *sysroot.State) (*sysroot.Plan, string, error) {
 				d, index, err := indexArg(st, args[0])
 				if err != nil {
 					return nil, "", err
 				}
 				p, err := s.PlanUndeploy(st, index)
-				return p, "removed " + title(d), err
+				return p, "removed " + deploy.Title(d), err
 			})
 		},
 	}
@@ -93,23 +94,23 @@ func (c *cli) pinOrUnpin(pinned bool, use, short, long string) *cobra.Command {
 		Args:              oneArg("INDEX"),
 		ValidArgsFunction: c.completeIndex(&f),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.lockSystem(cmd.Context(), &f, func(s *system, st *sysroot.State) error {
+			return c.lockSystem(cmd.Context(), &f, func(s *deploy.System, st *sysroot.State) error {
 				d, index, err := indexArg(st, args[0])
 				if err != nil {
 					return err
 				}
 				if st.Staged != nil && d == st.Staged.Deployment {
-					return withHint(usagef("%s is staged: it can be pinned when it is finalized", title(d)),
+					return withHint(usagef("%s is staged: it can be pinned when it is finalized", deploy.Title(d)),
 						"that is when the system has shut down")
 				}
 				if d.Pinned() == pinned {
-					return c.noChange(st, &f, title(d)+" is "+pinWord(pinned))
+					return c.noChange(st, &f, deploy.Title(d)+" is "+pinWord(pinned))
 				}
 				p, err := s.PlanPin(st, index, pinned)
 				if err != nil {
-					return explain(err)
+					return err
 				}
-				return c.change(cmd.Context(), s, st, p, &f, nil, title(d)+" is "+pinWord(pinned))
+				return c.change(cmd.Context(), s, p, &f, deploy.Title(d)+" is "+pinWord(pinned))
 			})
 		},
 	}
@@ -131,6 +132,9 @@ func indexArg(st *sysroot.State, arg string) (*sysroot.Deployment, int, error) {
 	if err != nil {
 		return nil, 0, withHint(usagef("%q is no index of a deployment", arg), "\"ostree-snapshotter status\" lists them")
 	}
-	d, err := atIndex(st, index)
-	return d, index, err
+	all := st.All()
+	if index < 0 || index >= len(all) {
+		return nil, 0, withHint(usagef("there is no deployment %d", index), "\"ostree-snapshotter status\" lists them with their indexes")
+	}
+	return all[index], index, nil
 }

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/dustin/go-humanize"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -75,7 +76,7 @@ deployments, layers of images, or other content of the repository have it too.` 
 }
 
 func (c *cli) status(ctx context.Context, f *systemFlags, verbose bool) error {
-	return c.viewSystem(ctx, f, func(s *system, st *sysroot.State) error {
+	return c.viewSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
 		r, err := c.describe(ctx, s, st)
 		if err != nil {
 			return err
@@ -89,12 +90,12 @@ func (c *cli) status(ctx context.Context, f *systemFlags, verbose bool) error {
 }
 
 // describe makes the report.
-func (c *cli) describe(ctx context.Context, s *system, st *sysroot.State) (*statusReport, error) {
+func (c *cli) describe(ctx context.Context, s *deploy.System, st *sysroot.State) (*statusReport, error) {
 	list := st.All()
 	p := c.newProgress("measuring deployments")
 	sizes, err := s.Footprints(ctx, list)
 	p.stop()
-	r := &statusReport{Sysroot: s.path, Deployments: make([]deploymentRow, 0, len(list)), Notes: []string{}}
+	r := &statusReport{Sysroot: s.Path, Deployments: make([]deploymentRow, 0, len(list)), Notes: []string{}}
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
@@ -150,7 +151,7 @@ func (r *deploymentRow) addCommit(repo *objectstore.Repo, sum objectstore.Checks
 	if err != nil {
 		return err
 	}
-	if d, ok := c.MetaString(metaManifestDigest); ok {
+	if d, ok := c.MetaString(oscommit.ManifestDigest); ok {
 		r.Digest = digest.Digest(d)
 	}
 	if c.Timestamp > 0 {
@@ -165,7 +166,7 @@ func fellBack(st *sysroot.State) string {
 	if st.Booted == nil || d == st.Booted || !d.Failed() {
 		return ""
 	}
-	return fmt.Sprintf("%s failed to boot %d times, and the boot loader fell back to %s", title(d), d.Tries.Done, title(st.Booted))
+	return fmt.Sprintf("%s failed to boot %d times, and the boot loader fell back to %s", deploy.Title(d), d.Tries.Done, deploy.Title(st.Booted))
 }
 
 // keepStateroot leaves only the deployments of one stateroot; "" leaves all.
@@ -190,7 +191,7 @@ func (c *cli) printStatus(r *statusReport, verbose bool, now time.Time) error {
 	rows := []string{"INDEX\tSTATE\tSTATEROOT\tIMAGE\tVERSION\tAGE\tUNIQUE\tSHARED"}
 	for _, d := range r.Deployments {
 		rows = append(rows, fmt.Sprintf("%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.Index, dash(strings.Join(d.states(), ",")), d.Stateroot,
-			dash(printable(d.source())), dash(printable(d.Version)), age(d.Time, now), optionalSize(d.Unique), optionalSize(d.Shared)))
+			dash(deploy.Printable(d.source())), dash(deploy.Printable(d.Version)), age(d.Time, now), optionalSize(d.Unique), optionalSize(d.Shared)))
 	}
 	if err := c.table(rows...); err != nil {
 		return err
@@ -215,12 +216,12 @@ func (c *cli) printDeployment(d *deploymentRow) error {
 	}
 	rows := []string{fmt.Sprintf("  commit\t%s.%d", d.Commit, d.Serial)}
 	if d.Digest != "" {
-		rows = append(rows, fmt.Sprintf("  digest\t%s", printable(d.Digest.String())))
+		rows = append(rows, fmt.Sprintf("  digest\t%s", deploy.Printable(d.Digest.String())))
 	}
 	if d.Time != nil {
 		rows = append(rows, fmt.Sprintf("  time\t%s", d.Time.Format(time.RFC3339)))
 	}
-	rows = append(rows, fmt.Sprintf("  kernel\t%s", d.Kernel), fmt.Sprintf("  kargs\t%s", printable(strings.Join(d.Kargs, " "))))
+	rows = append(rows, fmt.Sprintf("  kernel\t%s", d.Kernel), fmt.Sprintf("  kargs\t%s", deploy.Printable(strings.Join(d.Kargs, " "))))
 	if d.Tries != nil {
 		rows = append(rows, fmt.Sprintf("  boots\t%d failed, %d left to prove itself", d.Tries.Done, d.Tries.Left))
 	}
@@ -256,16 +257,6 @@ func (r *deploymentRow) source() string {
 		return r.Image
 	}
 	return r.Refspec
-}
-
-// printable is a text of a commit, an origin file or a boot entry as a terminal may have it: these are others' to write.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == unicode.ReplacementChar {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 func dash(s string) string {

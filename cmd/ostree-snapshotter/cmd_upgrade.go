@@ -9,8 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // upgradeReport is the output of "upgrade --check --json".
@@ -68,84 +68,40 @@ it. "ostree-snapshotter upgrade" asks for it from then on. What was changed in /
 	return cmd
 }
 
-// upgradeSource finds out what a system upgrades from: a deployment, and what containerd calls its image.
-func (f *deployFlags) upgradeSource(s *system, st *sysroot.State) (from *sysroot.Deployment, image string, err error) {
-	stateroot, err := s.chooseStateroot(st, f.stateroot)
-	if err != nil {
-		return nil, "", err
-	}
-	if from = newest(st, stateroot); from == nil {
-		return nil, "", withHint(fmt.Errorf("stateroot %s has no deployment", stateroot), "\"ostree-snapshotter deploy IMAGE\" makes the first")
-	}
-	reference, ok := from.ImageReference()
-	if !ok {
-		return nil, "", withHint(fmt.Errorf("%s was not deployed from an image", title(from)),
-			"\"ostree-snapshotter switch IMAGE\" deploys one, and upgrades come from it from then on")
-	}
-	image, err = parseReference(reference)
-	return from, image, err
-}
-
 // update asks the registry whether an image is another one than that of a deployment.
 func (c *cli) update(
-	ctx context.Context, s *system, st *sysroot.State, p *pullFlags, from *sysroot.Deployment, image string,
-) (*upgradeReport, error) {
-	r := &upgradeReport{Image: image}
-	deployed, err := manifestDigest(s.Repo(), from.Commit)
+	ctx context.Context, s *deploy.System, st *sysroot.State, p *pullFlags, from *sysroot.Deployment, image string,
+) (*deploy.Update, error) {
+	available, err := p.remoteManifest(ctx, image)
 	if err != nil {
 		return nil, err
 	}
-	r.Deployed = digest.Digest(deployed)
-	if r.Available, err = p.remoteManifest(ctx, image); err != nil {
-		return nil, err
-	}
-	if r.Failed, err = s.hasFailed(st, r.Available); err != nil {
-		return nil, err
-	}
-	r.Update = r.Available != r.Deployed && !r.Failed
-	return r, nil
-}
-
-// hasFailed reports whether an image was deployed and has used up the boots that it had to prove itself.
-func (s *system) hasFailed(st *sysroot.State, manifest digest.Digest) (bool, error) {
-	for _, d := range st.All() {
-		if !d.Failed() {
-			continue
-		}
-		m, err := manifestDigest(s.Repo(), d.Commit)
-		if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
-			return false, err
-		}
-		if m == manifest.String() {
-			return true, nil
-		}
-	}
-	return false, nil
+	return s.Update(st, from, available)
 }
 
 const failedUpdate = "it was deployed and has failed to boot; \"ostree-snapshotter deploy\" tries it again"
 
 func (c *cli) checkUpgrade(ctx context.Context, f *deployFlags, p *pullFlags) error {
-	return c.viewSystem(ctx, &f.systemFlags, func(s *system, st *sysroot.State) error {
-		from, image, err := f.upgradeSource(s, st)
+	return c.viewSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
+		from, image, err := s.UpgradeFrom(st, f.stateroot)
 		if err != nil {
 			return err
 		}
-		r, err := c.update(ctx, s, st, p, from, image)
+		u, err := c.update(ctx, s, st, p, from, image)
 		if err != nil {
 			return err
 		}
 		switch {
 		case c.json:
-			err = c.writeJSON(r)
-		case r.Update:
-			_, err = fmt.Fprintf(c.stdout, "update of %s: %s\n", image, r.Available)
-		case r.Failed:
-			_, err = fmt.Fprintf(c.stdout, "no update of %s: %s: %s\n", image, r.Available, failedUpdate)
+			err = c.writeJSON(upgradeReport{image, u.Deployed, u.Available, u.Wanted(), u.Failed})
+		case u.Wanted():
+			_, err = fmt.Fprintf(c.stdout, "update of %s: %s\n", image, u.Available)
+		case u.Failed:
+			_, err = fmt.Fprintf(c.stdout, "no update of %s: %s: %s\n", image, u.Available, failedUpdate)
 		default:
 			_, err = fmt.Fprintf(c.stdout, "no update of %s\n", image)
 		}
-		if err == nil && !r.Update {
+		if err == nil && !u.Wanted() {
 			err = withStatus(exitNoUpdate, errQuiet)
 		}
 		return err
@@ -153,7 +109,7 @@ func (c *cli) checkUpgrade(ctx context.Context, f *deployFlags, p *pullFlags) er
 }
 
 func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err error) {
-	f.notFailed = true
+	f.untried = true
 	if err := f.check(); err != nil {
 		return err
 	}
@@ -162,17 +118,17 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	return c.lockSystem(ctx, &f.systemFlags, func(s *system, st *sysroot.State) error {
-		from, image, err := f.upgradeSource(s, st)
+	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
+		from, image, err := s.UpgradeFrom(st, f.stateroot)
 		if err != nil {
 			return err
 		}
 		if f.dryRun {
-			r, err := c.update(ctx, s, st, p, from, image)
+			u, err := c.update(ctx, s, st, p, from, image)
 			if err != nil {
 				return err
 			}
-			return c.planPull(ctx, src, s, st, f, image, r.Available)
+			return c.planPull(ctx, src, s, st, f, image, u.Available)
 		}
 		if err := c.pull(namespaces.WithNamespace(ctx, c.imageNamespace), src.conn, p, image); err != nil {
 			return err
@@ -183,7 +139,7 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 
 // planPull says what it would do to pull an image and deploy it. What the deployment would be can be said if the image that
 // the registry has is here already.
-func (c *cli) planPull(ctx context.Context, src *imageSource, s *system, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
+func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
 	img, err := c.resolveImage(ctx, src.conn, src.store, image)
 	if err == nil && img.Manifest == manifest {
 		return c.deployImage(ctx, src, s, st, f, image)
@@ -204,7 +160,7 @@ func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image 
 		return err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	return c.lockSystem(ctx, &f.systemFlags, func(s *system, st *sysroot.State) error {
+	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
 		_, err := c.resolveImage(ctx, src.conn, src.store, image)
 		switch {
 		case err == nil:

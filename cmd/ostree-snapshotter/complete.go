@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
@@ -24,9 +25,9 @@ func (c *cli) completeIndex(f *systemFlags) cobra.CompletionFunc {
 		defer cancel()
 		quiet := *c
 		quiet.stderr = io.Discard
-		err := quiet.viewSystem(ctx, f, func(_ *system, st *sysroot.State) error {
+		err := quiet.viewSystem(ctx, f, func(_ *deploy.System, st *sysroot.State) error {
 			for i, d := range st.All() {
-				words = append(words, fmt.Sprintf("%d\t%s", i, title(d)))
+				words = append(words, fmt.Sprintf("%d\t%s", i, deploy.Title(d)))
 			}
 			return nil
 		})

@@ -10,7 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bootloader"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
@@ -121,22 +124,89 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &status):
 		return status.status
+	case is(err, deploy.ErrNotBootable, deploy.ErrImageKargs):
+		return exitNotBootable
+	case is(err, deploy.ErrNotArmed):
+		return exitPartly
+	case is(err, deploy.ErrStaterootName, deploy.ErrManyStateroots, deploy.ErrCannotStage, kargs.ErrEdit):
+		return exitUsage
 	case errors.As(err, &none), errors.Is(err, objectstore.ErrNoRepo):
 		return exitNoRepo
 	case errors.Is(err, objectstore.ErrLocked), errors.Is(err, sysroot.ErrLocked):
 		return exitLocked
 	case errors.Is(err, objectstore.ErrCorrupt), errors.Is(err, sysroot.ErrCorrupt):
 		return exitCorrupt
-	case errors.Is(err, sysroot.ErrNotSysroot):
+	case is(err, sysroot.ErrNotSysroot, deploy.ErrNotBooted, deploy.ErrNoStateroot):
 		return exitNoSysroot
-	case errors.Is(err, sysroot.ErrInvalid), errors.Is(err, sysroot.ErrSELinux), errors.Is(err, oscommit.ErrInvalid):
+	case is(err, sysroot.ErrInvalid, sysroot.ErrSELinux, oscommit.ErrInvalid):
 		return exitNotBootable
-	case errors.Is(err, kargs.ErrEdit):
-		return exitUsage
 	case errors.Is(err, etcmerge.ErrConflict):
 		return exitConflict
 	}
 	return exitFailed
+}
+
+// is reports whether an error is one of several.
+func is(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}
+
+// deployHints are what a user can do about errors of package deploy and those below it. The first that fits counts.
+var deployHints = []struct {
+	kind error
+	hint string
+}{
+	{deploy.ErrNotBootable, "an image that boots has kernel and initramfs in /usr/lib/modules/<version>, and the directories of an ostree system"},
+	{deploy.ErrNotBooted, "--sysroot DIR names another system, such as a mounted disk"},
+	{sysroot.ErrNotSysroot, "\"ostree-snapshotter deploy --init\" makes a sysroot of a directory, \"ostree-snapshotter install\" of a disk"},
+	{deploy.ErrNoStateroot, "\"ostree-snapshotter deploy --init\" makes one"},
+	{deploy.ErrManyStateroots, "--stateroot names one"},
+	{deploy.ErrNoDeployment, "\"ostree-snapshotter status\" lists all"},
+	{deploy.ErrNothingDeployed, "\"ostree-snapshotter deploy IMAGE\" makes the first"},
+	{deploy.ErrNotFromImage, "\"ostree-snapshotter switch IMAGE\" deploys one, and upgrades come from it from then on"},
+	{deploy.ErrSigned, "it asks for a signature, which is not verified here; \"ostree-snapshotter switch IMAGE\" does without it"},
+	{deploy.ErrTransport, "\"ostree-snapshotter switch IMAGE\" sets another"},
+	{deploy.ErrNotRoot, "try again as root"},
+	{deploy.ErrBootloader, "--esp DIR says where the EFI system partition is mounted"},
+	{deploy.ErrNoBootCounting, "--esp DIR says where it is mounted; or do without --boot-tries"},
+	{bootloader.ErrCannotCount, "do without --boot-tries"},
+	{deploy.ErrCannotStage, "do without --stage"},
+	{deploy.ErrNotArmed, "a unit that calls \"ostree-snapshotter finalize-staged\" when it stops is in deploy/systemd"},
+	{deploy.ErrNotFinalized, "\"ostree-snapshotter upgrade\" deploys it again"},
+	{install.ErrNotEmpty, "if nothing of that is needed, --wipe gives it up"},
+	{install.ErrNoSize, "--size makes it: --size 8G"},
+	{etcmerge.ErrConflict, "make them what the image has, or move them away; then try again"},
+	{sysroot.ErrSELinux, "--no-selinux deploys it all the same, for a system that does not enforce the policy"},
+	{sysroot.ErrNoSpace, "\"ostree-snapshotter undeploy\" and \"cleanup\" make room"},
+	{sysroot.ErrChanged, "try again"},
+}
+
+// deployHint returns the hint for an error of package deploy, "" if there is none.
+func deployHint(err error) string {
+	var (
+		edit      *deploy.KargsError
+		installed *deploy.InstallError
+		missing   *install.MissingToolsError
+		space     *bootloader.SpaceError
+	)
+	errors.As(err, &installed)
+	switch {
+	case errors.As(err, &edit):
+		return "they are " + kargs.List(edit.Kargs).String()
+	case errors.As(err, &missing):
+		return "Debian has them: apt-get install " + strings.Join(missing.Packages, " ")
+	case installed != nil && errors.As(err, &space):
+		return "--esp-size makes the EFI system partition larger"
+	}
+	for _, h := range deployHints {
+		if errors.Is(err, h.kind) {
+			return h.hint
+		}
+	}
+	if installed != nil && errors.Is(err, unix.ENOSPC) {
+		return "the disk, or the file system that the image file is on, has to be larger"
+	}
+	return ""
 }
 
 func hintFor(err error) string {
@@ -148,6 +218,8 @@ func hintFor(err error) string {
 	switch {
 	case errors.As(err, &hint):
 		return hint.hint
+	case deployHint(err) != "":
+		return deployHint(err)
 	case errors.As(err, &none):
 		return "\"ostree-snapshotter serve\" makes the store when it first starts; --root or --config say where it is"
 	case errors.As(err, &config):

@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -62,7 +63,7 @@ func TestScript(t *testing.T) {
 			if cond != "booted" { // this machine, from an ostree deployment
 				return false, fmt.Errorf("unknown condition %q", cond)
 			}
-			return isRunning("/")
+			return deploy.IsRunning("/")
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":  scriptStatus,

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 )
 
 // progressInterval is how often a progress line is redrawn at most.
@@ -46,6 +48,9 @@ func (p *progress) update(done, total int64) {
 		fmt.Fprint(p.w, p.line(done, total))
 	}
 }
+
+// stored says how far an OS commit is.
+func (p *progress) stored(n oscommit.Progress) { p.update(int64(n.Objects), int64(n.TotalObjects)) }
 
 // line is what is drawn: it returns the cursor to the first column and clears what is behind the text.
 func (p *progress) line(done, total int64) string {

@@ -16,11 +16,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
@@ -290,41 +289,6 @@ func TestResolveImageErrors(t *testing.T) {
 	})
 }
 
-// bind mounts a directory a second time, until the test ends.
-func bind(t *testing.T, dir, at string) {
-	t.Helper()
-	if err := os.Mkdir(at, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount(dir, at, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// openStoreAt opens a store as a command does.
-func openStoreAt(t *testing.T, root string) *store {
-	t.Helper()
-	config := filepath.Join(t.TempDir(), "config.toml")
-	if err := os.WriteFile(config, []byte("version = 1\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s, err := (&cli{root: root, configFile: config, openDir: atfs.Open}).openStore()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
-}
-
 // sysrootRepo makes the repository of a sysroot.
 func sysrootRepo(t *testing.T, name string) *objectstore.Repo {
 	t.Helper()
@@ -332,48 +296,6 @@ func sysrootRepo(t *testing.T, name string) *objectstore.Repo {
 		t.Fatal(err)
 	}
 	return objecttest.NewRepoAt(t, openDir(t, name))
-}
-
-// sharedInodes returns how many content objects two repositories have as one inode, and how many as two.
-func sharedInodes(t *testing.T, a, b *objectstore.Repo) (shared, apart int) {
-	t.Helper()
-	for _, obj := range contentObjects(t, a) {
-		x, err := a.Stat(obj)
-		if err != nil {
-			t.Fatal(err)
-		}
-		y, err := b.Stat(obj)
-		switch {
-		case errors.Is(err, objectstore.ErrNotExist):
-		case err != nil:
-			t.Fatal(err)
-		case x.Ino == y.Ino && x.Dev == y.Dev:
-			shared++
-		default:
-			apart++
-		}
-	}
-	return shared, apart
-}
-
-func contentObjects(t *testing.T, repo *objectstore.Repo) (sums []objectstore.Checksum) {
-	t.Helper()
-	names, err := filepath.Glob(repo.ObjectsDir().Path() + "/??/*.file")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		rel, err := filepath.Rel(repo.ObjectsDir().Path(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		obj, err := objectstore.ParseLoosePath(rel)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sums = append(sums, obj.Checksum)
-	}
-	return sums
 }
 
 // osImage tags an image of the operating system.
@@ -388,85 +310,6 @@ func (b *imageBed) osImage(t *testing.T) *resolved {
 		t.Fatal(err)
 	}
 	return img
-}
-
-func promote(t *testing.T, s *store, to *objectstore.Repo, img *resolved, dryRun bool) *promoted {
-	t.Helper()
-	p, err := (&cli{stderr: io.Discard}).promote(t.Context(), s, to, img, dryRun)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-func TestPromote(t *testing.T) {
-	b := newImageBed(t)
-	img := b.osImage(t)
-	to := sysrootRepo(t, b.root.Path()+"-sysroot/ostree/repo")
-
-	dry := promote(t, b.store, to, img, true)
-	if dry.repo == to || dry.need.Shared == 0 || dry.need.Objects != 0 {
-		t.Errorf("dry run: need %+v in the sysroot's repository: %t, want links in another one", dry.need, dry.repo == to)
-	}
-	if n := len(contentObjects(t, to)); n != 0 {
-		t.Errorf("dry run: %d objects are in the sysroot's repository", n)
-	}
-	if err := dry.release(); err != nil {
-		t.Error(err)
-	}
-	if names, err := os.ReadDir(b.root.Path() + "/tmp"); err != nil || len(names) != 0 {
-		t.Errorf("dry run: %v, %v are left in tmp/, want nothing", names, err)
-	}
-
-	p := promote(t, b.store, to, img, false)
-	if err := p.release(); err != nil {
-		t.Error(err)
-	}
-	if p.commit != dry.commit {
-		t.Errorf("commit %s, that of the dry run is %s", p.commit, dry.commit)
-	}
-	if got, err := to.Ref("ostree/container/image/docker_3A__2F__2F_example_2E_org/os_3A_1"); err != nil || got != p.commit {
-		t.Errorf("ref: got %s, %v, want %s", got, err, p.commit)
-	}
-	commit, err := to.Commit(p.commit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for key, want := range map[string]string{
-		"version": "1", "ostree.linux": "6.1.0", "ostree.manifest-digest": img.Manifest.String(),
-		"ostree.manifest": string(img.ManifestJSON), "ostree.container.image-config": string(img.ConfigJSON),
-	} {
-		if got, _ := commit.MetaString(key); got != want {
-			t.Errorf("%s: got %q, want %q", key, got, want)
-		}
-	}
-	if commit.Timestamp != uint64(img.Created.Unix()) {
-		t.Errorf("time %d, want %d", commit.Timestamp, img.Created.Unix())
-	}
-	// bin/sh, os-release, vmlinuz and initramfs.img; the others are layer images and recipes.
-	if shared, apart := sharedInodes(t, to, b.repo); shared != 4 || apart != 0 {
-		t.Errorf("%d files are one inode in both repositories, %d are two, want 4 and none", shared, apart)
-	}
-	if len(p.dropped) != 1 || p.dropped[0].Path != "/dev/null" {
-		t.Errorf("dropped: %v, want /dev/null", p.dropped)
-	}
-	if got, want := elsewhere(t, b.store), b.allocated(t, img.Layers, to); got != want {
-		t.Errorf("df: %d bytes are elsewhere too, want the %d of the shared files", got, want)
-	}
-	again := promote(t, b.store, to, img, false)
-	if again.commit != p.commit || again.need.Shared+again.need.Objects != 0 {
-		t.Errorf("again: commit %s, need %+v, want %s and nothing", again.commit, again.need, p.commit)
-	}
-}
-
-// elsewhere returns how many bytes of a store others have too.
-func elsewhere(t *testing.T, s *store) (sum int64) {
-	t.Helper()
-	use := measure(t, s)
-	for obj := range use.elsewhere {
-		sum += use.objectBytes[obj]
-	}
-	return sum
 }
 
 // allocated returns the bytes of the objects that layers of the store share with another repository.
@@ -496,7 +339,13 @@ func TestDfOfSharedStore(t *testing.T) {
 	var before, after, gone dfReport
 	decode(t, output(t, 0, args...), &before)
 	to := sysrootRepo(t, b.root.Path()+"-sysroot")
-	promote(t, b.store, to, img, false)
+	p, err := deploy.Promote(t.Context(), b.store.layers, to, img.image(), deploy.PromoteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
 	decode(t, output(t, 0, args...), &after)
 	shared := b.allocated(t, img.Layers, to)
 	row := func(r *dfReport) *dfRow {
@@ -536,96 +385,4 @@ func TestDfOfSharedStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	objecttest.Fsck(t, b.repo)
-}
-
-// TestPromoteInOneRepo has the store and the sysroot use one repository.
-func TestPromoteInOneRepo(t *testing.T) {
-	b := newImageBed(t)
-	to, err := objectstore.Open(b.repo.Dir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer to.Close()
-	before := len(contentObjects(t, to))
-	p := promote(t, b.store, to, b.osImage(t), false)
-	if p.need.Objects+p.need.Shared != 0 {
-		t.Errorf("need %+v, want no objects", p.need)
-	}
-	// The symbolic link and the empty file.
-	if n := len(contentObjects(t, to)) - before; n != 2 {
-		t.Errorf("%d objects were added, want 2", n)
-	}
-	objecttest.Fsck(t, to)
-}
-
-// TestPromoteAcrossMounts has the store below a mount of its own, as /var is on a host that ostree has booted: the kernel
-// links nothing from there to the sysroot.
-func TestPromoteAcrossMounts(t *testing.T) {
-	b := newImageBed(t)
-	img := b.osImage(t)
-	// One file system, of which the store's root is the var of a stateroot.
-	dir := t.TempDir()
-	bind(t, filepath.Dir(b.root.Path()), dir+"/sysroot")
-	bind(t, b.root.Path(), dir+"/var")
-	to := sysrootRepo(t, dir+"/sysroot/ostree/repo")
-	s := openStoreAt(t, dir+"/var")
-	if how, err := to.Transfer(s.repo); err != nil || how == objectstore.TransferLink {
-		t.Fatalf("transfer: got %v, %v, want that it cannot be linked", how, err)
-	}
-	p := promote(t, s, to, img, false)
-	if p.need.Objects != 0 || p.need.Transfer != objectstore.TransferLink {
-		t.Errorf("need %+v, want links", p.need)
-	}
-	if shared, apart := sharedInodes(t, to, s.repo); shared != 4 || apart != 0 {
-		t.Errorf("%d files are one inode in both repositories, %d are two, want 4 and none", shared, apart)
-	}
-}
-
-// TestPromoteElsewhere has the sysroot on another file system.
-func TestPromoteElsewhere(t *testing.T) {
-	b := newImageBed(t)
-	img := b.osImage(t)
-	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/ostree/repo")
-	p := promote(t, b.store, to, img, false)
-	if p.need.Transfer != objectstore.TransferCopy || p.need.Objects != 4 || p.need.Bytes < 396<<10 {
-		t.Errorf("need %+v, want copies of 4 files", p.need)
-	}
-	small := sysrootRepo(t, testenv.NewDisk(t, "ext4", 256<<10, "-O", "^has_journal").Dir+"/ostree/repo")
-	_, err := (&cli{stderr: io.Discard}).promote(t.Context(), b.store, small, img, false)
-	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "are free") {
-		t.Errorf("got error %v, want one that says how much is free", err)
-	}
-}
-
-func TestPromoteNotBootable(t *testing.T) {
-	b := newImageBed(t)
-	b.containerd.tag("default", "example.org/app:1", b.containerd.manifestOf(imageJSON{diffIDs: b.diffIDs[:1]}))
-	img, err := b.resolve(t, "example.org/app:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	to := sysrootRepo(t, t.TempDir())
-	_, err = (&cli{stderr: io.Discard}).promote(t.Context(), b.store, to, img, false)
-	if statusOf(err) != exitNotBootable {
-		t.Fatalf("got status %d of %v, want %d", statusOf(err), err, exitNotBootable)
-	}
-	for _, want := range []string{"example.org/app:1", "kernel: ", "directory: /usr", "symbolic link: /ostree", "os-release"} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("got error %v, want %q in it", err, want)
-		}
-	}
-	if n := len(contentObjects(t, to)); n != 0 {
-		t.Errorf("%d objects were stored", n)
-	}
-}
-
-// TestPromotePruned has a layer pruned between the image being found and its commit being made.
-func TestPromotePruned(t *testing.T) {
-	b := newImageBed(t)
-	img := b.osImage(t)
-	img.Layers = append(img.Layers, objectstore.Checksum{1})
-	_, err := (&cli{stderr: io.Discard}).promote(t.Context(), b.store, sysrootRepo(t, t.TempDir()), img, false)
-	if err == nil || !strings.Contains(err.Error(), "no such layer") {
-		t.Errorf("got error %v, want that there is no such layer", err)
-	}
 }

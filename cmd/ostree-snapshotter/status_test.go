@@ -6,16 +6,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 )
 
 // deploymentAt returns a deployment with an origin of an image.
 func deploymentAt(serial int, image string) *sysroot.Deployment {
-	f := &keyfile.File{}
-	f.Set(originGroup, originImage, unverifiedRegistry+image)
-	return &sysroot.Deployment{Stateroot: "os", Serial: serial, Origin: f}
+	return &sysroot.Deployment{Stateroot: "os", Serial: serial, Origin: deploy.NewOrigin(nil, image)}
 }
 
 func TestStates(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
@@ -161,11 +162,10 @@ func scriptDeployment(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: deployment DIR INDEX VARIABLE")
 	}
 	dir := ts.MkAbs(args[0])
-	c := &cli{openDir: atfs.Open}
-	s, err := c.openSystem(&systemFlags{sysroot: dir})
+	s, err := deploy.Open(dir, deploy.Options{ReadOnly: true})
 	ts.Check(err)
 	st, err := s.Load(context.Background())
-	ts.Check(errors.Join(err, s.close()))
+	ts.Check(errors.Join(err, s.Close()))
 	d, _, err := indexArg(st, args[1])
 	ts.Check(err)
 	ts.Setenv(args[2], filepath.Join(args[0], d.Path()))
@@ -193,10 +193,9 @@ func scriptMeanwhile(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: meanwhile DIR COMMAND [ARG...]")
 	}
-	c := &cli{openDir: atfs.Open}
-	s, err := c.openSystem(&systemFlags{sysroot: ts.MkAbs(args[0])})
+	s, err := deploy.Open(ts.MkAbs(args[0]), deploy.Options{})
 	ts.Check(err)
-	defer func() { ts.Check(s.close()) }()
+	defer func() { ts.Check(s.Close()) }()
 	unlock, err := s.Lock(context.Background())
 	ts.Check(err)
 	name, err := exec.LookPath(args[1])

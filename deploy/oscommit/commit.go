@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"strings"
 	"sync"
 	"time"
 
@@ -28,12 +27,14 @@ type Image struct {
 // Names in the metadata of an OS commit; those of an image are what ostree's own tools write for images that they have
 // deployed.
 const (
-	metaVersion        = "version"
-	metaLinux          = "ostree.linux"
-	metaBootable       = "ostree.bootable"
-	metaManifestDigest = "ostree.manifest-digest"
-	metaManifest       = "ostree.manifest"
-	metaConfig         = "ostree.container.image-config"
+	// ManifestDigest is the digest of the image's manifest.
+	ManifestDigest = "ostree.manifest-digest"
+
+	metaVersion  = "version"
+	metaLinux    = "ostree.linux"
+	metaBootable = "ostree.bootable"
+	metaManifest = "ostree.manifest"
+	metaConfig   = "ostree.container.image-config"
 )
 
 // Store writes the OS commit of an image with this tree, and returns its checksum. Content objects that the repository
@@ -165,32 +166,8 @@ func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {
 		add(metaLinux, kernel)
 		entries = append(entries, objectstore.MetaEntry{Key: metaBootable, Value: gvariant.Bool(true)})
 	}
-	add(metaManifestDigest, img.ManifestDigest)
+	add(ManifestDigest, img.ManifestDigest)
 	add(metaManifest, img.Manifest)
 	add(metaConfig, img.Config)
 	return entries
-}
-
-// ImageRef returns the ref that ostree's own tools give to the OS commit of an image, for a reference like
-// "docker://quay.io/fedora/fedora-coreos:stable". Any string but one that is empty or has a NUL can be one.
-func ImageRef(reference string) (string, error) {
-	if reference == "" || strings.ContainsRune(reference, 0) {
-		return "", fmt.Errorf("%w: reference %q", ErrInvalid, reference)
-	}
-	var b strings.Builder
-	b.WriteString("ostree/container/image/")
-	alnum := false // whether the character before was a letter or a digit
-	for i, c := range reference {
-		was := alnum
-		alnum = c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
-		switch {
-		case alnum, c == '-', c == '/' && was && i+1 < len(reference):
-			b.WriteRune(c)
-		case c == '_':
-			b.WriteString("__")
-		default:
-			fmt.Fprintf(&b, "_%02X_", c)
-		}
-	}
-	return b.String(), nil
 }

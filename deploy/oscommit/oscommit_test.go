@@ -359,25 +359,3 @@ func TestStoreWithoutObject(t *testing.T) {
 		t.Errorf("got error %v, want that the object of /f does not exist", err)
 	}
 }
-
-func TestImageRef(t *testing.T) {
-	for reference, want := range map[string]string{
-		"docker://quay.io/fedora/fedora-coreos:stable": "ostree/container/image/docker_3A__2F__2F_quay_2E_io/fedora/fedora-coreos_3A_stable",
-		"docker://localhost:5000/os_1@sha256:ab":       "ostree/container/image/docker_3A__2F__2F_localhost_3A_5000/os__1_40_sha256_3A_ab",
-		"a/":                                           "ostree/container/image/a_2F_",
-		"é":                                            "ostree/container/image/_E9_",
-	} {
-		got, err := oscommit.ImageRef(reference)
-		if err != nil || got != want {
-			t.Errorf("ImageRef(%q) = %q, %v; want %q", reference, got, err, want)
-		}
-		if err := objectstore.ValidateRef(got); err != nil {
-			t.Errorf("ImageRef(%q): %v", reference, err)
-		}
-	}
-	for _, reference := range []string{"", "a\x00b"} {
-		if got, err := oscommit.ImageRef(reference); err == nil {
-			t.Errorf("ImageRef(%q) = %q, want an error", reference, got)
-		}
-	}
-}

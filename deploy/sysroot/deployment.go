@@ -13,10 +13,11 @@ import (
 
 // Groups and keys of an origin file.
 const (
-	originGroup    = "origin"
+	OriginGroup = "origin"
+	OriginImage = "container-image-reference"
+
 	transientGroup = "libostree-transient"
 	pinnedKey      = "pinned"
-	imageKey       = "container-image-reference"
 )
 
 // A Deployment is a tree that can be booted.
@@ -65,7 +66,7 @@ func (d *Deployment) ImageReference() (string, bool) {
 	if d.Origin == nil {
 		return "", false
 	}
-	return d.Origin.Get(originGroup, imageKey)
+	return d.Origin.Get(OriginGroup, OriginImage)
 }
 
 // Failed reports whether it has used up the boots that it had to prove itself.

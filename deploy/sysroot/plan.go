@@ -249,7 +249,7 @@ func originOf(f *keyfile.File) *keyfile.File {
 	}
 	f = f.Clone()
 	f.RemoveGroup(transientGroup)
-	f.Remove(originGroup, "unlocked")
+	f.Remove(OriginGroup, "unlocked")
 	return f
 }
 

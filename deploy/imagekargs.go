@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"errors"
@@ -11,14 +11,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// What counts among the files of an image that say which kernel arguments it wants, and how much they can say.
+// Which files of an image name the kernel arguments it wants, and how many there can be.
 const (
 	kargsExt = ".toml"
 	maxKargs = 256 // arguments in all files, and files
 )
 
 // imageKargs returns the kernel arguments that the image of a commit wants on this machine, in the order of its files' names.
-// An image that says nothing wants none.
+// An image without such files wants none.
 func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, error) {
 	c, err := repo.Commit(commit)
 	if err != nil {

@@ -1,11 +1,14 @@
-package main
+package deploy
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 func TestParseReference(t *testing.T) {
@@ -20,12 +23,12 @@ func TestParseReference(t *testing.T) {
 		{"example.org/os:1", ""},
 		{"", ""},
 	} {
-		got, err := parseReference(tt.reference)
+		got, err := ParseReference(tt.reference)
 		if got != tt.want || (err == nil) != (tt.want != "") {
-			t.Errorf("parseReference(%q) = %q, %v, want %q", tt.reference, got, err, tt.want)
+			t.Errorf("ParseReference(%q) = %q, %v, want %q", tt.reference, got, err, tt.want)
 		}
-		if err != nil && hintFor(err) == "" {
-			t.Errorf("parseReference(%q): %v: no hint", tt.reference, err)
+		if err != nil && errors.Is(err, ErrSigned) == errors.Is(err, ErrTransport) {
+			t.Errorf("ParseReference(%q): %v is not of one kind", tt.reference, err)
 		}
 	}
 }
@@ -35,7 +38,7 @@ func TestNewOrigin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := newOrigin(&sysroot.Deployment{Origin: old}, "example.org/os:1")
+	got := NewOrigin(&sysroot.Deployment{Origin: old}, "example.org/os:1")
 	want := "[origin]\nunconfigured-state=x\ncontainer-image-reference=ostree-unverified-registry:example.org/os:1\n" +
 		"[packages]\nrequested=vim;\n"
 	if string(got.Marshal()) != want {
@@ -44,16 +47,16 @@ func TestNewOrigin(t *testing.T) {
 	if ref, _ := old.Get("origin", "refspec"); ref != "remote:os" {
 		t.Error("the origin of the deployment before has changed")
 	}
-	name, refspec := originName(&sysroot.Deployment{Origin: got})
+	name, refspec := OriginName(&sysroot.Deployment{Origin: got})
 	if name != "example.org/os:1" || refspec != "" {
-		t.Errorf("originName() = %q, %q", name, refspec)
+		t.Errorf("OriginName() = %q, %q", name, refspec)
 	}
-	if name, refspec = originName(&sysroot.Deployment{Origin: old}); name != "" || refspec != "remote:os" {
-		t.Errorf("originName() of a refspec = %q, %q", name, refspec)
+	if name, refspec = OriginName(&sysroot.Deployment{Origin: old}); name != "" || refspec != "remote:os" {
+		t.Errorf("OriginName() of a refspec = %q, %q", name, refspec)
 	}
 	for _, from := range []*sysroot.Deployment{nil, {}} {
 		want := "[origin]\ncontainer-image-reference=ostree-unverified-registry:example.org/os:1\n"
-		if got := newOrigin(from, "example.org/os:1").Marshal(); string(got) != want {
+		if got := NewOrigin(from, "example.org/os:1").Marshal(); string(got) != want {
 			t.Errorf("origin of the first deployment is\n%s\nwant\n%s", got, want)
 		}
 	}
@@ -85,5 +88,27 @@ func TestNewest(t *testing.T) {
 				t.Errorf("newest() = %+v, want %+v", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestImageRef(t *testing.T) {
+	for name, want := range map[string]string{
+		"quay.io/fedora/fedora-coreos:stable": "ostree/container/image/docker_3A__2F__2F_quay_2E_io/fedora/fedora-coreos_3A_stable",
+		"localhost:5000/os_1@sha256:ab":       "ostree/container/image/docker_3A__2F__2F_localhost_3A_5000/os__1_40_sha256_3A_ab",
+		"a/":                                  "ostree/container/image/docker_3A__2F__2F_a_2F_",
+		"é":                                   "ostree/container/image/docker_3A__2F__2F__E9_",
+	} {
+		got, err := imageRef(name)
+		if err != nil || got != want {
+			t.Errorf("imageRef(%q) = %q, %v; want %q", name, got, err, want)
+		}
+		if err := objectstore.ValidateRef(got); err != nil {
+			t.Errorf("imageRef(%q): %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "a\x00b"} {
+		if got, err := imageRef(name); !errors.Is(err, oscommit.ErrInvalid) {
+			t.Errorf("imageRef(%q) = %q, %v, want an error", name, got, err)
+		}
 	}
 }

@@ -1,0 +1,65 @@
+package deploy
+
+import (
+	"context"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// CleanupOptions are those of [System.Cleanup].
+type CleanupOptions struct {
+	NoPrune bool // leave objects in the repository
+	DryRun  bool // only find what would be removed
+}
+
+// A CleanupReport is what a cleanup removes.
+type CleanupReport struct {
+	Plan    *sysroot.Plan // its Leftovers are paths
+	Objects int           // of the repository
+	Freed   int64         // bytes on the disk, of both
+}
+
+// Cleanup removes what no deployment needs: what interrupted changes have left, refs of images that are not deployed, and
+// objects of the repository. The caller holds the lock, but for a dry run.
+func (s *System) Cleanup(ctx context.Context, st *sysroot.State, o CleanupOptions) (*CleanupReport, error) {
+	plan, err := s.PlanCleanup(ctx, st)
+	if err != nil {
+		return nil, err
+	}
+	plan.NoPrune = true // pruned below instead, to report what is freed
+	r := &CleanupReport{Plan: plan, Freed: plan.Freed}
+	if !o.DryRun {
+		if err := s.Sysroot.Execute(ctx, plan); err != nil {
+			return nil, err
+		}
+	}
+	if o.NoPrune {
+		return r, nil
+	}
+	stats, err := s.prune(ctx, st, o.DryRun)
+	r.Objects = stats.Objects
+	r.Freed += stats.Bytes
+	return r, err
+}
+
+// prune removes objects that nothing needs, or with dryRun finds them.
+func (s *System) prune(ctx context.Context, st *sysroot.State, dryRun bool) (objectstore.PruneStats, error) {
+	unused, err := s.unusedImages(st.All()...)
+	if err != nil {
+		return objectstore.PruneStats{}, err
+	}
+	plan, err := s.Repo().PlanPrune(ctx, objectstore.PruneOptions{Without: unused})
+	if err != nil {
+		return objectstore.PruneStats{}, err
+	}
+	if dryRun {
+		return plan.Stats(), nil
+	}
+	if len(unused) > 0 {
+		if err := s.Repo().DeleteRefs(ctx, unused...); err != nil {
+			return objectstore.PruneStats{}, err
+		}
+	}
+	return plan.Execute(ctx)
+}

@@ -1,0 +1,103 @@
+package deploy
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"unicode"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// Keys of the group sysroot.OriginGroup in an origin file, of deployments that are not made from images.
+const (
+	originRefspec  = "refspec"
+	originBase     = "baserefspec"
+	originOverride = "override-commit"
+)
+
+const unverifiedRegistry = "ostree-unverified-registry:"
+
+// unverifiedImages are the forms that a reference has in an origin file when the image is in a registry and is taken as it
+// comes, which is all that a container runtime does.
+var unverifiedImages = []string{
+	unverifiedRegistry, "ostree-unverified-image:registry:", "ostree-unverified-image:docker://",
+}
+
+// ParseReference returns the name, for a registry, of the image that a reference of an origin file names. A reference that
+// demands a signature is an ErrSigned, any other an ErrTransport.
+func ParseReference(reference string) (string, error) {
+	for _, form := range unverifiedImages {
+		if name, ok := strings.CutPrefix(reference, form); ok && name != "" {
+			return name, nil
+		}
+	}
+	err := fmt.Errorf("origin %q is not one that containerd can pull", reference)
+	if strings.HasPrefix(reference, "ostree-image-signed:") || strings.HasPrefix(reference, "ostree-remote-") {
+		return "", as(ErrSigned, err)
+	}
+	return "", as(ErrTransport, err)
+}
+
+// OriginName returns what the origin of a deployment says it was made from: the name of an image, or else an ostree refspec.
+// Both are "" if it says nothing.
+func OriginName(d *sysroot.Deployment) (image, refspec string) {
+	if reference, ok := d.ImageReference(); ok {
+		if name, err := ParseReference(reference); err == nil {
+			return name, ""
+		}
+		return reference, ""
+	}
+	if d.Origin != nil {
+		ref, _ := d.Origin.Get(sysroot.OriginGroup, originRefspec)
+		base, _ := d.Origin.Get(sysroot.OriginGroup, originBase)
+		return "", cmp.Or(ref, base)
+	}
+	return "", ""
+}
+
+// NewOrigin returns the origin of a deployment of an image that takes over from another, which may be nil. What the old one
+// has beyond where it comes from is kept.
+func NewOrigin(from *sysroot.Deployment, image string) *keyfile.File {
+	f := &keyfile.File{}
+	if from != nil && from.Origin != nil {
+		f = from.Origin.Clone()
+	}
+	for _, key := range []string{originRefspec, originBase, originOverride} {
+		f.Remove(sysroot.OriginGroup, key)
+	}
+	f.Set(sysroot.OriginGroup, sysroot.OriginImage, unverifiedRegistry+image)
+	return f
+}
+
+// Title returns a name of a deployment for people, fit for a terminal.
+func Title(d *sysroot.Deployment) string {
+	name, _ := OriginName(d)
+	return Printable(strings.TrimSpace(fmt.Sprintf("%s %.12s.%d %s", d.Stateroot, d.Commit, d.Serial, cmp.Or(name, d.Version))))
+}
+
+// Printable returns a text fit for a terminal: anyone can write control characters into commits, origin files and boot
+// entries.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// manifestDigest returns the digest of the manifest of the image that a commit was made from. "" if it was made from none.
+func manifestDigest(repo *objectstore.Repo, commit objectstore.Checksum) (digest.Digest, error) {
+	c, err := repo.Commit(commit)
+	if err != nil {
+		return "", err
+	}
+	d, _ := c.MetaString(oscommit.ManifestDigest)
+	return digest.Digest(d), nil
+}

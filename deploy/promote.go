@@ -1,0 +1,140 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// PromoteOptions are those of [Promote].
+type PromoteOptions struct {
+	Source   Source                  // nil: Flatten
+	DryRun   bool                    // make the commit in a temporary repository, and leave the other one as it is
+	Progress func(oscommit.Progress) // called after each object, by one goroutine at a time; may be nil
+}
+
+func (o *PromoteOptions) source(layers *layer.Store) Source {
+	if o.Source != nil {
+		return o.Source
+	}
+	return Flatten(layers)
+}
+
+// A Promoted image is the OS commit of an image.
+type Promoted struct {
+	Commit  objectstore.Checksum
+	Repo    *objectstore.Repo  // that has it
+	Ref     string             // that names it there
+	Dropped []oscommit.Dropped // what the image has and the commit has not
+	Need    oscommit.Need      // what the sysroot's repository lacked of it
+
+	close func() error
+}
+
+// Close lets go of Repo and Commit. After a dry run both are gone. Further calls do nothing.
+func (p *Promoted) Close() error { return p.close() }
+
+// Promote makes the OS commit of an image in a repository, the sysroot's. When it returns the commit is durable, and named by
+// the ref that ostree's tools give to images. Files become part of that repository by hard links if the kernel allows it,
+// else they are copied; layers that are needed are not pruned meanwhile. What a Promote that failed has written is garbage for
+// the next prune, and is found by the next Promote.
+//
+// An image that cannot be booted is an ErrNotBootable or an oscommit.ErrInvalid. A layer that is missing is
+// layer.ErrNotExist, a repository that is too small ENOSPC.
+func Promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img *Image, o PromoteOptions) (*Promoted, error) {
+	p, err := promote(ctx, layers, to, img, o)
+	if err != nil {
+		return nil, fmt.Errorf("make OS commit of image %s: %w", img.Name, err)
+	}
+	return p, nil
+}
+
+func promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img *Image, o PromoteOptions) (_ *Promoted, err error) {
+	store := layers.Repo()
+	// No layer goes before the commit is complete.
+	lock, err := store.Lock(ctx, objectstore.LockShared)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	found, err := bootableOS(ctx, o.source(layers), img)
+	if err != nil {
+		return nil, err
+	}
+	p := &Promoted{Repo: to, Dropped: found.Dropped(), close: func() error { return nil }}
+	if p.Ref, err = imageRef(img.Name); err != nil {
+		return nil, err
+	}
+	from, closeFrom, err := linkSource(store, to)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeFrom()) }()
+	if p.Need, err = found.Need(to, from); err != nil {
+		return nil, err
+	}
+	if o.DryRun {
+		if p.Repo, p.close, err = scratchRepo(layers); err != nil {
+			return nil, err
+		}
+		from = store
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, p.close())
+			}
+		}()
+	}
+	txn, err := p.Repo.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, txn.Abort()) }()
+	if p.Commit, err = found.Store(ctx, txn, from, o.Progress); err != nil {
+		return nil, err
+	}
+	txn.SetRef(p.Ref, p.Commit)
+	return p, txn.Commit(ctx, objectstore.CommitOptions{Sync: !o.DryRun})
+}
+
+// linkSource returns the repository of the store so that objects of it can be linked into another one, if the kernel can
+// be made to do that: opened by way of the mount that the other one is on. It is to be closed by the function returned.
+func linkSource(from, to *objectstore.Repo) (_ *objectstore.Repo, closeIt func() error, err error) {
+	asItIs := func() error { return nil }
+	switch how, err := to.Transfer(from); {
+	case err != nil:
+		return nil, nil, err
+	case how == objectstore.TransferLink:
+		return from, asItIs, nil
+	}
+	dir, err := mounts.ReopenVia(from.Dir(), to.Dir())
+	if errors.Is(err, mounts.ErrUnreachable) {
+		return from, asItIs, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	repo, err := objectstore.Open(dir)
+	if err = errors.Join(err, dir.Close()); err != nil {
+		return nil, nil, err
+	}
+	return repo, repo.Close, nil
+}
+
+// scratchRepo makes an empty repository on the store's mount, which the function returned removes.
+func scratchRepo(layers *layer.Store) (_ *objectstore.Repo, closeIt func() error, err error) {
+	dir, remove, err := layers.Scratch("repo")
+	if err != nil {
+		return nil, nil, err
+	}
+	repo, err := objectstore.Create(dir, objectstore.ModeBare)
+	if err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
+	return repo, sync.OnceValue(func() error { return errors.Join(repo.Close(), remove()) }), nil
+}

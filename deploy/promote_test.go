@@ -1,0 +1,164 @@
+package deploy
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+func promoteTo(t *testing.T, layers *layer.Store, to *objectstore.Repo, img *Image, dryRun bool) *Promoted {
+	t.Helper()
+	p, err := Promote(t.Context(), layers, to, img, PromoteOptions{DryRun: dryRun})
+	testenv.Must(t, err)
+	return p
+}
+
+func TestPromote(t *testing.T) {
+	b := newBed(t)
+	img := b.osImage(t)
+	to := sysrootRepo(t, b.root.Path()+"-sysroot/ostree/repo")
+
+	dry := promoteTo(t, b.layers, to, img, true)
+	if dry.Repo == to || dry.Need.Shared == 0 || dry.Need.Objects != 0 {
+		t.Errorf("dry run: need %+v in the sysroot's repository: %t, want links in another one", dry.Need, dry.Repo == to)
+	}
+	if n := len(contentObjects(t, to)); n != 0 {
+		t.Errorf("dry run: %d objects are in the sysroot's repository", n)
+	}
+	testenv.Must(t, dry.Close())
+	testenv.Must(t, dry.Close())
+	if names, err := os.ReadDir(b.root.Path() + "/tmp"); err != nil || len(names) != 0 {
+		t.Errorf("dry run: %v, %v are left in tmp/, want nothing", names, err)
+	}
+
+	p := promoteTo(t, b.layers, to, img, false)
+	testenv.Must(t, p.Close())
+	if p.Commit != dry.Commit {
+		t.Errorf("commit %s, that of the dry run is %s", p.Commit, dry.Commit)
+	}
+	if got, err := to.Ref("ostree/container/image/docker_3A__2F__2F_example_2E_org/os_3A_1"); err != nil || got != p.Commit {
+		t.Errorf("ref: got %s, %v, want %s", got, err, p.Commit)
+	}
+	commit, err := to.Commit(p.Commit)
+	testenv.Must(t, err)
+	for key, want := range map[string]string{
+		"version": "1", "ostree.linux": "6.1.0", "ostree.manifest-digest": img.ManifestDigest.String(),
+		"ostree.manifest": string(img.Manifest), "ostree.container.image-config": string(img.Config),
+	} {
+		if got, _ := commit.MetaString(key); got != want {
+			t.Errorf("%s: got %q, want %q", key, got, want)
+		}
+	}
+	if commit.Timestamp != uint64(img.Created.Unix()) {
+		t.Errorf("time %d, want %d", commit.Timestamp, img.Created.Unix())
+	}
+	// bin/sh, app.conf, os-release, vmlinuz and initramfs.img; the others are layer images and recipes.
+	if shared, apart := sharedInodes(t, to, b.repo); shared != 5 || apart != 0 {
+		t.Errorf("%d files are one inode in both repositories, %d are two, want 5 and none", shared, apart)
+	}
+	if len(p.Dropped) != 1 || p.Dropped[0].Path != "/dev/null" {
+		t.Errorf("dropped: %v, want /dev/null", p.Dropped)
+	}
+	again := promoteTo(t, b.layers, to, img, false)
+	if again.Commit != p.Commit || again.Need.Shared+again.Need.Objects != 0 {
+		t.Errorf("again: commit %s, need %+v, want %s and nothing", again.Commit, again.Need, p.Commit)
+	}
+}
+
+// TestPromoteInOneRepo has the store and the sysroot use one repository.
+func TestPromoteInOneRepo(t *testing.T) {
+	b := newBed(t)
+	to, err := objectstore.Open(b.repo.Dir())
+	testenv.Must(t, err)
+	defer to.Close()
+	img := b.osImage(t)
+	before := len(contentObjects(t, to))
+	p := promoteTo(t, b.layers, to, img, false)
+	if p.Need.Objects+p.Need.Shared != 0 {
+		t.Errorf("need %+v, want no objects", p.Need)
+	}
+	// The symbolic link and the empty file.
+	if n := len(contentObjects(t, to)) - before; n != 2 {
+		t.Errorf("%d objects were added, want 2", n)
+	}
+	objecttest.Fsck(t, to)
+}
+
+// TestPromoteAcrossMounts has the store below a mount of its own, as /var is on a host that ostree has booted: the kernel
+// links nothing from there to the sysroot.
+func TestPromoteAcrossMounts(t *testing.T) {
+	b := newBed(t)
+	img := b.osImage(t)
+	// One file system, of which the store's root is the var of a stateroot.
+	dir := t.TempDir()
+	bind(t, filepath.Dir(b.root.Path()), dir+"/sysroot")
+	bind(t, b.root.Path(), dir+"/var")
+	to := sysrootRepo(t, dir+"/sysroot/ostree/repo")
+	root := objecttest.OpenDir(t, dir+"/var")
+	repo, err := objectstore.Open(objecttest.OpenDir(t, dir+"/var/repo"))
+	testenv.Must(t, err)
+	defer repo.Close()
+	if how, err := to.Transfer(repo); err != nil || how == objectstore.TransferLink {
+		t.Fatalf("transfer: got %v, %v, want that it cannot be linked", how, err)
+	}
+	p := promoteTo(t, openLayers(t, root, repo), to, img, false)
+	if p.Need.Objects != 0 || p.Need.Transfer != objectstore.TransferLink {
+		t.Errorf("need %+v, want links", p.Need)
+	}
+	if shared, apart := sharedInodes(t, to, repo); shared != 5 || apart != 0 {
+		t.Errorf("%d files are one inode in both repositories, %d are two, want 5 and none", shared, apart)
+	}
+}
+
+// TestPromoteElsewhere has the sysroot on another file system.
+func TestPromoteElsewhere(t *testing.T) {
+	b := newBed(t)
+	img := b.osImage(t)
+	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/ostree/repo")
+	p := promoteTo(t, b.layers, to, img, false)
+	if p.Need.Transfer != objectstore.TransferCopy || p.Need.Objects != 5 || p.Need.Bytes < 396<<10 {
+		t.Errorf("need %+v, want copies of 5 files", p.Need)
+	}
+	small := sysrootRepo(t, testenv.NewDisk(t, "ext4", 256<<10, "-O", "^has_journal").Dir+"/ostree/repo")
+	_, err := Promote(t.Context(), b.layers, small, img, PromoteOptions{})
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "are free") {
+		t.Errorf("got error %v, want one that says how much is free", err)
+	}
+}
+
+func TestPromoteNotBootable(t *testing.T) {
+	b := newBed(t)
+	to := sysrootRepo(t, t.TempDir())
+	_, err := Promote(t.Context(), b.layers, to, b.image(t, "example.org/app:1", baseFiles), PromoteOptions{})
+	if !errors.Is(err, ErrNotBootable) {
+		t.Fatalf("got error %v, want %v", err, ErrNotBootable)
+	}
+	for _, want := range []string{"example.org/app:1", "kernel: ", "directory: /usr", "symbolic link: /ostree", "os-release"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("got error %v, want %q in it", err, want)
+		}
+	}
+	if n := len(contentObjects(t, to)); n != 0 {
+		t.Errorf("%d objects were stored", n)
+	}
+}
+
+// TestPromotePruned has a layer pruned between the image being found and its commit being made.
+func TestPromotePruned(t *testing.T) {
+	b := newBed(t)
+	img := b.osImage(t)
+	img.Layers = append(img.Layers, objectstore.Checksum{1})
+	_, err := Promote(t.Context(), b.layers, sysrootRepo(t, t.TempDir()), img, PromoteOptions{})
+	if !errors.Is(err, layer.ErrNotExist) || !strings.Contains(err.Error(), "no such layer") {
+		t.Errorf("got error %v, want that there is no such layer", err)
+	}
+}

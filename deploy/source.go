@@ -1,0 +1,103 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// An Image is an image whose layers are in a store.
+type Image struct {
+	Name           string        // to ask a registry for it again
+	ManifestDigest digest.Digest // of Manifest
+	Manifest       []byte        // JSON, byte for byte
+	Config         []byte        // JSON, byte for byte
+	Version        string        // "" if the image has none
+	Created        time.Time     // zero if unknown
+	Layers         []objectstore.Checksum
+}
+
+// A Source turns an image into the operating system that its commit will hold. [Flatten] is the one for images of layers
+// alone. One for images that carry the objects of an ostree commit, or one that labels files by the image's policy, decides
+// by Manifest and Config, and yields an OS of its own.
+type Source interface {
+	// OS reads what the layers of the image say, and writes nothing. An image that cannot become a commit is an
+	// oscommit.ErrInvalid. The caller holds the shared lock of the layers' repository, also while it uses the OS.
+	OS(ctx context.Context, img *Image) (OS, error)
+}
+
+// An OS is the operating system of an image, before and while its commit is made.
+type OS interface {
+	// Missing says, one by one, what keeps the OS from being booted; nothing if it can be.
+	Missing() []string
+	// Dropped lists what the image has and the commit will not have, by path.
+	Dropped() []oscommit.Dropped
+	// Kernel returns the version of the kernel, the name of its directory below usr/lib/modules.
+	Kernel() string
+	// FileSize returns the size of a regular file. It follows no symbolic links.
+	FileSize(name string) (size int64, ok bool)
+	// Allocated returns about how many bytes a deployment takes on an empty file system with blocks of that size.
+	Allocated(block int64) int64
+	// Need returns what Store would bring from one repository to another, and changes neither.
+	Need(to, from *objectstore.Repo) (oscommit.Need, error)
+	// Store writes the commit, as [oscommit.Tree.Store] does. Progress may be nil.
+	Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress)) (objectstore.Checksum, error)
+}
+
+// Flatten is the Source that lays the layers of an image over each other. Files keep their owners, modes and extended
+// attributes, and get no SELinux labels. The commit is a function of the image alone, the same on every host.
+func Flatten(layers *layer.Store) Source { return flatten{layers} }
+
+type flatten struct{ layers *layer.Store }
+
+func (f flatten) OS(ctx context.Context, img *Image) (OS, error) {
+	root, err := f.layers.Flatten(ctx, img.Layers)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := oscommit.NewTree(root)
+	if err != nil {
+		return nil, err
+	}
+	return &flatOS{tree, img}, nil
+}
+
+// A flatOS is an OS made by flattening.
+type flatOS struct {
+	*oscommit.Tree
+	img *Image
+}
+
+func (f *flatOS) Dropped() []oscommit.Dropped { return f.Tree.Dropped }
+
+func (f *flatOS) Store(
+	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress),
+) (objectstore.Checksum, error) {
+	f.Progress = progress
+	return f.Tree.Store(ctx, txn, from, oscommit.Image{
+		ManifestDigest: f.img.ManifestDigest.String(),
+		Manifest:       string(f.img.Manifest),
+		Config:         string(f.img.Config),
+		Version:        f.img.Version,
+		Created:        f.img.Created,
+	})
+}
+
+// bootableOS returns the OS of an image if it can be booted, else an ErrNotBootable.
+func bootableOS(ctx context.Context, src Source, img *Image) (OS, error) {
+	found, err := src.OS(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	if missing := found.Missing(); len(missing) > 0 {
+		return nil, as(ErrNotBootable, fmt.Errorf("it cannot be booted, for want of: %s", strings.Join(missing, "; ")))
+	}
+	return found, nil
+}

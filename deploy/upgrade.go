@@ -1,0 +1,48 @@
+package deploy
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+)
+
+// UpgradeFrom returns the deployment that the stateroot that is meant (see [System.Stateroot]) upgrades from, and the name of
+// its image. Errors are ErrNothingDeployed, ErrNotFromImage, and those of [ParseReference].
+func (s *System) UpgradeFrom(st *sysroot.State, stateroot string) (from *sysroot.Deployment, image string, err error) {
+	stateroot, err = s.Stateroot(st, stateroot)
+	if err != nil {
+		return nil, "", err
+	}
+	if from = newest(st, stateroot); from == nil {
+		return nil, "", as(ErrNothingDeployed, fmt.Errorf("stateroot %s has no deployment", stateroot))
+	}
+	reference, ok := from.ImageReference()
+	if !ok {
+		return nil, "", as(ErrNotFromImage, fmt.Errorf("%s was not deployed from an image", Title(from)))
+	}
+	image, err = ParseReference(reference)
+	return from, image, err
+}
+
+// An Update is the answer to whether an image has changed since it was deployed.
+type Update struct {
+	Deployed  digest.Digest // of the manifest; "" if the deployment was made of no image
+	Available digest.Digest // of the manifest that the image's name stands for now
+	Failed    bool          // that one was deployed, and has failed to boot
+}
+
+// Wanted reports whether the image is one to upgrade to.
+func (u *Update) Wanted() bool { return u.Available != u.Deployed && !u.Failed }
+
+// Update compares the image of a deployment with the manifest that its name stands for now.
+func (s *System) Update(st *sysroot.State, from *sysroot.Deployment, available digest.Digest) (*Update, error) {
+	u := &Update{Available: available}
+	var err error
+	if u.Deployed, err = manifestDigest(s.Repo(), from.Commit); err != nil {
+		return nil, err
+	}
+	u.Failed, err = s.hasFailed(st, available)
+	return u, err
+}
