@@ -334,39 +334,6 @@ func (d *Dir) unlink(name string, flags int) error {
 	return nil
 }
 
-// RemoveAll removes name and everything below it, without following links or crossing mounts. Nothing there is
-// success.
-func (d *Dir) RemoveAll(name string) error {
-	err := d.Unlink(name)
-	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return nil
-	case !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM):
-		return err
-	}
-	sub, err := d.OpenDir(name)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	names, err := sub.ReadNames()
-	err = IgnoreNotExist(err) // somebody else has removed the directory
-	for _, n := range names {
-		if err == nil {
-			err = sub.RemoveAll(n)
-		}
-	}
-	if err = errors.Join(err, sub.Close()); err != nil {
-		return err
-	}
-	if err := d.Rmdir(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // Walk calls f with the inode of name and, if that is a directory, of everything below it, each directory before what
 // is in it. An inode with several names is seen as often. What is removed meanwhile is left out.
 func (d *Dir) Walk(name string, f func(st *unix.Stat_t) error) error {

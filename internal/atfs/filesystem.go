@@ -7,29 +7,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const immutableFlag = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
+// Inode flags of linux/fs.h.
+const (
+	immutableFlag = 0x10 // FS_IMMUTABLE_FL
+	appendFlag    = 0x20 // FS_APPEND_FL
+)
 
-// SetImmutable sets or clears the flag of the directory itself that keeps names in it from being added, changed and removed.
-// A file system that has no such flag is success.
+// SetImmutable sets or clears the immutable flag of the directory itself, which keeps names in it from being added, changed
+// and removed. On a file system without such flags it does nothing and succeeds.
 func (d *Dir) SetImmutable(on bool) error {
 	if err := d.before(OpSetFlags, "."); err != nil {
 		return err
 	}
-	flags, err := retry(func() (uint32, error) { return unix.IoctlGetUint32(d.fd, unix.FS_IOC_GETFLAGS) })
-	if err == nil {
-		was := flags
-		if flags &^= immutableFlag; on {
-			flags |= immutableFlag
-		}
-		if flags == was {
-			return nil
-		}
-		err = retry0(func() error { return unix.IoctlSetPointerInt(d.fd, unix.FS_IOC_SETFLAGS, int(flags)) })
+	var set uint32
+	if on {
+		set = immutableFlag
 	}
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOTTY) {
+	if err := changeFlags(d.fd, immutableFlag, set); err != nil {
 		return d.err("set flags", ".", err)
 	}
 	return nil
+}
+
+// changeFlags clears some inode flags of an open file or directory, then sets others. A file system without inode flags is
+// no error.
+func changeFlags(fd int, clearFlags, setFlags uint32) error {
+	flags, err := retry(func() (uint32, error) { return unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS) })
+	if err == nil {
+		now := flags&^clearFlags | setFlags
+		if now == flags {
+			return nil
+		}
+		err = retry0(func() error { return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(now)) })
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
+		return nil
+	}
+	return err
 }
 
 // A Space says what a file system has free.
