@@ -34,7 +34,14 @@ func kib(seed string, n int) string {
 var (
 	baseFiles = []file{{name: "bin/sh", content: kib("shell", 96)}, {name: "etc/empty"}, {name: "etc/app.conf", content: "default\n"}}
 	osFiles   = []file{
-		{name: "boot/"}, {name: "dev/"}, {name: "proc/"}, {name: "run/"}, {name: "sys/"}, {name: "sysroot/"}, {name: "tmp/"}, {name: "var/"},
+		{name: "boot/"},
+		{name: "dev/"},
+		{name: "proc/"},
+		{name: "run/"},
+		{name: "sys/"},
+		{name: "sysroot/"},
+		{name: "tmp/"},
+		{name: "var/"},
 		{name: "ostree", target: "sysroot/ostree"},
 		{name: "dev/null", content: "not seen"},
 		{name: "usr/lib/os-release", content: "ID=test\n"},
