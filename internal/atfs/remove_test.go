@@ -24,28 +24,10 @@ func openDir(t *testing.T, name string) *atfs.Dir {
 	return d
 }
 
-// setFlags sets inode flags of a file or directory as chattr(1) does, and clears them when the test ends.
-func setFlags(t *testing.T, name string, flags int) {
-	t.Helper()
-	f, err := os.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	was, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	if err != nil {
-		t.Fatalf("read flags of %s, which ext4, XFS and Btrfs have: %v", name, err)
-	}
-	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, was|flags); err != nil {
-		t.Fatalf("set flags of %s: %v", name, err)
-	}
-	t.Cleanup(func() { _ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, was) })
-}
-
 // TestRemoveAllProtected removes trees in which chattr(1) has protected something.
 func TestRemoveAllProtected(t *testing.T) {
 	testenv.NeedsRoot(t)
-	const immutable, appendOnly = 0x10, 0x20
+	const immutable, appendOnly = testenv.Immutable, testenv.AppendOnly
 	for _, c := range []struct {
 		name      string
 		protected []string
@@ -75,7 +57,7 @@ func TestRemoveAllProtected(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, name := range c.protected {
-				setFlags(t, filepath.Join(dir, name), c.flags)
+				testenv.SetFlags(t, filepath.Join(dir, name), c.flags)
 			}
 			if err := openDir(t, dir).RemoveAll("tree"); err != nil {
 				t.Fatal(err)
@@ -95,7 +77,7 @@ func TestRemoveAllParentProtected(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "parent/tree/dir"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	setFlags(t, filepath.Join(dir, "parent"), 0x10)
+	testenv.SetFlags(t, filepath.Join(dir, "parent"), testenv.Immutable)
 	err := openDir(t, filepath.Join(dir, "parent")).RemoveAll("tree")
 	if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "parent/tree") {
 		t.Errorf("got %v, want operation not permitted, for parent/tree", err)
