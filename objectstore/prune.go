@@ -20,6 +20,7 @@ import (
 // PruneStats says what a prune removes, or has removed.
 type PruneStats struct {
 	Objects   int
+	Failed    int   // objects that could not be removed
 	Leftovers int   // in tmp/, of what nobody is writing any more
 	Bytes     int64 // that become free; an object that a checkout links to frees nothing
 }
@@ -146,8 +147,9 @@ func (p *PrunePlan) sort() {
 }
 
 // Execute takes the exclusive lock, so it waits for running transactions and makes new ones wait, and removes what
-// was planned but for objects that refs reach that were added or moved since. It returns what it removed, also with
-// an error; what is left a later prune finds again. It also clears tmp/ of what this package left there, and of what
+// was planned but for objects that refs reach that were added or moved since. An object that cannot be removed does not
+// stop the rest: the error names up to maxPruneErrors of them. It returns what it removed, also with an error; what is
+// left a later prune finds again. It also clears tmp/ of what this package left there, and of what
 // is older than tmp-expiry-secs.
 func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	if err := p.Refresh(ctx); err != nil {
@@ -192,9 +194,11 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 	if err := p.addFresh(ctx, m, refs); err != nil {
 		return stats, err
 	}
+	var errs []error
+	failures := 0
 	for _, g := range p.garbage {
-		if err := ctx.Err(); err != nil {
-			return stats, context.Cause(ctx)
+		if ctx.Err() != nil {
+			return stats, errors.Join(append(errs, context.Cause(ctx))...)
 		}
 		if !m.isGarbage(g.typ, g.sum) {
 			continue
@@ -204,9 +208,24 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 			stats.Objects++
 			stats.Bytes += g.bytes
 		}
-		if err != nil {
-			return stats, err
+		if err == nil {
+			continue
 		}
+		if !removed {
+			stats.Failed++
+		}
+		if failures++; failures <= maxPruneErrors {
+			errs = append(errs, err)
+		}
+		if g.typ == TypeCommit && !removed {
+			// The commit stays, so it keeps what it reaches.
+			if err := m.commits(ctx, g.sum); err != nil {
+				return stats, errors.Join(append(errs, err)...)
+			}
+		}
+	}
+	if more := failures - len(errs); more > 0 {
+		errs = append(errs, fmt.Errorf("%d more objects have errors", more))
 	}
 	err = p.repo.eachLeftover(time.Now(), func(name string, bytes int64) error {
 		if err := p.repo.tmp.RemoveAll(name); err != nil {
@@ -216,8 +235,11 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 		stats.Bytes += bytes
 		return nil
 	})
-	return stats, err
+	return stats, errors.Join(append(errs, err)...)
 }
+
+// maxPruneErrors bounds the errors of one prune: on a broken disk each object would have its own.
+const maxPruneErrors = 10
 
 // Refresh looks at what was added since the plan was made, or since the last Refresh. Execute does so too; the less is
 // left to look at then, the shorter others wait.
@@ -370,12 +392,13 @@ func (r *Repo) writeTombstone(d *atfs.Dir, sum Checksum) (err error) {
 func partialName(sum Checksum) string { return stateName + "/" + sum.String() + ".commitpartial" }
 
 // eachLeftover calls f for what is left over in tmp/: names of this package, which have no owner under the exclusive lock,
-// and whatever is older than the configured time, whoever made it.
+// and whatever is older than the configured time, whoever made it. After an error it goes on with the others.
 func (r *Repo) eachLeftover(now time.Time, f func(name string, bytes int64) error) error {
 	names, err := r.tmp.ReadNames()
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, name := range names {
 		if name == "cache" {
 			continue
@@ -393,14 +416,13 @@ func (r *Repo) eachLeftover(now time.Time, f func(name string, bytes int64) erro
 			continue
 		}
 		var bytes int64
-		if err := r.tmp.Walk(name, func(st *unix.Stat_t) error { bytes += atfs.Allocated(st); return nil }); err != nil {
-			return err
+		err = r.tmp.Walk(name, func(st *unix.Stat_t) error { bytes += atfs.Allocated(st); return nil })
+		if err == nil {
+			err = f(name, bytes)
 		}
-		if err := f(name, bytes); err != nil {
-			return err
-		}
+		errs = append(errs, err)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // eachObject calls f for each object, with the directory that it is in, of which f must not keep a handle. What is

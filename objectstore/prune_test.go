@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
@@ -215,7 +217,8 @@ func TestTransactionBlocksPrune(t *testing.T) {
 	}
 }
 
-// TestPruneCountsWhatIsGone lets the removal of a commit's mark fail: the commit itself is gone, and is counted.
+// TestPruneCountsWhatIsGone lets the removal of a commit's mark fail: the commit itself is gone and is counted, and so is
+// what it reached.
 func TestPruneCountsWhatIsGone(t *testing.T) {
 	repo := objecttest.NewRepoAt(t, hooked(t, func(op atfs.Op, name string) error {
 		if op == atfs.OpUnlink && strings.HasPrefix(name, "state/") {
@@ -224,8 +227,8 @@ func TestPruneCountsWhatIsGone(t *testing.T) {
 		return nil
 	}))
 	objecttest.Commit(t, repo, "", oneFile("a"))
-	if stats, err := plan(t, repo).Execute(t.Context()); stats.Objects != 1 || stats.Bytes == 0 || !errors.Is(err, unix.EIO) {
-		t.Errorf("got %+v, %v, want one object and EIO", stats, err)
+	if stats, err := plan(t, repo).Execute(t.Context()); stats.Objects != 4 || stats.Failed != 0 || stats.Bytes == 0 || !errors.Is(err, unix.EIO) {
+		t.Errorf("got %+v, %v, want 4 objects and EIO", stats, err)
 	}
 }
 
@@ -542,5 +545,53 @@ func TestCheckoutOptions(t *testing.T) {
 	cancel()
 	if err := repo.Checkout(ctx, sum, out, "cancelled", objectstore.CheckoutOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
+// TestPruneGoesOn has an object that cannot be removed: the others go, the error names it, a commit that stays keeps its
+// closure, and once nothing is in the way the rest goes.
+func TestPruneGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ext  string // of the object that cannot be removed
+		left int    // objects that stay because of it
+	}{
+		{"file", "file", 1},
+		{"commit", "commit", 4}, // with dirtree, dirmeta and file
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			repo := objecttest.NewRepo(t)
+			objecttest.Commit(t, repo, "kept", objecttest.Dir(0o700, nil))
+			objecttest.Commit(t, repo, "", oneFile("stuck"))
+			protected, err := filepath.Glob(filepath.Join(repo.Dir().Path(), "objects/??/*."+c.ext))
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept, err := repo.Ref("kept")
+			if err != nil {
+				t.Fatal(err)
+			}
+			protected = slices.DeleteFunc(protected, func(name string) bool { return strings.HasSuffix(name, kept.String()[2:]+".commit") })
+			if len(protected) != 1 {
+				t.Fatalf("objects with .%s are %v, want one beside the one of ref kept", c.ext, protected)
+			}
+			for i := range 5 {
+				objecttest.Commit(t, repo, "", oneFile(fmt.Sprint("garbage", i)))
+			}
+			total := plan(t, repo).Stats().Objects
+			undo := testenv.SetFlags(t, protected[0], testenv.Immutable)
+
+			stats, err := plan(t, repo).Execute(t.Context())
+			if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), filepath.Base(protected[0])) {
+				t.Errorf("got %v, want operation not permitted, for %s", err, filepath.Base(protected[0]))
+			}
+			if stats.Failed != 1 || stats.Objects != total-c.left {
+				t.Errorf("%d objects were removed and %d not, want %d and 1", stats.Objects, stats.Failed, total-c.left)
+			}
+			undo()
+			if stats := execute(t, plan(t, repo)); stats.Objects != c.left {
+				t.Errorf("afterwards %d objects were removed, want %d", stats.Objects, c.left)
+			}
+		})
 	}
 }
