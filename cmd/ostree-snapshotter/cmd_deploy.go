@@ -50,13 +50,16 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 	c.imageNamespaceFlag(cmd)
 }
 
-// addKargs gives a command the flags that change kernel arguments.
-func (f *deployFlags) addKargs(cmd *cobra.Command) {
+// addKargs adds the flags that edit kernel arguments to a command that deploys an image.
+func addKargs(cmd *cobra.Command, edits *kargs.Edits) { addKargEdits(cmd, edits, "karg", "karg-") }
+
+// addKargEdits adds the flags that edit kernel arguments: one to set them, the others with a prefix.
+func addKargEdits(cmd *cobra.Command, edits *kargs.Edits, set, prefix string) {
 	fl := cmd.Flags()
-	fl.StringArrayVar(&f.kargs.Set, "karg", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
-	fl.StringArrayVar(&f.kargs.Append, "karg-append", nil, "have the kernel argument `KEY[=VALUE]` beside others; repeatable")
-	fl.StringArrayVar(&f.kargs.Replace, "karg-replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
-	fl.StringArrayVar(&f.kargs.Delete, "karg-delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
+	fl.StringArrayVar(&edits.Set, set, nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
+	fl.StringArrayVar(&edits.Append, prefix+"append", nil, "have the kernel argument `KEY[=VALUE]` beside others; repeatable")
+	fl.StringArrayVar(&edits.Replace, prefix+"replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
+	fl.StringArrayVar(&edits.Delete, prefix+"delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
 }
 
 // imageNamespaceFlag gives a command the flag for the namespace that its image is in.
@@ -91,7 +94,7 @@ as --karg and its like say. IMAGE is what "ctr images ls" calls it; "ostree-snap
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.deploy(cmd.Context(), &f, args[0]) },
 	}
 	f.addDeploy(c, cmd)
-	f.addKargs(cmd)
+	addKargs(cmd, &f.kargs)
 	cmd.Flags().BoolVar(&f.init, "init", false, "make sysroot and stateroot if they are not there yet")
 	return cmd
 }

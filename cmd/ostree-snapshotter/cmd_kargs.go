@@ -36,11 +36,7 @@ one.` + exitHelp(append([]int{exitPartly, exitConflict}, changeStatuses...)...),
 	f.addChange(cmd)
 	f.addStateroot(cmd, "the deployment of the stateroot `NAME` instead of the one that runs or boots")
 	c.jsonFlag(cmd)
-	fl := cmd.Flags()
-	fl.StringArrayVar(&edits.Set, "set", nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
-	fl.StringArrayVar(&edits.Append, "append", nil, "add the kernel argument `KEY[=VALUE]`; repeatable")
-	fl.StringArrayVar(&edits.Replace, "replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
-	fl.StringArrayVar(&edits.Delete, "delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
+	addKargEdits(cmd, &edits, "set", "")
 	return cmd
 }
 

@@ -44,7 +44,7 @@ and has not booted.
 		},
 	}
 	f.addDeploy(c, cmd)
-	f.addKargs(cmd)
+	addKargs(cmd, &f.kargs)
 	p.add(cmd)
 	cmd.Flags().BoolVar(&check, "check", false, "only ask the registry whether there is an update")
 	return cmd
@@ -63,7 +63,7 @@ it. "ostree-snapshotter upgrade" asks for it from then on. What was changed in /
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.switchTo(cmd.Context(), &f, &p, args[0]) },
 	}
 	f.addDeploy(c, cmd)
-	f.addKargs(cmd)
+	addKargs(cmd, &f.kargs)
 	p.add(cmd)
 	return cmd
 }
