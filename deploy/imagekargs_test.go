@@ -54,6 +54,7 @@ func TestImageKargs(t *testing.T) {
 			"b.toml": "kargs = [\"this\"]\nmatch-architectures = [\"s390\", \"" + runtime.GOARCH + "\"]",
 		}, "this", ""},
 		{"ostree", map[string]string{"a.toml": `kargs = ["ostree=/ostree/boot.0/evil/00/0"]`}, "", "a.toml"},
+		{"quoted ostree", map[string]string{"a.toml": `kargs = ["\"ostree=/ostree/boot.0/evil/00/0\""]`}, "", "a.toml"},
 		{"not TOML", map[string]string{"a.toml": "kargs"}, "", "a.toml"},
 		{"control", map[string]string{"a.toml": `kargs = ["a\nlinux /evil"]`}, "", "a.toml"},
 		{"large", map[string]string{"a.toml": "kargs = []\n#" + strings.Repeat("x", kargs.MaxDropIn)}, "", "a.toml"},

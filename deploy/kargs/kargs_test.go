@@ -232,3 +232,21 @@ func FuzzParseDropIn(f *testing.F) {
 		}
 	})
 }
+
+func TestKey(t *testing.T) {
+	for arg, want := range map[string]string{
+		"quiet":                   "quiet",
+		"root=LABEL=x":            "root",
+		`root="LABEL=x y"`:        "root",
+		`"ostree=/ostree/boot.1"`: "ostree",
+		`"quiet"`:                 "quiet",
+		`"ostree=a`:               "ostree", // not closed
+		`a"b=c"`:                  `a"b`,
+		"=x":                      "",
+		"":                        "",
+	} {
+		if got := Key(arg); got != want {
+			t.Errorf("Key(%q) = %q, want %q", arg, got, want)
+		}
+	}
+}
