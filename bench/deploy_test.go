@@ -32,7 +32,7 @@ func BenchmarkDeploy(b *testing.B) {
 			s := make(series)
 			for b.Loop() {
 				dir, remove := freshDisk(b, "4G")
-				must(b, os.Mkdir(dir+"/store", 0o711))
+				testenv.Must(b, os.Mkdir(dir+"/store", 0o711))
 				store := openStore(b, dir+"/store")
 				chain := importOS(b, store, ref, blob)
 				ours, theirs := openSysroot(b, dir+"/ours"), openSysroot(b, dir+"/theirs")
@@ -52,7 +52,7 @@ func BenchmarkDeploy(b *testing.B) {
 					})
 					return deployOS(b, ours, commit)
 				})
-				must(b, errors.Join(ours.Close(), theirs.Close(), store.Close(), store.Repo().Close()))
+				testenv.Must(b, errors.Join(ours.Close(), theirs.Close(), store.Close(), store.Repo().Close()))
 				remove()
 			}
 			s.report(b, "ostree")
@@ -65,21 +65,21 @@ func importOS(b *testing.B, store *layer.Store, ref, blob string) (chain []objec
 	b.Helper()
 	load := func(r io.Reader) {
 		h, err := store.Import(b.Context(), r, layer.ImportOptions{})
-		must(b, err)
-		must(b, h.Release())
+		testenv.Must(b, err)
+		testenv.Must(b, h.Release())
 		chain = append(chain, h.ID)
 	}
 	if ref == images.OSBase { // its layer is not compressed
 		f, err := os.Open(blob)
-		must(b, err)
+		testenv.Must(b, err)
 		load(f)
-		must(b, f.Close())
+		testenv.Must(b, f.Close())
 		return chain
 	}
 	r, err := klauspost(b.Context(), blob)
-	must(b, err)
+	testenv.Must(b, err)
 	load(r)
-	must(b, r.Close())
+	testenv.Must(b, r.Close())
 	var t bytes.Buffer
 	w := tar.NewWriter(&t)
 	for _, h := range []tar.Header{
@@ -88,11 +88,11 @@ func importOS(b *testing.B, store *layer.Store, ref, blob string) (chain []objec
 		{Typeflag: tar.TypeReg, Name: "usr/lib/modules/6.1.0/vmlinuz", Mode: 0o644, Size: 8 << 20},
 		{Typeflag: tar.TypeReg, Name: "usr/lib/modules/6.1.0/initramfs.img", Mode: 0o644, Size: 32 << 20},
 	} {
-		must(b, w.WriteHeader(&h))
+		testenv.Must(b, w.WriteHeader(&h))
 		_, err := w.Write(make([]byte, h.Size))
-		must(b, err)
+		testenv.Must(b, err)
 	}
-	must(b, w.Close())
+	testenv.Must(b, w.Close())
 	load(&t)
 	return chain
 }
@@ -100,14 +100,14 @@ func importOS(b *testing.B, store *layer.Store, ref, blob string) (chain []objec
 // openSysroot makes a sysroot with a stateroot.
 func openSysroot(b *testing.B, path string) *sysroot.Sysroot {
 	b.Helper()
-	must(b, os.Mkdir(path, 0o755))
+	testenv.Must(b, os.Mkdir(path, 0o755))
 	dir, err := atfs.Open(path)
-	must(b, err)
+	testenv.Must(b, err)
 	defer dir.Close()
-	must(b, sysroot.Init(dir))
+	testenv.Must(b, sysroot.Init(dir))
 	s, err := sysroot.Open(dir, sysroot.Options{})
-	must(b, err)
-	must(b, s.InitStateroot("os"))
+	testenv.Must(b, err)
+	testenv.Must(b, s.InitStateroot("os"))
 	return s
 }
 
@@ -115,18 +115,18 @@ func openSysroot(b *testing.B, path string) *sysroot.Sysroot {
 func storeOS(b *testing.B, store *layer.Store, chain []objectstore.Checksum, to *objectstore.Repo) objectstore.Checksum {
 	b.Helper()
 	root, err := store.Flatten(b.Context(), chain)
-	must(b, err)
+	testenv.Must(b, err)
 	tree, err := oscommit.NewTree(root)
-	must(b, err)
+	testenv.Must(b, err)
 	if missing := tree.Missing(); len(missing) > 0 {
 		b.Fatalf("the image lacks %q", missing)
 	}
 	txn, err := to.Begin(b.Context())
-	must(b, err)
+	testenv.Must(b, err)
 	sum, err := tree.Store(b.Context(), txn, store.Repo(), oscommit.Image{})
-	must(b, err)
+	testenv.Must(b, err)
 	txn.SetRef("os", sum)
-	must(b, txn.Commit(b.Context(), objectstore.CommitOptions{Sync: true}))
+	testenv.Must(b, txn.Commit(b.Context(), objectstore.CommitOptions{Sync: true}))
 	return sum
 }
 

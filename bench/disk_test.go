@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // freshDisk mounts a new ext4 file system and returns where. Every cold run gets one: ext4 is slow to reuse inodes
@@ -33,9 +34,7 @@ func ramDisk(b *testing.B, size string, mkfs ...string) (dir string, remove func
 
 func newDisk(b *testing.B, size string, ram bool, mkfs ...string) (dir string, remove func()) {
 	b.Helper()
-	if os.Getuid() != 0 {
-		b.Skip("needs root: mounts a file system")
-	}
+	testenv.NeedsRoot(b)
 	tmp, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		b.Fatal(err)
@@ -45,7 +44,7 @@ func newDisk(b *testing.B, size string, ram bool, mkfs ...string) (dir string, r
 	}
 	dir = filepath.Join(tmp, "disk")
 	image := filepath.Join(tmp, "ext4.img")
-	must(b, os.Mkdir(dir, 0o755))
+	testenv.Must(b, os.Mkdir(dir, 0o755))
 	run(b, "truncate", "-s", size, image)
 	mkfs = append([]string{"-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, mkfs...)
 	run(b, "mkfs.ext4", append(mkfs, image)...)
@@ -55,7 +54,7 @@ func newDisk(b *testing.B, size string, ram bool, mkfs ...string) (dir string, r
 		if ram {
 			run(b, "umount", tmp)
 		}
-		must(b, os.RemoveAll(tmp))
+		testenv.Must(b, os.RemoveAll(tmp))
 	}
 }
 
@@ -66,25 +65,18 @@ func run(b *testing.B, name string, args ...string) {
 	}
 }
 
-func must(b *testing.B, err error) {
-	b.Helper()
-	if err != nil {
-		b.Fatal(err)
-	}
-}
-
 // layerBlob is the compressed blob of a test image's largest layer.
 func layerBlob(b *testing.B, ref string) string {
 	b.Helper()
 	layout, err := images.Layout(b.Context(), os.Stderr, ref)
-	must(b, err)
+	testenv.Must(b, err)
 	blobs, err := filepath.Glob(filepath.Join(layout, "blobs", "sha256", "*"))
-	must(b, err)
+	testenv.Must(b, err)
 	var largest string
 	var size int64
 	for _, name := range blobs {
 		st, err := os.Stat(name)
-		must(b, err)
+		testenv.Must(b, err)
 		if st.Size() > size {
 			largest, size = name, st.Size()
 		}

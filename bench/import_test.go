@@ -2,10 +2,10 @@ package bench
 
 import (
 	"errors"
-	"os/exec"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -22,9 +22,7 @@ func BenchmarkImport(b *testing.B) {
 	}{{"klauspost", klauspost}, {"igzip", igzip}} {
 		b.Run(d.name, func(b *testing.B) {
 			if d.name == "igzip" {
-				if _, err := exec.LookPath("igzip"); err != nil {
-					b.Skip("needs igzip (Debian package isal)")
-				}
+				testenv.NeedsTool(b, "igzip") // of the Debian package isal
 			}
 			s := make(series)
 			for b.Loop() {
@@ -65,7 +63,7 @@ func BenchmarkImport(b *testing.B) {
 				})
 				run(b, "sync", "-f", dir) // what cold wrote is not for known to pay
 				s.time(b, "known", func() error { return load("known-checkout") })
-				must(b, errors.Join(store.Close(), store.Repo().Close()))
+				testenv.Must(b, errors.Join(store.Close(), store.Repo().Close()))
 				remove()
 			}
 			s.report(b, "decompress")
@@ -76,15 +74,15 @@ func BenchmarkImport(b *testing.B) {
 func openStore(b *testing.B, dir string) *layer.Store {
 	b.Helper()
 	root, err := atfs.Open(dir)
-	must(b, err)
+	testenv.Must(b, err)
 	defer root.Close()
-	must(b, root.MkdirAll("repo", 0o700))
+	testenv.Must(b, root.MkdirAll("repo", 0o700))
 	repoDir, err := root.OpenDir("repo")
-	must(b, err)
+	testenv.Must(b, err)
 	defer repoDir.Close()
 	repo, err := objectstore.Create(repoDir, objectstore.ModeBare)
-	must(b, err)
+	testenv.Must(b, err)
 	store, err := layer.Open(root, repo, layer.Options{})
-	must(b, err)
+	testenv.Must(b, err)
 	return store
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -37,7 +38,7 @@ func BenchmarkJournal(b *testing.B) {
 				_, _, err = store.Checkout(b.Context(), []objectstore.Checksum{h.ID})
 				return errors.Join(err, writeRow(dir), h.Release())
 			})
-			must(b, errors.Join(store.Close(), store.Repo().Close()))
+			testenv.Must(b, errors.Join(store.Close(), store.Repo().Close()))
 			remove()
 		}
 	}
@@ -56,15 +57,15 @@ func writeRow(dir string) error {
 func openJournalStore(b *testing.B, dir string, journal bool) *layer.Store {
 	b.Helper()
 	root, err := atfs.Open(dir)
-	must(b, err)
+	testenv.Must(b, err)
 	defer root.Close()
-	must(b, root.MkdirAll("repo", 0o700))
+	testenv.Must(b, root.MkdirAll("repo", 0o700))
 	repoDir, err := root.OpenDir("repo")
-	must(b, err)
+	testenv.Must(b, err)
 	defer repoDir.Close()
 	repo, err := objectstore.Create(repoDir, objectstore.ModeBare)
-	must(b, err)
+	testenv.Must(b, err)
 	store, err := layer.Open(root, repo, layer.Options{Journal: journal})
-	must(b, err)
+	testenv.Must(b, err)
 	return store
 }

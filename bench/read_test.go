@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
@@ -57,25 +58,25 @@ func BenchmarkRead(b *testing.B) {
 			}
 			use("first", "c0")
 			for what, visit := range map[string]func(string, fs.DirEntry) error{"stat": lookAt, "read": readAll} {
-				must(b, walk(target, visit)) // into the caches
+				testenv.Must(b, walk(target, visit)) // into the caches
 				if s[what] == nil {
 					s[what] = make(series)
 				}
 				s[what].time(b, name, func() error { return errors.Join(walk(target, visit), walk(target, visit), walk(target, visit)) })
 			}
-			must(b, mount.UnmountAll(target, 0))
+			testenv.Must(b, mount.UnmountAll(target, 0))
 			for i := 1; i < 99; i++ {
 				m, err := sn.Prepare(b.Context(), fmt.Sprintf("c%d", i), "image")
-				must(b, err)
-				must(b, errors.Join(mount.All(m, target), mount.UnmountAll(target, 0)))
+				testenv.Must(b, err)
+				testenv.Must(b, errors.Join(mount.All(m, target), mount.UnmountAll(target, 0)))
 			}
 			use("100th", "c99")
-			must(b, mount.UnmountAll(target, 0))
+			testenv.Must(b, mount.UnmountAll(target, 0))
 			for i := range 100 {
-				must(b, sn.Remove(b.Context(), fmt.Sprintf("c%d", i)))
+				testenv.Must(b, sn.Remove(b.Context(), fmt.Sprintf("c%d", i)))
 			}
 			if c, ok := sn.(snapshots.Cleaner); ok {
-				must(b, c.Cleanup(b.Context()))
+				testenv.Must(b, c.Cleanup(b.Context()))
 			}
 			closeIt()
 			remove()
@@ -120,17 +121,17 @@ func readAll(name string, d fs.DirEntry) (err error) {
 func openOverlayfs(b *testing.B, dir, blob string) (snapshots.Snapshotter, func()) {
 	b.Helper()
 	sn, err := overlay.NewSnapshotter(dir)
-	must(b, err)
+	testenv.Must(b, err)
 	m, err := sn.Prepare(b.Context(), "unpack", "")
-	must(b, err)
+	testenv.Must(b, err)
 	r, err := klauspost(b.Context(), blob)
-	must(b, err)
-	must(b, mount.WithTempMount(b.Context(), m, func(root string) error {
+	testenv.Must(b, err)
+	testenv.Must(b, mount.WithTempMount(b.Context(), m, func(root string) error {
 		_, err := archive.Apply(b.Context(), root, r)
 		return err
 	}))
-	must(b, errors.Join(r.Close(), sn.Commit(b.Context(), "image", "unpack")))
-	return sn, func() { must(b, sn.Close()) }
+	testenv.Must(b, errors.Join(r.Close(), sn.Commit(b.Context(), "image", "unpack")))
+	return sn, func() { testenv.Must(b, sn.Close()) }
 }
 
 // openOurs does so with ours.
@@ -138,22 +139,22 @@ func openOurs(b *testing.B, dir, blob string, composefs bool) (snapshots.Snapsho
 	b.Helper()
 	store := openStore(b, dir)
 	root, err := atfs.Open(dir)
-	must(b, err)
+	testenv.Must(b, err)
 	var opts []snapshotter.Option
 	if composefs {
 		support, err := composefsmount.Probe(root)
-		must(b, err)
+		testenv.Must(b, err)
 		opts = append(opts, snapshotter.WithComposefs(support))
 	}
 	sn, err := snapshotter.New(b.Context(), root, store, opts...)
-	must(b, err)
+	testenv.Must(b, err)
 	key := "default/1/extract-1 x"
 	m, err := sn.Prepare(b.Context(), key, "")
-	must(b, err)
-	must(b, unpackOurs(b.Context(), sn, store, m, blob))
-	must(b, sn.Commit(b.Context(), "image", key))
+	testenv.Must(b, err)
+	testenv.Must(b, unpackOurs(b.Context(), sn, store, m, blob))
+	testenv.Must(b, sn.Commit(b.Context(), "image", key))
 	return sn, func() {
-		must(b, errors.Join(sn.Close(), root.Close(), store.Close(), store.Repo().Close()))
+		testenv.Must(b, errors.Join(sn.Close(), root.Close(), store.Close(), store.Repo().Close()))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -14,15 +15,15 @@ func BenchmarkRootfs(b *testing.B) {
 	dir, remove := freshDisk(b, "4G")
 	defer remove()
 	store := openStore(b, dir)
-	defer func() { must(b, errors.Join(store.Close(), store.Repo().Close())) }()
+	defer func() { testenv.Must(b, errors.Join(store.Close(), store.Repo().Close())) }()
 	r, err := klauspost(b.Context(), blob)
-	must(b, err)
+	testenv.Must(b, err)
 	h, err := store.Import(b.Context(), r, layer.ImportOptions{})
-	must(b, errors.Join(err, r.Close()))
+	testenv.Must(b, errors.Join(err, r.Close()))
 	chain := []objectstore.Checksum{h.ID}
-	defer func() { must(b, h.Release()) }()
+	defer func() { testenv.Must(b, h.Release()) }()
 	for b.Loop() {
 		_, _, err := store.MarshalRootfs(b.Context(), chain)
-		must(b, err)
+		testenv.Must(b, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -40,7 +41,7 @@ func BenchmarkScale(b *testing.B) {
 				defer remove()
 				s := &scaleStore{dir: dir}
 				s.open(b)
-				defer func() { must(b, s.env.Close()) }()
+				defer func() { testenv.Must(b, s.env.Close()) }()
 				start := time.Now()
 				s.fill(b, size/of.files, of.files)
 				b.Logf("%d %s: made in %.0f s", size, of.name, time.Since(start).Seconds())
@@ -72,7 +73,7 @@ func (s *scaleStore) open(b *testing.B) {
 	b.Helper()
 	var err error
 	s.env, err = snaptest.OpenWith(b.Context(), s.dir, layer.Options{Journal: true})
-	must(b, err)
+	testenv.Must(b, err)
 }
 
 func (s *scaleStore) name(prefix string) string {
@@ -88,11 +89,11 @@ func layerTar(b *testing.B, seed string, files int) []byte {
 	for i := range files {
 		text := fmt.Sprintf("file %d of %s\n", i, seed)
 		name := fmt.Sprintf("%02x/%s-%d", i%64, strings.ReplaceAll(seed, "/", "_"), i)
-		must(b, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(text)), Mode: 0o644, ModTime: time.Unix(1700000000, 0)}))
+		testenv.Must(b, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(text)), Mode: 0o644, ModTime: time.Unix(1700000000, 0)}))
 		_, err := w.Write([]byte(text))
-		must(b, err)
+		testenv.Must(b, err)
 	}
-	must(b, w.Close())
+	testenv.Must(b, w.Close())
 	return buf.Bytes()
 }
 
@@ -103,7 +104,7 @@ func (s *scaleStore) fill(b *testing.B, snapshots, files int) {
 	for i := range snapshots {
 		key, name := s.name("extract"), s.name("layer")
 		s.apply(b, key, parent, layerTar(b, fmt.Sprint("layer ", i), files))
-		must(b, s.env.Commit(b.Context(), name, key))
+		testenv.Must(b, s.env.Commit(b.Context(), name, key))
 		switch i % scaleDepth {
 		case scaleDepth - 1:
 			s.top, parent = name, ""
@@ -111,19 +112,19 @@ func (s *scaleStore) fill(b *testing.B, snapshots, files int) {
 			parent = name
 		}
 	}
-	must(b, errors.Join(s.env.Cleanup(b.Context()), s.env.Store.Sync(b.Context())))
+	testenv.Must(b, errors.Join(s.env.Cleanup(b.Context()), s.env.Store.Sync(b.Context())))
 }
 
 // apply makes an active snapshot and applies a layer to it.
 func (s *scaleStore) apply(b *testing.B, key, parent string, tar []byte) {
 	b.Helper()
 	mounts, err := s.env.Prepare(b.Context(), key, parent)
-	must(b, err)
+	testenv.Must(b, err)
 	id, _, err := s.env.Locate(b.Context(), mounts)
-	must(b, err)
+	testenv.Must(b, err)
 	held, err := s.env.Store.Import(b.Context(), bytes.NewReader(tar), layer.ImportOptions{})
-	must(b, err)
-	must(b, errors.Join(s.env.AddLayer(b.Context(), id, held, false), held.Release()))
+	testenv.Must(b, err)
+	testenv.Must(b, errors.Join(s.env.AddLayer(b.Context(), id, held, false), held.Release()))
 }
 
 // measure does everything once and adds the times to t.
@@ -137,20 +138,20 @@ func (s *scaleStore) measure(b *testing.B, t series, size string) {
 	timed("view", func() error { _, err := e.View(ctx, view, s.top); return err })
 	timed("mounts", func() error { _, err := e.Mounts(ctx, active); return err })
 	timed("remove-active", func() error { return e.Remove(ctx, active) })
-	must(b, e.Remove(ctx, view))
+	testenv.Must(b, e.Remove(ctx, view))
 
 	key, name := s.name("extract"), s.name("layer")
 	text := layerTar(b, name, scaleFiles)
 	timed("apply", func() error { s.apply(b, key, s.top, text); return nil })
 	timed("commit", func() error { return e.Commit(ctx, name, key) })
-	must(b, e.Cleanup(ctx))
+	testenv.Must(b, e.Cleanup(ctx))
 	timed("cleanup-nothing", func() error { return e.Cleanup(ctx) })
 	timed("remove", func() error { return e.Remove(ctx, name) })
 	timed("cleanup", func() error { return e.Cleanup(ctx) })
 
 	key = s.name("extract")
 	s.apply(b, key, s.top, layerTar(b, key, scaleFiles))
-	must(b, e.Remove(ctx, key))
+	testenv.Must(b, e.Remove(ctx, key))
 	var plan *layer.PrunePlan
 	timed("plan", func() (err error) { plan, err = e.Store.PlanPrune(ctx, e.Live); return err })
 	timed("execute", func() error { // holds the exclusive lock for most of it
@@ -160,8 +161,8 @@ func (s *scaleStore) measure(b *testing.B, t series, size string) {
 		}
 		return err
 	})
-	must(b, e.Store.Sync(ctx))
-	must(b, e.Close())
+	testenv.Must(b, e.Store.Sync(ctx))
+	testenv.Must(b, e.Close())
 	timed("start", func() error { s.open(b); return nil })
-	must(b, s.env.Cleanup(ctx))
+	testenv.Must(b, s.env.Cleanup(ctx))
 }

@@ -8,25 +8,24 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // BenchmarkStart times "ctr run --detach" of the first container after a pull and of the 91st to the 100th, with all of them
 // running, on containerd's overlayfs snapshotter and on both kinds of our checkouts. The image is base:1, 16,000 entries. It
 // needs bin/ostree-snapshotter.
 func BenchmarkStart(b *testing.B) {
-	if os.Getuid() != 0 {
-		b.Skip("needs root: runs containerd")
-	}
-	must(b, testhost.InstallPackages(b.Context(), os.Stderr))
+	testenv.NeedsRoot(b)
+	testenv.Must(b, testhost.InstallPackages(b.Context(), os.Stderr))
 	tools, err := testhost.BuildTools(b.Context(), os.Stderr)
-	must(b, err)
+	testenv.Must(b, err)
 	repo, err := testhost.RepoDir()
-	must(b, err)
+	testenv.Must(b, err)
 	registry, err := stack.StartRegistry(b.Context(), tools)
-	must(b, err)
-	defer func() { must(b, registry.Stop()) }()
+	testenv.Must(b, err)
+	defer func() { testenv.Must(b, registry.Stop()) }()
 	ref, err := registry.Push(b.Context(), os.Stderr, "base:1")
-	must(b, err)
+	testenv.Must(b, err)
 	s := make(series)
 	for b.Loop() {
 		for _, v := range []struct{ name, snapshotter, config string }{
@@ -40,8 +39,8 @@ func BenchmarkStart(b *testing.B) {
 				Tools: tools, Snapshotter: v.snapshotter, Config: v.config, Registry: registry.Address,
 				Binary: filepath.Join(repo, "bin", "ostree-snapshotter"),
 			})
-			must(b, err)
-			must(b, st.Pull(b.Context(), "default", ref))
+			testenv.Must(b, err)
+			testenv.Must(b, st.Pull(b.Context(), "default", ref))
 			for i := range 100 {
 				start := func() error {
 					return st.StartContainer(b.Context(), "default", ref, fmt.Sprintf("c%d", i), "/bin/sleep", "1000")
@@ -50,12 +49,12 @@ func BenchmarkStart(b *testing.B) {
 				case i == 0:
 					s.time(b, v.name+"-first", start)
 				case i < 90:
-					must(b, start())
+					testenv.Must(b, start())
 				default:
 					s.time(b, v.name+"-100th", start)
 				}
 			}
-			must(b, st.Stop())
+			testenv.Must(b, st.Stop())
 			b.Setenv("TMPDIR", "")
 			remove()
 		}

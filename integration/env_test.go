@@ -42,9 +42,7 @@ type env struct {
 // needsHost skips the test where the host was not made ready, and ends it where a kernel feature is missing.
 func needsHost(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("needs a real containerd, left out by -short")
-	}
+	testenv.SkipShort(t, "needs a real containerd")
 	testenv.NeedsRoot(t)
 	testenv.NeedsOverlay(t)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 func TestObjectName(t *testing.T) {
@@ -28,9 +29,7 @@ func TestObjectName(t *testing.T) {
 // An object of the right size whose content is wrong is taken for what its name says, unless it is distrusted. Its name
 // is announced before it is there, and only when it is new or replaced.
 func TestDistrust(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: a bare repository has files of any owner")
-	}
+	testenv.NeedsRoot(t)
 	path := t.TempDir()
 	d, err := atfs.Open(path)
 	if err != nil {
@@ -191,9 +190,7 @@ func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func
 
 // TestMendRefused damages an object where the disk takes no writes any more: the object is replaced.
 func TestMendRefused(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: a bare repository has files of any owner")
-	}
+	testenv.NeedsRoot(t)
 	d, err := atfs.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

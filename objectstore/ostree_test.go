@@ -15,16 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
-
-func needsRoot(tb testing.TB) {
-	tb.Helper()
-	if os.Geteuid() != 0 {
-		tb.Skip("not root: a bare repository keeps owners")
-	}
-}
 
 // entry is what a checkout shows of a file, times of directories and new inodes aside.
 type entry struct {
@@ -79,7 +73,7 @@ func snapshot(tb testing.TB, root string) map[string]entry {
 
 // TestWeWriteOstreeReads stores the odd tree; the real ostree verifies, lists and checks it out.
 func TestWeWriteOstreeReads(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
 	for _, umask := range []int{0, 0o022, 0o077} {
 		t.Run(fmt.Sprintf("umask %03o", umask), func(t *testing.T) {
@@ -166,7 +160,7 @@ func checkNode(t *testing.T, got map[string]entry, path string, n *objecttest.No
 
 // TestOstreeWritesWeRead lets ostree commit a directory, and reads, verifies and checks out the result.
 func TestOstreeWritesWeRead(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
 	src := t.TempDir()
 	repo := objecttest.NewRepo(t)
@@ -247,7 +241,7 @@ func openRepo(tb testing.TB, path string) *objectstore.Repo {
 
 // TestOstreeAcceptsMtime is the proof that docs/adr/0002-object-mtime.md refers to.
 func TestOstreeAcceptsMtime(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
 	repo := objecttest.NewRepo(t)
 	file := objecttest.File(0o644, "content")
@@ -336,7 +330,7 @@ func TestOstreePruneWaits(t *testing.T) {
 
 // TestPruneAgreesWithOstree lets ostree and ours prune copies of one repository: what is left must be the same.
 func TestPruneAgreesWithOstree(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
 	repo := objecttest.NewRepo(t)
 	objecttest.Commit(t, repo, "keep", objecttest.OddTree())
@@ -609,7 +603,7 @@ func TestCreateAndOpen(t *testing.T) {
 // TestSizesAgreeWithOstree has directories and extended attributes at all sizes at which framing offsets grow: the
 // checksums of ostree and ours must be the same.
 func TestSizesAgreeWithOstree(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
 	src := t.TempDir()
 	for _, size := range []int{253, 254, 255, 256, 257, 65531, 65532, 65533, 65534, 65535, 65536, 65537} {
@@ -630,7 +624,7 @@ func TestSizesAgreeWithOstree(t *testing.T) {
 		}
 		for name, value := range map[string]string{"user.long": strings.Repeat("x", n), "user.short": "y", "user.empty": ""} {
 			if err := unix.Setxattr(path, name, []byte(value), 0); err != nil {
-				t.Skipf("the file system of the temporary directory has no user xattrs: %v", err)
+				testenv.Unsupported(t, "needs user xattrs in the temporary directory: %v", err)
 			}
 		}
 	}

@@ -279,7 +279,7 @@ func TestTombstones(t *testing.T) {
 
 // TestFsckFindsEachObject damages every object of a repository in turn, and takes it away.
 func TestFsckFindsEachObject(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	src := objecttest.NewRepo(t)
 	objecttest.Commit(t, src, "r", smallTree(t))
 	var damage int
@@ -496,7 +496,7 @@ func mustMarshal(tb testing.TB, m interface{ Marshal() ([]byte, error) }) []byte
 }
 
 func TestCheckoutOptions(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
 	repo := objecttest.NewRepo(t)
 	timed := objecttest.File(0o644, "content")

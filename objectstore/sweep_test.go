@@ -10,6 +10,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
@@ -34,7 +35,7 @@ func TestKills(t *testing.T) {
 
 // Objects are on the disk before the refs that name them, and no object goes before what needs it.
 func TestOrder(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	t.Run("commit", func(t *testing.T) {
 		ops := faulttest.Order(t, "commit", committing(t))
 		sync := slices.Index(ops, "syncfs: objects")

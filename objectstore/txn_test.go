@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
@@ -204,7 +205,7 @@ func TestManyWriters(t *testing.T) {
 
 // TestDamagedObjectIsReplaced writes over inodes as a power failure does: the next writer of the object heals it.
 func TestDamagedObjectIsReplaced(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	repo := objecttest.NewRepo(t)
 	root := smallTree(t)
 	sum := objecttest.Commit(t, repo, "r", root)
@@ -246,7 +247,7 @@ func TestDamagedObjectIsReplaced(t *testing.T) {
 }
 
 func TestAdoptFile(t *testing.T) {
-	needsRoot(t)
+	testenv.NeedsRoot(t)
 	repo := objecttest.NewRepo(t)
 	if err := repo.Dir().Mkdir("upper", 0o700); err != nil { // on the same file system
 		t.Fatal(err)

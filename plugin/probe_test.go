@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // faulty returns an opener of directories in which operations that fail names are EOPNOTSUPP. fail gets the base name of
@@ -191,7 +192,7 @@ func mountOverlay(t *testing.T, at string) {
 	}
 	options := fmt.Sprintf("lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", base, base, base)
 	if err := unix.Mount("overlay", at, "overlay", 0, options); err != nil {
-		t.Skipf("needs overlay: %v", err)
+		testenv.Unsupported(t, "needs overlayfs: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
@@ -22,7 +23,7 @@ import (
 // testConfig is a configuration whose paths are in a temporary directory, short enough for a socket.
 func testConfig(tb testing.TB) *Config {
 	tb.Helper()
-	snaptest.NeedsRoot(tb)
+	testenv.NeedsRoot(tb)
 	dir := snaptest.SocketDir(tb)
 	c := DefaultConfig()
 	c.Root = filepath.Join(dir, "root")
@@ -38,7 +39,7 @@ func mountFS(tb testing.TB, fstype, dir string) {
 		tb.Fatal(err)
 	}
 	if err := unix.Mount(fstype, dir, fstype, 0, ""); err != nil {
-		tb.Skipf("needs a kernel with %s: %v", fstype, err)
+		testenv.Unsupported(tb, "needs a kernel with %s: %v", fstype, err)
 	}
 	tb.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
@@ -116,7 +117,7 @@ func TestOpenStoreOnAnUnsuitableFileSystem(t *testing.T) {
 		}
 		options := fmt.Sprintf("lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", base, base, base)
 		if err := unix.Mount("overlay", config.Root, "overlay", 0, options); err != nil {
-			t.Skipf("needs overlay: %v", err)
+			testenv.Unsupported(t, "needs overlayfs: %v", err)
 		}
 		t.Cleanup(func() {
 			if err := unix.Unmount(config.Root, unix.MNT_DETACH); err != nil {

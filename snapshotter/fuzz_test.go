@@ -17,7 +17,7 @@ import (
 // FuzzDirectory puts garbage into the files beside the upper directory of an active snapshot, as a damaged disk may. Each
 // method works, or returns an error that says data is lost; the snapshot can be removed, and the next start copes.
 func FuzzDirectory(f *testing.F) {
-	snaptest.NeedsRoot(f)
+	testenv.NeedsRoot(f)
 	zero := strings.Repeat("0", 64)
 	for _, s := range [][2]string{
 		{"", ""},

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -22,7 +23,7 @@ import (
 // While the store is being written to the disk in the background, which can take minutes, nothing that a pull, a
 // container start or a removal does waits for it.
 func TestNothingWaitsForTheSync(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	plain, err := atfs.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -116,11 +117,11 @@ func useWhileSyncing(t *testing.T, e *snaptest.Env, before string) {
 // With durability "sync", what Apply and Commit have written is on the disk when they return. Without it, and without a
 // caller that asks, neither waits.
 func TestSync(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	for _, on := range []bool{true, false} {
 		t.Run(fmt.Sprint(on), func(t *testing.T) {
 			plain, err := atfs.Open(t.TempDir())
-			must(t, err)
+			testenv.Must(t, err)
 			var mu sync.Mutex
 			dirty, syncs := "", 0 // the first operation since the last sync
 			root, err := plain.WithHook(func(op atfs.Op, name string) error {
@@ -135,14 +136,14 @@ func TestSync(t *testing.T) {
 				}
 				return nil
 			})
-			must(t, errors.Join(err, plain.Close()))
+			testenv.Must(t, errors.Join(err, plain.Close()))
 			var opts []snapshotter.Option
 			if on {
 				opts = append(opts, snapshotter.WithSync())
 			}
 			e, err := snaptest.OpenAt(t.Context(), root, layer.Options{}, opts...)
-			must(t, err)
-			defer func() { must(t, e.Close()) }()
+			testenv.Must(t, err)
+			defer func() { testenv.Must(t, e.Close()) }()
 			expect := func(after string, some int) {
 				t.Helper()
 				mu.Lock()

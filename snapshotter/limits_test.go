@@ -121,7 +121,7 @@ func empty(t *testing.T, e *snaptest.Env, img image) {
 			t.Error(err)
 		}
 	}
-	must(t, e.Cleanup(t.Context()))
+	testenv.Must(t, e.Cleanup(t.Context()))
 	if names := left(t, e); len(names) != 0 {
 		t.Errorf("left: %q", names)
 	}
@@ -153,13 +153,13 @@ var resources = []resource{
 	{"bytes", 400 << 10, func(st *unix.Statfs_t) int { return int(st.Bavail) * int(st.Bsize) }, func(t *testing.T, dir string, n int) {
 		t.Helper()
 		f, err := os.Create(filepath.Join(dir, "ballast"))
-		must(t, err)
-		must(t, errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, int64(n-16<<10)), f.Close()))
+		testenv.Must(t, err)
+		testenv.Must(t, errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, int64(n-16<<10)), f.Close()))
 	}},
 	{"inodes", 40, func(st *unix.Statfs_t) int { return int(st.Ffree) }, func(t *testing.T, dir string, n int) {
 		t.Helper()
 		for i := range n {
-			must(t, os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), nil, 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), nil, 0o600))
 		}
 	}},
 }
@@ -175,7 +175,7 @@ func TestFullDisk(t *testing.T) {
 			t.Parallel()
 			free := func(path string) int {
 				var st unix.Statfs_t
-				must(t, unix.Statfs(path, &st))
+				testenv.Must(t, unix.Statfs(path, &st))
 				return r.free(&st)
 			}
 			need := 0 // how much it takes
@@ -187,7 +187,7 @@ func TestFullDisk(t *testing.T) {
 					e := openSwept(t, disk.Dir, nil)
 					checkRepo(t, e) // makes the file that is locked
 					ballast := filepath.Join(disk.Dir, "ballast")
-					must(t, os.Mkdir(ballast, 0o700))
+					testenv.Must(t, os.Mkdir(ballast, 0o700))
 					before := free(disk.Dir)
 					if level >= 0 {
 						r.take(t, ballast, before-need*level/levels)
@@ -202,17 +202,17 @@ func TestFullDisk(t *testing.T) {
 							plain(t, e.Cleanup(t.Context()), unix.ENOSPC)
 							checkRepo(t, e)
 						}
-						must(t, os.RemoveAll(ballast))
-						must(t, use(t.Context(), e, img))
+						testenv.Must(t, os.RemoveAll(ballast))
+						testenv.Must(t, use(t.Context(), e, img))
 					}
 					if level < 0 {
 						need = before - free(disk.Dir) + r.slack
 					}
-					must(t, e.Close())
+					testenv.Must(t, e.Close())
 					e = openSwept(t, disk.Dir, nil)
 					wantFiles(t, view(t, e, img.unpacked(2)), want)
 					empty(t, e, img)
-					must(t, e.Close())
+					testenv.Must(t, e.Close())
 				})
 			}
 			if failed < levels/2 || failed > levels {
@@ -245,7 +245,7 @@ func TestFewFiles(t *testing.T) {
 				plain(t, err, unix.EMFILE)
 			}
 			path := filepath.Join(dir, strconv.Itoa(spare))
-			must(t, os.Mkdir(path, 0o711))
+			testenv.Must(t, os.Mkdir(path, 0o711))
 			var e *snaptest.Env
 			open := func() (err error) {
 				e, err = snaptest.OpenWith(t.Context(), path, layer.Options{Journal: true, Workers: 2})
@@ -253,12 +253,12 @@ func TestFewFiles(t *testing.T) {
 			}
 			limited(open)
 			if failed {
-				must(t, open())
+				testenv.Must(t, open())
 			}
 			limited(func() error { return use(t.Context(), e, img) })
 			checkRepo(t, e)
 			limited(func() error { return fsckAnew(t, e.Root) })
-			must(t, use(t.Context(), e, img))
+			testenv.Must(t, use(t.Context(), e, img))
 			wantFiles(t, view(t, e, img.unpacked(2)), maps.Clone(want))
 			limited(func() error {
 				if err := e.Remove(t.Context(), img.unpacked(2)); err != nil && !errdefs.IsNotFound(err) {
@@ -268,7 +268,7 @@ func TestFewFiles(t *testing.T) {
 			})
 			checkRepo(t, e)
 			empty(t, e, img)
-			must(t, e.Close())
+			testenv.Must(t, e.Close())
 		})
 		if !ok {
 			return

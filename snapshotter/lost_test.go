@@ -23,6 +23,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -32,7 +33,7 @@ import (
 func rows(tb testing.TB, e *snaptest.Env) []string {
 	tb.Helper()
 	var names []string
-	must(tb, e.Walk(tb.Context(), func(_ context.Context, info snapshots.Info) error {
+	testenv.Must(tb, e.Walk(tb.Context(), func(_ context.Context, info snapshots.Info) error {
 		names = append(names, info.Name)
 		return nil
 	}))
@@ -44,9 +45,9 @@ func rows(tb testing.TB, e *snaptest.Env) []string {
 func writeInto(tb testing.TB, e *snaptest.Env, key, content string) {
 	tb.Helper()
 	m, err := e.Mounts(tb.Context(), key)
-	must(tb, err)
+	testenv.Must(tb, err)
 	target, unmount := snaptest.Mount(tb, m)
-	must(tb, os.WriteFile(filepath.Join(target, "written"), []byte(content), 0o600))
+	testenv.Must(tb, os.WriteFile(filepath.Join(target, "written"), []byte(content), 0o600))
 	unmount()
 }
 
@@ -54,22 +55,22 @@ func writeInto(tb testing.TB, e *snaptest.Env, key, content string) {
 // which has content, and "unused", which has none.
 func lostEnv(t *testing.T) (path string, img image) {
 	t.Helper()
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	path = t.TempDir()
 	e, err := snaptest.Open(t.Context(), path)
-	must(t, err)
+	testenv.Must(t, err)
 	img = newImage(t)
 	top := img.unpackAll(t, e)
 	prepare(t, e, "copied", top)
 	writeInto(t, e, "copied", "in time")
-	must(t, e.CopyMetadata())
+	testenv.Must(t, e.CopyMetadata())
 	data, err := os.ReadFile(filepath.Join(path, snapshotter.MetadataCopy))
-	must(t, err)
+	testenv.Must(t, err)
 	prepare(t, e, "late", top)
 	writeInto(t, e, "late", "too late")
 	prepare(t, e, "unused", top)
-	must(t, e.Close())
-	must(t, os.WriteFile(filepath.Join(path, snapshotter.MetadataCopy), data, 0o600))
+	testenv.Must(t, e.Close())
+	testenv.Must(t, os.WriteFile(filepath.Join(path, snapshotter.MetadataCopy), data, 0o600))
 	return path, img
 }
 
@@ -99,18 +100,18 @@ func TestSweepOfDamagedMetadata(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
 			path, _ := lostEnv(t)
-			must(t, tt.damage(filepath.Join(path, "metadata.db")))
+			testenv.Must(t, tt.damage(filepath.Join(path, "metadata.db")))
 			before, err := os.ReadDir(filepath.Join(path, "snapshots"))
-			must(t, err)
+			testenv.Must(t, err)
 			root, err := atfs.Open(path)
-			must(t, err)
+			testenv.Must(t, err)
 			defer root.Close()
 			swept, err := snapshotter.Sweep(t.Context(), root, false)
 			if tt.kept && !errdefs.IsDataLoss(err) || !tt.kept && (err != nil || len(swept.Orphans) != 0) {
 				t.Errorf("Sweep: got %+v, %v", swept, err)
 			}
 			after, err := os.ReadDir(filepath.Join(path, "snapshots"))
-			must(t, err)
+			testenv.Must(t, err)
 			if len(after) != len(before) {
 				t.Errorf("%d directories are left of %d", len(after), len(before))
 			}
@@ -123,12 +124,12 @@ func TestMetadataIsRestored(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
 			path, img := lostEnv(t)
-			must(t, tt.damage(filepath.Join(path, "metadata.db")))
+			testenv.Must(t, tt.damage(filepath.Join(path, "metadata.db")))
 			before, _ := os.ReadFile(filepath.Join(path, "metadata.db"))
 			ctx, text := logged(t.Context())
 			e, err := snaptest.Open(ctx, path)
-			must(t, err)
-			defer func() { must(t, e.Close()) }()
+			testenv.Must(t, err)
+			defer func() { testenv.Must(t, e.Close()) }()
 			if n := strings.Count(text.String(), "its copy takes its place"); n != 1 || !strings.Contains(text.String(), "snapshots=3") || !strings.Contains(text.String(), "age=") {
 				t.Errorf("log says so %d times, want once, with the number of snapshots and the age:\n%s", n, text)
 			}
@@ -136,7 +137,7 @@ func TestMetadataIsRestored(t *testing.T) {
 				t.Errorf("got snapshots %q, want %d", got, want)
 			}
 			m, err := e.Mounts(t.Context(), "copied")
-			must(t, err)
+			testenv.Must(t, err)
 			target, unmount := snaptest.Mount(t, m)
 			want := maps.Clone(imageFiles)
 			want["written"] = "in time"
@@ -144,7 +145,7 @@ func TestMetadataIsRestored(t *testing.T) {
 			unmount()
 			wantLost(t, e, text, map[string]string{"late": "too late"})
 			aside, err := filepath.Glob(filepath.Join(path, "metadata.db.damaged-*"))
-			must(t, err)
+			testenv.Must(t, err)
 			if (len(aside) == 1) != tt.kept {
 				t.Errorf("set aside: got %q, want one: %v", aside, tt.kept)
 			}
@@ -160,22 +161,22 @@ func TestMetadataIsRestored(t *testing.T) {
 				prepare(t, e, key, img.name(1))
 				writeInto(t, e, key, key)
 			}
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			wantLost(t, e, text, map[string]string{"late": "too late"})
 			wantFiles(t, view(t, e, img.name(1)), imageFiles)
 
 			ctx, text = logged(t.Context())
-			must(t, e.Close())
+			testenv.Must(t, e.Close())
 			e, err = snaptest.Open(ctx, path)
-			must(t, err)
+			testenv.Must(t, err)
 			if text.Len() > 0 {
 				t.Errorf("the next start logs\n%s", text)
 			}
 			wantLost(t, e, nil, map[string]string{"late": "too late"})
 			for _, key := range []string{"copied", "new-0", "new-1", "new-2", "new-3", img.name(1), img.name(0)} {
-				must(t, e.Remove(t.Context(), key))
+				testenv.Must(t, e.Remove(t.Context(), key))
 			}
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			if ls, err := e.Store.Layers(t.Context()); err != nil || len(ls) != 0 {
 				t.Errorf("after all is removed there are layers %v, %v", ls, err)
 			}
@@ -188,11 +189,11 @@ func TestMetadataIsRestored(t *testing.T) {
 func wantLost(t *testing.T, e *snaptest.Env, text *bytes.Buffer, want map[string]string) {
 	t.Helper()
 	dirs, err := filepath.Glob(filepath.Join(e.Path, "lost", "*"))
-	must(t, err)
+	testenv.Must(t, err)
 	var got []string
 	for _, dir := range dirs {
 		b, err := os.ReadFile(filepath.Join(dir, "fs/written"))
-		must(t, err)
+		testenv.Must(t, err)
 		got = append(got, string(b))
 		if text != nil && !strings.Contains(text.String(), "lost/"+filepath.Base(dir)) {
 			t.Errorf("log does not name %s:\n%s", dir, text)
@@ -216,12 +217,12 @@ func TestMetadataIsLost(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
 			path, img := lostEnv(t)
-			must(t, os.Remove(filepath.Join(path, "metadata.db")))
-			must(t, tt.damage(filepath.Join(path, snapshotter.MetadataCopy)))
+			testenv.Must(t, os.Remove(filepath.Join(path, "metadata.db")))
+			testenv.Must(t, tt.damage(filepath.Join(path, snapshotter.MetadataCopy)))
 			ctx, text := logged(t.Context())
 			e, err := snaptest.Open(ctx, path)
-			must(t, err)
-			defer func() { must(t, e.Close()) }()
+			testenv.Must(t, err)
+			defer func() { testenv.Must(t, e.Close()) }()
 			if n := strings.Count(text.String(), "the store starts empty"); n != 1 {
 				t.Errorf("log says so %d times, want once:\n%s", n, text)
 			}
@@ -234,20 +235,20 @@ func TestMetadataIsLost(t *testing.T) {
 			if err != nil || (len(aside) == 1) != tt.kept {
 				t.Errorf("set aside: got %q, %v, want one: %v", aside, err, tt.kept)
 			}
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			for _, diffID := range img.chain {
 				held, err := e.Store.Acquire(t.Context(), diffID)
-				must(t, err)
-				must(t, held.Release())
+				testenv.Must(t, err)
+				testenv.Must(t, held.Release())
 			}
 			top := img.unpackAll(t, e)
 			wantFiles(t, view(t, e, top), imageFiles)
 			prepare(t, e, "container", top)
 			wantLost(t, e, nil, kept)
 			for _, name := range []string{"container", top, img.name(0)} {
-				must(t, e.Remove(t.Context(), name))
+				testenv.Must(t, e.Remove(t.Context(), name))
 			}
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			if ls, err := e.Store.Layers(t.Context()); err != nil || len(ls) != 0 {
 				t.Errorf("after all is removed there are layers %v, %v", ls, err)
 			}
@@ -257,17 +258,17 @@ func TestMetadataIsLost(t *testing.T) {
 
 // A new store has lost nothing, also if it was killed before there was anything in metadata.db.
 func TestNewStore(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	for _, size := range []int64{-1, 0} {
 		path := t.TempDir()
 		if size >= 0 {
-			must(t, os.WriteFile(filepath.Join(path, "metadata.db"), nil, 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(path, "metadata.db"), nil, 0o600))
 		}
 		ctx, text := logged(t.Context())
 		e, err := snaptest.Open(ctx, path)
-		must(t, err)
+		testenv.Must(t, err)
 		prepare(t, e, "container", "")
-		must(t, e.Close())
+		testenv.Must(t, e.Close())
 		if text.Len() > 0 {
 			t.Errorf("size %d: log has\n%s", size, text)
 		}
@@ -282,11 +283,11 @@ func TestNewStore(t *testing.T) {
 func TestMetadataInUse(t *testing.T) {
 	path, _ := lostEnv(t)
 	db, err := bolt.Open(filepath.Join(path, "metadata.db"), 0o600, nil)
-	must(t, err)
+	testenv.Must(t, err)
 	defer db.Close()
 	if e, err := snaptest.Open(t.Context(), path); err == nil {
 		t.Error("opened a database that is in use")
-		must(t, e.Close())
+		testenv.Must(t, e.Close())
 	}
 	if names, err := filepath.Glob(filepath.Join(path, "*.damaged-*")); err != nil || len(names) != 0 {
 		t.Errorf("set aside: %q, %v", names, err)
@@ -297,9 +298,9 @@ func TestMetadataInUse(t *testing.T) {
 func newDatabase(tb testing.TB, name string, n int) {
 	tb.Helper()
 	ms, err := storage.NewMetaStore(name)
-	must(tb, err)
+	testenv.Must(tb, err)
 	parent := ""
-	must(tb, ms.WithTransaction(tb.Context(), true, func(ctx context.Context) error {
+	testenv.Must(tb, ms.WithTransaction(tb.Context(), true, func(ctx context.Context) error {
 		for i := range n {
 			id := digest.FromString(fmt.Sprint(i))
 			key, name := fmt.Sprintf("default/%d/extract-1 %s", 2*i, id), fmt.Sprintf("default/%d/%s", 2*i+1, id)
@@ -320,12 +321,12 @@ func newDatabase(tb testing.TB, name string, n int) {
 		}
 		return nil
 	}))
-	must(tb, ms.Close())
+	testenv.Must(tb, ms.Close())
 }
 
 // While a copy is written to the disk, snapshots are made, committed and mounted, and the database grows.
 func TestCopyBlocksNobody(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	reached, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	e, err := openHooked(t, t.TempDir(), func(op atfs.Op, name string) error {
@@ -337,8 +338,8 @@ func TestCopyBlocksNobody(t *testing.T) {
 		}
 		return nil
 	})
-	must(t, err)
-	defer func() { must(t, e.Close()) }()
+	testenv.Must(t, err)
+	defer func() { testenv.Must(t, e.Close()) }()
 	prepare(t, e, "first", "")
 	done := make(chan error, 1)
 	go func() { done <- e.CopyMetadata() }()
@@ -355,10 +356,10 @@ func TestCopyBlocksNobody(t *testing.T) {
 		t.Error(err)
 	}
 	close(release)
-	must(t, <-done)
+	testenv.Must(t, <-done)
 	ms, err := storage.NewMetaStore(filepath.Join(e.Path, snapshotter.MetadataCopy))
-	must(t, err)
-	must(t, ms.WithTransaction(t.Context(), false, func(ctx context.Context) error {
+	testenv.Must(t, err)
+	testenv.Must(t, ms.WithTransaction(t.Context(), false, func(ctx context.Context) error {
 		if _, _, _, err := storage.GetInfo(ctx, "first"); err != nil {
 			t.Errorf("what was there when the copy was begun: %v", err)
 		}
@@ -367,16 +368,16 @@ func TestCopyBlocksNobody(t *testing.T) {
 		}
 		return nil
 	}))
-	must(t, ms.Close())
+	testenv.Must(t, ms.Close())
 }
 
 func openHooked(t *testing.T, path string, hook atfs.Hook) (*snaptest.Env, error) {
 	t.Helper()
 	plain, err := atfs.Open(path)
-	must(t, err)
+	testenv.Must(t, err)
 	defer plain.Close()
 	root, err := plain.WithHook(hook)
-	must(t, err)
+	testenv.Must(t, err)
 	return snaptest.OpenAt(t.Context(), root, layer.Options{})
 }
 
@@ -430,14 +431,14 @@ func sweep(t *testing.T, least int, run func(t *testing.T, f *faults, n int, all
 
 // Whatever fails while the copy is made, there is a whole one: the old or the new.
 func TestCopyFaults(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	sweep(t, 6, func(t *testing.T, f *faults, n int, all bool) {
 		t.Helper()
 		path := t.TempDir()
 		e, err := openHooked(t, path, f.hook)
-		must(t, err)
+		testenv.Must(t, err)
 		prepare(t, e, "first", "")
-		must(t, e.CopyMetadata())
+		testenv.Must(t, e.CopyMetadata())
 		prepare(t, e, "second", "")
 		f.arm(n, all)
 		err = e.CopyMetadata()
@@ -449,11 +450,11 @@ func TestCopyFaults(t *testing.T) {
 		if err := e.CheckCopy(); err != nil {
 			t.Errorf("%s failed: copy: %v", failed, err)
 		}
-		must(t, e.Close())
+		testenv.Must(t, e.Close())
 		f.failed = failed
 		again, err := snaptest.Open(t.Context(), path)
-		must(t, err)
-		defer func() { must(t, again.Close()) }()
+		testenv.Must(t, err)
+		defer func() { testenv.Must(t, again.Close()) }()
 		names, err := filepath.Glob(filepath.Join(path, "*.tmp-*"))
 		if err != nil || len(names) != 0 {
 			t.Errorf("%s failed: after the next start %q, %v is left", failed, names, err)
@@ -469,13 +470,13 @@ func TestRestoreFaults(t *testing.T) {
 			sweep(t, 12, func(t *testing.T, f *faults, n int, all bool) {
 				t.Helper()
 				path, img := lostEnv(t)
-				must(t, tt.damage(filepath.Join(path, "metadata.db")))
+				testenv.Must(t, tt.damage(filepath.Join(path, "metadata.db")))
 				f.arm(n, all)
 				e, err := openHooked(t, path, f.hook)
 				failed := f.failed
 				f.arm(-1, false)
 				if err == nil {
-					must(t, e.Close())
+					testenv.Must(t, e.Close())
 				} else if !errors.Is(err, errInjected) {
 					t.Errorf("%s failed: got error %v", failed, err)
 				}
@@ -483,11 +484,11 @@ func TestRestoreFaults(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s failed: the next start: %v", failed, err)
 				}
-				defer func() { must(t, e.Close()) }()
+				defer func() { testenv.Must(t, e.Close()) }()
 				if got := rows(t, e); len(got) != 3 {
 					t.Errorf("%s failed: got snapshots %q, want 3", failed, got)
 				}
-				must(t, e.Cleanup(t.Context()))
+				testenv.Must(t, e.Cleanup(t.Context()))
 				wantLost(t, e, nil, map[string]string{"late": "too late"})
 				wantFiles(t, view(t, e, img.name(1)), imageFiles)
 				f.failed = failed
@@ -498,25 +499,25 @@ func TestRestoreFaults(t *testing.T) {
 
 // BenchmarkCopyMetadata copies metadata.db with 10,000 snapshots, and checks it as every start does.
 func BenchmarkCopyMetadata(b *testing.B) {
-	snaptest.NeedsRoot(b)
+	testenv.NeedsRoot(b)
 	path := b.TempDir()
 	newDatabase(b, filepath.Join(path, "metadata.db"), 10_000)
 	logger := logrus.New()
 	logger.SetLevel(logrus.PanicLevel)
 	e, err := snaptest.Open(log.WithLogger(b.Context(), logrus.NewEntry(logger)), path)
-	must(b, err)
-	defer func() { must(b, e.Close()) }()
+	testenv.Must(b, err)
+	defer func() { testenv.Must(b, e.Close()) }()
 	b.Run("copy", func(b *testing.B) {
 		for b.Loop() {
-			must(b, e.CopyMetadata())
+			testenv.Must(b, e.CopyMetadata())
 		}
 		fi, err := os.Stat(filepath.Join(path, snapshotter.MetadataCopy))
-		must(b, err)
+		testenv.Must(b, err)
 		b.ReportMetric(float64(fi.Size()), "bytes/copy")
 	})
 	b.Run("check", func(b *testing.B) {
 		for b.Loop() {
-			must(b, e.CheckCopy())
+			testenv.Must(b, e.CheckCopy())
 		}
 	})
 }

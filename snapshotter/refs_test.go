@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	"github.com/sirupsen/logrus"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -47,10 +48,10 @@ func (i image) unpackBlobs(tb testing.TB, e *snaptest.Env) {
 	for n, tar := range i.tars {
 		key := fmt.Sprintf("default/2/extract-%d x", n)
 		id, _, err := e.Locate(tb.Context(), prepare(tb, e, key, parent))
-		must(tb, err)
+		testenv.Must(tb, err)
 		held, err := e.Store.Import(tb.Context(), bytes.NewReader(tar), layer.ImportOptions{Blob: blobs[n]})
-		must(tb, err)
-		must(tb, errors.Join(e.AddLayer(tb.Context(), id, held, false), held.Release()))
+		testenv.Must(tb, err)
+		testenv.Must(tb, errors.Join(e.AddLayer(tb.Context(), id, held, false), held.Release()))
 		commit(tb, e, i.name(n), key, snapshots.WithLabels(map[string]string{snapshotter.LabelBlob: "sha256:forged"}))
 		parent = i.name(n)
 	}
@@ -71,18 +72,18 @@ func TestRefsAreRestored(t *testing.T) {
 			// One that is being unpacked has no row yet.
 			third := digest.FromString("another blob")
 			id, _, err := e.Locate(t.Context(), prepare(t, e, "default/9/extract-9 x", ""))
-			must(t, err)
+			testenv.Must(t, err)
 			held, err := e.Store.Import(t.Context(), bytes.NewReader(snaptest.Tar(t, snaptest.File("third", "3"))), layer.ImportOptions{Blob: third})
-			must(t, err)
-			must(t, errors.Join(e.AddLayer(t.Context(), id, held, false), held.Release()))
+			testenv.Must(t, err)
+			testenv.Must(t, errors.Join(e.AddLayer(t.Context(), id, held, false), held.Release()))
 			before, err := e.Repo.Refs("oci")
-			must(t, err)
+			testenv.Must(t, err)
 
-			must(t, e.Close())
-			must(t, os.RemoveAll(filepath.Join(e.Path, remove)))
+			testenv.Must(t, e.Close())
+			testenv.Must(t, os.RemoveAll(filepath.Join(e.Path, remove)))
 			ctx, text := logged(t.Context())
 			again, err := snaptest.Open(ctx, e.Path)
-			must(t, err)
+			testenv.Must(t, err)
 			*e = *again
 			if n := strings.Count(text.String(), "refs of layers were lost"); n != 1 || strings.Count(text.String(), "\n") != 1 {
 				t.Errorf("log says so %d times, want once and nothing else:\n%s", n, text)
@@ -93,10 +94,10 @@ func TestRefsAreRestored(t *testing.T) {
 			}
 			for _, blob := range append(slices.Clone(blobs), third) {
 				held, err := e.Store.AcquireBlob(t.Context(), blob)
-				must(t, err)
-				must(t, held.Release())
+				testenv.Must(t, err)
+				testenv.Must(t, held.Release())
 			}
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			wantFiles(t, view(t, e, img.name(1)), imageFiles)
 			// The label is made again from what is beside the layer.
 			commit(t, e, "third", "default/9/extract-9 x")
@@ -117,14 +118,14 @@ func TestBlobOfAnotherLayer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := snaptest.New(t)
 			id, _, err := e.Locate(t.Context(), prepare(t, e, "default/9/extract-9 x", ""))
-			must(t, err)
+			testenv.Must(t, err)
 			held, err := e.Store.Import(t.Context(), bytes.NewReader(newImage(t).tars[0]), layer.ImportOptions{Blob: blobs[0]})
-			must(t, err)
-			must(t, errors.Join(e.AddLayer(t.Context(), id, held, false), held.Release()))
+			testenv.Must(t, err)
+			testenv.Must(t, errors.Join(e.AddLayer(t.Context(), id, held, false), held.Release()))
 			if strings.Contains(content, "%s") {
 				content = fmt.Sprintf(content, held.ID)
 			}
-			must(t, os.WriteFile(filepath.Join(e.Path, "snapshots", id, "blob"), []byte(content), 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(e.Path, "snapshots", id, "blob"), []byte(content), 0o600))
 			commit(t, e, "c", "default/9/extract-9 x")
 			if got, ok := labelsOf(t, e, "c")[snapshotter.LabelBlob]; ok {
 				t.Errorf("label is %q, want none", got)
@@ -135,17 +136,17 @@ func TestBlobOfAnotherLayer(t *testing.T) {
 
 // Checkouts that are missing are counted at start, and made again when they are used.
 func TestCheckoutsAreCounted(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	e, err := snaptest.OpenBare(t.Context(), t.TempDir()) // with composefs there is none that could be missing
-	must(t, err)
-	defer func() { must(t, errors.Join(e.Check(context.WithoutCancel(t.Context())), e.Close())) }()
+	testenv.Must(t, err)
+	defer func() { testenv.Must(t, errors.Join(e.Check(context.WithoutCancel(t.Context())), e.Close())) }()
 	img := newImage(t)
 	img.unpackBlobs(t, e)
-	must(t, e.Close())
-	must(t, os.RemoveAll(filepath.Join(e.Path, "layers")))
+	testenv.Must(t, e.Close())
+	testenv.Must(t, os.RemoveAll(filepath.Join(e.Path, "layers")))
 	ctx, text := logged(t.Context())
 	again, err := snaptest.OpenBare(ctx, e.Path)
-	must(t, err)
+	testenv.Must(t, err)
 	*e = *again
 	if !strings.Contains(text.String(), "checkouts of layers are missing") || !strings.Contains(text.String(), "checkouts=2") || strings.Count(text.String(), "\n") != 1 {
 		t.Errorf("log has\n%s", text)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -26,7 +27,7 @@ import (
 func mountedRootfses(t *testing.T, e *snaptest.Env) (names []string) {
 	t.Helper()
 	table, err := mountinfo.GetMounts(mountinfo.PrefixFilter(e.Path))
-	must(t, err)
+	testenv.Must(t, err)
 	for _, m := range table {
 		for _, dir := range []string{"/rootfs/", "/mounts/"} {
 			if strings.HasPrefix(m.Mountpoint, e.Path+dir) {
@@ -40,7 +41,7 @@ func mountedRootfses(t *testing.T, e *snaptest.Env) (names []string) {
 func rootfsImages(t *testing.T, e *snaptest.Env) []string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(e.Path, "rootfs/*/image"))
-	must(t, err)
+	testenv.Must(t, err)
 	return names
 }
 
@@ -67,11 +68,11 @@ func TestRootfsLifetime(t *testing.T) {
 
 	// A restart of the daemon changes nothing.
 	id := mountIDs(t, e)
-	must(t, e.Snapshotter.Close())
+	testenv.Must(t, e.Snapshotter.Close())
 	again, err := snapshotter.New(t.Context(), e.Root, e.Store, composefs)
-	must(t, err)
+	testenv.Must(t, err)
 	e.Snapshotter = again
-	must(t, e.Cleanup(t.Context()))
+	testenv.Must(t, e.Cleanup(t.Context()))
 	value(e.Mounts(t.Context(), "a"))(t)
 	if got := mountIDs(t, e); !slices.Equal(got, id) {
 		t.Errorf("after a restart of the daemon: got mounts %q, want %q", got, id)
@@ -79,7 +80,7 @@ func TestRootfsLifetime(t *testing.T) {
 	wantFiles(t, files(t, running), imageFiles)
 
 	// A container goes on running when it is unmounted.
-	must(t, e.Unmount())
+	testenv.Must(t, e.Unmount())
 	wantFiles(t, files(t, running), imageFiles)
 	stop()
 
@@ -88,13 +89,13 @@ func TestRootfsLifetime(t *testing.T) {
 
 	// The last one to go unmounts it.
 	value(e.Mounts(t.Context(), "b"))(t)
-	must(t, e.Remove(t.Context(), "a"))
-	must(t, e.Cleanup(t.Context()))
+	testenv.Must(t, e.Remove(t.Context(), "a"))
+	testenv.Must(t, e.Cleanup(t.Context()))
 	if got := mountedRootfses(t, e); len(got) != 2 {
 		t.Errorf("with one container left: got %q mounted, want two", got)
 	}
-	must(t, e.Remove(t.Context(), "b"))
-	must(t, e.Cleanup(t.Context()))
+	testenv.Must(t, e.Remove(t.Context(), "b"))
+	testenv.Must(t, e.Cleanup(t.Context()))
 	if got := mountedRootfses(t, e); len(got) > 0 {
 		t.Errorf("without containers: got %q mounted, want nothing", got)
 	}
@@ -103,9 +104,9 @@ func TestRootfsLifetime(t *testing.T) {
 	}
 
 	for i := len(img.chain); i > 0; i-- {
-		must(t, e.Remove(t.Context(), img.name(i-1)))
+		testenv.Must(t, e.Remove(t.Context(), img.name(i-1)))
 	}
-	must(t, e.Cleanup(t.Context()))
+	testenv.Must(t, e.Cleanup(t.Context()))
 	if got := left(t, e); len(got) > 0 {
 		t.Errorf("without the image: %q is left", got)
 	}
@@ -114,7 +115,7 @@ func TestRootfsLifetime(t *testing.T) {
 func mountIDs(t *testing.T, e *snaptest.Env) (ids []string) {
 	t.Helper()
 	table, err := mountinfo.GetMounts(mountinfo.PrefixFilter(e.Path))
-	must(t, err)
+	testenv.Must(t, err)
 	for _, m := range table {
 		if strings.HasPrefix(m.Mountpoint, e.Path+"/rootfs/") || strings.HasPrefix(m.Mountpoint, e.Path+"/mounts/") {
 			ids = append(ids, fmt.Sprint(m.ID, m.Mountpoint))
@@ -135,12 +136,12 @@ func TestRootfsCycles(t *testing.T) {
 			_, stop := snaptest.Mount(t, m)
 			stop()
 		}
-		must(t, e.Remove(t.Context(), key))
+		testenv.Must(t, e.Remove(t.Context(), key))
 		if i%3 == 0 { // containerd does not clean up after each
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 		}
 	}
-	must(t, e.Cleanup(t.Context()))
+	testenv.Must(t, e.Cleanup(t.Context()))
 	if got := mountedRootfses(t, e); len(got) > 0 {
 		t.Errorf("got %q mounted, want nothing", got)
 	}
@@ -157,7 +158,7 @@ func TestRootfsCycles(t *testing.T) {
 func openFiles(t *testing.T) int {
 	t.Helper()
 	fds, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
+	testenv.Must(t, err)
 	return len(fds)
 }
 
@@ -170,20 +171,20 @@ func TestSwitchOfCheckouts(t *testing.T) {
 	} {
 		t.Run(to, func(t *testing.T) {
 			e, err := snaptest.OpenBare(t.Context(), t.TempDir(), modes[0]...)
-			must(t, err)
-			defer func() { must(t, e.Close()) }()
+			testenv.Must(t, err)
+			defer func() { testenv.Must(t, e.Close()) }()
 			img := newImage(t)
 			name := img.unpackAll(t, e)
 			running, stop := snaptest.Mount(t, prepare(t, e, "old", name))
-			must(t, os.WriteFile(filepath.Join(running, "written"), []byte("x"), 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(running, "written"), []byte("x"), 0o600))
 			want := files(t, running)
 
-			must(t, e.Snapshotter.Close())
+			testenv.Must(t, e.Snapshotter.Close())
 			e.Snapshotter, err = snapshotter.New(t.Context(), e.Root, e.Store, modes[1]...)
-			must(t, err)
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, err)
+			testenv.Must(t, e.Cleanup(t.Context()))
 			wantFiles(t, files(t, running), want)
-			must(t, os.WriteFile(filepath.Join(running, "dir", "more"), []byte("y"), 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(running, "dir", "more"), []byte("y"), 0o600))
 			want = files(t, running)
 			stop()
 			wantFiles(t, activeFiles(t, e, "old"), want) // it is started again
@@ -194,15 +195,15 @@ func TestSwitchOfCheckouts(t *testing.T) {
 				t.Errorf("with a container of before: got checkouts %q, %v, want %d", got, err, len(img.chain))
 			}
 			commit(t, e, "committed", "old")
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			if got, err := filepath.Glob(filepath.Join(e.Path, "layers/*")); err != nil || len(got) > 0 && to == "to composefs" {
 				t.Errorf("without containers of before: got checkouts %q, %v, want none", got, err)
 			}
 			wantFiles(t, view(t, e, "committed"), want)
 			for _, key := range append([]string{"committed", "new"}, img.name(1), img.name(0)) {
-				must(t, e.Remove(t.Context(), key))
+				testenv.Must(t, e.Remove(t.Context(), key))
 			}
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			if got := left(t, e); len(got) > 0 {
 				t.Errorf("%q is left", got)
 			}
@@ -213,40 +214,40 @@ func TestSwitchOfCheckouts(t *testing.T) {
 // An image that is lost or damaged is made again when it is mounted.
 func TestRootfsIsMadeAgain(t *testing.T) {
 	for name, damage := range map[string]func(t *testing.T, image string){
-		"lost": func(t *testing.T, image string) { t.Helper(); must(t, os.RemoveAll(filepath.Dir(image))) },
+		"lost": func(t *testing.T, image string) { t.Helper(); testenv.Must(t, os.RemoveAll(filepath.Dir(image))) },
 		"cut": func(t *testing.T, image string) {
 			t.Helper()
 			b, err := os.ReadFile(image)
-			must(t, err)
+			testenv.Must(t, err)
 			replace(t, image, b[:5000])
 		},
 		"a bit": func(t *testing.T, image string) {
 			t.Helper()
 			b, err := os.ReadFile(image)
-			must(t, err)
+			testenv.Must(t, err)
 			b[len(b)/2] ^= 4
 			replace(t, image, b)
 		},
 		"digest": func(t *testing.T, image string) {
 			t.Helper()
-			must(t, os.WriteFile(filepath.Join(filepath.Dir(image), "digest"), nil, 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(filepath.Dir(image), "digest"), nil, 0o600))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
 			e.StopAhead()
 			prepare(t, e, "c", newImage(t).unpackAll(t, e))
-			must(t, e.Unmount())
+			testenv.Must(t, e.Unmount())
 			images := rootfsImages(t, e)
 			if len(images) != 1 {
 				t.Fatalf("got images %q, want one", images)
 			}
 			before, err := os.ReadFile(images[0])
-			must(t, err)
+			testenv.Must(t, err)
 			damage(t, images[0])
 			wantFiles(t, activeFiles(t, e, "c"), imageFiles)
 			after, err := os.ReadFile(images[0])
-			must(t, err)
+			testenv.Must(t, err)
 			if string(after) != string(before) {
 				t.Error("it is not the same image")
 			}
@@ -281,8 +282,8 @@ func TestRootfsSweepsAtOnce(t *testing.T) {
 			}
 			return nil
 		})
-		must(t, group.Wait())
-		must(t, e.Cleanup(t.Context()))
+		testenv.Must(t, group.Wait())
+		testenv.Must(t, e.Cleanup(t.Context()))
 		if got := left(t, e); len(got) > 0 {
 			t.Fatalf("%q is left", got)
 		}
@@ -292,8 +293,8 @@ func TestRootfsSweepsAtOnce(t *testing.T) {
 // replace gives a file, which may have fs-verity, other content.
 func replace(t *testing.T, name string, content []byte) {
 	t.Helper()
-	must(t, os.Remove(name))
-	must(t, os.WriteFile(name, content, 0o600))
+	testenv.Must(t, os.Remove(name))
+	testenv.Must(t, os.WriteFile(name, content, 0o600))
 }
 
 // An image is made before anybody runs it.
@@ -304,7 +305,7 @@ func TestRootfsIsMadeAhead(t *testing.T) {
 	var chain []objectstore.Checksum
 	for i := range img.chain {
 		id, err := objectstore.ParseChecksum(labelsOf(t, e, img.name(i))[snapshotter.LabelLayer])
-		must(t, err)
+		testenv.Must(t, err)
 		chain = append(chain, id)
 	}
 	name := filepath.Join(e.Path, e.Store.RootfsName(chain), "image")
@@ -329,13 +330,13 @@ func TestRootfsOfLowerLayers(t *testing.T) {
 	_, err := e.Prepare(t.Context(), "default/9/extract-9 next", "", snapshots.WithLabels(map[string]string{
 		"containerd.io/snapshot/parent-chain-id": top[strings.Index(top, "sha256:"):],
 	}))
-	must(t, err)
+	testenv.Must(t, err)
 	img.unpackAll(t, e)
 	time.Sleep(300 * time.Millisecond)
 	if got := rootfsImages(t, e); len(got) > 0 {
 		t.Errorf("got images %q, want none", got)
 	}
-	must(t, e.Remove(t.Context(), "default/9/extract-9 next"))
+	testenv.Must(t, e.Remove(t.Context(), "default/9/extract-9 next"))
 	prepare(t, e, "c", top)
 	wantFiles(t, activeFiles(t, e, "c"), imageFiles)
 }
@@ -351,8 +352,8 @@ func TestUserNamespace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, err := snaptest.OpenBare(t.Context(), t.TempDir(), opts...)
-			must(t, err)
-			defer func() { must(t, e.Close()) }()
+			testenv.Must(t, err)
+			defer func() { testenv.Must(t, e.Close()) }()
 			img := newImage(t)
 			parent := img.unpackAll(t, e)
 			plain := prepare(t, e, "plain", parent)
@@ -360,7 +361,7 @@ func TestUserNamespace(t *testing.T) {
 			wantFiles(t, files(t, dir), imageFiles)
 			for file := range imageFiles {
 				wantOwner(t, filepath.Join(dir, file), 100000, 200000)
-				must(t, os.Chmod(filepath.Join(dir, file), 0o640)) // copied up
+				testenv.Must(t, os.Chmod(filepath.Join(dir, file), 0o640)) // copied up
 				wantOwner(t, filepath.Join(dir, file), 100000, 200000)
 			}
 			wantOwner(t, dir, 100000, 200000)
@@ -377,9 +378,9 @@ func TestUserNamespace(t *testing.T) {
 				t.Error(err)
 			}
 			for _, key := range []string{"mapped", "view", "plain"} {
-				must(t, e.Remove(t.Context(), key))
+				testenv.Must(t, e.Remove(t.Context(), key))
 			}
-			must(t, e.Cleanup(t.Context()))
+			testenv.Must(t, e.Cleanup(t.Context()))
 			if got := mountedRootfses(t, e); len(got) > 0 {
 				t.Errorf("got %q mounted, want nothing", got)
 			}
@@ -398,7 +399,7 @@ func TestUserNamespace(t *testing.T) {
 func wantOwner(t *testing.T, name string, uid, gid uint32) {
 	t.Helper()
 	var st unix.Stat_t
-	must(t, unix.Lstat(name, &st))
+	testenv.Must(t, unix.Lstat(name, &st))
 	if st.Uid != uid || st.Gid != gid {
 		t.Errorf("%s belongs to %d:%d, want %d:%d", name, st.Uid, st.Gid, uid, gid)
 	}
@@ -415,10 +416,10 @@ func TestCommitWithMetacopy(t *testing.T) {
 	m := prepare(t, e, "c", img.unpackAll(t, e))
 	dir, stop := snaptest.Mount(t, m)
 	for file := range imageFiles {
-		must(t, os.Chmod(filepath.Join(dir, file), 0o640))
+		testenv.Must(t, os.Chmod(filepath.Join(dir, file), 0o640))
 	}
-	must(t, os.Rename(filepath.Join(dir, "dir"), filepath.Join(dir, "moved")))
-	must(t, os.WriteFile(filepath.Join(dir, "moved/new"), []byte("new"), 0o600))
+	testenv.Must(t, os.Rename(filepath.Join(dir, "dir"), filepath.Join(dir, "moved")))
+	testenv.Must(t, os.WriteFile(filepath.Join(dir, "moved/new"), []byte("new"), 0o600))
 	want = files(t, dir)
 	stop()
 	commit(t, e, "committed", "c")
@@ -427,7 +428,7 @@ func TestCommitWithMetacopy(t *testing.T) {
 	mounted(t, e, "d", func(dir string) {
 		for file := range want {
 			fi, err := os.Stat(filepath.Join(dir, file))
-			must(t, err)
+			testenv.Must(t, err)
 			if file != "moved/new" && fi.Mode().Perm() != 0o640 {
 				t.Errorf("%s has mode %o, want 640", file, fi.Mode().Perm())
 			}
@@ -441,7 +442,7 @@ func TestVerity(t *testing.T) {
 	support := snaptest.Kernel(t)
 	e := snaptest.New(t, snapshotter.WithComposefs(support))
 	if !support.Verity {
-		t.Skipf("needs fs-verity on the file system of %s, and %s", e.Path, "OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs-verity")
+		testenv.Unsupported(t, "needs fs-verity on the file system of %s, and %s", e.Path, "OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs-verity")
 	}
 	img := newImage(t)
 	prepare(t, e, "c", img.unpackAll(t, e))
@@ -449,17 +450,17 @@ func TestVerity(t *testing.T) {
 	var chain []objectstore.Checksum
 	for i := range img.chain {
 		id, err := objectstore.ParseChecksum(labelsOf(t, e, img.name(i))[snapshotter.LabelLayer])
-		must(t, err)
+		testenv.Must(t, err)
 		chain = append(chain, id)
 	}
-	must(t, e.Store.VerifyRootfs(t.Context(), chain))
+	testenv.Must(t, e.Store.VerifyRootfs(t.Context(), chain))
 	if _, err := os.OpenFile(filepath.Join(e.Path, e.Store.RootfsName(chain), "image"), os.O_RDWR, 0); !errors.Is(err, unix.EPERM) {
 		t.Errorf("open the image for writing: got %v, want %v", err, unix.EPERM)
 	}
 
 	// All objects are exchanged for copies.
 	objects, err := filepath.Glob(filepath.Join(e.Path, "repo/objects/*/*.file"))
-	must(t, err)
+	testenv.Must(t, err)
 	for _, name := range objects {
 		if fi, err := os.Lstat(name); err != nil || !fi.Mode().IsRegular() {
 			continue
@@ -468,9 +469,9 @@ func TestVerity(t *testing.T) {
 		if err != nil {
 			t.Fatalf("cp: %v\n%s", err, out)
 		}
-		must(t, os.Rename(name+".copy", name))
+		testenv.Must(t, os.Rename(name+".copy", name))
 	}
-	must(t, e.Unmount())
+	testenv.Must(t, e.Unmount())
 	prepare(t, e, "d", img.name(len(img.chain)-1))
 	mounted(t, e, "d", func(dir string) {
 		for name, content := range imageFiles {
@@ -483,8 +484,8 @@ func TestVerity(t *testing.T) {
 	if err := e.Store.VerifyRootfs(t.Context(), chain); !errors.Is(err, objectstore.ErrCorrupt) {
 		t.Errorf("got %v, want %v", err, objectstore.ErrCorrupt)
 	}
-	must(t, e.Store.RemakeRootfs(t.Context(), chain))
-	must(t, e.Store.VerifyRootfs(t.Context(), chain))
+	testenv.Must(t, e.Store.RemakeRootfs(t.Context(), chain))
+	testenv.Must(t, e.Store.VerifyRootfs(t.Context(), chain))
 	wantFiles(t, activeFiles(t, e, "d"), imageFiles)
 }
 

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
@@ -385,7 +386,7 @@ func TestStaging(t *testing.T) {
 			t.Fatalf("mounts are %v, want read-only ones", m)
 		}
 		m, err := e.Mounts(t.Context(), "k8s.io/1/extract-1 x")
-		must(t, err)
+		testenv.Must(t, err)
 		if !m[0].ReadOnly() || m[0].Type != "overlay" && !snaptest.Composefs() {
 			t.Fatalf("mounts are %v, want a read-only overlay", m)
 		}
@@ -693,14 +694,14 @@ func TestOrphansAreSwept(t *testing.T) {
 
 // A snapshot whose directory cannot be made leaves nothing, and the error says one thing.
 func TestFailedPrepareLeavesNothing(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	e, err := openHooked(t, t.TempDir(), func(_ atfs.Op, name string) error {
 		if strings.HasPrefix(name, "tmp/snapshot-new-") && strings.HasSuffix(name, "/work") {
 			return unix.ENOSPC
 		}
 		return nil
 	})
-	must(t, err)
+	testenv.Must(t, err)
 	defer e.Close()
 	_, err = e.Prepare(t.Context(), "a", "")
 	if !errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "\n") {
@@ -713,7 +714,7 @@ func TestFailedPrepareLeavesNothing(t *testing.T) {
 
 // What a failed Prepare cannot remove, for the same reason, the next Cleanup removes.
 func TestCleanupFinishesFailedPrepare(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	failing := false
 	e, err := openHooked(t, t.TempDir(), func(op atfs.Op, name string) error {
 		if failing && (op == atfs.OpUnlink || op == atfs.OpMkdir && strings.HasSuffix(name, "/work")) {
@@ -721,7 +722,7 @@ func TestCleanupFinishesFailedPrepare(t *testing.T) {
 		}
 		return nil
 	})
-	must(t, err)
+	testenv.Must(t, err)
 	defer e.Close()
 	wantLeft := func(want int) {
 		t.Helper()
@@ -735,7 +736,7 @@ func TestCleanupFinishesFailedPrepare(t *testing.T) {
 	}
 	wantLeft(1)
 	failing = false
-	must(t, e.Cleanup(t.Context()))
+	testenv.Must(t, e.Cleanup(t.Context()))
 	wantLeft(0)
 }
 

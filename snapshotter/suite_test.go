@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -27,7 +28,7 @@ const suiteName = "overlayfs"
 var suiteLayers = layer.Options{MaxLinks: 2}
 
 func TestSuiteInProcess(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	testsuite.SnapshotterSuite(t, suiteName, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		e, err := snaptest.OpenWith(ctx, root, suiteLayers)
 		if err != nil {
@@ -38,7 +39,7 @@ func TestSuiteInProcess(t *testing.T) {
 }
 
 func TestSuiteOverSocket(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	testsuite.SnapshotterSuite(t, suiteName, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		e, err := snaptest.OpenWith(ctx, root, suiteLayers)
 		if err != nil {

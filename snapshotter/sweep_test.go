@@ -113,23 +113,16 @@ func silence(t *testing.T) {
 	t.Cleanup(func() { log.L.Logger.SetOutput(old) })
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // openSwept opens the store in path as the daemon does. The process died, and not the machine: nothing is lost.
 func openSwept(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
 	t.Helper()
 	plain, err := atfs.Open(path)
-	must(t, err)
+	testenv.Must(t, err)
 	defer plain.Close()
 	root, err := plain.WithHook(hook)
-	must(t, err)
+	testenv.Must(t, err)
 	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true, Workers: 1}, allowed)
-	must(t, err)
+	testenv.Must(t, err)
 	e.StopAhead() // what it does would be at any time
 	if r := e.Recovery; len(r.Damaged)+len(r.Lost)+r.Checkouts != 0 {
 		t.Errorf("after the death of a process: got %+v", r)
@@ -143,7 +136,7 @@ func prepared(f func(t *testing.T, e *snaptest.Env)) func(*testing.T, string) {
 		t.Helper()
 		e := openSwept(t, path, nil)
 		f(t, e)
-		must(t, e.Close())
+		testenv.Must(t, e.Close())
 	}
 }
 
@@ -158,14 +151,14 @@ var checks atomic.Int64
 func checkRepo(t *testing.T, e *snaptest.Env) {
 	t.Helper()
 	if checks.Add(1)%32 == 0 { // ostree(1) takes long to start
-		must(t, e.Check(t.Context()))
+		testenv.Must(t, e.Check(t.Context()))
 		return
 	}
 	report, err := e.Repo.Fsck(t.Context(), objectstore.FsckOptions{})
 	if err == nil {
 		err = report.Err()
 	}
-	must(t, err)
+	testenv.Must(t, err)
 }
 
 // checkStore demands that fsck finds nothing, and that every snapshot can be used. With done, committed ones have the files
@@ -173,7 +166,7 @@ func checkRepo(t *testing.T, e *snaptest.Env) {
 func checkStore(t *testing.T, e *snaptest.Env, want map[string]map[string]string, done bool) {
 	t.Helper()
 	checkRepo(t, e)
-	must(t, e.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+	testenv.Must(t, e.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
 		wanted, ok := want[info.Name]
 		switch {
 		case info.Kind != snapshots.KindCommitted:
@@ -225,7 +218,7 @@ func has(t *testing.T, e *snaptest.Env, name string) bool {
 func mounted(t *testing.T, e *snaptest.Env, key string, f func(dir string)) {
 	t.Helper()
 	mounts, err := e.Mounts(t.Context(), key)
-	must(t, err)
+	testenv.Must(t, err)
 	var upper string
 	for _, o := range mounts[0].Options {
 		if strings.HasPrefix(o, "lowerdir=") {
@@ -255,7 +248,7 @@ func activeFiles(t *testing.T, e *snaptest.Env, key string) (found map[string]st
 // write writes to an active snapshot as a container does.
 func write(t *testing.T, e *snaptest.Env, key, name, content string) {
 	t.Helper()
-	mounted(t, e, key, func(dir string) { must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)) })
+	mounted(t, e, key, func(dir string) { testenv.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)) })
 }
 
 // left returns what is in the store, but for what stays when it is empty.
@@ -263,7 +256,7 @@ func left(t *testing.T, e *snaptest.Env) (names []string) {
 	t.Helper()
 	for _, pattern := range []string{"snapshots/*", "layers/*", "rootfs/*", "mounts/*", "tmp/*", "repo/objects/??/*", "repo/tmp/*", "repo/refs/heads/oci/*/*"} {
 		found, err := filepath.Glob(filepath.Join(e.Path, pattern))
-		must(t, err)
+		testenv.Must(t, err)
 		for _, name := range found {
 			if name = strings.TrimPrefix(name, e.Path+"/"); name != "repo/tmp/cache" {
 				names = append(names, name)
@@ -327,9 +320,9 @@ func starting(t *testing.T) sweepCase {
 				prepare(t, e, "container", img.unpackAll(t, e))
 			})(t, path)
 			for _, dir := range []string{"snapshots/99/fs/a", "tmp/snapshot-new-x/fs", "tmp/snapshot-old-7/fs/b", "tmp/checkout-x/fs"} {
-				must(t, os.MkdirAll(filepath.Join(path, dir), 0o700))
+				testenv.Must(t, os.MkdirAll(filepath.Join(path, dir), 0o700))
 			}
-			must(t, os.WriteFile(filepath.Join(path, "journal/x"), []byte("layer is not known\n"), 0o600))
+			testenv.Must(t, os.WriteFile(filepath.Join(path, "journal/x"), []byte("layer is not known\n"), 0o600))
 		},
 		Open: func(_ *testing.T, path string, hook atfs.Hook) *snaptest.Env {
 			hooks[path] = hook
@@ -338,10 +331,10 @@ func starting(t *testing.T) sweepCase {
 		Run: func(t *testing.T, e *snaptest.Env) error {
 			t.Helper()
 			plain, err := atfs.Open(e.Path)
-			must(t, err)
+			testenv.Must(t, err)
 			defer plain.Close()
 			root, err := plain.WithHook(hooks[e.Path])
-			must(t, err)
+			testenv.Must(t, err)
 			opened, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true, Workers: 1})
 			if err != nil {
 				return err
@@ -355,7 +348,7 @@ func starting(t *testing.T) sweepCase {
 			}
 			opened := openSwept(t, e.Path, nil)
 			check(t, opened)
-			must(t, opened.Close())
+			testenv.Must(t, opened.Close())
 		},
 	}
 }
@@ -551,10 +544,10 @@ func mounting(t *testing.T) sweepCase {
 		Prepare: prepared(func(t *testing.T, e *snaptest.Env) {
 			t.Helper()
 			prepare(t, e, "container", img.unpackAll(t, e))
-			must(t, e.Store.Sync(t.Context()))
-			must(t, os.RemoveAll(filepath.Join(e.Path, "layers")))
-			must(t, e.Unmount())
-			must(t, os.RemoveAll(filepath.Join(e.Path, "rootfs")))
+			testenv.Must(t, e.Store.Sync(t.Context()))
+			testenv.Must(t, os.RemoveAll(filepath.Join(e.Path, "layers")))
+			testenv.Must(t, e.Unmount())
+			testenv.Must(t, os.RemoveAll(filepath.Join(e.Path, "rootfs")))
 		}),
 		Open: openSwept,
 		Run: func(t *testing.T, e *snaptest.Env) error {
@@ -610,7 +603,7 @@ func removing(t *testing.T, all bool) sweepCase {
 					t.Errorf("snapshot %q is there", name)
 				}
 			}
-			must(t, e.Cleanup(t.Context())) // after those of the check
+			testenv.Must(t, e.Cleanup(t.Context())) // after those of the check
 			names := left(t, e)
 			if all && len(names) != 0 {
 				t.Errorf("left: %q", names)

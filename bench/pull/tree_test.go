@@ -12,14 +12,9 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-)
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
 
 func dir(name string) *tar.Header {
 	return &tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}
@@ -42,21 +37,21 @@ func hardlink(name, target string) *tar.Header {
 func newTree(t *testing.T, layers ...[]*tar.Header) (tree, error) {
 	t.Helper()
 	store, err := local.NewStore(t.TempDir())
-	must(t, err)
+	testenv.Must(t, err)
 	var descs []ocispec.Descriptor
 	for _, headers := range layers {
 		var b bytes.Buffer
 		z := gzip.NewWriter(&b)
 		w := tar.NewWriter(z)
 		for _, h := range headers {
-			must(t, w.WriteHeader(h))
+			testenv.Must(t, w.WriteHeader(h))
 			_, err := w.Write(make([]byte, h.Size))
-			must(t, err)
+			testenv.Must(t, err)
 		}
-		must(t, w.Close())
-		must(t, z.Close())
+		testenv.Must(t, w.Close())
+		testenv.Must(t, z.Close())
 		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(b.Bytes()), Size: int64(b.Len())}
-		must(t, content.WriteBlob(t.Context(), store, desc.Digest.String(), &b, desc))
+		testenv.Must(t, content.WriteBlob(t.Context(), store, desc.Digest.String(), &b, desc))
 		descs = append(descs, desc)
 	}
 	return readTree(t.Context(), store, descs)
@@ -83,7 +78,7 @@ func TestTree(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := newTree(t, tt.layers...)
-			must(t, err)
+			testenv.Must(t, err)
 			if tt.want != "?" && describe(got) != tt.want {
 				t.Errorf("got %s, want %s", describe(got), tt.want)
 			}
@@ -115,7 +110,7 @@ func describe(t tree) string {
 // What a container sees is compared in every respect.
 func TestCompare(t *testing.T) {
 	image, err := newTree(t, []*tar.Header{dir("a/"), file("a/b", 1), symlink("c", "a/b"), dir("dev/"), file("dev/null", 2)})
-	must(t, err)
+	testenv.Must(t, err)
 	list := func(change func(name string, l *leaf) bool) string {
 		var b strings.Builder
 		for _, name := range sortedNames(image) {

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // The space of a directory is what du counts: holes, hard links, directories.
@@ -13,24 +15,24 @@ func TestSpaceIsThatOfDu(t *testing.T) {
 	root := t.TempDir()
 	for i := range 50 {
 		d := filepath.Join(root, fmt.Sprint(i%7))
-		must(t, os.MkdirAll(d, 0o755))
+		testenv.Must(t, os.MkdirAll(d, 0o755))
 		name := filepath.Join(d, fmt.Sprint(i))
-		must(t, os.WriteFile(name, make([]byte, i*1000), 0o600))
-		must(t, os.Link(name, name+"-link"))
-		must(t, os.Symlink("x", name+"-symlink"))
-		must(t, os.Truncate(name, 1<<30))
+		testenv.Must(t, os.WriteFile(name, make([]byte, i*1000), 0o600))
+		testenv.Must(t, os.Link(name, name+"-link"))
+		testenv.Must(t, os.Symlink("x", name+"-symlink"))
+		testenv.Must(t, os.Truncate(name, 1<<30))
 	}
 	got, err := measureSpace(root)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, tt := range []struct {
 		got  int64
 		flag string
 	}{{got.bytes, "--block-size=1"}, {got.inodes, "--inodes"}} {
 		out, err := exec.CommandContext(t.Context(), "du", "-s", tt.flag, root).Output()
-		must(t, err)
+		testenv.Must(t, err)
 		var want int64
 		_, err = fmt.Sscan(string(out), &want)
-		must(t, err)
+		testenv.Must(t, err)
 		if tt.got != want {
 			t.Errorf("got %d, du %s says %d", tt.got, tt.flag, want)
 		}
@@ -40,10 +42,10 @@ func TestSpaceIsThatOfDu(t *testing.T) {
 func TestProcess(t *testing.T) {
 	pids := []int{os.Getpid()}
 	before, err := processorTime(pids)
-	must(t, err)
-	must(t, exec.CommandContext(t.Context(), "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done").Run())
+	testenv.Must(t, err)
+	testenv.Must(t, exec.CommandContext(t.Context(), "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done").Run())
 	after, err := processorTime(pids)
-	must(t, err)
+	testenv.Must(t, err)
 	if used := after - before; used < 0.01 || used > 60 {
 		t.Errorf("a child counted to 300000 in %v s", used)
 	}
@@ -54,15 +56,15 @@ func TestProcess(t *testing.T) {
 
 func TestPeakMemory(t *testing.T) {
 	pids := []int{os.Getpid()}
-	must(t, resetPeakMemory(pids))
+	testenv.Must(t, resetPeakMemory(pids))
 	before, err := peakMemory(pids)
-	must(t, err)
+	testenv.Must(t, err)
 	b := make([]byte, 64<<20)
 	for i := range b {
 		b[i] = byte(i)
 	}
 	after, err := peakMemory(pids)
-	must(t, err)
+	testenv.Must(t, err)
 	if grown := after - before; grown < 50<<20 || grown > 200<<20 {
 		t.Errorf("it grew by %d bytes, want 64 MiB", grown)
 	}

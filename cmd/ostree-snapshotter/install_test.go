@@ -31,7 +31,7 @@ func (b *imageBed) run(t *testing.T, args ...string) (status int, stdout, stderr
 func needsInstall(t *testing.T) {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
-		t.Skip("needs amd64")
+		testenv.Unsupported(t, "needs amd64")
 	}
 	testenv.NeedsLoop(t)
 	for _, tool := range []string{"sfdisk", "wipefs", "mkfs.vfat", "mcopy", "mkfs.ext4", "ostree"} {

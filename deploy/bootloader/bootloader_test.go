@@ -588,7 +588,7 @@ func TestCanCountDebian(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(names) == 0 {
-		t.Skip("needs the Debian package systemd-boot-efi")
+		testenv.Missing(t, "needs the Debian package systemd-boot-efi")
 	}
 	m := newMachine(t, t.TempDir(), nil)
 	defer m.Close()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // sweepCases are changes of an ESP: what is on it, and what is to be. Kernel c lies on it without an entry.
@@ -81,8 +82,8 @@ func TestFaults(t *testing.T) {
 
 // The same when the process is killed.
 func TestKills(t *testing.T) {
-	if testing.Short() && !faulttest.IsChild() {
-		t.Skip("starts a process for each operation")
+	if !faulttest.IsChild() {
+		testenv.SkipShort(t, "starts a process for each operation")
 	}
 	for _, name := range []string{"replace", "undeploy"} {
 		t.Run(name, func(t *testing.T) {

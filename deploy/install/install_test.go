@@ -118,7 +118,7 @@ func TestDisk(t *testing.T) {
 			needsTools(t)
 			testenv.NeedsTool(t, "mkfs."+fstype)
 			if err := supports(fstype); err != nil {
-				t.Skip(err)
+				testenv.Unsupported(t, "%v", err)
 			}
 			image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 			opts := options()

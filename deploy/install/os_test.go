@@ -69,7 +69,7 @@ func TestExecute(t *testing.T) {
 			objecttest.NeedsOstree(t)
 			testenv.NeedsTool(t, "mkfs."+fstype)
 			if err := supports(fstype); err != nil {
-				t.Skip(err)
+				testenv.Unsupported(t, "%v", err)
 			}
 			image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 			opts := options()

@@ -26,13 +26,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // An entry is one of a tar: what it is called says what it is, as in "d/" and "l -> target".
 type entry struct {
 	name, content string
@@ -54,11 +47,11 @@ func makeTar(tb testing.TB, entries ...entry) []byte {
 		if e.change != nil {
 			e.change(h)
 		}
-		must(tb, w.WriteHeader(h))
+		testenv.Must(tb, w.WriteHeader(h))
 		_, err := io.WriteString(w, e.content)
-		must(tb, err)
+		testenv.Must(tb, err)
 	}
-	must(tb, w.Close())
+	testenv.Must(tb, w.Close())
 	return b.Bytes()
 }
 
@@ -137,16 +130,16 @@ func newBed(t *testing.T) bed {
 	t.Helper()
 	testenv.NeedsRoot(t)
 	root, err := atfs.Open(t.TempDir())
-	must(t, err)
-	t.Cleanup(func() { must(t, root.Close()) })
-	must(t, root.Mkdir("repo", 0o700))
+	testenv.Must(t, err)
+	t.Cleanup(func() { testenv.Must(t, root.Close()) })
+	testenv.Must(t, root.Mkdir("repo", 0o700))
 	dir, err := root.OpenDir("repo")
-	must(t, err)
-	t.Cleanup(func() { must(t, dir.Close()) })
+	testenv.Must(t, err)
+	t.Cleanup(func() { testenv.Must(t, dir.Close()) })
 	repo := objecttest.NewRepoAt(t, dir)
 	s, err := layer.Open(root, repo, layer.Options{})
-	must(t, err)
-	t.Cleanup(func() { must(t, s.Close()) })
+	testenv.Must(t, err)
+	t.Cleanup(func() { testenv.Must(t, s.Close()) })
 	return bed{s, repo}
 }
 
@@ -156,23 +149,23 @@ func (b bed) flatten(t *testing.T, tars ...[]byte) *composefs.Inode {
 	var chain []objectstore.Checksum
 	for _, data := range tars {
 		h, err := b.Import(t.Context(), bytes.NewReader(data), layer.ImportOptions{})
-		must(t, err)
-		must(t, h.Release())
+		testenv.Must(t, err)
+		testenv.Must(t, h.Release())
 		chain = append(chain, h.ID)
 	}
 	root, err := b.Flatten(t.Context(), chain)
-	must(t, err)
+	testenv.Must(t, err)
 	return root
 }
 
 func (b bed) store(t *testing.T, tree *oscommit.Tree, img oscommit.Image) objectstore.Checksum {
 	t.Helper()
 	txn, err := b.repo.Begin(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	sum, err := tree.Store(t.Context(), txn, nil, img)
-	must(t, err)
+	testenv.Must(t, err)
 	txn.SetRef("os", sum)
-	must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
 	return sum
 }
 
@@ -183,14 +176,14 @@ func TestCommitIsThatOfOSTree(t *testing.T) {
 	b := newBed(t)
 	layers := osLayers(t)
 	tree, err := oscommit.NewTree(b.flatten(t, layers...))
-	must(t, err)
+	testenv.Must(t, err)
 	sum := b.store(t, tree, oscommit.Image{})
 
 	dir := t.TempDir()
-	must(t, os.Chmod(dir, 0o755))
+	testenv.Must(t, os.Chmod(dir, 0o755))
 	for _, data := range layers {
 		_, err := archive.Apply(t.Context(), dir, bytes.NewReader(data))
-		must(t, err)
+		testenv.Must(t, err)
 	}
 	script := `set -e; cd "$1"; rm -rf dev/* run/* tmp/*; rm etc/hostname etc/resolv.conf; mv etc usr/etc; find . ! -type f ! -type d ! -type l -delete`
 	if out, err := exec.Command("sh", "-c", script, "sh", dir).CombinedOutput(); err != nil {
@@ -198,11 +191,11 @@ func TestCommitIsThatOfOSTree(t *testing.T) {
 	}
 	objecttest.Ostree(t, b.repo, "commit", "--branch=oracle", "--tree=dir="+dir, "--timestamp=@0")
 	id, err := b.repo.Ref("oracle")
-	must(t, err)
+	testenv.Must(t, err)
 	want, err := b.repo.Commit(id)
-	must(t, err)
+	testenv.Must(t, err)
 	got, err := b.repo.Commit(sum)
-	must(t, err)
+	testenv.Must(t, err)
 	if got.Tree != want.Tree || got.Meta != want.Meta {
 		t.Errorf("tree %s, meta %s; ostree has %s and %s\n%s", got.Tree, got.Meta, want.Tree, want.Meta,
 			diff(objecttest.Ostree(t, b.repo, "ls", "-RCX", "os"), objecttest.Ostree(t, b.repo, "ls", "-RCX", "oracle")))
@@ -228,7 +221,7 @@ func diff(a, b string) string {
 func TestDropped(t *testing.T) {
 	b := newBed(t)
 	tree, err := oscommit.NewTree(b.flatten(t, osLayers(t)...))
-	must(t, err)
+	testenv.Must(t, err)
 	var got []string
 	for _, d := range tree.Dropped {
 		got = append(got, d.Path+": "+d.Reason)
@@ -253,11 +246,11 @@ func TestCommitIsPure(t *testing.T) {
 	for range 2 {
 		b := newBed(t)
 		tree, err := oscommit.NewTree(b.flatten(t, osLayers(t)...))
-		must(t, err)
+		testenv.Must(t, err)
 		sum := b.store(t, tree, img)
 		sums = append(sums, sum)
 		c, err := b.repo.Commit(sum)
-		must(t, err)
+		testenv.Must(t, err)
 		for key, want := range map[string]string{
 			"version": "12.1", "ostree.linux": "6.1.0", "ostree.manifest-digest": img.ManifestDigest, "ostree.manifest": img.Manifest,
 			"ostree.container.image-config": img.Config,
@@ -281,13 +274,13 @@ func TestSharedInode(t *testing.T) {
 	b := newBed(t)
 	objects := func() int {
 		names, err := filepath.Glob(b.repo.ObjectsDir().Path() + "/*/*.file")
-		must(t, err)
+		testenv.Must(t, err)
 		return len(names)
 	}
 	root := b.flatten(t, osLayers(t)...)
 	before := objects()
 	tree, err := oscommit.NewTree(root)
-	must(t, err)
+	testenv.Must(t, err)
 	b.store(t, tree, oscommit.Image{})
 	// Symbolic links and empty files are in layer images alone: bin, ostree, localtime, and the two empty files, which differ
 	// in nothing.
@@ -310,7 +303,7 @@ func TestMissing(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tree, err := oscommit.NewTree(b.flatten(t, makeTar(t, tt.entries...)))
-			must(t, err)
+			testenv.Must(t, err)
 			got := tree.Missing()
 			for _, want := range tt.want {
 				if !slices.Contains(got, want) {
@@ -351,10 +344,10 @@ func TestStoreWithoutObject(t *testing.T) {
 	tree, err := oscommit.NewTree(&composefs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: []composefs.Entry{{Name: "f", Inode: &composefs.Inode{
 		Mode: unix.S_IFREG | 0o644, Size: 1, Payload: objectstore.LoosePath(missing, objectstore.TypeFile),
 	}}}})
-	must(t, err)
+	testenv.Must(t, err)
 	txn, err := b.repo.Begin(t.Context())
-	must(t, err)
-	defer func() { must(t, txn.Abort()) }()
+	testenv.Must(t, err)
+	defer func() { testenv.Must(t, txn.Abort()) }()
 	if _, err := tree.Store(t.Context(), txn, nil, oscommit.Image{}); !errors.Is(err, objectstore.ErrNotExist) || !strings.Contains(err.Error(), "/f") {
 		t.Errorf("got error %v, want that the object of /f does not exist", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 func TestSizes(t *testing.T) {
@@ -15,7 +16,7 @@ func TestSizes(t *testing.T) {
 		entry{"usr/one", content(5000), nil}, entry{"usr/same", content(5000), nil},
 		entry{"etc/", "", nil}, entry{"etc/conf", content(100), nil},
 	)))
-	must(t, err)
+	testenv.Must(t, err)
 	for name, want := range map[string]int64{
 		"usr/one": 5000, "usr/empty": 0, "usr/etc/conf": 100, "usr/link": -1, "usr": -1, "usr/none": -1, "etc/conf": -1, "": -1,
 	} {

@@ -22,20 +22,20 @@ import (
 // sysrootRepo makes a repository in an empty directory, whose operations on the disk hook sees.
 func sysrootRepo(t *testing.T, path string, hook atfs.Hook) *objectstore.Repo {
 	t.Helper()
-	must(t, os.MkdirAll(path, 0o755))
+	testenv.Must(t, os.MkdirAll(path, 0o755))
 	dir, err := objecttest.OpenDir(t, path).WithHook(hook)
-	must(t, err)
-	t.Cleanup(func() { must(t, dir.Close()) })
+	testenv.Must(t, err)
+	t.Cleanup(func() { testenv.Must(t, dir.Close()) })
 	return objecttest.NewRepoAt(t, dir)
 }
 
 func storeInto(t *testing.T, tree *oscommit.Tree, to, from *objectstore.Repo) (objectstore.Checksum, error) {
 	t.Helper()
 	txn, err := to.Begin(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	sum, err := tree.Store(t.Context(), txn, from, oscommit.Image{})
 	if err != nil {
-		must(t, txn.Abort())
+		testenv.Must(t, txn.Abort())
 		return sum, err
 	}
 	txn.SetRef("os", sum)
@@ -46,13 +46,13 @@ func storeInto(t *testing.T, tree *oscommit.Tree, to, from *objectstore.Repo) (o
 func contentObjects(t *testing.T, repo *objectstore.Repo) map[string]unix.Stat_t {
 	t.Helper()
 	names, err := filepath.Glob(repo.ObjectsDir().Path() + "/*/*.file")
-	must(t, err)
+	testenv.Must(t, err)
 	objects := make(map[string]unix.Stat_t)
 	for _, name := range names {
 		var st unix.Stat_t
-		must(t, unix.Lstat(name, &st))
+		testenv.Must(t, unix.Lstat(name, &st))
 		rel, err := filepath.Rel(repo.ObjectsDir().Path(), name)
-		must(t, err)
+		testenv.Must(t, err)
 		objects[rel] = st
 	}
 	return objects
@@ -64,7 +64,7 @@ func TestStoreLinks(t *testing.T) {
 	b := newBed(t)
 	root := b.flatten(t, osLayers(t)...)
 	tree, err := oscommit.NewTree(root)
-	must(t, err)
+	testenv.Must(t, err)
 	writes := 0
 	to := sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/sysroot/ostree/repo", func(op atfs.Op, _ string) error {
 		if op == atfs.OpWrite || op == atfs.OpClone {
@@ -73,7 +73,7 @@ func TestStoreLinks(t *testing.T) {
 		return nil
 	})
 	need, err := tree.Need(to, b.repo)
-	must(t, err)
+	testenv.Must(t, err)
 	if need.Transfer != objectstore.TransferLink || need.Objects != 0 || need.Bytes != 0 || need.Shared == 0 || need.Metadata == 0 {
 		t.Errorf("need: got %+v, want links and metadata alone", need)
 	}
@@ -81,9 +81,9 @@ func TestStoreLinks(t *testing.T) {
 	tree.Progress = func(p oscommit.Progress) { last = p }
 	writes = 0
 	sum, err := storeInto(t, tree, to, b.repo)
-	must(t, err)
+	testenv.Must(t, err)
 	metadata, err := filepath.Glob(to.ObjectsDir().Path() + "/*/*.dir*")
-	must(t, err)
+	testenv.Must(t, err)
 	if want := len(metadata) + 2; writes != want { // commit and ref
 		t.Errorf("%d writes, want %d", writes, want)
 	}
@@ -116,14 +116,14 @@ func TestStoreCopies(t *testing.T) {
 	b := newBed(t)
 	large := strings.Repeat("0123456789abcdef", 100<<10/16) + "x"
 	tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", large, nil}))...))
-	must(t, err)
+	testenv.Must(t, err)
 	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 32<<20).Dir+"/repo", nil)
 	need, err := tree.Need(to, b.repo)
-	must(t, err)
+	testenv.Must(t, err)
 	var last oscommit.Progress
 	tree.Progress = func(p oscommit.Progress) { last = p }
 	_, err = storeInto(t, tree, to, b.repo)
-	must(t, err)
+	testenv.Must(t, err)
 	var bytes int64
 	for _, st := range contentObjects(t, to) {
 		bytes += atfs.Allocated(&st)
@@ -136,10 +136,10 @@ func TestStoreCopies(t *testing.T) {
 	}
 	var metadata int64
 	names, err := filepath.Glob(to.ObjectsDir().Path() + "/*/*.dir*")
-	must(t, err)
+	testenv.Must(t, err)
 	for _, name := range names {
 		var st unix.Stat_t
-		must(t, unix.Lstat(name, &st))
+		testenv.Must(t, unix.Lstat(name, &st))
 		metadata += atfs.Allocated(&st)
 	}
 	if need.Metadata != metadata {
@@ -151,7 +151,7 @@ func TestStoreCopies(t *testing.T) {
 func TestStoreWithoutRoom(t *testing.T) {
 	b := newBed(t)
 	tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", strings.Repeat("x", 20<<20), nil}))...))
-	must(t, err)
+	testenv.Must(t, err)
 	to := sysrootRepo(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/repo", nil)
 	_, err = storeInto(t, tree, to, b.repo)
 	if !errors.Is(err, unix.ENOSPC) {
@@ -173,7 +173,7 @@ func TestStoreDamaged(t *testing.T) {
 		t.Helper()
 		for name, st := range contentObjects(t, repo) {
 			if st.Size == int64(len("ID=test\n")) && st.Mode&unix.S_IFMT == unix.S_IFREG {
-				must(t, os.Truncate(filepath.Join(repo.ObjectsDir().Path(), name), 0))
+				testenv.Must(t, os.Truncate(filepath.Join(repo.ObjectsDir().Path(), name), 0))
 				return
 			}
 		}
@@ -183,7 +183,7 @@ func TestStoreDamaged(t *testing.T) {
 		t.Helper()
 		b := newBed(t)
 		tree, err := oscommit.NewTree(b.flatten(t, osLayers(t)...))
-		must(t, err)
+		testenv.Must(t, err)
 		return tree, b, sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/other", nil)
 	}
 	t.Run("there", func(t *testing.T) {
@@ -203,27 +203,27 @@ func TestStoreDamaged(t *testing.T) {
 			t.Errorf("got error %v, want that there is no commit", err)
 		}
 		// The bed's repository is checked when the test ends.
-		must(t, os.RemoveAll(b.repo.ObjectsDir().Path()))
-		must(t, os.RemoveAll(b.repo.Dir().Path()+"/refs/heads/oci"))
-		must(t, os.Mkdir(b.repo.ObjectsDir().Path(), 0o755))
+		testenv.Must(t, os.RemoveAll(b.repo.ObjectsDir().Path()))
+		testenv.Must(t, os.RemoveAll(b.repo.Dir().Path()+"/refs/heads/oci"))
+		testenv.Must(t, os.Mkdir(b.repo.ObjectsDir().Path(), 0o755))
 	})
 	t.Run("here", func(t *testing.T) {
 		tree, b, to := setup(t)
 		_, err := storeInto(t, tree, to, b.repo)
-		must(t, err)
+		testenv.Must(t, err)
 		// Not the inode that both have.
 		for name := range contentObjects(t, to) {
 			path := filepath.Join(to.ObjectsDir().Path(), name)
-			must(t, os.Rename(path, path+"-old"))
+			testenv.Must(t, os.Rename(path, path+"-old"))
 			out, err := exec.Command("cp", "-a", path+"-old", path).CombinedOutput()
 			if err != nil {
 				t.Fatalf("copy %s: %v\n%s", path, err, out)
 			}
-			must(t, os.Remove(path+"-old"))
+			testenv.Must(t, os.Remove(path+"-old"))
 		}
 		cut(t, to)
 		_, err = storeInto(t, tree, to, b.repo)
-		must(t, err) // and the repository is checked when the test ends
+		testenv.Must(t, err) // and the repository is checked when the test ends
 	})
 }
 
@@ -236,7 +236,7 @@ func TestStoreManyFiles(t *testing.T) {
 		entries[i] = entry{fmt.Sprintf("usr/share/%d/%d", i%50, i), fmt.Sprint(i), nil}
 	}
 	tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entries...))...))
-	must(t, err)
+	testenv.Must(t, err)
 	want := b.store(t, tree, oscommit.Image{})
 	to := sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/sysroot", nil)
 	var calls int
@@ -249,16 +249,16 @@ func TestStoreManyFiles(t *testing.T) {
 		last = p
 	}
 	got, err := storeInto(t, tree, to, b.repo)
-	must(t, err)
+	testenv.Must(t, err)
 	if got != want || calls != last.TotalObjects || calls < n {
 		t.Errorf("commit %s after %d of %d objects, want %s", got, calls, last.TotalObjects, want)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	tree.Progress = func(oscommit.Progress) { cancel() }
 	txn, err := to.Begin(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	if _, err := tree.Store(ctx, txn, b.repo, oscommit.Image{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got error %v, want %v", err, context.Canceled)
 	}
-	must(t, txn.Abort())
+	testenv.Must(t, txn.Abort())
 }

@@ -23,18 +23,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // value fails the test instead of returning an error: value(f())(t).
 func value[T any](v T, err error) func(testing.TB) T {
 	return func(tb testing.TB) T {
 		tb.Helper()
-		must(tb, err)
+		testenv.Must(tb, err)
 		return v
 	}
 }
@@ -74,14 +67,14 @@ func commitTree(tb testing.TB, repo *objectstore.Repo, ref, version string, tree
 	tb.Helper()
 	txn := value(repo.Begin(tb.Context()))(tb)
 	root, meta, err := objecttest.Store(txn, tree)
-	must(tb, err)
+	testenv.Must(tb, err)
 	c := &objectstore.Commit{Tree: root, Meta: meta, Timestamp: 1700000000, Metadata: []objectstore.MetaEntry{
 		{Key: "version", Value: gvariant.String(version)},
 		{Key: "ostree.ref-binding", Value: gvariant.Strings([]string{ref})},
 	}}
 	stored := value(txn.StoreMetadata(objectstore.TypeCommit, value(c.Marshal())(tb)))(tb)
 	txn.SetRef(ref, stored.Checksum)
-	must(tb, txn.Commit(tb.Context(), objectstore.CommitOptions{}))
+	testenv.Must(tb, txn.Commit(tb.Context(), objectstore.CommitOptions{}))
 }
 
 // A bed is a sysroot to test on.
@@ -106,11 +99,11 @@ func newSysroot(t *testing.T) *bed {
 func initSysroot(t *testing.T, path string) {
 	t.Helper()
 	d := value(atfs.Open(path))(t)
-	must(t, sysroot.Init(d))
+	testenv.Must(t, sysroot.Init(d))
 	s := value(sysroot.Open(d, sysroot.Options{}))(t)
-	must(t, s.InitStateroot("os"))
-	must(t, s.Close())
-	must(t, d.Close())
+	testenv.Must(t, s.InitStateroot("os"))
+	testenv.Must(t, s.Close())
+	testenv.Must(t, d.Close())
 	t.Cleanup(func() { thaw(t, path) })
 }
 
@@ -118,8 +111,8 @@ func openSysroot(t *testing.T, path string, opts sysroot.Options) *bed {
 	t.Helper()
 	d := value(atfs.Open(path))(t)
 	b := &bed{Sysroot: value(sysroot.Open(d, opts))(t), t: t, path: path}
-	must(t, d.Close())
-	t.Cleanup(func() { must(t, b.Close()) })
+	testenv.Must(t, d.Close())
+	t.Cleanup(func() { testenv.Must(t, b.Close()) })
 	return b
 }
 
@@ -131,8 +124,8 @@ func thaw(t *testing.T, path string) {
 		if err != nil {
 			continue // an origin file
 		}
-		must(t, d.SetImmutable(false))
-		must(t, d.Close())
+		testenv.Must(t, d.SetImmutable(false))
+		testenv.Must(t, d.Close())
 	}
 }
 
@@ -150,9 +143,9 @@ func (b *bed) load() *sysroot.State {
 func (b *bed) do(plan func(st *sysroot.State) (*sysroot.Plan, error)) *sysroot.Plan {
 	b.t.Helper()
 	unlock := value(b.Lock(b.t.Context()))(b.t)
-	defer func() { must(b.t, unlock()) }()
+	defer func() { testenv.Must(b.t, unlock()) }()
 	p := value(plan(b.load()))(b.t)
-	must(b.t, b.Execute(b.t.Context(), p))
+	testenv.Must(b.t, b.Execute(b.t.Context(), p))
 	return p
 }
 
@@ -211,7 +204,7 @@ func snapshot(t *testing.T, path string) string {
 		if os.IsNotExist(err) {
 			continue
 		}
-		must(t, err)
+		testenv.Must(t, err)
 		for _, e := range deployments {
 			name := filepath.Join("ostree/deploy", stateroot.Name(), "deploy", e.Name())
 			if !e.IsDir() {
@@ -230,7 +223,7 @@ func snapshot(t *testing.T, path string) string {
 // list lists a directory, with targets and contents.
 func list(t *testing.T, path, root string, content bool) (lines []string) {
 	t.Helper()
-	must(t, filepath.WalkDir(filepath.Join(path, root), func(name string, d os.DirEntry, err error) error {
+	testenv.Must(t, filepath.WalkDir(filepath.Join(path, root), func(name string, d os.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -267,8 +260,8 @@ func openDir(t *testing.T, path string) *atfs.Dir {
 // bind mounts a directory over another until the test ends.
 func bind(t *testing.T, from, over string) {
 	t.Helper()
-	must(t, unix.Mount(from, over, "", unix.MS_BIND, ""))
-	t.Cleanup(func() { must(t, unix.Unmount(over, 0)) })
+	testenv.Must(t, unix.Mount(from, over, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(over, 0)) })
 }
 
 func bootcsum(contents ...string) string {

@@ -148,7 +148,7 @@ func TestStateroots(t *testing.T) {
 	var got [2]string
 	for i := range got {
 		b := newSysroot(t)
-		must(t, b.InitStateroot("other"))
+		testenv.Must(t, b.InitStateroot("other"))
 		b.commit("1", "a")
 		b.commit("2", "a")
 		for _, d := range []struct{ stateroot, version string }{{"os", "1"}, {"other", "1"}, {"os", "2"}, {"other", "2"}, {"os", "1"}} {
@@ -207,7 +207,7 @@ func TestBootPrefix(t *testing.T) {
 	b.commit("2", "a")
 	config := filepath.Join(b.path, "ostree/repo/config")
 	text := value(os.ReadFile(config))(t)
-	must(t, os.WriteFile(config, append(text, "\n[sysroot]\nbootprefix=true\nbls-append-except-default=old=yes;grub_users=x\n"...), 0o644))
+	testenv.Must(t, os.WriteFile(config, append(text, "\n[sysroot]\nbootprefix=true\nbls-append-except-default=old=yes;grub_users=x\n"...), 0o644))
 	b = openSysroot(t, b.path, sysroot.Options{NewEntryNames: true})
 	b.deploy(ref(b, "1"))
 	b.deploy(ref(b, "2"))
@@ -326,7 +326,7 @@ func TestBootCounting(t *testing.T) {
 	if tries := b.load().Default().Tries; tries == nil || *tries != (bls.Tries{Left: 3}) {
 		t.Fatalf("tries: got %v, want 3", tries)
 	}
-	must(t, os.Rename(entries+"/ostree-2-os+3.conf", entries+"/ostree-2-os+02-1.conf")) // as a boot loader does
+	testenv.Must(t, os.Rename(entries+"/ostree-2-os+3.conf", entries+"/ostree-2-os+02-1.conf")) // as a boot loader does
 	if objecttest.HasOstree() {
 		b.admin("status")
 	}
@@ -339,8 +339,8 @@ func TestBootCounting(t *testing.T) {
 		t.Fatalf("tries: got %v, want 2-1", d.Tries)
 	}
 	run := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(run, "ostree-booted"), nil, 0o644))
-	must(t, os.WriteFile(filepath.Join(b.path, "boot/ostree/finalize-failure.stamp"), []byte("it failed"), 0o644))
+	testenv.Must(t, os.WriteFile(filepath.Join(run, "ostree-booted"), nil, 0o644))
+	testenv.Must(t, os.WriteFile(filepath.Join(b.path, "boot/ostree/finalize-failure.stamp"), []byte("it failed"), 0o644))
 	r := &recorder{t: t, boot: filepath.Join(b.path, "boot")}
 	booted := openSysroot(t, b.path, sysroot.Options{Run: openDir(t, run), Root: filepath.Join(b.path, d.Path()), Bootloader: r})
 	report := value(booted.BootComplete(t.Context()))(t)

@@ -88,7 +88,7 @@ func TestRefusedTrees(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b.t = t
-			must(t, os.WriteFile(filepath.Join(b.path, b.load().Deployments[0].Path(), "etc/conf"), []byte("mine"), 0o644))
+			testenv.Must(t, os.WriteFile(filepath.Join(b.path, b.load().Deployments[0].Path(), "etc/conf"), []byte("mine"), 0o644))
 			tree := osTree("x", "x")
 			tt.change(tree)
 			commitTree(t, b.Repo(), "os/x", "x", tree)
@@ -113,7 +113,7 @@ func TestRefusedTrees(t *testing.T) {
 			if errors.Is(err, sysroot.ErrSELinux) {
 				r.NoSELinux = true
 				_, err = b.PlanDeploy(t.Context(), st, r)
-				must(t, err)
+				testenv.Must(t, err)
 			}
 		})
 	}
@@ -192,17 +192,17 @@ func TestBootloaders(t *testing.T) {
 			b.commit("1", "a")
 			for _, f := range tt.files {
 				f = filepath.Join(b.path, f)
-				must(t, os.MkdirAll(filepath.Dir(f), 0o755))
-				must(t, os.WriteFile(f, []byte(`{"installed":{},"static-configs":{"version":"1"}}`), 0o644))
+				testenv.Must(t, os.MkdirAll(filepath.Dir(f), 0o755))
+				testenv.Must(t, os.WriteFile(f, []byte(`{"installed":{},"static-configs":{"version":"1"}}`), 0o644))
 			}
 			config := value(os.OpenFile(filepath.Join(b.path, "ostree/repo/config"), os.O_APPEND|os.O_WRONLY, 0))(t)
 			value(fmt.Fprintf(config, "\n[sysroot]\n%s\n", tt.config))(t)
-			must(t, config.Close())
+			testenv.Must(t, config.Close())
 			b = openSysroot(t, b.path, sysroot.Options{})
 			_, err := b.PlanDeploy(t.Context(), b.load(), sysroot.Request{Stateroot: "os", Commit: ref(b, "1")})
 			switch {
 			case tt.text == "":
-				must(t, err)
+				testenv.Must(t, err)
 			case !errors.Is(err, sysroot.ErrUnsupported) || !strings.Contains(err.Error(), tt.text):
 				t.Errorf("got error %v, want %v, %q", err, sysroot.ErrUnsupported, tt.text)
 			}
@@ -262,7 +262,7 @@ func TestDiskFull(t *testing.T) {
 	if snapshot(t, b.path) != before {
 		t.Error("the sysroot was changed")
 	}
-	must(t, os.Remove(filler))
+	testenv.Must(t, os.Remove(filler))
 	b.deploy(ref(b, "2"))
 }
 
@@ -280,7 +280,7 @@ func TestFailedFirst(t *testing.T) {
 	if left := append(value(filepath.Glob(b.path+"/ostree/deploy/os/var*/*"))(t), value(filepath.Glob(b.path+"/ostree/deploy/os/deploy/*"))(t)...); len(left) > 0 {
 		t.Errorf("left over: %q", left)
 	}
-	must(t, os.Remove(filler))
+	testenv.Must(t, os.Remove(filler))
 	b.deploy(ref(b, "1"))
 }
 
@@ -288,9 +288,9 @@ func TestFailedFirst(t *testing.T) {
 func fill(t *testing.T, dir string, leave int64) string {
 	t.Helper()
 	var fs unix.Statfs_t
-	must(t, unix.Statfs(dir, &fs))
+	testenv.Must(t, unix.Statfs(dir, &fs))
 	f := value(os.Create(filepath.Join(dir, "filler")))(t)
-	defer func() { must(t, f.Close()) }()
+	defer func() { testenv.Must(t, f.Close()) }()
 	for block := make([]byte, 64<<10); len(block) > 0; {
 		size := value(f.Seek(0, io.SeekCurrent))(t)
 		if leave > 0 && size >= int64(fs.Bfree)*fs.Bsize-leave {
@@ -302,6 +302,6 @@ func fill(t *testing.T, dir string, leave int64) string {
 			t.Fatal(err)
 		}
 	}
-	must(t, f.Sync())
+	testenv.Must(t, f.Sync())
 	return f.Name()
 }

@@ -19,11 +19,11 @@ func newBooted(t *testing.T) *bed {
 	testenv.NeedsRoot(t)
 	path := testenv.MemoryDir(t)
 	b := &bed{t: t, path: filepath.Join(path, "sysroot"), run: filepath.Join(path, "run")}
-	must(t, os.Mkdir(b.path, 0o755))
-	must(t, os.Mkdir(b.run, 0o755))
+	testenv.Must(t, os.Mkdir(b.path, 0o755))
+	testenv.Must(t, os.Mkdir(b.run, 0o755))
 	initSysroot(t, b.path)
 	b.reopen(nil)
-	t.Cleanup(func() { must(t, b.Close()) })
+	t.Cleanup(func() { testenv.Must(t, b.Close()) })
 	b.commitTiny("1", "2", "3", "4")
 	b.deploy(ref(b, "1"), withKargs("rw", "quiet"))
 	b.deploy(ref(b, "2"))
@@ -65,14 +65,14 @@ func TestStage(t *testing.T) {
 
 	// It is locked, then not.
 	lock := b.stagedFile() + "-locked"
-	must(t, os.WriteFile(lock, nil, 0o600))
+	testenv.Must(t, os.WriteFile(lock, nil, 0o600))
 	if p := value(b.FinalizeStaged(t.Context()))(t); p != nil || !b.load().Staged.Locked {
 		t.Errorf("locked: got %v", p)
 	}
-	must(t, os.Remove(lock))
+	testenv.Must(t, os.Remove(lock))
 
 	etc := filepath.Join(b.path, st.Booted.Path(), "etc")
-	must(t, os.WriteFile(etc+"/late", []byte("late"), 0o644))
+	testenv.Must(t, os.WriteFile(etc+"/late", []byte("late"), 0o644))
 	p := value(b.FinalizeStaged(t.Context()))(t)
 	if p == nil || p.New.Commit != ref(b, "3") || len(p.Removed) != 1 || p.Removed[0].Commit != ref(b, "1") {
 		t.Fatalf("got %+v", p)
@@ -164,8 +164,8 @@ func TestFinalizeFails(t *testing.T) {
 	st := b.load()
 	// A file of the new system is a directory in the old one's /etc.
 	etc := filepath.Join(b.path, st.Booted.Path(), "etc")
-	must(t, os.Remove(etc+"/conf"))
-	must(t, os.Mkdir(etc+"/conf", 0o755))
+	testenv.Must(t, os.Remove(etc+"/conf"))
+	testenv.Must(t, os.Mkdir(etc+"/conf", 0o755))
 	if p, err := b.FinalizeStaged(t.Context()); err == nil || p != nil {
 		t.Fatalf("got %v, error %v", p, err)
 	}
@@ -176,7 +176,7 @@ func TestFinalizeFails(t *testing.T) {
 	if !strings.Contains(report.Finalize, "conf") {
 		t.Errorf("reported: %q", report.Finalize)
 	}
-	must(t, os.Remove(etc+"/conf"))
+	testenv.Must(t, os.Remove(etc+"/conf"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := b.FinalizeStaged(ctx); !errors.Is(err, context.Canceled) {
@@ -203,13 +203,13 @@ func TestStagedFile(t *testing.T) {
 		"name":           strings.Replace(string(data), ref(b, "3").String(), strings.Repeat("x", 64), 1),
 		"does not exist": strings.Replace(string(data), ref(b, "3").String(), strings.Repeat("1", 64), 1),
 	} {
-		must(t, os.WriteFile(b.stagedFile(), []byte(text), 0o644))
+		testenv.Must(t, os.WriteFile(b.stagedFile(), []byte(text), 0o644))
 		if st, err := b.Load(t.Context()); !errors.Is(err, sysroot.ErrCorrupt) {
 			t.Errorf("%s: got %+v, error %v, want %v", name, st, err, sysroot.ErrCorrupt)
 		}
 	}
 	// Of a deployment that is not there any more nothing can be merged.
-	must(t, os.WriteFile(b.stagedFile(), []byte(strings.Replace(string(data), ref(b, "2").String(), ref(b, "4").String(), 1)), 0o644))
+	testenv.Must(t, os.WriteFile(b.stagedFile(), []byte(strings.Replace(string(data), ref(b, "2").String(), ref(b, "4").String(), 1)), 0o644))
 	if _, err := b.FinalizeStaged(t.Context()); !errors.Is(err, sysroot.ErrNotExist) {
 		t.Errorf("got error %v, want %v", err, sysroot.ErrNotExist)
 	}

@@ -101,9 +101,9 @@ func sameKernels(b *bed) {
 func (b *bed) changeEtc(index int) {
 	b.t.Helper()
 	etc := filepath.Join(b.path, b.load().Deployments[index].Path(), "etc")
-	must(b.t, os.WriteFile(filepath.Join(etc, "conf"), []byte("changed"), 0o600))
-	must(b.t, os.WriteFile(filepath.Join(etc, "added"), []byte("added"), 0o644))
-	must(b.t, os.Remove(filepath.Join(etc, "same")))
+	testenv.Must(b.t, os.WriteFile(filepath.Join(etc, "conf"), []byte("changed"), 0o600))
+	testenv.Must(b.t, os.WriteFile(filepath.Join(etc, "added"), []byte("added"), 0o644))
+	testenv.Must(b.t, os.Remove(filepath.Join(etc, "same")))
 }
 
 func oneStaged(b *bed) {
@@ -121,17 +121,17 @@ func oneCounted(b *bed) {
 func manyLeftovers(b *bed) {
 	twoDeployments(b)
 	for _, name := range []string{"boot/loader.0/entries", "boot/loader.1/entries", "ostree/boot.0.0", "ostree/boot.1.0/os", "boot/ostree/os-" + strings.Repeat("0", 64)} {
-		must(b.t, os.MkdirAll(filepath.Join(b.path, name), 0o755))
+		testenv.Must(b.t, os.MkdirAll(filepath.Join(b.path, name), 0o755))
 	}
 	sum := ref(b, "3").String()
 	dead := filepath.Join(b.path, "ostree/deploy/os/deploy", sum+".0")
-	must(b.t, os.MkdirAll(dead+"/usr/bin", 0o755))
-	must(b.t, os.WriteFile(dead+".origin", nil, 0o644))
-	must(b.t, os.WriteFile(dead+".origin.tmp-1", nil, 0o644))
-	must(b.t, os.Remove(filepath.Join(b.path, "ostree/repo/refs/heads/os/3")))
+	testenv.Must(b.t, os.MkdirAll(dead+"/usr/bin", 0o755))
+	testenv.Must(b.t, os.WriteFile(dead+".origin", nil, 0o644))
+	testenv.Must(b.t, os.WriteFile(dead+".origin.tmp-1", nil, 0o644))
+	testenv.Must(b.t, os.Remove(filepath.Join(b.path, "ostree/repo/refs/heads/os/3")))
 	d := value(atfs.Open(dead))(b.t)
-	must(b.t, d.SetImmutable(true))
-	must(b.t, d.Close())
+	testenv.Must(b.t, d.SetImmutable(true))
+	testenv.Must(b.t, d.Close())
 }
 
 // deployOnce deploys a version, unless that was done before and only what comes after is missing.
@@ -227,8 +227,8 @@ func (b *bed) try(plan func(context.Context, *sysroot.State) (*sysroot.Plan, err
 func (b *bed) boot(index int) {
 	b.t.Helper()
 	root := filepath.Join(b.path, b.load().Deployments[index].Path())
-	must(b.t, os.WriteFile(filepath.Join(b.run, "ostree-booted"), nil, 0o644))
-	must(b.t, os.WriteFile(filepath.Join(b.run, "root"), []byte(root), 0o644))
+	testenv.Must(b.t, os.WriteFile(filepath.Join(b.run, "ostree-booted"), nil, 0o644))
+	testenv.Must(b.t, os.WriteFile(filepath.Join(b.run, "root"), []byte(root), 0o644))
 	b.reopen(nil)
 }
 
@@ -236,7 +236,7 @@ func (b *bed) boot(index int) {
 func (b *bed) reopen(hook atfs.Hook) {
 	b.t.Helper()
 	if b.Sysroot != nil {
-		must(b.t, b.Close())
+		testenv.Must(b.t, b.Close())
 	}
 	openHooked := func(path string) *atfs.Dir {
 		plain := value(atfs.Open(path))(b.t)
@@ -278,36 +278,36 @@ func (c *sweepCase) bed(t *testing.T, path string) *bed {
 func (c *sweepCase) setUp(t *testing.T, path string) {
 	t.Helper()
 	b := c.bed(t, path)
-	must(t, os.Mkdir(b.path, 0o755))
-	must(t, os.Mkdir(b.run, 0o755))
+	testenv.Must(t, os.Mkdir(b.path, 0o755))
+	testenv.Must(t, os.Mkdir(b.run, 0o755))
 	if c.apart {
-		must(t, os.Mkdir(b.bootPath, 0o755))
-		t.Cleanup(func() { must(t, os.RemoveAll(b.bootPath)) })
+		testenv.Must(t, os.Mkdir(b.bootPath, 0o755))
+		t.Cleanup(func() { testenv.Must(t, os.RemoveAll(b.bootPath)) })
 	}
 	d := value(atfs.Open(b.path))(t)
-	must(t, sysroot.Init(d))
-	must(t, d.Close())
+	testenv.Must(t, sysroot.Init(d))
+	testenv.Must(t, d.Close())
 	b.reopen(nil)
-	must(t, b.InitStateroot("os"))
+	testenv.Must(t, b.InitStateroot("os"))
 	c.prepare(b)
 	if c.booted >= 0 {
 		b.boot(c.booted)
 	}
-	must(t, b.Close())
+	testenv.Must(t, b.Close())
 }
 
 // copySetUp makes a copy of what setUp made in another directory. Files are links: whoever changes one writes it anew.
 func (c *sweepCase) copySetUp(t *testing.T, from, path string) {
 	t.Helper()
-	must(t, cloneTree(from, path))
+	testenv.Must(t, cloneTree(from, path))
 	if c.apart {
-		must(t, cloneTree(bootOf(from), bootOf(path)))
-		t.Cleanup(func() { must(t, os.RemoveAll(bootOf(path))) })
+		testenv.Must(t, cloneTree(bootOf(from), bootOf(path)))
+		t.Cleanup(func() { testenv.Must(t, os.RemoveAll(bootOf(path))) })
 	}
 	b := c.bed(t, path)
 	if root, err := os.ReadFile(filepath.Join(b.run, "root")); err == nil {
-		must(t, os.Remove(filepath.Join(b.run, "root")))
-		must(t, os.WriteFile(filepath.Join(b.run, "root"), []byte(strings.Replace(string(root), from, path, 1)), 0o644))
+		testenv.Must(t, os.Remove(filepath.Join(b.run, "root")))
+		testenv.Must(t, os.WriteFile(filepath.Join(b.run, "root"), []byte(strings.Replace(string(root), from, path, 1)), 0o644))
 	}
 }
 
@@ -364,15 +364,15 @@ func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
 			t.Helper()
 			template := filepath.Join(filepath.Dir(path), "template")
 			if want == "" {
-				must(t, os.Mkdir(template, 0o711))
+				testenv.Must(t, os.Mkdir(template, 0o711))
 				c.setUp(sweep, template)
 				done := template + "-done"
 				c.copySetUp(sweep, template, done)
 				b := c.bed(sweep, done)
 				b.reopen(nil)
-				must(t, c.run(b))
+				testenv.Must(t, c.run(b))
 				want = b.snapshot()
-				must(t, b.Close())
+				testenv.Must(t, b.Close())
 			}
 			c.copySetUp(t, template, path)
 		},

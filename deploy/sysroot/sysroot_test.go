@@ -23,10 +23,10 @@ import (
 func TestInit(t *testing.T) {
 	testenv.NeedsRoot(t)
 	path := testenv.MemoryDir(t)
-	must(t, os.WriteFile(filepath.Join(path, "other"), nil, 0o600))
-	must(t, os.MkdirAll(filepath.Join(path, "ostree/repo/tmp"), 0o755)) // an interrupted one's
+	testenv.Must(t, os.WriteFile(filepath.Join(path, "other"), nil, 0o600))
+	testenv.Must(t, os.MkdirAll(filepath.Join(path, "ostree/repo/tmp"), 0o755)) // an interrupted one's
 	d := objecttest.OpenDir(t, path)
-	must(t, sysroot.Init(d))
+	testenv.Must(t, sysroot.Init(d))
 	if err := sysroot.Init(d); !errors.Is(err, sysroot.ErrExists) {
 		t.Errorf("again: got error %v, want %v", err, sysroot.ErrExists)
 	}
@@ -34,11 +34,11 @@ func TestInit(t *testing.T) {
 	if st := b.load(); len(st.Deployments) != 0 || st.Default() != nil || st.Rollback() != nil || st.MergeDeployment("os") != nil {
 		t.Errorf("got %+v", st)
 	}
-	must(t, b.InitStateroot("os"))
+	testenv.Must(t, b.InitStateroot("os"))
 	if err := b.InitStateroot("os"); !errors.Is(err, sysroot.ErrExists) {
 		t.Errorf("stateroot again: got error %v, want %v", err, sysroot.ErrExists)
 	}
-	must(t, b.InitStateroot("another-1.0_x"))
+	testenv.Must(t, b.InitStateroot("another-1.0_x"))
 	for _, name := range []string{"", ".", "..", ".x", "-x", "a/b", "a b", "a\nb", "é", strings.Repeat("x", 65)} {
 		if err := b.InitStateroot(name); !errors.Is(err, sysroot.ErrInvalid) {
 			t.Errorf("stateroot %q: got error %v, want %v", name, err, sysroot.ErrInvalid)
@@ -58,7 +58,7 @@ func TestOpenWhatIsNoSysroot(t *testing.T) {
 		t.Helper()
 		path := t.TempDir()
 		for _, n := range names {
-			must(t, os.MkdirAll(filepath.Join(path, n), 0o755))
+			testenv.Must(t, os.MkdirAll(filepath.Join(path, n), 0o755))
 		}
 		return path
 	}
@@ -73,7 +73,7 @@ func TestOpenWhatIsNoSysroot(t *testing.T) {
 		{"no boot", func(t *testing.T) string {
 			path := dirs(t)
 			initSysroot(t, path)
-			must(t, os.Remove(path+"/boot"))
+			testenv.Must(t, os.Remove(path+"/boot"))
 			return path
 		}, sysroot.ErrNotSysroot, "boot"},
 		{"archive", func(t *testing.T) string {
@@ -111,16 +111,16 @@ func TestLock(t *testing.T) {
 		}
 		got <- err
 	}()
-	must(t, unlock())
-	must(t, unlock()) // does nothing
-	must(t, <-got)
+	testenv.Must(t, unlock())
+	testenv.Must(t, unlock()) // does nothing
+	testenv.Must(t, <-got)
 	if _, err := os.Stat(filepath.Join(b.path, "ostree/lock")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the file of the lock: got error %v", err)
 	}
 	// As libostree does it.
 	f := value(os.OpenFile(filepath.Join(b.path, "ostree/lock"), os.O_CREATE|os.O_RDWR, 0o600))(t)
 	defer f.Close()
-	must(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
+	testenv.Must(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
 	if _, err := b.Lock(cancelled); !errors.Is(err, sysroot.ErrLocked) {
 		t.Errorf("locked by libostree: got error %v, want %v", err, sysroot.ErrLocked)
 	}
@@ -165,10 +165,10 @@ func TestLoadCorrupt(t *testing.T) {
 		{"loader outside", func(t *testing.T, path string) { relink(t, "../../loader.0", path+"/boot/loader") }},
 		{"boot.1 elsewhere", func(t *testing.T, path string) { relink(t, "boot.0.1", path+"/ostree/boot.1") }},
 		{"loader no link", func(t *testing.T, path string) {
-			must(t, os.Remove(path+"/boot/loader"))
-			must(t, os.Mkdir(path+"/boot/loader", 0o755))
+			testenv.Must(t, os.Remove(path+"/boot/loader"))
+			testenv.Must(t, os.Mkdir(path+"/boot/loader", 0o755))
 		}},
-		{"no link", func(t *testing.T, path string) { must(t, os.Remove(bootLink(t, path))) }},
+		{"no link", func(t *testing.T, path string) { testenv.Must(t, os.Remove(bootLink(t, path))) }},
 		{"link to a sibling", func(t *testing.T, path string) {
 			relink(t, "../../../deploy/other/deploy/"+strings.Repeat("0", 64)+".0", bootLink(t, path))
 		}},
@@ -176,20 +176,22 @@ func TestLoadCorrupt(t *testing.T) {
 		{"no deployment", func(t *testing.T, path string) {
 			thaw(t, path)
 			for _, name := range value(filepath.Glob(path + "/ostree/deploy/os/deploy/*.0"))(t) {
-				must(t, os.RemoveAll(name))
+				testenv.Must(t, os.RemoveAll(name))
 			}
 		}},
-		{"entry of zeros", func(t *testing.T, path string) { must(t, os.WriteFile(entry(t, path), make([]byte, 100), 0o644)) }},
+		{"entry of zeros", func(t *testing.T, path string) {
+			testenv.Must(t, os.WriteFile(entry(t, path), make([]byte, 100), 0o644))
+		}},
 		{"ostree= strange", func(t *testing.T, path string) {
-			must(t, os.WriteFile(entry(t, path), []byte("options ostree=/x\n"), 0o644))
+			testenv.Must(t, os.WriteFile(entry(t, path), []byte("options ostree=/x\n"), 0o644))
 		}},
 		{"ostree= of the other version", func(t *testing.T, path string) {
 			text := string(value(os.ReadFile(entry(t, path)))(t))
-			must(t, os.WriteFile(entry(t, path), []byte(strings.Replace(text, "boot.1", "boot.0", 1)), 0o644))
+			testenv.Must(t, os.WriteFile(entry(t, path), []byte(strings.Replace(text, "boot.1", "boot.0", 1)), 0o644))
 		}},
 		{"origin", func(t *testing.T, path string) {
 			for _, name := range value(filepath.Glob(path + "/ostree/deploy/os/deploy/*.origin"))(t) {
-				must(t, os.WriteFile(name, []byte("x"), 0o644))
+				testenv.Must(t, os.WriteFile(name, []byte("x"), 0o644))
 			}
 		}},
 	} {
@@ -208,8 +210,8 @@ func TestLoadCorrupt(t *testing.T) {
 
 func relink(t *testing.T, target, name string) {
 	t.Helper()
-	must(t, os.Remove(name))
-	must(t, os.Symlink(target, name))
+	testenv.Must(t, os.Remove(name))
+	testenv.Must(t, os.Symlink(target, name))
 }
 
 func entry(t *testing.T, path string) string {
@@ -256,13 +258,13 @@ func TestVar(t *testing.T) {
 		t.Errorf("first:\ngot  %q\nwant %q", got, want)
 	}
 	// It is a copy: the object does not change with it.
-	must(t, os.WriteFile(filepath.Join(b.path, "ostree/deploy/os/var/lib/db"), []byte("mine"), 0o644))
-	must(t, os.WriteFile(filepath.Join(b.path, "ostree/deploy/os/var/.updated"), nil, 0o644))
+	testenv.Must(t, os.WriteFile(filepath.Join(b.path, "ostree/deploy/os/var/lib/db"), []byte("mine"), 0o644))
+	testenv.Must(t, os.WriteFile(filepath.Join(b.path, "ostree/deploy/os/var/.updated"), nil, 0o644))
 	b.deploy(ref(b, "2"))
 	if got, want := list("os"), strings.Replace(want, "data", "mine", 1); got != want {
 		t.Errorf("later:\ngot  %q\nwant %q", got, want)
 	}
-	must(t, b.InitStateroot("other"))
+	testenv.Must(t, b.InitStateroot("other"))
 	b.deploy(ref(b, "2"), func(r *sysroot.Request) { r.Stateroot = "other" })
 	if got, want := list("other"), "var/\nvar/lib/\nvar/lib/db: other\nvar/lock -> ../run/lock\nvar/log/\nvar/run -> ../run\nvar/tmp/"; got != want {
 		t.Errorf("of a system without tmpfiles.d:\ngot  %q\nwant %q", got, want)
@@ -284,7 +286,7 @@ func TestPrune(t *testing.T) {
 	}
 	one, two, three := ref(b, "1"), ref(b, "2"), ref(b, "3")
 	b.deploy(one)
-	must(t, b.Repo().DeleteRefs(t.Context(), "os/1", "os/2", "os/3"))
+	testenv.Must(t, b.Repo().DeleteRefs(t.Context(), "os/1", "os/2", "os/3"))
 	has := func(sum objectstore.Checksum) bool { return value(b.Repo().Has(objectstore.TypeCommit, sum))(t) }
 	b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
 		p, err := b.PlanCleanup(t.Context(), st)
@@ -314,7 +316,7 @@ func TestInodes(t *testing.T) {
 	root := filepath.Join(b.path, b.load().Deployments[0].Path())
 	links := func(name string) uint64 {
 		var st unix.Stat_t
-		must(t, unix.Lstat(filepath.Join(root, name), &st))
+		testenv.Must(t, unix.Lstat(filepath.Join(root, name), &st))
 		return st.Nlink
 	}
 	if n := links("usr/bin/sh"); n != 2 {

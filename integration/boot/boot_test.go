@@ -11,9 +11,7 @@ import (
 // TestBoot follows a machine from an empty disk over an update, a rollback and an update that does not boot. What is looked
 // at in each boot is what "ostree admin" and the kernel say, not only we.
 func TestBoot(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs qemu and minutes, left out by -short")
-	}
+	testenv.SkipShort(t, "needs qemu and minutes")
 	testenv.NeedsRoot(t)
 	testenv.NeedsOverlay(t)
 	testenv.NeedsLoop(t)

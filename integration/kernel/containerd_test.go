@@ -36,9 +36,7 @@ func run(id, command string) string {
 // TestVerityWithContainerd runs containers of a real containerd and runc on an image with fs-verity: first without, and then
 // switched on. It exchanges an object, and has it found and mended.
 func TestVerityWithContainerd(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs qemu, left out by -short")
-	}
+	testenv.SkipShort(t, "needs qemu")
 	needs(t)
 	dir := t.TempDir()
 	const sum = "/bin/sha256sum /bin/busybox"

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/vm"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // What is run on the other kernel: tests of packages, and what their snapshotters run on. With fs-verity all that a kernel needs without is
@@ -24,9 +25,7 @@ var suites = []struct{ pkg, tests, checkout string }{
 // TestDebian13 runs tests that the kernel makes a difference for on that of Debian 13, Linux 6.12: its overlayfs needs metacopy=on
 // for composefs, and it has fs-verity.
 func TestDebian13(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs qemu and minutes, left out by -short")
-	}
+	testenv.SkipShort(t, "needs qemu and minutes")
 	needs(t)
 	dir := t.TempDir()
 	files := make(map[string]string)

@@ -14,9 +14,7 @@ import (
 // needs ends the test unless hosts can be started here.
 func needs(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("mounts file systems and starts ostree in namespaces")
-	}
+	testenv.SkipShort(t, "mounts file systems and starts ostree in namespaces")
 	testenv.NeedsRoot(t)
 	testenv.NeedsTool(t, "mmdebstrap")
 }

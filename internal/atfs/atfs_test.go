@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"math"
 	"os"
 	"slices"
 	"strings"
@@ -423,66 +422,5 @@ func TestFiles(t *testing.T) {
 	}
 	if st, err := d.Lstat("."); err != nil || st.Mtim.Sec < before.Mtim.Sec {
 		t.Errorf("after TouchSelf: mtime %v, %v", st.Mtim, err)
-	}
-}
-
-func TestXattrs(t *testing.T) {
-	d := open(t, t.TempDir())
-	if err := d.WriteFile("f", nil, 0o644, false); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Setxattr("f", "user.a", []byte("1")); err != nil {
-		if errors.Is(err, unix.ENOTSUP) {
-			t.Skip("the file system of the temporary directory has no user xattrs")
-		}
-		t.Fatal(err)
-	}
-	if err := errors.Join(d.Setxattr("f", "user.empty", nil), d.SetxattrSelf("user.dir", []byte("d"))); err != nil {
-		t.Fatal(err)
-	}
-	f, err := d.Open("f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for name, read := range map[string]func() (map[string][]byte, error){
-		"by name": func() (map[string][]byte, error) { return d.Xattrs("f") }, "open": f.Xattrs,
-	} {
-		x, err := read()
-		if err != nil || string(x["user.a"]) != "1" || len(x["user.empty"]) != 0 {
-			t.Errorf("%s: got %q, %v", name, x, err)
-		}
-		if _, ok := x["user.empty"]; !ok {
-			t.Errorf("%s: the empty value is missing", name)
-		}
-	}
-	if x, err := d.Xattrs("."); err != nil || string(x["user.dir"]) != "d" {
-		t.Errorf("directory: got %q, %v", x, err)
-	}
-	if err := errors.Join(d.Removexattr("f", "user.a"), f.Removexattr("user.empty")); err != nil {
-		t.Fatal(err)
-	}
-	if x, err := f.Xattrs(); err != nil || len(x) != 0 {
-		t.Errorf("after removal: got %q, %v", x, err)
-	}
-}
-
-// TestRoom asks for more and for less than what a file system has free.
-func TestRoom(t *testing.T) {
-	d := open(t, t.TempDir())
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(d.FD(), &st); err != nil {
-		t.Fatal(err)
-	}
-	if st.Blocks == 0 {
-		t.Skip("needs a file system for temporary files that says how large it is")
-	}
-	for _, size := range []int64{int64(st.Blocks+1) * int64(st.Bsize), math.MaxInt64} { //nolint:unconvert // 32 bits on some
-		if err := d.Room(size); !errors.Is(err, unix.ENOSPC) {
-			t.Errorf("room for %d bytes: got %v, want %v", size, err, unix.ENOSPC)
-		}
-	}
-	if err := d.Room(1); err != nil {
-		t.Error(err)
 	}
 }

@@ -2,6 +2,7 @@ package atfs_test
 
 import (
 	"errors"
+	"math"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,25 +14,25 @@ import (
 func TestSetImmutable(t *testing.T) {
 	disk := testenv.NewDisk(t, "ext4", 16<<20)
 	d, err := atfs.Open(disk.Dir)
-	must(t, err)
+	testenv.Must(t, err)
 	defer d.Close()
-	must(t, d.SetImmutable(false)) // which it is
-	must(t, d.SetImmutable(true))
-	must(t, d.SetImmutable(true))
+	testenv.Must(t, d.SetImmutable(false)) // which it is
+	testenv.Must(t, d.SetImmutable(true))
+	testenv.Must(t, d.SetImmutable(true))
 	if err := d.Mkdir("x", 0o755); !errors.Is(err, unix.EPERM) {
 		t.Errorf("immutable: got error %v, want %v", err, unix.EPERM)
 	}
-	must(t, d.SetImmutable(false))
-	must(t, d.Mkdir("x", 0o755))
+	testenv.Must(t, d.SetImmutable(false))
+	testenv.Must(t, d.Mkdir("x", 0o755))
 }
 
 func TestSpace(t *testing.T) {
 	disk := testenv.NewDisk(t, "ext4", 16<<20)
 	d, err := atfs.Open(disk.Dir)
-	must(t, err)
+	testenv.Must(t, err)
 	defer d.Close()
 	s, known, err := d.Space()
-	must(t, err)
+	testenv.Must(t, err)
 	if !known || s.Free < 1<<20 || s.Free > 16<<20 || s.BlockSize == 0 {
 		t.Errorf("got %+v, %t", s, known)
 	}
@@ -44,9 +45,22 @@ func TestSpace(t *testing.T) {
 	}
 }
 
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
+// TestRoom asks for more and for less than what a file system has free.
+func TestRoom(t *testing.T) {
+	d := openDir(t, t.TempDir())
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(d.FD(), &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Blocks == 0 {
+		testenv.Unsupported(t, "needs a file system for temporary files that says how large it is")
+	}
+	for _, size := range []int64{int64(st.Blocks+1) * int64(st.Bsize), math.MaxInt64} { //nolint:unconvert // 32 bits on some
+		if err := d.Room(size); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("room for %d bytes: got %v, want %v", size, err, unix.ENOSPC)
+		}
+	}
+	if err := d.Room(1); err != nil {
+		t.Error(err)
 	}
 }

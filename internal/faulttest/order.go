@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // Update is the flag of test binaries that has golden files written instead of compared.
@@ -34,7 +35,7 @@ func Order[S io.Closer](t *testing.T, name string, c Case[S]) []string {
 	t.Helper()
 	path, mounted := Dir(t)
 	if !mounted {
-		t.Skip("needs tmpfs, and root to mount it: other file systems list names in an order of their own")
+		testenv.Unsupported(t, "needs tmpfs, and root to mount it: other file systems list names in an order of their own")
 	}
 	old := unix.Umask(0)
 	defer unix.Umask(old)

@@ -12,27 +12,20 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
 func open(tb testing.TB, name string) *atfs.Dir {
 	tb.Helper()
 	d, err := atfs.Open(name)
-	must(tb, err)
-	tb.Cleanup(func() { must(tb, d.Close()) })
+	testenv.Must(tb, err)
+	tb.Cleanup(func() { testenv.Must(tb, d.Close()) })
 	return d
 }
 
 // bind mounts a directory a second time, until the test ends.
 func bind(tb testing.TB, dir, at string) {
 	tb.Helper()
-	must(tb, os.MkdirAll(at, 0o755))
-	must(tb, unix.Mount(dir, at, "", unix.MS_BIND, ""))
-	tb.Cleanup(func() { must(tb, unix.Unmount(at, unix.MNT_DETACH)) })
+	testenv.Must(tb, os.MkdirAll(at, 0o755))
+	testenv.Must(tb, unix.Mount(dir, at, "", unix.MS_BIND, ""))
+	tb.Cleanup(func() { testenv.Must(tb, unix.Unmount(at, unix.MNT_DETACH)) })
 }
 
 // host is what ostree makes of a file system: all of it below sysroot, and /var of the running system below var.
@@ -40,8 +33,8 @@ func host(t *testing.T) string {
 	t.Helper()
 	testenv.NeedsRoot(t)
 	dir := t.TempDir()
-	must(t, os.MkdirAll(dir+"/fs/ostree/repo", 0o755))
-	must(t, os.MkdirAll(dir+"/fs/ostree/deploy/os/var/lib/store/repo", 0o755))
+	testenv.Must(t, os.MkdirAll(dir+"/fs/ostree/repo", 0o755))
+	testenv.Must(t, os.MkdirAll(dir+"/fs/ostree/deploy/os/var/lib/store/repo", 0o755))
 	bind(t, dir+"/fs", dir+"/sys root")
 	bind(t, dir+"/fs/ostree/deploy/os/var", dir+"/var")
 	return dir
@@ -51,18 +44,18 @@ func host(t *testing.T) string {
 func TestReopenVia(t *testing.T) {
 	dir := host(t)
 	store, sysroot := open(t, dir+"/var/lib/store/repo"), open(t, dir+"/sys root/ostree/repo")
-	must(t, store.WriteFile("f", []byte("x"), 0o644, false))
+	testenv.Must(t, store.WriteFile("f", []byte("x"), 0o644, false))
 	if err := store.Link("f", sysroot, "f"); !errors.Is(err, unix.EXDEV) {
 		t.Fatalf("link between two mounts: got %v, want %v", err, unix.EXDEV)
 	}
 	again, err := mounts.ReopenVia(store, sysroot)
-	must(t, err)
+	testenv.Must(t, err)
 	defer again.Close()
-	must(t, again.Link("f", sysroot, "f"))
+	testenv.Must(t, again.Link("f", sysroot, "f"))
 	a, err := store.Lstat("f")
-	must(t, err)
+	testenv.Must(t, err)
 	b, err := sysroot.Lstat("f")
-	must(t, err)
+	testenv.Must(t, err)
 	if a.Ino != b.Ino || a.Dev != b.Dev {
 		t.Errorf("inode %d, want %d", b.Ino, a.Ino)
 	}
@@ -72,8 +65,8 @@ func TestReopenVia(t *testing.T) {
 	// A directory by way of its own mount, and the root of a mount.
 	for _, d := range []*atfs.Dir{sysroot, open(t, dir+"/var"), open(t, dir+"/sys root")} {
 		again, err := mounts.ReopenVia(d, sysroot)
-		must(t, err)
-		must(t, again.Close())
+		testenv.Must(t, err)
+		testenv.Must(t, again.Close())
 	}
 }
 
@@ -93,7 +86,7 @@ func TestReopenViaUnreachable(t *testing.T) {
 		}
 	}
 	gone := open(t, dir+"/var/lib/store/repo")
-	must(t, os.Remove(dir+"/var/lib/store/repo"))
+	testenv.Must(t, os.Remove(dir+"/var/lib/store/repo"))
 	if _, err := mounts.ReopenVia(gone, sysroot); !errors.Is(err, mounts.ErrUnreachable) {
 		t.Errorf("removed: got %v, want %v", err, mounts.ErrUnreachable)
 	}
@@ -107,38 +100,38 @@ func TestReopenViaUnreachable(t *testing.T) {
 // TestUnify opens directories of two mounts, one of them read-only, so that links can be made between them.
 func TestUnify(t *testing.T) {
 	dir := host(t)
-	must(t, unix.Mount("", dir+"/sys root", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	testenv.Must(t, unix.Mount("", dir+"/sys root", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
 	repo, store := open(t, dir+"/sys root/ostree/repo"), open(t, dir+"/var/lib/store")
 	if err := repo.WriteFile("f", nil, 0o644, false); !errors.Is(err, unix.EROFS) {
 		t.Fatalf("write to a read-only mount: got %v, want %v", err, unix.EROFS)
 	}
 	again, err := mounts.Unify(store, repo)
-	must(t, err)
+	testenv.Must(t, err)
 	for i, d := range []*atfs.Dir{store, repo} {
 		defer again[i].Close()
 		if again[i].Path() != d.Path() {
 			t.Errorf("path %s, want %s", again[i].Path(), d.Path())
 		}
 	}
-	must(t, again[1].WriteFile("f", []byte("x"), 0o644, false))
-	must(t, again[1].Link("f", again[0], "f"))
+	testenv.Must(t, again[1].WriteFile("f", []byte("x"), 0o644, false))
+	testenv.Must(t, again[1].Link("f", again[0], "f"))
 	a, err := store.Lstat("f")
-	must(t, err)
+	testenv.Must(t, err)
 	b, err := repo.Lstat("f")
-	must(t, err)
+	testenv.Must(t, err)
 	if a.Ino != b.Ino || a.Dev != b.Dev {
 		t.Errorf("inode %d, want %d", a.Ino, b.Ino)
 	}
 	one, err := mounts.Unify(again...) // they are on one already, of which no table knows
-	must(t, err)
+	testenv.Must(t, err)
 	for _, d := range one {
-		must(t, d.Close())
+		testenv.Must(t, d.Close())
 	}
 	sub, err := again[0].OpenDir("repo") // what is below is on the mount too, after the first handles are closed
-	must(t, err)
+	testenv.Must(t, err)
 	defer sub.Close()
-	must(t, again[0].Close())
-	must(t, again[1].Link("f", sub, "g"))
+	testenv.Must(t, again[0].Close())
+	testenv.Must(t, again[1].Link("f", sub, "g"))
 }
 
 func TestUnifyUnreachable(t *testing.T) {
@@ -152,8 +145,8 @@ func TestUnifyUnreachable(t *testing.T) {
 	bind(t, t.TempDir(), dir+"/sys root")
 	// The root of the host's own file system is still there to reach it, as a rule.
 	again, err := mounts.Unify(hidden, open(t, dir+"/var"))
-	must(t, err)
+	testenv.Must(t, err)
 	for _, d := range again {
-		must(t, d.Close())
+		testenv.Must(t, d.Close())
 	}
 }

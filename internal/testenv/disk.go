@@ -65,7 +65,7 @@ func (d *Disk) mount(tb testing.TB, fstype string) {
 	}
 	out, err := exec.Command("mount", "-t", fstype, "-o", options, d.Image, d.Dir).CombinedOutput()
 	if err != nil && strings.Contains(string(out), "unknown filesystem type") {
-		tb.Skipf("needs %s, which the kernel does not have", fstype)
+		Unsupported(tb, "needs %s, which the kernel does not have", fstype)
 	}
 	if err != nil {
 		tb.Fatalf("mount %s: %v\n%s", d.Image, err, out)

@@ -24,7 +24,7 @@ func SetFlags(tb testing.TB, name string, flags int) (undo func()) {
 	}
 	was, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {
-		missing(tb, "needs a temporary directory on a file system with inode flags: %v", err)
+		Missing(tb, "needs a temporary directory on a file system with inode flags: %v", err)
 	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, was|flags); err != nil {
 		tb.Fatalf("set flags of %s: %v", name, err)

@@ -1,4 +1,4 @@
-// Package testenv holds the one policy by which tests skip.
+// Package testenv holds the one policy for skipping tests. No other package calls Skip of package testing.
 //
 // A test that needs root, a tool or a kernel feature says so with a Needs function. Where the need is not met the test
 // is skipped with a message that names what is missing. What a machine can be given (root, a Debian package) must be
@@ -20,8 +20,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
-// missing ends the test for want of something that can be installed.
-func missing(tb testing.TB, format string, args ...any) {
+// Missing ends the test because something that can be installed is not. In CI the test fails.
+func Missing(tb testing.TB, format string, args ...any) {
 	tb.Helper()
 	if os.Getenv("CI") == "true" {
 		tb.Fatalf("needed in CI: "+format, args...)
@@ -29,11 +29,35 @@ func missing(tb testing.TB, format string, args ...any) {
 	tb.Skipf(format, args...)
 }
 
+// Unsupported skips the test because the kernel, the file system or the processor cannot do what it needs.
+func Unsupported(tb testing.TB, format string, args ...any) {
+	tb.Helper()
+	tb.Skipf(format, args...)
+}
+
+// SkipShort skips the test under -short. why names what takes long.
+func SkipShort(tb testing.TB, why string) {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skipf("left out by -short: %s", why)
+	}
+}
+
+// NeedsEnv returns the value of an environment variable that names what the test works on, and skips the test without it.
+func NeedsEnv(tb testing.TB, name, what string) string {
+	tb.Helper()
+	v := os.Getenv(name)
+	if v == "" {
+		tb.Skipf("set %s to %s", name, what)
+	}
+	return v
+}
+
 // NeedsRoot ends the test unless it runs as root.
 func NeedsRoot(tb testing.TB) {
 	tb.Helper()
 	if os.Geteuid() != 0 {
-		missing(tb, "needs root, runs as user %d", os.Geteuid())
+		Missing(tb, "needs root, runs as user %d", os.Geteuid())
 	}
 }
 
@@ -44,7 +68,7 @@ func NeedsTool(tb testing.TB, name string) string {
 	if p, ok := LookTool(name); ok {
 		return p
 	}
-	missing(tb, "needs the program %s, which is not installed", name)
+	Missing(tb, "needs the program %s, which is not installed", name)
 	return ""
 }
 
@@ -52,7 +76,7 @@ func NeedsTool(tb testing.TB, name string) string {
 func NeedsFile(tb testing.TB, path string) {
 	tb.Helper()
 	if _, err := os.Stat(path); err != nil {
-		missing(tb, "needs a file of a package that is not installed: %v", err)
+		Missing(tb, "needs a file of a package that is not installed: %v", err)
 	}
 }
 
@@ -93,7 +117,7 @@ func NeedsOverlay(tb testing.TB) {
 		tb.Fatalf("make %s: %v", target, err)
 	}
 	if err := unix.Mount("overlay", target, "overlay", 0, opts+"index=off"); err != nil {
-		tb.Skipf("needs overlayfs on %s: mount: %v", dir, err)
+		Unsupported(tb, "needs overlayfs on %s: mount: %v", dir, err)
 	}
 	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
 		tb.Fatalf("unmount %s: %v", target, err)
@@ -104,7 +128,7 @@ func NeedsOverlay(tb testing.TB) {
 func NeedsVerity(tb testing.TB, dir string) {
 	tb.Helper()
 	if !HasVerity(tb, dir) {
-		tb.Skipf("needs fs-verity on the file system of %s", dir)
+		Unsupported(tb, "needs fs-verity on the file system of %s", dir)
 	}
 }
 
@@ -147,7 +171,7 @@ func NeedsReflink(tb testing.TB, dir string) {
 	defer os.Remove(dst.Name())
 	defer dst.Close()
 	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err != nil {
-		tb.Skipf("needs reflinks on the file system of %s: %v", dir, err)
+		Unsupported(tb, "needs reflinks on the file system of %s: %v", dir, err)
 	}
 }
 
@@ -157,11 +181,11 @@ func NeedsLoop(tb testing.TB) {
 	NeedsRoot(tb)
 	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		tb.Skipf("needs loop devices: %v", err)
+		Unsupported(tb, "needs loop devices: %v", err)
 	}
 	defer f.Close()
 	if _, err := unix.IoctlRetInt(int(f.Fd()), unix.LOOP_CTL_GET_FREE); err != nil {
-		tb.Skipf("needs loop devices: get a free one: %v", err)
+		Unsupported(tb, "needs loop devices: get a free one: %v", err)
 	}
 }
 
@@ -174,7 +198,7 @@ func NeedsEROFS(tb testing.TB) {
 		tb.Fatalf("read /proc/filesystems: %v", err)
 	}
 	if !hasFilesystem(string(b), "erofs") {
-		tb.Skip("needs EROFS: not in /proc/filesystems")
+		Unsupported(tb, "needs EROFS: not in /proc/filesystems")
 	}
 }
 

@@ -12,19 +12,19 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // mount mounts for the length of the test, or skips it if the kernel cannot.
 func mount(t *testing.T, source, fstype, options string) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("not root: cannot mount")
-	}
+	testenv.NeedsRoot(t)
 	target := t.TempDir()
 	err := unix.Mount(source, target, fstype, unix.MS_RDONLY, options)
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOTBLK):
-		t.Skipf("kernel does not mount %s from a file (6.12 does, with CAP_SYS_ADMIN): %v", fstype, err)
+		testenv.Unsupported(t, "needs a kernel that mounts %s from a file (6.12 does, with CAP_SYS_ADMIN): %v", fstype, err)
 	case err != nil:
 		t.Fatalf("mount %s on %s with %q: %v", fstype, target, options, err)
 	}
@@ -182,10 +182,7 @@ func shrink(i *Inode) {
 }
 
 func TestFsckAccepts(t *testing.T) {
-	fsck, err := exec.LookPath("fsck.erofs")
-	if err != nil {
-		t.Skip("fsck.erofs is not installed")
-	}
+	fsck := testenv.NeedsTool(t, "fsck.erofs")
 	for _, tree := range allTrees(t) {
 		shrink(tree.root)
 		name := filepath.Join(t.TempDir(), "image")

@@ -13,6 +13,8 @@ import (
 	"testing/iotest"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 func TestVerityDigest(t *testing.T) {
@@ -92,7 +94,7 @@ func TestVerityDigestKernel(t *testing.T) {
 			}
 			want, err := measureVerity(name)
 			if err != nil {
-				t.Skipf("no fs-verity on the file system of the temporary directory: %v", err)
+				testenv.Unsupported(t, "needs fs-verity in the temporary directory: %v", err)
 			}
 			got, err := VerityDigest(bytes.NewReader(data))
 			if err != nil || !bytes.Equal(got[:], want) {

@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 var update = flag.Bool("update", false, "rewrite the dumps in testdata/golden")
@@ -121,10 +123,7 @@ func allTrees(tb testing.TB) (list []namedTree) {
 var allOptions = []Options{{0, 0}, {0, 1}, {1, 1}}
 
 func TestMarshalAgainstOracle(t *testing.T) {
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip("python3 is not installed: it runs testdata/cfsw.py, the second writer")
-	}
+	python := testenv.NeedsTool(t, "python3") // for testdata/cfsw.py, the second writer
 	trees := allTrees(t)
 	dir := t.TempDir()
 	paths := make([]string, len(trees))

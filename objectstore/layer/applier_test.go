@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // TestLikeApplier imports random tars, and compares the checkout with what containerd's applier makes of the same tar.
@@ -22,7 +24,7 @@ func TestLikeApplier(t *testing.T) {
 			b := makeTar(t, randomLayer(rand.New(rand.NewPCG(seed, 1)), 120)...)
 			l := importTar(t, s, b)
 			want := t.TempDir()
-			must(t, apply(t.Context(), want, b))
+			testenv.Must(t, apply(t.Context(), want, b))
 			skip := timeless(t, s)
 			if diff := diffTrees(listTree(t, checkOut(t, s, root, l.ID)), withoutHidden(listTree(t, want)), skip); diff != nil {
 				t.Errorf("differs from containerd's applier:\n\t%s", strings.Join(diff, "\n\t"))
@@ -49,8 +51,8 @@ func TestLikeApplierWithParents(t *testing.T) {
 			below, l := importTar(t, s, lower), importTar(t, s, upper)
 
 			lowerDir, upperDir := t.TempDir(), t.TempDir()
-			must(t, apply(t.Context(), lowerDir, lower))
-			must(t, apply(t.Context(), upperDir, upper, lowerDir))
+			testenv.Must(t, apply(t.Context(), lowerDir, lower))
+			testenv.Must(t, apply(t.Context(), upperDir, upper, lowerDir))
 			skip := timeless(t, s)
 			got := checkOut(t, s, root, below.ID, l.ID)
 			if diff := diffTrees(listTree(t, got), withoutHidden(listTree(t, upperDir)), skip); diff != nil {

@@ -9,15 +9,13 @@ import (
 	"os"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // BenchmarkImport measures a plain tar, named by LAYER_TAR, into an empty store and into one that has every file.
 func BenchmarkImport(b *testing.B) {
-	name := os.Getenv("LAYER_TAR")
-	if name == "" {
-		b.Skip("set LAYER_TAR to a plain layer tar")
-	}
+	name := testenv.NeedsEnv(b, "LAYER_TAR", "a plain layer tar")
 	run := func(b *testing.B, s *Store) Layer {
 		f, err := os.Open(name)
 		if err != nil {
@@ -70,10 +68,7 @@ func BenchmarkImport(b *testing.B) {
 // BenchmarkRecipe measures reading a plain tar, named by LAYER_TAR, with its recipe written and without, and writing it
 // again. The recipe's size is a metric.
 func BenchmarkRecipe(b *testing.B) {
-	name := os.Getenv("LAYER_TAR")
-	if name == "" {
-		b.Skip("set LAYER_TAR to a plain layer tar")
-	}
+	name := testenv.NeedsEnv(b, "LAYER_TAR", "a plain layer tar")
 	data, err := os.ReadFile(name)
 	if err != nil {
 		b.Fatal(err)
@@ -107,7 +102,7 @@ func BenchmarkRecipe(b *testing.B) {
 			w.endContent(n)
 		}
 		if record {
-			must(b, errors.Join(w.finish(), w.writeTable(func(objectstore.Checksum) int { return len(w.files) })))
+			testenv.Must(b, errors.Join(w.finish(), w.writeTable(func(objectstore.Checksum) int { return len(w.files) })))
 		}
 		return out.Bytes()
 	}
@@ -126,7 +121,7 @@ func BenchmarkRecipe(b *testing.B) {
 		id := importTar(b, s, data).ID
 		b.SetBytes(int64(len(data)))
 		for b.Loop() {
-			must(b, s.Prove(b.Context(), id))
+			testenv.Must(b, s.Prove(b.Context(), id))
 		}
 	})
 }

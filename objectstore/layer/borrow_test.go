@@ -21,7 +21,7 @@ import (
 // of libFile.
 func hostRepo(t *testing.T, path string, n int, mtime time.Time) *objectstore.Repo {
 	t.Helper()
-	must(t, os.MkdirAll(path, 0o755))
+	testenv.Must(t, os.MkdirAll(path, 0o755))
 	repo := objecttest.NewRepoAt(t, objecttest.OpenDir(t, path))
 	lib := make(map[string]*objecttest.Node)
 	for i := range n {
@@ -49,14 +49,14 @@ func appTar(t *testing.T, n int) []byte {
 func inodes(t *testing.T, path string, host *objectstore.Repo) (shared int, own int64) {
 	t.Helper()
 	names, err := filepath.Glob(path + "/repo/objects/??/*.file")
-	must(t, err)
+	testenv.Must(t, err)
 	for _, name := range names {
 		var st unix.Stat_t
-		must(t, unix.Lstat(name, &st))
+		testenv.Must(t, unix.Lstat(name, &st))
 		rel, err := filepath.Rel(path+"/repo/objects", name)
-		must(t, err)
+		testenv.Must(t, err)
 		obj, err := objectstore.ParseLoosePath(rel)
-		must(t, err)
+		testenv.Must(t, err)
 		theirs, err := host.Stat(obj.Checksum)
 		switch {
 		case errors.Is(err, objectstore.ErrNotExist):
@@ -82,8 +82,8 @@ func TestBorrow(t *testing.T) {
 			host := hostRepo(t, t.TempDir(), n, when)
 			s, path := newStore(t, Options{Borrow: []*objectstore.Repo{host}})
 			h, err := s.Import(t.Context(), strings.NewReader(string(appTar(t, n))), ImportOptions{})
-			must(t, err)
-			must(t, h.Release())
+			testenv.Must(t, err)
+			testenv.Must(t, h.Release())
 			shared, own := inodes(t, path, host)
 			if shared != n || own > 64<<10 {
 				t.Errorf("%d objects are the host's, %d bytes of others, want %d and less than 64 KiB", shared, own, n)
@@ -98,15 +98,15 @@ func TestBorrow(t *testing.T) {
 				t.Errorf("file in the checkout: %d bytes, %v, want those of the layer", len(got), err)
 			}
 			if gone == "store" {
-				must(t, os.RemoveAll(path+"/repo/objects"))
-				must(t, os.RemoveAll(path+"/repo/refs/heads/oci"))
-				must(t, os.RemoveAll(path+"/layers"))
-				must(t, os.MkdirAll(path+"/repo/objects", 0o755))
+				testenv.Must(t, os.RemoveAll(path+"/repo/objects"))
+				testenv.Must(t, os.RemoveAll(path+"/repo/refs/heads/oci"))
+				testenv.Must(t, os.RemoveAll(path+"/layers"))
+				testenv.Must(t, os.MkdirAll(path+"/repo/objects", 0o755))
 				return // the host's repository is checked when the test ends
 			}
-			must(t, host.DeleteRefs(t.Context(), "os"))
+			testenv.Must(t, host.DeleteRefs(t.Context(), "os"))
 			p, err := host.PlanPrune(t.Context(), objectstore.PruneOptions{})
-			must(t, err)
+			testenv.Must(t, err)
 			stats, err := p.Execute(t.Context())
 			if err != nil || stats.Objects < n {
 				t.Errorf("the host's prune: %+v, %v, want that it removes the system", stats, err)
@@ -138,15 +138,15 @@ func TestBorrowTimes(t *testing.T) {
 		t.Run(fmt.Sprintf("%s on %s", tt.mtime, tt.fstype), func(t *testing.T) {
 			disk := testenv.NewDisk(t, tt.fstype, 128<<20)
 			host := hostRepo(t, disk.Dir+"/host", 5, time.Unix(0, 0))
-			must(t, os.Mkdir(disk.Dir+"/store", 0o711))
+			testenv.Must(t, os.Mkdir(disk.Dir+"/store", 0o711))
 			s, path := openStore(t, disk.Dir+"/store", Options{Borrow: []*objectstore.Repo{host}, Mtime: tt.mtime})
 			l := importTar(t, s, appTar(t, 5))
 			names, err := filepath.Glob(path + "/repo/objects/??/*.file")
-			must(t, err)
+			testenv.Must(t, err)
 			shared := 0
 			for _, name := range names {
 				var st unix.Stat_t
-				must(t, unix.Lstat(name, &st))
+				testenv.Must(t, unix.Lstat(name, &st))
 				if st.Nlink > 1 {
 					shared++
 				}
@@ -155,7 +155,7 @@ func TestBorrowTimes(t *testing.T) {
 				t.Errorf("%d objects are the host's, want %d", shared, tt.want)
 			}
 			fi, err := os.Stat(checkOut(t, s, path, l.ID) + "/lib/f1")
-			must(t, err)
+			testenv.Must(t, err)
 			if exact := fi.ModTime().Equal(when); exact != (tt.mtime == MtimeExact) {
 				t.Errorf("the time in the checkout is %s", fi.ModTime())
 			}

@@ -24,7 +24,7 @@ import (
 func inodeOf(t testing.TB, p string) uint64 {
 	t.Helper()
 	n, err := stat(p)
-	must(t, err)
+	testenv.Must(t, err)
 	return n.ino
 }
 
@@ -72,11 +72,11 @@ func TestCheckoutLinks(t *testing.T) {
 		`e1: file 644 ""`, `e2: file 644 ""`, `e3: file 644 "" user.a="1"`,
 		`x1: file 644 "x" user.a=""`, `x2: file 644 "x" user.a=""`, `x3: file 644 "x"`)
 	objects, err := s.Objects(t.Context(), l.ID)
-	must(t, err)
+	testenv.Must(t, err)
 	linked := make(map[uint64]bool)
 	for _, sum := range objects {
 		st, err := s.Repo().Stat(sum)
-		must(t, err)
+		testenv.Must(t, err)
 		linked[st.Ino] = true
 	}
 	for name, want := range map[string]bool{"a": true, "b": true, "c": true, "x3": true, "x1": false, "e1": false} {
@@ -107,9 +107,7 @@ func TestCheckoutMaxLinks(t *testing.T) {
 // TestCheckoutLinkLimit meets the real limit of a file system, 65,000 links on ext4, in the middle of a file with two
 // names.
 func TestCheckoutLinkLimit(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes 65,000 files")
-	}
+	testenv.SkipShort(t, "makes 65,000 files")
 	s, root := openStore(t, testenv.NewDisk(t, "ext4", 256<<20, "-q", "-b", "4096").Dir, Options{Workers: 1})
 	const limit = 65000
 	var entries []tarEntry
@@ -121,7 +119,7 @@ func TestCheckoutLinkLimit(t *testing.T) {
 	inodes := make(map[string]*node)
 	for _, name := range []string{"a/00000", "a/64997", "b/one", "c/two", "e/three", "d/more"} {
 		n, err := stat(filepath.Join(p, name))
-		must(t, err)
+		testenv.Must(t, err)
 		if n.content != "content" || n.mtime != unix.NsecToTimespec(when.UnixNano()) {
 			t.Errorf("%s: got %s, mtime %v", name, n, n.mtime)
 		}
@@ -145,11 +143,11 @@ func TestCheckoutLinkLimit(t *testing.T) {
 func TestCheckoutOtherFileSystem(t *testing.T) {
 	path := t.TempDir()
 	repo := filepath.Join(path, "repo")
-	must(t, os.Mkdir(repo, 0o700))
+	testenv.Must(t, os.Mkdir(repo, 0o700))
 	if err := unix.Mount("tmpfs", repo, "tmpfs", 0, ""); err != nil {
-		t.Skipf("cannot mount a tmpfs: %v", err)
+		testenv.Unsupported(t, "needs tmpfs: %v", err)
 	}
-	t.Cleanup(func() { must(t, unix.Unmount(repo, 0)) })
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(repo, 0)) })
 	s, root := openStore(t, path, Options{})
 	l := importTar(t, s, makeTar(t, file("a", "x", mode(0o4711), owner(1, 2)), hardlink("b", "a", mode(0o4711), owner(1, 2)), file("c", "x", mode(0o4711), owner(1, 2)), file("e", "")))
 	p := checkOut(t, s, root, l.ID)
@@ -215,7 +213,7 @@ func TestCheckoutOnce(t *testing.T) {
 			return err
 		})
 	}
-	must(t, g.Wait())
+	testenv.Must(t, g.Wait())
 	if made.Load() != 1 || added.Load() != 1 {
 		t.Errorf("got %d checkouts made and %d callers who added something, want 1 and 1", made.Load(), added.Load())
 	}
@@ -285,7 +283,7 @@ func TestCheckoutLost(t *testing.T) {
 	l := importTar(t, s, makeTar(t, file("a", "x")))
 	for _, lost := range []string{"fs", "."} {
 		p := checkOut(t, s, root, l.ID)
-		must(t, os.RemoveAll(filepath.Join(filepath.Dir(p), lost)))
+		testenv.Must(t, os.RemoveAll(filepath.Join(filepath.Dir(p), lost)))
 		wantTree(t, checkOut(t, s, root, l.ID), `a: file 644 "x"`)
 	}
 }
@@ -328,8 +326,8 @@ func TestCheckoutObjectMissing(t *testing.T) {
 	b := makeTar(t, file("a", "x"), file("d/b", "y"))
 	l := importTar(t, s, b)
 	objects, err := s.Objects(t.Context(), l.ID)
-	must(t, err)
-	must(t, os.Remove(filepath.Join(root, "repo/objects", objectstore.LoosePath(objects[0], objectstore.TypeFile))))
+	testenv.Must(t, err)
+	testenv.Must(t, os.Remove(filepath.Join(root, "repo/objects", objectstore.LoosePath(objects[0], objectstore.TypeFile))))
 	_, _, err = s.Checkout(t.Context(), []objectstore.Checksum{l.ID})
 	var e *objectstore.ObjectError
 	if !errors.Is(err, objectstore.ErrNotExist) || !errors.As(err, &e) || e.Checksum != objects[0] {
@@ -424,7 +422,7 @@ func TestCheckoutVariants(t *testing.T) {
 func TestSweepTmp(t *testing.T) {
 	s, root := newStore(t, Options{})
 	writeTree(t, root, [2]string{"tmp/checkout-X/fs/d/", ""}, [2]string{"tmp/checkout-X/fs/d/f", "x"}, [2]string{"tmp/other", ""})
-	must(t, s.SweepTmp())
+	testenv.Must(t, s.SweepTmp())
 	wantTree(t, filepath.Join(root, "tmp"), ".: dir 700", `other: file 644 ""`)
-	must(t, os.Remove(filepath.Join(root, "tmp/other")))
+	testenv.Must(t, os.Remove(filepath.Join(root, "tmp/other")))
 }

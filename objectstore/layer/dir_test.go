@@ -15,17 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 func importDir(t testing.TB, s *Store, p, name string) Layer {
 	t.Helper()
 	d, err := atfs.Open(p)
-	must(t, err)
+	testenv.Must(t, err)
 	defer d.Close()
 	h, err := s.ImportDir(t.Context(), d, nil, name)
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	return h.Layer
 }
 
@@ -40,10 +41,10 @@ type active struct {
 func newActive(t testing.TB, root string, lower ...string) *active {
 	t.Helper()
 	dir, err := os.MkdirTemp(root, "snapshot")
-	must(t, err)
+	testenv.Must(t, err)
 	a := &active{upper: filepath.Join(dir, "fs"), lower: lower}
-	must(t, os.Mkdir(a.upper, 0o755))
-	must(t, os.Mkdir(filepath.Join(dir, "work"), 0o755))
+	testenv.Must(t, os.Mkdir(a.upper, 0o755))
+	testenv.Must(t, os.Mkdir(filepath.Join(dir, "work"), 0o755))
 	a.merged, a.umount = mountOverlay(t, lower, a.upper, filepath.Join(dir, "work"))
 	return a
 }
@@ -148,21 +149,21 @@ func TestImportDirLinks(t *testing.T) {
 	if x := value(stat(filepath.Join(a.upper, "etc/passwd")))(t).xattrs; x["trusted.overlay.origin"] == "" {
 		t.Logf("no trusted.overlay.origin on what was copied up: %q", x)
 	}
-	must(t, unix.Setxattr(filepath.Join(a.upper, "new"), "trusted.overlay.origin", []byte("x"), 0))
-	must(t, unix.Setxattr(filepath.Join(a.upper, "new"), "user.overlay.uuid", []byte("x"), 0))
-	must(t, unix.Setxattr(filepath.Join(a.upper, "etc/fresh"), "user.empty", nil, 0))
+	testenv.Must(t, unix.Setxattr(filepath.Join(a.upper, "new"), "trusted.overlay.origin", []byte("x"), 0))
+	testenv.Must(t, unix.Setxattr(filepath.Join(a.upper, "new"), "user.overlay.uuid", []byte("x"), 0))
+	testenv.Must(t, unix.Setxattr(filepath.Join(a.upper, "etc/fresh"), "user.empty", nil, 0))
 	w, err := os.OpenFile(filepath.Join(a.upper, "open"), os.O_WRONLY|os.O_APPEND, 0)
-	must(t, err)
+	testenv.Must(t, err)
 	defer w.Close()
 	upper := listTree(t, a.upper)
 
 	l := importDir(t, s, a.upper, "x")
 	linked := make(map[uint64]bool)
 	objects, err := s.Objects(t.Context(), l.ID)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, sum := range objects {
 		st, err := s.Repo().Stat(sum)
-		must(t, err)
+		testenv.Must(t, err)
 		linked[st.Ino] = true
 	}
 	for name, want := range map[string]bool{"new": true, "open": false, "etc/passwd": true, "etc/group": true, "etc/fresh": false, "l1": true, "l2": true, "empty": false} {
@@ -179,7 +180,7 @@ func TestImportDirLinks(t *testing.T) {
 	}
 	// What was open for writing can still be written to, and the layer does not change.
 	_, err = w.WriteString("more")
-	must(t, err)
+	testenv.Must(t, err)
 	wantTree(t, filepath.Join(checkOut(t, s, root, base.ID, l.ID)), `new: file 644 "new\n"`, `open: file 644 "open\n"`, `etc: dir 755`,
 		`etc/passwd: file 600 "root"`, `etc/group: file 644 "rootmore\n"`, `etc/fresh: file 644 "x\n" user.empty=""`,
 		`l1: file 644 "linked\n" = l1`, `l2: file 644 "linked\n" = l1`, `empty: file 644 ""`)
@@ -189,10 +190,10 @@ func TestImportDirLinks(t *testing.T) {
 func TestImportDirGrowing(t *testing.T) {
 	_, path := newStore(t, Options{})
 	upper := t.TempDir()
-	must(t, os.Chmod(upper, 0o755))
+	testenv.Must(t, os.Chmod(upper, 0o755))
 	writeTree(t, upper, [2]string{"log", "begin"})
 	w, err := os.OpenFile(filepath.Join(upper, "log"), os.O_WRONLY|os.O_APPEND, 0)
-	must(t, err)
+	testenv.Must(t, err)
 	defer w.Close()
 	var once sync.Once
 	s := hooked(t, path, Options{}, func(op atfs.Op, _ string) error {
@@ -214,12 +215,12 @@ func TestImportDirOtherFileSystem(t *testing.T) {
 	s, root := newStore(t, Options{})
 	upper := t.TempDir()
 	if err := unix.Mount("tmpfs", upper, "tmpfs", 0, ""); err != nil {
-		t.Skipf("cannot mount a tmpfs: %v", err)
+		testenv.Unsupported(t, "needs tmpfs: %v", err)
 	}
-	t.Cleanup(func() { must(t, unix.Unmount(upper, 0)) })
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(upper, 0)) })
 	writeTree(t, upper, [2]string{"d/", ""}, [2]string{"d/f", "content"}, [2]string{"empty", ""})
-	must(t, unix.Mknod(filepath.Join(upper, "sock"), unix.S_IFSOCK|0o600, 0))
-	must(t, os.Chmod(upper, 0o755))
+	testenv.Must(t, unix.Mknod(filepath.Join(upper, "sock"), unix.S_IFSOCK|0o600, 0))
+	testenv.Must(t, os.Chmod(upper, 0o755))
 	l := importDir(t, s, upper, "x")
 	p := checkOut(t, s, root, l.ID)
 	wantTree(t, p, "d: dir 755", `d/f: file 644 "content"`, `empty: file 644 ""`, "sock: sock 600")
@@ -234,14 +235,14 @@ func TestImportDirWhiteouts(t *testing.T) {
 	upper := t.TempDir()
 	writeTree(t, upper, [2]string{"d/", ""}, [2]string{"o/", ""}, [2]string{"o/f", "x"}, [2]string{"n/", ""})
 	for _, name := range []string{"a", "d/w", "o/hidden"} {
-		must(t, unix.Mknod(filepath.Join(upper, name), unix.S_IFCHR, 0))
+		testenv.Must(t, unix.Mknod(filepath.Join(upper, name), unix.S_IFCHR, 0))
 	}
-	must(t, os.Link(filepath.Join(upper, "a"), filepath.Join(upper, "b"))) // as overlayfs does
-	must(t, unix.Setxattr(filepath.Join(upper, "o"), xattrOpaque, []byte("y"), 0))
-	must(t, unix.Setxattr(filepath.Join(upper, "n"), "trusted.overlay.overlay.opaque", []byte("y"), 0)) // of an overlay inside
-	must(t, unix.Setxattr(filepath.Join(upper, "d"), "user.overlay.opaque", []byte("x"), 0))
-	must(t, unix.Setxattr(filepath.Join(upper, "d"), "trusted.overlay.impure", []byte("y"), 0))
-	must(t, os.Chmod(upper, 0o700))
+	testenv.Must(t, os.Link(filepath.Join(upper, "a"), filepath.Join(upper, "b"))) // as overlayfs does
+	testenv.Must(t, unix.Setxattr(filepath.Join(upper, "o"), xattrOpaque, []byte("y"), 0))
+	testenv.Must(t, unix.Setxattr(filepath.Join(upper, "n"), "trusted.overlay.overlay.opaque", []byte("y"), 0)) // of an overlay inside
+	testenv.Must(t, unix.Setxattr(filepath.Join(upper, "d"), "user.overlay.opaque", []byte("x"), 0))
+	testenv.Must(t, unix.Setxattr(filepath.Join(upper, "d"), "trusted.overlay.impure", []byte("y"), 0))
+	testenv.Must(t, os.Chmod(upper, 0o700))
 	l := importDir(t, s, upper, "x")
 	wantTree(t, checkOut(t, s, root, l.ID), ".: dir 700", "a: whiteout", "b: whiteout", "d: dir 755", "d/w: whiteout",
 		`o: dir 755 trusted.overlay.opaque="y"`, `o/f: file 644 "x"`, `n: dir 755 trusted.overlay.overlay.opaque="y"`)
@@ -253,11 +254,11 @@ func TestImportDirRefused(t *testing.T) {
 		s, _ := newStore(t, Options{})
 		upper := t.TempDir()
 		writeTree(t, upper, [2]string{"d/", ""}, [2]string{"f", "x"})
-		must(t, unix.Setxattr(filepath.Join(upper, name), xattr, []byte("/x"), 0))
+		testenv.Must(t, unix.Setxattr(filepath.Join(upper, name), xattr, []byte("/x"), 0))
 		d, err := atfs.Open(upper)
-		must(t, err)
+		testenv.Must(t, err)
 		_, err = s.ImportDir(t.Context(), d, nil, "x")
-		must(t, d.Close())
+		testenv.Must(t, d.Close())
 		var e *EntryError
 		if !errors.As(err, &e) || filepath.Base(e.Name) != name {
 			t.Errorf("%s: got error %v, want one about %s", xattr, err, name)
@@ -270,7 +271,7 @@ func TestImportDirRefused(t *testing.T) {
 func TestImportDirName(t *testing.T) {
 	s, root := newStore(t, Options{})
 	d, err := atfs.Open(t.TempDir())
-	must(t, err)
+	testenv.Must(t, err)
 	defer d.Close()
 	for _, name := range []string{"", "../../../../escape", "a b", "/"} {
 		if _, err := s.ImportDir(t.Context(), d, nil, name); !errors.Is(err, objectstore.ErrInvalid) {
@@ -298,7 +299,7 @@ func TestImportDirStops(t *testing.T) {
 		return nil
 	})
 	d, err := atfs.Open(upper)
-	must(t, err)
+	testenv.Must(t, err)
 	defer d.Close()
 	before := descriptors(t)
 	if _, err := h.ImportDir(t.Context(), d, nil, "x"); !errors.Is(err, injected) {
@@ -314,7 +315,7 @@ func TestImportDirStops(t *testing.T) {
 func descriptors(t testing.TB) int {
 	t.Helper()
 	ents, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
+	testenv.Must(t, err)
 	return len(ents)
 }
 
@@ -325,12 +326,12 @@ func TestImportDirOverTar(t *testing.T) {
 		file("caps", "y", withXattr(xattrCaps, caps(capsRevision3, 1, 0, 0, 0, 0))), file("d/setuid", "z", mode(0o4711), owner(1, 2)))
 	l := importTar(t, s, b)
 	unpacked := t.TempDir()
-	must(t, apply(t.Context(), unpacked, b))
+	testenv.Must(t, apply(t.Context(), unpacked, b))
 	d := importDir(t, s, unpacked, "x")
 	want, err := s.Objects(t.Context(), l.ID)
-	must(t, err)
+	testenv.Must(t, err)
 	got, err := s.Objects(t.Context(), d.ID)
-	must(t, err)
+	testenv.Must(t, err)
 	if !slices.Equal(got, want) {
 		t.Errorf("got objects %v, want %v", got, want)
 	}

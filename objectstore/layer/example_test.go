@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -67,9 +68,7 @@ func Example() {
 
 // TestExample runs the example, which as such could not be skipped.
 func TestExample(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: a bare repository has files of any owner")
-	}
+	testenv.NeedsRoot(t)
 	Example()
 }
 

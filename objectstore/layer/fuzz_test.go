@@ -24,9 +24,7 @@ import (
 // FuzzImport imports anything. What comes of it is a layer, whose tree can be checked out and is the one that its image
 // says, or an error that blames the tar.
 func FuzzImport(f *testing.F) {
-	if os.Getuid() != 0 {
-		f.Skip("needs root: a bare repository has files of any owner")
-	}
+	testenv.NeedsRoot(f)
 	for _, tt := range tarCases() {
 		b := tt.raw
 		if b == nil {
@@ -43,17 +41,17 @@ func FuzzImport(f *testing.F) {
 		}
 		root := testenv.MemoryDir(t)
 		dir, err := atfs.Open(root)
-		must(t, err)
+		testenv.Must(t, err)
 		defer dir.Close()
-		must(t, dir.Mkdir("repo", 0o700))
+		testenv.Must(t, dir.Mkdir("repo", 0o700))
 		repoDir, err := dir.OpenDir("repo")
-		must(t, err)
+		testenv.Must(t, err)
 		defer repoDir.Close()
 		repo, err := objectstore.Create(repoDir, objectstore.ModeBare)
-		must(t, err)
+		testenv.Must(t, err)
 		defer repo.Close()
 		s, err := Open(dir, repo, Options{Workers: 1, MaxEntries: 10_000})
-		must(t, err)
+		testenv.Must(t, err)
 		defer s.Close()
 
 		h, err := s.Import(t.Context(), bytes.NewReader(b), ImportOptions{})
@@ -65,7 +63,7 @@ func FuzzImport(f *testing.F) {
 			wantNoRefs(t, s)
 			return
 		}
-		must(t, h.Release())
+		testenv.Must(t, h.Release())
 		if report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{Workers: 1}); err != nil || len(report.Problems) > 0 {
 			t.Fatalf("fsck: %v, %v", report, err)
 		}
@@ -76,12 +74,12 @@ func FuzzImport(f *testing.F) {
 		case err != nil:
 			t.Fatalf("Checkout: %v", err)
 		}
-		must(t, s.VerifyCheckout(t.Context(), name, []objectstore.Checksum{h.ID}))
-		must(t, s.Prove(t.Context(), h.ID))
+		testenv.Must(t, s.VerifyCheckout(t.Context(), name, []objectstore.Checksum{h.ID}))
+		testenv.Must(t, s.Prove(t.Context(), h.ID))
 		image, err := s.Image(t.Context(), h.ID)
-		must(t, err)
+		testenv.Must(t, err)
 		d, err := dir.OpenDir(name)
-		must(t, err)
+		testenv.Must(t, err)
 		checkOutIs(t, d, image)
 	})
 }
@@ -123,7 +121,7 @@ func checkOutIs(t *testing.T, d *atfs.Dir, n *composefs.Inode) {
 	t.Helper()
 	defer d.Close()
 	names, err := d.ReadNames()
-	must(t, err)
+	testenv.Must(t, err)
 	slices.Sort(names)
 	var want []string
 	for _, e := range n.Entries {
@@ -134,7 +132,7 @@ func checkOutIs(t *testing.T, d *atfs.Dir, n *composefs.Inode) {
 	}
 	for _, e := range n.Entries {
 		st, err := d.Lstat(e.Name)
-		must(t, err)
+		testenv.Must(t, err)
 		if _, link := external(e.Inode); link {
 			continue
 		}
@@ -143,7 +141,7 @@ func checkOutIs(t *testing.T, d *atfs.Dir, n *composefs.Inode) {
 		}
 		if e.Inode.IsDir() {
 			sub, err := d.OpenDir(e.Name)
-			must(t, err)
+			testenv.Must(t, err)
 			checkOutIs(t, sub, e.Inode)
 		}
 	}
@@ -165,15 +163,15 @@ func FuzzNormalACL(f *testing.F) {
 			mode = uint32(perm&0o7777) | unix.S_IFDIR
 			name = aclDefault
 			p = filepath.Join(dir, "dir")
-			must(t, os.Mkdir(p, 0o700))
+			testenv.Must(t, os.Mkdir(p, 0o700))
 		} else {
-			must(t, os.WriteFile(p, nil, 0o600))
+			testenv.Must(t, os.WriteFile(p, nil, 0o600))
 		}
 		defer os.Remove(p)
 		got, err := normalACL(name, v, mode)
 		kerr := unix.Lsetxattr(p, name, v, 0)
 		if errors.Is(kerr, unix.ENOTSUP) {
-			t.Skip("the file system for temporary files has no ACLs")
+			testenv.Unsupported(t, "needs ACLs in the temporary directory")
 		}
 		if errors.Is(kerr, unix.ENOSPC) || errors.Is(kerr, unix.E2BIG) || errors.Is(kerr, unix.ERANGE) {
 			return
@@ -184,13 +182,13 @@ func FuzzNormalACL(f *testing.F) {
 		if err != nil {
 			return
 		}
-		must(t, unix.Chmod(p, mode&0o7777))
+		testenv.Must(t, unix.Chmod(p, mode&0o7777))
 		buf := make([]byte, 64<<10)
 		n, kerr := unix.Lgetxattr(p, name, buf)
 		if errors.Is(kerr, unix.ENODATA) {
 			n = 0
 		} else {
-			must(t, kerr)
+			testenv.Must(t, kerr)
 		}
 		if !bytes.Equal(got, buf[:n]) {
 			t.Fatalf("ACL %x with mode %o: got %x, the kernel has %x", v, mode, got, buf[:n])
@@ -208,7 +206,7 @@ func FuzzNormalCaps(f *testing.F) {
 	}
 	p := filepath.Join(f.TempDir(), "file")
 	f.Fuzz(func(t *testing.T, v []byte) {
-		must(t, os.WriteFile(p, nil, 0o600))
+		testenv.Must(t, os.WriteFile(p, nil, 0o600))
 		defer os.Remove(p)
 		got, err := normalCaps(v)
 		if len(v) == 0 {
@@ -219,7 +217,7 @@ func FuzzNormalCaps(f *testing.F) {
 		}
 		kerr := unix.Lsetxattr(p, xattrCaps, v, 0)
 		if errors.Is(kerr, unix.ENOTSUP) || errors.Is(kerr, unix.EPERM) {
-			t.Skipf("cannot set file capabilities: %v", kerr)
+			testenv.Unsupported(t, "needs file capabilities in the temporary directory: %v", kerr)
 		}
 		if (err != nil) != (kerr != nil) {
 			t.Fatalf("capabilities %x: got error %v, the kernel's is %v", v, err, kerr)
@@ -229,7 +227,7 @@ func FuzzNormalCaps(f *testing.F) {
 		}
 		buf := make([]byte, 100)
 		n, err := unix.Lgetxattr(p, xattrCaps, buf)
-		must(t, err)
+		testenv.Must(t, err)
 		if !bytes.Equal(got, buf[:n]) {
 			t.Fatalf("capabilities %x: got %x, the kernel has %x", v, got, buf[:n])
 		}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -252,8 +253,8 @@ func init() {
 func testTar(t *testing.T, tt tarCase) {
 	t.Helper()
 	outsideDir, err := os.MkdirTemp("/tmp", "outside")
-	must(t, err)
-	t.Cleanup(func() { must(t, os.RemoveAll(outsideDir)) })
+	testenv.Must(t, err)
+	t.Cleanup(func() { testenv.Must(t, os.RemoveAll(outsideDir)) })
 	writeTree(t, outsideDir, [2]string{"planted", "planted"}, [2]string{"d/", ""})
 	before := listTree(t, outsideDir)
 	tt = tt.outside(outsideDir)
@@ -314,7 +315,7 @@ func (tt tarCase) run(t *testing.T, s *Store, root string, b []byte) (string, er
 		}
 		return "", err
 	}
-	must(t, err)
+	testenv.Must(t, err)
 	p := filepath.Join(root, name)
 	if !tt.unlisted {
 		wantTree(t, p, tt.tree...)
@@ -353,11 +354,11 @@ func apply(ctx context.Context, dir string, b []byte, parents ...string) error {
 func timeless(t *testing.T, s *Store) func(string, *node) bool {
 	t.Helper()
 	layers, err := s.Layers(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	implicit := make(map[string]bool)
 	for _, l := range layers {
 		root, err := s.Image(t.Context(), l.ID)
-		must(t, err)
+		testenv.Must(t, err)
 		walkImage(root, "", func(name string, n *composefs.Inode) { implicit[name] = implicit[name] || isImplicit(n) })
 	}
 	return func(name string, n *node) bool {
@@ -399,14 +400,14 @@ func TestDeepTree(t *testing.T) {
 	const levels = 2000
 	l := importTar(t, s, makeTar(t, file(deepName(levels), "deep")))
 	d, err := atfs.Open(checkOut(t, s, root, l.ID))
-	must(t, err)
+	testenv.Must(t, err)
 	for range levels - 1 {
 		sub, err := d.OpenDir("d")
-		must(t, errors.Join(err, d.Close()))
+		testenv.Must(t, errors.Join(err, d.Close()))
 		d = sub
 	}
 	got, err := d.ReadFile("f", 10)
-	if must(t, errors.Join(err, d.Close())); string(got) != "deep" {
+	if testenv.Must(t, errors.Join(err, d.Close())); string(got) != "deep" {
 		t.Errorf("got %q, want %q", got, "deep")
 	}
 	err = importErr(t, s, bytes.NewReader(makeTar(t, file(deepName(2049), ""))), ImportOptions{})
@@ -419,7 +420,7 @@ func TestDeepTree(t *testing.T) {
 func TestOpenBadMtime(t *testing.T) {
 	s, path := newStore(t, Options{})
 	root, err := atfs.Open(path)
-	must(t, err)
+	testenv.Must(t, err)
 	defer root.Close()
 	if _, err := Open(root, s.Repo(), Options{Mtime: "never"}); err == nil {
 		t.Error("Open: got a store, want an error")

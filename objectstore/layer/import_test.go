@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -25,19 +26,19 @@ import (
 func hooked(t testing.TB, path string, opts Options, hook atfs.Hook) *Store {
 	t.Helper()
 	plain, err := atfs.Open(path)
-	must(t, err)
+	testenv.Must(t, err)
 	defer plain.Close()
 	root, err := plain.WithHook(hook)
-	must(t, err)
+	testenv.Must(t, err)
 	defer root.Close()
 	repoDir, err := root.OpenDir("repo")
-	must(t, err)
+	testenv.Must(t, err)
 	defer repoDir.Close()
 	repo, err := objectstore.Open(repoDir)
-	must(t, err)
+	testenv.Must(t, err)
 	s, err := Open(root, repo, opts)
-	must(t, err)
-	t.Cleanup(func() { must(t, errors.Join(s.Close(), repo.Close())) })
+	testenv.Must(t, err)
+	t.Cleanup(func() { testenv.Must(t, errors.Join(s.Close(), repo.Close())) })
 	return s
 }
 
@@ -82,8 +83,8 @@ func TestImportPure(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	importTar(t, s, makeTar(t, file("other", "7777777", at(when.Add(time.Hour)))))
 	h, err := s.Import(t.Context(), iotest.OneByteReader(bytes.NewReader(b)), ImportOptions{})
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	if h.Layer != want {
 		t.Errorf("in a store with other files: got layer %+v, want %+v", h.Layer, want)
 	}
@@ -107,8 +108,8 @@ func TestImportKnown(t *testing.T) {
 		ops[string(op)+" "+name]++
 		return nil
 	}).Import(t.Context(), bytes.NewReader(b), ImportOptions{})
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	if h.Layer != want {
 		t.Errorf("got layer %+v, want %+v", h.Layer, want)
 	}
@@ -130,8 +131,8 @@ func TestImportKnown(t *testing.T) {
 func TestImportAdded(t *testing.T) {
 	s, root := newStore(t, Options{})
 	h, err := s.Import(t.Context(), bytes.NewReader(makeTar(t, file("a", strings.Repeat("a", 5000)), file("b", strings.Repeat("a", 5000)), file("c", "c"))), ImportOptions{})
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	objects := int64(0)
 	for name, n := range listTree(t, filepath.Join(root, "repo/objects")) {
 		if n.mode&unix.S_IFMT == unix.S_IFREG && name != "." {
@@ -166,7 +167,7 @@ func TestImportConcurrently(t *testing.T) {
 			return h.Release()
 		})
 	}
-	must(t, g.Wait())
+	testenv.Must(t, g.Wait())
 	for i, id := range ids {
 		if (id == ids[0]) != (i%2 == 0) {
 			t.Errorf("layer %d: got %s, the first is %s", i, id, ids[0])
@@ -281,15 +282,15 @@ func TestRefs(t *testing.T) {
 	b := makeTar(t, file("a", "x"))
 	blob := digest.FromString("blob")
 	h, err := s.Import(ctx, bytes.NewReader(b), ImportOptions{Blob: blob})
-	must(t, err)
-	must(t, h.Release())
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
+	testenv.Must(t, h.Release())
 	for name, acquire := range map[string]func() (*Held, error){
 		"by diff ID": func() (*Held, error) { return s.Acquire(ctx, h.DiffID) },
 		"by blob":    func() (*Held, error) { return s.AcquireBlob(ctx, blob) },
 		"by further blob": func() (*Held, error) {
 			further := digest.FromString("further")
-			must(t, s.AddBlob(ctx, further, h.ID))
+			testenv.Must(t, s.AddBlob(ctx, further, h.ID))
 			return s.AcquireBlob(ctx, further)
 		},
 	} {
@@ -301,7 +302,7 @@ func TestRefs(t *testing.T) {
 		if got.Layer != h.Layer || !got.Known {
 			t.Errorf("%s: got %+v, want %+v", name, got.Layer, h.Layer)
 		}
-		must(t, got.Release())
+		testenv.Must(t, got.Release())
 	}
 	if layers, err := s.Layers(ctx); err != nil || len(layers) != 1 || layers[0] != h.Layer {
 		t.Errorf("Layers: got %v (%v), want one", layers, err)
@@ -346,9 +347,9 @@ func TestErrorClasses(t *testing.T) {
 func TestXattrLimit(t *testing.T) {
 	s, path := newStore(t, Options{})
 	var st unix.Statfs_t
-	must(t, unix.Statfs(path, &st))
+	testenv.Must(t, unix.Statfs(path, &st))
 	if st.Type != unix.EXT4_SUPER_MAGIC {
-		t.Skip("needs ext4 for temporary files: it holds no extended attribute of more than a block")
+		testenv.Unsupported(t, "needs ext4 for temporary files: it holds no extended attribute of more than a block")
 	}
 	err := importErr(t, s, bytes.NewReader(makeTar(t, file("a", "x", withXattr("user.a", strings.Repeat("x", 20<<10))))), ImportOptions{})
 	if !errors.Is(err, unix.ENOSPC) || errors.Is(err, ErrInvalid) {

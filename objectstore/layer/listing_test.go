@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // node is all that can be seen of a file.
@@ -189,24 +191,16 @@ func diffTrees(got, want map[string]*node, skipTime func(name string, n *node) b
 
 func never(string, *node) bool { return false }
 
-// must fails the test if err is not nil.
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // writeTree makes files for a test below a directory, in order: {"d/", ""}, {"d/f", "content"}.
 func writeTree(t testing.TB, root string, files ...[2]string) {
 	t.Helper()
 	for _, f := range files {
 		p := filepath.Join(root, f[0])
 		if strings.HasSuffix(f[0], "/") {
-			must(t, os.MkdirAll(p, 0o755))
+			testenv.Must(t, os.MkdirAll(p, 0o755))
 			continue
 		}
-		must(t, os.WriteFile(p, []byte(f[1]), 0o644))
+		testenv.Must(t, os.WriteFile(p, []byte(f[1]), 0o644))
 	}
 }
 
@@ -214,7 +208,7 @@ func writeTree(t testing.TB, root string, files ...[2]string) {
 func value[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()
-		must(t, err)
+		testenv.Must(t, err)
 		return v
 	}
 }

@@ -114,10 +114,10 @@ func importBomb(t *testing.T, o Options, n int, entry func(i int) []byte, want e
 		}
 		return
 	}
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	_, err = s.Image(t.Context(), h.ID)
-	must(t, err)
+	testenv.Must(t, err)
 }
 
 // TestMemoryOfText imports layers whose names, targets and attributes are as long together as they may be, and longer.
@@ -202,8 +202,8 @@ func TestMemoryOfStream(t *testing.T) {
 					}
 					return
 				}
-				must(t, err)
-				must(t, h.Release())
+				testenv.Must(t, err)
+				testenv.Must(t, h.Release())
 			})
 		})
 	}
@@ -220,8 +220,8 @@ func binarySize(h []byte, size int64) {
 func TestClaimedSize(t *testing.T) {
 	path := t.TempDir()
 	testenv.NeedsRoot(t)
-	must(t, unix.Mount("tmpfs", path, "tmpfs", 0, "size=8m"))
-	t.Cleanup(func() { must(t, unix.Unmount(path, unix.MNT_DETACH)) })
+	testenv.Must(t, unix.Mount("tmpfs", path, "tmpfs", 0, "size=8m"))
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(path, unix.MNT_DETACH)) })
 	b := &bed{path: path}
 	b.open(t, Options{Workers: 1})
 	t.Cleanup(func() { b.close(t) })
@@ -278,7 +278,7 @@ func TestMaxObjects(t *testing.T) {
 			set.Files = append(set.Files, objectstore.TreeFile{Name: sum.String(), Checksum: sum})
 		}
 		b, err := set.Marshal()
-		must(t, err)
+		testenv.Must(t, err)
 		return len(b)
 	}
 	// Offsets have 4 bytes from 64 KiB on, whatever the size: it grows evenly.
@@ -296,14 +296,14 @@ func TestHugeImage(t *testing.T) {
 	l := importTar(t, s, makeTar(t, file("a", "x")))
 	name := filepath.Join(root, "repo/objects", objectstore.LoosePath(l.Image, objectstore.TypeFile))
 	st, err := os.Stat(name)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, size := range []int64{maxImage + 4096, 1 << 40} {
-		must(t, os.Truncate(name, size))
+		testenv.Must(t, os.Truncate(name, size))
 		if _, err := s.Image(t.Context(), l.ID); !errors.Is(err, objectstore.ErrCorrupt) {
 			t.Errorf("%d bytes: got %v, want %v", size, err, objectstore.ErrCorrupt)
 		}
 	}
-	must(t, os.Truncate(name, st.Size()))
+	testenv.Must(t, os.Truncate(name, st.Size()))
 }
 
 // TestRelabelMany changes the attributes of a file by many hard links: its object is made anew once, not each time.
@@ -326,7 +326,7 @@ func TestRelabelMany(t *testing.T) {
 		t.Errorf("made %d files, want two for the object", made)
 	}
 	image, err := b.Image(t.Context(), l.ID)
-	must(t, err)
+	testenv.Must(t, err)
 	if got := child(image, "a").Mode; got != unix.S_IFREG|0o601 {
 		t.Errorf("got mode %o, want that of the last link", got)
 	}

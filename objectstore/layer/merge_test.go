@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -19,8 +20,8 @@ import (
 func merge(t testing.TB, s *Store, lower, upper objectstore.Checksum, name string) Layer {
 	t.Helper()
 	h, err := s.Merge(t.Context(), lower, upper, name)
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	return h.Layer
 }
 
@@ -43,7 +44,7 @@ func wantMerged(t *testing.T, base, lower, upper []tarEntry) {
 		t.Errorf("differs from the stack:\n\t%s", strings.Join(diff, "\n\t"))
 	}
 	flat, err := s.Flatten(t.Context(), []objectstore.Checksum{b.ID, l.ID, u.ID})
-	must(t, err)
+	testenv.Must(t, err)
 	if diff := diffTrees(listed(t, s, flat), want, never); diff != nil {
 		t.Errorf("flattened, differs from the stack:\n\t%s", strings.Join(diff, "\n\t"))
 	}
@@ -57,9 +58,9 @@ func listed(t *testing.T, s *Store, root *composefs.Inode) map[string]*node {
 	t.Helper()
 	path := t.TempDir()
 	d, err := atfs.Open(path)
-	must(t, err)
+	testenv.Must(t, err)
 	c := &checkout{s: s, root: d, groups: linkGroups(root)}
-	must(t, errors.Join(c.run(t.Context(), root), d.Close()))
+	testenv.Must(t, errors.Join(c.run(t.Context(), root), d.Close()))
 	nodes := listTree(t, path)
 	for _, n := range nodes {
 		n.group = ""
@@ -222,7 +223,7 @@ func TestFlatten(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("d/a", "x"), hardlink("d/b", "d/a"), whiteout("", "w"), dir("o"), whiteout("o", ".wh..opq")))
 	root, err := s.Flatten(t.Context(), []objectstore.Checksum{l.ID})
-	must(t, err)
+	testenv.Must(t, err)
 	wantLines := []string{`d/a: file 644 "x"`, `d/b: file 644 "x"`, "d: dir 755", "o: dir 755"}
 	if got := treeLines(listed(t, s, root)); !slices.Equal(got, wantLines) {
 		t.Errorf("got %q, want %q", got, wantLines)

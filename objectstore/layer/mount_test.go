@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // mountOverlay mounts lower directories, lowest first, below an upper one, and returns the merged directory and a
@@ -31,14 +33,14 @@ func mountOverlay(t testing.TB, lower []string, upper, work string) (string, fun
 	}
 	if err := unix.Mount("overlay", dir, "overlay", 0, opts); err != nil {
 		if err == unix.ENODEV || err == unix.EPERM {
-			t.Skipf("cannot mount an overlay: %v", err)
+			testenv.Unsupported(t, "needs overlayfs: %v", err)
 		}
 		t.Fatalf("mount overlay with %s: %v", opts, err)
 	}
 	mounted := true
 	umount := func() {
 		if mounted {
-			must(t, unix.Unmount(dir, 0))
+			testenv.Must(t, unix.Unmount(dir, 0))
 		}
 		mounted = false
 	}

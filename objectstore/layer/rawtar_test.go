@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // rawHeader is the header of a tar entry, written without archive/tar's scruples. f changes it before it gets its
@@ -140,6 +142,6 @@ func deepName(levels int) string { return strings.Repeat("d/", levels-1) + "f" }
 func mtimeOf(t testing.TB, p string) unix.Timespec {
 	t.Helper()
 	n, err := stat(p)
-	must(t, err)
+	testenv.Must(t, err)
 	return n.mtime
 }

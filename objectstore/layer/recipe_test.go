@@ -20,6 +20,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -35,7 +36,7 @@ func makeRecipe(t testing.TB, stream []byte, pieces []int) (recipe []byte, conte
 			w.beginContent()
 		}
 		_, err := io.CopyN(io.Discard, w, int64(size))
-		must(t, err)
+		testenv.Must(t, err)
 		if content {
 			n := new(inode)
 			n.Size = int64(size)
@@ -45,8 +46,8 @@ func makeRecipe(t testing.TB, stream []byte, pieces []int) (recipe []byte, conte
 		}
 		off += size
 	}
-	must(t, w.finish())
-	must(t, w.writeTable(func(sum objectstore.Checksum) int { return int(binary.BigEndian.Uint32(sum[:])) }))
+	testenv.Must(t, w.finish())
+	testenv.Must(t, w.writeTable(func(sum objectstore.Checksum) int { return int(binary.BigEndian.Uint32(sum[:])) }))
 	return out.Bytes(), contents
 }
 
@@ -101,13 +102,13 @@ func TestRecipeGolden(t *testing.T) {
 	l := importTar(t, s, makeTar(t, dir("usr"), file("usr/a", "content"), file("usr/b", strings.Repeat("x", 700), withXattr("user.a", "1")),
 		symlink("usr/l", "a"), file("usr/c", "more")))
 	recipe, err := os.ReadFile(filepath.Join(root, "repo/objects", objectstore.LoosePath(l.Recipe, objectstore.TypeFile)))
-	must(t, err)
+	testenv.Must(t, err)
 	const name = "testdata/recipe.golden"
 	if *faulttest.Update {
-		must(t, os.WriteFile(name, recipe, 0o644))
+		testenv.Must(t, os.WriteFile(name, recipe, 0o644))
 	}
 	want, err := os.ReadFile(name)
-	must(t, err)
+	testenv.Must(t, err)
 	if !bytes.Equal(recipe, want) {
 		t.Errorf("got recipe\n%q\nwant\n%q", recipe, want)
 	}
@@ -135,7 +136,7 @@ func TestRecipeSize(t *testing.T) {
 			s, _ := newStore(t, Options{})
 			l := importTar(t, s, makeTar(t, entries...))
 			st, err := s.Repo().Stat(l.Recipe)
-			must(t, err)
+			testenv.Must(t, err)
 			t.Logf("%d bytes for each file", st.Size/files)
 			if st.Size > 40*files {
 				t.Errorf("recipe has %d bytes for each file, want 40 at most", st.Size/files)
@@ -164,7 +165,7 @@ func TestWriteTarOdd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, _ := newStore(t, Options{})
 			l := importTar(t, s, b)
-			must(t, s.Prove(t.Context(), l.ID))
+			testenv.Must(t, s.Prove(t.Context(), l.ID))
 		})
 	}
 }
@@ -179,12 +180,12 @@ func TestProve(t *testing.T) {
 	}{
 		{"content", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
 			sums, err := s.Objects(t.Context(), l.ID)
-			must(t, err)
+			testenv.Must(t, err)
 			flip(t, file(sums[0]))
 		}, objectstore.ErrCorrupt},
 		{"content of a file that is hidden", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
 			sums, err := s.Objects(t.Context(), l.ID)
-			must(t, err)
+			testenv.Must(t, err)
 			if len(sums) != 3 {
 				t.Fatalf("got %d objects, want 3", len(sums))
 			}
@@ -196,13 +197,13 @@ func TestProve(t *testing.T) {
 		}, objectstore.ErrCorrupt},
 		{"size", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
 			sums, err := s.Objects(t.Context(), l.ID)
-			must(t, err)
+			testenv.Must(t, err)
 			truncate(t, file(sums[1]))
 		}, objectstore.ErrCorrupt},
 		{"missing", func(t *testing.T, s *Store, l Layer, file func(objectstore.Checksum) string) {
 			sums, err := s.Objects(t.Context(), l.ID)
-			must(t, err)
-			must(t, os.Remove(file(sums[1])))
+			testenv.Must(t, err)
+			testenv.Must(t, os.Remove(file(sums[1])))
 		}, objectstore.ErrNotExist},
 		{"recipe", func(t *testing.T, _ *Store, l Layer, file func(objectstore.Checksum) string) { flip(t, file(l.Recipe)) }, objectstore.ErrCorrupt},
 		{"recipe empty", func(t *testing.T, _ *Store, l Layer, file func(objectstore.Checksum) string) {
@@ -213,7 +214,7 @@ func TestProve(t *testing.T) {
 			s := newBed(t, Options{})
 			defer s.close(t)
 			l := importTar(t, s.Store, b)
-			must(t, s.Prove(t.Context(), l.ID))
+			testenv.Must(t, s.Prove(t.Context(), l.ID))
 			tt.damage(t, s.Store, l, func(sum objectstore.Checksum) string { return s.objectFile(objectstore.TypeFile, sum) })
 			if err := s.Prove(t.Context(), l.ID); !errors.Is(err, tt.want) {
 				t.Errorf("got error %v, want %v", err, tt.want)
@@ -246,7 +247,7 @@ func TestRecipeFaults(t *testing.T) {
 		})
 		held, err := h.Import(t.Context(), bytes.NewReader(b), ImportOptions{})
 		if err == nil {
-			must(t, held.Release())
+			testenv.Must(t, held.Release())
 			if n < 5 {
 				t.Errorf("got %d writes, want more", n)
 			}

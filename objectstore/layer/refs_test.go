@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -21,19 +22,19 @@ import (
 func refLayers(t testing.TB, s *Store) map[objectstore.Checksum][]digest.Digest {
 	t.Helper()
 	h, err := s.Import(t.Context(), bytes.NewReader(someTar(t)), ImportOptions{Blob: someBlob})
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	if h.Blob != someBlob {
 		t.Errorf("import: blob is %q, want %s", h.Blob, someBlob)
 	}
 	upper := t.TempDir()
 	writeTree(t, upper, [2]string{"f", "of a directory"})
 	d, err := atfs.Open(upper)
-	must(t, err)
+	testenv.Must(t, err)
 	defer d.Close()
 	made, err := s.ImportDir(t.Context(), d, nil, "7")
-	must(t, err)
-	must(t, made.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, made.Release())
 	tarOnly := importTar(t, s, makeTar(t, file("f", "of a tar")))
 	return map[objectstore.Checksum][]digest.Digest{h.ID: {someBlob}, tarOnly.ID: nil, made.ID: nil}
 }
@@ -54,16 +55,16 @@ func TestRestoreRefs(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t, Options{Journal: true})
 			layers := refLayers(t, b.Store)
-			must(t, b.Sync(t.Context()))
+			testenv.Must(t, b.Sync(t.Context()))
 			before, err := b.repo.Refs("")
-			must(t, err)
-			must(t, os.RemoveAll(filepath.Join(b.path, tt.remove)))
+			testenv.Must(t, err)
+			testenv.Must(t, os.RemoveAll(filepath.Join(b.path, tt.remove)))
 			r, err := b.RestoreRefs(t.Context(), layers)
 			if err != nil || r.Refs != tt.refs || len(r.Damaged) != 0 {
 				t.Errorf("got %+v, %v, want %d refs", r, err, tt.refs)
 			}
 			after, err := b.repo.Refs("")
-			must(t, err)
+			testenv.Must(t, err)
 			for name, id := range before {
 				if kept := slices.Contains(slices.Collect(maps.Values(after)), id); !kept {
 					t.Errorf("layer %s has no ref", id)
@@ -82,11 +83,11 @@ func TestRestoreRefs(t *testing.T) {
 				t.Errorf("again: got %+v, %v, want nothing to do", r, err)
 			}
 			h, err := b.AcquireBlob(t.Context(), someBlob)
-			must(t, err)
+			testenv.Must(t, err)
 			if h.Blob != someBlob {
 				t.Errorf("blob is %q, want %s", h.Blob, someBlob)
 			}
-			must(t, h.Release())
+			testenv.Must(t, h.Release())
 			var ls []Layer
 			for id := range layers {
 				ls = append(ls, Layer{ID: id})
@@ -104,8 +105,8 @@ func TestRestoreRefs(t *testing.T) {
 func TestRestoreRefsJournal(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	layers := refLayers(t, b.Store)
-	must(t, b.Sync(t.Context()))
-	must(t, os.RemoveAll(filepath.Join(b.path, "repo/refs")))
+	testenv.Must(t, b.Sync(t.Context()))
+	testenv.Must(t, os.RemoveAll(filepath.Join(b.path, "repo/refs")))
 	listed := make(map[string]bool)
 	written := 0
 	b.hook = func(op atfs.Op, name string) error {
@@ -139,27 +140,27 @@ func TestRestoreRefsOfDamagedLayers(t *testing.T) {
 	damaged := importTar(t, b.Store, makeTar(t, file("damaged", "damaged"))).ID
 	gone := importTar(t, b.Store, makeTar(t, file("gone", "gone"))).ID
 	sums, err := b.Objects(t.Context(), damaged)
-	must(t, err)
-	must(t, os.RemoveAll(filepath.Join(b.path, "repo/refs")))
-	must(t, os.Remove(b.objectFile(objectstore.TypeFile, sums[0])))
-	must(t, os.Remove(b.objectFile(objectstore.TypeCommit, gone)))
+	testenv.Must(t, err)
+	testenv.Must(t, os.RemoveAll(filepath.Join(b.path, "repo/refs")))
+	testenv.Must(t, os.Remove(b.objectFile(objectstore.TypeFile, sums[0])))
+	testenv.Must(t, os.Remove(b.objectFile(objectstore.TypeCommit, gone)))
 	// Another layer, of which nothing else is known here, has the name of a whole one.
 	l, err := b.Layer(t.Context(), whole)
-	must(t, err)
+	testenv.Must(t, err)
 	taken := refDiff + l.DiffID.Encoded()
 	var other objectstore.Checksum
 	for id := range layers {
 		other = id
 	}
-	must(t, b.setMissingRefs(t.Context(), other, []string{taken}))
+	testenv.Must(t, b.setMissingRefs(t.Context(), other, []string{taken}))
 	want := map[objectstore.Checksum][]digest.Digest{whole: {digest.FromString("another blob")}, damaged: {digest.FromString("a third")}, gone: nil}
 	r, err := b.RestoreRefs(t.Context(), want)
-	must(t, err)
+	testenv.Must(t, err)
 	if r.Refs != 2 || len(r.Damaged) != 2 || !errors.Is(r.Damaged[damaged], objectstore.ErrNotExist) || !errors.Is(r.Damaged[gone], objectstore.ErrNotExist) {
 		t.Errorf("got %+v, want 2 refs, and layers %s and %s damaged", r, damaged, gone)
 	}
 	refs, err := b.repo.Refs("")
-	must(t, err)
+	testenv.Must(t, err)
 	if refs[taken] != other || refs[refSnapshot+whole.String()[:shortID]] != whole || len(refs) != 3 {
 		t.Errorf("got refs %v", refs)
 	}
@@ -178,8 +179,8 @@ func restoringRefs() sweepCase {
 			t.Helper()
 			rows := fmt.Appendln(nil, b.importBlob(t, tinyTar(t), someBlob).ID)
 			rows = fmt.Appendln(rows, importTar(t, b.Store, faultTar(t)).ID)
-			must(t, os.WriteFile(filepath.Join(b.path, rowFile), rows, 0o600))
-			must(t, os.RemoveAll(filepath.Join(b.path, "repo/refs/heads/oci")))
+			testenv.Must(t, os.WriteFile(filepath.Join(b.path, rowFile), rows, 0o600))
+			testenv.Must(t, os.RemoveAll(filepath.Join(b.path, "repo/refs/heads/oci")))
 		}),
 		Open: openSwept,
 		Run: func(t *testing.T, b *bed) error {
@@ -197,8 +198,8 @@ func restoringRefs() sweepCase {
 				return
 			}
 			h, err := b.AcquireBlob(t.Context(), someBlob)
-			must(t, err)
-			must(t, h.Release())
+			testenv.Must(t, err)
+			testenv.Must(t, h.Release())
 			b.layerOf(t, faultTar(t))
 		},
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -19,9 +20,7 @@ import (
 // ostree(1), and there must be no temporary file left.
 func newStore(t testing.TB, opts Options) (*Store, string) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: a bare repository has files of any owner")
-	}
+	testenv.NeedsRoot(t)
 	return openStore(t, t.TempDir(), opts)
 }
 

@@ -92,7 +92,7 @@ func TestOrder(t *testing.T) {
 func openSwept(t *testing.T, path string, hook atfs.Hook) *bed {
 	t.Helper()
 	b := &bed{path: path, hook: hook}
-	must(t, b.start(t.Context()))
+	testenv.Must(t, b.start(t.Context()))
 	return b
 }
 
@@ -123,7 +123,7 @@ func prepare(f func(t *testing.T, b *bed)) func(*testing.T, string) {
 		t.Helper()
 		b := openSwept(t, path, nil)
 		f(t, b)
-		must(t, b.Close())
+		testenv.Must(t, b.Close())
 	}
 }
 
@@ -137,7 +137,7 @@ func (b *bed) checkRepo(t *testing.T) {
 		t.Errorf("fsck: %s", p)
 	}
 	refs, err := b.repo.Refs(RefPrefix)
-	must(t, err)
+	testenv.Must(t, err)
 	for ref, id := range refs {
 		if err := b.Whole(id); err != nil {
 			t.Errorf("ref %s: %v", ref, err)
@@ -146,7 +146,7 @@ func (b *bed) checkRepo(t *testing.T) {
 	if checks.Add(1)%32 == 0 { // it takes long to start
 		checkOstree(t, b.path)
 	}
-	must(t, b.SweepTmp())
+	testenv.Must(t, b.SweepTmp())
 	left, err := os.ReadDir(filepath.Join(b.path, TmpDir))
 	if err != nil || len(left) != 0 {
 		t.Errorf("tmp: got %v, %v, want nothing", left, err)
@@ -163,7 +163,7 @@ func (b *bed) checkAll(t *testing.T) {
 	t.Helper()
 	b.checkRepo(t)
 	layers, err := b.Layers(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	for _, l := range layers {
 		if l.Unresolved == 0 {
 			b.checkCheckout(t, l.ID)
@@ -176,7 +176,7 @@ func (b *bed) checkCheckout(t *testing.T, chain ...objectstore.Checksum) {
 	t.Helper()
 	short := chain[len(chain)-1].String()[:shortID]
 	found, err := filepath.Glob(filepath.Join(b.path, LayersDir, short, "fs*"))
-	must(t, err)
+	testenv.Must(t, err)
 	if len(found) == 0 {
 		return
 	}
@@ -213,8 +213,8 @@ func upperTar(t testing.TB) []byte {
 func (b *bed) layerOf(t *testing.T, tar []byte) objectstore.Checksum {
 	t.Helper()
 	h, err := b.Acquire(t.Context(), digest.FromBytes(tar))
-	must(t, err)
-	must(t, h.Release())
+	testenv.Must(t, err)
+	testenv.Must(t, h.Release())
 	return h.ID
 }
 
@@ -246,7 +246,7 @@ func starting(tar func(testing.TB) []byte) sweepCase {
 		b := openSwept(t, path, nil)
 		checkOut(t, b.Store, path, b.importBlob(t, tar(t), someBlob).ID)
 		b.crash(t)
-		must(t, os.MkdirAll(filepath.Join(path, TmpDir, checkoutTmpPrefix+"x", "d"), 0o700))
+		testenv.Must(t, os.MkdirAll(filepath.Join(path, TmpDir, checkoutTmpPrefix+"x", "d"), 0o700))
 	}
 	return c
 }
@@ -288,8 +288,8 @@ func importing(tar func(testing.TB) []byte) sweepCase {
 			id := b.layerOf(t, tar(t))
 			for _, blob := range []digest.Digest{someBlob, otherBlob} {
 				h, err := b.AcquireBlob(t.Context(), blob)
-				must(t, err)
-				must(t, h.Release())
+				testenv.Must(t, err)
+				testenv.Must(t, h.Release())
 				if h.ID != id {
 					t.Errorf("blob %s is layer %s, want %s", blob, h.ID, id)
 				}
@@ -305,22 +305,22 @@ func importingDir() sweepCase {
 		Prepare: func(t *testing.T, path string) {
 			t.Helper()
 			upper := filepath.Join(path, "upper")
-			must(t, os.Mkdir(upper, 0o755))
+			testenv.Must(t, os.Mkdir(upper, 0o755))
 			writeTree(t, upper, [2]string{"d/", ""}, [2]string{"d/f", "content"}, [2]string{"g", "more"}, [2]string{"h", "open"})
-			must(t, os.Chmod(upper, 0o755))
-			must(t, os.Chmod(filepath.Join(upper, "g"), 0o600))
+			testenv.Must(t, os.Chmod(upper, 0o755))
+			testenv.Must(t, os.Chmod(filepath.Join(upper, "g"), 0o600))
 			for _, name := range []string{"d/f", "g", "h", "d", "."} {
-				must(t, os.Chtimes(filepath.Join(upper, name), when, when))
+				testenv.Must(t, os.Chtimes(filepath.Join(upper, name), when, when))
 			}
 		},
 		Open: openSwept,
 		Run: func(t *testing.T, b *bed) error {
 			t.Helper()
 			w, err := os.OpenFile(filepath.Join(b.path, "upper/h"), os.O_WRONLY, 0)
-			must(t, err)
+			testenv.Must(t, err)
 			defer w.Close()
 			d, err := b.root.OpenDir("upper")
-			must(t, err)
+			testenv.Must(t, err)
 			defer d.Close()
 			h, err := b.ImportDir(t.Context(), d, nil, "x")
 			if err != nil {
@@ -456,7 +456,7 @@ func merging(lower, upper func(testing.TB) []byte) sweepCase {
 			if !done && errors.Is(err, objectstore.ErrNotExist) {
 				return
 			}
-			must(t, err)
+			testenv.Must(t, err)
 			wantTree(t, checkOut(t, b.Store, b.path, id), `d: dir 755`, `d/a: file 644 "content a" = d/a`, `d/below: file 644 "content a" = d/a`,
 				`d/new: file 644 "new"`, "b: whiteout")
 		},
@@ -471,11 +471,11 @@ func refreshing(tar func(testing.TB) []byte) sweepCase {
 			t.Helper()
 			root := checkOut(t, b.Store, b.path, importTar(t, b.Store, tar(t)).ID)
 			names, err := os.ReadDir(filepath.Join(root, "d"))
-			must(t, err)
-			must(t, os.Remove(filepath.Join(root, "d", names[0].Name())))
-			must(t, os.Mkdir(filepath.Join(root, "d", names[0].Name()), 0o700))
-			must(t, os.WriteFile(filepath.Join(root, "foreign"), nil, 0o600))
-			must(t, os.Chmod(root, 0o700))
+			testenv.Must(t, err)
+			testenv.Must(t, os.Remove(filepath.Join(root, "d", names[0].Name())))
+			testenv.Must(t, os.Mkdir(filepath.Join(root, "d", names[0].Name()), 0o700))
+			testenv.Must(t, os.WriteFile(filepath.Join(root, "foreign"), nil, 0o600))
+			testenv.Must(t, os.Chmod(root, 0o700))
 		}),
 		Open: openSwept,
 		Run: func(t *testing.T, b *bed) error {
@@ -510,7 +510,7 @@ func repairing(tar func(testing.TB) []byte) sweepCase {
 			l := importTar(t, b.Store, tar(t))
 			checkOut(t, b.Store, b.path, l.ID)
 			sums, err := b.Objects(t.Context(), l.ID)
-			must(t, err)
+			testenv.Must(t, err)
 			flip(t, b.objectFile(objectstore.TypeFile, sums[0]))
 		}),
 		Open: openSwept,
@@ -549,8 +549,8 @@ func pruning() sweepCase {
 				checkOut(t, b.Store, b.path, l.ID)
 				rows = fmt.Appendln(rows, l.ID)
 			}
-			must(t, b.repo.DeleteRefs(t.Context(), diffRef(lost(t))))
-			must(t, os.WriteFile(filepath.Join(b.path, rowFile), rows, 0o600))
+			testenv.Must(t, b.repo.DeleteRefs(t.Context(), diffRef(lost(t))))
+			testenv.Must(t, os.WriteFile(filepath.Join(b.path, rowFile), rows, 0o600))
 		}),
 		Open: openSwept,
 		Run: func(t *testing.T, b *bed) error {
@@ -611,7 +611,7 @@ func (b *bed) rows(t *testing.T) (ids []objectstore.Checksum) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(b.path, rowFile))
 	if !errors.Is(err, fs.ErrNotExist) {
-		must(t, err)
+		testenv.Must(t, err)
 	}
 	for _, line := range strings.Fields(string(data)) {
 		ids = append(ids, value(objectstore.ParseChecksum(line))(t))
@@ -684,7 +684,7 @@ func recovering() sweepCase {
 			if h, err := b.AcquireBlob(t.Context(), someBlob); err != nil {
 				t.Error(err)
 			} else {
-				must(t, h.Release())
+				testenv.Must(t, h.Release())
 			}
 			if _, err := b.Acquire(t.Context(), digest.FromBytes(orphan(t))); !errors.Is(err, ErrNotExist) {
 				t.Errorf("layer that is lost: got %v", err)
@@ -718,7 +718,7 @@ func TestKillAndPowerLoss(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				if syncing { // and has synced
-					must(t, os.WriteFile(filepath.Join(path, syncedFile), nil, 0o600))
+					testenv.Must(t, os.WriteFile(filepath.Join(path, syncedFile), nil, 0o600))
 				}
 				syncing = op == atfs.OpSyncFS
 				if hook == nil {
@@ -734,7 +734,7 @@ func TestKillAndPowerLoss(t *testing.T) {
 				truncateObjects(t, path)
 			}
 			b.open(t, Options{Journal: true, Boot: "after", Workers: 1})
-			must(t, b.SweepTmp())
+			testenv.Must(t, b.SweepTmp())
 			recovered = value(b.Recover(t.Context(), nil))(t)
 			return b
 		},
@@ -744,9 +744,9 @@ func TestKillAndPowerLoss(t *testing.T) {
 				l := importTar(t, b.Store, tar(t, i))
 				checkOut(t, b.Store, b.path, l.ID)
 				rows, err := os.OpenFile(filepath.Join(b.path, rowFile), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-				must(t, err)
+				testenv.Must(t, err)
 				fmt.Fprintln(rows, l.ID)
-				must(t, rows.Close())
+				testenv.Must(t, rows.Close())
 			}
 			return nil
 		},
@@ -774,7 +774,7 @@ func TestKillAndPowerLoss(t *testing.T) {
 				}
 				return again, nil
 			})
-			must(t, err)
+			testenv.Must(t, err)
 			value(plan.Execute(t.Context()))(t)
 			b.checkAll(t)
 			if done && len(live) != 2 {
@@ -787,7 +787,7 @@ func TestKillAndPowerLoss(t *testing.T) {
 // truncateObjects is a power failure before anything was written back.
 func truncateObjects(t testing.TB, path string) {
 	t.Helper()
-	must(t, filepath.WalkDir(filepath.Join(path, "repo/objects"), func(name string, d fs.DirEntry, err error) error {
+	testenv.Must(t, filepath.WalkDir(filepath.Join(path, "repo/objects"), func(name string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			err = os.Truncate(name, 0)
 		}

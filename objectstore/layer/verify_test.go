@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -67,18 +68,18 @@ func TestVerifyCheckout(t *testing.T) {
 			s, root := newStore(t, Options{})
 			chain := []objectstore.Checksum{importTar(t, s, makeTar(t, base...)).ID, importTar(t, s, makeTar(t, top...)).ID}
 			name, _, err := s.Checkout(t.Context(), chain)
-			must(t, err)
+			testenv.Must(t, err)
 			dir := filepath.Join(root, name)
 			st, err := os.Stat(dir)
-			must(t, err)
-			must(t, tt.change(dir))
+			testenv.Must(t, err)
+			testenv.Must(t, tt.change(dir))
 			if !strings.HasPrefix(tt.want, "/more") {
-				must(t, os.Chtimes(dir, time.Time{}, st.ModTime()))
+				testenv.Must(t, os.Chtimes(dir, time.Time{}, st.ModTime()))
 			}
 			err = s.VerifyCheckout(t.Context(), name, chain)
 			switch {
 			case tt.want == "":
-				must(t, err)
+				testenv.Must(t, err)
 			case err == nil || !strings.Contains(err.Error(), tt.want):
 				t.Errorf("got error %v, want %q", err, tt.want)
 			case !errors.Is(err, objectstore.ErrCorrupt) && !errors.Is(err, fs.ErrNotExist):
@@ -108,17 +109,17 @@ func rewrite(name, content string) error {
 func TestVerify(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	id := importTar(t, s, makeTar(t, file("a", "a"), file("b", "b"), dir("d"))).ID
-	must(t, s.Verify(t.Context(), id))
+	testenv.Must(t, s.Verify(t.Context(), id))
 	names, err := s.Closure(id)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, name := range names {
 		p := filepath.Join(s.Repo().ObjectsDir().Path(), objectstore.LoosePath(name.Checksum, name.Type))
-		must(t, os.Rename(p, p+".away"))
+		testenv.Must(t, os.Rename(p, p+".away"))
 		err := s.Verify(t.Context(), id)
 		if !errors.Is(err, objectstore.ErrNotExist) && !errors.Is(err, ErrNotExist) {
 			t.Errorf("%s is missing: got error %v", name, err)
 		}
-		must(t, os.Rename(p+".away", p))
+		testenv.Must(t, os.Rename(p+".away", p))
 	}
-	must(t, s.Verify(t.Context(), id))
+	testenv.Must(t, s.Verify(t.Context(), id))
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -76,12 +77,10 @@ func HasOstree() bool {
 	return err == nil
 }
 
-// NeedsOstree skips the test if the real ostree is not installed.
+// NeedsOstree ends the test unless the real ostree is installed.
 func NeedsOstree(tb testing.TB) {
 	tb.Helper()
-	if !HasOstree() {
-		tb.Skip("ostree(1) is not installed: it judges this test")
-	}
+	testenv.NeedsTool(tb, "ostree")
 }
 
 // Ostree runs the real ostree on a repository, fails the test if it fails, and returns its output.

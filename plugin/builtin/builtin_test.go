@@ -19,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -35,7 +36,7 @@ func registered(t *testing.T, typ containerdplugin.Type, id string) containerdpl
 
 // The plugins work as containerd initializes them: the differ finds the snapshotter and the content store.
 func TestPlugins(t *testing.T) {
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	ctx := namespaces.WithNamespace(t.Context(), "default")
 	dir := t.TempDir()
 	store, err := local.NewStore(filepath.Join(dir, "content"))

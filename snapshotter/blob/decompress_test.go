@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +18,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // text is n bytes that compress to about half.
@@ -79,10 +80,7 @@ func decompress(tb testing.TB, d *Decompressor, provider content.Provider, desc 
 
 // An image must not depend on what the host decompresses it with: igzip and the built-in gzip accept the same blobs.
 func TestIgzipIsLikeGzip(t *testing.T) {
-	path, err := exec.LookPath("igzip")
-	if err != nil {
-		t.Skip("needs igzip (package isal)")
-	}
+	path := testenv.NeedsTool(t, "igzip") // of the package isal
 	fast, err := NewDecompressor(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
@@ -291,10 +289,7 @@ func TestNewDecompressor(t *testing.T) {
 		})
 	}
 	t.Run("gzip(1) ignores garbage like igzip", func(t *testing.T) {
-		path, err := exec.LookPath("gzip")
-		if err != nil {
-			t.Skip("needs gzip")
-		}
+		path := testenv.NeedsTool(t, "gzip")
 		if _, err := NewDecompressor(t.Context(), path); err != nil {
 			t.Error(err)
 		}
@@ -311,10 +306,7 @@ func TestNewDecompressor(t *testing.T) {
 
 // The process must not outlive the call.
 func TestIgzipEndsWithItsContext(t *testing.T) {
-	path, err := exec.LookPath("igzip")
-	if err != nil {
-		t.Skip("needs igzip (package isal)")
-	}
+	path := testenv.NeedsTool(t, "igzip") // of the package isal
 	files, desc := putBlob(t, t.TempDir(), gzipped(text(8<<20)))
 	for _, c := range []struct {
 		name string

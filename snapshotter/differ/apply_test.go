@@ -32,6 +32,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
@@ -157,7 +158,7 @@ func TestApplyIsLikeContainerd(t *testing.T) {
 	if err := os.Chmod(flat, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	snaptest.NeedsRoot(t)
+	testenv.NeedsRoot(t)
 	for i, tar := range tars {
 		if _, err := archive.Apply(t.Context(), flat, bytes.NewReader(tar)); err != nil {
 			t.Fatal(err)
@@ -184,9 +185,7 @@ func TestApplyIsLikeContainerd(t *testing.T) {
 		for _, mode := range []string{"sequential", "parallel"} {
 			t.Run(c.name+" "+mode, func(t *testing.T) {
 				if c.tool != "" {
-					if _, err := exec.LookPath(c.tool); err != nil {
-						t.Skipf("needs %s", c.tool)
-					}
+					testenv.NeedsTool(t, c.tool)
 				}
 				w := newWorld(t, c.gzip)
 				parent := ""

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
@@ -214,10 +215,10 @@ func (e *Env) Close() error {
 // Kernel returns how this kernel mounts composefs images of tests. A test is skipped where it cannot.
 func Kernel(tb testing.TB) composefsmount.Support {
 	tb.Helper()
-	NeedsRoot(tb)
+	testenv.NeedsRoot(tb)
 	s, err := probe(0)
 	if errors.Is(err, composefsmount.ErrUnsupported) {
-		tb.Skip(err)
+		testenv.Unsupported(tb, "%v", err)
 	}
 	if err != nil {
 		tb.Fatal(err)
@@ -233,7 +234,7 @@ func (e *Env) Unmount() error {
 // New opens a snapshotter in a temporary directory. When the test ends it is closed and its repository checked.
 func New(tb testing.TB, opts ...snapshotter.Option) *Env {
 	tb.Helper()
-	NeedsRoot(tb)
+	testenv.NeedsRoot(tb)
 	e, err := Open(tb.Context(), tb.TempDir(), opts...)
 	if err != nil {
 		tb.Fatal(err)
@@ -298,14 +299,6 @@ func (e *Env) checkLive(ctx context.Context) error {
 		}
 		return nil
 	})
-}
-
-// NeedsRoot skips a test that only root can run.
-func NeedsRoot(tb testing.TB) {
-	tb.Helper()
-	if os.Geteuid() != 0 {
-		tb.Skip("needs root: it mounts, and makes files of any owner")
-	}
 }
 
 // SocketDir returns a directory for a unix socket, whose path must be short.

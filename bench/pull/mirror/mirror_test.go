@@ -16,33 +16,27 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/mirror"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 func newStore(t *testing.T) content.Store {
 	t.Helper()
 	s, err := local.NewStore(t.TempDir())
-	must(t, err)
+	testenv.Must(t, err)
 	return s
 }
 
 func put(t *testing.T, store content.Store, mediaType string, b []byte) ocispec.Descriptor {
 	t.Helper()
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	must(t, content.WriteBlob(t.Context(), store, desc.Digest.String(), bytes.NewReader(b), desc))
+	testenv.Must(t, content.WriteBlob(t.Context(), store, desc.Digest.String(), bytes.NewReader(b), desc))
 	return desc
 }
 
 func putJSON(t *testing.T, store content.Store, mediaType string, v any) ocispec.Descriptor {
 	t.Helper()
 	b, err := json.Marshal(v)
-	must(t, err)
+	testenv.Must(t, err)
 	return put(t, store, mediaType, b)
 }
 
@@ -71,11 +65,11 @@ func TestFetchFromMirror(t *testing.T) {
 	from, to := newStore(t), newStore(t)
 	target, layer := index(t, from)
 	m, err := mirror.Start(t.Context())
-	must(t, err)
-	defer func() { must(t, m.Close()) }()
+	testenv.Must(t, err)
+	defer func() { testenv.Must(t, m.Close()) }()
 	ref := m.Add(target, from)
 	got, err := mirror.Fetch(t.Context(), ref, to)
-	must(t, err)
+	testenv.Must(t, err)
 	if got.Digest != target.Digest || got.MediaType != target.MediaType {
 		t.Errorf("got %v, want %v", got, target)
 	}
@@ -92,8 +86,8 @@ func TestMirrorAnswers(t *testing.T) {
 	store := newStore(t)
 	target, layer := index(t, store)
 	m, err := mirror.Start(t.Context())
-	must(t, err)
-	defer func() { must(t, m.Close()) }()
+	testenv.Must(t, err)
+	defer func() { testenv.Must(t, m.Close()) }()
 	ref := m.Add(target, store)
 	base := "http://" + ref[:len(ref)-len("/bench/image-0:latest")] + "/v2/"
 	for _, tt := range []struct {
@@ -114,12 +108,12 @@ func TestMirrorAnswers(t *testing.T) {
 		{"DELETE", "bench/image-0/manifests/latest", 405, ""},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), tt.method, base+tt.path, nil)
-		must(t, err)
+		testenv.Must(t, err)
 		resp, err := http.DefaultClient.Do(req)
-		must(t, err)
+		testenv.Must(t, err)
 		_, err = io.Copy(io.Discard, resp.Body)
-		must(t, err)
-		must(t, resp.Body.Close())
+		testenv.Must(t, err)
+		testenv.Must(t, resp.Body.Close())
 		if got := resp.Header.Get("Content-Type"); resp.StatusCode != tt.status || tt.mediaType != "" && got != tt.mediaType {
 			t.Errorf("%s %s: got %d, %q, want %d, %q", tt.method, tt.path, resp.StatusCode, got, tt.status, tt.mediaType)
 		}

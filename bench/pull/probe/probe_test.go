@@ -10,25 +10,20 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
 
 func TestList(t *testing.T) {
 	root := t.TempDir()
-	must(t, os.Mkdir(filepath.Join(root, "dev"), 0o755))
-	must(t, os.WriteFile(filepath.Join(root, "dev", "mine"), nil, 0o600))
-	must(t, os.WriteFile(filepath.Join(root, "devil"), []byte("abc"), 0o600))
-	must(t, os.Chmod(filepath.Join(root, "devil"), 0o640|os.ModeSetuid))
-	must(t, os.Symlink("to\n\xff", filepath.Join(root, "a \xfe\n")))
-	must(t, unix.Mkfifo(filepath.Join(root, "pipe"), 0o600))
+	testenv.Must(t, os.Mkdir(filepath.Join(root, "dev"), 0o755))
+	testenv.Must(t, os.WriteFile(filepath.Join(root, "dev", "mine"), nil, 0o600))
+	testenv.Must(t, os.WriteFile(filepath.Join(root, "devil"), []byte("abc"), 0o600))
+	testenv.Must(t, os.Chmod(filepath.Join(root, "devil"), 0o640|os.ModeSetuid))
+	testenv.Must(t, os.Symlink("to\n\xff", filepath.Join(root, "a \xfe\n")))
+	testenv.Must(t, unix.Mkfifo(filepath.Join(root, "pipe"), 0o600))
 	var b bytes.Buffer
-	must(t, list(t.Context(), &b, root))
+	testenv.Must(t, list(t.Context(), &b, root))
 	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 	want := []string{
 		`"/a \xfe\n" 120777 `,
@@ -59,21 +54,21 @@ func TestRead(t *testing.T) {
 	const size = 1<<20 + 17
 	name := filepath.Join(root, "file")
 	f, err := os.Create(name)
-	must(t, err)
+	testenv.Must(t, err)
 	_, err = f.Write(make([]byte, size))
-	must(t, err)
-	must(t, f.Sync())
-	must(t, f.Close())
-	must(t, os.Link(name, filepath.Join(root, "link")))
+	testenv.Must(t, err)
+	testenv.Must(t, f.Sync())
+	testenv.Must(t, f.Close())
+	testenv.Must(t, os.Link(name, filepath.Join(root, "link")))
 	cached := func() (n []int64) {
-		must(t, walkFiles(t.Context(), root, func(f *os.File, size int64) error {
+		testenv.Must(t, walkFiles(t.Context(), root, func(f *os.File, size int64) error {
 			c, err := read(f, size)
 			n = append(n, c)
 			return err
 		}))
 		return n
 	}
-	must(t, walkFiles(t.Context(), root, evict))
+	testenv.Must(t, walkFiles(t.Context(), root, evict))
 	if n := cached(); len(n) != 2 || n[0] != 0 || n[1] != size {
 		t.Errorf("evicted: got %d, want [0 %d]: the second name is that of what was just read", n, size)
 	}
