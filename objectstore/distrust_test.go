@@ -135,17 +135,11 @@ func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func
 	t.Helper()
 	file := filepath.Join(path, "objects", LoosePath(name.Checksum, name.Type))
 	link := filepath.Join(path, "link")
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(os.Link(file, link))
+	testenv.Must(t, os.Link(file, link))
 	ino := func(name string) uint64 {
 		t.Helper()
 		var st unix.Stat_t
-		must(unix.Stat(name, &st))
+		testenv.Must(t, unix.Stat(name, &st))
 		return st.Ino
 	}
 	right := func(what string) {
@@ -164,7 +158,7 @@ func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func
 		"attribute": func() error { return unix.Setxattr(file, "user.more", []byte("x"), 0) },
 		"content":   func() error { return os.WriteFile(file, []byte("CONTENT"), 0) },
 	} {
-		must(damage())
+		testenv.Must(t, damage())
 		store()
 		right(what)
 		if b, err := os.ReadFile(link); err != nil || string(b) != "content" || ino(link) != ino(file) {
@@ -173,17 +167,17 @@ func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func
 	}
 
 	other := filepath.Join(path, "other")
-	must(os.WriteFile(other, []byte("another object"), 0o644))
+	testenv.Must(t, os.WriteFile(other, []byte("another object"), 0o644))
 	txn, err := repo.Begin(t.Context())
-	must(err)
+	testenv.Must(t, err)
 	d, err := atfs.Open(path)
-	must(err)
+	testenv.Must(t, err)
 	defer d.Close()
 	_, err = txn.AdoptFile(nil, d, "other")
-	must(err)
-	must(txn.Abort())
-	must(os.Remove(file))
-	must(os.Link(other, file))
+	testenv.Must(t, err)
+	testenv.Must(t, txn.Abort())
+	testenv.Must(t, os.Remove(file))
+	testenv.Must(t, os.Link(other, file))
 	store()
 	right("another object's inode")
 }
