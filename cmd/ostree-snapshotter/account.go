@@ -12,6 +12,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // layerUse is what one layer takes.
@@ -109,19 +110,19 @@ func (a *account) stored(layers []int) (sum, elsewhere int64) {
 // A group is an image, or where containerd cannot say what that is, the snapshots of one chain: a set of layers that
 // comes and goes as one.
 type group struct {
-	target digest.Digest   // of the image's manifest or index; "" for snapshots that belong to no image
-	names  []imageName     // empty for snapshots that belong to no image
-	chain  digest.Digest   // chain ID of the uppermost snapshot
-	keys   map[string]bool // its committed snapshots
-	layers []int           // places in the list of layers, no layer twice
-	size   int64           // bytes of its layers' regular files
-	active int             // active snapshots and views that rest on its snapshots
+	target digest.Digest          // of the image's manifest or index; "" for snapshots that belong to no image
+	names  []containerd.ImageName // empty for snapshots that belong to no image
+	chain  digest.Digest          // chain ID of the uppermost snapshot
+	keys   map[string]bool        // its committed snapshots
+	layers []int                  // places in the list of layers, no layer twice
+	size   int64                  // bytes of its layers' regular files
+	active int                    // active snapshots and views that rest on its snapshots
 }
 
 // groupRows sorts committed snapshots into the images they belong to. Snapshots that belong to none become groups of
 // their own, one for each chain that nothing committed rests on. An image of which nothing is unpacked here is left
 // out.
-func groupRows(rows []row, images []image) []group {
+func groupRows(rows []row, images []containerd.Image) []group {
 	byKey := make(map[string]*row, len(rows))
 	byChain := make(map[digest.Digest][]*row)
 	hasChild := make(map[string]bool)
@@ -140,8 +141,8 @@ func groupRows(rows []row, images []image) []group {
 	var groups []group
 	inImage := make(map[string]bool)
 	for _, img := range images {
-		g := group{target: img.target, names: img.names, keys: make(map[string]bool)}
-		for _, chain := range img.chains {
+		g := group{target: img.Target, names: img.Names, keys: make(map[string]bool)}
+		for _, chain := range img.Chains {
 			for _, r := range byChain[chain] {
 				g.chain = chain
 				g.keys[r.key] = true

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // sum is a checksum that is easy to tell from others.
@@ -109,14 +110,14 @@ type summary struct {
 
 func TestGroupRows(t *testing.T) {
 	const c1, c2, c3 digest.Digest = "sha256:c1", "sha256:c2", "sha256:c3"
-	named := func(name string, chains ...digest.Digest) image {
-		return image{target: digest.Digest("sha256:" + name), names: []imageName{{"default", name}}, chains: chains}
+	named := func(name string, chains ...digest.Digest) containerd.Image {
+		return containerd.Image{Target: digest.Digest("sha256:" + name), Names: []containerd.ImageName{{Namespace: "default", Name: name}}, Chains: chains}
 	}
 	active := func(key, parent string) row { return row{key: key, parent: parent, kind: snapshots.KindActive} }
 	tests := []struct {
 		name   string
 		rows   []row
-		images []image
+		images []containerd.Image
 		want   []summary
 	}{
 		{
@@ -125,13 +126,13 @@ func TestGroupRows(t *testing.T) {
 		},
 		{
 			name:   "an image that is not unpacked here",
-			images: []image{named("other", c3)},
+			images: []containerd.Image{named("other", c3)},
 			want:   nil,
 		},
 		{
 			name:   "two images on one base",
 			rows:   []row{committed("base", "", c1, 1), committed("a", "base", c2, 2), committed("b", "base", c3, 3)},
-			images: []image{named("a", c1, c2), named("b", c1, c3)},
+			images: []containerd.Image{named("a", c1, c2), named("b", c1, c3)},
 			want: []summary{
 				{Name: "a", Keys: []string{"a", "base"}},
 				{Name: "b", Keys: []string{"b", "base"}},
@@ -143,7 +144,7 @@ func TestGroupRows(t *testing.T) {
 				committed("default/1/x", "", c1, 1),
 				committed("k8s.io/2/x", "", c1, 1),
 			},
-			images: []image{named("a", c1)},
+			images: []containerd.Image{named("a", c1)},
 			want:   []summary{{Name: "a", Keys: []string{"default/1/x", "k8s.io/2/x"}}},
 		},
 		{
@@ -157,7 +158,7 @@ func TestGroupRows(t *testing.T) {
 		{
 			name:   "what was committed on an image is not part of it",
 			rows:   []row{committed("base", "", c1, 1), committed("mine", "base", "", 2)},
-			images: []image{named("a", c1)},
+			images: []containerd.Image{named("a", c1)},
 			want: []summary{
 				{Name: "a", Keys: []string{"base"}},
 				{Keys: []string{"base", "mine"}},
@@ -169,7 +170,7 @@ func TestGroupRows(t *testing.T) {
 				committed("base", "", c1, 1), committed("a", "base", c2, 2),
 				active("container-1", "a"), active("container-2", "a"), active("unpacking", ""), active("on-base", "base"),
 			},
-			images: []image{named("a", c1, c2)},
+			images: []containerd.Image{named("a", c1, c2)},
 			want:   []summary{{Name: "a", Keys: []string{"a", "base"}, Active: 3}},
 		},
 		{
@@ -224,10 +225,10 @@ func TestReport(t *testing.T) {
 		committed("b", "base", c2, 2),
 		committed("lost", "", c3, 7), // its layer is not in the store
 	}
-	images := []image{{
-		target: "sha256:a",
-		names:  []imageName{{"default", "a"}, {"k8s.io", "a:1"}},
-		chains: []digest.Digest{c1, c2},
+	images := []containerd.Image{{
+		Target: "sha256:a",
+		Names:  []containerd.ImageName{{Namespace: "default", Name: "a"}, {Namespace: "k8s.io", Name: "a:1"}},
+		Chains: []digest.Digest{c1, c2},
 	}}
 	groups := groupRows(rows, images)
 	owners := place(groups, rows, layers)
@@ -246,7 +247,7 @@ func TestReport(t *testing.T) {
 		Unreferenced: 400,
 		Images: []dfRow{
 			{
-				Digest: "sha256:a", Names: images[0].names, Chain: c2,
+				Digest: "sha256:a", Names: images[0].Names, Chain: c2,
 				Layers: 2, Size: 280, Unique: 320, Shared: 0,
 			},
 			{Chain: c3, Layers: 0},

@@ -12,18 +12,14 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
-	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/sirupsen/logrus"
-	"google.golang.org/grpc"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
@@ -37,8 +33,7 @@ type imageFinder struct {
 	gzip      *blob.Decompressor
 	cfg       *plugin.Config
 
-	conn  *grpc.ClientConn // to containerd, made when the first image is to be there
-	files content.Provider // directory of containerd's content store, nil if that is not known
+	client *containerd.Client // nil until the first image is looked for in containerd
 }
 
 func (c *cli) newImageFinder(ctx context.Context, platform ocispec.Platform) (*imageFinder, error) {
@@ -47,16 +42,16 @@ func (c *cli) newImageFinder(ctx context.Context, platform ocispec.Platform) (*i
 		return nil, err
 	}
 	f := &imageFinder{platform: platform, namespace: c.imageNamespace, cfg: cfg}
-	f.gzip, err = blob.NewDecompressor(quiet(ctx), cfg.Decompress.Gzip)
+	f.gzip, err = blob.NewDecompressor(containerd.Silent(ctx), cfg.Decompress.Gzip)
 	return f, err
 }
 
 // close is called when nothing is read any more of the images that were found.
 func (f *imageFinder) close() error {
-	if f.conn == nil {
+	if f.client == nil {
 		return nil
 	}
-	return f.conn.Close()
+	return f.client.Close()
 }
 
 // find returns the images that can be found, and errors for the others.
@@ -64,9 +59,9 @@ func (c *cli) find(ctx context.Context, f *imageFinder, refs []string) (images [
 	for _, ref := range refs {
 		var layers []dedup.Layer
 		if name, ok := strings.CutPrefix(ref, layoutPrefix); ok {
-			layers, err = f.inLayout(quiet(ctx), name)
+			layers, err = f.inLayout(containerd.Silent(ctx), name)
 		} else {
-			layers, err = c.inContainerd(quiet(ctx), f, ref)
+			layers, err = c.inContainerd(containerd.Silent(ctx), f, ref)
 		}
 		if err := context.Cause(ctx); err != nil {
 			return nil, nil, err
@@ -80,48 +75,35 @@ func (c *cli) find(ctx context.Context, f *imageFinder, refs []string) (images [
 	return images, failed, nil
 }
 
-// quiet returns a context in which nothing is logged: what reading a blob logs is for the daemon.
-func quiet(ctx context.Context) context.Context {
-	l := logrus.New()
-	l.SetOutput(io.Discard)
-	return log.WithLogger(ctx, logrus.NewEntry(l))
-}
-
 // inContainerd finds the layers of an image of containerd.
 func (c *cli) inContainerd(ctx context.Context, f *imageFinder, name string) ([]dedup.Layer, error) {
-	if f.conn == nil {
+	if f.client == nil {
 		var err error
-		if f.conn, err = grpcClient(c.containerdSocket(f.cfg), dialUnix); err != nil {
+		if f.client, err = c.dialContainerd(f.cfg); err != nil {
 			return nil, err
 		}
-		if f.files, err = c.contentSource(ctx, f.cfg, ""); err != nil {
-			f.files = nil // containerd reads them for us, slowly
-		}
 	}
-	provider := contentproxy.NewContentStore(f.conn)
-	r := f.resolver(provider)
-	r.conn, r.img.Name = f.conn, name
-	ctx = namespaces.WithNamespace(ctx, f.namespace)
-	target, err := r.target(ctx)
-	if err != nil {
-		return nil, err
+	img, err := f.client.Resolve(ctx, f.namespace, name, f.platform)
+	var layers []dedup.Layer
+	if err = f.manifestError(err); err == nil {
+		ctx = namespaces.WithNamespace(ctx, f.namespace)
+		layers, err = f.layers(ctx, img.Manifest, f.client.Blobs(f.cfg.Containerd.ContentRoot))
 	}
-	var source content.Provider = provider
-	if f.files != nil {
-		source = blob.First{f.files, provider}
-	}
-	layers, err := f.layers(ctx, r, source, []ocispec.Descriptor{target})
 	if errdefs.IsNotFound(err) {
 		err = withHint(err, "\"ctr -n %s content fetch %s\" brings what is missing, and does not unpack it", f.namespace, name)
 	}
 	return layers, err
 }
 
-func (f *imageFinder) resolver(provider content.Provider) *resolver {
-	return &resolver{
-		provider: provider, match: platforms.Only(f.platform), want: f.platform,
-		img: resolved{Namespace: f.namespace},
+// manifestError gives the error of an image without the manifest that is wanted the words of this command.
+func (f *imageFinder) manifestError(err error) error {
+	switch {
+	case errors.As(err, new(*containerd.DocumentError)) && errdefs.IsNotFound(err):
+		return absentError("its manifest or config is not here")
+	case errors.Is(err, containerd.ErrNoManifest), errors.As(err, new(*containerd.PlatformError)):
+		return withHint(fmt.Errorf("there is no manifest for %s", platforms.Format(f.platform)), "--platform chooses another")
 	}
+	return err
 }
 
 // inLayout finds the layers of DIR[:TAG].
@@ -131,7 +113,11 @@ func (f *imageFinder) inLayout(ctx context.Context, name string) ([]dedup.Layer,
 		return nil, err
 	}
 	source := blob.Files(dir)
-	return f.layers(ctx, f.resolver(source), source, descs)
+	m, err := containerd.FindManifest(ctx, source, f.platform, descs...)
+	if err != nil {
+		return nil, f.manifestError(err)
+	}
+	return f.layers(ctx, m, source)
 }
 
 // findInLayout returns the directory of DIR[:TAG], and the manifests that its index has for the tag.
@@ -159,8 +145,8 @@ func readLayoutIndex(ctx context.Context, dir string) (_ *ocispec.Index, err err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	if file.Size() > maxManifest {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", ocispec.ImageIndexFile, file.Size(), maxManifest)
+	if file.Size() > containerd.MaxDocument {
+		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", ocispec.ImageIndexFile, file.Size(), containerd.MaxDocument)
 	}
 	index := new(ocispec.Index)
 	b := make([]byte, file.Size())
@@ -195,30 +181,21 @@ func tagged(list []ocispec.Descriptor, tag string) ([]ocispec.Descriptor, error)
 	return found, nil
 }
 
-// layers returns the layers of the manifest that is best for the platform, of those that descs lead to. That one of their
-// blobs, or what leads to them, is not here is an errdefs.ErrNotFound.
-func (f *imageFinder) layers(ctx context.Context, r *resolver, source content.Provider, descs []ocispec.Descriptor) ([]dedup.Layer, error) {
-	config, err := f.manifest(ctx, r, descs)
-	if err != nil {
-		return nil, err
-	}
-	var manifest ocispec.Manifest
-	if err := json.Unmarshal(r.img.ManifestJSON, &manifest); err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", r.img.Manifest, err)
-	}
-	diffIDs := config.RootFS.DiffIDs
-	if len(diffIDs) != len(manifest.Layers) {
-		return nil, fmt.Errorf("manifest %s has %d layers, its config %d", r.img.Manifest, len(manifest.Layers), len(diffIDs))
+// layers returns the layers of a manifest. One whose blob is not here is an errdefs.ErrNotFound.
+func (f *imageFinder) layers(ctx context.Context, m *containerd.Manifest, source content.Provider) ([]dedup.Layer, error) {
+	diffIDs := m.DiffIDs
+	if len(diffIDs) != len(m.Layers) {
+		return nil, fmt.Errorf("manifest %s has %d layers, its config %d", m.Digest, len(m.Layers), len(diffIDs))
 	}
 	layers := make([]dedup.Layer, len(diffIDs))
-	for i, desc := range manifest.Layers {
+	for i, desc := range m.Layers {
 		if err := diffIDs[i].Validate(); err != nil {
 			return nil, fmt.Errorf("layer %q: %w", diffIDs[i], err)
 		}
 		layers[i] = dedup.Layer{
 			DiffID: diffIDs[i], Blob: desc.Digest, BlobSize: desc.Size,
 			Open: func(ctx context.Context) (dedup.Tar, error) {
-				return blob.Open(namespaces.WithNamespace(quiet(ctx), f.namespace), source, f.gzip, desc)
+				return blob.Open(namespaces.WithNamespace(containerd.Silent(ctx), f.namespace), source, f.gzip, desc)
 			},
 		}
 		if err := look(ctx, source, desc); err != nil {
@@ -249,43 +226,6 @@ func look(ctx context.Context, source content.Provider, desc ocispec.Descriptor)
 		return err
 	}
 	return b.Close()
-}
-
-// manifest reads the manifest for the platform, and returns its config.
-func (f *imageFinder) manifest(ctx context.Context, r *resolver, descs []ocispec.Descriptor) (*imageConfig, error) {
-	seen := make(map[digest.Digest]bool)
-	var list []candidate
-	for _, desc := range descs {
-		more, err := r.candidates(ctx, desc, seen, maxIndexDepth)
-		if err != nil {
-			return nil, absent(err)
-		}
-		list = append(list, more...)
-	}
-	slices.SortStableFunc(list, func(a, b candidate) int { return r.order(a.platform, b.platform) })
-	for _, c := range list {
-		if c.platform.OS != "" && !r.match.Match(c.platform) {
-			continue
-		}
-		config, platform, err := r.read(ctx, c.desc)
-		if err != nil {
-			return nil, absent(err)
-		}
-		if platform.OS != "" && !r.match.Match(platform) {
-			continue
-		}
-		r.img.Manifest = c.desc.Digest
-		return config, nil
-	}
-	return nil, withHint(fmt.Errorf("there is no manifest for %s", platforms.Format(f.platform)), "--platform chooses another")
-}
-
-// absent gives an error of the resolver, which speaks of pulling for this snapshotter, the words of this command.
-func absent(err error) error {
-	if statusOf(err) == exitNoImage {
-		return absentError("its manifest or config is not here")
-	}
-	return err
 }
 
 // openLayout returns what leads to the image of DIR[:TAG], and what has it.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -108,33 +109,35 @@ func scriptLayout(ts *testscript.TestScript, neg bool, args []string) {
 
 func TestDedupOfContainerd(t *testing.T) {
 	t.Setenv("CONTAINERD_NAMESPACE", "")
-	f := newFakeContainerd(t)
-	put := func(mediaType string, b []byte) (ocispec.Descriptor, error) { return f.blob(mediaType, b), nil }
+	f := newContainerd(t)
+	put := func(mediaType string, b []byte) (ocispec.Descriptor, error) { return f.Blob(mediaType, b), nil }
 	for name, layers := range layoutImages {
 		desc, err := imageBlobs(put, layers)
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.tag("default", "example.org/"+name+":1", f.index(desc))
+		f.Tag("default", "example.org/"+name+":1", f.Index(desc))
 	}
 	gone, err := imageBlobs(put, [][]tarFile{baseFiles, {{name: "gone", content: "gone"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var manifest ocispec.Manifest
-	if ok, err := readJSON(t.Context(), f.content, gone, &manifest); !ok {
+	text, err := content.ReadBlob(t.Context(), f.Content, gone)
+	if err != nil {
 		t.Fatal(err)
 	}
+	decode(t, string(text), &manifest)
 	lost := manifest.Layers[1].Digest
-	if err := f.content.Delete(t.Context(), lost); err != nil {
+	if err := f.Content.Delete(t.Context(), lost); err != nil {
 		t.Fatal(err)
 	}
-	f.tag("default", "example.org/gone:1", gone)
-	f.tag("default", "example.org/absent:1", ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("x")})
+	f.Tag("default", "example.org/gone:1", gone)
+	f.Tag("default", "example.org/absent:1", ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("x")})
 
 	run := func(args ...string) (int, string, string) {
 		var stdout, stderr bytes.Buffer
-		status := execute(t.Context(), append([]string{"bench", "dedup", "-a", f.address}, args...), &stdout, &stderr)
+		status := execute(t.Context(), append([]string{"bench", "dedup", "-a", f.Address}, args...), &stdout, &stderr)
 		return status, stdout.String(), stderr.String()
 	}
 	status, stdout, stderr := run("--json", "example.org/base:1", "example.org/a:1", "example.org/b:1")

@@ -25,6 +25,7 @@ import (
 	benchreport "github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // benchOptions are the flags of "bench".
@@ -226,10 +227,10 @@ func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string)
 		bar.update(int64(i), int64(len(w.Images)))
 		b := pull.Image{Name: img.Name}
 		if name, ok := img.Layout(); ok {
-			b.Target, b.Provider, err = openLayout(quiet(ctx), name)
+			b.Target, b.Provider, err = openLayout(containerd.Silent(ctx), name)
 		} else {
 			b.Provider = store
-			b.Target, err = mirror.Fetch(quiet(ctx), img.Ref, store)
+			b.Target, err = mirror.Fetch(containerd.Silent(ctx), img.Ref, store)
 		}
 		if err := context.Cause(ctx); err != nil {
 			return nil, nil, err

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 func (c *cli) configCommand() *cobra.Command {
@@ -69,27 +70,27 @@ func (c *cli) containerdConfig(ctx context.Context, version int) error {
 		return err
 	}
 	if version == 0 {
-		release, err := c.release(ctx, cfg)
-		if err == nil {
-			version, err = configVersion(release)
-		}
-		if err != nil {
+		running, err := c.containerdVersion(ctx, cfg)
+		if version = running.ConfigFormat(); err != nil {
 			version = 3
 			c.note("version 3 is assumed: %v", err)
 		}
 	}
-	_, err = fmt.Fprint(c.stdout, newContainerdConfig(version, cfg.Address, cfg.Root))
+	_, err = fmt.Fprint(c.stdout, containerd.Config{Format: version, Address: cfg.Address, Root: cfg.Root})
 	return err
 }
 
-// release is the version of the containerd that runs.
-func (c *cli) release(ctx context.Context, cfg *plugin.Config) (_ string, err error) {
-	conn, err := grpcClient(c.containerdSocket(cfg), dialUnix)
+// containerdVersion returns the version of the containerd that runs.
+func (c *cli) containerdVersion(ctx context.Context, cfg *plugin.Config) (containerd.Version, error) {
+	client, err := c.dialContainerd(cfg)
 	if err != nil {
-		return "", err
+		return containerd.Version{}, err
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	return containerdRelease(ctx, conn)
+	text, err := client.Version(ctx)
+	if err = errors.Join(err, client.Close()); err != nil {
+		return containerd.Version{}, err
+	}
+	return containerd.ParseVersion(text)
 }
 
 func (c *cli) configCheckCommand() *cobra.Command {

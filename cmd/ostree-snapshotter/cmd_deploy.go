@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"os"
 
-	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // deployFlags are those of the commands that make a deployment of an image.
@@ -133,7 +132,7 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 
 // wouldInit says what "deploy --init --dry-run" can say before there is a stateroot to plan with.
 func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, image string) error {
-	img, err := c.resolveImage(ctx, src.conn, src.store, image)
+	img, err := c.resolveImage(ctx, src.client, src.store, image)
 	if err != nil {
 		return err
 	}
@@ -170,8 +169,8 @@ const maxTries = 5
 
 // imageSource is where images come from: the store that has their files, and containerd that knows their names.
 type imageSource struct {
-	store *store
-	conn  *grpc.ClientConn
+	store  *store
+	client *containerd.Client
 }
 
 func (c *cli) openImages() (*imageSource, error) {
@@ -179,20 +178,20 @@ func (c *cli) openImages() (*imageSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpcClient(c.containerdSocket(s.cfg), dialUnix)
+	client, err := c.dialContainerd(s.cfg)
 	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
-	return &imageSource{store: s, conn: conn}, nil
+	return &imageSource{store: s, client: client}, nil
 }
 
-func (s *imageSource) close() error { return errors.Join(s.conn.Close(), s.store.close()) }
+func (s *imageSource) close() error { return errors.Join(s.client.Close(), s.store.close()) }
 
 // deployImage makes a deployment of an image that containerd has, or with --dry-run says what that would do.
 func (c *cli) deployImage(
 	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string,
 ) (err error) {
-	img, err := c.resolveImage(ctx, src.conn, src.store, image)
+	img, err := c.resolveImage(ctx, src.client, src.store, image)
 	if err != nil {
 		return err
 	}
@@ -258,18 +257,14 @@ func (c *cli) completeImage(cmd *cobra.Command, args []string, _ string) ([]stri
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	conn, err := grpcClient(c.containerdSocket(cfg), dialUnix)
+	client, err := c.dialContainerd(cfg)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	defer conn.Close()
-	list, err := imagesapi.NewImagesClient(conn).List(namespaces.WithNamespace(ctx, c.imageNamespace), &imagesapi.ListImagesRequest{})
+	defer client.Close()
+	names, err := client.ImageNames(ctx, c.imageNamespace)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
-	}
-	names := make([]string, 0, len(list.Images))
-	for _, img := range list.Images {
-		names = append(names, img.Name)
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

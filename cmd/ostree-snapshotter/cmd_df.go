@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // dfReport is the output of "df --json". All figures are bytes unless their name says otherwise.
@@ -43,13 +44,13 @@ type dfReport struct {
 
 // dfRow is one image, or one chain of snapshots that belongs to none.
 type dfRow struct {
-	Digest digest.Digest `json:"digest,omitempty"`
-	Names  []imageName   `json:"names,omitempty"`
-	Chain  digest.Digest `json:"chain_id,omitempty"`
-	Layers int           `json:"layers"`
-	Size   int64         `json:"size_bytes"`   // regular files of its layers
-	Unique int64         `json:"unique_bytes"` // freed if only this went
-	Shared int64         `json:"shared_bytes"` // stored, and needed by others too
+	Digest digest.Digest          `json:"digest,omitempty"`
+	Names  []containerd.ImageName `json:"names,omitempty"`
+	Chain  digest.Digest          `json:"chain_id,omitempty"`
+	Layers int                    `json:"layers"`
+	Size   int64                  `json:"size_bytes"`   // regular files of its layers
+	Unique int64                  `json:"unique_bytes"` // freed if only this went
+	Shared int64                  `json:"shared_bytes"` // stored, and needed by others too
 	// Elsewhere is what of Shared others on the disk have: other repositories, and deployments.
 	Elsewhere int64 `json:"elsewhere_bytes"`
 	Active    int   `json:"active_snapshots"`
@@ -152,20 +153,19 @@ func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
 }
 
 // images asks containerd for its images. Without it the report is still true, only by chains: say so and go on.
-func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]image, string) {
-	address := c.containerdSocket(cfg)
-	conn, err := grpcClient(address, dialUnix)
+func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]containerd.Image, string) {
+	client, err := c.dialContainerd(cfg)
 	if err == nil {
-		defer conn.Close()
-		var imgs []image
-		if imgs, err = listImages(ctx, conn); err == nil {
+		defer client.Close()
+		var imgs []containerd.Image
+		if imgs, err = client.Images(ctx); err == nil {
 			return imgs, fromContainerd
 		}
 	}
 	if ctx.Err() != nil {
 		return nil, fromSnapshots
 	}
-	c.note("containerd at %s does not answer, so that images have no names: %v", address, err)
+	c.note("containerd at %s does not answer, so that images have no names: %v", c.containerdSocket(cfg), err)
 	return nil, fromSnapshots
 }
 
@@ -239,7 +239,7 @@ func (r *dfReport) keepNamespace(ns string) {
 		return
 	}
 	r.Images = slices.DeleteFunc(r.Images, func(row dfRow) bool {
-		return !slices.ContainsFunc(row.Names, func(n imageName) bool { return n.Namespace == ns })
+		return !slices.ContainsFunc(row.Names, func(n containerd.ImageName) bool { return n.Namespace == ns })
 	})
 }
 

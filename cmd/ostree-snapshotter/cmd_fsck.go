@@ -18,6 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // fsckReport is the output of "fsck --json".
@@ -160,7 +161,7 @@ func (c *cli) check(ctx context.Context, s *store, opts fsckOptions) (_ *fsckRep
 			return nil, nil, err
 		}
 	}
-	var images []image
+	var images []containerd.Image
 	if len(k.problems) > 0 {
 		images, _ = c.images(ctx, s.cfg)
 	}
@@ -476,7 +477,7 @@ func (k *checker) forgetRemoved(ctx context.Context, daemonAddress string, haveR
 }
 
 // blame fills in what each problem affects, and puts the problems in order.
-func (k *checker) blame(list []layer.Layer, rows []row, images []image) {
+func (k *checker) blame(list []layer.Layer, rows []row, images []containerd.Image) {
 	bad := make(map[string][]int) // problems with an object, by its name
 	for i, p := range k.problems {
 		if p.Kind == kindObject {

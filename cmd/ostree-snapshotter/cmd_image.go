@@ -67,7 +67,7 @@ func (c *cli) imageDigest(ctx context.Context, name string, dump bool) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	img, err := c.resolveImage(ctx, src.conn, src.store, name)
+	img, err := c.resolveImage(ctx, src.client, src.store, name)
 	if err != nil {
 		return err
 	}

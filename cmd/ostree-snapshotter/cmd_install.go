@@ -80,7 +80,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 		return err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	img, err := c.resolveImage(ctx, src.conn, src.store, image)
+	img, err := c.resolveImage(ctx, src.client, src.store, image)
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -72,7 +71,7 @@ it. "ostree-snapshotter upgrade" asks for it from then on. What was changed in /
 func (c *cli) update(
 	ctx context.Context, s *deploy.System, st *sysroot.State, p *pullFlags, from *sysroot.Deployment, image string,
 ) (*deploy.Update, error) {
-	available, err := p.remoteManifest(ctx, image)
+	available, err := p.Manifest(ctx, image)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +129,7 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 			}
 			return c.planPull(ctx, src, s, st, f, image, u.Available)
 		}
-		if err := c.pull(namespaces.WithNamespace(ctx, c.imageNamespace), src.conn, p, image); err != nil {
+		if err := c.pull(ctx, src.client, p, image); err != nil {
 			return err
 		}
 		return c.deployImage(ctx, src, s, st, f, image)
@@ -140,7 +139,7 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 // planPull says what it would do to pull an image and deploy it. What the deployment would be can be said if the image that
 // the registry has is here already.
 func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
-	img, err := c.resolveImage(ctx, src.conn, src.store, image)
+	img, err := c.resolveImage(ctx, src.client, src.store, image)
 	if err == nil && img.Manifest == manifest {
 		return c.deployImage(ctx, src, s, st, f, image)
 	}
@@ -161,7 +160,7 @@ func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image 
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
-		_, err := c.resolveImage(ctx, src.conn, src.store, image)
+		_, err := c.resolveImage(ctx, src.client, src.store, image)
 		switch {
 		case err == nil:
 			return c.deployImage(ctx, src, s, st, f, image)
@@ -169,13 +168,13 @@ func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image 
 			return err
 		}
 		if f.dryRun {
-			manifest, err := p.remoteManifest(ctx, image)
+			manifest, err := p.Manifest(ctx, image)
 			if err != nil {
 				return err
 			}
 			return c.planPull(ctx, src, s, st, f, image, manifest)
 		}
-		if err := c.pull(namespaces.WithNamespace(ctx, c.imageNamespace), src.conn, p, image); err != nil {
+		if err := c.pull(ctx, src.client, p, image); err != nil {
 			return err
 		}
 		return c.deployImage(ctx, src, s, st, f, image)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
@@ -19,6 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // Exit statuses. They are interface: scripts test them.
@@ -130,6 +132,10 @@ func statusOf(err error) int {
 		return exitPartly
 	case is(err, deploy.ErrStaterootName, deploy.ErrManyStateroots, deploy.ErrCannotStage, kargs.ErrEdit):
 		return exitUsage
+	case is(err, containerd.ErrNoImage, errNotUnpacked):
+		return exitNoImage
+	case errors.As(err, new(notBootableError)):
+		return exitNotBootable
 	case errors.As(err, &none), errors.Is(err, objectstore.ErrNoRepo):
 		return exitNoRepo
 	case errors.Is(err, objectstore.ErrLocked), errors.Is(err, sysroot.ErrLocked):
@@ -214,10 +220,16 @@ func hintFor(err error) string {
 		hint   *hintError
 		none   *plugin.NoStoreError
 		config *plugin.ConfigError
+		img    *containerd.ImageError
+		reg    *containerd.RegistryError
 	)
 	switch {
 	case errors.As(err, &hint):
 		return hint.hint
+	case errors.As(err, &img) && imageHint(img) != "":
+		return imageHint(img)
+	case errors.As(err, &reg):
+		return registryHint(reg)
 	case deployHint(err) != "":
 		return deployHint(err)
 	case errors.As(err, &none):
@@ -234,6 +246,60 @@ func hintFor(err error) string {
 		return "\"ostree-snapshotter prune\" frees what no snapshot needs"
 	}
 	return ""
+}
+
+// imageHint is what to do about an image that containerd or the store does not have, "" for other errors.
+func imageHint(e *containerd.ImageError) string {
+	pull := func(flags string) string {
+		return fmt.Sprintf("ctr -n %s images pull %s--snapshotter %s %s", e.Namespace, flags, containerd.SnapshotterID, e.Name)
+	}
+	var doc *containerd.DocumentError
+	var platform *containerd.PlatformError
+	switch {
+	case errors.Is(e, containerd.ErrNoAnswer):
+		return "-a/--address says where containerd listens"
+	case errors.Is(e, errNotUnpacked):
+		return fmt.Sprintf("%q unpacks it", pull(""))
+	case errors.As(e, &platform):
+		return fmt.Sprintf("an image for this host is pulled by %q, if the registry has one", pull("--platform "+platform.Want+" "))
+	case !errors.Is(e, containerd.ErrNoImage), errors.Is(e, containerd.ErrNoManifest):
+		return ""
+	case errors.As(e, &doc):
+		return fmt.Sprintf("%q pulls it again", pull(""))
+	case e.FoundIn != "":
+		return fmt.Sprintf("namespace %s has it: -n %s", e.FoundIn, e.FoundIn)
+	}
+	if full := fullName(e.Name); full != "" {
+		return full
+	}
+	return fmt.Sprintf("%q pulls it", pull(""))
+}
+
+// fullName is a hint for names that containerd does not complete, "" for those that are complete.
+func fullName(name string) string {
+	host, rest, ok := strings.Cut(name, "/")
+	if ok && (strings.ContainsAny(host, ".:") || host == "localhost") {
+		if strings.ContainsAny(rest, ":@") {
+			return ""
+		}
+		return fmt.Sprintf("containerd takes names as they are, with the tag, like %q", name+":latest")
+	}
+	full := "docker.io/" + name
+	if !ok {
+		full = "docker.io/library/" + name
+	}
+	if !strings.ContainsAny(name, ":@") {
+		full += ":latest"
+	}
+	return fmt.Sprintf("containerd takes names as they are, with the registry, like %q", full)
+}
+
+func registryHint(e *containerd.RegistryError) string {
+	if e.Snapshotter != "" && errdefs.IsNotImplemented(e) {
+		return fmt.Sprintf("containerd 2.0 and later pull by themselves; before that, \"ctr images pull --snapshotter %s %s\" "+
+			"and \"ostree-snapshotter deploy\" do the same", e.Snapshotter, e.Ref)
+	}
+	return "--hosts-dir, --plain-http and --user say how to reach a registry, as with \"ctr images pull\""
 }
 
 // note writes something that is not an error to stderr.

@@ -7,11 +7,8 @@ import (
 	"io/fs"
 	"os"
 
-	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
-	"github.com/containerd/errdefs/pkg/errgrpc"
-	"google.golang.org/grpc"
-
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // finding is one element of the output of "config check --json".
@@ -29,18 +26,20 @@ const (
 
 // findings runs every check.
 func (c *cli) findings(ctx context.Context, cfg *plugin.Config) []finding {
-	containerd := &containerdCheck{ctx: ctx, address: c.containerdSocket(cfg)}
-	defer containerd.close()
+	daemon := &containerdCheck{ctx: ctx, address: c.containerdSocket(cfg)}
+	defer daemon.close()
 	checks := plugin.Probe(cfg)
 	for _, check := range []struct {
 		name string
 		run  func() (detail string, err error)
 	}{
-		{"containerd", containerd.connect},
+		{"containerd", daemon.connect},
 		{"snapshotter plugin", func() (string, error) {
-			return containerd.plugin("io.containerd.snapshotter.v1", snapshotterID)
+			return daemon.plugin("io.containerd.snapshotter.v1", containerd.SnapshotterID)
 		}},
-		{"differ plugin", func() (string, error) { return containerd.plugin("io.containerd.differ.v1", differID) }},
+		{"differ plugin", func() (string, error) {
+			return daemon.plugin("io.containerd.differ.v1", containerd.DifferID)
+		}},
 	} {
 		detail, err := check.run()
 		checks = append(checks, plugin.Finding{Check: check.name, Detail: detail, Err: err})
@@ -62,13 +61,13 @@ func (c *cli) findings(ctx context.Context, cfg *plugin.Config) []finding {
 type containerdCheck struct {
 	ctx     context.Context
 	address string
-	conn    *grpc.ClientConn
+	client  *containerd.Client
 	up      bool
 }
 
 func (k *containerdCheck) close() {
-	if k.conn != nil {
-		_ = k.conn.Close()
+	if k.client != nil {
+		_ = k.client.Close()
 	}
 }
 
@@ -77,10 +76,10 @@ func (k *containerdCheck) connect() (string, error) {
 		return "", fmt.Errorf("%w: it does not run at %s", plugin.ErrNotChecked, k.address)
 	}
 	var err error
-	if k.conn, err = grpcClient(k.address, dialUnix); err != nil {
+	if k.client, err = containerd.Dial(k.address); err != nil {
 		return "", err
 	}
-	release, err := containerdRelease(k.ctx, k.conn)
+	release, err := k.client.Version(k.ctx)
 	if err != nil {
 		return "", err
 	}
@@ -93,17 +92,9 @@ func (k *containerdCheck) plugin(kind, id string) (string, error) {
 	if !k.up {
 		return "", fmt.Errorf("%w: containerd was not asked", plugin.ErrNotChecked)
 	}
-	resp, err := introspectionapi.NewIntrospectionClient(k.conn).Plugins(k.ctx, &introspectionapi.PluginsRequest{
-		Filters: []string{"type==" + kind + ",id==" + id},
-	})
-	if err != nil {
-		return "", fmt.Errorf("ask containerd for its plugins: %w", errgrpc.ToNative(err))
+	err := k.client.CheckPlugin(k.ctx, kind, id)
+	if absent := new(containerd.NoPluginError); errors.As(err, &absent) {
+		err = fmt.Errorf("%w: \"ostree-snapshotter config containerd\" prints what its configuration needs", err)
 	}
-	if len(resp.Plugins) == 0 {
-		return "", fmt.Errorf("containerd has no plugin %s: \"ostree-snapshotter config containerd\" prints what its configuration needs", id)
-	}
-	if failure := resp.Plugins[0].InitErr; failure != nil {
-		return "", fmt.Errorf("containerd could not load %s: %s", id, failure.Message)
-	}
-	return id, nil
+	return id, err
 }

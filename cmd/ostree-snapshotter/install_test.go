@@ -16,12 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 )
 
 // run runs a command of ours in this process, against the bed's store and, as the environment says, its containerd.
 func (b *imageBed) run(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
-	t.Setenv("CONTAINERD_ADDRESS", b.containerd.address)
+	t.Setenv("CONTAINERD_ADDRESS", b.containerd.Address)
 	var out, errs bytes.Buffer
 	status = execute(t.Context(), append(args, "--root", b.root.Path()), &out, &errs)
 	return status, out.String(), errs.String()
@@ -137,7 +138,7 @@ func TestInstallRefuses(t *testing.T) {
 	needsInstall(t)
 	b := newImageBed(t)
 	img := b.osImage(t)
-	b.containerd.tag("default", "example.org/app:1", b.containerd.manifestOf(imageJSON{platform: hostPlatform(), diffIDs: b.diffIDs[:1]}))
+	b.containerd.Tag("default", "example.org/app:1", b.containerd.Manifest(containerdtest.Image{Platform: hostPlatform(), DiffIDs: b.diffIDs[:1]}))
 	dir := t.TempDir()
 	disk := filepath.Join(dir, "disk.img")
 	for name, c := range map[string]struct {

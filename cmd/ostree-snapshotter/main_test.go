@@ -55,7 +55,7 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			// A containerd that happens to run on the host is none of a script's business.
 			env.Setenv("CONTAINERD_ADDRESS", filepath.Join(env.WorkDir, "no-containerd.sock"))
-			env.Setenv("OS_CONTAINERD", containerd.address)
+			env.Setenv("OS_CONTAINERD", containerd.Address)
 			env.Setenv("GOARCH", runtime.GOARCH)
 			return nil
 		},

@@ -16,12 +16,13 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"google.golang.org/grpc"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 )
 
 // osFiles are the layer that makes an operating system of the fixture's base.
@@ -45,8 +46,8 @@ var osFiles = []tarFile{
 type imageBed struct {
 	*fixture
 	store      *store
-	containerd *fakeContainerd
-	conn       *grpc.ClientConn
+	containerd *containerdtest.Server
+	client     *containerd.Client
 	os         objectstore.Checksum // layer over the base
 	diffIDs    []digest.Digest      // of base and os
 }
@@ -54,7 +55,7 @@ type imageBed struct {
 func newImageBed(t *testing.T) *imageBed {
 	t.Helper()
 	f, s := newFixture(t)
-	b := &imageBed{fixture: f, store: s, containerd: newFakeContainerd(t)}
+	b := &imageBed{fixture: f, store: s, containerd: newContainerd(t)}
 	var err error
 	if b.os, _, err = f.unpack(t.Context(), f.chain, osFiles); err != nil {
 		t.Fatal(err)
@@ -67,47 +68,17 @@ func newImageBed(t *testing.T) *imageBed {
 		}
 		b.diffIDs = append(b.diffIDs, l.DiffID)
 	}
-	if b.conn, err = grpcClient(b.containerd.address, dialUnix); err != nil {
+	if b.client, err = containerd.Dial(b.containerd.Address); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = b.conn.Close() })
+	t.Cleanup(func() { _ = b.client.Close() })
 	return b
 }
 
 func (b *imageBed) resolve(t *testing.T, name string) (*resolved, error) {
 	t.Helper()
 	c := &cli{stderr: io.Discard, imageNamespace: "default"}
-	return c.resolveImage(t.Context(), b.conn, b.store, name)
-}
-
-// imageJSON is what an image's author can say.
-type imageJSON struct {
-	platform    ocispec.Platform
-	created     string
-	labels      map[string]string
-	annotations map[string]string
-	diffIDs     []digest.Digest
-}
-
-// manifestOf stores manifest and config of an image, without going through types that would refuse what is wrong.
-func (f *fakeContainerd) manifestOf(i imageJSON) ocispec.Descriptor {
-	f.t.Helper()
-	c := map[string]any{
-		"os": i.platform.OS, "architecture": i.platform.Architecture, "variant": i.platform.Variant,
-		"config": map[string]any{"Labels": i.labels}, "rootfs": map[string]any{"type": "layers", "diff_ids": i.diffIDs},
-	}
-	if i.created != "" {
-		c["created"] = i.created
-		c["history"] = []any{map[string]any{"created": i.created}}
-	}
-	config := f.blob(ocispec.MediaTypeImageConfig, c)
-	desc := f.blob(ocispec.MediaTypeImageManifest, map[string]any{
-		"schemaVersion": 2, "mediaType": ocispec.MediaTypeImageManifest, "config": config, "layers": []any{}, "annotations": i.annotations,
-	})
-	if i.platform.OS != "" {
-		desc.Platform = &i.platform
-	}
-	return desc
+	return c.resolveImage(t.Context(), b.client, b.store, name)
 }
 
 func hostPlatform() ocispec.Platform {
@@ -119,18 +90,18 @@ func foreignPlatform() ocispec.Platform { return ocispec.Platform{OS: "linux", A
 func TestResolveImage(t *testing.T) {
 	b := newImageBed(t)
 	f := b.containerd
-	attestation := f.manifestOf(imageJSON{platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"}, diffIDs: b.diffIDs[:1]})
-	foreign := f.manifestOf(imageJSON{platform: foreignPlatform(), diffIDs: b.diffIDs[:1]})
+	attestation := f.Manifest(containerdtest.Image{Platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"}, DiffIDs: b.diffIDs[:1]})
+	foreign := f.Manifest(containerdtest.Image{Platform: foreignPlatform(), DiffIDs: b.diffIDs[:1]})
 	absent := foreign
 	absent.Digest = digest.FromString("absent")
-	host := f.manifestOf(imageJSON{
-		platform: hostPlatform(), created: "2001-01-01T00:00:00Z", diffIDs: b.diffIDs,
-		labels:      map[string]string{"version": "1", ocispec.AnnotationVersion: "12.1"},
-		annotations: map[string]string{ocispec.AnnotationCreated: "2002-02-02T02:02:02.5+01:00"},
+	host := f.Manifest(containerdtest.Image{
+		Platform: hostPlatform(), Created: "2001-01-01T00:00:00Z", DiffIDs: b.diffIDs,
+		Labels:      map[string]string{"version": "1", ocispec.AnnotationVersion: "12.1"},
+		Annotations: map[string]string{ocispec.AnnotationCreated: "2002-02-02T02:02:02.5+01:00"},
 	})
-	f.tag("default", "example.org/os:1", f.index(attestation, absent, foreign, f.index(host)))
-	f.tag("default", "example.org/single:1", f.manifestOf(imageJSON{created: "2001-01-01T00:00:00Z", diffIDs: b.diffIDs, labels: map[string]string{"version": "1"}}))
-	f.tag("default", "example.org/no-time:1", f.manifestOf(imageJSON{created: "yesterday", diffIDs: b.diffIDs, annotations: map[string]string{ocispec.AnnotationCreated: "x"}}))
+	f.Tag("default", "example.org/os:1", f.Index(attestation, absent, foreign, f.Index(host)))
+	f.Tag("default", "example.org/single:1", f.Manifest(containerdtest.Image{Created: "2001-01-01T00:00:00Z", DiffIDs: b.diffIDs, Labels: map[string]string{"version": "1"}}))
+	f.Tag("default", "example.org/no-time:1", f.Manifest(containerdtest.Image{Created: "yesterday", DiffIDs: b.diffIDs, Annotations: map[string]string{ocispec.AnnotationCreated: "x"}}))
 
 	got, err := b.resolve(t, "example.org/os:1")
 	if err != nil {
@@ -164,13 +135,12 @@ func TestResolveImage(t *testing.T) {
 // which it is.
 func TestResolveBuiltImage(t *testing.T) {
 	f, s := newFixture(t)
-	b := &imageBed{fixture: f, store: s, containerd: newFakeContainerd(t)}
-	conn, err := grpcClient(b.containerd.address, dialUnix)
-	if err != nil {
+	b := &imageBed{fixture: f, store: s, containerd: newContainerd(t)}
+	var err error
+	if b.client, err = containerd.Dial(b.containerd.Address); err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	b.conn = conn
+	defer b.client.Close()
 	base, err := f.layers.Layer(t.Context(), f.base)
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +155,7 @@ func TestResolveBuiltImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.stopDaemon(t)
-	b.containerd.tag("default", "example.org/built:1", b.containerd.manifestOf(imageJSON{diffIDs: diffIDs}))
+	b.containerd.Tag("default", "example.org/built:1", b.containerd.Manifest(containerdtest.Image{DiffIDs: diffIDs}))
 	got, err := b.resolve(t, "example.org/built:1")
 	if err != nil {
 		t.Fatal(err)
@@ -209,21 +179,21 @@ func TestResolveBuiltImage(t *testing.T) {
 func TestResolveImageErrors(t *testing.T) {
 	b := newImageBed(t)
 	f := b.containerd
-	good := imageJSON{diffIDs: b.diffIDs}
+	good := containerdtest.Image{DiffIDs: b.diffIDs}
 	absent := func(mediaType string) ocispec.Descriptor {
 		return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromString("absent"), Size: 6}
 	}
-	raw := func(mediaType, text string) ocispec.Descriptor { return f.blob(mediaType, []byte(text)) }
-	version := func(v string) imageJSON {
-		return imageJSON{diffIDs: b.diffIDs, labels: map[string]string{"version": v}}
+	raw := func(mediaType, text string) ocispec.Descriptor { return f.Blob(mediaType, []byte(text)) }
+	version := func(v string) containerdtest.Image {
+		return containerdtest.Image{DiffIDs: b.diffIDs, Labels: map[string]string{"version": v}}
 	}
-	deep := f.manifestOf(good)
-	for range maxIndexDepth + 1 {
-		deep = f.index(deep)
+	deep := f.Manifest(good)
+	for range 5 {
+		deep = f.Index(deep)
 	}
-	f.tag("k8s.io", "example.org/there:1", f.manifestOf(good))
+	f.Tag("k8s.io", "example.org/there:1", f.Manifest(good))
 	config := func(desc ocispec.Descriptor) ocispec.Descriptor {
-		return f.blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{Config: desc})
+		return f.Blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{Config: desc})
 	}
 	for _, tt := range []struct {
 		name   string
@@ -240,26 +210,26 @@ func TestResolveImageErrors(t *testing.T) {
 		{"no-index", absent(ocispec.MediaTypeImageIndex), exitNoImage, "does not have its index", "pulls it again"},
 		{"no-manifest", absent(ocispec.MediaTypeImageManifest), exitNoImage, "does not have its manifest", "pulls it again"},
 		{"no-config", config(absent(ocispec.MediaTypeImageConfig)), exitNoImage, "does not have its config", "pulls it again"},
-		{"foreign", f.manifestOf(imageJSON{platform: foreignPlatform(), diffIDs: b.diffIDs}), exitNoImage, "it is for linux/s390x, this host is linux/" + runtime.GOARCH, "--platform linux/" + runtime.GOARCH},
-		{"foreign-index", f.index(f.manifestOf(imageJSON{platform: foreignPlatform(), diffIDs: b.diffIDs})), exitNoImage, "it is for linux/s390x", "--platform"},
-		{"empty-index", f.index(), exitNoImage, "names no manifest", ""},
-		{"not-unpacked", f.manifestOf(imageJSON{diffIDs: []digest.Digest{b.diffIDs[0], digest.FromString("not unpacked")}}), exitNoImage, "has not unpacked it", "--snapshotter ostree"},
-		{"no-layers", f.manifestOf(imageJSON{}), exitNotBootable, "it has no layers", ""},
-		{"bad-diff-id", f.manifestOf(imageJSON{diffIDs: []digest.Digest{"../../etc/passwd"}}), exitFailed, "../../etc/passwd", ""},
-		{"not-sha256", f.manifestOf(imageJSON{diffIDs: []digest.Digest{digest.SHA512.FromString("x")}}), exitFailed, "only sha256", ""},
+		{"foreign", f.Manifest(containerdtest.Image{Platform: foreignPlatform(), DiffIDs: b.diffIDs}), exitNoImage, "it is for linux/s390x, this host is linux/" + runtime.GOARCH, "--platform linux/" + runtime.GOARCH},
+		{"foreign-index", f.Index(f.Manifest(containerdtest.Image{Platform: foreignPlatform(), DiffIDs: b.diffIDs})), exitNoImage, "it is for linux/s390x", "--platform"},
+		{"empty-index", f.Index(), exitNoImage, "names no manifest", ""},
+		{"not-unpacked", f.Manifest(containerdtest.Image{DiffIDs: []digest.Digest{b.diffIDs[0], digest.FromString("not unpacked")}}), exitNoImage, "has not unpacked it", "--snapshotter ostree"},
+		{"no-layers", f.Manifest(containerdtest.Image{}), exitNotBootable, "it has no layers", ""},
+		{"bad-diff-id", f.Manifest(containerdtest.Image{DiffIDs: []digest.Digest{"../../etc/passwd"}}), exitFailed, "../../etc/passwd", ""},
+		{"not-sha256", f.Manifest(containerdtest.Image{DiffIDs: []digest.Digest{digest.SHA512.FromString("x")}}), exitFailed, "only sha256", ""},
 		{"bad-config-digest", config(ocispec.Descriptor{Digest: "sha256:../x"}), exitFailed, "config \"sha256:../x\"", ""},
 		{"deep", deep, exitFailed, "indexes in each other", ""},
-		{"huge", raw(ocispec.MediaTypeImageManifest, strings.Repeat(" ", maxManifest+1)), exitFailed, "at most", ""},
+		{"huge", raw(ocispec.MediaTypeImageManifest, strings.Repeat(" ", containerd.MaxDocument+1)), exitFailed, "at most", ""},
 		{"not-json", raw(ocispec.MediaTypeImageManifest, "{"), exitFailed, "manifest sha256:", ""},
 		{"not-utf8", raw(ocispec.MediaTypeImageManifest, "{\"annotations\":{\"a\":\"\xff\"}}"), exitFailed, "not UTF-8", ""},
 		{"nul", raw(ocispec.MediaTypeImageManifest, "{}\x00"), exitFailed, "manifest sha256:", ""},
 		{"type", raw("application/vnd.example", "{}"), exitNoImage, "names no manifest", ""},
-		{"version-lines", f.manifestOf(version("1\noptions init=/bin/sh")), exitNotBootable, "control characters", ""},
-		{"version-long", f.manifestOf(version(strings.Repeat("1", maxVersion+1))), exitNotBootable, "too long", ""},
+		{"version-lines", f.Manifest(version("1\noptions init=/bin/sh")), exitNotBootable, "control characters", ""},
+		{"version-long", f.Manifest(version(strings.Repeat("1", maxVersion+1))), exitNotBootable, "too long", ""},
 	} {
 		t.Run(strings.ReplaceAll(tt.name, "/", "_"), func(t *testing.T) {
 			if tt.target.Digest != "" {
-				f.tag("default", tt.name, tt.target)
+				f.Tag("default", tt.name, tt.target)
 			}
 			img, err := b.resolve(t, tt.name)
 			if err == nil {
@@ -277,12 +247,12 @@ func TestResolveImageErrors(t *testing.T) {
 		})
 	}
 	t.Run("nobody listens", func(t *testing.T) {
-		conn, err := grpcClient(filepath.Join(t.TempDir(), "sock"), dialUnix)
+		client, err := containerd.Dial(filepath.Join(t.TempDir(), "sock"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
-		_, err = (&cli{}).resolveImage(t.Context(), conn, b.store, "x")
+		defer client.Close()
+		_, err = (&cli{}).resolveImage(t.Context(), client, b.store, "x")
 		if err == nil || !strings.Contains(hintFor(err), "--address") {
 			t.Errorf("got error %v with hint %q, want --address in it", err, hintFor(err))
 		}
@@ -302,8 +272,8 @@ func sysrootRepo(t *testing.T, name string) *objectstore.Repo {
 func (b *imageBed) osImage(t *testing.T) *resolved {
 	t.Helper()
 	const name = "example.org/os:1"
-	b.containerd.tag("default", name, b.containerd.manifestOf(imageJSON{
-		platform: hostPlatform(), diffIDs: b.diffIDs, labels: map[string]string{"version": "1"}, created: "2001-01-01T00:00:00Z",
+	b.containerd.Tag("default", name, b.containerd.Manifest(containerdtest.Image{
+		Platform: hostPlatform(), DiffIDs: b.diffIDs, Labels: map[string]string{"version": "1"}, Created: "2001-01-01T00:00:00Z",
 	}))
 	img, err := b.resolve(t, name)
 	if err != nil {
@@ -335,7 +305,7 @@ func (b *imageBed) allocated(t *testing.T, layers []objectstore.Checksum, with *
 func TestDfOfSharedStore(t *testing.T) {
 	b := newImageBed(t)
 	img := b.osImage(t)
-	args := []string{"df", "--root", b.root.Path(), "-a", b.containerd.address, "--json"}
+	args := []string{"df", "--root", b.root.Path(), "-a", b.containerd.Address, "--json"}
 	var before, after, gone dfReport
 	decode(t, output(t, 0, args...), &before)
 	to := sysrootRepo(t, b.root.Path()+"-sysroot")

@@ -1,25 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path"
 	"slices"
 	"strings"
 
-	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs/pkg/errgrpc"
-	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/sirupsen/logrus"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
@@ -127,9 +124,7 @@ type repairer struct {
 
 func (c *cli) repair(ctx context.Context, s *store, report *fsckReport, contentRoot string) error {
 	// What the import of a blob logs is for the daemon.
-	quiet := logrus.New()
-	quiet.SetOutput(io.Discard)
-	ctx = log.WithLogger(ctx, logrus.NewEntry(quiet))
+	ctx = containerd.Silent(ctx)
 	rows, err := s.rows(ctx, c.daemonAddress)
 	if err != nil {
 		return err
@@ -142,7 +137,7 @@ func (c *cli) repair(ctx context.Context, s *store, report *fsckReport, contentR
 		rootfses: make(map[string]struct{}),
 		note:     c.note,
 	}
-	if r.source, err = c.contentSource(ctx, s.cfg, contentRoot); err != nil {
+	if r.source, err = c.contentRoot(ctx, s.cfg, contentRoot); err != nil {
 		c.note("blobs cannot be read, so that only checkouts and refs are repaired: %v", err)
 	}
 	if r.gzip, err = blob.NewDecompressor(ctx, s.cfg.Decompress.Gzip); err != nil {
@@ -181,30 +176,24 @@ func blobs(rows []row) map[objectstore.Checksum][]digest.Digest {
 	return blobs
 }
 
-// contentSource is the directory of containerd's content store: blobs of every namespace are there.
-func (c *cli) contentSource(ctx context.Context, cfg *plugin.Config, root string) (content.Provider, error) {
-	if root == "" {
-		root = cfg.Containerd.ContentRoot
+// contentRoot returns the directory of containerd's content store: blobs of every namespace are there.
+func (c *cli) contentRoot(ctx context.Context, cfg *plugin.Config, flag string) (content.Provider, error) {
+	dir := cmp.Or(flag, cfg.Containerd.ContentRoot)
+	if dir != "" {
+		return blob.Files(dir), nil
 	}
-	if root != "" {
-		return blob.Files(root), nil
-	}
-	conn, err := grpcClient(c.containerdSocket(cfg), dialUnix)
+	client, err := c.dialContainerd(cfg)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	resp, err := introspectionapi.NewIntrospectionClient(conn).Plugins(ctx,
-		&introspectionapi.PluginsRequest{Filters: []string{"type==io.containerd.content.v1,id==content"}})
-	if err != nil {
-		return nil, fmt.Errorf("ask containerd for its content store: %w", errgrpc.ToNative(err))
+	dir, err = client.ContentRoot(ctx)
+	if errors.Is(err, containerd.ErrNoContentRoot) {
+		err = fmt.Errorf("%w: --content-root does", err)
 	}
-	for _, p := range resp.Plugins {
-		if dir := p.Exports["root"]; dir != "" {
-			return blob.Files(dir), nil
-		}
+	if err = errors.Join(err, client.Close()); err != nil {
+		return nil, err
 	}
-	return nil, errors.New("containerd does not say where its content store is: --content-root does")
+	return blob.Files(dir), nil
 }
 
 // chainsOf returns the layers that each committed snapshot consists of.
@@ -230,7 +219,7 @@ func chainsOf(rows []row) map[string][]objectstore.Checksum {
 
 // blobsOf finds the blobs of layers: those that refs say, those that snapshots say, and those that the manifests of images
 // say. The diff ID is the digest of the blob of a layer that is not compressed.
-func (s *store) blobsOf(rows []row, images []image) (map[objectstore.Checksum][]digest.Digest, error) {
+func (s *store) blobsOf(rows []row, images []containerd.Image) (map[objectstore.Checksum][]digest.Digest, error) {
 	refs, err := s.repo.Refs(layerRefs)
 	if err != nil {
 		return nil, err
@@ -249,7 +238,7 @@ func (s *store) blobsOf(rows []row, images []image) (map[objectstore.Checksum][]
 	for _, r := range rows {
 		add(r.layer, r.blob)
 		for _, img := range images {
-			add(r.layer, img.blobs[r.chain])
+			add(r.layer, img.Blobs[r.chain])
 		}
 	}
 	return blobs, nil

@@ -17,6 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 )
 
 // The layers of the operating systems that scripts deploy. All have osBase below; the first two are versions of one image,
@@ -70,9 +71,9 @@ var osImages = []osImage{
 }
 
 // newOSContainerd serves the images that scripts deploy, and one that nobody has unpacked.
-func newOSContainerd(t *testing.T) *fakeContainerd {
+func newOSContainerd(t *testing.T) *containerdtest.Server {
 	t.Helper()
-	f := newFakeContainerd(t)
+	f := newContainerd(t)
 	for _, img := range osImages {
 		var diffIDs []digest.Digest
 		for _, files := range img.layers {
@@ -86,12 +87,12 @@ func newOSContainerd(t *testing.T) *fakeContainerd {
 		if img.version != "" {
 			labels["org.opencontainers.image.version"] = img.version
 		}
-		f.tag("default", img.name, f.manifestOf(imageJSON{
-			platform: hostPlatform(), created: "2026-01-02T03:04:05Z", labels: labels, diffIDs: diffIDs,
+		f.Tag("default", img.name, f.Manifest(containerdtest.Image{
+			Platform: hostPlatform(), Created: "2026-01-02T03:04:05Z", Labels: labels, DiffIDs: diffIDs,
 		}))
 	}
-	f.tag("default", "example.org/packed:1", f.manifestOf(imageJSON{
-		platform: hostPlatform(), diffIDs: []digest.Digest{digest.FromString("not unpacked")},
+	f.Tag("default", "example.org/packed:1", f.Manifest(containerdtest.Image{
+		Platform: hostPlatform(), DiffIDs: []digest.Digest{digest.FromString("not unpacked")},
 	}))
 	return f
 }
@@ -226,7 +227,7 @@ func TestSystemInterrupted(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	images := []string{"--root", store, "--address", containerd.address, "example.org/os:1"}
+	images := []string{"--root", store, "--address", containerd.Address, "example.org/os:1"}
 	output(t, exitOK, append([]string{"deploy", "--sysroot", sys, "--init"}, images...)...)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -1,7 +1,8 @@
-package main
+package containerd
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -49,7 +50,7 @@ func describe(t *testing.T, mediaType string, v any) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b)), Data: b}
 }
 
-func TestRemoteManifest(t *testing.T) {
+func TestRegistryManifest(t *testing.T) {
 	manifest := describe(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest})
 	here := platforms.DefaultSpec()
 	on := func(d digest.Digest, p *ocispec.Platform) ocispec.Descriptor {
@@ -78,28 +79,29 @@ func TestRemoteManifest(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, ref string
-		flags     pullFlags
+		registry  Registry
 		want      digest.Digest // "" for an error
 	}{
-		{"manifest", address + "/os:one", pullFlags{plainHTTP: true}, manifest.Digest},
-		{"digest", address + "/os@" + manifest.Digest.String(), pullFlags{plainHTTP: true}, manifest.Digest},
-		{"index", address + "/os:index", pullFlags{plainHTTP: true}, digest.FromString("here")},
-		{"hosts", "mirror.example.org/os:index", pullFlags{hostsDir: hosts}, digest.FromString("here")},
-		{"no platform", address + "/os:foreign", pullFlags{plainHTTP: true}, ""},
-		{"wrong digest", address + "/os:lying", pullFlags{plainHTTP: true}, ""},
-		{"absent", address + "/os:absent", pullFlags{plainHTTP: true}, ""},
-		{"no reference", "/", pullFlags{}, ""},
+		{"manifest", address + "/os:one", Registry{PlainHTTP: true}, manifest.Digest},
+		{"digest", address + "/os@" + manifest.Digest.String(), Registry{PlainHTTP: true}, manifest.Digest},
+		{"index", address + "/os:index", Registry{PlainHTTP: true}, digest.FromString("here")},
+		{"hosts", "mirror.example.org/os:index", Registry{HostsDir: hosts}, digest.FromString("here")},
+		{"no platform", address + "/os:foreign", Registry{PlainHTTP: true}, ""},
+		{"wrong digest", address + "/os:lying", Registry{PlainHTTP: true}, ""},
+		{"absent", address + "/os:absent", Registry{PlainHTTP: true}, ""},
+		{"no reference", "/", Registry{}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := tt.flags.remoteManifest(t.Context(), tt.ref)
+			got, err := tt.registry.Manifest(t.Context(), tt.ref)
 			if tt.want == "" {
-				if err == nil || hintFor(err) == "" {
-					t.Errorf("remoteManifest() = %q, %v, want an error with a hint", got, err)
+				var failed *RegistryError
+				if !errors.As(err, &failed) || failed.Ref != tt.ref {
+					t.Errorf("Manifest() = %q, %v, want a RegistryError of %s", got, err, tt.ref)
 				}
 				return
 			}
 			if got != tt.want || err != nil {
-				t.Errorf("remoteManifest() = %q, %v, want %q", got, err, tt.want)
+				t.Errorf("Manifest() = %q, %v, want %q", got, err, tt.want)
 			}
 		})
 	}

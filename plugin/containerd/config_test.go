@@ -1,4 +1,4 @@
-package main
+package containerd
 
 import (
 	"testing"
@@ -6,34 +6,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-func TestConfigVersion(t *testing.T) {
-	for _, tt := range []struct {
-		release string
-		want    int
-	}{
-		{"1.7.35", 2},
-		{"v1.7.35~ds1", 2},
-		{"2.0.0-rc.1", 3},
-		{"2.2.9", 3},
-		{"v2.3.0", 4},
-		{"2.4.2+unknown", 4},
-		{"2.10", 4},
-		{"2.3-dev", 4},
-		{"3.0.0", 4},
-	} {
-		got, err := configVersion(tt.release)
-		if err != nil || got != tt.want {
-			t.Errorf("configVersion(%q) = %d, %v; want %d", tt.release, got, err, tt.want)
-		}
-	}
-	for _, release := range []string{"", "2", "latest", "two.four", "2.x"} {
-		if got, err := configVersion(release); err == nil {
-			t.Errorf("configVersion(%q) = %d, want an error", release, got)
-		}
-	}
-}
-
-func TestContainerdConfigIsTOML(t *testing.T) {
+func TestConfigIsTOML(t *testing.T) {
 	const address, root = "/run/with \"quotes\".sock", "/srv/back\\slash"
 	for _, version := range []int{2, 3, 4} {
 		var got struct {
@@ -45,11 +18,11 @@ func TestContainerdConfigIsTOML(t *testing.T) {
 			} `toml:"proxy_plugins"`
 			Plugins map[string]map[string]any
 		}
-		text := newContainerdConfig(version, address, root).String()
+		text := Config{Format: version, Address: address, Root: root}.String()
 		if err := toml.Unmarshal([]byte(text), &got); err != nil {
 			t.Fatalf("version %d: %v\n%s", version, err, text)
 		}
-		sn, differ := got.ProxyPlugins[snapshotterID], got.ProxyPlugins[differID]
+		sn, differ := got.ProxyPlugins[SnapshotterID], got.ProxyPlugins[DifferID]
 		switch {
 		case got.Version != version:
 			t.Errorf("version = %d, want %d", got.Version, version)

@@ -1,4 +1,4 @@
-package main
+package containerd
 
 import (
 	"bytes"
@@ -31,8 +31,8 @@ func (m blobMap) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.R
 	return nil, fmt.Errorf("blob %q: %w", desc.Digest, errdefs.ErrNotFound)
 }
 
-// FuzzChainIDs reads an image whose index, manifest and configuration are anything, and may lead anywhere.
-func FuzzChainIDs(f *testing.F) {
+// FuzzImage reads an image whose index, manifest and configuration are anything, and may lead anywhere.
+func FuzzImage(f *testing.F) {
 	diffID := digest.FromString("layer")
 	marshal := func(v any) []byte {
 		b, err := json.Marshal(v)
@@ -42,7 +42,7 @@ func FuzzChainIDs(f *testing.F) {
 		return b
 	}
 	point := func(mediaType, to string) ocispec.Descriptor {
-		return ocispec.Descriptor{MediaType: mediaType, Digest: digest.Digest(to)}
+		return ocispec.Descriptor{MediaType: mediaType, Digest: digest.Digest(to), Size: 1}
 	}
 	config := marshal(ocispec.Image{RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID, diffID}}})
 	manifest := marshal(ocispec.Manifest{Config: point(ocispec.MediaTypeImageConfig, "config"), Layers: []ocispec.Descriptor{point("", "a"), point("", "b")}})
@@ -51,22 +51,21 @@ func FuzzChainIDs(f *testing.F) {
 	}})
 	f.Add(index, manifest, config)
 	f.Add(index, config, manifest)
-	f.Add([]byte(`{"manifests":[{"digest":"manifest"},null,{}]}`), []byte(`{"config":null,"layers":[null]}`), []byte(`{"rootfs":{"diff_ids":["","x",""]}}`))
+	f.Add([]byte(`{"manifests":[{"digest":"manifest","size":1},null,{}]}`), []byte(`{"config":null,"layers":[null]}`), []byte(`{"rootfs":{"diff_ids":["","x",""]}}`))
 	f.Add([]byte(strings.Repeat("[", 20000)), []byte(`{"layers":{}}`), []byte("\x00"))
 	f.Fuzz(func(t *testing.T, index, manifest, config []byte) {
 		reads := &countingProvider{Provider: blobMap{"index": index, "manifest": manifest, "config": config}}
-		w := chainWalk{provider: reads, seen: make(map[digest.Digest]bool), blobs: make(map[digest.Digest]digest.Digest)}
-		chains, err := w.chainIDs(t.Context(), point(ocispec.MediaTypeImageIndex, "index"), maxIndexDepth)
-		if err != nil {
+		img := newImage("")
+		if err := img.read(t.Context(), reads, point(ocispec.MediaTypeImageIndex, "index")); err != nil {
 			t.Fatal(err)
 		}
-		for chain := range w.blobs {
-			if !slices.Contains(chains, chain) {
-				t.Errorf("blob of chain %q, which is not one of %q", chain, chains)
+		for chain := range img.Blobs {
+			if !slices.Contains(img.Chains, chain) {
+				t.Errorf("blob of chain %q, which is not one of %q", chain, img.Chains)
 			}
 		}
-		if most := 2 * len(w.seen); reads.n > most {
-			t.Errorf("%d reads for %d blobs, want at most %d", reads.n, len(w.seen), most)
+		if most := 2 * len(reads.asked); reads.n > most {
+			t.Errorf("%d reads of %d blobs, want at most %d", reads.n, len(reads.asked), most)
 		}
 	})
 }
@@ -75,22 +74,18 @@ func FuzzChainIDs(f *testing.F) {
 // layers.
 func TestMemoryOfManifests(t *testing.T) {
 	full := func(head, entry, tail string) []byte {
-		return []byte(head + strings.Repeat(entry+",", (maxManifest-len(head)-len(tail)-len(entry))/(len(entry)+1)) + entry + tail)
+		return []byte(head + strings.Repeat(entry+",", (MaxDocument-len(head)-len(tail)-len(entry))/(len(entry)+1)) + entry + tail)
 	}
-	point := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: "index"}
+	point := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: "index", Size: 1}
 	for name, blobs := range map[string]blobMap{
 		"index":  {"index": full(`{"manifests":[`, "{}", "]}")},
-		"layers": {"index": []byte(`{"manifests":[{"mediaType":"` + ocispec.MediaTypeImageManifest + `","digest":"m"}]}`), "m": []byte(`{"config":{"digest":"c"}}`), "c": full(`{"rootfs":{"diff_ids":[`, `""`, "]}}")},
+		"layers": {"index": []byte(`{"manifests":[{"mediaType":"` + ocispec.MediaTypeImageManifest + `","digest":"m","size":1}]}`), "m": []byte(`{"config":{"digest":"c","size":1}}`), "c": full(`{"rootfs":{"diff_ids":[`, `""`, "]}}")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testenv.LimitMemory(t, 768<<20, func() {
-				w := chainWalk{provider: blobs, seen: make(map[digest.Digest]bool), blobs: make(map[digest.Digest]digest.Digest)}
-				chains, err := w.chainIDs(t.Context(), point, maxIndexDepth)
-				if err != nil {
+				if err := newImage("").read(t.Context(), blobs, point); err != nil {
 					t.Fatal(err)
 				}
-				img := image{known: make(map[digest.Digest]struct{})}
-				img.add(chains)
 			})
 		})
 	}

@@ -1,0 +1,117 @@
+package containerd
+
+import (
+	"strconv"
+	"strings"
+	"text/template"
+
+	"github.com/containerd/platforms"
+)
+
+// The names of containerd's plugins for our snapshotter and differ. They are keys of one table, so they must differ.
+const (
+	SnapshotterID = "ostree"
+	DifferID      = "ostree-diff"
+)
+
+// Proxies are the tables of containerd's configuration that make our daemon one of its snapshotters and differs.
+type Proxies struct {
+	ID      string // of the snapshotter; "" stands for SnapshotterID
+	Address string // the daemon's socket
+	Root    string // of the store
+	Old     bool   // for containerd 1.7, which does not know capabilities
+}
+
+var proxyTemplate = template.Must(template.New("proxies").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(
+	`[proxy_plugins.{{.ID}}]
+  type = "snapshot"
+  address = {{quote .Address}}
+{{- if not .Old}}
+  capabilities = ["rebase", "remap-ids"] # layers are unpacked in parallel; user namespaces need no chown
+{{- end}}
+  [proxy_plugins.{{.ID}}.exports]
+    root = {{quote .Root}} # whose disk usage the kubelet looks at
+
+[proxy_plugins.ostree-diff]
+  type = "diff"
+  address = {{quote .Address}}
+`))
+
+func (p Proxies) String() string {
+	if p.ID == "" {
+		p.ID = SnapshotterID
+	}
+	return execute(proxyTemplate, p)
+}
+
+// Config is what has to be in containerd's configuration for our daemon.
+type Config struct {
+	Format        int    // version of the configuration's format, 2 to 4
+	Address, Root string // of the daemon
+}
+
+// Every key is one that containerd documents. A list in a drop-in replaces the list of the main file, so that the
+// entries for the built-in snapshotter have to be repeated.
+var configTemplate = template.Must(template.New("config").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(
+	`# Configuration for containerd {{if eq .Format 2}}1.7{{else if eq .Format 3}}2.0 to 2.2{{else}}2.3 and later{{end}}, to be merged into /etc/containerd/config.toml
+{{- if gt .Format 2}}, or saved beside
+# it as a file that its "imports" names{{end}}. Lists here replace the lists there. Restart containerd afterwards.
+version = {{.Format}}
+
+{{.Proxies}}
+# Unpacking by a client: ctr pull --local, nerdctl commit, image volumes.
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["ostree-diff", "walking"]
+
+# Unpacking by containerd: ctr pull, nerdctl pull, Kubernetes.
+[plugins."io.containerd.transfer.v1.local"]
+{{- if gt .Format 2}}
+  max_concurrent_unpacks = 3
+{{- end}}
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = {{quote .Platform}}
+    snapshotter = "ostree"
+    differ = "ostree-diff"
+{{- if gt .Format 3}}
+    optional = true # containerd starts without the snapshotter, too
+{{- end}}
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = {{quote .Platform}}
+    snapshotter = "overlayfs"
+    differ = "walking"
+
+# For Kubernetes, make it the snapshotter of every pod:
+{{- if eq .Format 2}}
+# [plugins."io.containerd.grpc.v1.cri".containerd]
+#   snapshotter = "ostree"
+{{- else}}
+# [plugins."io.containerd.cri.v1.images"]
+#   snapshotter = "ostree"
+# or that of one RuntimeClass:
+# [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.ostree]
+#   runtime_type = "io.containerd.runc.v2"
+#   snapshotter = "ostree"
+# [plugins."io.containerd.cri.v1.images".runtime_platforms.ostree]
+#   platform = "{{.Platform}}"
+#   snapshotter = "ostree"
+{{- end}}
+`))
+
+// String returns the configuration as TOML, with comments.
+func (c Config) String() string {
+	platform := "linux"
+	if c.Format < 4 { // before containerd 2.3, which has format 4, a platform is matched whole
+		platform = platforms.Format(platforms.DefaultSpec())
+	}
+	return execute(configTemplate, map[string]any{
+		"Format": c.Format, "Platform": platform, "Proxies": Proxies{Address: c.Address, Root: c.Root, Old: c.Format < 3},
+	})
+}
+
+func execute(t *template.Template, data any) string {
+	var b strings.Builder
+	if err := t.Execute(&b, data); err != nil {
+		panic(err) // the templates are constants that every test executes
+	}
+	return b.String()
+}

@@ -1,0 +1,179 @@
+package containerd
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	streamproxy "github.com/containerd/containerd/v2/core/streaming/proxy"
+	"github.com/containerd/containerd/v2/core/transfer"
+	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
+	transferproxy "github.com/containerd/containerd/v2/core/transfer/proxy"
+	"github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// leaseLife is how long containerd keeps what is pulled if this program does not come to release it.
+const leaseLife = 24 * time.Hour
+
+// DefaultHostsDir is where containerd's registries are described, unless its configuration names another directory.
+const DefaultHostsDir = "/etc/containerd/certs.d"
+
+// A Registry is how to reach the registries that images come from.
+type Registry struct {
+	HostsDir  string // that describes registries
+	PlainHTTP bool   // instead of TLS
+	User      string // USER:PASSWORD, "" for none
+}
+
+// A RegistryError is the error of a registry that cannot be asked, or that does not have the image.
+type RegistryError struct {
+	Op, Ref     string
+	Snapshotter string // of a pull
+	Err         error
+}
+
+func (e *RegistryError) Error() string { return e.Op + " " + e.Ref + ": " + e.Err.Error() }
+func (e *RegistryError) Unwrap() error { return e.Err }
+
+// GetCredentials answers a registry that asks who is there.
+func (r *Registry) GetCredentials(_ context.Context, _, host string) (registry.Credentials, error) {
+	name, secret, _ := strings.Cut(r.User, ":")
+	return registry.Credentials{Host: host, Username: name, Secret: secret}, nil
+}
+
+func (r *Registry) open(ctx context.Context, ref, hostsDir string) (*registry.OCIRegistry, error) {
+	opts := []registry.Opt{registry.WithHostDir(hostsDir)}
+	if r.PlainHTTP {
+		opts = append(opts, registry.WithDefaultScheme("http"))
+	}
+	if r.User != "" {
+		opts = append(opts, registry.WithCredentials(r))
+	}
+	return registry.NewOCIRegistry(ctx, ref, opts...)
+}
+
+// Manifest asks the registry for the digest of the manifest that a reference names now for this platform. Nothing is
+// downloaded but an index, if the reference names one. Without HostsDir, [DefaultHostsDir] counts if it exists. Every error
+// is a [RegistryError].
+func (r *Registry) Manifest(ctx context.Context, ref string) (digest.Digest, error) {
+	d, err := r.manifest(Silent(ctx), ref)
+	if err != nil {
+		return "", &RegistryError{Op: "ask the registry for", Ref: ref, Err: err}
+	}
+	return d, nil
+}
+
+func (r *Registry) manifest(ctx context.Context, ref string) (digest.Digest, error) {
+	dir := cmp.Or(r.HostsDir, DefaultHostsDir)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) && r.HostsDir == "" {
+		dir = ""
+	}
+	reg, err := r.open(ctx, ref, dir)
+	if err != nil {
+		return "", err
+	}
+	name, desc, err := reg.Resolve(ctx)
+	if err != nil || !images.IsIndexType(desc.MediaType) {
+		return desc.Digest, err
+	}
+	fetcher, err := reg.Fetcher(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	children, err := images.Children(ctx, documents{fetched{fetcher}}, desc)
+	if err != nil {
+		return "", documentError(desc, err)
+	}
+	match := platforms.Default()
+	sortByPlatform(children, match)
+	for _, m := range children {
+		if m.Platform != nil && images.IsManifestType(m.MediaType) && match.Match(*m.Platform) {
+			return m.Digest, nil
+		}
+	}
+	return "", fmt.Errorf("no image for %s", platforms.FormatAll(platforms.DefaultSpec()))
+}
+
+// fetched provides the documents that a registry has.
+type fetched struct{ transfer.Fetcher }
+
+func (f fetched) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	body, err := f.Fetch(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(body, MaxDocument+1))
+	if err = errors.Join(err, body.Close()); err != nil {
+		return nil, err
+	}
+	return document{bytes.NewReader(data)}, nil
+}
+
+// Pull has containerd pull an image into a namespace and unpack it with a snapshotter, as "ctr images pull --snapshotter"
+// does. Without HostsDir, containerd takes its own. progress, which may be nil, is called with the KiB that are here and
+// those that all known blobs have. What the registry or containerd reports is a [RegistryError], an
+// errdefs.ErrNotImplemented with containerd before 2.0.
+func (c *Client) Pull(ctx context.Context, namespace, snapshotter, ref string, r *Registry, progress func(done, total int64)) error {
+	ctx = namespaces.WithNamespace(Silent(ctx), namespace)
+	reg, err := r.open(ctx, ref, r.HostsDir)
+	if err != nil {
+		return fmt.Errorf("pull %s: %w", ref, err)
+	}
+	lm := c.Leases()
+	lease, err := lm.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseLife))
+	if err != nil {
+		return fmt.Errorf("pull %s: %w", ref, err)
+	}
+	defer func() { _ = lm.Delete(context.WithoutCancel(ctx), lease) }() // it would expire
+	platform := platforms.DefaultSpec()
+	dst := transferimage.NewStore(ref,
+		transferimage.WithPlatforms(platform),
+		transferimage.WithUnpack(platform, snapshotter),
+		transferimage.WithAllMetadata)
+	count := pullCount{blobs: make(map[string]transfer.Progress)}
+	err = transferproxy.NewTransferrer(c.conn, streamproxy.NewStreamCreator(c.conn)).
+		Transfer(leases.WithLease(ctx, lease.ID), reg, dst, transfer.WithProgress(func(p transfer.Progress) {
+			if done, total := count.add(p); progress != nil {
+				progress(done, total)
+			}
+		}))
+	if err != nil {
+		return &RegistryError{Op: "pull", Ref: ref, Snapshotter: snapshotter, Err: err}
+	}
+	return nil
+}
+
+// pullCount adds up what containerd reports of the blobs that it downloads.
+type pullCount struct {
+	mu    sync.Mutex
+	blobs map[string]transfer.Progress
+}
+
+// add takes in one report, and returns how many KiB are here, and how many all known blobs have.
+func (c *pullCount) add(p transfer.Progress) (done, total int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.Name != "" && p.Total > 0 && p.Event != "extracting" && p.Event != "extracted" {
+		c.blobs[p.Name] = p
+	}
+	for _, b := range c.blobs {
+		done += b.Progress
+		total += b.Total
+	}
+	return done >> 10, total >> 10
+}

@@ -1,0 +1,104 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+var (
+	// ErrNoImage is the error of an image that containerd does not have, or not completely, or not for the platform.
+	ErrNoImage = errors.New("no such image")
+	// ErrNoAnswer is the error of a containerd that cannot be asked for an image.
+	ErrNoAnswer = errors.New("ask containerd")
+)
+
+// An ImageError is why an image cannot be used, with the names that containerd is asked for it by.
+type ImageError struct {
+	Namespace, Name string
+	FoundIn         string // another namespace that has the name, if this one does not
+	Err             error
+}
+
+func (e *ImageError) Error() string { return e.Err.Error() }
+func (e *ImageError) Unwrap() error { return e.Err }
+
+// A Resolved is what containerd has under the name of an image, for one platform.
+type Resolved struct {
+	Name, Namespace string
+	Target          digest.Digest // of what the name stands for: a manifest, or an index of some
+	Manifest        *Manifest
+}
+
+// Resolve finds the image that containerd has under a name in a namespace, as it knows it: without short names.
+//
+// Its errors are an [ImageError] that wraps [ErrNoAnswer]; [ErrNoImage], if the name or one of the image's documents is
+// absent, and with a [PlatformError] or [ErrNoManifest] if it is not for the platform; or a [DocumentError].
+func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocispec.Platform) (*Resolved, error) {
+	r := &Resolved{Name: name, Namespace: namespace}
+	fail := func(err error) (*Resolved, error) {
+		return nil, &ImageError{Namespace: namespace, Name: name, Err: err}
+	}
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	resp, err := imagesapi.NewImagesClient(c.conn).Get(ctx, &imagesapi.GetImageRequest{Name: name})
+	if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
+		err = fmt.Errorf("containerd has %w in namespace %s", ErrNoImage, namespace)
+		return nil, &ImageError{Namespace: namespace, Name: name, FoundIn: c.otherNamespace(ctx, name), Err: err}
+	}
+	if err != nil {
+		return fail(fmt.Errorf("%w: %w", ErrNoAnswer, err))
+	}
+	target := descriptor(resp.GetImage().GetTarget())
+	r.Target = target.Digest
+	r.Manifest, err = FindManifest(ctx, c.Content(), want, target)
+	var doc *DocumentError
+	var platform *PlatformError
+	switch {
+	case err == nil:
+		return r, nil
+	case errors.As(err, &doc) && errdefs.IsNotFound(err):
+		return fail(noImage{fmt.Sprintf("containerd does not have its %s %s", doc.Kind, doc.Digest), err})
+	case errors.Is(err, ErrNoManifest):
+		return fail(noImage{fmt.Sprintf("%s names no manifest", target.Digest), err})
+	case errors.As(err, &platform):
+		return fail(noImage{err.Error(), err})
+	}
+	return fail(err)
+}
+
+// noImage is an [ErrNoImage] for the reason err, with a text of its own.
+type noImage struct {
+	text string
+	err  error
+}
+
+func (e noImage) Error() string   { return e.text }
+func (e noImage) Unwrap() []error { return []error{ErrNoImage, e.err} }
+
+// otherNamespace returns a namespace that has an image of a name, "" if none is known.
+func (c *Client) otherNamespace(ctx context.Context, name string) string {
+	resp, err := namespacesapi.NewNamespacesClient(c.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
+	if err != nil {
+		return ""
+	}
+	for _, ns := range resp.Namespaces {
+		_, err := imagesapi.NewImagesClient(c.conn).Get(namespaces.WithNamespace(ctx, ns.Name), &imagesapi.GetImageRequest{Name: name})
+		if err == nil {
+			return ns.Name
+		}
+	}
+	return ""
+}
+
+func descriptor(t *types.Descriptor) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()}
+}
