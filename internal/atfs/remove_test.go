@@ -20,7 +20,7 @@ func openDir(t *testing.T, name string) *atfs.Dir {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
+	t.Cleanup(func() { testenv.Must(t, d.Close()) })
 	return d
 }
 
