@@ -203,9 +203,10 @@ type Lenders struct {
 }
 
 // Borrow has regular files that are stored in this transaction, and that the repository has not, become further names of
-// the inodes that other repositories have for them. An inode whose size, owner or mode is not that of the file is not
-// used; its content has to be what its name says, since it is not read: [Repo.Fsck] of either repository finds what is
-// not. Where it cannot be linked, the file is written as without this.
+// the inodes that other repositories have for them. The name that another repository gives an inode proves nothing: the
+// inode is read and compared with the file first. Nor is an inode used that anybody but the process's own user could
+// change: it must belong to that user, be writable for nobody else, and have no set-id bit. Where an inode cannot be
+// used, the file is written as without this.
 //
 // It is set before anything is stored. The other repositories need not be locked, and must not be closed meanwhile.
 func (t *Txn) Borrow(from Lenders) { t.lenders = from }
@@ -217,22 +218,51 @@ func (t *Txn) borrow(sum Checksum, m *FileMeta, size int64, mtime unix.Timespec)
 	}
 	for _, from := range t.lenders.Repos {
 		st, err := from.stat(&sum, TypeFile)
-		if err != nil || !m.fits(&st, size) || t.lenders.SameMtime && st.Mtim != mtime {
+		if err != nil || !m.fits(&st, size) || !t.ownsAlone(&st) || t.lenders.SameMtime && st.Mtim != mtime {
 			continue
 		}
 		src, err := from.subdir(sum[0], false)
 		if err != nil {
 			continue
 		}
-		added, err := t.link(src, sum, nil, 0)
-		switch {
-		case err == nil:
-			return Stored{Checksum: sum, Added: added, Linked: added}, true, nil
-		case !cannotLink(err) && !errors.Is(err, fs.ErrNotExist):
+		added, ok, err := t.linkVerified(src, sum)
+		if err != nil {
 			return Stored{}, false, err
+		}
+		if ok {
+			return Stored{Checksum: sum, Added: added, Linked: added}, true, nil
 		}
 	}
 	return Stored{}, false, nil
+}
+
+// ownsAlone reports whether no user but the process's own can change an inode.
+func (t *Txn) ownsAlone(st *unix.Stat_t) bool {
+	return st.Uid == t.uid && st.Mode&(unix.S_ISUID|unix.S_ISGID|0o022) == 0
+}
+
+// linkVerified gives an inode in another repository's directory the name of an object here if it is that object. It reports
+// false if it is not, or cannot be linked or read.
+func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err error) {
+	name := looseName(&sum, TypeFile)
+	// First under a name that nobody else can give another inode while this one is read.
+	tmp := temporaryName(linkTmpPrefix)
+	if err := src.Link(name, t.repo.tmp, tmp); err != nil {
+		if cannotLink(err) || errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return false, false, err
+	}
+	defer func() { err = errors.Join(err, t.repo.tmp.Unlink(tmp)) }()
+	is, _, st, ierr := t.identify(nil, t.repo.tmp, tmp)
+	if ierr != nil || is != sum || !t.ownsAlone(&st) {
+		return false, false, nil // an inode that cannot be read is one that cannot be used
+	}
+	added, err = t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return t.repo.tmp.Link(tmp, d, name) })
+	if cannotLink(err) {
+		return false, false, nil
+	}
+	return added, err == nil, err
 }
 
 // Transfer is how content objects get from one repository into another.

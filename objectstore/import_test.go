@@ -504,6 +504,64 @@ func objectSum(tb testing.TB, n *objecttest.Node) objectstore.Checksum {
 	return objectstore.Checksum(h.Sum(nil))
 }
 
+// TestBorrowDistrusts has lenders whose inodes are not what their names say, or which somebody else can change: the file is
+// written, and the repository has the right content.
+func TestBorrowDistrusts(t *testing.T) {
+	testenv.NeedsRoot(t)
+	const content, wrong = "the right content", "the wrong content"
+	for _, c := range []struct {
+		name   string
+		file   *objecttest.Node
+		change func(path string) error
+		linked bool
+	}{
+		{"as it should be", objecttest.File(0o644, content), func(string) error { return nil }, true},
+		{"other content of the same size", objecttest.File(0o644, content), func(path string) error {
+			return os.WriteFile(path, []byte(wrong), 0)
+		}, false},
+		{"another attribute", objecttest.File(0o644, content), func(path string) error {
+			return unix.Setxattr(path, "user.lender", []byte("x"), 0)
+		}, false},
+		{"another user's", objecttest.File(0o644, content).Own(1000, 0), func(string) error { return nil }, false},
+		{"writable for all", objecttest.File(0o666, content), func(string) error { return nil }, false},
+		{"writable for its group", objecttest.File(0o664, content).Own(0, 100), func(string) error { return nil }, false},
+		{"set-user-ID", objecttest.File(0o4755, content), func(string) error { return nil }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lender, to := repoAt(t, t.TempDir()+"/lender"), objecttest.NewRepo(t)
+			objecttest.Commit(t, lender, "r", objecttest.Dir(0o755, map[string]*objecttest.Node{"f": c.file}))
+			sum := objectSum(t, c.file)
+			if err := c.change(objectPath(lender, sum)); err != nil {
+				t.Fatal(err)
+			}
+			txn := begin(t, to)
+			txn.Borrow(objectstore.Lenders{Repos: []*objectstore.Repo{lender}})
+			stored, err := txn.StoreFile(c.file.FileMeta(), unix.Timespec{}, []byte(content))
+			if err != nil || stored.Linked != c.linked || !stored.Added {
+				t.Errorf("got %+v, %v, want it added, linked: %t", stored, err, c.linked)
+			}
+			got, err := os.ReadFile(objectPath(to, sum))
+			if err != nil || string(got) != content {
+				t.Errorf("the object has %q (%v), want %q", got, err, content)
+			}
+			if err := to.Verify(objectstore.TypeFile, sum); err != nil {
+				t.Error(err)
+			}
+			if left, err := filepath.Glob(to.Dir().Path() + "/tmp/*link*"); err != nil || len(left) > 0 {
+				t.Errorf("left in tmp: %v (%v)", left, err)
+			}
+			// The lender is checked when the test ends.
+			if err := os.Remove(objectPath(lender, sum)); err != nil {
+				t.Fatal(err)
+			}
+			again := begin(t, lender)
+			if _, err := again.StoreFile(c.file.FileMeta(), unix.Timespec{}, []byte(content)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
 // TestBorrowElsewhere has a lender on another file system: files are written as without it.
 func TestBorrowElsewhere(t *testing.T) {
 	testenv.NeedsRoot(t)
