@@ -32,25 +32,17 @@ func TestDistrust(t *testing.T) {
 	testenv.NeedsRoot(t)
 	path := t.TempDir()
 	d, err := atfs.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer d.Close()
 	repo, err := Create(d, ModeBare)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer repo.Close()
 	dirmeta, err := (&DirMeta{Mode: unix.S_IFDIR | 0o755}).Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	store := func(distrust ...ObjectName) (names, published []ObjectName) {
+	testenv.Must(t, err)
+	store := func(t *testing.T, distrust ...ObjectName) (names, published []ObjectName) {
 		t.Helper()
 		txn, err := repo.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		var mu sync.Mutex
 		txn.OnPublish(func(name ObjectName) {
 			mu.Lock()
@@ -66,67 +58,62 @@ func TestDistrust(t *testing.T) {
 		}
 		txn.Distrust(set)
 		f, err := txn.StoreFile(&FileMeta{Mode: unix.S_IFREG | 0o644}, unix.Timespec{Sec: 1}, []byte("content"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		l, err := txn.StoreSymlink(&FileMeta{Mode: unix.S_IFLNK | 0o777, Target: "target"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		m, err := txn.StoreMetadata(TypeDirMeta, dirmeta)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := txn.Abort(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
+		testenv.Must(t, txn.Abort())
 		return []ObjectName{{TypeFile, f.Checksum}, {TypeFile, l.Checksum}, {TypeDirMeta, m.Checksum}}, published
 	}
-	names, published := store()
-	if len(published) != len(names) {
-		t.Errorf("announced %v, want %v", published, names)
-	}
-	for _, name := range []ObjectName{names[0], names[2]} {
-		file := filepath.Join(path, "objects", LoosePath(name.Checksum, name.Type))
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b[0] ^= 1
-		if err := os.WriteFile(file, b, 0o644); err != nil {
-			t.Fatal(err)
+	var names []ObjectName
+	wantProblems := func(t *testing.T, want int) {
+		t.Helper()
+		if r, err := repo.Fsck(t.Context(), FsckOptions{}); err != nil || len(r.Problems) != want {
+			t.Errorf("fsck: got %+v, %v, want %d problems", r, err, want)
 		}
 	}
-	if _, published := store(); len(published) != 0 {
-		t.Errorf("announced %v, although all are there", published)
-	}
-	if r, err := repo.Fsck(t.Context(), FsckOptions{}); err != nil || len(r.Problems) != 2 {
-		t.Errorf("got %+v, %v, want two problems", r, err)
-	}
-	if _, published := store(names...); len(published) != len(names) {
-		t.Errorf("announced %v, want %v", published, names)
-	}
-	if r, err := repo.Fsck(t.Context(), FsckOptions{}); err != nil || len(r.Problems) != 0 {
-		t.Errorf("got %+v, %v, want none", r, err)
-	}
-
-	testMend(t, repo, path, names[0], func() { store(names...) })
-
-	lock, err := repo.Lock(t.Context(), LockShared)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // the second time it is not there
-		if err := lock.RemoveObject(names[0].Type, names[0].Checksum); err != nil {
-			t.Error(err)
+	t.Run("new objects are announced", func(t *testing.T) {
+		var published []ObjectName
+		if names, published = store(t); len(published) != len(names) {
+			t.Errorf("announced %v, want %v", published, names)
 		}
-	}
-	if err := lock.Unlock(); err != nil {
-		t.Fatal(err)
-	}
-	if ok, err := repo.Has(names[0].Type, names[0].Checksum); ok || err != nil {
-		t.Errorf("removed object is there: %v, %v", ok, err)
-	}
+	})
+	t.Run("damaged objects are trusted", func(t *testing.T) {
+		for _, name := range []ObjectName{names[0], names[2]} {
+			file := filepath.Join(path, "objects", LoosePath(name.Checksum, name.Type))
+			b, err := os.ReadFile(file)
+			testenv.Must(t, err)
+			b[0] ^= 1
+			testenv.Must(t, os.WriteFile(file, b, 0o644))
+		}
+		if _, published := store(t); len(published) != 0 {
+			t.Errorf("announced %v, although all are there", published)
+		}
+		wantProblems(t, 2)
+	})
+	t.Run("distrusted objects are replaced", func(t *testing.T) {
+		if _, published := store(t, names...); len(published) != len(names) {
+			t.Errorf("announced %v, want %v", published, names)
+		}
+		wantProblems(t, 0)
+	})
+	t.Run("mend", func(t *testing.T) {
+		testMend(t, repo, path, names[0], func() { store(t, names...) })
+	})
+	t.Run("remove", func(t *testing.T) {
+		lock, err := repo.Lock(t.Context(), LockShared)
+		testenv.Must(t, err)
+		for range 2 { // the second time it is not there
+			if err := lock.RemoveObject(names[0].Type, names[0].Checksum); err != nil {
+				t.Error(err)
+			}
+		}
+		testenv.Must(t, lock.Unlock())
+		if ok, err := repo.Has(names[0].Type, names[0].Checksum); ok || err != nil {
+			t.Errorf("removed object is there: %v, %v", ok, err)
+		}
+	})
 }
 
 // testMend damages what is known of a content object whose content is "content". store stores it again: its inode is

@@ -308,22 +308,16 @@ func TestRefreshCheckout(t *testing.T) {
 	fs := checkOut(t, b.Store, b.path, l.ID)
 	tree := func() string {
 		out, err := exec.Command("find", fs, "-printf", "%P %y %m %U %G %T@ %s %l\n").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		return string(out)
 	}
 	mnt := t.TempDir()
 	work := t.TempDir()
 	for _, name := range []string{"upper", "work"} {
-		if err := os.Mkdir(filepath.Join(work, name), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.Mkdir(filepath.Join(work, name), 0o755))
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work,index=off", fs, work, work)
-	if err := unix.Mount("overlay", mnt, "overlay", 0, options); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, unix.Mount("overlay", mnt, "overlay", 0, options))
 	defer func() {
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Error(err)
@@ -335,9 +329,7 @@ func TestRefreshCheckout(t *testing.T) {
 	open := make(map[string]*os.File)
 	for _, name := range []string{"d/linked", "d/copy"} {
 		f, err := os.Open(filepath.Join(mnt, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		defer f.Close()
 		open[name] = f
 	}
@@ -350,49 +342,51 @@ func TestRefreshCheckout(t *testing.T) {
 	if len(bad) != 1 {
 		t.Fatalf("got %d damaged objects, want that of d/linked", len(bad))
 	}
-	if err := os.Remove(filepath.Join(fs, "gone")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(fs, "d/foreign"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, os.Remove(filepath.Join(fs, "gone")))
+	testenv.Must(t, os.WriteFile(filepath.Join(fs, "d/foreign"), nil, 0o600))
 	h, err := b.Import(t.Context(), bytes.NewReader(tar), ImportOptions{Distrust: bad})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := h.Release(); err != nil {
-			t.Error(err)
+	testenv.Must(t, err)
+	defer func() { testenv.Must(t, h.Release()) }()
+	t.Run("an import replaces the object", func(t *testing.T) {
+		if p := b.problems(t); len(p) != 0 || h.ID != l.ID {
+			t.Errorf("layer %s, problems %v", h.ID, p)
 		}
-	}()
-	if p := b.problems(t); len(p) != 0 || h.ID != l.ID {
-		t.Errorf("after the import: layer %s, problems %v", h.ID, p)
-	}
+	})
 	chain := []objectstore.Checksum{first.ID, l.ID}
-	if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 3 {
-		t.Errorf("got %d changes, %v, want 3: the copy, what is gone, what is foreign", n, err)
-	}
-	for name, f := range open {
-		var content [64]byte
-		n, err := f.Read(content[:])
-		if want := map[string]string{"d/linked": "linked content", "d/copy": "content of both"}[name]; err != nil || string(content[:n]) != want {
-			t.Errorf("%s, open since before: got %q, %v, want %q", name, content[:n], err, want)
+	t.Run("the checkout is refreshed", func(t *testing.T) {
+		if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 3 {
+			t.Errorf("got %d changes, %v, want 3: the copy, what is gone, what is foreign", n, err)
 		}
-	}
-	for name, content := range map[string]string{"d/linked": "linked content", "d/name": "linked content", "d/copy": "content of both", "gone": "gone"} {
-		for _, root := range []string{fs, mnt} {
-			if got, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(got) != content {
-				t.Errorf("%s in %s: got %q, %v, want %q", name, root, got, err, content)
+	})
+	t.Run("what a container has open is right", func(t *testing.T) {
+		for name, f := range open {
+			var content [64]byte
+			n, err := f.Read(content[:])
+			if want := map[string]string{"d/linked": "linked content", "d/copy": "content of both"}[name]; err != nil || string(content[:n]) != want {
+				t.Errorf("%s: got %q, %v, want %q", name, content[:n], err, want)
 			}
 		}
-	}
-	got := strings.Split(tree(), "\n")
-	sort.Strings(got)
-	sort.Strings(want)
-	if strings.Join(got, "\n") != strings.Join(want, "\n") {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 0 {
-		t.Errorf("again: got %d changes, %v, want none", n, err)
-	}
+	})
+	t.Run("what a container looks up is right", func(t *testing.T) {
+		for name, content := range map[string]string{"d/linked": "linked content", "d/name": "linked content", "d/copy": "content of both", "gone": "gone"} {
+			for _, root := range []string{fs, mnt} {
+				if got, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(got) != content {
+					t.Errorf("%s in %s: got %q, %v, want %q", name, root, got, err, content)
+				}
+			}
+		}
+	})
+	t.Run("the tree is as before", func(t *testing.T) {
+		got := strings.Split(tree(), "\n")
+		sort.Strings(got)
+		sort.Strings(want)
+		if strings.Join(got, "\n") != strings.Join(want, "\n") {
+			t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+	t.Run("again there is nothing to do", func(t *testing.T) {
+		if n, err := b.RefreshCheckout(t.Context(), chain); err != nil || n != 0 {
+			t.Errorf("got %d changes, %v, want none", n, err)
+		}
+	})
 }
