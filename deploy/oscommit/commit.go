@@ -14,8 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// An Image is what an image says of itself. The OS commit is a function of it and of the tree alone: it is the same on every
-// host.
+// An Image describes the image that a commit is made from. The OS commit is a function of it and of the tree alone: it
+// is the same on every host.
 type Image struct {
 	ManifestDigest string
 	Manifest       string // JSON, byte for byte
@@ -24,8 +24,7 @@ type Image struct {
 	Created        time.Time
 }
 
-// Names in the metadata of an OS commit; those of an image are what ostree's own tools write for images that they have
-// deployed.
+// Names in the metadata of an OS commit. For the names that describe an image, ostree's own tools write the same.
 const (
 	// ManifestDigest is the digest of the image's manifest.
 	ManifestDigest = "ostree.manifest-digest"
@@ -38,17 +37,16 @@ const (
 )
 
 // Store writes the OS commit of an image with this tree, and returns its checksum. Content objects that the repository
-// has not come from another one, as [objectstore.Txn.Import] brings them: where both are on one mount that reads and
-// writes no content. Empty files and symbolic links, which are objects of no layer, are made here. Without another
-// repository (nil) all content objects must be there already, where the import of the layers has put them.
+// lacks come from another one by [objectstore.Txn.Import], which reads and writes no content if both are on one mount.
+// Empty files and symbolic links, which no layer stores as objects, are created here. Without another repository (nil)
+// all content objects must exist already, as they do after the import of the layers.
 //
-// One that is in neither is an objectstore.ErrNotExist. One whose size, owner or mode is not that of the file, as after
-// a power failure, is an objectstore.ErrCorrupt, unless the other repository has the right one. If there is not enough
-// room for what has to be copied, the error says how much it is, unwraps to ENOSPC, and nothing has been written.
+// An object in neither repository is an objectstore.ErrNotExist. An object with another size, owner or mode than the
+// file, as after a power failure, is an objectstore.ErrCorrupt, unless the other repository has the right one. If there
+// is no room for the files to copy, the error states the size, unwraps to ENOSPC, and nothing has been written.
 //
-// Nothing refers to the commit yet: that is for txn.SetRef to do, before txn is committed. The caller sees to it that
-// what the other repository has is not pruned meanwhile. What a Store that failed has written is garbage for the next
-// prune, and is found by the next Store.
+// Nothing refers to the commit yet: call txn.SetRef before committing txn. The caller must keep the other repository
+// from being pruned meanwhile. A failed Store leaves garbage, which the next prune removes or the next Store reuses.
 func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (objectstore.Checksum, error) {
 	sum, err := t.store(ctx, txn, from, img)
 	if err != nil {
@@ -96,23 +94,23 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 	return stored.Checksum, err
 }
 
-// Progress is how far a [Tree.Store] is.
+// Progress is the progress of a [Tree.Store].
 type Progress struct {
-	Objects, TotalObjects int   // content objects, new ones and those that were there
-	Bytes, TotalBytes     int64 // of these, what is copied on the disk; 0 where nothing has to be
+	Objects, TotalObjects int   // content objects, new and existing
+	Bytes, TotalBytes     int64 // copied to the disk; 0 if nothing has to be copied
 }
 
-// Need is what a repository lacks of an OS commit.
+// Need is the part of an OS commit that a repository lacks.
 type Need struct {
-	Transfer objectstore.Transfer // how content gets there
-	Objects  int                  // content objects that have to be copied
-	Bytes    int64                // that these take on the disk: whole blocks, not sizes
-	Shared   int                  // content objects that take no space, because they can be linked or reflinked
-	Metadata int64                // bytes that new directories, symbolic links not among them, take on the disk
+	Transfer objectstore.Transfer // how content is transferred
+	Objects  int                  // content objects to copy
+	Bytes    int64                // that the copies take on the disk, in whole blocks
+	Shared   int                  // content objects that take no space, since they can be linked or reflinked
+	Metadata int64                // bytes that new directories take on the disk, without symbolic links
 }
 
-// Need returns what Store would have to bring from a repository to another one, and changes neither. The room that there
-// must be is Bytes and Metadata.
+// Need returns what Store would transfer from one repository to another, and changes neither. Store needs room for
+// Bytes and Metadata.
 func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
 	o, err := compile(t.root)
 	var n Need
@@ -125,7 +123,7 @@ func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
 	return n, nil
 }
 
-// room returns an error if a repository has no room for what it lacks, else how many bytes have to be copied into it.
+// room returns the bytes to copy into a repository, or an error if it has no room for them.
 func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 	space, known, err := to.Dir().Space()
 	if err != nil {
@@ -134,7 +132,7 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 	if !known {
 		space.Free = math.MaxInt64
 	}
-	// Where all is linked, what there is room for in any case need not be looked for.
+	// If everything can be linked and the directories fit, there is no need to look at each object.
 	how, err := transfer(to, from)
 	if err != nil || how != objectstore.TransferCopy && uint64(o.metadataSize(to)) <= space.Free {
 		return 0, err
@@ -147,7 +145,7 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 	return n.Bytes, err
 }
 
-// transfer returns how content gets from one repository to another; nil is the same.
+// transfer returns how content gets from one repository to another. A nil from stands for the same repository.
 func transfer(to, from *objectstore.Repo) (objectstore.Transfer, error) {
 	if from == nil {
 		return objectstore.TransferLink, nil

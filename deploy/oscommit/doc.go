@@ -1,8 +1,8 @@
-// Package oscommit makes the ostree commit of an image's tree, in the form that ostree deploys. It knows no containerd: it is
-// given the tree of an image and what the image says of itself.
+// Package oscommit makes the ostree commit of an image's tree, in the form that ostree deploys. It knows nothing of
+// containerd: callers pass the image's tree, manifest and configuration.
 //
-// [NewTree] decides what of the image becomes part of the commit, [Tree.Missing] whether it can boot, and
-// [Tree.Store] writes it, into the repository that the layers are in or into another one, the sysroot's. Files are not
-// read: the commit names the objects that the layers have, and those become part of the other repository by hard links.
-// Only where the two are on different file systems is content copied.
+// [NewTree] decides which files of the image become part of the commit, [Tree.Missing] whether it can boot, and
+// [Tree.Store] writes it, into the repository that holds the layers or into another one, the sysroot's. Files are not
+// read: the commit names the layers' objects, which become part of the other repository by hard links. Content is
+// copied only between file systems.
 package oscommit

@@ -17,20 +17,20 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// objects are the objects of an OS commit but for the commit itself, each once. To compile them reads and writes nothing.
+// objects are the objects of an OS commit without the commit itself, each once. Compiling them does no I/O.
 type objects struct {
 	files      []file
 	metadata   []metadataObject // from the leaves to the root
 	tree, meta objectstore.Checksum
 
-	inodes map[*composefs.Inode]objectstore.Checksum // of files with several names, which are hashed once
+	inodes map[*composefs.Inode]objectstore.Checksum // of files with several names, to hash each once
 	seen   map[objectstore.ObjectName]struct{}
 }
 
 // A file is a content object.
 type file struct {
 	sum   objectstore.Checksum
-	path  string // one of those that it has in the commit
+	path  string // one of its paths in the commit
 	inode *composefs.Inode
 }
 
@@ -47,7 +47,7 @@ func compile(root *composefs.Inode) (*objects, error) {
 	return o, err
 }
 
-// first reports whether an object was not met before.
+// first reports whether an object is new.
 func (o *objects) first(typ objectstore.ObjectType, sum objectstore.Checksum) bool {
 	name := objectstore.ObjectName{Type: typ, Checksum: sum}
 	if _, ok := o.seen[name]; ok {
@@ -115,8 +115,8 @@ func (o *objects) file(n *composefs.Inode, name string) (objectstore.Checksum, e
 	return sum, nil
 }
 
-// checksum returns the content object of a regular file or symbolic link: the one that a layer names, or, where layers
-// have the file in their image alone, the one that is to be made.
+// checksum returns the content object of a regular file or symbolic link: the one that a layer names, or, for a file
+// that layers have only in their image, the one to create.
 func checksum(n *composefs.Inode) (objectstore.Checksum, error) {
 	if n.Payload != "" {
 		return layer.PayloadSum(n.Payload)
@@ -139,7 +139,7 @@ func contentMeta(n *composefs.Inode) objectstore.FileMeta {
 
 func isSymlink(n *composefs.Inode) bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
 
-// filesPerWorker is how many files there have to be for one more goroutine to store them.
+// filesPerWorker is the number of files per goroutine that stores them.
 const filesPerWorker = 1024
 
 // storeFiles stores every file, and calls done after each.
@@ -164,7 +164,7 @@ func (o *objects) storeFiles(ctx context.Context, txn *objectstore.Txn, from *ob
 	return group.Wait()
 }
 
-// store puts the object into the repository, unless it is there.
+// store puts the object into the repository unless it exists.
 func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.Stored, error) {
 	meta := contentMeta(f.inode)
 	switch {
@@ -186,8 +186,7 @@ func (f *file) notExist() error {
 	return &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: f.sum, Err: objectstore.ErrNotExist}
 }
 
-// find looks for the object in a repository. It reports whether it is there; an inode that cannot be the object is an
-// ErrCorrupt.
+// find reports whether a repository has the object. An inode that cannot be the object is an ErrCorrupt.
 func (f *file) find(repo *objectstore.Repo) (bool, error) {
 	st, err := repo.Stat(f.sum)
 	if errors.Is(err, objectstore.ErrNotExist) {
@@ -202,7 +201,7 @@ func (f *file) find(repo *objectstore.Repo) (bool, error) {
 	return err == nil, err
 }
 
-// need returns what a repository lacks, which is made or is in another one.
+// need returns what a repository lacks: objects to create, or to take from another one.
 func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
 	if n.Transfer, err = transfer(to, from); err != nil {
 		return n, err
@@ -234,7 +233,7 @@ func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
 	return n, nil
 }
 
-// metadataSize is what directories take that a repository lacks entirely.
+// metadataSize returns the size of the directories that a repository lacks entirely.
 func (o *objects) metadataSize(to *objectstore.Repo) (size int64) {
 	for i := range o.metadata {
 		size += to.Allocated(int64(len(o.metadata[i].data)))
@@ -242,14 +241,14 @@ func (o *objects) metadataSize(to *objectstore.Repo) (size int64) {
 	return size
 }
 
-// lackedBy reports whether the object has to be stored in a repository; if so, it can be.
+// lackedBy reports whether the object has to be stored in a repository. An object that is lacked can be stored.
 func (f *file) lackedBy(to, from *objectstore.Repo) (bool, error) {
 	have, err := f.find(to)
 	damaged := errors.Is(err, objectstore.ErrCorrupt)
 	switch {
 	case have, err != nil && !damaged:
 		return false, err
-	case f.inode.Payload == "": // is made, if need be anew
+	case f.inode.Payload == "": // is created, if necessary anew
 		return true, nil
 	case damaged && from == nil:
 		return false, err

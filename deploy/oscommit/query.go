@@ -15,14 +15,14 @@ func (t *Tree) FileSize(name string) (size int64, ok bool) {
 	return n.Size, true
 }
 
-// Allocated returns about what a sysroot with a deployment of the tree takes, and nothing else, on a file system with blocks
-// of that size: files once, however often they occur, and /etc, which each deployment has to itself, twice.
+// Allocated estimates the size of a sysroot with one deployment of the tree on a file system with the given block size.
+// Files count once, however often they occur, but /etc, of which each deployment has its own, counts twice.
 func (t *Tree) Allocated(block int64) int64 {
 	seen := make(map[string]bool) // payloads
 	var walk func(n *composefs.Inode) int64
 	walk = func(n *composefs.Inode) (sum int64) {
 		if n.IsDir() {
-			sum = 2 * block // in the deployment, and its dirtree
+			sum = 2 * block // in the deployment, and as dirtree
 			for _, e := range n.Entries {
 				sum += walk(e.Inode)
 			}

@@ -14,13 +14,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// ErrInvalid marks what an image's tree is to blame for.
+// ErrInvalid marks errors in an image's tree.
 var ErrInvalid = errors.New("image cannot become an OS commit")
 
 // A Tree is the tree of an OS commit.
 type Tree struct {
 	root     *composefs.Inode
-	Dropped  []Dropped      // what the image has and the commit has not, by path
+	Dropped  []Dropped      // files of the image that the commit does not have, by path
 	Progress func(Progress) // called by Store after each object, by one goroutine at a time; may be nil
 }
 
@@ -30,20 +30,20 @@ type Dropped struct {
 	Reason string
 }
 
-// apiDirs are filled when the system runs. What an image has in them nobody would see.
+// apiDirs are populated at run time, which hides their contents in an image.
 var apiDirs = []string{"dev", "proc", "run", "sys", "tmp"}
 
-// buildFiles are made by tools that build images, when they are empty: they are those of the build container.
+// buildFiles are files that image builders leave behind empty. They belong to the build container.
 var buildFiles = []string{"hostname", "resolv.conf"}
 
-// NewTree makes the tree of an OS commit of the tree that an image's layers show, which it takes over.
+// NewTree turns the tree of an image's layers into the tree of an OS commit. It takes over root.
 //
-// /etc becomes /usr/etc, from where each deployment gets its own. The content of directories that are filled when the
-// system runs is dropped, and so are files that a commit cannot have: devices, fifos, sockets. What is in /sysroot is an
-// ostree system's own, not an image's. /var stays: it is what a new stateroot begins with.
+// /etc becomes /usr/etc, from which each deployment gets its own. The contents of directories that are populated at run
+// time are dropped, and so are files that a commit cannot have: devices, FIFOs, sockets. The contents of /sysroot
+// belong to an ostree system and not to an image. /var stays: a new stateroot starts with it.
 //
-// Names and targets of symbolic links that are not UTF-8 are an ErrInvalid, since nothing else could be said of them in
-// a commit, and so are an /etc and a /usr/etc that both have something in them.
+// Names and symbolic link targets that are not UTF-8 are an ErrInvalid, since a commit cannot hold them, and so are an
+// /etc and a /usr/etc that both have entries.
 func NewTree(root *composefs.Inode) (*Tree, error) {
 	t := &Tree{root: root}
 	for _, name := range append(slices.Clone(apiDirs), "sysroot") {
@@ -61,7 +61,7 @@ func NewTree(root *composefs.Inode) (*Tree, error) {
 	return t, nil
 }
 
-// entry returns what a directory has under a name, or nil.
+// entry returns the entry of a directory with a name, or nil.
 func entry(dir *composefs.Inode, name string) *composefs.Inode {
 	if i, ok := find(dir, name); ok {
 		return dir.Entries[i].Inode
@@ -73,7 +73,7 @@ func find(dir *composefs.Inode, name string) (int, bool) {
 	return slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int { return strings.Compare(e.Name, name) })
 }
 
-// lookup returns what is at a path, or nil. It follows no symbolic link.
+// lookup returns the inode at a path, or nil. It follows no symbolic links.
 func lookup(root *composefs.Inode, name string) *composefs.Inode {
 	n := root
 	for part := range strings.SplitSeq(name, "/") {
@@ -103,7 +103,7 @@ func (t *Tree) moveEtc() error {
 	etc := t.root.Entries[i].Inode
 	usr := entry(t.root, "usr")
 	if usr == nil || !usr.IsDir() {
-		return nil // which Missing says
+		return nil // Missing reports it
 	}
 	t.dropBuildFiles(etc)
 	j, taken := find(usr, "etc")
@@ -132,7 +132,7 @@ func (t *Tree) dropBuildFiles(etc *composefs.Inode) {
 	})
 }
 
-// walk drops what a commit cannot have.
+// walk drops the files that a commit cannot have.
 func (t *Tree) walk(dir *composefs.Inode, name string) error {
 	var errs []error
 	dir.Entries = slices.DeleteFunc(dir.Entries, func(e composefs.Entry) bool {
@@ -158,7 +158,7 @@ func (t *Tree) walk(dir *composefs.Inode, name string) error {
 	return errors.Join(errs...)
 }
 
-// imagePath is the path that something of the commit's tree had in the image.
+// imagePath returns the path in the image of a path in the commit.
 func imagePath(name string) string {
 	if rest, ok := strings.CutPrefix(name, "usr/etc/"); ok {
 		return "/etc/" + rest
@@ -176,8 +176,8 @@ func kind(mode uint32) string {
 	return "device"
 }
 
-// Kernel returns the version of the kernel that the tree boots: the directory of /usr/lib/modules that has a vmlinuz. It is
-// "" if there is none, or more than one.
+// Kernel returns the version of the kernel that the tree boots: the only directory of /usr/lib/modules with a vmlinuz.
+// It returns "" if there is none, or more than one.
 func (t *Tree) Kernel() string {
 	if k := t.kernels(); len(k) == 1 {
 		return k[0]
@@ -200,7 +200,7 @@ func (t *Tree) kernels() (versions []string) {
 
 func isFile(n *composefs.Inode) bool { return n != nil && n.Mode&unix.S_IFMT == unix.S_IFREG }
 
-// Missing says, one by one, what keeps the tree from being booted; nothing if it can be.
+// Missing lists what the tree lacks to boot; nothing if it can.
 func (t *Tree) Missing() (missing []string) {
 	switch k := t.kernels(); len(k) {
 	case 0:
