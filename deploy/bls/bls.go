@@ -1,10 +1,10 @@
-// Package bls reads and writes entries of the Boot Loader Specification (type 1), the files in loader/entries that say what
-// can be booted, and their names.
+// Package bls reads and writes entries of the Boot Loader Specification (type 1), the files in loader/entries that list
+// what can be booted, and their names.
 //
 // The formats are those of the Boot Loader Specification
 // (https://uapi-group.org/specifications/specs/boot_loader_specification/), of systemd's boot counting
-// (https://systemd.io/AUTOMATIC_BOOT_ASSESSMENT) and of ostree, whose order of fields and whose argument ostree= an entry
-// has:
+// (https://systemd.io/AUTOMATIC_BOOT_ASSESSMENT) and of ostree, from which the order of fields and the argument ostree=
+// come:
 //
 //	title Debian GNU/Linux 13 (ostree:0)
 //	version 2
@@ -20,22 +20,22 @@ import (
 	"strings"
 )
 
-// MaxLen is the size of an entry that [Parse] takes.
+// MaxLen is the largest entry that [Parse] reads.
 const MaxLen = 64 << 10
 
 // Entry is a boot loader entry.
 type Entry struct {
 	Title, Version, Options, DeviceTree, Linux string
 	Initrd                                     []string
-	Extra                                      []Field // all others, in their order
+	Extra                                      []Field // all others, in order
 }
 
-// Field is a field that has no place of its own in [Entry].
+// Field is a field that [Entry] has no member for.
 type Field struct{ Key, Value string }
 
-// Parse parses an entry. Lines without a value and comments are left out. Of a field that may be there once the last one
-// counts, several options are joined. It is an error if the data is too long, or not text: a file that a crash left full of
-// zeros is not an empty entry.
+// Parse parses an entry. It ignores comments and lines without a value. If a single field occurs several times the last
+// one counts; several options are joined. Data that is too long or not text is an error: a file that a crash filled
+// with zeros is not an empty entry.
 func Parse(data []byte) (*Entry, error) {
 	if len(data) > MaxLen {
 		return nil, fmt.Errorf("parse boot loader entry: more than %d bytes", MaxLen)
@@ -71,9 +71,9 @@ func Parse(data []byte) (*Entry, error) {
 	return e, nil
 }
 
-// Marshal returns the text of the entry, with the fields in the order in which ostree writes them. A field without a value
-// is left out, and so is an extra one whose key is not made of letters, digits, "-" and "_" or is one of the others'.
-// Control characters in values become spaces: a title comes from an image, and must not add a line.
+// Marshal returns the text of the entry, with the fields in ostree's order. It leaves out fields without a value, and
+// extra fields whose key has characters other than letters, digits, "-" and "_" or is the key of another field. Control
+// characters in values become spaces: a title comes from an image, and must not add a line.
 func (e *Entry) Marshal() []byte {
 	var b bytes.Buffer
 	write := func(key, value string) {

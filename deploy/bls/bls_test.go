@@ -13,7 +13,7 @@ import (
 
 const csum = "5d93a09e0f232ad4a01eada8dad673497a99a8f846382ca41fd58d41edac62ce"
 
-// testdata/ostree-1-os.conf is what ostree 2022.7 wrote: ostree admin deploy --karg=root=UUID=... --karg=rw
+// testdata/ostree-1-os.conf was written by ostree 2022.7: ostree admin deploy --karg=root=UUID=... --karg=rw
 // --karg=console=ttyS0,115200n8.
 func TestEntryOfOSTree(t *testing.T) {
 	text, err := os.ReadFile("testdata/ostree-1-os.conf")
@@ -117,7 +117,7 @@ func TestName(t *testing.T) {
 	}
 }
 
-// The order is that of strverscmp of glibc 2.36.
+// The order is that of strverscmp in glibc 2.36.
 func TestCompareVersions(t *testing.T) {
 	sorted := []string{
 		"", "000", "001.1", "00", "01", "01.1", "010", "09", "0", "1", "1.001", "1.00", "1.01", "1.0", "1.1", "1.9", "1.10", "1a",

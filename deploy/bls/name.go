@@ -10,8 +10,8 @@ import (
 // suffix ends the name of an entry's file.
 const suffix = ".conf"
 
-// Tries is what the name of an entry says about its boots: how often it may still be tried until one succeeds, and how often
-// it was in vain. One with none left is bad: a boot loader that counts offers it last. A boot loader counts by renaming.
+// Tries is the boot counting in the name of an entry: how many tries are left, and how many have failed. An entry with
+// none left is bad: a boot loader that counts offers it last. Boot loaders count by renaming.
 type Tries struct{ Left, Done int }
 
 // Name is the name of an entry's file.
@@ -22,9 +22,9 @@ type Name struct {
 
 var namePattern = regexp.MustCompile(`(?s)^(.+)\+([0-9]{1,9})(?:-([0-9]{1,9}))?$`)
 
-// ParseName parses the name of a file in loader/entries. It reports false for one that is not an entry's. What is behind a
-// "+" and is no number belongs to the stem. Numbers may be written in more ways than [Name.String] has: to remove a file,
-// use the name that it was found with.
+// ParseName parses the name of a file in loader/entries. It reports false if the name is not that of an entry. A suffix
+// after "+" that is not a number belongs to the stem. Numbers may be written in more ways than [Name.String] has: to
+// remove a file, use the name under which it was found.
 func ParseName(file string) (Name, bool) {
 	stem, ok := strings.CutSuffix(file, suffix)
 	if !ok || stem == "" || strings.ContainsAny(stem, "/\x00") {
@@ -34,7 +34,7 @@ func ParseName(file string) (Name, bool) {
 	if m == nil {
 		return Name{Stem: stem}, true
 	}
-	// Nine digits fit; no digits are no tries done.
+	// Nine digits fit. No digits mean no failed tries.
 	left, _ := strconv.Atoi(m[2])
 	done, _ := strconv.Atoi(m[3])
 	return Name{Stem: m[1], Tries: &Tries{Left: left, Done: done}}, true
@@ -51,10 +51,11 @@ func (n Name) String() string {
 	return fmt.Sprintf("%s+%d-%d%s", n.Stem, n.Tries.Left, n.Tries.Done, suffix)
 }
 
-// CompareVersions compares versions as strverscmp of glibc does, by which ostree orders entries: sequences of digits count
-// as numbers, and those that begin with zeros as fractions, which are less: 000 < 00 < 01 < 010 < 09 < 0 < 1 < 9 < 10.
+// CompareVersions compares versions as strverscmp of glibc does, by which ostree orders entries: sequences of digits
+// compare as numbers, and those with leading zeros as fractions, which are less: 000 < 00 < 01 < 010 < 09 < 0 < 1 < 9 <
+// 10.
 func CompareVersions(a, b string) int {
-	// The first difference, and where the digits begin that end there.
+	// The first difference, and the start of the digits that end there.
 	i, digits := 0, 0
 	for ; i < len(a) && i < len(b) && a[i] == b[i]; i++ {
 		if !isDigit(a, i) {
@@ -66,12 +67,12 @@ func CompareVersions(a, b string) int {
 	}
 	lenA, lenB := countDigits(a[i:]), countDigits(b[i:])
 	if isNumber(a, digits) && isNumber(b, digits) {
-		// The longer number is the greater one.
+		// The longer number is greater.
 		if lenA != lenB {
 			return sign(lenA - lenB)
 		}
 	} else if i > digits && strings.Trim(a[digits:i], "0") == "" && (lenA > 0) != (lenB > 0) {
-		// After nothing but zeros a digit makes a fraction of it: less than no digit, whatever follows.
+		// After zeros alone a digit makes it a fraction, less than no digit, whatever follows.
 		return sign(lenB - lenA)
 	}
 	return sign(at(a, i) - at(b, i))
@@ -79,7 +80,7 @@ func CompareVersions(a, b string) int {
 
 func isDigit(s string, i int) bool { return i < len(s) && '0' <= s[i] && s[i] <= '9' }
 
-// isNumber reports whether there are digits at i that do not begin with a zero.
+// isNumber reports whether s has digits at i that do not begin with a zero.
 func isNumber(s string, i int) bool { return isDigit(s, i) && s[i] != '0' }
 
 func countDigits(s string) (n int) {
@@ -89,7 +90,7 @@ func countDigits(s string) (n int) {
 	return n
 }
 
-// at returns a byte of s, 0 behind the last one.
+// at returns a byte of s, or 0 past the end.
 func at(s string, i int) int {
 	if i < len(s) {
 		return int(s[i])
@@ -99,7 +100,7 @@ func at(s string, i int) int {
 
 func sign(n int) int { return min(max(n, -1), 1) }
 
-// OSTreeArg is the value of the kernel argument ostree=, the link that leads to the deployment.
+// OSTreeArg is the value of the kernel argument ostree=, the link to the deployment.
 type OSTreeArg struct {
 	BootVersion int // 0 or 1
 	Stateroot   string

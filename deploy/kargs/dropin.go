@@ -10,10 +10,11 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// DropInDir is where an image has its kernel arguments, in files whose names end in .toml, read in the order of the names.
+// DropInDir holds the kernel arguments of an image, in files whose names end in .toml, read in the order of their
+// names.
 const DropInDir = "usr/lib/bootc/kargs.d"
 
-// MaxDropIn is the size of a file that [ParseDropIn] takes.
+// MaxDropIn is the largest file that [ParseDropIn] reads.
 const MaxDropIn = 64 << 10
 
 // dropIn is a file in kargs.d.
@@ -28,9 +29,9 @@ type dropIn struct {
 //	kargs = ["console=ttyS0,115200n8"]
 //	match-architectures = ["x86_64"]
 //
-// It returns no arguments if the file is for other architectures. bootc uses Rust's names of them; arch, and the file, may
-// use Go's or the kernel's as well. As with bootc, kargs must be there and other keys must not. A text that holds several
-// arguments is split, and control characters, which a boot entry cannot hold, are an error.
+// It returns no arguments if the file is for other architectures. bootc uses Rust's names for them; arch, and the file,
+// may also use Go's or the kernel's. As with bootc, kargs is required and unknown keys are an error. A string that
+// holds several arguments is split. Control characters, which a boot entry cannot hold, are an error.
 func ParseDropIn(data []byte, arch string) ([]string, error) {
 	if len(data) > MaxDropIn {
 		return nil, fmt.Errorf("parse kernel arguments: more than %d bytes", MaxDropIn)
@@ -59,7 +60,7 @@ func ParseDropIn(data []byte, arch string) ([]string, error) {
 	return args, nil
 }
 
-// archName is Rust's name (std::env::consts::ARCH) for an architecture that Go or uname -m names.
+// archName returns Rust's name (std::env::consts::ARCH) for an architecture that Go or uname -m names.
 func archName(name string) string {
 	switch name {
 	case "amd64":

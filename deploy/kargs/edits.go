@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// ErrEdit marks errors about edits that a list does not allow, or that no list does.
+// ErrEdit marks edits that a list does not allow, or that no list allows.
 var ErrEdit = errors.New("kernel arguments cannot be edited like that")
 
 // An editError is an ErrEdit.
@@ -16,18 +16,20 @@ type editError struct{ error }
 func (e editError) Is(target error) bool { return target == ErrEdit }
 func (e editError) Unwrap() error        { return e.error }
 
-// Edits are changes of a list of kernel arguments, in the order in which they are made. Within each the order is kept.
+// Edits are changes of a list of kernel arguments. They are made in the order of the fields, and within each field in
+// order.
 type Edits struct {
-	Set     []string // KEY[=VALUE], in place of all arguments with that key; several with one key all stay
+	Set     []string // KEY[=VALUE], replaces all arguments with the key; several with one key are all set
 	Append  []string // KEY[=VALUE], see [List.Append]
 	Replace []string // KEY=VALUE or KEY=OLD=NEW, see [List.Replace]
 	Delete  []string // KEY[=VALUE], see [List.Delete]
 }
 
-// Empty reports whether nothing is to be changed.
+// Empty reports whether there are no edits.
 func (e *Edits) Empty() bool { return len(e.Set)+len(e.Append)+len(e.Replace)+len(e.Delete) == 0 }
 
-// Check refuses, as an ErrEdit, what would make something else of a boot entry, and ostree=, which a deployment sets itself.
+// Check returns an ErrEdit for arguments that would break a boot entry, and for ostree=, which a deployment sets
+// itself.
 func (e *Edits) Check() error {
 	for _, arg := range slices.Concat(e.Set, e.Append, e.Replace, e.Delete) {
 		switch key := Key(arg); {
@@ -42,7 +44,7 @@ func (e *Edits) Check() error {
 	return nil
 }
 
-// Apply returns a list with the changes made. What cannot be replaced or deleted is an ErrEdit.
+// Apply returns the edited list. An argument that cannot be replaced or deleted is an ErrEdit.
 func (e *Edits) Apply(list List) (List, error) {
 	for _, arg := range e.Set {
 		list = list.Without(Key(arg))

@@ -1,9 +1,9 @@
-// Package kargs edits lists of kernel arguments, and reads those that an image brings in usr/lib/bootc/kargs.d.
+// Package kargs edits lists of kernel arguments, and reads those of an image in usr/lib/bootc/kargs.d.
 //
-// Arguments are split as the kernel does (next_arg in lib/cmdline.c): at white space that is not between double quotes; the
-// first "=" ends the key. The edits are those of ostree (OstreeKernelArgs, "ostree admin kargs"): the order stays, a key may
-// occur several times, and an edit that could mean several arguments is an error. Other than libostree before 2025, which
-// splits at every space, quoted values are one argument here.
+// Arguments are split as the kernel does (next_arg in lib/cmdline.c): at white space outside double quotes. The first
+// "=" ends the key. The edits are those of ostree (OstreeKernelArgs, "ostree admin kargs"): they keep the order, a key
+// may occur several times, and an ambiguous edit is an error. Unlike libostree before 2025, which splits at every
+// space, this package treats a quoted value as one argument.
 package kargs
 
 import (
@@ -12,15 +12,14 @@ import (
 	"strings"
 )
 
-// List is a list of kernel arguments in the order of the command line, with the quotes they are written with. None of the
-// methods changes it.
+// List is a list of kernel arguments in command line order, quoted as written. No method changes the list itself.
 type List []string
 
-// space is what the kernel takes for white space.
+// space is the kernel's white space.
 const space = " \t\n\v\f\r"
 
-// Parse splits the options of a boot entry, or a command line. A quote that is not closed is closed at the end, as the
-// kernel reads it, so that what is appended later does not become part of the argument.
+// Parse splits the options of a boot entry, or a command line. It closes an open quote at the end, where the kernel
+// does too, so that an argument appended later does not become part of it.
 func Parse(options string) List {
 	var l List
 	for rest := strings.TrimLeft(options, space); rest != ""; rest = strings.TrimLeft(rest, space) {
@@ -44,10 +43,10 @@ func Parse(options string) List {
 	return l
 }
 
-// String is the list as the options of a boot entry.
+// String returns the list as the options of a boot entry.
 func (l List) String() string { return strings.Join(l, " ") }
 
-// arg is an argument as the kernel understands it: without quotes around the argument or around its value.
+// arg is an argument as the kernel reads it: without quotes around the argument or its value.
 type arg struct {
 	key, value string
 	hasValue   bool
@@ -75,7 +74,7 @@ func one(s string) (arg, error) {
 	return split(s), nil
 }
 
-// Value returns the value of the first argument with a key, without quotes; "" for one that has no value.
+// Value returns the value of the first argument with a key, without quotes, or "" if it has no value.
 func (l List) Value(key string) (string, bool) {
 	for _, s := range l {
 		if a := split(s); a.key == key {
@@ -85,7 +84,7 @@ func (l List) Value(key string) (string, bool) {
 	return "", false
 }
 
-// Append adds arguments at the end. A text that holds several is split.
+// Append adds arguments at the end. A string that holds several is split.
 func (l List) Append(args ...string) List {
 	l = slices.Clone(l)
 	for _, s := range args {
@@ -94,7 +93,7 @@ func (l List) Append(args ...string) List {
 	return l
 }
 
-// AppendIfMissing adds those arguments that are not there already with the same key and value.
+// AppendIfMissing adds the arguments whose key and value the list does not have.
 func (l List) AppendIfMissing(args ...string) List {
 	l = slices.Clone(l)
 	for _, s := range args {
@@ -107,12 +106,12 @@ func (l List) AppendIfMissing(args ...string) List {
 	return l
 }
 
-// index returns the place of the first argument that is a, -1 if there is none.
+// index returns the position of the first argument that equals a, -1 if there is none.
 func (l List) index(a arg) int {
 	return slices.IndexFunc(l, func(s string) bool { return split(s) == a })
 }
 
-// only returns the place of the one argument with a key.
+// only returns the position of the only argument with a key.
 func (l List) only(key string) (int, error) {
 	found := -1
 	for i, s := range l {
@@ -130,10 +129,10 @@ func (l List) only(key string) (int, error) {
 	return found, nil
 }
 
-// Replace gives an argument another value, in its place. "key=new" and "key" replace the only argument with that key,
-// "key=old=new" the first that is key=old. As with ostree the first "=" in an unquoted value ends the old one: to set a
-// value that has one in it, name the old value or quote the new one. It is an error if there is no such argument, or if
-// several have the key and the old value is not named.
+// Replace changes the value of an argument in place. "key=new" and "key" replace the only argument with that key,
+// "key=old=new" the first key=old. As with ostree, the first "=" in an unquoted value ends the old value: to set a
+// value that contains one, give the old value too, or quote the new one. It is an error if the argument does not exist,
+// or if several have the key and no old value is given.
 func (l List) Replace(replacement string) (List, error) {
 	a, err := one(replacement)
 	if err != nil {
@@ -170,8 +169,8 @@ func cutUnquoted(value string) (before, after string, ok bool) {
 	return value, "", false
 }
 
-// Delete removes an argument: with "key=value" the first that is just that, with "key" the first that has no value, else the
-// only one with that key. It is an error if there is none, or if several have the key and each a value.
+// Delete removes an argument: with "key=value" the first that equals it, with "key" the first without a value, else the
+// only one with that key. It is an error if there is none, or if several have the key and a value each.
 func (l List) Delete(argument string) (List, error) {
 	a, err := one(argument)
 	if err != nil {
@@ -194,8 +193,8 @@ func (l List) Without(key string) List {
 	return slices.DeleteFunc(slices.Clone(l), func(s string) bool { return split(s).key == key })
 }
 
-// WithOSTree says which deployment is booted: it gives the first argument ostree= the value path, in its place, and drops
-// further ones. Without any it is appended.
+// WithOSTree sets the deployment to boot: the first argument ostree= gets the value path, in its place, and others are
+// dropped. Without any it is appended.
 func (l List) WithOSTree(path string) List {
 	const key = "ostree"
 	written := key + "=" + path
@@ -207,9 +206,9 @@ func (l List) WithOSTree(path string) List {
 	return l
 }
 
-// Update follows what an image changed in its own arguments (see [ParseDropIn]) from was to is: those that it no longer has
-// are removed, those that it did not have are appended. All others, those of the machine, stay. It is what bootc does with
-// the kargs.d of an upgrade.
+// Update follows the changes of an image's own arguments (see [ParseDropIn]): arguments in was and not in is are
+// removed, those in is and not in was are appended. All others belong to the machine, and stay. bootc does the same
+// with kargs.d in an upgrade.
 func (l List) Update(was, is []string) List {
 	l = slices.DeleteFunc(slices.Clone(l), func(s string) bool {
 		return List(was).index(split(s)) >= 0 && List(is).index(split(s)) < 0

@@ -169,7 +169,7 @@ func TestParseDropIn(t *testing.T) {
 	for _, tc := range []struct {
 		name, data, arch string
 		want             []string
-		err              string // part of it
+		err              string // part of the error
 	}{
 		{name: "plain", data: `kargs = ["mitigations=auto,nosmt", "quiet"]`, arch: "amd64", want: []string{"mitigations=auto,nosmt", "quiet"}},
 		{name: "none", data: `kargs = []`, arch: "amd64"},

@@ -26,7 +26,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// An entry is one of a tar: what it is called says what it is, as in "d/" and "l -> target".
+// An entry is a tar entry. Its name tells its type, as in "d/" and "l -> target".
 type entry struct {
 	name, content string
 	change        func(*tar.Header)
@@ -55,7 +55,7 @@ func makeTar(tb testing.TB, entries ...entry) []byte {
 	return b.Bytes()
 }
 
-// osLayers are the layers of an OS image, with something of everything that a commit treats in its own way.
+// osLayers returns the layers of an OS image with one of everything that a commit handles in its own way.
 func osLayers(tb testing.TB) [][]byte {
 	tb.Helper()
 	owner := func(uid, gid int, mode int64) func(*tar.Header) {
@@ -143,7 +143,7 @@ func newBed(t *testing.T) bed {
 	return bed{s, repo}
 }
 
-// flatten imports layers and returns what they show.
+// flatten imports layers and returns their tree.
 func (b bed) flatten(t *testing.T, tars ...[]byte) *composefs.Inode {
 	t.Helper()
 	var chain []objectstore.Checksum
@@ -169,8 +169,8 @@ func (b bed) store(t *testing.T, tree *oscommit.Tree, img oscommit.Image) object
 	return sum
 }
 
-// TestCommitIsThatOfOSTree compares the commit of an image with the one that ostree makes of the same layers, unpacked by
-// containerd's applier and put into the form that a deployment has.
+// TestCommitIsThatOfOSTree compares the commit of an image with ostree's commit of the same layers, unpacked by
+// containerd's applier and rearranged as for a deployment.
 func TestCommitIsThatOfOSTree(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	b := newBed(t)
@@ -202,7 +202,7 @@ func TestCommitIsThatOfOSTree(t *testing.T) {
 	}
 }
 
-// diff returns the lines that one of two texts has alone.
+// diff returns the lines that only one of two texts has.
 func diff(a, b string) string {
 	var out strings.Builder
 	for _, line := range strings.Split(a, "\n") {
@@ -239,7 +239,7 @@ func TestDropped(t *testing.T) {
 	}
 }
 
-// TestCommitIsPure makes the commit twice, in two repositories: it is the same, with all that the image says of itself.
+// TestCommitIsPure makes the commit twice, in two repositories. Both are the same, with all metadata of the image.
 func TestCommitIsPure(t *testing.T) {
 	img := oscommit.Image{ManifestDigest: "sha256:abc", Manifest: `{"layers":[]}`, Config: `{"os":"linux"}`, Version: "12.1", Created: time.Unix(1700000000, 5)}
 	var sums []objectstore.Checksum
@@ -269,7 +269,7 @@ func TestCommitIsPure(t *testing.T) {
 	}
 }
 
-// TestSharedInode: a file of the image is one inode, whether an application's container or the OS has it.
+// TestSharedInode checks that a container and the OS share the inode of a file.
 func TestSharedInode(t *testing.T) {
 	b := newBed(t)
 	objects := func() int {
@@ -282,8 +282,8 @@ func TestSharedInode(t *testing.T) {
 	tree, err := oscommit.NewTree(root)
 	testenv.Must(t, err)
 	b.store(t, tree, oscommit.Image{})
-	// Symbolic links and empty files are in layer images alone: bin, ostree, localtime, and the two empty files, which differ
-	// in nothing.
+	// Only layer images hold symbolic links and empty files: bin, ostree, localtime, and the two empty files, which are
+	// one object.
 	if got := objects() - before; got != 4 {
 		t.Errorf("%d objects were added, want 4", got)
 	}
@@ -294,7 +294,7 @@ func TestMissing(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		entries []entry
-		want    []string // among what is missing
+		want    []string // some of the missing files
 	}{
 		{"everything", nil, []string{"kernel: /usr/lib/modules/<version>/vmlinuz", "directory: /boot", "directory: /etc", "directory: /sysroot", "directory: /usr", "symbolic link: /ostree -> sysroot/ostree", "file: /usr/lib/os-release"}},
 		{"initramfs", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}}, []string{"initramfs: /usr/lib/modules/6/initramfs.img"}},

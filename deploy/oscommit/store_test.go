@@ -19,7 +19,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// sysrootRepo makes a repository in an empty directory, whose operations on the disk hook sees.
+// sysrootRepo makes a repository in an empty directory. The hook sees its operations on the disk.
 func sysrootRepo(t *testing.T, path string, hook atfs.Hook) *objectstore.Repo {
 	t.Helper()
 	testenv.Must(t, os.MkdirAll(path, 0o755))
@@ -58,8 +58,8 @@ func contentObjects(t *testing.T, repo *objectstore.Repo) map[string]unix.Stat_t
 	return objects
 }
 
-// TestStoreLinks stores into another repository on the same mount: files are one inode in both, and nothing is written
-// but directories, symbolic links and the commit.
+// TestStoreLinks stores into another repository on the same mount. Both share the inodes of files, and only
+// directories, symbolic links and the commit are written.
 func TestStoreLinks(t *testing.T) {
 	b := newBed(t)
 	root := b.flatten(t, osLayers(t)...)
@@ -111,7 +111,7 @@ func TestStoreLinks(t *testing.T) {
 	}
 }
 
-// TestStoreCopies stores on another file system: what Need says is what it takes there.
+// TestStoreCopies stores on another file system. The size is what Need predicts.
 func TestStoreCopies(t *testing.T) {
 	b := newBed(t)
 	large := strings.Repeat("0123456789abcdef", 100<<10/16) + "x"
@@ -147,7 +147,7 @@ func TestStoreCopies(t *testing.T) {
 	}
 }
 
-// TestStoreWithoutRoom has a file system that is too small: it is said before anything is written.
+// TestStoreWithoutRoom stores on a file system that is too small. The error comes before anything is written.
 func TestStoreWithoutRoom(t *testing.T) {
 	b := newBed(t)
 	tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), makeTar(t, entry{"usr/bin/large", strings.Repeat("x", 20<<20), nil}))...))
@@ -167,7 +167,7 @@ func TestStoreWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestStoreDamaged has an object of which a power failure has left nothing but the name.
+// TestStoreDamaged stores an object that a power failure has emptied.
 func TestStoreDamaged(t *testing.T) {
 	cut := func(t *testing.T, repo *objectstore.Repo) {
 		t.Helper()
@@ -210,8 +210,8 @@ func TestStoreDamaged(t *testing.T) {
 	t.Run("here", func(t *testing.T) {
 		tree, b, to := setup(t)
 		_, err := storeInto(t, tree, to, b.repo)
+		// Replace the inodes that both share.
 		testenv.Must(t, err)
-		// Not the inode that both have.
 		for name := range contentObjects(t, to) {
 			path := filepath.Join(to.ObjectsDir().Path(), name)
 			testenv.Must(t, os.Rename(path, path+"-old"))
@@ -227,7 +227,7 @@ func TestStoreDamaged(t *testing.T) {
 	})
 }
 
-// TestStoreManyFiles has so many files that several goroutines store them.
+// TestStoreManyFiles stores enough files for several goroutines.
 func TestStoreManyFiles(t *testing.T) {
 	b := newBed(t)
 	const n = 3000
