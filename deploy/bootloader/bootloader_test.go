@@ -24,7 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// kernelSize is that of the kernels here; their initramfs images are as large.
+// kernelSize is the size of the kernels here. Their initramfs images are as large.
 const kernelSize = 5000
 
 // A machine has a /boot with the kernels a, b and c, and an ESP.
@@ -33,7 +33,7 @@ type machine struct {
 	boot, esp *atfs.Dir
 }
 
-// newMachine makes one below a directory, if it is not there. The hook sees what is done to the ESP.
+// newMachine makes one below a directory unless it exists. The hook sees the operations on the ESP.
 func newMachine(tb testing.TB, dir string, hook atfs.Hook) *machine {
 	tb.Helper()
 	for _, kernel := range []string{"a", "b", "c"} {
@@ -81,8 +81,8 @@ func content(kernel, file string) []byte {
 	return []byte(strings.Repeat(kernel+" "+file+"\n", kernelSize/(len(kernel)+len(file)+2)+1)[:kernelSize])
 }
 
-// entries returns the boot entries of deployments in boot order, each a kernel's name, "+" and tries if it counts, and a
-// bootversion by which texts can be told apart.
+// entries returns the boot entries of deployments in boot order, each given as a kernel's name, with "+" and tries if
+// it counts boots. The bootversion tells texts apart.
 func entries(bootversion int, deployments ...string) []sysroot.BootEntry {
 	var all []sysroot.BootEntry
 	for i, d := range deployments {
@@ -109,7 +109,7 @@ func entries(bootversion int, deployments ...string) []sysroot.BootEntry {
 	return all
 }
 
-// list returns what is on the ESP, by path.
+// list lists the ESP by path.
 func list(tb testing.TB, esp *atfs.Dir) map[string]string {
 	tb.Helper()
 	files := make(map[string]string)
@@ -127,7 +127,7 @@ func list(tb testing.TB, esp *atfs.Dir) map[string]string {
 	return files
 }
 
-// menu returns the kernels of the entries that systemd-boot would offer, the default first. It demands that their files are
+// menu returns the kernels of the entries that systemd-boot would offer, the default first. Their files must be
 // complete.
 func menu(tb testing.TB, esp *atfs.Dir) (kernels []string) {
 	tb.Helper()
@@ -191,12 +191,12 @@ func (m *machine) names(tb testing.TB) string {
 	return strings.Join(names, " ")
 }
 
-// notOnFAT are operations that FAT does not know.
+// notOnFAT are operations that FAT does not support.
 var notOnFAT = []atfs.Op{
 	atfs.OpLink, atfs.OpSymlink, atfs.OpMknod, atfs.OpTmpFile, atfs.OpChown, atfs.OpChmod, atfs.OpSetxattr, atfs.OpSetFlags,
 }
 
-// TestWrite lives through the life of a machine. It runs on FAT too, where the kernel has it.
+// TestWrite goes through the life of a machine. It also runs on FAT, where the kernel supports it.
 func TestWrite(t *testing.T) {
 	t.Run("directory", func(t *testing.T) { testWrite(t, t.TempDir()) })
 	t.Run("vfat", func(t *testing.T) { testWrite(t, testenv.NewDisk(t, "vfat", 64<<20).Dir) })
@@ -253,7 +253,7 @@ func testWrite(t *testing.T, dir string) {
 	}
 }
 
-// Boot counting renames entries. What it has made of a name stays until the entry is another one.
+// Boot counting renames entries. The new name stays until the entry changes.
 func TestTries(t *testing.T) {
 	m := newMachine(t, t.TempDir(), nil)
 	defer m.Close()
@@ -303,7 +303,7 @@ func TestTries(t *testing.T) {
 			t.Error(err)
 		}
 		names("ostree-1-os.conf ostree-2-os.conf")
-		m.write(t, 1, "c+3", "a") // the deployment still says that it had tries
+		m.write(t, 1, "c+3", "a") // the deployment still has its tries recorded
 	}
 	tries(map[string]*bls.Tries{arg(1, "c"): nil, arg(1, "a"): nil})
 	if err := m.Bless(t.Context(), arg(0, "c")); err != nil {
@@ -311,7 +311,7 @@ func TestTries(t *testing.T) {
 	}
 }
 
-// An interrupted Write leaves the entry that it was to replace beside the new one, which differs in its counter.
+// An interrupted Write leaves the old entry beside the new one, with another counter.
 func TestBlessBeside(t *testing.T) {
 	m := newMachine(t, t.TempDir(), nil)
 	defer m.Close()
@@ -337,8 +337,7 @@ func TestBlessBeside(t *testing.T) {
 	}
 }
 
-// On FAT a name is there whatever the case it is asked for in: nothing that is wanted may be removed under the case that it
-// happens to have.
+// FAT finds names in any case. A wanted file must not be removed under the case that it happens to have.
 func TestCase(t *testing.T) {
 	m := newMachine(t, t.TempDir(), nil)
 	defer m.Close()
@@ -358,7 +357,7 @@ func TestCase(t *testing.T) {
 	}
 }
 
-// A kernel of the wrong size is none.
+// A kernel of the wrong size is incomplete.
 func TestWriteMends(t *testing.T) {
 	m := newMachine(t, t.TempDir(), nil)
 	defer m.Close()
@@ -420,7 +419,7 @@ func TestWriteRefuses(t *testing.T) {
 	}
 }
 
-// Where a sysroot has bootprefix set, paths begin with /boot; an ESP has no such directory.
+// In a sysroot with bootprefix set, paths begin with /boot. An ESP has no such directory.
 func TestBootPrefix(t *testing.T) {
 	m := newMachine(t, t.TempDir(), nil)
 	defer m.Close()
@@ -482,7 +481,7 @@ func TestSpace(t *testing.T) {
 			t.Error("the ESP was changed")
 		}
 	}
-	// What nothing refers to is no obstacle.
+	// Unreferenced files do not get in the way.
 	m.write(t, 1)
 	garbage := filepath.Join(esp, kernelDirOf("c"))
 	if err := os.MkdirAll(garbage, 0o755); err != nil {
@@ -581,7 +580,7 @@ func TestCanCount(t *testing.T) {
 	}
 }
 
-// The systemd-boot that Debian has is recognized.
+// Debian's systemd-boot is recognized.
 func TestCanCountDebian(t *testing.T) {
 	names, err := filepath.Glob("/usr/lib/systemd/boot/efi/systemd-boot*.efi")
 	if err != nil {
@@ -621,15 +620,15 @@ func TestLoaderInfo(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for _, n := range []int{0, 3, 5, 7} {
-		decodeVariable(data[:n]) // does not go beyond its end
+		decodeVariable(data[:n]) // does not read past its end
 	}
 }
 
-// A sysroot that says that its entries are on an ESP is never taken for one whose boot loader reads /boot.
+// A sysroot with entries on an ESP is never mistaken for one whose boot loader reads /boot.
 func TestFindFor(t *testing.T) {
-	const uuid = "0fc63daf-8483-4772-8e79-3d69d8477de4" // no partition has the UUID that is a type
+	const uuid = "0fc63daf-8483-4772-8e79-3d69d8477de4" // a partition type, which is no partition's UUID
 	for name, c := range map[string]struct {
-		config string // "": there is none
+		config string // "": no file
 		none   bool
 		want   string
 	}{
@@ -664,7 +663,7 @@ func withESP(uuid string) []byte {
 	return config.Marshal()
 }
 
-// An ESP that nobody has mounted is mounted for as long as it takes. Here it is ext4, which every kernel has.
+// An ESP that is not mounted is mounted for as long as needed. Here it is ext4, which every kernel supports.
 func TestMountESP(t *testing.T) {
 	testenv.NeedsLoop(t)
 	run := func(name string, args ...string) string {

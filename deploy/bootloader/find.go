@@ -18,17 +18,17 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 )
 
-// ErrNone says that there is no boot loader that has to be served here, nor one that counts boots.
+// ErrNone reports that the system has no boot loader to serve, and so none that counts boots.
 var ErrNone = errors.New("no systemd-boot with entries of its own")
 
-// ErrCannotCount says that a boot loader does not count boots.
+// ErrCannotCount reports that a boot loader does not count boots.
 var ErrCannotCount = errors.New("the boot loader does not count boots")
 
-// mountPoints are where the ESP is mounted, in this order. systemd mounts the one that the machine has booted from at /efi,
-// or at /boot where there is nothing at /efi.
+// mountPoints are where the ESP is mounted, in this order. systemd mounts the one that the machine has booted from at
+// /efi, or at /boot if /efi does not exist.
 var mountPoints = []string{"/efi", "/boot/efi", "/boot"}
 
-// Open opens the boot loader of an ESP that is mounted at a path, or of a directory that is to become one.
+// Open opens the boot loader of an ESP that is mounted at a path, or of a directory that will become one.
 func Open(name string) (*SystemdBoot, error) {
 	dir, err := atfs.Open(name)
 	if err != nil {
@@ -41,9 +41,9 @@ func Open(name string) (*SystemdBoot, error) {
 	return b, nil
 }
 
-// Find opens the boot loader of the running system: that of an ESP, which is mounted at /efi, /boot/efi or /boot and has a
-// loader/entries. On a system whose boot loader reads /boot itself, such as GRUB with blscfg, or systemd-boot with a driver
-// for the file system of /boot, there is none: that is an ErrNone, which says where was looked.
+// Find opens the boot loader of the running system: that of an ESP with loader/entries, mounted at /efi, /boot/efi or
+// /boot. If the boot loader reads /boot itself, such as GRUB with blscfg, or systemd-boot with a driver for the file
+// system of /boot, the error is an ErrNone that names the places searched.
 func Find() (*SystemdBoot, error) {
 	b, err := find(mountPoints, isFAT)
 	if err == nil {
@@ -62,9 +62,9 @@ func find(mountPoints []string, isESP func(*atfs.Dir) (bool, error)) (*SystemdBo
 	return nil, fmt.Errorf("%w: no FAT file system with a directory %s at %s", ErrNone, entriesDir, strings.Join(mountPoints, ", "))
 }
 
-// findAt returns nil if there is none.
+// findAt returns nil if there is no boot loader.
 func findAt(name string, isESP func(*atfs.Dir) (bool, error)) (*SystemdBoot, error) {
-	dir, err := atfs.Open(name) // which lets autofs mount it
+	dir, err := atfs.Open(name) // autofs mounts it now
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
 	}
@@ -92,7 +92,7 @@ func isFAT(dir *atfs.Dir) (bool, error) {
 	return st.Type == unix.MSDOS_SUPER_MAGIC, nil
 }
 
-// Where the configuration of a sysroot's repository names the ESP that has its entries: by the UUID of the partition.
+// Where the configuration of a sysroot's repository names the ESP with its entries: by partition UUID.
 const (
 	configFile  = "ostree/repo/config"
 	configGroup = "ostree-snapshotter"
@@ -101,15 +101,15 @@ const (
 
 var partUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// SetESP has the configuration of a sysroot's repository say that its boot entries are on an ESP, so that nobody takes them
-// for being in /boot when it is not mounted.
+// SetESP records in the configuration of a sysroot's repository that its boot entries are on an ESP, so that nobody
+// takes those in /boot for them while the ESP is not mounted.
 func SetESP(config *keyfile.File, uuid string) {
 	config.Set(configGroup, configKey, strings.ToLower(uuid))
 }
 
-// FindFor opens the boot loader of a sysroot. If that is the running system's it is found as [Find] does. Else, and where that
-// fails, as it may when a system shuts down, it is on the partition that [SetESP] has named, which is mounted for this process
-// alone. If that cannot be done either the error is no ErrNone: then what is in /boot is not what is booted.
+// FindFor opens the boot loader of a sysroot. For the running system it does what [Find] does. Otherwise, and if that
+// fails, as it may while a system shuts down, it mounts the partition that [SetESP] has recorded, for this process
+// alone. If that fails too, the error is not an ErrNone: the entries in /boot are not what boots.
 func FindFor(sysroot *atfs.Dir, running bool) (*SystemdBoot, error) {
 	err := fmt.Errorf("%w: the sysroot names no EFI system partition", ErrNone)
 	if running {
@@ -135,7 +135,7 @@ func FindFor(sysroot *atfs.Dir, running bool) (*SystemdBoot, error) {
 	return b, nil
 }
 
-// readESP returns the UUID of the partition that the configuration of a sysroot names, "" if it names none.
+// readESP returns the UUID of the partition that the configuration of a sysroot names, or "".
 func readESP(sysroot *atfs.Dir) (string, error) {
 	text, err := sysroot.ReadFile(configFile, keyfile.MaxLen)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -168,8 +168,8 @@ func mountESP(device, fstype string) (*SystemdBoot, error) {
 	return b, nil
 }
 
-// CanCount returns nil if the boot loader on the ESP counts boots: it is systemd-boot, and the running system, if this is
-// its ESP, was started by no other one. Otherwise the error is an ErrCannotCount, which says why not.
+// CanCount returns nil if the boot loader on the ESP counts boots: it is systemd-boot, and if this is the ESP of the
+// running system, no other boot loader has started that. Otherwise the error is an ErrCannotCount with the reason.
 func (b *SystemdBoot) CanCount() error {
 	if b.startedBy != "" && !strings.HasPrefix(b.startedBy, "systemd-boot ") {
 		return fmt.Errorf("%w: this machine is started by %s", ErrCannotCount, b.startedBy)
@@ -183,10 +183,10 @@ func (b *SystemdBoot) CanCount() error {
 	return fmt.Errorf("%w: %s has no systemd-boot", ErrCannotCount, b.esp.Path())
 }
 
-// sdMagic begins what systemd-boot says of itself in a section .sdmagic of its program.
+// sdMagic begins the section .sdmagic in which systemd-boot's program identifies itself.
 const sdMagic = "#### LoaderInfo: systemd-boot "
 
-// maxProgram is the size of the largest EFI program that is looked into.
+// maxProgram is the size of the largest EFI program that is searched.
 const maxProgram = 8 << 20
 
 func (b *SystemdBoot) hasSystemdBoot(dir string) (bool, error) {
@@ -220,11 +220,11 @@ func (b *SystemdBoot) hasSystemdBoot(dir string) (bool, error) {
 	return false, nil
 }
 
-// loaderInfo is the EFI variable in which a boot loader says what it is.
+// loaderInfo is the EFI variable in which a boot loader identifies itself.
 const loaderInfo = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
-// readLoaderInfo returns what the boot loader that started the machine says that it is, such as "systemd-boot 252.39". "" if
-// it does not say, as most do not, or cannot be asked.
+// readLoaderInfo returns how the boot loader that started the machine identifies itself, such as "systemd-boot 252.39".
+// It returns "" if the boot loader does not, as most do not, or if the variable cannot be read.
 func readLoaderInfo(file string) string {
 	dir, err := atfs.Open(path.Dir(file))
 	if err != nil {

@@ -17,29 +17,29 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// entryPrefix begins the names of the entries that are a sysroot's.
+// entryPrefix begins the names of a sysroot's entries.
 const entryPrefix = "ostree-"
 
-// overlaysDir holds initramfs images that no kernel comes with.
+// overlaysDir holds initramfs images that do not come with a kernel.
 const overlaysDir = "initramfs-overlays"
 
-// kernelDirName is that of the directory of a kernel: stateroot and bootcsum.
+// kernelDirName matches the directory of a kernel: stateroot and bootcsum.
 var kernelDirName = regexp.MustCompile(`(?i)^.+-[0-9a-f]{64}$`)
 
-// isOurs reports whether a name in loader/entries is that of an entry of a sysroot.
+// isOurs reports whether a name in loader/entries is that of a sysroot's entry.
 func isOurs(file string) bool {
 	return strings.HasPrefix(fold(file), entryPrefix) && strings.HasSuffix(fold(file), ".conf")
 }
 
-// An entryFile is an entry, as it is on an ESP or is to be.
+// An entryFile is an entry that an ESP has, or should have.
 type entryFile struct {
 	file  string // name in loader/entries
 	name  bls.Name
-	data  []byte     // nil: it is no entry
+	data  []byte     // nil: not an entry
 	entry *bls.Entry // of the data
 }
 
-// ostree returns the value of the kernel argument ostree=, "" if there is none.
+// ostree returns the value of the kernel argument ostree=, or "".
 func (e *entryFile) ostree() string {
 	if e.data == nil {
 		return ""
@@ -54,7 +54,7 @@ type kernelFile struct {
 	size      int64
 }
 
-// newKernelFile takes a path apart that stands in an entry.
+// newKernelFile splits a path of an entry.
 func newKernelFile(name string) (kernelFile, error) {
 	parts := strings.Split(name, "/")
 	if len(parts) != 4 || parts[0] != "" || parts[1] != kernelsDir {
@@ -68,13 +68,13 @@ func newKernelFile(name string) (kernelFile, error) {
 	return kernelFile{dir: parts[2], name: parts[3]}, nil
 }
 
-// path is below /boot, and below the ESP.
+// path is the path below /boot, and below the ESP.
 func (f kernelFile) path() string { return path.Join(kernelsDir, f.dir, f.name) }
 
 func (f kernelFile) key() string { return fold(f.path()) }
 
-// checkName makes sure that a file can have a name on FAT, and that it is the same one to Linux, whatever character set the
-// ESP is mounted with, and to the firmware.
+// checkName makes sure that FAT can hold a name, and that Linux, whatever character set the ESP is mounted with, and
+// the firmware read the same name.
 func checkName(name string) error {
 	bad := func(r rune) bool { return r < ' ' || r > '~' || strings.ContainsRune(`"*/:<>?\|`, r) }
 	switch {
@@ -86,7 +86,7 @@ func checkName(name string) error {
 	return nil
 }
 
-// onESP returns the form that an entry has on an ESP, where nothing is below /boot.
+// onESP returns an entry as it is on an ESP, where no path begins with /boot.
 func onESP(e *bls.Entry) *bls.Entry {
 	c := *e
 	trim := func(name string) string {
@@ -109,19 +109,19 @@ func paths(e *bls.Entry) []string {
 	return slices.DeleteFunc(all, func(name string) bool { return name == "" })
 }
 
-// contents is what is on an ESP.
+// contents is the content of an ESP.
 type contents struct {
 	entries []entryFile // of sysroots
-	kernels []kernelDir // in directories that are a mirror's
-	tmp     []string    // paths of what an interrupted Write has left in loader/entries
+	kernels []kernelDir // in directories of a mirror
+	tmp     []string    // paths in loader/entries that an interrupted Write has left
 }
 
 type kernelDir struct {
 	name  string
-	files []kernelFile // leftovers of an interrupted Write among them
+	files []kernelFile // with leftovers of an interrupted Write
 }
 
-// scan reads what is on the ESP.
+// scan reads the ESP.
 func (b *SystemdBoot) scan() (c *contents, err error) {
 	c = new(contents)
 	if c.tmp, err = b.scanLeftovers(); err != nil {
@@ -134,7 +134,7 @@ func (b *SystemdBoot) scan() (c *contents, err error) {
 	return c, err
 }
 
-// sortedNames returns the names in a directory of the ESP, in an order that does not depend on the file system.
+// sortedNames returns the names in a directory of the ESP, in the same order on every file system.
 func (b *SystemdBoot) sortedNames(name string) ([]string, error) {
 	dir, err := b.esp.OpenDir(name)
 	if err != nil {
@@ -186,7 +186,7 @@ func readEntry(dir *atfs.Dir, file string) (entryFile, error) {
 	}
 	data, err := dir.ReadFile(file, bls.MaxLen)
 	switch {
-	case errors.Is(err, unix.EFBIG), errors.Is(err, unix.EISDIR): // not of our making: replaced, if its name is needed
+	case errors.Is(err, unix.EFBIG), errors.Is(err, unix.EISDIR): // not ours: replaced if its name is needed
 		return e, nil
 	case err != nil:
 		return e, err
@@ -225,19 +225,19 @@ func (b *SystemdBoot) scanKernels() (dirs []kernelDir, err error) {
 	return dirs, err
 }
 
-// A plan is what makes an ESP what it is to be, in this order.
+// A plan lists the changes of an ESP, in order.
 type plan struct {
-	sweep      []string     // paths that no entry needs, neither of before nor wanted
-	files      []kernelFile // to be copied
-	entries    []entryFile  // to be written
+	sweep      []string     // paths that neither old nor wanted entries need
+	files      []kernelFile // to copy
+	entries    []entryFile  // to write
 	oldEntries []string     // paths that are not wanted
-	oldKernels []string     // paths that only those need
+	oldKernels []string     // paths that only old entries need
 
 	swept   []int64 // sizes of the files of sweep
 	newDirs int
 }
 
-// newPlan compares what is on an ESP with the files that are to be there, and the entries. They name no other files.
+// newPlan compares an ESP with the files and entries that it should have. The entries name no other files.
 func newPlan(have *contents, files []kernelFile, entries []entryFile) *plan {
 	p := &plan{sweep: have.tmp}
 	wanted := make(map[string]bool)
@@ -250,8 +250,8 @@ func newPlan(have *contents, files []kernelFile, entries []entryFile) *plan {
 	return p
 }
 
-// planFiles finds out which files must be copied, and notes which are wanted at all. One that is there with the same size is
-// the same: its directory is named after what is in it, and a file has its name when all of it is on the disk.
+// planFiles finds out which files to copy, and records which are wanted. A file of the same size is the same: its
+// directory is named after its content, and a file gets its name once all of it is on the disk.
 func (p *plan) planFiles(have *contents, files []kernelFile, wanted map[string]bool) {
 	dirs := make(map[string]bool)
 	sizes := make(map[string]int64)
@@ -276,7 +276,7 @@ func (p *plan) planFiles(have *contents, files []kernelFile, wanted map[string]b
 	}
 }
 
-// planEntries finds out which entries must be written, and which removed.
+// planEntries finds out which entries to write, and which to remove.
 func (p *plan) planEntries(have *contents, entries []entryFile) {
 	keep := make(map[string]bool) // folded names in loader/entries
 	for _, e := range slices.Backward(entries) {
@@ -297,7 +297,7 @@ func (p *plan) planEntries(have *contents, entries []entryFile) {
 	}
 }
 
-// planRemoval plans what of a directory goes, and when.
+// planRemoval plans which files of a directory to remove, and when.
 func (p *plan) planRemoval(d kernelDir, wanted map[string]bool, needed func(kernelFile) bool) {
 	var sweep, old []kernelFile
 	for _, f := range d.files {
@@ -329,7 +329,7 @@ func (p *plan) planRemoval(d kernelDir, wanted map[string]bool, needed func(kern
 	}
 }
 
-// referenced returns the keys of the files that entries name, and whether all could be read.
+// referenced returns the keys of the files that entries name, and whether all entries could be read.
 func referenced(entries []entryFile) (keys map[string]bool, readable bool) {
 	keys = make(map[string]bool)
 	for _, e := range entries {
@@ -343,7 +343,8 @@ func referenced(entries []entryFile) (keys map[string]bool, readable bool) {
 	return keys, true
 }
 
-// needs returns the bytes that a plan, and so many entries more, take on a file system with clusters of that size.
+// needs returns the bytes that a plan, and a number of further entries, take on a file system with clusters of that
+// size.
 func (p *plan) needs(cluster int64, entries int) int64 {
 	n := int64(p.newDirs+entries) * cluster
 	for _, f := range p.files {
@@ -353,7 +354,7 @@ func (p *plan) needs(cluster int64, entries int) int64 {
 		n += roundUp(int64(len(e.data)), cluster)
 	}
 	if n > 0 {
-		n += 2 * cluster // by which directories may have to grow
+		n += 2 * cluster // by which directories may grow
 	}
 	return n
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// sweepCases are changes of an ESP: what is on it, and what is to be. Kernel c lies on it without an entry.
+// sweepCases are changes of an ESP: its old and its new state. Kernel c is on it without an entry.
 var sweepCases = map[string]struct{ before, after []string }{
 	"first":    {nil, []string{"a"}},
 	"deploy":   {[]string{"a"}, []string{"b+3", "a"}},
@@ -73,14 +73,14 @@ func sweepCase(before, after []string) faulttest.Case[*machine] {
 	}
 }
 
-// Whichever operation fails, the machine boots what it booted before or what it is to boot, and the same again works.
+// Whichever operation fails, the machine boots as before or as planned, and another try works.
 func TestFaults(t *testing.T) {
 	for name, c := range sweepCases {
 		t.Run(name, func(t *testing.T) { faulttest.Sweep(t, sweepCase(c.before, c.after)) })
 	}
 }
 
-// The same when the process is killed.
+// The same with the process killed.
 func TestKills(t *testing.T) {
 	if !faulttest.IsChild() {
 		testenv.SkipShort(t, "starts a process for each operation")

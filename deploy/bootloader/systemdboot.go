@@ -24,10 +24,10 @@ const (
 	kernelsDir = "ostree"
 )
 
-// tmpSuffix ends the names of files that are not complete. No boot loader takes them for an entry or for a kernel.
+// tmpSuffix ends the names of incomplete files. No boot loader takes them for an entry or a kernel.
 const tmpSuffix = ".tmp"
 
-// A SpaceError says that an ESP is too small. It unwraps to ENOSPC.
+// A SpaceError reports that an ESP is too small. It unwraps to ENOSPC.
 type SpaceError struct{ Needs, Has int64 }
 
 func (e *SpaceError) Error() string {
@@ -39,17 +39,17 @@ func (e *SpaceError) Unwrap() error { return unix.ENOSPC }
 
 // SystemdBoot is systemd-boot on an EFI system partition. It implements [sysroot.Bootloader].
 //
-// One process at a time may use it: who holds the lock of the sysroot whose mirror it is. What systemd-boot and
-// systemd-bless-boot do to the names of entries happens when the machine starts.
+// Only one process at a time may use it: the holder of the lock of the mirrored sysroot. systemd-boot and
+// systemd-bless-boot rename entries only while the machine starts.
 type SystemdBoot struct {
 	esp       *atfs.Dir
-	mount     *mounts.Detached // of the ESP, if it is mounted for this alone
-	startedBy string           // boot loader that has started the running system, whose ESP this is; "" if that is not known
+	mount     *mounts.Detached // of the ESP, if mounted for this process alone
+	startedBy string           // boot loader that has started the running system, whose ESP this is; "" if unknown
 }
 
 var _ sysroot.Bootloader = (*SystemdBoot)(nil)
 
-// New returns the boot loader of an ESP, which has a loader/entries; otherwise the error is an [ErrNone]. Close closes esp.
+// New returns the boot loader of an ESP with loader/entries; without that, the error is an [ErrNone]. Close closes esp.
 func New(esp *atfs.Dir) (*SystemdBoot, error) {
 	st, err := esp.Lstat(entriesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
@@ -69,11 +69,11 @@ func (b *SystemdBoot) Close() error {
 	return b.esp.Close()
 }
 
-// Path returns where the ESP is mounted, for messages.
+// Path returns the ESP's mount point, for messages.
 func (b *SystemdBoot) Path() string { return b.esp.Path() }
 
-// Check returns a *[SpaceError] if the ESP has no room for those of the files that are not there yet. What nothing refers to
-// counts as free, since Write removes it first.
+// Check returns a *[SpaceError] if the ESP has no room for the missing files. Unreferenced files count as free space,
+// since Write removes them first.
 func (b *SystemdBoot) Check(_ context.Context, need []sysroot.BootFile) error {
 	return wrap("check", b.check(need))
 }
@@ -95,13 +95,13 @@ func (b *SystemdBoot) check(need []sysroot.BootFile) error {
 	return b.room(newPlan(have, files, nil), true, len(need))
 }
 
-// Write makes the ESP a mirror of what the entries say, the first of which is booted by default. It can be repeated, and
-// does nothing then; an entry that is there already, unchanged, keeps the name that boot counting has given it. When Write
-// returns an error the machine boots what it booted before, or what it is to boot.
+// Write makes the ESP a mirror of the entries, the first of which boots by default. It can be repeated, and does
+// nothing then. An unchanged entry keeps the name that boot counting has given it. After an error the machine boots as
+// before, or as planned.
 //
-// Entries must be in the order in which systemd-boot sorts them, by the stems of their names. A name that FAT cannot have is
-// an error, and so is a file that is not in a directory of /boot/ostree. Before anything is written it is seen to that there
-// is room; otherwise the error is a *[SpaceError].
+// Entries must be in the order in which systemd-boot sorts them, by the stems of their names. A name that FAT cannot
+// hold is an error, and so is a file outside a directory of /boot/ostree. If there is not enough room, the error is a
+// *[SpaceError], and nothing has been written.
 func (b *SystemdBoot) Write(ctx context.Context, boot *atfs.Dir, entries []sysroot.BootEntry) error {
 	return wrap("write", b.write(ctx, boot, entries))
 }
@@ -125,7 +125,7 @@ func (b *SystemdBoot) write(ctx context.Context, boot *atfs.Dir, entries []sysro
 	if err := b.copyKernels(ctx, boot, p.files); err != nil {
 		return err
 	}
-	// From here on the state is a mixture: it is better to finish it than to stop.
+	// From here on the state is a mixture: finishing is better than stopping.
 	if err := b.writeEntries(p.entries); err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (b *SystemdBoot) write(ctx context.Context, boot *atfs.Dir, entries []sysro
 	return b.remove(p.oldKernels)
 }
 
-// wanted returns what the ESP is to have.
+// wanted returns the files and entries that the ESP should have.
 func (b *SystemdBoot) wanted(boot *atfs.Dir, entries []sysroot.BootEntry) (files []kernelFile, want []entryFile, err error) {
 	for i, e := range entries {
 		if i > 0 && bls.CompareVersions(entries[i-1].Name.Stem, e.Name.Stem) <= 0 {
@@ -169,7 +169,7 @@ func (b *SystemdBoot) wanted(boot *atfs.Dir, entries []sysroot.BootEntry) (files
 	return files, want, nil
 }
 
-// Tries returns the states of boot counting of the entries, nil for one that does not count, by the values of the kernel
+// Tries returns the boot counting states of the entries, nil for one that does not count, by the values of the kernel
 // argument ostree= in their options.
 func (b *SystemdBoot) Tries(_ context.Context) (map[string]*bls.Tries, error) {
 	entries, err := b.scanEntries()
@@ -185,8 +185,8 @@ func (b *SystemdBoot) Tries(_ context.Context) (map[string]*bls.Tries, error) {
 	return tries, nil
 }
 
-// Bless takes the counter from the entry with this value of the kernel argument ostree=. One that does not count, or is not
-// there, is success.
+// Bless removes the counter from the entry with this value of the kernel argument ostree=. An entry that does not
+// count, or does not exist, is success.
 func (b *SystemdBoot) Bless(_ context.Context, ostree string) error {
 	return wrap("bless", b.bless(ostree))
 }
@@ -200,7 +200,7 @@ func (b *SystemdBoot) bless(ostree string) (err error) {
 	if i < 0 {
 		return nil
 	}
-	// Another one may have that name: the entry that this one was to replace when a Write was interrupted.
+	// Another entry may have that name: the one that this one was to replace when a Write was interrupted.
 	blessed := bls.Name{Stem: entries[i].name.Stem}.String()
 	dir, err := b.esp.OpenDir(entriesDir)
 	if err != nil {
@@ -220,8 +220,8 @@ func wrap(what string, err error) error {
 	return nil
 }
 
-// room returns a *SpaceError if there is no room for what a plan is going to write, and so many entries more. What the plan
-// sweeps is room if that is still to be done.
+// room returns a *SpaceError if there is no room for what a plan writes, and a number of further entries. The plan's
+// sweep counts as room unless it is done already.
 func (b *SystemdBoot) room(p *plan, sweep bool, entries int) error {
 	space, known, err := b.esp.Space()
 	if err != nil || !known {
@@ -267,7 +267,7 @@ func (b *SystemdBoot) copyKernels(ctx context.Context, boot *atfs.Dir, files []k
 	return nil
 }
 
-// chunk groups files that follow each other and are in the same directory.
+// chunk groups consecutive files of one directory.
 func chunk(files []kernelFile) func(yield func([]kernelFile) bool) {
 	return func(yield func([]kernelFile) bool) {
 		for len(files) > 0 {
@@ -283,7 +283,7 @@ func chunk(files []kernelFile) func(yield func([]kernelFile) bool) {
 	}
 }
 
-// mkdirs makes a directory and those above it, durably.
+// mkdirs makes a directory and its parents, durably.
 func (b *SystemdBoot) mkdirs(name string) error {
 	if ok, err := b.esp.Exists(name); ok || err != nil {
 		return err
@@ -326,8 +326,8 @@ func copyFile(boot *atfs.Dir, f kernelFile, to *atfs.Dir) (err error) {
 	})
 }
 
-// writeFile gives a file a content and then its name. Owner and mode are not set: FAT has none. The name is durable when the
-// directory is synced.
+// writeFile writes a file, and then gives it its name. It sets neither owner nor mode: FAT has none. The name is
+// durable once the directory is synced.
 func writeFile(dir *atfs.Dir, name string, fill func(*atfs.File) error) (err error) {
 	tmp := name + tmpSuffix
 	f, err := dir.OpenFile(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o644)
@@ -388,5 +388,5 @@ func (b *SystemdBoot) remove(names []string) error {
 	return nil
 }
 
-// fold gives names that FAT takes for the same the same form.
+// fold maps names that FAT cannot tell apart to one form.
 func fold(name string) string { return strings.ToLower(name) }

@@ -1,17 +1,17 @@
-// Package keyfile reads, edits and writes the text of GKeyFile, GLib's form of an ini file, which ostree uses for the
-// config of a repository and the origin of a deployment:
+// Package keyfile reads, edits and writes the text of GKeyFile, GLib's form of an ini file. ostree uses it for the
+// configuration of a repository and the origin of a deployment:
 //
 //	# comment
 //	[group]
 //	key=value
 //
-// A file that is parsed and written again is the same, byte for byte: comments, blank lines, the order, and the groups and
-// keys of others stay. An edit changes the lines that it must change.
+// Parsing and writing a file keeps every byte: comments, blank lines, the order, and unknown groups and keys. An edit
+// changes only the lines that it must change.
 //
 // The format is what GLib reads and writes with g_key_file_load_from_data and g_key_file_set_string
-// (https://docs.gtk.org/glib/struct.KeyFile.html): space around keys and before values is not part of them, space behind
-// values is. A group that occurs twice is one group, and of a key that occurs twice the last one counts. Lists and
-// translated keys are not known here; they are values and keys like others.
+// (https://docs.gtk.org/glib/struct.KeyFile.html): space around keys and before values is not part of them, space after
+// values is. A group that occurs twice is one group. If a key occurs twice, the last one counts. Lists and translated
+// keys get no special treatment.
 package keyfile
 
 import (
@@ -21,10 +21,10 @@ import (
 	"unicode/utf8"
 )
 
-// MaxLen is the length of a text that [Parse] takes.
+// MaxLen is the longest text that [Parse] reads.
 const MaxLen = 1 << 20
 
-// A SyntaxError says where a text is not a key file.
+// A SyntaxError reports where a text is not a key file.
 type SyntaxError struct {
 	Line   int // from 1
 	Reason string
@@ -32,12 +32,12 @@ type SyntaxError struct {
 
 func (e *SyntaxError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Reason) }
 
-// File is a key file. The zero File is empty and ready for use. Several goroutines may read one that nobody changes.
+// File is a key file. The zero File is empty and ready for use. Several goroutines may read a file that none changes.
 type File struct {
 	lines []line
 }
 
-// A line with its line feed, and what it means.
+// A line with its line feed, and its meaning.
 type line struct {
 	text  string
 	kind  kind
@@ -55,7 +55,7 @@ const (
 	pair
 )
 
-// space is what GLib skips: ASCII alone.
+// space is the white space that GLib skips: ASCII only.
 const space = " \t\r\f"
 
 // Parse parses a key file. An error is a *[SyntaxError].
@@ -81,7 +81,7 @@ func Parse(text []byte) (*File, error) {
 	return f, nil
 }
 
-// parseLine parses a line in a group. A reason says why it is none.
+// parseLine parses a line in a group. A reason explains why it is invalid.
 func parseLine(raw, group string) (l line, reason string) {
 	l = line{text: raw, group: group}
 	s := strings.TrimLeft(strings.TrimSuffix(strings.TrimSuffix(raw, "\n"), "\r"), space)
@@ -122,7 +122,7 @@ func isKey(key string) bool {
 		!strings.ContainsFunc(key, isControl)
 }
 
-// unescape gives a value its meaning. An escape that is not GLib's stays, backslash and all: that of a list's separator is
+// unescape resolves the escapes of a value. An escape that GLib does not define stays as it is: a list separator's is
 // for the reader of the list.
 func unescape(s string) (value string, ok bool) {
 	if strings.IndexByte(s, '\\') < 0 {
@@ -156,7 +156,7 @@ func unescape(s string) (value string, ok bool) {
 	return b.String(), true
 }
 
-// escape is what GLib writes for a value.
+// escape returns a value as GLib writes it.
 func escape(value string) string {
 	var b strings.Builder
 	leading := true
@@ -199,7 +199,7 @@ func (f *File) Get(group, key string) (string, bool) {
 	return f.lines[i].value, true
 }
 
-// Bool returns the value of a key that is true or false (also 1 or 0), fallback if there is no such key.
+// Bool returns the value of a key that is true or false (also 1 or 0), or fallback without that key.
 func (f *File) Bool(group, key string, fallback bool) (bool, error) {
 	v, ok := f.Get(group, key)
 	if !ok {
@@ -214,9 +214,9 @@ func (f *File) Bool(group, key string, fallback bool) (bool, error) {
 	return false, fmt.Errorf("%s in group %s is %.20q, neither true nor false", key, group, v)
 }
 
-// Set gives a key a value, which [File.Get] returns then: in the place of the one that counted, else at the end of the
-// group, else in a group at the end of the file. NUL and what is not UTF-8 cannot be written; they become U+FFFD. It
-// panics if group or key cannot be names.
+// Set sets the value of a key as [File.Get] returns it: in the line that counts, else at the end of the group, else in
+// a new group at the end of the file. NUL and invalid UTF-8 cannot be written; they become U+FFFD. It panics if group
+// or key cannot be names.
 func (f *File) Set(group, key, value string) {
 	if !isGroup(group) || !isKey(key) {
 		panic(fmt.Sprintf("keyfile: key %q of group %q cannot be written", key, group))
@@ -242,14 +242,14 @@ func (f *File) Set(group, key, value string) {
 	f.lines = append(f.lines, line{text: "[" + group + "]\n", kind: header, group: group}, l)
 }
 
-// Remove removes a key wherever its group has it. A comment above it stays.
+// Remove removes all lines of a key in a group. A comment above stays.
 func (f *File) Remove(group, key string) {
 	f.lines = slices.DeleteFunc(f.lines, func(l line) bool { return l.kind == pair && l.group == group && l.key == key })
 }
 
-// RemoveGroup removes a group with all that is in it, and the comment that is directly above it.
+// RemoveGroup removes a group with its lines, and the comment directly above it.
 func (f *File) RemoveGroup(group string) {
-	if group == "" { // what is above the first
+	if group == "" { // the lines above the first group
 		return
 	}
 	f.lines = slices.DeleteFunc(f.lines, func(l line) bool { return l.group == group })

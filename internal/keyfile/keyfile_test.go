@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// What g_key_file_get_string of GLib 2.74 returns for these texts, where it does; its errors about escapes are not ours.
+// Results of g_key_file_get_string in GLib 2.74 for these texts, where it succeeds. Its errors about escapes are not
+// ours.
 func TestGet(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
 		{"plain", "[g]\nk=v\n", "v"},
