@@ -2,15 +2,15 @@ package plugin
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/log"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/fsck"
 )
 
 // Recover brings the layers in order after a stop without warning, and logs what it found. Layers that lack something
@@ -19,11 +19,8 @@ import (
 func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.Decompressor) error {
 	start := time.Now()
 	r, err := s.Layers.Recover(ctx, func(ctx context.Context, lost layer.LostLayer) error {
-		held, err := blob.Import(ctx, s.Layers, blobSource(lost, source), d, ocispec.Descriptor{Digest: lost.Blob}, nil)
-		if err != nil {
-			return fmt.Errorf("import blob %s: %w", lost.Blob, err)
-		}
-		return held.Release()
+		blobs := fsck.Blobs{Provider: blobSource(lost, source), Decompressor: d}
+		return blobs.Remake(ctx, s.Layers, lost.ID, []digest.Digest{lost.Blob}, nil)
 	})
 	if err != nil || r.Entries == 0 {
 		return err

@@ -22,12 +22,14 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
 // noContext is for calls that end at once.
@@ -95,7 +97,11 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	}
 	target := differ.Target{Store: s.containerd.Content(), Leases: s.containerd.Leases()}
 	d := differ.New(s.snapshotter, s.store.Layers, blobs, target, decompressor)
-	s.grpc = newGRPC()
+	identity, err := inspect.Identity(s.store.Root)
+	if err != nil {
+		return nil, err
+	}
+	s.grpc = newGRPC(identity)
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(s.snapshotter))
 	diffapi.RegisterDiffServer(s.grpc, diffservice.FromApplierAndComparer(d, d))
 	return s, nil
@@ -191,20 +197,28 @@ func (s *Server) closeAll() error {
 	return err
 }
 
-// newGRPC returns a server with containerd's limits, on which a panic ends one call and not the daemon, and whose errors
-// have the code that errdefs gives them. containerd's services see to that themselves, but for List.
-func newGRPC() *grpc.Server {
+// newGRPC returns a server with containerd's limits. A panic ends one call and not the daemon, errors have the codes that
+// errdefs gives them (containerd's services see to that themselves, but for List), and every response has the identity of
+// the store, for commands that must know whose snapshots they list.
+func newGRPC(identity string) *grpc.Server {
+	header := metadata.Pairs(inspect.StoreHeader, identity)
 	return grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
 			defer recovered(ctx, info.FullMethod, &err)
+			if err := grpc.SetHeader(ctx, header); err != nil {
+				return nil, err
+			}
 			resp, err := handler(ctx, req)
 			return resp, errgrpc.ToGRPC(err)
 		}),
 		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 			defer recovered(ss.Context(), info.FullMethod, &err)
+			if err := ss.SetHeader(header); err != nil {
+				return err
+			}
 			return errgrpc.ToGRPC(handler(srv, ss))
 		}),
 	)

@@ -149,7 +149,7 @@ func TestPanicEndsTheCall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newGRPC()
+	server := newGRPC("store")
 	snapshotsapi.RegisterSnapshotsServer(server, panicking{})
 	go func() { _ = server.Serve(l) }()
 	defer server.Stop()

@@ -196,7 +196,7 @@ func (c *cli) deployImage(
 		return err
 	}
 	bar := c.newProgress("storing files")
-	p, err := s.Plan(ctx, st, src.store.layers, deploy.Request{
+	p, err := s.Plan(ctx, st, src.store.Layers, deploy.Request{
 		Image: img.image(), Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux,
 		NoPrune: f.noPrune, Tries: f.tries, Untried: f.untried,
 		Promote: deploy.PromoteOptions{DryRun: f.dryRun, Progress: bar.stored},

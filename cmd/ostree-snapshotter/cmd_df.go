@@ -8,13 +8,13 @@ import (
 	"os"
 	"slices"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/dustin/go-humanize"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
 // dfReport is the output of "df --json". All figures are bytes unless their name says otherwise.
@@ -109,47 +109,34 @@ func (c *cli) df(ctx context.Context) (err error) {
 	return err
 }
 
-// measure makes the report. It can return one beside an error, when damaged layers had to be left out.
+// measure makes the report. It can return one beside an error that names damaged layers, which it leaves out.
 func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
-	staged, err := s.staged()
-	if err != nil {
-		return nil, err
-	}
-	rows, err := s.rows(ctx, c.daemonAddress)
-	if err != nil {
-		return nil, err
-	}
 	images, source := c.images(ctx, s.cfg)
-
 	p := c.newProgress("measuring files")
-	use, err := s.diskUsage(ctx, func(n int64) { p.update(n, 0) })
+	use, damage := s.Usage(ctx, inspected(images), func(n int64) { p.update(n, 0) })
 	p.stop()
-	if err != nil {
-		return nil, fmt.Errorf("measure store: %w", err)
+	if use == nil {
+		return nil, damage
 	}
-	list, lost := s.allLayers(ctx, rows)
-	layers, damage := s.layerUses(list, use)
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-
-	groups := groupRows(rows, images)
-	owners := place(groups, rows, layers)
-	for _, id := range staged { // needed, though by nothing that has a name yet
-		for i := range layers {
-			if layers[i].ID == id && owners[i] == nobody {
-				owners[i] = many
-			}
-		}
-	}
-	r := newDfReport(&account{layers: layers, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: owners}, groups, use)
+	r := newDfReport(use, images)
 	r.Root, r.Source = s.cfg.Root, source
 	if chosen := s.checkout(); chosen.Checkout != "" {
 		r.Checkout = chosen.String()
 	}
-	r.addLogical(rows, layers)
 	r.keepNamespace(c.namespace)
-	return r, errors.Join(lost, damage)
+	return r, damage
+}
+
+// inspected returns what the store has to know of images.
+func inspected(images []containerd.Image) []inspect.Image {
+	list := make([]inspect.Image, len(images))
+	for i, img := range images {
+		list[i] = inspect.Image{Chains: img.Chains, Blobs: img.Blobs}
+		for _, name := range img.Names {
+			list[i].Names = append(list[i].Names, name.Namespace+"/"+name.Name)
+		}
+	}
+	return list
 }
 
 // images asks containerd for its images. Without it the report is still true, only by chains: say so and go on.
@@ -169,68 +156,32 @@ func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]containerd.Imag
 	return nil, fromSnapshots
 }
 
-// checkout returns the checkouts that the daemon chose when it was started last; the zero value if none was, or if the
-// file that says so is damaged.
-func (s *store) checkout() plugin.Chosen {
-	c, err := plugin.ReadCheckout(s.root)
-	if err != nil {
-		return plugin.Chosen{}
-	}
-	return c
-}
-
-func newDfReport(a *account, groups []group, use *diskUsage) *dfReport {
-	unique, unneeded := a.unique(len(groups))
+func newDfReport(use *inspect.Usage, images []containerd.Image) *dfReport {
 	r := &dfReport{
-		Stored:       use.total(),
-		Objects:      use.objects,
-		Checkouts:    use.checkouts,
-		Active:       use.snapshots,
-		Metadata:     use.metadata,
-		Unneeded:     unneeded,
-		Unreferenced: use.objects,
+		Snapshots:    use.Snapshots,
+		Logical:      use.Logical,
+		Stored:       use.Stored(),
+		Objects:      use.Objects,
+		Checkouts:    use.Checkouts,
+		Active:       use.Active,
+		Metadata:     use.Metadata,
+		Elsewhere:    use.Elsewhere,
+		Ratio:        use.Ratio(),
+		Unneeded:     use.Unneeded,
+		Unreferenced: use.Unreferenced,
 		Images:       []dfRow{},
 	}
-	for obj := range a.objectOwners() {
-		r.Unreferenced -= a.bytes[obj]
+	for _, g := range use.Groups {
+		row := dfRow{
+			Chain: g.Chain, Layers: g.Layers, Size: g.Size,
+			Unique: g.Unique, Shared: g.Shared, Elsewhere: g.Elsewhere, Active: g.Active,
+		}
+		if g.Image >= 0 {
+			row.Digest, row.Names = images[g.Image].Target, images[g.Image].Names
+		}
+		r.Images = append(r.Images, row)
 	}
-	for obj := range use.elsewhere {
-		r.Elsewhere += use.objectBytes[obj]
-	}
-	for i, g := range groups {
-		stored, elsewhere := a.stored(g.layers)
-		r.Images = append(r.Images, dfRow{
-			Digest:    g.target,
-			Names:     g.names,
-			Chain:     g.chain,
-			Layers:    len(g.layers),
-			Size:      g.size,
-			Unique:    unique[i],
-			Shared:    stored - unique[i],
-			Elsewhere: elsewhere,
-			Active:    g.active,
-		})
-	}
-	slices.SortStableFunc(r.Images, func(a, b dfRow) int { return cmp.Compare(b.Unique, a.Unique) })
 	return r
-}
-
-// addLogical fills in what the committed snapshots would take if each had its own files.
-func (r *dfReport) addLogical(rows []row, layers []layerUse) {
-	for _, row := range rows {
-		if row.kind != snapshots.KindCommitted {
-			continue
-		}
-		r.Snapshots++
-		for _, l := range layers {
-			if l.ID == row.layer {
-				r.Logical += l.Size
-			}
-		}
-	}
-	if stored := r.Stored - r.Active; r.Logical > 0 && stored > 0 {
-		r.Ratio = float64(r.Logical) / float64(stored)
-	}
 }
 
 // keepNamespace leaves only what has a name in one namespace of containerd; "" leaves everything.

@@ -62,7 +62,7 @@ func (c *cli) imageDigest(ctx context.Context, name string, dump bool) (err erro
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	// No layer goes before it is read.
-	lock, err := src.store.repo.Lock(ctx, objectstore.LockShared)
+	lock, err := src.store.Repo.Lock(ctx, objectstore.LockShared)
 	if err != nil {
 		return err
 	}
@@ -72,13 +72,13 @@ func (c *cli) imageDigest(ctx context.Context, name string, dump bool) (err erro
 		return err
 	}
 	if dump {
-		root, err := src.store.layers.RootfsTree(ctx, img.Layers)
+		root, err := src.store.Layers.RootfsTree(ctx, img.Layers)
 		if err != nil {
 			return fmt.Errorf("image %s: %w", name, err)
 		}
 		return composefs.WriteDump(c.stdout, root)
 	}
-	image, digest, err := src.store.layers.MarshalRootfs(ctx, img.Layers)
+	image, digest, err := src.store.Layers.MarshalRootfs(ctx, img.Layers)
 	if err != nil {
 		return fmt.Errorf("image %s: %w", name, err)
 	}

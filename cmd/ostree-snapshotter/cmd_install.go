@@ -92,7 +92,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 			c.note("%s", step)
 		}
 	}
-	p, err := deploy.PlanInstall(ctx, src.store.layers, disk, deploy.InstallRequest{
+	p, err := deploy.PlanInstall(ctx, src.store.Layers, disk, deploy.InstallRequest{
 		Image: img.image(), Stateroot: f.stateroot, Kargs: f.kargs, NoSELinux: f.noSELinux, Options: opts,
 		Promote: deploy.PromoteOptions{Progress: bar.stored},
 	})

@@ -67,58 +67,17 @@ func (c *cli) listLayers(ctx context.Context) (err error) {
 	return err
 }
 
-// layerRows makes the list. It can return one beside an error, when damaged layers had to be left out.
+// layerRows makes the list. It can return one beside an error that names damaged layers, which it leaves out.
 func (c *cli) layerRows(ctx context.Context, s *store) ([]layerRow, error) {
-	staged, err := s.staged()
-	if err != nil {
-		return nil, err
-	}
-	rows, err := s.rows(ctx, c.daemonAddress)
-	if err != nil {
-		return nil, err
-	}
 	p := c.newProgress("measuring files")
-	use, err := s.diskUsage(ctx, func(n int64) { p.update(n, 0) })
+	layers, damage := s.LayerUsage(ctx, func(n int64) { p.update(n, 0) })
 	p.stop()
-	if err != nil {
-		return nil, fmt.Errorf("measure store: %w", err)
+	if layers == nil {
+		return nil, damage
 	}
-	all, lost := s.allLayers(ctx, rows)
-	uses, damage := s.layerUses(all, use)
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	list := make([]layerRow, len(layers))
+	for i, l := range layers {
+		list[i] = layerRow{ID: l.ID, DiffID: l.DiffID, Entries: l.Entries, Size: l.Size, Snapshots: l.Snapshots, Unique: l.Unique}
 	}
-
-	a := &account{layers: uses, bytes: use.objectBytes, elsewhere: use.elsewhere, owners: make([]owner, len(uses))}
-	for i := range uses {
-		a.owners[i] = owner(i)
-	}
-	unique, _ := a.unique(len(uses))
-	list := make([]layerRow, 0, len(uses))
-	for i, l := range uses {
-		list = append(list, layerRow{
-			ID:        l.ID,
-			DiffID:    l.DiffID,
-			Entries:   l.Entries,
-			Size:      l.Size,
-			Snapshots: countSnapshots(l.ID, rows, staged),
-			Unique:    unique[i],
-		})
-	}
-	return list, errors.Join(lost, damage)
-}
-
-func countSnapshots(id objectstore.Checksum, rows []row, staged map[string]objectstore.Checksum) int {
-	n := 0
-	for _, r := range rows {
-		if r.layer == id {
-			n++
-		}
-	}
-	for _, s := range staged {
-		if s == id {
-			n++
-		}
-	}
-	return n
+	return list, damage
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	bolterrors "go.etcd.io/bbolt/errors"
 
@@ -50,18 +49,15 @@ func (c *cli) prune(ctx context.Context, dryRun bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	swept, err := snapshotter.Sweep(ctx, s.root, dryRun)
+	swept, err := snapshotter.Sweep(ctx, s.Root, dryRun)
 	inUse := errors.Is(err, bolterrors.ErrTimeout)
 	if inUse {
 		swept, err = &snapshotter.Swept{}, nil // the daemon knows which of its directories it is using
 	}
-	if errdefs.IsDataLoss(err) {
-		return withHint(withStatus(exitCorrupt, fmt.Errorf("sweep snapshots: %w", err)), restoreHint)
-	}
 	if err != nil {
 		return fmt.Errorf("sweep snapshots: %w", err)
 	}
-	plan, err := s.layers.PlanPrune(ctx, s.live(c.daemonAddress, swept.Orphans...))
+	plan, err := s.Layers.PlanPrune(ctx, s.Live(swept.Orphans...))
 	if err != nil {
 		return err
 	}
@@ -69,7 +65,7 @@ func (c *cli) prune(ctx context.Context, dryRun bool) (err error) {
 	if !dryRun {
 		stats, err = plan.Execute(ctx)
 		if err == nil && inUse {
-			err = s.cleanup(ctx, c.daemonAddress)
+			err = s.Cleanup(ctx)
 		}
 	}
 	stats.Leftovers += len(swept.Orphans) + swept.Removed

@@ -21,6 +21,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
 // Exit statuses. They are interface: scripts test them.
@@ -120,8 +122,10 @@ func report(stderr io.Writer, err error) int {
 
 func statusOf(err error) int {
 	var (
-		status *statusError
-		none   *plugin.NoStoreError
+		status  *statusError
+		none    *plugin.NoStoreError
+		damaged *snapshotter.DamagedMetadataError
+		locked  *inspect.LockedError
 	)
 	switch {
 	case errors.As(err, &status):
@@ -132,15 +136,15 @@ func statusOf(err error) int {
 		return exitPartly
 	case is(err, deploy.ErrStaterootName, deploy.ErrManyStateroots, deploy.ErrCannotStage, kargs.ErrEdit):
 		return exitUsage
-	case is(err, containerd.ErrNoImage, errNotUnpacked):
+	case is(err, containerd.ErrNoImage, inspect.ErrNotUnpacked):
 		return exitNoImage
 	case errors.As(err, new(notBootableError)):
 		return exitNotBootable
 	case errors.As(err, &none), errors.Is(err, objectstore.ErrNoRepo):
 		return exitNoRepo
-	case errors.Is(err, objectstore.ErrLocked), errors.Is(err, sysroot.ErrLocked):
+	case errors.As(err, &locked), errors.Is(err, objectstore.ErrLocked), errors.Is(err, sysroot.ErrLocked):
 		return exitLocked
-	case errors.Is(err, objectstore.ErrCorrupt), errors.Is(err, sysroot.ErrCorrupt):
+	case errors.As(err, &damaged), errors.Is(err, objectstore.ErrCorrupt), errors.Is(err, sysroot.ErrCorrupt):
 		return exitCorrupt
 	case is(err, sysroot.ErrNotSysroot, deploy.ErrNotBooted, deploy.ErrNoStateroot):
 		return exitNoSysroot
@@ -217,11 +221,14 @@ func deployHint(err error) string {
 
 func hintFor(err error) string {
 	var (
-		hint   *hintError
-		none   *plugin.NoStoreError
-		config *plugin.ConfigError
-		img    *containerd.ImageError
-		reg    *containerd.RegistryError
+		hint    *hintError
+		img     *containerd.ImageError
+		reg     *containerd.RegistryError
+		none    *plugin.NoStoreError
+		config  *plugin.ConfigError
+		damaged *snapshotter.DamagedMetadataError
+		lost    *inspect.LostMetadataError
+		locked  *inspect.LockedError
 	)
 	switch {
 	case errors.As(err, &hint):
@@ -236,6 +243,10 @@ func hintFor(err error) string {
 		return "\"ostree-snapshotter serve\" makes the store when it first starts; --root or --config say where it is"
 	case errors.As(err, &config):
 		return "\"ostree-snapshotter config default\" prints every key with its default"
+	case errors.As(err, &damaged), errors.As(err, &lost):
+		return "start the daemon: it puts the copy of the file in its place"
+	case errors.As(err, &locked):
+		return "--daemon-address says where the daemon that uses this root listens"
 	case errors.Is(err, objectstore.ErrLocked):
 		return "a pull or another prune holds the repository's lock; try again when it is done"
 	case errors.Is(err, objectstore.ErrCorrupt):
@@ -258,7 +269,7 @@ func imageHint(e *containerd.ImageError) string {
 	switch {
 	case errors.Is(e, containerd.ErrNoAnswer):
 		return "-a/--address says where containerd listens"
-	case errors.Is(e, errNotUnpacked):
+	case errors.Is(e, inspect.ErrNotUnpacked):
 		return fmt.Sprintf("%q unpacks it", pull(""))
 	case errors.As(e, &platform):
 		return fmt.Sprintf("an image for this host is pulled by %q, if the registry has one", pull("--platform "+platform.Want+" "))

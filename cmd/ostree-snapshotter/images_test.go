@@ -38,7 +38,7 @@ func output(t *testing.T, status int, args ...string) string {
 func TestCommandsWithContainerd(t *testing.T) {
 	f, s := newFixture(t)
 	f.stopDaemon(t)
-	root := s.root.Path()
+	root := s.Root.Path()
 	c := newContainerd(t)
 	diffID := func(id objectstore.Checksum) digest.Digest {
 		l, err := f.layers.Layer(t.Context(), id)
@@ -76,7 +76,7 @@ func TestCommandsWithContainerd(t *testing.T) {
 		}
 	})
 	t.Run("fsck", func(t *testing.T) {
-		objs, err := s.layers.Closure(f.a)
+		objs, err := s.Layers.Closure(f.a)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -26,6 +26,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
 func TestMain(m *testing.M) {
@@ -116,7 +117,7 @@ func scriptFixture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("LAYER_BASE", f.base.String())
 	ts.Setenv("LAYER_A", f.a.String())
 	ts.Setenv("LAYER_B", f.b.String())
-	ts.Setenv("CHECKOUT_B", "layers/"+checkoutDir(f.b)+"/fs")
+	ts.Setenv("CHECKOUT_B", "layers/"+layer.CheckoutDir(f.b)+"/fs")
 	ts.Setenv("CHAIN_BASE", f.chain.String())
 	ts.Setenv("CHAIN_A", f.chainA.String())
 	ts.Setenv("CHAIN_B", f.chainB.String())

@@ -309,7 +309,7 @@ func TestDfOfSharedStore(t *testing.T) {
 	var before, after, gone dfReport
 	decode(t, output(t, 0, args...), &before)
 	to := sysrootRepo(t, b.root.Path()+"-sysroot")
-	p, err := deploy.Promote(t.Context(), b.store.layers, to, img.image(), deploy.PromoteOptions{})
+	p, err := deploy.Promote(t.Context(), b.store.Layers, to, img.image(), deploy.PromoteOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,14 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -37,9 +34,6 @@ type resolved struct {
 	Created         time.Time              // zero if it does not say
 }
 
-// errNotUnpacked is the error of an image that containerd has and the store does not.
-var errNotUnpacked = errors.New("it is pulled, but this snapshotter has not unpacked it")
-
 // notBootableError is the error of an image that is not an operating system.
 type notBootableError struct{ error }
 
@@ -57,7 +51,7 @@ func (c *cli) resolveImage(ctx context.Context, client *containerd.Client, s *st
 	}
 	if err = checkOS(m); err == nil {
 		img.Chain = identity.ChainID(m.DiffIDs)
-		img.Layers, err = s.layersOf(ctx, c.daemonAddress, m.DiffIDs)
+		img.Layers, err = s.Unpacked(ctx, m.DiffIDs)
 	}
 	if err != nil {
 		err = &containerd.ImageError{Namespace: namespace, Name: name, Err: err}
@@ -80,59 +74,4 @@ func checkOS(m *containerd.Manifest) error {
 		}
 	}
 	return nil
-}
-
-// layersOf finds the layers of an image in the store: by the digests of their tars, or, since what was built here has none,
-// by the snapshot of the chain. Without them the error is errNotUnpacked.
-func (s *store) layersOf(ctx context.Context, daemonAddress string, diffIDs []digest.Digest) ([]objectstore.Checksum, error) {
-	list, err := s.byDiffID(ctx, diffIDs)
-	if err == nil && list == nil {
-		list, err = s.bySnapshot(ctx, daemonAddress, identity.ChainID(diffIDs))
-	}
-	if err == nil && len(list) != len(diffIDs) {
-		err = errNotUnpacked
-	}
-	return list, err
-}
-
-// byDiffID returns nil if the store does not have all.
-func (s *store) byDiffID(ctx context.Context, diffIDs []digest.Digest) ([]objectstore.Checksum, error) {
-	list := make([]objectstore.Checksum, 0, len(diffIDs))
-	for _, id := range diffIDs {
-		held, err := s.layers.Acquire(ctx, id)
-		if errors.Is(err, objectstore.ErrNotExist) || errdefs.IsNotFound(err) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, held.ID)
-		if err := held.Release(); err != nil {
-			return nil, err
-		}
-	}
-	return list, nil
-}
-
-// bySnapshot returns nil if the store has no snapshot of the chain.
-func (s *store) bySnapshot(ctx context.Context, daemonAddress string, chain digest.Digest) ([]objectstore.Checksum, error) {
-	rows, err := s.rows(ctx, daemonAddress)
-	if err != nil {
-		return nil, err
-	}
-	byKey := make(map[string]*row, len(rows))
-	var top *row
-	for i := range rows {
-		byKey[rows[i].key] = &rows[i]
-		if rows[i].kind == snapshots.KindCommitted && rows[i].chain == chain {
-			top = &rows[i]
-		}
-	}
-	var list []objectstore.Checksum
-	for top != nil && len(list) <= len(rows) {
-		list = append(list, top.layer)
-		top = byKey[top.parent]
-	}
-	slices.Reverse(list)
-	return list, nil
 }

@@ -1,15 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
 const defaultConfigFile = plugin.DefaultConfigFile
@@ -36,13 +35,11 @@ func (c *cli) loadConfig() (*plugin.Config, error) {
 	return cfg, nil
 }
 
-// store is what the commands that look at a store share.
+// store is the store that a command reads.
 type store struct {
-	cfg    *plugin.Config
-	root   *atfs.Dir
-	repo   *objectstore.Repo
-	layers *layer.Store
-	close  func() error
+	*inspect.Store
+	cfg   *plugin.Config
+	close func() error
 }
 
 // openStore opens the store that the configuration names. It changes nothing on the disk when there is none.
@@ -55,5 +52,23 @@ func (c *cli) openStore() (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{cfg: cfg, root: s.Root, repo: s.Repo, layers: s.Layers, close: s.Close}, nil
+	return newStore(cfg, s, cmp.Or(c.daemonAddress, cfg.Address)), nil
+}
+
+func newStore(cfg *plugin.Config, s *plugin.Store, daemon string) *store {
+	return &store{
+		Store: &inspect.Store{Root: s.Root, Repo: s.Repo, Layers: s.Layers, Daemon: daemon},
+		cfg:   cfg,
+		close: s.Close,
+	}
+}
+
+// checkout returns the checkouts that the daemon chose at its last start; the zero value if there was none, or if its record is
+// damaged.
+func (s *store) checkout() plugin.Chosen {
+	c, err := plugin.ReadCheckout(s.Root)
+	if err != nil {
+		return plugin.Chosen{}
+	}
+	return c
 }

@@ -1,13 +1,11 @@
-package main
+package fsck
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,6 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
 // Whichever operation of a repair fails, and before whichever the process is killed: nothing else is damaged, and another
@@ -44,38 +43,16 @@ func TestRepairOrder(t *testing.T) {
 	faulttest.Order(t, "repair", repairing())
 }
 
-// A sweptRepair is a store of one image, in root, and the blobs of its layers. Nothing is open between commands.
-type sweptRepair struct {
-	repairBed
-	hook atfs.Hook
-}
+// A sweptRepair is a store of one image, and the blobs of its layers. Nothing is open between operations.
+type sweptRepair struct{ bed }
 
 func (sweptRepair) Close() error { return nil }
 
-// openDir opens a directory of the store with the hook, which gets paths below the root.
-func (s sweptRepair) openDir(name string) (*atfs.Dir, error) {
-	rel, err := filepath.Rel(s.root, name)
-	if err != nil {
-		return nil, err
-	}
-	plain, err := atfs.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	return plain.WithHook(func(op atfs.Op, name string) error {
-		if s.hook == nil {
-			return nil
-		}
-		return s.hook(op, path.Join(rel, name))
-	})
-}
-
-// repairing is "fsck --repair" of a store in which an object is damaged, a checkout lacks a file and a ref is empty.
+// repairing is the repair of a store in which an object is damaged, a checkout lacks a file and a ref is empty.
 func repairing() faulttest.Case[sweptRepair] {
-	layers := [][]tarFile{
-		{{name: "bin/sh", content: "shell", mtime: 1}},
-		{{name: "lib/a", content: "library", mtime: 2}, {name: "lib/b", content: "another", mtime: 2}},
+	layers := [][]snaptest.TarFile{
+		{{Name: "bin/sh", Content: "shell", Mtime: 1}},
+		{{Name: "lib/a", Content: "library", Mtime: 2}, {Name: "lib/b", Content: "another", Mtime: 2}},
 	}
 	told := false // the last repair has said that an operation failed
 	return faulttest.Case[sweptRepair]{
@@ -85,52 +62,48 @@ func repairing() faulttest.Case[sweptRepair] {
 			makeDamagedStore(t, sweptBed(dir), layers)
 		},
 		Open: func(_ *testing.T, dir string, hook atfs.Hook) sweptRepair {
-			return sweptRepair{sweptBed(dir), hook}
+			b := sweptBed(dir)
+			b.hook = hook
+			return sweptRepair{b}
 		},
 		Run: func(t *testing.T, s sweptRepair) error {
 			t.Helper()
-			var stdout, stderr bytes.Buffer
-			c := cli{stdout: &stdout, stderr: &stderr, openDir: s.openDir}
-			status := c.execute(t.Context(), []string{
-				"fsck", "--repair", "--root", s.root, "--address", filepath.Join(s.root, "no-containerd"), "--content-root", s.blobs,
-			})
-			told = strings.Contains(stderr.String(), faulttest.Err.Error())
-			switch {
-			case status == exitOK:
+			r, failed, err := s.tryRepair(t)
+			all := errors.Join(append(failed, err)...)
+			told = errors.Is(all, faulttest.Err)
+			if err == nil && len(r.Problems) == 0 {
 				return nil
-			case told: // a layer or a checkout that cannot be repaired is a note, the others are
-				return fmt.Errorf("status %d: %w", status, faulttest.Err)
 			}
-			return fmt.Errorf("status %d: %s%s", status, &stdout, &stderr)
+			return fmt.Errorf("repair: %w", all)
 		},
 		// What fails after everything is right again is said, and does no harm.
 		Survives: func(atfs.Op, string) bool { return told },
 		Check: func(t *testing.T, s sweptRepair, done bool) {
 			t.Helper()
-			f, err := openFixture(t.Context(), s.root) // as the daemon does
+			f, err := snaptest.OpenFixture(t.Context(), s.root) // as the daemon does
 			if err != nil {
 				t.Fatal(err)
 			}
-			report, err := f.repo.Fsck(t.Context(), objectstore.FsckOptions{})
+			report, err := f.Repo.Fsck(t.Context(), objectstore.FsckOptions{})
 			if err == nil {
 				objects := slices.DeleteFunc(report.Problems, func(p objectstore.Problem) bool { return p.Ref != "" })
 				if len(objects) > 1 || done && len(report.Problems) > 0 {
 					err = report.Err()
 				}
 			}
-			if err := errors.Join(err, f.layers.SweepTmp(), f.close()); err != nil {
+			if err := errors.Join(err, f.Store.SweepTmp(), f.Close()); err != nil {
 				t.Error(err)
 			}
 			if !done {
 				return
 			}
-			if status, r, stderr := s.fsck(t); status != exitOK {
-				t.Errorf("fsck: status %d, %+v, %s", status, r.Problems, stderr)
+			if r := s.check(t); len(r.Problems) != 0 || r.Unread != nil {
+				t.Errorf("check: %+v, %v", r.Problems, r.Unread)
 			}
 			for name, content := range files(t, filepath.Join(s.root, "layers")) {
 				for _, f := range append(layers[0], layers[1]...) {
-					if strings.HasSuffix(name, "/"+f.name) && content != f.content {
-						t.Errorf("%s: got %q, want %q", name, content, f.content)
+					if strings.HasSuffix(name, "/"+f.Name) && content != f.Content {
+						t.Errorf("%s: got %q, want %q", name, content, f.Content)
 					}
 				}
 			}
@@ -146,41 +119,29 @@ func silence(t *testing.T) {
 	t.Cleanup(func() { log.L.Logger.SetOutput(old) })
 }
 
-func sweptBed(dir string) repairBed {
-	return repairBed{root: filepath.Join(dir, "root"), blobs: filepath.Join(dir, "content")}
+func sweptBed(dir string) bed {
+	return bed{root: filepath.Join(dir, "root"), blobs: filepath.Join(dir, "content")}
 }
 
 // makeDamagedStore unpacks layers, and damages one of the files that lib/ has, with its object, the checkout of the other
 // and a ref.
-func makeDamagedStore(t *testing.T, b repairBed, layers [][]tarFile) {
+func makeDamagedStore(t *testing.T, b bed, layers [][]snaptest.TarFile) {
 	t.Helper()
-	blobs := filepath.Join(b.blobs, "blobs/sha256")
-	for _, dir := range []string{b.root, blobs} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := createRepo(filepath.Join(b.root, "repo")); err != nil {
+	if err := os.MkdirAll(b.root, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	f, err := openFixture(t.Context(), b.root)
+	f, err := snaptest.OpenFixture(t.Context(), b.root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var parent digest.Digest
 	for _, layer := range layers {
-		if _, parent, err = f.unpack(t.Context(), parent, layer); err != nil {
+		if _, parent, err = f.Unpack(t.Context(), parent, layer); err != nil {
 			t.Fatal(err)
 		}
-		data, err := makeTar(layer)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(blobs, digest.FromBytes(data).Encoded()), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		b.addBlob(t, layer)
 	}
-	if err := f.close(); err != nil {
+	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	one := func(pattern string) string {

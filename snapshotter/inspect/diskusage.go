@@ -1,4 +1,4 @@
-package main
+package inspect
 
 import (
 	"context"
@@ -15,32 +15,29 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
-// blockSize is the unit of st_blocks, whatever the file system's own.
-const blockSize = 512
-
-// diskUsage is what a store takes on the disk: allocated bytes, each inode counted once, as du counts. The four sums
-// add up to the whole.
+// diskUsage holds the allocated bytes of a store, each inode counted once, as du(1) counts. The four sums add up to the
+// whole.
 type diskUsage struct {
 	objects   int64 // repo/objects/*/*
-	checkouts int64 // layers/, without the inodes that are objects
+	checkouts int64 // layers/, rootfs/ and mounts/, without the inodes that are objects
 	snapshots int64 // snapshots/ and lost/, without the inodes that are objects
 	metadata  int64 // everything else: directories, refs, metadata.db, temporary files
 
-	objectBytes   map[objectstore.ObjectName]int64 // of every object
-	refBytes      map[string]int64                 // of every ref, and directory of refs, below refs/heads; part of metadata
-	checkoutBytes map[string]int64                 // of every directory of layers/: what is there and not an object
+	objectBytes   map[objectstore.ObjectName]int64 // by object
+	refBytes      map[string]int64                 // by ref, and directory of refs, below refs/heads; part of metadata
+	checkoutBytes map[string]int64                 // by directory of layers/, without the inodes that are objects
 
-	// elsewhere are the objects that are inodes with names outside the store too: other repositories, or deployments, have
-	// them. To remove them here frees nothing.
+	// elsewhere holds the objects whose inodes also have names outside the store, in other repositories or deployments.
+	// Removing them here frees nothing.
 	elsewhere map[objectstore.ObjectName]struct{}
 }
 
 func (u *diskUsage) total() int64 { return u.objects + u.checkouts + u.snapshots + u.metadata }
 
-// usageWalk adds up a tree. What vanishes meanwhile, because the daemon is at work, is not counted.
+// usageWalk adds up a tree. Files that vanish meanwhile, because the daemon is at work, are not counted.
 type usageWalk struct {
 	ctx    context.Context
-	names  map[atfs.Inode]uint64               // of files with several names, and of directories: how many were met
+	names  map[atfs.Inode]uint64               // names met so far, of files with several names and of directories
 	linked map[objectstore.ObjectName]linkedTo // objects that have several names
 	use    *diskUsage
 	tick   func(files int64)
@@ -48,15 +45,14 @@ type usageWalk struct {
 	device uint64 // of the tree
 }
 
-// linkedTo is an inode and how many names it has, wherever they are.
+// linkedTo is an inode and the number of its names, inside the store and outside.
 type linkedTo struct {
 	inode atfs.Inode
 	links uint64
 }
 
-// diskUsage measures the store. The repository is measured first, so that a hard link in a checkout is nobody's cost
-// but the object's.
-func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsage, error) {
+// diskUsage measures the store. The repository comes first, so that a hard link in a checkout is counted as the object.
+func (s *Store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsage, error) {
 	w := &usageWalk{
 		ctx:    ctx,
 		names:  make(map[atfs.Inode]uint64),
@@ -69,10 +65,10 @@ func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsa
 		},
 		tick: tick,
 	}
-	if err := w.top(s.repo.Dir(), w.repoEntry); err != nil {
+	if err := w.top(s.Repo.Dir(), w.repoEntry); err != nil {
 		return nil, err
 	}
-	if err := w.top(s.root, w.rootEntry); err != nil {
+	if err := w.top(s.Root, w.rootEntry); err != nil {
 		return nil, err
 	}
 	for obj, l := range w.linked {
@@ -83,13 +79,13 @@ func (s *store) diskUsage(ctx context.Context, tick func(files int64)) (*diskUsa
 	return w.use, nil
 }
 
-// top walks a tree that begins at dir.
+// top walks the tree below dir.
 func (w *usageWalk) top(dir *atfs.Dir, add func(name string, st *unix.Stat_t)) error {
 	st, err := dir.Lstat(".")
 	if err != nil {
 		return err
 	}
-	if !w.first(st) { // the repository, met below the root
+	if !w.first(st) { // the repository, again below the root
 		return nil
 	}
 	w.device = st.Dev
@@ -154,7 +150,7 @@ func (w *usageWalk) first(st unix.Stat_t) bool {
 
 // repoEntry counts a file of the repository.
 func (w *usageWalk) repoEntry(name string, st *unix.Stat_t) {
-	bytes := st.Blocks * blockSize
+	bytes := atfs.Allocated(st)
 	if loose, ok := strings.CutPrefix(name, "objects/"); ok {
 		if obj, err := objectstore.ParseLoosePath(loose); err == nil {
 			w.use.objects += bytes
@@ -173,30 +169,18 @@ func (w *usageWalk) repoEntry(name string, st *unix.Stat_t) {
 
 // rootEntry counts a file of the root that is not in the repository.
 func (w *usageWalk) rootEntry(name string, st *unix.Stat_t) {
-	bytes := st.Blocks * blockSize
+	bytes := atfs.Allocated(st)
 	top, rest, _ := strings.Cut(name, "/")
 	switch {
-	case (top == rootfsDir || top == mountsDir) && rest != "":
+	case (top == layer.RootfsDir || top == snapshotter.MountsDir) && rest != "":
 		w.use.checkouts += bytes
-	case top == layersDir && rest != "":
+	case top == layer.LayersDir && rest != "":
 		w.use.checkouts += bytes
 		checkout, _, _ := strings.Cut(rest, "/")
 		w.use.checkoutBytes[checkout] += bytes
-	case (top == snapshotsDir || top == lostDir) && rest != "":
+	case (top == snapshotter.SnapshotsDir || top == snapshotter.LostDir) && rest != "":
 		w.use.snapshots += bytes
 	default:
 		w.use.metadata += bytes
 	}
 }
-
-// layersDir is where checkouts are, each below the first digits of its layer's ID, rootfsDir where composefs images are,
-// and mountsDir where snapshots are mounted.
-const (
-	layersDir     = layer.LayersDir
-	rootfsDir     = layer.RootfsDir
-	mountsDir     = snapshotter.MountsDir
-	layerIDDigits = 16
-)
-
-// checkoutDir is the directory of layers/ that the checkouts of a layer are in.
-func checkoutDir(id objectstore.Checksum) string { return id.String()[:layerIDDigits] }

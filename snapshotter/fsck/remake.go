@@ -1,0 +1,49 @@
+package fsck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
+)
+
+// Blobs is where the blobs of layers are read.
+type Blobs struct {
+	Provider     content.Provider // nil if blobs cannot be read
+	Decompressor *blob.Decompressor
+}
+
+// Remake imports a layer again from the first of some blobs that is there and unpacks to it. Objects in distrust are replaced
+// where the layer has them. If no blob will do, the error tells why of each.
+func (b Blobs) Remake(ctx context.Context, layers *layer.Store, id objectstore.Checksum, blobs []digest.Digest, distrust map[objectstore.ObjectName]struct{}) error {
+	if b.Provider == nil {
+		return errors.New("no blobs")
+	}
+	if len(blobs) == 0 {
+		return errors.New("its blob is not known")
+	}
+	var errs []error
+	for _, d := range blobs {
+		held, err := blob.Import(ctx, layers, b.Provider, b.Decompressor, ocispec.Descriptor{Digest: d}, distrust)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("import blob %s: %w", d, err))
+			continue
+		}
+		made := held.ID
+		if err := held.Release(); err != nil {
+			return err
+		}
+		if made == id {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("blob %s is that of layer %s", d, made))
+	}
+	return errors.Join(errs...)
+}

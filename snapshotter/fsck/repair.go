@@ -1,0 +1,312 @@
+package fsck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
+)
+
+// CheckAndRepair checks the store, repairs it, and checks it again. The report is that of the last check; its Repaired lists the
+// problems that were found and are gone. If snapshots cannot be listed nothing is repaired, and the report has an Unread.
+//
+// blobs is called once if there is something to repair. failed is called with everything that could not be repaired; it may be
+// nil.
+func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func(context.Context) (Blobs, error), failed func(error)) (*Report, error) {
+	removed, err := RemoveDamagedRefs(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	report, err := Check(ctx, s, o)
+	if err != nil {
+		return nil, err
+	}
+	report.Problems = append(removed, report.Problems...)
+	if report.Unread != nil || len(report.Problems) == 0 {
+		return report, nil
+	}
+	b, err := blobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found, known := report.Problems, make(map[string]bool)
+	// A pull that runs meanwhile may copy a damaged file, where it cannot link to it, before the file is repaired. So problems
+	// that appear during a repair are repaired too.
+	//
+	// The loop ends. Another round takes a problem that no check before it found, and a repair makes none: it verifies all that
+	// it writes. Only a pull can, by a copy of an object that is still damaged. Objects that can be repaired are after the
+	// first round, so nothing of theirs is new after the second. An object without a blob can be copied for as long as layers
+	// that have it are pulled, and such a pull brings the blob.
+	for more := true; more && report.Unread == nil; {
+		for _, p := range report.Problems {
+			known[p.id()] = true
+		}
+		if err := Repair(ctx, s, report, b, o, failed); err != nil {
+			return nil, err
+		}
+		if report, err = Check(ctx, s, o); err != nil {
+			return nil, err
+		}
+		more = false
+		for _, p := range report.Problems {
+			if !known[p.id()] {
+				found, more = append(found, p), true
+			}
+		}
+	}
+	left := make(map[string]bool)
+	for _, p := range report.Problems {
+		left[p.id()] = true
+	}
+	for _, p := range found {
+		if !left[p.id()] {
+			report.Repaired = append(report.Repaired, p)
+		}
+	}
+	return report, nil
+}
+
+// RemoveDamagedRefs removes refs of layers that cannot be read, and returns them as problems. Repair restores them. While there
+// is one, refs cannot be listed, so that Check fails.
+func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) (removed []Problem, err error) {
+	for {
+		_, err := s.Repo.Refs(layer.RefPrefix)
+		var re *objectstore.RefError
+		if !errors.As(err, &re) || !errors.Is(err, objectstore.ErrCorrupt) || !strings.HasPrefix(re.Ref, layer.RefPrefix+"/") {
+			return removed, err
+		}
+		if err := s.Repo.DeleteRefs(ctx, re.Ref); err != nil {
+			return removed, err
+		}
+		removed = append(removed, Problem{Kind: KindRef, Name: re.Ref, Err: re.Err})
+	}
+}
+
+// Repair repairs the problems of a report of the same store as far as it can, in the order of their causes: damaged and missing
+// layers are imported again from their blobs, refs are restored, then checkouts and rootfs images are put right in place, also
+// under running containers. When it returns everything is on the disk. Only another Check tells what is right.
+//
+// What cannot be repaired is no error; failed, which may be nil, is called with it. After an error, and after a crash, the store
+// has no damage that it did not have before, and another Repair continues.
+func Repair(ctx context.Context, s *inspect.Store, report *Report, b Blobs, o Options, failed func(error)) error {
+	list, err := s.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	if failed == nil {
+		failed = func(error) {}
+	}
+	r := &repairer{
+		store:    s,
+		from:     b,
+		bad:      make(map[objectstore.ObjectName]struct{}),
+		layers:   make(map[objectstore.Checksum]struct{}),
+		affected: make(map[objectstore.Checksum]struct{}),
+		rootfses: make(map[string]struct{}),
+		failed:   failed,
+	}
+	var images []inspect.Image
+	if o.Images != nil {
+		images = o.Images(ctx)
+	}
+	if r.blobs, err = blobsOf(s, list, images); err != nil {
+		return err
+	}
+	r.collect(report)
+	for id := range r.layers {
+		if err := r.layer(ctx, id); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			failed(fmt.Errorf("layer %s cannot be made again: %w", id, err))
+		}
+	}
+	if _, err := s.Layers.RestoreRefs(ctx, unpackedFrom(list)); err != nil {
+		failed(fmt.Errorf("refs cannot be restored: %w", err))
+	}
+	if err := r.checkouts(ctx, list); err != nil {
+		return err
+	}
+	return s.Layers.Sync(ctx)
+}
+
+// unpackedFrom returns the layers of snapshots and the blobs that they were unpacked from.
+func unpackedFrom(list []inspect.Snapshot) map[objectstore.Checksum][]digest.Digest {
+	blobs := make(map[objectstore.Checksum][]digest.Digest)
+	for _, sn := range list {
+		if !sn.Layer.IsZero() {
+			blobs[sn.Layer] = append(blobs[sn.Layer], sn.Blob)
+		}
+	}
+	return blobs
+}
+
+// blobsOf returns the blobs of layers that refs, snapshots and the manifests of images name. The diff ID is the digest of the
+// blob of a layer that is not compressed.
+func blobsOf(s *inspect.Store, list []inspect.Snapshot, images []inspect.Image) (map[objectstore.Checksum][]digest.Digest, error) {
+	refs, err := s.Repo.Refs(layer.RefPrefix)
+	if err != nil {
+		return nil, err
+	}
+	blobs := make(map[objectstore.Checksum][]digest.Digest)
+	add := func(id objectstore.Checksum, blob digest.Digest) {
+		if blob.Validate() == nil && !slices.Contains(blobs[id], blob) {
+			blobs[id] = append(blobs[id], blob)
+		}
+	}
+	for ref, id := range refs {
+		diffID, blob := layer.ParseRef(ref)
+		add(id, diffID)
+		add(id, blob)
+	}
+	for _, sn := range list {
+		add(sn.Layer, sn.Blob)
+		for _, img := range images {
+			add(sn.Layer, img.Blobs[sn.Chain])
+		}
+	}
+	return blobs, nil
+}
+
+// A repairer is one call of Repair.
+type repairer struct {
+	store    *inspect.Store
+	from     Blobs
+	blobs    map[objectstore.Checksum][]digest.Digest // that a layer may be unpacked from
+	bad      map[objectstore.ObjectName]struct{}      // damaged or missing
+	layers   map[objectstore.Checksum]struct{}        // that lack something
+	affected map[objectstore.Checksum]struct{}        // whose checkouts may be wrong
+	rootfses map[string]struct{}                      // that are wrong
+	failed   func(error)
+}
+
+// collect takes from the report what to repair.
+func (r *repairer) collect(report *Report) {
+	for _, p := range report.Problems {
+		if name, err := objectstore.ParseObjectName(p.Name); p.Kind == KindObject && err == nil {
+			r.bad[name] = struct{}{}
+		}
+		for _, id := range p.Layers {
+			r.affected[id] = struct{}{}
+			if p.Kind == KindRootfs {
+				r.rootfses[p.Name] = struct{}{}
+			}
+			if p.Kind != KindCheckout && p.Kind != KindRef && p.Kind != KindRootfs {
+				r.layers[id] = struct{}{}
+			}
+		}
+	}
+}
+
+// layer imports a layer again if something of it is still bad.
+func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
+	if r.whole(id) {
+		return nil
+	}
+	if err := r.from.Remake(ctx, r.store.Layers, id, r.blobs[id], r.bad); err != nil {
+		return err
+	}
+	objects, err := r.store.Layers.Closure(id)
+	for _, o := range objects {
+		delete(r.bad, o)
+	}
+	return err
+}
+
+// whole reports whether all objects of a layer exist and none is bad.
+func (r *repairer) whole(id objectstore.Checksum) bool {
+	objects, err := r.store.Layers.Closure(id)
+	if err != nil {
+		return false
+	}
+	for _, o := range objects {
+		if _, bad := r.bad[o]; bad {
+			return false
+		}
+	}
+	return r.store.Layers.Whole(id) == nil
+}
+
+// checkouts puts the affected checkouts of committed snapshots right, as far as their layers are whole.
+func (r *repairer) checkouts(ctx context.Context, list []inspect.Snapshot) (err error) {
+	// Nothing is pruned meanwhile: what is read of the layers stays.
+	lock, err := r.store.Repo.Lock(ctx, objectstore.LockShared)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	chains := inspect.Chains(list)
+	done := make(map[string]bool)
+	for _, sn := range list {
+		chain := chains[sn.Key]
+		if len(chain) == 0 {
+			continue
+		}
+		if err := r.rootfs(ctx, chain); err != nil {
+			return err
+		}
+		if !r.isAffected(ctx, chain) || !r.whole(sn.Layer) {
+			continue
+		}
+		name := sn.Checkout
+		if name == "" { // it exists only if the store had checkouts before
+			if name, err = r.store.Layers.CheckoutName(ctx, chain); err != nil {
+				continue
+			}
+			if ok, err := r.store.Layers.HasCheckout(name); err != nil || !ok {
+				continue
+			}
+		}
+		if done[name] {
+			continue
+		}
+		done[name] = true
+		if _, err := r.store.Layers.RefreshCheckout(ctx, chain); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			r.failed(fmt.Errorf("checkout %s cannot be repaired: %w", name, err))
+		}
+	}
+	return nil
+}
+
+// rootfs makes the rootfs image of a chain again if it is wrong. Where it is mounted, the mount keeps the old one.
+func (r *repairer) rootfs(ctx context.Context, chain []objectstore.Checksum) error {
+	name := r.store.Layers.RootfsName(chain)
+	if _, ok := r.rootfses[name]; !ok {
+		return nil
+	}
+	delete(r.rootfses, name)
+	if err := r.store.Layers.RemakeRootfs(ctx, chain); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		r.failed(fmt.Errorf("%s cannot be repaired: %w", name, err))
+	}
+	return nil
+}
+
+// isAffected reports whether the checkout of the last layer of a chain may be wrong: because that layer was, or one below that
+// it takes something from.
+func (r *repairer) isAffected(ctx context.Context, chain []objectstore.Checksum) bool {
+	top := chain[len(chain)-1]
+	if _, ok := r.affected[top]; ok {
+		return true
+	}
+	l, err := r.store.Layers.Layer(ctx, top)
+	if err != nil || l.Unresolved == 0 {
+		return false
+	}
+	return slices.ContainsFunc(chain, func(id objectstore.Checksum) bool {
+		_, ok := r.affected[id]
+		return ok
+	})
+}
