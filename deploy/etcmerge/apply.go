@@ -15,18 +15,18 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// tmpName is the name of what is being made, in the new etc itself, until it is complete and gets its name. There is one at
-// a time, so that one name is enough, and whoever comes after a crash finds it.
+// tmpName names an incomplete entry, in the new etc itself, until it gets its own name. Only one exists at a time, so
+// one name is enough, and the next run after a crash finds it.
 const tmpName = ".ostree-snapshotter-etc-merge.tmp"
 
-// Apply makes the changes in to, the new etc, which is a copy of the new defaults. Files are copied from current as they
-// are now, with owner, mode, extended attributes and modification time; several names of one inode become several files.
-// Devices, fifos and sockets are made anew. What has vanished from current since the plan was made is removed. A directory
-// that the new defaults do not have, and that is needed for what is in it, is as it is in current.
+// Apply makes the changes in to, the new etc, which is a copy of the new defaults. Files are copied from current as
+// they are now, with owner, mode, extended attributes and modification time. Several names of one inode become several
+// files. Devices, FIFOs and sockets are created anew. Names that have vanished from current since the plan was made are
+// removed. A directory that the new defaults lack and a change needs is made as in current.
 //
 // A plan with conflicts is refused before anything is written. Each name appears, or is replaced, at once and complete,
-// but not all names at once: after an error or a crash some changes are made, and applying the plan again makes them all.
-// The result is on the disk after a syncfs, which is the caller's.
+// but not all names at once: after an error or a crash some changes are made, and applying the plan again makes them
+// all. The result is durable after a syncfs, which is up to the caller.
 func (p *Plan) Apply(ctx context.Context, current, to *atfs.Dir) (err error) {
 	if err := p.Err(); err != nil {
 		return err
@@ -77,7 +77,7 @@ func (m *merge) change(c Change) error {
 	return m.file(c.Path, &st)
 }
 
-// remove removes a name with all that is in it. One that nothing leads to is removed.
+// remove removes a name and everything below it. A name that does not exist counts as removed.
 func (m *merge) remove(name string) error {
 	ok, err := m.to.Exists(name)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || err == nil && !ok {
@@ -89,7 +89,7 @@ func (m *merge) remove(name string) error {
 	return m.to.RemoveAll(name)
 }
 
-// parents makes a directory, and those above it, where they are missing.
+// parents creates a directory and its parents where they are missing.
 func (m *merge) parents(name string) error {
 	if name == "." {
 		return nil
@@ -107,7 +107,7 @@ func (m *merge) parents(name string) error {
 	return m.newDir(name, &st)
 }
 
-// dir makes a directory as it is in current. What is in it stays.
+// dir makes a directory as in current. Its entries stay.
 func (m *merge) dir(name string, st *unix.Stat_t) error {
 	if name != "." {
 		if ok, err := m.to.Exists(name); err != nil {
@@ -119,7 +119,7 @@ func (m *merge) dir(name string, st *unix.Stat_t) error {
 	return m.dirAttributes(name, name, st)
 }
 
-// newDir makes a directory that is complete when it gets its name: one that is there already is taken for a default.
+// newDir creates a directory that is complete when it gets its name: an existing directory is taken for a default.
 func (m *merge) newDir(name string, st *unix.Stat_t) error {
 	if err := m.to.Mkdir(tmpName, 0o700); err != nil {
 		return err
@@ -138,7 +138,7 @@ func (m *merge) dirAttributes(name, as string, st *unix.Stat_t) error {
 	return errors.Join(m.attributes(name, f, st), f.Close())
 }
 
-// file makes a copy of what is no directory, and puts it in its place.
+// file copies anything but a directory into place.
 func (m *merge) file(name string, st *unix.Stat_t) error {
 	var err error
 	switch st.Mode & unix.S_IFMT {
@@ -187,7 +187,7 @@ func (m *merge) symlink(name string, st *unix.Stat_t) error {
 	return m.attributes(name, named{m.to, tmpName}, st)
 }
 
-// An inode can be given attributes: an open file or directory, or something that can only be named.
+// An inode can be given attributes: an open file or directory, or an inode that can only be named.
 type inode interface {
 	Chown(uid, gid uint32) error
 	Chmod(mode uint32) error
@@ -208,8 +208,8 @@ func (n named) Xattrs() (map[string][]byte, error)       { return n.dir.Xattrs(n
 func (n named) Setxattr(attr string, value []byte) error { return n.dir.Setxattr(n.name, attr, value) }
 func (n named) Removexattr(attr string) error            { return n.dir.Removexattr(n.name, attr) }
 
-// attributes gives an inode the owner, mode and extended attributes that name has in current. The order counts: changing the
-// owner takes away set-id bits and capabilities, and an access control list is part of the mode.
+// attributes gives an inode the owner, mode and extended attributes that name has in current. The order matters:
+// changing the owner clears set-id bits and capabilities, and an access control list is part of the mode.
 func (m *merge) attributes(name string, to inode, st *unix.Stat_t) error {
 	if err := to.Chown(st.Uid, st.Gid); err != nil {
 		return err
@@ -228,7 +228,7 @@ func (m *merge) attributes(name string, to inode, st *unix.Stat_t) error {
 		return err
 	}
 	for _, attr := range slices.Sorted(maps.Keys(have)) {
-		// The kernel labels what is made, and lets nobody take a label away.
+		// The kernel labels new inodes, and labels cannot be removed.
 		if _, ok := want[attr]; !ok && attr != atfs.XattrSELinux {
 			if err := to.Removexattr(attr); err != nil {
 				return err

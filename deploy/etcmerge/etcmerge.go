@@ -1,18 +1,19 @@
-// Package etcmerge brings what was changed in /etc of one deployment into that of the next.
+// Package etcmerge carries changes of /etc from one deployment to the next.
 //
-// A deployment has its defaults in usr/etc and a copy of them, which may be changed, in etc. The merge looks at three trees:
+// A deployment has its defaults in usr/etc and a copy of them, which may be changed, in etc. The merge compares three
+// trees:
 //
 //	pristine   usr/etc of the deployment that is left behind
 //	current    its etc: on a running system, /etc
 //	fresh      usr/etc of the new deployment, of which the new etc is a copy
 //
-// What differs between pristine and current was changed here, and is made so in the new etc; all else is as fresh has it.
-// So a file that was changed gets no new defaults, whatever became of them. The whole file counts: there is no merging of
-// lines.
+// Differences between pristine and current are local changes, and are repeated in the new etc; everything else is as in
+// fresh. So a changed file gets no new defaults, even if these have changed. Files are merged as a whole, not line by
+// line.
 //
-// A change is in the type, the content or target, the mode, the owner, the extended attributes, or the device number. Times
-// do not count, and neither does the label security.selinux, which the policy says. ostree does the same, but does not
-// look at extended attributes; docs/design/etc-merge.md lists in what else this differs from it.
+// A change is one of the type, content or target, mode, owner, extended attributes, or device number. Times do not
+// count, and neither does the label security.selinux, which the policy determines. ostree does the same, but ignores
+// extended attributes. docs/design/etc-merge.md lists the other differences.
 //
 // All access is relative to the three directories and follows no symbolic link.
 package etcmerge
@@ -34,10 +35,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// maxDepth is how many directories may be in each other. Each level costs two descriptors.
+// maxDepth is the largest depth of nested directories. Each level costs two descriptors.
 const maxDepth = 200
 
-// Kind says what was done to a name.
+// Kind is the kind of a change.
 type Kind int
 
 // The kinds of changes.
@@ -47,7 +48,7 @@ const (
 	Removed
 )
 
-// String is the letter that "ostree admin config-diff" prints: A, M or D.
+// String returns the letter that "ostree admin config-diff" prints: A, M or D.
 func (k Kind) String() string {
 	switch k {
 	case Added:
@@ -60,19 +61,19 @@ func (k Kind) String() string {
 	return fmt.Sprintf("Kind(%d)", int(k))
 }
 
-// Change is a difference between the defaults and what is there now.
+// Change is a difference between the defaults and the current state.
 type Change struct {
 	Path   string // below etc; "." is etc itself
 	Kind   Kind
-	Dir    bool // it is a directory now, or was one when it was removed
-	Xattrs bool // modified in nothing but its extended attributes
+	Dir    bool // a directory now, or when it was removed
+	Xattrs bool // only extended attributes are modified
 }
 
-// Diff returns what was changed in current since it was a copy of pristine, sorted by path. Of what was added in a directory
-// each name is listed, of a directory that was removed, or replaced by something else, only its own.
+// Diff returns the changes in current since it was a copy of pristine, sorted by path. For an added directory every
+// name in it is listed. For one that was removed, or replaced by something else, only its own name is.
 //
-// It reads the content of files of the same size that are not the same inode. A name that is removed meanwhile counts as
-// removed.
+// It reads the content of files that have the same size and are not the same inode. A name that is removed meanwhile
+// counts as removed.
 func Diff(ctx context.Context, pristine, current *atfs.Dir) ([]Change, error) {
 	var c comparison
 	if err := c.root(ctx, pristine, current); err != nil {
@@ -102,7 +103,7 @@ func (c *comparison) root(ctx context.Context, a, b *atfs.Dir) error {
 	return c.dir(ctx, "", a, b, 0)
 }
 
-// dir compares what is in a directory of current with what is in the same one of pristine, which is nil if there is none.
+// dir compares a directory of current with that of pristine, which is nil if it does not exist.
 func (c *comparison) dir(ctx context.Context, name string, a, b *atfs.Dir, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%q: more than %d directories in each other", name, maxDepth)
@@ -146,7 +147,7 @@ func (c *comparison) entry(ctx context.Context, name, base string, a, b *atfs.Di
 			return err
 		}
 		if again, lerr := lstat(b, base); again != nil || lerr != nil {
-			return err // it was something else that does not exist
+			return err // something else does not exist
 		}
 		c.changes = c.changes[:n]
 	}
@@ -156,7 +157,8 @@ func (c *comparison) entry(ctx context.Context, name, base string, a, b *atfs.Di
 	return nil
 }
 
-// present compares a name that current has, and what is in it, with pristine, where stA is nil if there is no such name.
+// present compares a name of current, and everything below it, with pristine. stA is nil if pristine does not have the
+// name.
 func (c *comparison) present(
 	ctx context.Context, name, base string, a, b *atfs.Dir, stA, stB *unix.Stat_t, depth int,
 ) error {
@@ -183,7 +185,7 @@ func (c *comparison) present(
 	return c.dir(ctx, name, before, below, depth+1)
 }
 
-// lstat describes a name, nil if it is not there.
+// lstat describes a name, or returns nil if it does not exist.
 func lstat(d *atfs.Dir, base string) (*unix.Stat_t, error) {
 	if d == nil {
 		return nil, nil
@@ -195,7 +197,7 @@ func lstat(d *atfs.Dir, base string) (*unix.Stat_t, error) {
 	return &st, nil
 }
 
-// both compares a name that both trees have, without what is in it if it is a directory.
+// both compares a name that both trees have. It does not descend into directories.
 func (c *comparison) both(name, base string, a, b *atfs.Dir, stA, stB *unix.Stat_t) error {
 	if stA.Dev == stB.Dev && stA.Ino == stB.Ino {
 		return nil
@@ -227,7 +229,7 @@ func (c *comparison) both(name, base string, a, b *atfs.Dir, stA, stB *unix.Stat
 	return nil
 }
 
-// sameContent compares what two inodes of one type hold.
+// sameContent compares the contents of two inodes of one type.
 func (c *comparison) sameContent(base string, a, b *atfs.Dir, stA, stB *unix.Stat_t) (bool, error) {
 	switch stA.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
@@ -271,7 +273,7 @@ func (c *comparison) sameFile(base string, a, b *atfs.Dir) (same bool, err error
 			return false, nil
 		}
 		if errA != nil {
-			return true, nil // both have ended: they gave the same number of bytes
+			return true, nil // both have ended, after the same number of bytes
 		}
 		off += int64(nA)
 	}

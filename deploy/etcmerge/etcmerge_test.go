@@ -210,7 +210,7 @@ func TestMerge(t *testing.T) {
 			if diff := cmp.Diff(want, read(t, s.to.Path())); diff != "" {
 				t.Errorf("new etc (-want +got):\n%s", diff)
 			}
-			// To merge once more changes nothing: a staged deployment may be finalised twice.
+			// Another merge changes nothing: a staged deployment may be finalized twice.
 			if err := p.Apply(t.Context(), s.current, s.to); err != nil {
 				t.Errorf("again: %v", err)
 			}
@@ -237,7 +237,7 @@ func TestRoot(t *testing.T) {
 	}
 }
 
-// A default access control list of etc must not get into what is copied; capabilities must.
+// A default access control list of etc must not affect copies; capabilities must be copied.
 func TestAttributesThatTheKernelSets(t *testing.T) {
 	const (
 		defaultACL = "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x06\x00\x07\x00\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff" +
@@ -328,7 +328,7 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// What changes between the plan and its execution, as it may on a running system.
+// Changes between the plan and its execution, as on a running system.
 func TestChangedSincePlan(t *testing.T) {
 	s := newScene(t, tree{"f": file("1"), "g": file("1"), "d": dir()},
 		tree{"f": file("2"), "g": file("2"), "d": dir(), "d/a": file("1"), "new": file("1")},

@@ -17,7 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// A sysroot is one that ostree(1) makes, with one stateroot called os.
+// A sysroot is one made by ostree(1), with one stateroot called os.
 type sysroot struct {
 	t    *testing.T
 	path string
@@ -37,7 +37,7 @@ func newSysroot(t *testing.T) sysroot {
 	return s
 }
 
-// mutable takes the flags of deployments away that keep them from being removed.
+// mutable clears the flags that keep deployments from being removed.
 func (s sysroot) mutable() {
 	s.t.Helper()
 	deployments, err := filepath.Glob(filepath.Join(s.path, "ostree/deploy/os/deploy/*.[0-9]"))
@@ -47,7 +47,7 @@ func (s sysroot) mutable() {
 	for _, path := range deployments {
 		d := open(s.t, path)
 		if err := errors.Join(unix.IoctlSetPointerInt(d.FD(), unix.FS_IOC_SETFLAGS, 0), d.Close()); err != nil {
-			s.t.Logf("make %s mutable: %v", path, err) // if it must be, its removal fails
+			s.t.Logf("make %s mutable: %v", path, err) // if it matters, the removal fails
 		}
 	}
 }
@@ -67,8 +67,8 @@ func (s sysroot) try(args ...string) (string, error) {
 	return string(out), err
 }
 
-// deploy commits a system with the given defaults, has ostree deploy it, and returns the path of the deployment and what
-// ostree said.
+// deploy commits a system with the given defaults, has ostree deploy it, and returns the path of the deployment and
+// ostree's output.
 func (s sysroot) deploy(etc tree) (path, said string, err error) {
 	s.t.Helper()
 	system := tree{
@@ -89,7 +89,7 @@ func (s sysroot) deploy(etc tree) (path, said string, err error) {
 	return filepath.Join(s.path, "ostree/deploy/os/deploy", sum+".0"), said, err
 }
 
-// change has a deployment with the given defaults, and an etc that was made of them.
+// change returns a deployment with the given defaults, and an etc made from them.
 func (s sysroot) change(pristine, current tree) (deployment string) {
 	s.t.Helper()
 	deployment, said, err := s.deploy(pristine)
@@ -107,7 +107,7 @@ func (s sysroot) change(pristine, current tree) (deployment string) {
 	return deployment
 }
 
-// configDiff is what "ostree admin config-diff" says of the deployment, in the form of [list].
+// configDiff returns the output of "ostree admin config-diff" for the deployment, in the form of [list].
 func (s sysroot) configDiff() string {
 	s.t.Helper()
 	var lines []string
@@ -155,7 +155,7 @@ func TestMergeIsThatOfOSTree(t *testing.T) {
 		"xattr": file("2"), "dirmode": dir(), "dirmode/f": file("2"), "newdefault": dir().mode(0o700), "newdefault/f": file("2"),
 		"over": file("2"), "label": file("1").xattr("user.a", "1"),
 	}
-	// What ostree 2022.7 makes of what it does not see, or does otherwise.
+	// Results of ostree 2022.7 where it misses a change, or handles it in another way.
 	differs := tree{
 		"xattr": fresh["xattr"], "label": fresh["label"],
 		"dirmode": fresh["dirmode"], "newdefault": current["newdefault"],
@@ -181,7 +181,7 @@ func TestMergeIsThatOfOSTree(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// ostree does not list what is in a directory that took the place of a file.
+	// ostree does not list the entries of a directory that replaced a file.
 	seen := slices.DeleteFunc(slices.Clone(p.Changes), func(c Change) bool { return c.Xattrs || c.Path == "todir/f" })
 	if got := strings.ReplaceAll(list(seen), "/\n", "\n"); got != theirChanges {
 		t.Errorf("changes: (-ostree +ours):\n%s", cmp.Diff(theirChanges, got))
@@ -206,7 +206,7 @@ func TestMergeIsThatOfOSTree(t *testing.T) {
 	}
 }
 
-// What ostree refuses to merge, what this package does, and where they differ.
+// Changes that ostree refuses to merge, this package's results, and the differences.
 func TestRefusals(t *testing.T) {
 	for _, tc := range []struct {
 		name                     string

@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// TestRandomTrees merges random trees, and compares what comes out with what a merge of maps gives.
+// TestRandomTrees merges random trees, and compares the results with those of merge3.
 func TestRandomTrees(t *testing.T) {
 	testenv.NeedsRoot(t) // for owners
 	merged := 0
@@ -129,7 +129,7 @@ func remove(tr tree, name string) {
 	maps.DeleteFunc(tr, func(p string, _ node) bool { return p == name || strings.HasPrefix(p, name+"/") })
 }
 
-// merge3 is the merge, of maps.
+// merge3 is the merge, on maps.
 func merge3(pristine, current, fresh tree) (want tree, conflicts map[string]bool) {
 	want = maps.Clone(fresh)
 	conflicts = make(map[string]bool)

@@ -210,8 +210,8 @@ func TestStoreDamaged(t *testing.T) {
 	t.Run("here", func(t *testing.T) {
 		tree, b, to := setup(t)
 		_, err := storeInto(t, tree, to, b.repo)
-		// Replace the inodes that both share.
 		testenv.Must(t, err)
+		// Replace the inodes that both share.
 		for name := range contentObjects(t, to) {
 			path := filepath.Join(to.ObjectsDir().Path(), name)
 			testenv.Must(t, os.Rename(path, path+"-old"))
