@@ -41,7 +41,7 @@ func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) erro
 	txn := in.txn
 	objects := l.summarize(root)
 	if in.recipe != nil {
-		objects = in.recipe.withObjects(objects)
+		objects = in.withContents(objects)
 	}
 	if most := in.s.opts.maxObjects; len(objects) > most {
 		return fmt.Errorf("%w: %d different files, at most %d are supported", ErrInvalid, len(objects), most)
@@ -113,11 +113,24 @@ func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) erro
 	return nil
 }
 
+// withContents adds the objects that the recipe needs to those that the layer's image does: they are those of files that a
+// later entry of the tar has replaced. The list is sorted.
+func (in *ingest) withContents(objects []objectstore.Checksum) []objectstore.Checksum {
+	for _, n := range in.contents {
+		objects = append(objects, n.sum)
+	}
+	slices.SortFunc(objects, compareSums)
+	return slices.Compact(objects)
+}
+
 // storeRecipe ends the recipe, which names the layer's objects by their place in the list.
 func (in *ingest) storeRecipe(l *Layer, objects []objectstore.Checksum, added *Usage) error {
-	err := in.recipe.writeTable(func(sum objectstore.Checksum) int {
-		i, _ := slices.BinarySearchFunc(objects, sum, compareSums)
-		return i
+	err := in.recipe.WriteTable(func(yield func(int) bool) {
+		for _, n := range in.contents {
+			if i, _ := slices.BinarySearchFunc(objects, n.sum, compareSums); !yield(i) {
+				return
+			}
+		}
 	})
 	if err != nil {
 		return err

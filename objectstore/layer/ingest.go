@@ -16,6 +16,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer/recipe"
 )
 
 // ImportOptions say what is known of a tar beside its bytes.
@@ -60,7 +61,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *He
 	if err := in.readTar(in.pub.ctx, tar.NewReader(in.recipe)); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
-	if err := in.recipe.finish(); err != nil {
+	if err := in.recipe.Finish(); err != nil {
 		return nil, fmt.Errorf("import layer: %w", invalidTar(err))
 	}
 	diffID, size, err := d.Finish()
@@ -95,8 +96,9 @@ type ingest struct {
 	pub  *publisher
 	tarReader
 
-	recipe     *recipeWriter // nil for a layer that is not made of a tar
+	recipe     *recipe.Writer // nil for a layer that is not made of a tar
 	recipeFile *objectstore.FileWriter
+	contents   []*inode // whose content the recipe leaves out, in order
 }
 
 func (s *Store) begin(ctx context.Context) (*ingest, error) {
@@ -124,7 +126,7 @@ func (in *ingest) writeRecipe(r io.Reader) (err error) {
 	if in.recipeFile, err = in.txn.NewFile(&ownMeta, unix.Timespec{}); err != nil {
 		return err
 	}
-	in.recipe = newRecipeWriter(r, in.recipeFile)
+	in.recipe = recipe.NewWriter(r, storeWriter{in.recipeFile})
 	return nil
 }
 
@@ -215,6 +217,17 @@ type storeError struct{ err error }
 
 func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
+
+// A storeWriter writes into the store.
+type storeWriter struct{ io.Writer }
+
+func (w storeWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if err != nil {
+		err = &storeError{err}
+	}
+	return n, err
+}
 
 // invalidTar tells a bad tar from an error of the reader behind it, which keeps its own kind.
 func invalidTar(err error) error {
@@ -311,11 +324,12 @@ func (in *ingest) content(n *inode, hdr *tar.Header, r io.Reader) error {
 	if isSparse(hdr) {
 		return in.pub.file(n, r)
 	}
-	in.recipe.beginContent()
+	in.recipe.BeginContent()
 	if err := in.pub.file(n, r); err != nil {
 		return err
 	}
-	in.recipe.endContent(n)
+	in.recipe.EndContent(n.Size)
+	in.contents = append(in.contents, n)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer/recipe"
 )
 
 // Verify checks that a layer is whole: its commit, trees and image can be read, the commit keeps every object that the
@@ -272,15 +273,19 @@ func (s *Store) writeTar(ctx context.Context, l *Layer, w io.Writer) (err error)
 	if err != nil {
 		return err
 	}
-	return cook(f, st.Size, w, func(index int, size int64, w io.Writer) error {
+	err = recipe.Cook(f, st.Size, w, func(index int, size int64, w io.Writer) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if index >= len(objects) {
-			return errRecipe
+			return recipe.ErrMalformed
 		}
 		return s.copyObject(w, objects[index], size)
 	})
+	if errors.Is(err, recipe.ErrMalformed) {
+		err = fmt.Errorf("%w: %w", err, objectstore.ErrCorrupt)
+	}
+	return err
 }
 
 // copyObject writes the content of an object, which must have size bytes.

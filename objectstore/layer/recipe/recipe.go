@@ -1,19 +1,7 @@
-package layer
-
-import (
-	"bufio"
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"io"
-	"math"
-	"slices"
-
-	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
-)
-
-// A recipe is all of a tar but the content of its files: with the objects of the layer, it gives the tar again, byte for
-// byte. It is part of the layer commit, whose checksum must be a function of the tar alone; so the coding is our own, and
+// Package recipe codes all of a tar but the content of its files: with these contents, a recipe gives the tar again, byte for
+// byte. The package knows neither layers nor objects: contents are indexes into a list of the caller's.
+//
+// A recipe is part of the layer commit, whose checksum must be a function of the tar alone; so the coding is our own, and
 // not that of a compressor whose output changes from one version to the next. docs/design/layer-format.md specifies it:
 //
 //	magic
@@ -25,7 +13,18 @@ import (
 // multiple of 512. A block is stored as its difference (XOR) to an earlier one, in runs: uvarint number of zero bytes,
 // uvarint number of others, those bytes, and so on until the block is full. Headers of one tar are much alike, so that
 // little is left: 15 to 60 bytes for a file.
-const recipeMagic = "ostree-snapshotter tar 1\n"
+package recipe
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"io"
+	"iter"
+	"math"
+)
+
+const magic = "ostree-snapshotter tar 1\n"
 
 // Operations. Those up to maxPredictor are blocks, and say how many blocks back the one is that they are a difference to;
 // 0 is a block of zeros. Only whole blocks count.
@@ -37,37 +36,41 @@ const (
 )
 
 const (
-	tarBlock = 512
+	blockSize = 512
+
+	// bufferSize is how much of a tar is written at once, and read when nothing else reads it.
+	bufferSize = 256 << 10
 
 	// minZeros is how many zero bytes end a run of others: fewer are cheaper as a part of it.
 	minZeros = 3
 )
 
-// A recipeWriter is an io.Reader over a tar that writes down what is read from it, unless that is a file's content.
-type recipeWriter struct {
+// A Writer is an io.Reader over a tar that writes down what is read from it, unless that is a file's content.
+type Writer struct {
 	src io.Reader
 	dst io.Writer
 	buf []byte // encoded and not written yet
 	err error  // of dst
 
-	offset  int64            // in the tar
-	block   [tarBlock]byte   // the one that is being read; its bytes are at their place on the grid
-	first   int              // where in it the last operation has ended
-	history [][tarBlock]byte // the last whole blocks, the latest first
-	written int64            // bytes of the recipe
+	offset  int64             // in the tar
+	block   [blockSize]byte   // the one that is being read; its bytes are at their place on the grid
+	first   int               // where in it the last operation has ended
+	history [][blockSize]byte // the last whole blocks, the latest first
+	written int64             // bytes of the recipe
 
-	content bool     // what is read is a file's content
-	files   []*inode // whose content was read, in order
+	content bool // what is read is a file's content
 }
 
-const recipeBuffer = 64 << 10
+// flushSize is how much of a recipe is written at once.
+const flushSize = 64 << 10
 
-func newRecipeWriter(src io.Reader, dst io.Writer) *recipeWriter {
-	return &recipeWriter{src: src, dst: dst, buf: []byte(recipeMagic)}
+// NewWriter returns a Writer of the recipe of src to dst. Errors of dst are returned as they are.
+func NewWriter(src io.Reader, dst io.Writer) *Writer {
+	return &Writer{src: src, dst: dst, buf: []byte(magic)}
 }
 
 // Read implements io.Reader.
-func (w *recipeWriter) Read(p []byte) (int, error) {
+func (w *Writer) Read(p []byte) (int, error) {
 	n, err := w.src.Read(p)
 	if w.content {
 		w.offset += int64(n)
@@ -75,32 +78,32 @@ func (w *recipeWriter) Read(p []byte) (int, error) {
 		w.record(p[:n])
 	}
 	if w.err != nil {
-		return 0, &storeError{w.err}
+		return 0, w.err
 	}
 	return n, err
 }
 
-func (w *recipeWriter) record(p []byte) {
+func (w *Writer) record(p []byte) {
 	for len(p) > 0 {
-		at := int(w.offset % tarBlock)
+		at := int(w.offset % blockSize)
 		n := copy(w.block[at:], p)
 		p = p[n:]
 		w.offset += int64(n)
-		if at+n == tarBlock {
-			w.endBlock(tarBlock)
+		if at+n == blockSize {
+			w.endBlock(blockSize)
 		}
 	}
 }
 
 // endBlock encodes the block, which ends at a place on the grid.
-func (w *recipeWriter) endBlock(end int) {
+func (w *Writer) endBlock(end int) {
 	b := w.block[w.first:end]
-	if end < tarBlock {
+	if end < blockSize {
 		w.buf = append(w.buf, opShort)
 		w.buf = binary.AppendUvarint(w.buf, uint64(len(b)))
 	}
 	predictor := 0
-	if len(b) == tarBlock {
+	if len(b) == blockSize {
 		predictor = w.predict()
 	}
 	w.buf = append(w.buf, byte(predictor))
@@ -111,15 +114,15 @@ func (w *recipeWriter) endBlock(end int) {
 	} else {
 		w.buf = appendRuns(w.buf, b)
 	}
-	if len(b) == tarBlock {
+	if len(b) == blockSize {
 		w.history = remember(w.history, &w.block)
 	}
-	w.first = end % tarBlock
-	w.flush(recipeBuffer)
+	w.first = end % blockSize
+	w.flush(flushSize)
 }
 
 // predict returns which earlier block is most like this one, the earliest operation of those that are equally so.
-func (w *recipeWriter) predict() int {
+func (w *Writer) predict() int {
 	best, least := 0, differences(&w.block, &zeroBlock)
 	for i := range w.history {
 		if n := differences(&w.block, &w.history[i]); n < least {
@@ -129,11 +132,11 @@ func (w *recipeWriter) predict() int {
 	return best
 }
 
-var zeroBlock [tarBlock]byte
+var zeroBlock [blockSize]byte
 
 // differences counts the 8-byte words that differ.
-func differences(a, b *[tarBlock]byte) (n int) {
-	for i := 0; i < tarBlock; i += 8 {
+func differences(a, b *[blockSize]byte) (n int) {
+	for i := 0; i < blockSize; i += 8 {
 		if binary.NativeEndian.Uint64(a[i:]) != binary.NativeEndian.Uint64(b[i:]) {
 			n++
 		}
@@ -141,16 +144,16 @@ func differences(a, b *[tarBlock]byte) (n int) {
 	return n
 }
 
-func xor(a, b *[tarBlock]byte) {
+func xor(a, b *[blockSize]byte) {
 	for i := range a {
 		a[i] ^= b[i]
 	}
 }
 
 // remember puts a block at the front of a history.
-func remember(history [][tarBlock]byte, b *[tarBlock]byte) [][tarBlock]byte {
+func remember(history [][blockSize]byte, b *[blockSize]byte) [][blockSize]byte {
 	if len(history) < maxPredictor {
-		history = append(history, [tarBlock]byte{})
+		history = append(history, [blockSize]byte{})
 	}
 	copy(history[1:], history)
 	history[0] = *b
@@ -191,7 +194,7 @@ func zerosOf(b []byte) int {
 }
 
 // flush writes what is encoded if it is that much.
-func (w *recipeWriter) flush(least int) {
+func (w *Writer) flush(least int) {
 	if len(w.buf) < least || w.err != nil {
 		return
 	}
@@ -201,31 +204,30 @@ func (w *recipeWriter) flush(least int) {
 	w.buf = w.buf[:0]
 }
 
-// beginContent says that what is read from now on is the content of a file.
-func (w *recipeWriter) beginContent() {
+// BeginContent begins the content of a file: what is read from now on is left out.
+func (w *Writer) BeginContent() {
 	w.endShort()
 	w.content = true
 }
 
-// endContent says that all of it was read.
-func (w *recipeWriter) endContent(n *inode) {
+// EndContent ends the content of a file, of which size bytes were read.
+func (w *Writer) EndContent(size int64) {
 	w.content = false
-	w.files = append(w.files, n)
 	w.buf = append(w.buf, opContent)
-	w.buf = binary.AppendUvarint(w.buf, uint64(n.Size))
-	w.first = int(w.offset % tarBlock)
+	w.buf = binary.AppendUvarint(w.buf, uint64(size))
+	w.first = int(w.offset % blockSize)
 }
 
 // endShort encodes what there is of a block.
-func (w *recipeWriter) endShort() {
-	if at := int(w.offset % tarBlock); at > w.first {
+func (w *Writer) endShort() {
+	if at := int(w.offset % blockSize); at > w.first {
 		w.endBlock(at)
 	}
 }
 
-// finish reads the rest of the source. After it, the recipe lacks nothing but its table.
-func (w *recipeWriter) finish() error {
-	buf := make([]byte, blockSize)
+// Finish reads the rest of src. After it, the recipe lacks nothing but its table.
+func (w *Writer) Finish() error {
+	buf := make([]byte, bufferSize)
 	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{w}, buf); err != nil {
 		return err
 	}
@@ -235,50 +237,40 @@ func (w *recipeWriter) finish() error {
 	return w.err
 }
 
-// withObjects adds the objects that the recipe needs to those that the layer's image does: they are those of files that a
-// later entry of the tar has replaced. The list is sorted.
-func (w *recipeWriter) withObjects(objects []objectstore.Checksum) []objectstore.Checksum {
-	for _, n := range w.files {
-		objects = append(objects, n.sum)
-	}
-	slices.SortFunc(objects, compareSums)
-	return slices.Compact(objects)
-}
-
-// writeTable ends the recipe. index tells which of the layer commit's objects one is.
-func (w *recipeWriter) writeTable(index func(objectstore.Checksum) int) error {
+// WriteTable ends the recipe, after Finish. indexes are those of the contents, in the order in which they were read.
+func (w *Writer) WriteTable(indexes iter.Seq[int]) error {
 	offset := w.written
-	for _, n := range w.files {
-		w.buf = binary.AppendUvarint(w.buf, uint64(index(n.sum)))
-		w.flush(recipeBuffer)
+	for i := range indexes {
+		w.buf = binary.AppendUvarint(w.buf, uint64(i))
+		w.flush(flushSize)
 	}
 	w.buf = binary.BigEndian.AppendUint64(w.buf, uint64(offset))
 	w.flush(0)
 	return w.err
 }
 
-var errRecipe = fmt.Errorf("recipe of the tar is malformed: %w", objectstore.ErrCorrupt)
+// ErrMalformed reports that something is not a recipe.
+var ErrMalformed = errors.New("recipe of the tar is malformed")
 
-// cook writes the tar that a recipe of a given size describes. content has the bytes of one of the layer's objects
-// written, of which there must be as many as it is told. What is wrong with the recipe is an ErrCorrupt. It takes
-// constant memory.
-func cook(recipe io.ReaderAt, size int64, w io.Writer, content func(index int, size int64, w io.Writer) error) error {
+// Cook writes the tar of a recipe, which has size bytes, to w. content writes the content with an index, of exactly size bytes.
+// A bad recipe is ErrMalformed; other errors are those of its reader, of w and of content. Cook takes constant memory.
+func Cook(recipe io.ReaderAt, size int64, w io.Writer, content func(index int, size int64, w io.Writer) error) error {
 	const trailer = 8
 	var b [trailer]byte
-	if size < int64(len(recipeMagic))+trailer {
-		return errRecipe
+	if size < int64(len(magic))+trailer {
+		return ErrMalformed
 	}
 	if _, err := recipe.ReadAt(b[:], size-trailer); err != nil {
 		return unexpected(err)
 	}
 	table := int64(binary.BigEndian.Uint64(b[:]))
-	if table < int64(len(recipeMagic)) || table > size-trailer {
-		return errRecipe
+	if table < int64(len(magic)) || table > size-trailer {
+		return ErrMalformed
 	}
 	c := &cooking{
 		ops:     bufio.NewReader(io.NewSectionReader(recipe, 0, table)),
 		table:   bufio.NewReader(io.NewSectionReader(recipe, table, size-trailer-table)),
-		w:       bufio.NewWriterSize(w, blockSize),
+		w:       bufio.NewWriterSize(w, bufferSize),
 		content: content,
 	}
 	if err := c.run(); err != nil {
@@ -294,20 +286,20 @@ type cooking struct {
 	content    func(index int, size int64, w io.Writer) error
 
 	offset  int64
-	history [][tarBlock]byte
+	history [][blockSize]byte
 }
 
 func (c *cooking) run() error {
-	magic := make([]byte, len(recipeMagic))
-	if _, err := io.ReadFull(c.ops, magic); err != nil || string(magic) != recipeMagic {
-		return errRecipe
+	begin := make([]byte, len(magic))
+	if _, err := io.ReadFull(c.ops, begin); err != nil || string(begin) != magic {
+		return ErrMalformed
 	}
 	for {
 		op, err := c.ops.ReadByte()
 		if err != nil {
 			return unexpected(err)
 		}
-		rest := tarBlock - int(c.offset%tarBlock)
+		rest := blockSize - int(c.offset%blockSize)
 		switch op {
 		case opEnd:
 			return c.ended()
@@ -328,7 +320,7 @@ func (c *cooking) run() error {
 func number(r *bufio.Reader, limit int64) (int64, error) {
 	n, err := binary.ReadUvarint(r)
 	if err != nil || n > uint64(limit) {
-		return 0, errors.Join(errRecipe, err)
+		return 0, errors.Join(ErrMalformed, err)
 	}
 	return int64(n), nil
 }
@@ -350,7 +342,7 @@ func (c *cooking) short(rest int) error {
 func (c *cooking) ended() error {
 	for _, r := range []*bufio.Reader{c.ops, c.table} {
 		if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
-			return errors.Join(errRecipe, err)
+			return errors.Join(ErrMalformed, err)
 		}
 	}
 	return nil
@@ -359,7 +351,7 @@ func (c *cooking) ended() error {
 // unexpected tells a recipe that is too short from an error of the reader.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errRecipe
+		return ErrMalformed
 	}
 	return err
 }
@@ -379,10 +371,10 @@ func (c *cooking) file() error {
 
 // block writes a block of n bytes.
 func (c *cooking) block(predictor byte, n int) error {
-	if int(predictor) > len(c.history) || predictor > 0 && n < tarBlock {
-		return errRecipe
+	if int(predictor) > len(c.history) || predictor > 0 && n < blockSize {
+		return ErrMalformed
 	}
-	var buf [tarBlock]byte
+	var buf [blockSize]byte
 	b := buf[:n]
 	if err := c.runs(b); err != nil {
 		return err
@@ -390,7 +382,7 @@ func (c *cooking) block(predictor byte, n int) error {
 	if predictor > 0 {
 		xor(&buf, &c.history[predictor-1])
 	}
-	if n == tarBlock {
+	if n == blockSize {
 		c.history = remember(c.history, &buf)
 	}
 	c.offset += int64(n)
