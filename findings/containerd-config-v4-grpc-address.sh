@@ -49,9 +49,11 @@ sockets() {
 	' "$tmp/v$1"
 }
 
-same "version 3" "DIR/debug.sock
+for version in 2 3; do
+	same "version $version" "DIR/debug.sock
 DIR/moved.sock
-warnings about the file: Configuration migrated from version 3, use \`containerd config migrate\` to avoid migration" "$(sockets 3)"
+warnings about the file: Configuration migrated from version $version, use \`containerd config migrate\` to avoid migration" "$(sockets $version)"
+done
 same "version 4" "/run/containerd/containerd.sock
 warnings about the file: " "$(sockets 4)"
 same "config dump, version 4" "[plugins.'io.containerd.server.v1.grpc'] address = '/run/containerd/containerd.sock'

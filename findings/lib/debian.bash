@@ -20,6 +20,7 @@ debian_root() {
 	local dir=$1 suite=$2 mirror apt name
 	shift 2
 	need apt-get dpkg-deb chroot
+	# shellcheck disable=SC2016 # expanded by apt
 	mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -m1 '/debian/*$' || true)
 	[ -n "$mirror" ] || { echo "apt has no Debian mirror configured" >&2; exit 2; }
 	apt=$dir.apt
