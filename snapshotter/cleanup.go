@@ -30,7 +30,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	if err := s.sweep(ctx); err != nil {
 		return fmt.Errorf("clean up snapshots: %w", err)
 	}
-	if err := s.sweepRootfses(ctx); err != nil {
+	if err := s.sweepMounts(ctx); err != nil {
 		return fmt.Errorf("clean up snapshots: %w", err)
 	}
 	if err := s.prune(ctx); err != nil {
@@ -59,6 +59,29 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sweepMounts has the mounter remove what snapshots no longer need.
+func (s *Snapshotter) sweepMounts(ctx context.Context) (err error) {
+	s.sweeping.Lock() // what another sweep has listed is gone when its turn comes
+	defer s.sweeping.Unlock()
+	if !s.idle.Swap(false) {
+		return nil
+	}
+	defer func() {
+		if err != nil {
+			s.idle.Store(true)
+		}
+	}()
+	return s.mounter.sweep(ctx, func(ctx context.Context, f func(all []snapshot) error) error {
+		return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error { // it changes no row
+			all, err := allIn(ctx)
+			if err != nil {
+				return err
+			}
+			return f(all)
+		})
+	})
 }
 
 // discardOrphans moves directories that no snapshot needs out of snapshots/. Where there is one that may be such, it

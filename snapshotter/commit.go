@@ -49,7 +49,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	defer unlock()
 
-	if err := s.checkouts.release(id); err != nil {
+	if err := s.mounter.unmount(id); err != nil {
 		return err
 	}
 	top, err := s.layerOf(ctx, id, below)
@@ -62,7 +62,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		}
 		err = errors.Join(err, top.release())
 	}()
-	checkout, added, err := s.checkouts.commit(ctx, below, &top.Layer)
+	checkout, added, err := s.mounter.checkout(ctx, &top.Layer, below)
 	if err != nil {
 		return lost(content{name: name, layer: top.ID}, err)
 	}
@@ -94,10 +94,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		}
 		return err
 	}
-	if _, ok := s.before[id]; ok {
-		s.idle.Store(true) // checkouts may have been kept for it
-	}
-	s.checkouts.committed(name, info.Parent, append([]content{c}, below...))
+	s.idle.Store(true) // what the active snapshot was mounted over
+	s.prebuilder.committed(name, info.Parent, layerIDs(append([]content{c}, below...)))
 	s.dropCommitted(ctx, id, top.imported)
 	log.G(ctx).WithFields(log.Fields{
 		"snapshot": name, "layer": top.ID.String(), "added": usage.Size, "duration": time.Since(start),
@@ -204,7 +202,7 @@ func (s *Snapshotter) importUpper(ctx context.Context, id string, chain []conten
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	merged, err := s.checkouts.merged(ctx, chain, dir)
+	merged, err := s.mounter.openMerged(ctx, dir, chain)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,15 @@ type newDirectory struct {
 	uid, gid uint32      // of the upper directory
 }
 
+// directory returns what reading it gives, once it is in its place.
+func (n newDirectory) directory(id string) directory {
+	d := directory{id: id}
+	if n.staged != nil {
+		d.layer, d.staged = n.staged.ID, true
+	}
+	return d
+}
+
 // empty reports whether the snapshot needs no directory at all.
 func (n newDirectory) empty() bool { return n.kind == snapshots.KindView && n.parent }
 

@@ -11,5 +11,5 @@ func (s *Snapshotter) CheckCopy() error {
 	return errors.Join(damage, err)
 }
 
-// StopAhead has no rootfs images made before they are needed.
-func (s *Snapshotter) StopAhead() { s.checkouts.close() }
+// StopPrebuild has no rootfs images built before they are needed.
+func (s *Snapshotter) StopPrebuild() { s.prebuilder.close() }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 )
 
@@ -45,84 +44,4 @@ func (s *Snapshotter) copyMetadata() (err error) {
 		return err
 	}
 	return s.root.WriteFile(MetadataCopy, data.Bytes(), fileMode, true)
-}
-
-// A copier calls make in the background, a while after something has changed.
-type copier struct {
-	make   func() error
-	failed func(error) // told of its errors
-
-	mu     sync.Mutex
-	first  time.Time // when the first thing changed of which no copy was made; zero if there is none
-	timer  *time.Timer
-	closed bool
-
-	work sync.WaitGroup
-	turn sync.Mutex // held while make runs: the copy that is begun last is the last one
-}
-
-// changed takes notice of a change. It never waits for a copy that is being made.
-func (c *copier) changed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return
-	}
-	now := time.Now()
-	if c.first.IsZero() {
-		c.first = now
-	}
-	after := min(copyAfterLast, c.first.Add(copyAfterFirst).Sub(now))
-	if c.timer == nil {
-		c.timer = time.AfterFunc(after, c.background)
-		return
-	}
-	c.timer.Reset(after)
-}
-
-func (c *copier) background() {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return
-	}
-	c.work.Add(1)
-	c.mu.Unlock()
-	defer c.work.Done()
-	if err := c.copy(); err != nil {
-		c.failed(err)
-	}
-}
-
-// copy makes a copy, unless there is one of everything that has changed. After an error the next change has another one
-// made, or close.
-func (c *copier) copy() error {
-	c.turn.Lock()
-	defer c.turn.Unlock()
-	c.mu.Lock()
-	changed := !c.first.IsZero()
-	c.first = time.Time{}
-	c.mu.Unlock()
-	if !changed {
-		return nil
-	}
-	err := c.make()
-	if err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.first = time.Now()
-	}
-	return err
-}
-
-// close makes a copy of what has changed. No copy is being made when it returns.
-func (c *copier) close() error {
-	c.mu.Lock()
-	c.closed = true
-	if c.timer != nil {
-		c.timer.Stop()
-	}
-	c.mu.Unlock()
-	c.work.Wait()
-	return c.copy()
 }

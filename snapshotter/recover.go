@@ -3,12 +3,10 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"maps"
 	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
@@ -31,29 +29,27 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	checkouts := make(map[string]bool) // whether they are missing
-	s.before = make(map[string]struct{})
+	var existing []snapshot
 	err = s.read(ctx, func(ctx context.Context) error {
-		return walk(ctx, func(ctx context.Context, info snapshots.Info) error {
-			id, _, _, err := storage.GetInfo(ctx, info.Name)
-			switch {
-			case err != nil:
-				return err
-			case info.Kind == snapshots.KindCommitted:
-				s.committed.put(id, info)
-				return errors.Join(s.checkLayer(ctx, info, damaged), s.checkCheckout(info, checkouts))
-			case info.Kind == snapshots.KindActive:
-				err = s.checkDirectory(ctx, id, info)
-			}
-			s.before[id] = struct{}{}
-			return err
-		})
+		existing, err = allIn(ctx)
+		return err
 	})
-	maps.DeleteFunc(checkouts, func(_ string, missing bool) bool { return !missing })
-	if len(checkouts) > 0 {
-		log.G(ctx).WithField("checkouts", len(checkouts)).Warn("checkouts of layers are missing: they are made again when they are used")
+	if err != nil {
+		return err
 	}
-	return err
+	for _, sn := range existing {
+		switch sn.Kind {
+		case snapshots.KindCommitted:
+			s.committed.put(sn.id, sn.Info)
+			err = s.checkLayer(ctx, sn.Info, damaged)
+		case snapshots.KindActive:
+			err = s.checkDirectory(ctx, sn.id, sn.Info)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return s.mounter.start(ctx, existing)
 }
 
 // restoreRefs gives the layers of snapshots the refs that they have lost, by which they are kept and found. It returns
@@ -105,20 +101,6 @@ func (s *Snapshotter) blobs(ctx context.Context) (map[objectstore.Checksum][]dig
 		blobs[sum] = append(blobs[sum], blob)
 	}
 	return blobs, nil
-}
-
-// checkCheckout notes whether the checkout of a committed snapshot is missing.
-func (s *Snapshotter) checkCheckout(info snapshots.Info, missing map[string]bool) error {
-	name := info.Labels[LabelCheckout]
-	if _, composefs := s.checkouts.(*rootfses); composefs {
-		return nil
-	}
-	if _, known := missing[name]; known || name == "" {
-		return nil
-	}
-	ok, err := s.layers.HasCheckout(name)
-	missing[name] = !ok
-	return err
 }
 
 // checkLayer puts a committed snapshot into the index of chains. One whose layer is lost is logged and is not: to pull

@@ -37,18 +37,18 @@ type Snapshotter struct {
 	layers *layer.Store
 	opts   options
 
-	checkouts checkouts
-	copies    copier
-	refs      refIndex
-	committed layerIndex
-	locks     keylock.Map         // by number: what is done to the directory of one active snapshot
-	before    map[string]struct{} // numbers of the active snapshots and views that were there at start
-	cleaning  chan struct{}       // has an element while a cleanup runs
-	garbage   atomic.Bool         // there may be layers or objects that nobody needs
-	idle      atomic.Bool         // there may be mounts or rootfs images that nobody needs
-	sweeping  sync.Mutex          // held by the one that removes these
-	work      sync.WaitGroup
-	close     func() error
+	mounter    mounter
+	prebuilder *prebuilder // nil if mounter has nothing to build
+	copies     *worker     // copies metadata.db
+	refs       refIndex
+	committed  layerIndex
+	locks      keylock.Map   // by ID: what is done to the directory of one active snapshot
+	cleaning   chan struct{} // has an element while a cleanup runs
+	garbage    atomic.Bool   // there may be layers or objects that nobody needs
+	idle       atomic.Bool   // there may be mounts, images or checkouts that nobody needs
+	sweeping   sync.Mutex    // held while these are removed
+	work       sync.WaitGroup
+	close      func() error
 }
 
 var (
@@ -63,6 +63,7 @@ var (
 // missing or damaged, the last copy of it takes its place; that, and what else is lost or made again, is logged.
 func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option) (_ *Snapshotter, err error) {
 	s := &Snapshotter{layers: store, cleaning: make(chan struct{}, 1), committed: newLayerIndex()}
+	s.copies = newWorker(s.copyMetadata, copyAfterLast, copyAfterFirst)
 	s.close = sync.OnceValue(s.closeAll)
 	s.opts.overlay = overlayOptions(overlayParameters)
 	for _, o := range opts {
@@ -79,15 +80,6 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if s.path, err = mountablePath(s.root.Path()); err != nil {
 		return nil, err
 	}
-	s.checkouts = &links{s: s}
-	if s.opts.composefs != nil {
-		r, err := newRootfses(s, *s.opts.composefs)
-		if err != nil {
-			return nil, err
-		}
-		s.checkouts = r
-	}
-	s.idle.Store(true)
 	for name, dir := range map[string]**atfs.Dir{SnapshotsDir: &s.snaps, layer.TmpDir: &s.tmp} {
 		if err := s.root.MkdirAll(name, dirMode); err != nil {
 			return nil, err
@@ -96,6 +88,9 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 			return nil, err
 		}
 	}
+	if err := s.openMounter(); err != nil {
+		return nil, err
+	}
 	lost, err := s.restoreMetadata(ctx)
 	if err != nil {
 		return nil, err
@@ -103,7 +98,6 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if s.ms, err = openMetadata(filepath.Join(s.path, MetadataFile)); err != nil {
 		return nil, err
 	}
-	s.copies.make = s.copyMetadata
 	s.copies.failed = func(err error) { log.G(ctx).WithError(err).Error("metadata.db is not copied, it will be tried again") }
 	if err := s.recover(ctx); err != nil {
 		return nil, err
@@ -113,8 +107,27 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if ok, err := s.root.Exists(MetadataCopy); err != nil || ok {
 		return s, err
 	}
-	s.copies.changed()
+	s.copies.trigger()
 	return s, nil
+}
+
+// openMounter chooses how snapshots are mounted. What a daemon with the other mounter left is idle.
+func (s *Snapshotter) openMounter() error {
+	tree := mountTree{root: s.root, snaps: s.snaps, path: s.path, layers: s.layers}
+	s.idle.Store(true)
+	if s.opts.composefs == nil {
+		s.mounter = newHardlinkMounter(tree)
+		return nil
+	}
+	m, err := newComposefsMounter(tree, *s.opts.composefs, s.parentOf)
+	if err != nil {
+		return err
+	}
+	s.mounter = m
+	s.prebuilder = newPrebuilder(func(ctx context.Context, name string, chain []objectstore.Checksum) error {
+		return s.prebuild(ctx, name, chain, m.build)
+	})
+	return nil
 }
 
 // mountablePath makes a path absolute and resolves symbolic links. One with a character that means something in the
@@ -135,15 +148,14 @@ func mountablePath(name string) (string, error) {
 func (s *Snapshotter) Close() error { return s.close() }
 
 func (s *Snapshotter) closeAll() error {
-	if s.checkouts != nil {
-		s.checkouts.close()
-	}
+	s.prebuilder.close()
 	s.work.Wait()
 	var err error
+	if s.copies != nil {
+		s.copies.stop()
+		err = s.copies.flush()
+	}
 	if s.ms != nil {
-		if s.copies.make != nil {
-			err = s.copies.close()
-		}
 		err = errors.Join(err, s.ms.Close())
 	}
 	for _, d := range []*atfs.Dir{s.root, s.snaps, s.tmp} {
@@ -164,7 +176,7 @@ func (s *Snapshotter) read(ctx context.Context, f func(ctx context.Context) erro
 func (s *Snapshotter) write(ctx context.Context, f func(ctx context.Context) error) error {
 	err := s.ms.WithTransaction(ctx, true, f)
 	if err == nil {
-		s.copies.changed()
+		s.copies.trigger()
 	}
 	return err
 }
@@ -299,10 +311,10 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, err
 	}
 	if kind == snapshots.KindActive && isUnpackKey(key) {
-		s.checkouts.notRun(parent)
+		s.prebuilder.cancelPrebuild(parent)
 	}
 	// What is below is made to appear after the row is there, which keeps it.
-	mounts, err := s.mounts(ctx, made{id: id, kind: kind, key: key, below: below, ids: ids, new: true})
+	mounts, err := s.mount(ctx, mountRequest{id: id, key: key, kind: kind, parent: below, ids: ids, dir: dir.directory(id), created: true})
 	if err != nil {
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}
@@ -383,6 +395,39 @@ func (s *Snapshotter) chainOf(ctx context.Context, name string) (chain []content
 	return chain, err
 }
 
+// parentOf returns the chain that an active snapshot lies on, topmost first.
+func (s *Snapshotter) parentOf(ctx context.Context, id string) (chain []content, err error) {
+	err = s.read(ctx, func(ctx context.Context) error {
+		all, err := allIn(ctx)
+		if err != nil {
+			return err
+		}
+		for _, sn := range all {
+			if sn.id == id {
+				chain, err = chainIn(ctx, sn.Parent)
+			}
+		}
+		return err
+	})
+	return chain, err
+}
+
+// A snapshot is a row of metadata.db.
+type snapshot struct {
+	id string
+	snapshots.Info
+}
+
+// allIn returns every snapshot, inside a transaction.
+func allIn(ctx context.Context) (all []snapshot, err error) {
+	err = walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		id, _, _, err := storage.GetInfo(ctx, info.Name)
+		all = append(all, snapshot{id, info})
+		return err
+	})
+	return all, err
+}
+
 // chainIn is chainOf inside a transaction.
 func chainIn(ctx context.Context, name string) ([]content, error) {
 	var chain []content
@@ -431,62 +476,50 @@ func (s *Snapshotter) rootOwner(ctx context.Context, below []content, ids compos
 // In composefs mode, what they have below them is mounted when they are asked for, and stays so until the last snapshot that
 // needs it is removed, or the host restarts.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	m := made{key: key}
+	r := mountRequest{key: key}
 	err := s.read(ctx, func(ctx context.Context) error {
 		snap, err := storage.GetSnapshot(ctx, key)
 		if err != nil {
 			return fmt.Errorf("snapshot %q: %w", key, err)
 		}
-		m.id, m.kind = snap.ID, snap.Kind
+		r.id, r.kind = snap.ID, snap.Kind
 		_, info, _, err := storage.GetInfo(ctx, key)
 		if err != nil {
 			return err
 		}
-		if m.ids, err = mappingOf(info.Labels); err != nil {
+		if r.ids, err = mappingOf(info.Labels); err != nil {
 			return fmt.Errorf("snapshot %q: %w", key, err)
 		}
-		m.below, err = chainIn(ctx, info.Parent)
+		r.parent, err = chainIn(ctx, info.Parent)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return s.mounts(ctx, m)
+	if r.kind == snapshots.KindActive {
+		if r.dir, err = s.readDirectory(r.id); err != nil {
+			return nil, fmt.Errorf("snapshot %q: %w", key, err)
+		}
+	}
+	return s.mount(ctx, r)
 }
 
-// made is an active snapshot or a view, as its row has it.
-type made struct {
-	id     string
-	kind   snapshots.Kind
-	key    string
-	below  []content // topmost first
-	ids    composefsmount.Mapping
-	new    bool // it was made just now
-	staged bool
-}
-
-func (s *Snapshotter) mounts(ctx context.Context, m made) ([]mount.Mount, error) {
-	st := stack{
-		upper:    filepath.Join(s.path, SnapshotsDir, m.id, upperDir),
-		work:     filepath.Join(s.path, SnapshotsDir, m.id, workDir),
-		readOnly: m.kind == snapshots.KindView,
-		unpack:   isUnpackKey(m.key),
+// mount completes a request, and has the mounter do it.
+func (s *Snapshotter) mount(ctx context.Context, r mountRequest) (_ []mount.Mount, err error) {
+	r.stack = stack{
+		upper:    filepath.Join(s.path, SnapshotsDir, r.id, upperDir),
+		work:     filepath.Join(s.path, SnapshotsDir, r.id, workDir),
+		readOnly: r.kind == snapshots.KindView || r.dir.staged,
+		unpack:   isUnpackKey(r.key),
 		options:  s.opts.overlay,
 	}
-	chain := m.below
-	if m.kind == snapshots.KindActive {
-		d, err := s.readDirectory(m.id)
-		if err != nil {
-			return nil, fmt.Errorf("snapshot %q: %w", m.key, err)
-		}
-		st.readOnly, m.staged = d.staged, d.staged
-		if !d.layer.IsZero() {
-			if chain, err = s.withLayer(ctx, d, m.below); err != nil {
-				return nil, fmt.Errorf("snapshot %q: %w", m.key, err)
-			}
+	r.chain = r.parent
+	if !r.dir.layer.IsZero() {
+		if r.chain, err = s.withLayer(ctx, r.dir, r.parent); err != nil {
+			return nil, fmt.Errorf("snapshot %q: %w", r.key, err)
 		}
 	}
-	return s.checkouts.mounts(ctx, st, chain, m)
+	return s.mounter.mount(ctx, r)
 }
 
 // withLayer returns the chain of an active snapshot that was given a layer. A staged layer that lacks something only the
@@ -519,7 +552,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
 	s.committed.remove(id)
-	s.checkouts.notRun(key)
+	s.prebuilder.cancelPrebuild(key)
 	s.idle.Store(true)
 	if info.Kind == snapshots.KindCommitted {
 		s.garbage.Store(true)
@@ -529,7 +562,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		s.garbage.Store(true)
 	}
 	// The row is gone: what stays is an orphan, which Cleanup finds.
-	if err := s.checkouts.release(id); err != nil {
+	if err := s.mounter.unmount(id); err != nil {
 		log.G(ctx).WithError(err).WithField("snapshot", key).Warn("mount of removed snapshot stays until cleanup")
 	}
 	if err := s.discard(id); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -143,7 +143,7 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 		return fmt.Errorf("snapshot was written to: %w", errdefs.ErrNotImplemented)
 	}
 	// It is mounted anew, over this layer too.
-	if err := s.checkouts.release(id); err != nil {
+	if err := s.mounter.unmount(id); err != nil {
 		return err
 	}
 	top := held
@@ -160,8 +160,11 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 	if err := s.writeLayer(id, top, usage); err != nil {
 		return err
 	}
+	if top.Unresolved > 0 {
+		return nil // the layers below are known at Commit
+	}
 	start := time.Now()
-	added, err := s.checkouts.applied(ctx, &top.Layer)
+	_, added, err := s.mounter.checkout(ctx, &top.Layer, nil)
 	if err != nil {
 		return err
 	}
@@ -188,9 +191,9 @@ func (s *Snapshotter) OpenUpper(ctx context.Context, lower, mounts []mount.Mount
 		return nil, nil, err
 	}
 	if id == "" || len(lower) != 1 {
-		return nil, nil, fmt.Errorf("mounts are not a snapshot and what is below it: %w", errdefs.ErrNotImplemented)
+		return nil, nil, errNotOverLower
 	}
-	if lowers, err = s.checkouts.openLower(ctx, id, lower[0], mounts[0]); err != nil {
+	if lowers, err = s.mounter.openLower(ctx, id, lower[0], mounts[0]); err != nil {
 		return nil, nil, err
 	}
 	if upper, err = s.snaps.OpenDir(path.Join(id, upperDir)); err != nil {

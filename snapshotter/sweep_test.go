@@ -123,7 +123,7 @@ func openSwept(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
 	testenv.Must(t, err)
 	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true, Workers: 1}, allowed)
 	testenv.Must(t, err)
-	e.StopAhead() // what it does would be at any time
+	e.StopPrebuild() // what it does would be at any time
 	if r := e.Recovery; len(r.Damaged)+len(r.Lost)+r.Checkouts != 0 {
 		t.Errorf("after the death of a process: got %+v", r)
 	}

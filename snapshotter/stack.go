@@ -19,8 +19,8 @@ type stack struct {
 	mapped      []string // options by which containerd maps owners
 }
 
-// mounts returns the mounts of the stack: always one, which mount(8) understands.
-func (s stack) mounts() []mount.Mount {
+// mount returns the mounts of the stack: always one, which mount(8) understands.
+func (s stack) mount() []mount.Mount {
 	s.lowers = topmost(s.lowers)
 	switch {
 	case s.readOnly && len(s.lowers) == 0:

@@ -78,7 +78,7 @@ func TestMounts(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.stack.upper, c.stack.work, c.stack.options = "/u", "/w", []string{"index=off"}
-			got := c.stack.mounts()
+			got := c.stack.mount()
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("mounts (-want +got):\n%s", diff)
 			}
@@ -97,7 +97,7 @@ func TestMountsOf128LayersFitIntoAPage(t *testing.T) {
 	for i := range 128 {
 		s.lowers = append(s.lowers, fmt.Sprintf("%s/layers/%016x/fs", root, i))
 	}
-	options := strings.Join(s.mounts()[0].Options, ",")
+	options := strings.Join(s.mount()[0].Options, ",")
 	if got := len(strings.ReplaceAll(options, root+"/layers/", "")); got >= page {
 		t.Errorf("options take %d bytes, want less than %d", got, page)
 	}

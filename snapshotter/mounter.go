@@ -1,0 +1,107 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
+)
+
+// A mounter makes the layers of a chain appear as directories over which a snapshot can be mounted. Chains are topmost first.
+// Its methods may be called by many goroutines at once, sweep by one at a time.
+type mounter interface {
+	// start is called once, before any other method, with the snapshots that exist then.
+	start(ctx context.Context, existing []snapshot) error
+	// mount returns the mounts of a snapshot whose row exists.
+	mount(ctx context.Context, r mountRequest) ([]mount.Mount, error)
+	// unmount lets go of the directories of an active snapshot, which was removed or changes what it is mounted over.
+	unmount(id string) error
+	// checkout prepares a layer for being mounted over the chain below it, and returns the name of its checkout, "" if it needs
+	// none, and what that added to the store. A layer that cannot be shown over this chain is an error.
+	checkout(ctx context.Context, top *layer.Layer, below []content) (name string, added layer.Usage, err error)
+	// openMerged opens what an upper directory and the chain below it show together. It returns nil if the upper directory is
+	// complete by itself.
+	openMerged(ctx context.Context, upper *atfs.Dir, chain []content) (*atfs.Dir, error)
+	// openLower opens what is below an active snapshot, as directories, topmost first, if that is what lower mounts. The
+	// upper directory is complete by itself then. Otherwise the error is an errdefs.ErrNotImplemented.
+	openLower(ctx context.Context, id string, lower, mounts mount.Mount) ([]*atfs.Dir, error)
+	// sweep unmounts and removes what no snapshot needs: what this mounter made, and what one of the other kind left.
+	sweep(ctx context.Context, locked lockedSnapshots) error
+}
+
+// A mountRequest is an active snapshot or a view that is to be mounted.
+type mountRequest struct {
+	id, key string
+	kind    snapshots.Kind
+	parent  []content // chain of the parent
+	ids     composefsmount.Mapping
+	created bool      // by the call that asks for the mounts
+	dir     directory // of an active snapshot
+
+	chain []content // what is mounted below: the parent's chain, under the layer that the snapshot was given
+	stack stack     // without lower directories, which the mounter adds
+}
+
+// isUnpack reports whether the snapshot was created to unpack a layer to, by a client that lets our differ do it: it did so
+// for the layers below.
+func (r *mountRequest) isUnpack() bool {
+	return r.created && r.kind == snapshots.KindActive && isUnpackKey(r.key) && len(r.parent) > 0 && r.parent[0].chainID != ""
+}
+
+// errNotOverLower is the error of openLower for mounts that are not over lower.
+var errNotOverLower = fmt.Errorf("mounts are not a snapshot and what is below it: %w", errdefs.ErrNotImplemented)
+
+// lockedSnapshots calls a function with every snapshot while none is created, committed or removed.
+type lockedSnapshots func(ctx context.Context, f func(all []snapshot) error) error
+
+// mappingOf returns the user namespace that the labels of a snapshot ask for.
+func mappingOf(labels map[string]string) (composefsmount.Mapping, error) {
+	m := composefsmount.Mapping{UID: labels[snapshots.LabelSnapshotUIDMapping], GID: labels[snapshots.LabelSnapshotGIDMapping]}
+	if m.IsZero() {
+		return m, nil
+	}
+	if _, _, err := m.Host(0, 0); err != nil {
+		return m, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return m, nil
+}
+
+// A mountTree is the part of a root in which snapshots are mounted.
+type mountTree struct {
+	root, snaps *atfs.Dir // snaps is SnapshotsDir
+	path        string    // of root, absolute and without symbolic links
+	layers      *layer.Store
+}
+
+// abs returns the absolute path of a name below the root.
+func (t *mountTree) abs(name string) string { return filepath.Join(t.path, name) }
+
+// unmount unmounts a directory below the root and removes it. A removal and a sweep may do that at the same time.
+func (t *mountTree) unmount(name string) error {
+	if err := atfs.IgnoreNotExist(composefsmount.Unmount(t.abs(name))); err != nil {
+		return err
+	}
+	return t.root.RemoveAll(name)
+}
+
+// names returns the names in a directory below the root, none if it does not exist.
+func (t *mountTree) names(dir string) ([]string, error) {
+	d, err := t.root.OpenDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	names, err := d.ReadNames()
+	return names, errors.Join(err, d.Close())
+}
