@@ -13,11 +13,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// ErrConflict is what a plan with conflicts is refused with.
+// ErrConflict is the error of a plan with conflicts.
 var ErrConflict = errors.New("/etc cannot be merged")
 
-// Lookup returns the mode, of which the type counts, of what the new defaults have at a path below etc. Nothing there is an
-// error that unwraps to fs.ErrNotExist. What is above the path exists and is a directory.
+// Lookup returns the mode of a path below the new etc's defaults; only the type counts. If nothing exists there, the
+// error unwraps to fs.ErrNotExist. The directories above the path exist.
 type Lookup func(name string) (mode uint32, err error)
 
 // Conflict is a path at which a change cannot be made in the new tree.
@@ -32,8 +32,8 @@ type Plan struct {
 	Conflicts []Conflict // sorted by path
 }
 
-// NewPlan compares pristine and current as [Diff] does, and finds out what of the changes the new defaults are in the way
-// of: where one has a directory and the other has something else there is no saying which is right. It writes nothing.
+// NewPlan compares pristine and current as [Diff] does, and finds the conflicts of these changes with the new defaults:
+// if one has a directory where the other has something else, neither is right. It writes nothing.
 func NewPlan(ctx context.Context, pristine, current *atfs.Dir, fresh Lookup) (*Plan, error) {
 	changes, err := Diff(ctx, pristine, current)
 	if err != nil {
@@ -57,13 +57,13 @@ func NewPlan(ctx context.Context, pristine, current *atfs.Dir, fresh Lookup) (*P
 	return p, nil
 }
 
-// typesOf remembers the types that the new defaults have, 0 for nothing: many changes have the same directories above them.
+// typesOf caches the types in the new defaults, 0 for nothing: many changes share their parents.
 type typesOf struct {
 	fresh Lookup
 	seen  map[string]uint32
 }
 
-// reported stands for a type that is known to be in the way: below it there is nothing more to say.
+// reported stands for the type of a known conflict: nothing below it is reported.
 const reported = ^uint32(0)
 
 func (t typesOf) at(name string) (uint32, error) {
@@ -138,7 +138,7 @@ func (p *Plan) Err() error {
 	return fmt.Errorf("%w: %s", ErrConflict, strings.Join(texts, "; "))
 }
 
-// Counts returns how many changes of each kind there are.
+// Counts returns the number of changes of each kind.
 func (p *Plan) Counts() (modified, removed, added int) {
 	for _, c := range p.Changes {
 		switch c.Kind {

@@ -10,7 +10,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// sweep is a merge that does everything that Apply can do.
+// sweep is a merge that uses everything that Apply can do.
 func sweep(t *testing.T) faulttest.Case[scene] {
 	t.Helper()
 	testenv.NeedsRoot(t)
@@ -72,5 +72,5 @@ func TestSweep(t *testing.T) { faulttest.Sweep(t, sweep(t)) }
 
 func TestKillSweep(t *testing.T) { faulttest.KillSweep(t, sweep(t)) }
 
-// Everything gets its name when it is complete.
+// Everything is complete before it gets its name.
 func TestOrder(t *testing.T) { faulttest.Order(t, "apply", sweep(t)) }

@@ -16,17 +16,17 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// A tree is what is in a directory, by path; "." may be the directory itself.
+// A tree is the contents of a directory, by path; "." may be the directory itself.
 type tree map[string]node
 
-// A node is an inode, without what is in it if it is a directory.
+// A node is an inode. For a directory, its entries are not part of it.
 type node struct {
 	Mode     uint32 // with the type
 	UID, GID int
 	Content  string // or target
 	Dev      uint64
 	Xattrs   string // sorted, " name=value" each
-	Mtime    int64  // in seconds; 0: none of interest
+	Mtime    int64  // in seconds; 0: not compared
 }
 
 func file(content string) node   { return node{Mode: unix.S_IFREG | 0o644, Content: content} }
@@ -162,7 +162,7 @@ func prepare(t *testing.T, top string, pristine, current, fresh tree) {
 	}
 }
 
-// openScene opens a scene; what is done to the new etc is shown to the hook.
+// openScene opens a scene. The hook sees the operations on the new etc.
 func openScene(t *testing.T, top string, hook atfs.Hook) scene {
 	t.Helper()
 	s := scene{

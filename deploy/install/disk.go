@@ -34,7 +34,7 @@ type disk struct {
 	dev    uint64 // of the device itself
 }
 
-// look finds out what there is at a path. It changes nothing.
+// look examines a path. It changes nothing.
 func look(path string) (*disk, error) {
 	d := &disk{path: path, sector: 512}
 	var st unix.Stat_t
@@ -57,7 +57,7 @@ func look(path string) (*disk, error) {
 	return nil, fmt.Errorf("%s is neither a block device nor a regular file", path)
 }
 
-// geometry asks a block device how large it is.
+// geometry asks a block device for its size.
 func (d *disk) geometry() error {
 	if _, err := os.Stat(d.sysfs("partition")); err == nil {
 		return fmt.Errorf("%s is a partition: name the whole disk", d.path)
@@ -78,13 +78,13 @@ func (d *disk) geometry() error {
 	return nil
 }
 
-// sysfs returns the path of something that the kernel says of a block device.
+// sysfs returns the path of a block device's attribute.
 func (d *disk) sysfs(name string) string {
 	return fmt.Sprintf("/sys/dev/block/%d:%d/%s", unix.Major(d.dev), unix.Minor(d.dev), name)
 }
 
-// contents says what is on a disk, a line for each thing. None: it is empty. What is looked for are signatures of file systems
-// and the like, partitions, and bytes that are not zero where those begin and end.
+// contents lists the contents of a disk, one a line; none if it is empty. It looks for signatures of file systems and
+// the like, for partitions, and for nonzero bytes at the beginning and end of the disk and of partitions.
 func (d *disk) contents(ctx context.Context, t tools) (found []string, err error) {
 	if !d.exists || d.size == 0 {
 		return nil, nil
@@ -97,7 +97,7 @@ func (d *disk) contents(ctx context.Context, t tools) (found []string, err error
 		return nil, err
 	}
 	if slices.ContainsFunc(found, isTable) {
-		// A table may be damaged, which is for sfdisk to find out and no reason to take the disk for empty.
+		// sfdisk judges damaged tables. A damaged table is no reason to take the disk for empty.
 		if out, err := t.run(ctx, "", nil, "sfdisk", "--json", "--", d.path); err == nil {
 			parts, err := parseTable(out)
 			if err != nil {
@@ -116,7 +116,7 @@ func isTable(signature string) bool {
 	return slices.Contains([]string{"gpt", "dos"}, strings.TrimSuffix(signature, " signature"))
 }
 
-// parseSignatures reads what wipefs --json writes: nothing, if there are none.
+// parseSignatures reads the output of wipefs --json, which is empty without signatures.
 func parseSignatures(out string) (found []string, err error) {
 	if strings.TrimSpace(out) == "" {
 		return nil, nil
@@ -142,7 +142,7 @@ func parseSignatures(out string) (found []string, err error) {
 	return found, nil
 }
 
-// parseTable reads what sfdisk --json writes.
+// parseTable reads the output of sfdisk --json.
 func parseTable(out string) (found []string, err error) {
 	var doc struct {
 		Table struct {
@@ -171,11 +171,11 @@ func parseTable(out string) (found []string, err error) {
 	return found, nil
 }
 
-// edge is how much of a disk's, and of a partition's, beginning and end nothing may be in that install finds there, and is
-// made zero: what says of what kind something is lies in there.
+// edge is the size of the beginning and end of a disk, and of a partition, that must be empty and that install zeroes:
+// they hold the signatures of their contents.
 const edge = mib
 
-// edges looks for bytes that are not zero.
+// edges looks for nonzero bytes.
 func (d *disk) edges() ([]string, error) {
 	f, err := os.Open(d.path)
 	if err != nil {
@@ -197,12 +197,12 @@ func (d *disk) edges() ([]string, error) {
 	return nil, nil
 }
 
-// claim opens a disk for this process alone until it is closed. The error is an ErrInUse if somebody has it: it is mounted, in
-// part or as a whole, or otherwise in use by the kernel, or another process has it locked.
+// claim opens a disk for this process alone until it is closed. The error is an ErrInUse if the disk or part of it is
+// mounted or otherwise in use by the kernel, or another process has locked it.
 func (d *disk) claim() (*os.File, error) {
 	flags := os.O_RDWR
 	if d.block {
-		flags |= unix.O_EXCL // of a block device: nobody else has it or a part of it open this way, as mounts have
+		flags |= unix.O_EXCL // of a block device: no mount or other exclusive opener has it or part of it
 	}
 	users, err := d.users()
 	if err != nil {
@@ -227,8 +227,8 @@ func (d *disk) claim() (*os.File, error) {
 	return f, nil
 }
 
-// lock takes the lock that others look for: of an image file an emulator; of a block device udev, which keeps its hands off the
-// partitions of one that is locked (https://systemd.io/BLOCK_DEVICE_LOCKING), but may be at it for a moment.
+// lock takes the lock that others check: an emulator for an image file; udev for a block device, whose partitions it
+// leaves alone while it is locked (https://systemd.io/BLOCK_DEVICE_LOCKING), but which it may be using for a moment.
 func (d *disk) lock(f *os.File) error {
 	if !d.block {
 		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
@@ -236,7 +236,7 @@ func (d *disk) lock(f *os.File) error {
 	return retryFor(patience, unix.EAGAIN, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 }
 
-// patience is how long to wait for those who look at a device for a moment.
+// patience is how long to wait for processes that use a device for a moment.
 const patience = 10 * time.Second
 
 // retryFor calls f until it returns another error than busy, or the time is over.
@@ -252,7 +252,7 @@ func inUse(path string, users []string) error {
 	return fmt.Errorf("%s is %w: %s", path, ErrInUse, strings.Join(users, ", "))
 }
 
-// users says what uses a disk, as far as that can be seen in /proc and /sys.
+// users lists the users of a disk, as far as /proc and /sys show them.
 func (d *disk) users() (users []string, err error) {
 	devs := make(map[string]bool) // numbers of the device, its partitions, and loop devices over the file
 	if d.block {
@@ -305,7 +305,7 @@ func (d *disk) users() (users []string, err error) {
 
 func devNumber(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
 
-// mountedAt says where devices are mounted.
+// mountedAt lists the mount points of devices.
 func mountedAt(mounts []*mountinfo.Info, devs map[string]bool) (users []string) {
 	for _, m := range mounts {
 		if devs[fmt.Sprintf("%d:%d", m.Major, m.Minor)] {
@@ -315,7 +315,7 @@ func mountedAt(mounts []*mountinfo.Info, devs map[string]bool) (users []string) 
 	return users
 }
 
-// swapsOn says which of a host's swaps are on devices, or are a file.
+// swapsOn lists a host's swaps on devices, or in a file.
 func swapsOn(swaps string, devs map[string]bool, file string) (users []string) {
 	for line := range strings.Lines(swaps) {
 		f := strings.Fields(line)
@@ -331,7 +331,7 @@ func swapsOn(swaps string, devs map[string]bool, file string) (users []string) {
 	return users
 }
 
-// loops returns the loop devices over a file, by their numbers.
+// loops returns the loop devices over a file, by number.
 func (d *disk) loops() (map[string]string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(d.path, &st); err != nil {
@@ -346,7 +346,7 @@ func (d *disk) loops() (map[string]string, error) {
 		dev := filepath.Join("/dev", strings.Split(name, "/")[3])
 		f, err := os.Open(dev)
 		if err != nil {
-			continue // gone since, or not for us
+			continue // gone since, or not readable
 		}
 		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 		if err == nil && info.Device == st.Dev && info.Inode == st.Ino {
@@ -360,7 +360,7 @@ func (d *disk) loops() (map[string]string, error) {
 	return loops, nil
 }
 
-// zeroEdges makes the beginning and the end of a part of a disk zero.
+// zeroEdges zeroes the beginning and end of a part of a disk.
 func zeroEdges(f *os.File, off, size int64) error {
 	zero := make([]byte, min(edge, size))
 	if _, err := f.WriteAt(zero, off); err != nil {
@@ -370,7 +370,7 @@ func zeroEdges(f *os.File, off, size int64) error {
 	return err
 }
 
-// rereadTable tells the kernel that a block device has another partition table.
+// rereadTable tells the kernel that a block device has a new partition table.
 func (d *disk) rereadTable(f *os.File) error {
 	if !d.block {
 		return nil

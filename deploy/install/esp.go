@@ -17,28 +17,29 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// espDir is where on the root file system that is laid out which the ESP is to have.
+// espDir is the directory of the root file system in which the contents of the ESP are laid out.
 const espDir = ".esp"
 
 // loaderConf is the configuration of systemd-boot.
 const loaderConf = "timeout 3\nconsole-mode keep\n"
 
-// loaderDir is where an OS has systemd-boot.
+// loaderDir is the directory of systemd-boot in an OS.
 const loaderDir = "usr/lib/systemd/boot/efi"
 
-// loaderNames are what it is called there: first the form that is signed for Secure Boot, as bootctl prefers it.
+// loaderNames are the names of its program: first the form that is signed for Secure Boot, which bootctl prefers too.
 func loaderNames(a arch) []string {
 	name := "systemd-boot" + a.efi + ".efi"
 	return []string{path.Join(loaderDir, name+".signed"), path.Join(loaderDir, name)}
 }
 
-// HasLoader reports whether an OS for an architecture, as Go calls it, has systemd-boot, given whether it has a file.
+// HasLoader reports whether an OS for an architecture, named as in Go, has systemd-boot. hasFile reports whether the OS
+// has a file.
 func HasLoader(arch string, hasFile func(name string) bool) bool {
 	a, ok := arches[arch]
 	return ok && slices.ContainsFunc(loaderNames(a), hasFile)
 }
 
-// hostLoader returns where this host has systemd-boot, "" if it has not.
+// hostLoader returns the path of this host's systemd-boot, or "".
 func hostLoader(a arch) (string, error) {
 	for _, name := range loaderNames(a) {
 		_, err := os.Stat("/" + name)
@@ -52,7 +53,7 @@ func hostLoader(a arch) (string, error) {
 	return "", nil
 }
 
-// makeESP lays out what is on an ESP before there is something to boot.
+// makeESP lays out the parts of an ESP that do not depend on entries.
 func makeESP(root *atfs.Dir) (*bootloader.SystemdBoot, error) {
 	if err := root.MkdirAll(espDir+"/loader/entries", 0o755); err != nil {
 		return nil, err
@@ -63,7 +64,7 @@ func makeESP(root *atfs.Dir) (*bootloader.SystemdBoot, error) {
 	}
 	for name, text := range map[string]string{
 		"loader/loader.conf": loaderConf,
-		// Of which kind loader/entries are, for bootctl and kernel-install.
+		// The type of loader/entries, for bootctl and kernel-install.
 		"loader/entries.srel": "type1\n",
 	} {
 		err = errors.Join(err, esp.WriteFile(name, []byte(text), 0o644, false))
@@ -78,8 +79,8 @@ func makeESP(root *atfs.Dir) (*bootloader.SystemdBoot, error) {
 	return b, nil
 }
 
-// copyLoader puts systemd-boot on the ESP: under its own name, and under the one that the firmware boots of a disk about which
-// it knows nothing else. It comes from the tree of the OS, or from this host.
+// copyLoader puts systemd-boot on the ESP: under its own name, and under the name that firmware boots from a disk
+// without further information. It comes from the OS's tree, or from this host.
 func (p *Plan) copyLoader(root *atfs.Dir, tree string) error {
 	src, err := p.openLoader(root, tree)
 	if err != nil {
@@ -126,7 +127,7 @@ func (p *Plan) openLoader(root *atfs.Dir, tree string) (io.ReadCloser, error) {
 	return os.Open(p.loader)
 }
 
-// copyESP copies what was laid out to the ESP.
+// copyESP copies the layout to the ESP.
 func (p *Plan) copyESP(ctx context.Context, root *atfs.Dir, esp *loop) error {
 	if err := p.checkESP(root); err != nil {
 		return err
@@ -141,7 +142,7 @@ func (p *Plan) copyESP(ctx context.Context, root *atfs.Dir, esp *loop) error {
 		return err
 	}
 	slices.Sort(names)
-	// The child has the directory as its descriptor 3: it is on a mount that nobody finds by a path.
+	// The child gets the directory as descriptor 3: no path leads to its mount.
 	fd, err := unix.FcntlInt(uintptr(dir.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -156,7 +157,7 @@ func (p *Plan) copyESP(ctx context.Context, root *atfs.Dir, esp *loop) error {
 	return err
 }
 
-// checkESP makes sure that the ESP is large enough for what was laid out.
+// checkESP makes sure that the layout fits on the ESP.
 func (p *Plan) checkESP(root *atfs.Dir) error {
 	var needs int64
 	err := root.Walk(espDir, func(st *unix.Stat_t) error {
@@ -169,7 +170,7 @@ func (p *Plan) checkESP(root *atfs.Dir) error {
 	return p.checkESPRoom(needs)
 }
 
-// checkESPRoom makes sure that files take no more than the ESP has, of which FAT itself takes less than a 60th.
+// checkESPRoom makes sure that files fit on the ESP. FAT itself takes less than a 60th of it.
 func (p *Plan) checkESPRoom(files int64) error {
 	if has := p.esp().Size / 60 * 59; files+mib > has {
 		return &bootloader.SpaceError{Needs: files + mib, Has: has}

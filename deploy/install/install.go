@@ -15,10 +15,10 @@ import (
 
 // Execute installs an OS as planned. It needs root.
 //
-// What was found on the disk is gone once Execute has begun to write; what has come to it since it was planned is an error
-// before that. When Execute returns an error, or the process is killed, the disk has no partition table and counts as empty. An
-// image file that it has made is removed then, and another one has the size that it had, unless the process was killed. No
-// mount and no loop device stays in any case. When it returns nil all is on the disk.
+// The old contents of the disk are gone once Execute has begun to write. Contents that have appeared since the disk was
+// planned are an error before that. After an error, or if the process is killed, the disk has no partition table and
+// counts as empty. After an error a new image file is removed, and an existing one has its old size. No mount and no
+// loop device stays in any case. When it returns nil everything is on the disk.
 func (p *Plan) Execute(ctx context.Context, o *OS) error {
 	err := p.execute(ctx, func(ctx context.Context, root *atfs.Dir) error { return p.fill(ctx, root, o) })
 	if err != nil {
@@ -27,7 +27,8 @@ func (p *Plan) Execute(ctx context.Context, o *OS) error {
 	return nil
 }
 
-// execute is Execute with what puts the OS on the root file system, and what is to be on the ESP into espDir there.
+// execute is Execute with a function that puts the OS on the root file system, and the ESP's contents into espDir
+// there.
 func (p *Plan) execute(ctx context.Context, fill func(ctx context.Context, root *atfs.Dir) error) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("make and mount file systems: %w", unix.EPERM)
@@ -60,7 +61,7 @@ func (p *Plan) execute(ctx context.Context, fill func(ctx context.Context, root 
 	return p.writeTable(ctx, f)
 }
 
-// joined is errors.Join, but for an error alone being itself.
+// joined is errors.Join, but returns a single error as it is.
 func joined(err, second error) error {
 	if second == nil {
 		return err
@@ -78,7 +79,7 @@ func (p *Plan) progress(ctx context.Context, step string) error {
 	return nil
 }
 
-// open takes the disk, and makes it what it has to be to be written to. Undo gives an image file back as it was.
+// open claims the disk and prepares it for writing. Undo restores an image file.
 func (p *Plan) open(ctx context.Context) (f *os.File, undo func() error, err error) {
 	d := p.disk
 	if !d.exists {
@@ -122,7 +123,7 @@ func (p *Plan) open(ctx context.Context) (f *os.File, undo func() error, err err
 	return f, undo, nil
 }
 
-// empty gives an image file the size that it had, with nothing in it.
+// empty gives an image file its old size, without contents.
 func (d *disk) empty(f *os.File) error {
 	if d.block {
 		return nil
@@ -130,7 +131,7 @@ func (d *disk) empty(f *os.File) error {
 	return errors.Join(f.Truncate(0), f.Truncate(d.size))
 }
 
-// wipe makes the disk one without a partition table.
+// wipe removes the partition table of the disk.
 func (p *Plan) wipe(f *os.File) error {
 	if err := zeroEdges(f, 0, p.Size); err != nil {
 		return err
@@ -141,7 +142,7 @@ func (p *Plan) wipe(f *os.File) error {
 	return p.disk.rereadTable(f)
 }
 
-// checkTable asks sfdisk whether it is going to write the table, which it is to do when all else is done.
+// checkTable asks sfdisk whether it would write the table, which happens when everything else is done.
 func (p *Plan) checkTable(ctx context.Context) error {
 	return p.sfdisk(ctx, "--no-act")
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// Small, but no smaller than FAT32 and XFS can be.
+// Small, but not too small for FAT32 and XFS.
 const (
 	testESP  = 36 * mib
 	testDisk = 400 * mib
@@ -29,7 +29,7 @@ func options() Options {
 	return Options{Size: testDisk, ESPSize: testESP, Arch: "amd64", OSLoader: true}
 }
 
-// needsTools skips the test where what an installation takes is not there.
+// needsTools skips the test if an installation lacks its programs.
 func needsTools(tb testing.TB) {
 	tb.Helper()
 	testenv.NeedsLoop(tb)
@@ -56,7 +56,7 @@ func mustPlan(tb testing.TB, path string, opts Options) *Plan {
 	return p
 }
 
-// checkClean demands that nothing holds the image.
+// checkClean fails the test if anything holds the image.
 func checkClean(tb testing.TB, path string) {
 	tb.Helper()
 	d, err := look(path)
@@ -151,7 +151,7 @@ func TestDisk(t *testing.T) {
 	}
 }
 
-// checkTable demands that the partition table is what was planned, and that file systems have the UUID and labels.
+// checkTable compares the partition table with the plan, and checks UUID and labels of the file systems.
 func checkTable(t *testing.T, image string, p *Plan) {
 	t.Helper()
 	var doc struct {
@@ -188,7 +188,7 @@ func checkTable(t *testing.T, image string, p *Plan) {
 	}
 }
 
-// A disk that is not empty is refused with what is on it, and is left alone.
+// A disk with contents is refused with a list of them, and is left alone.
 func TestNotEmpty(t *testing.T) {
 	needsTools(t)
 	fileSystem := func(t *testing.T, image string) {
@@ -277,7 +277,7 @@ func writeAt(tb testing.TB, image string, off int64, text string) {
 	}
 }
 
-// stampOf returns what changes with every write to a file.
+// stampOf returns a value that changes with every write to a file.
 func stampOf(tb testing.TB, image string) string {
 	tb.Helper()
 	var st unix.Stat_t
@@ -361,7 +361,7 @@ func device(tb testing.TB, image string, options ...string) string {
 	return dev
 }
 
-// A block device gets its partitions when all is done.
+// A block device gets its partitions at the very end.
 func TestBlockDevice(t *testing.T) {
 	needsTools(t)
 	image := newImage(t)
@@ -435,7 +435,7 @@ func TestLargeSectors(t *testing.T) {
 	command(t, "fsck.vfat", "-n", part(t, image, p.esp()))
 }
 
-// Whatever is given for a disk that cannot be one, it is said what is wrong.
+// Paths that cannot be disks are errors with the reason.
 func TestPlanRefuses(t *testing.T) {
 	needsTools(t)
 	dir := t.TempDir()
@@ -516,7 +516,7 @@ func TestFailure(t *testing.T) {
 	}
 }
 
-// Interrupted between any two steps, and in the middle of a program, it leaves nothing.
+// An installation that is interrupted between two steps, or in the middle of a program, leaves nothing.
 func TestInterrupt(t *testing.T) {
 	needsTools(t)
 	for at := 1; ; at++ {
@@ -548,7 +548,8 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// Killed while the root file system is mounted, it leaves no mount and no loop device, and the disk counts as empty.
+// An installation that is killed while the root file system is mounted leaves no mount and no loop device, and the disk
+// counts as empty.
 func TestKill(t *testing.T) {
 	const env = "OSTREE_SNAPSHOTTER_TEST_INSTALL"
 	if image := os.Getenv(env); image != "" {

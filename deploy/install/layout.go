@@ -9,18 +9,18 @@ import (
 
 const mib = 1 << 20
 
-// alignment is where partitions begin and end. The table has what is before the first and behind the last one.
+// alignment is the alignment of partitions. The table occupies the space before the first and after the last.
 const alignment = mib
 
-// Sizes of the EFI system partition. The default one has room for five kernels with a generic initramfs of 90 MB. FAT32 has at
-// least 65525 clusters, which are no smaller than a sector.
+// Sizes of the EFI system partition. The default has room for five kernels with a generic initramfs of 90 MB. FAT32 has
+// at least 65525 clusters, none smaller than a sector.
 const (
 	DefaultESPSize = 512 * mib
 	minESPSize     = 34 * mib
 	minESPSize4K   = 260 * mib
 )
 
-// minRootSize is what mkfs.xfs demands.
+// minRootSize is the minimum of mkfs.xfs.
 const minRootSize = 300 * mib
 
 // Types of GPT partitions (https://uapi-group.org/specifications/specs/discoverable_partitions_specification/).
@@ -32,7 +32,7 @@ type arch struct {
 	efi      string // as in the names of EFI programs
 }
 
-// arches has them by Go's names.
+// arches are the architectures by their names in Go.
 var arches = map[string]arch{
 	"amd64": {rootType: "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709", efi: "x64"},
 	"arm64": {rootType: "B921B045-1DF0-41C3-AF44-4C6F280D3FAE", efi: "aa64"},
@@ -82,7 +82,7 @@ func sfdiskScript(parts []Partition, sector int64) string {
 	return b.String()
 }
 
-// mkfs returns the command that makes a file system, but for the device, and the Debian package that has it.
+// mkfs returns the command that makes a file system, without the device, and its Debian package.
 func mkfs(fstype, label, uuid string) (command []string, debian string, err error) {
 	switch fstype {
 	case "vfat":
@@ -97,7 +97,7 @@ func mkfs(fstype, label, uuid string) (command []string, debian string, err erro
 	return nil, "", fmt.Errorf("root file system %q: want one of %s", fstype, strings.Join(Filesystems, ", "))
 }
 
-// Filesystems are what the root partition can have.
+// Filesystems are the choices for the root partition.
 var Filesystems = []string{"ext4", "xfs", "btrfs"}
 
 func human(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A loop is a loop device over a part of a disk. It goes with the last descriptor that is open on it.
+// A loop is a loop device over a part of a disk. It disappears with the last open descriptor.
 type loop struct{ f *os.File }
 
 // attach makes a loop device.
@@ -34,7 +34,7 @@ func attach(disk *os.File, off, size, sector int64) (*loop, error) {
 			return &loop{f}, nil
 		}
 		err = errors.Join(fmt.Errorf("set up %s: %w", f.Name(), err), f.Close())
-		if !errors.Is(err, unix.EBUSY) { // somebody else was faster
+		if !errors.Is(err, unix.EBUSY) { // another process was faster
 			return nil, err
 		}
 	}
@@ -42,7 +42,7 @@ func attach(disk *os.File, off, size, sector int64) (*loop, error) {
 
 func (l *loop) path() string { return l.f.Name() }
 
-// close makes what was written durable and gives the device back. It waits for a file system on it to be gone.
+// close makes the writes durable and frees the device. It waits until no file system is on it.
 func (l *loop) close() error {
 	err := l.f.Sync()
 	if err == nil {
@@ -51,8 +51,8 @@ func (l *loop) close() error {
 	return errors.Join(err, l.f.Close())
 }
 
-// released waits until no file system is on the device. It is gone when its last file is closed, which a child of this
-// process, on its way to exec, may have open for a moment.
+// released waits until no file system is on the device. A file system is gone when its last file is closed, and a child
+// of this process may have one open for a moment before its exec.
 func (l *loop) released() error {
 	err := retryFor(patience, unix.EBUSY, func() error {
 		fd, err := unix.Open(l.path(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
@@ -67,7 +67,7 @@ func (l *loop) released() error {
 	return nil
 }
 
-// supports returns an error unless the kernel has a file system.
+// supports returns an error unless the kernel supports a file system.
 func supports(fstype string) error {
 	fd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENODEV) {

@@ -12,21 +12,21 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// An OS is what is installed.
+// An OS is an operating system to install.
 type OS struct {
 	Stateroot string
 	Origin    *keyfile.File // of the deployment; nil: none
-	NoSELinux bool          // install a tree with an SELinux policy though nothing is labelled
+	NoSELinux bool          // install a tree with an SELinux policy although files get no labels
 
-	// Store puts the OS commit into the repository of the new sysroot, under a ref. It returns its checksum and the kernel
-	// arguments, among them those of [Plan.Kargs].
+	// Store puts the OS commit into the repository of the new sysroot, under a ref. It returns the checksum and the
+	// kernel arguments, with those of [Plan.Kargs] among them.
 	Store func(ctx context.Context, repo *objectstore.Repo) (objectstore.Checksum, kargs.List, error)
 }
 
 // Kargs returns the kernel arguments that the OS needs to find its root file system.
 func (p *Plan) Kargs() kargs.List { return kargs.List{"root=UUID=" + p.RootUUID, "rw"} }
 
-// fill makes the root file system a sysroot with one deployment, and lays out the ESP.
+// fill turns the root file system into a sysroot with one deployment, and lays out the ESP.
 func (p *Plan) fill(ctx context.Context, root *atfs.Dir, o *OS) (err error) {
 	if err := p.progress(ctx, "make the sysroot"); err != nil {
 		return err
@@ -89,8 +89,8 @@ func (p *Plan) deploy(ctx context.Context, root *atfs.Dir, b *bootloader.Systemd
 // repoConfig is the configuration of a sysroot's repository.
 const repoConfig = "ostree/repo/config"
 
-// setBootloader tells libostree that no boot loader needs a configuration of it: it would look for one, and take what it finds
-// on the running system for the sysroot's. It tells us where the entries are that the boot loader reads.
+// setBootloader tells libostree that no boot loader needs a configuration from it: it would search for one, and take
+// the running system's for the sysroot's. It also records where the boot loader's entries are.
 func (p *Plan) setBootloader(root *atfs.Dir) error {
 	text, err := root.ReadFile(repoConfig, keyfile.MaxLen)
 	if err != nil {

@@ -21,7 +21,7 @@ var (
 	initramfs = strings.Repeat("initramfs\n", 100<<10)
 )
 
-// tinyOS is an OS that can be installed as planned. It has a boot loader of its own if that is not "".
+// tinyOS returns an OS that can be installed as planned. It has a boot loader of its own if that is not "".
 func tinyOS(p *Plan, loader string) *OS {
 	type names = map[string]*objecttest.Node
 	dir, file, link := objecttest.Dir, objecttest.File, objecttest.Symlink
@@ -61,7 +61,7 @@ func tinyOS(p *Plan, loader string) *OS {
 	}
 }
 
-// TestExecute installs an OS; ostree judges what is on the root file system, mtools and fsck what is on the ESP.
+// TestExecute installs an OS. ostree checks the root file system, mtools and fsck check the ESP.
 func TestExecute(t *testing.T) {
 	for _, fstype := range Filesystems {
 		t.Run(fstype, func(t *testing.T) {
@@ -104,7 +104,7 @@ func TestExecute(t *testing.T) {
 	}
 }
 
-// checkESP demands that the ESP has the boot loader, and the one entry of /boot with its files. It returns the entry.
+// checkESP checks that the ESP has the boot loader, and the only entry of /boot with its files. It returns the entry.
 func checkESP(t *testing.T, image string, p *Plan, root, loader string) string {
 	t.Helper()
 	esp := part(t, image, p.esp())
@@ -153,7 +153,7 @@ func checkESP(t *testing.T, image string, p *Plan, root, loader string) string {
 	return entry
 }
 
-// An OS without systemd-boot gets that of this host.
+// An OS without systemd-boot gets this host's.
 func TestHostLoader(t *testing.T) {
 	needsTools(t)
 	testenv.NeedsFile(t, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
@@ -178,7 +178,7 @@ func TestHostLoader(t *testing.T) {
 	}
 }
 
-// Interrupted while the OS is copied, it leaves nothing.
+// An installation that is interrupted while the OS is copied leaves nothing.
 func TestInterruptStore(t *testing.T) {
 	needsTools(t)
 	image := filepath.Join(testenv.MemoryDir(t), "disk.img")

@@ -8,7 +8,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// What is on a disk was written by anybody: it is said in a form that does nothing to a terminal.
+// Anyone can have written the contents of a disk: messages must not affect a terminal.
 func TestParseFound(t *testing.T) {
 	for name, c := range map[string]struct {
 		parse func(string) ([]string, error)

@@ -7,40 +7,40 @@ import (
 	"strings"
 )
 
-// Options say what is to be made of a disk.
+// Options are the choices for an installation.
 type Options struct {
-	Size       int64  // of an image file, which is made or extended; 0: as large as it is
+	Size       int64  // of an image file, which is created or extended; 0: its present size
 	ESPSize    int64  // of the EFI system partition; 0: DefaultESPSize
 	Filesystem string // of the root partition, one of Filesystems; "": ext4
-	Arch       string // of the OS, as Go calls it
-	Wipe       bool   // what is on the disk may be lost
-	Need       int64  // bytes that the OS takes on the root partition, as far as that is known
+	Arch       string // of the OS, as in Go
+	Wipe       bool   // the contents of the disk may be lost
+	Need       int64  // bytes that the OS takes on the root partition, as far as known
 	ESPNeed    int64  // the same for its kernel and initramfs on the EFI system partition
-	OSLoader   bool   // the OS has systemd-boot; otherwise this host must have it
+	OSLoader   bool   // the OS has systemd-boot; otherwise this host needs it
 
-	// Progress is told what is begun. It may be nil.
+	// Progress is told each step when it begins. It may be nil.
 	Progress func(step string)
 }
 
-// A Plan is what is going to be done to a disk. Nothing of it has been done yet.
+// A Plan is an installation that has not begun.
 type Plan struct {
 	Disk       string
-	Size       int64    // that it has, or will have
-	Found      []string // what is on it, and will be lost
+	Size       int64    // present or future size
+	Found      []string // contents, which will be lost
 	Partitions []Partition
 	RootUUID   string // of the root file system
 
 	disk   *disk
 	tools  tools
 	arch   arch
-	loader string // program of this host that is taken if the OS has none; "" if this host has none either
+	loader string // this host's program, for an OS that has none; "" if this host has none either
 	opts   Options
 }
 
 // NewPlan plans to install on a disk: a block device, or a file, which need not exist. It changes nothing.
 //
-// A disk that anything is on is an ErrNotEmpty that says what, unless it may be wiped; one that is in use is an ErrInUse,
-// whatever the options say. Programs that are not installed are a *[MissingToolsError].
+// A disk with contents is an ErrNotEmpty that lists them, unless it may be wiped. A disk that is in use is an ErrInUse,
+// whatever the options. Missing programs are a *[MissingToolsError].
 func NewPlan(ctx context.Context, path string, opts Options) (*Plan, error) {
 	p, err := newPlan(ctx, path, opts)
 	if err != nil {
@@ -121,11 +121,11 @@ func (p *Plan) esp() Partition { return p.Partitions[0] }
 
 func (p *Plan) root() Partition { return p.Partitions[1] }
 
-// room is about what files can take: file systems keep some of their space to themselves, most for ext4, which reserves 5 %
-// for root and gives as much to inodes.
+// room estimates the room for files. File systems reserve some of their space, ext4 the most: 5 % for root, and as much
+// for inodes.
 func (p Partition) room() int64 { return p.Size - p.Size/16 - 32*mib }
 
-// newSize returns the size that a disk has once it is what was asked for, 0 being as it is.
+// newSize returns the size that the disk will have. A size of 0 stands for the present one.
 func (d *disk) newSize(size int64) (int64, error) {
 	switch {
 	case d.block && size != 0:
@@ -140,7 +140,7 @@ func (d *disk) newSize(size int64) (int64, error) {
 	return size, nil
 }
 
-// String says what is going to be done, one thing a line.
+// String lists the steps, one a line.
 func (p *Plan) String() string {
 	var b strings.Builder
 	switch {

@@ -13,7 +13,7 @@ import (
 	"syscall"
 )
 
-// MissingToolsError names programs that are not installed, and the Debian packages that have them.
+// MissingToolsError lists programs that are not installed, and their Debian packages.
 type MissingToolsError struct{ Programs, Packages []string }
 
 func (e *MissingToolsError) Error() string {
@@ -25,10 +25,10 @@ type tools map[string]tool
 
 type tool struct{ debian, path string }
 
-// sbin is where a PATH may not lead that is not root's.
+// sbin lists directories that only root's PATH may have.
 var sbin = []string{"/usr/local/sbin", "/usr/sbin", "/sbin"}
 
-// findTools finds programs, given with their Debian packages. All that are missing are in one error.
+// findTools finds programs, given with their Debian packages. One error lists all missing ones.
 func findTools(wanted map[string]string) (tools, error) {
 	found := make(tools)
 	var missing MissingToolsError
@@ -61,14 +61,14 @@ func lookPath(program string) (string, error) {
 	return path, err
 }
 
-// run runs a program with a text as its standard input, and files that it has as descriptors 3 and up. It returns what it
-// writes; if it fails, the error has what it says.
+// run runs a program with a text as its standard input, and files as descriptors 3 and up. It returns the output. If
+// the program fails, the error has its messages.
 func (t tools) run(ctx context.Context, stdin string, files []*os.File, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, t[program].path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "MTOOLSRC=/dev/null", "MTOOLS_SKIP_CHECK=1")
-	// A Ctrl-C is for this process, which then ends what it has started, and so does the kernel if it cannot.
+	// A Ctrl-C is for this process, which then ends its children. If it cannot, the kernel does.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // the signal comes when the thread ends that started the child
+	runtime.LockOSThread() // the signal comes when the thread that started the child ends
 	defer runtime.UnlockOSThread()
 	cmd.Stdin = strings.NewReader(stdin)
 	cmd.ExtraFiles = files
@@ -87,7 +87,7 @@ func (t tools) run(ctx context.Context, stdin string, files []*os.File, program 
 	return stdout.String(), nil
 }
 
-// oneLine joins lines: an error is one.
+// oneLine joins the lines of an error.
 func oneLine(text string) string {
 	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' })
 	return strings.Join(lines, "; ")
