@@ -43,7 +43,7 @@ var (
 	link = objecttest.Symlink
 )
 
-// osTree is a tiny system. Trees with the same kernel have the same bootcsum.
+// osTree returns a tiny system. Trees with the same kernel have the same bootcsum.
 func osTree(version, kernel string) *node {
 	return dir(0o755, names{
 		"boot": dir(0o755, nil), "sysroot": dir(0o755, nil), "ostree": link("sysroot/ostree"),
@@ -62,7 +62,7 @@ func osTree(version, kernel string) *node {
 	})
 }
 
-// commitTree stores a commit of a tree, with a version, that a ref names.
+// commitTree stores a commit of a tree, with a version, under a ref.
 func commitTree(tb testing.TB, repo *objectstore.Repo, ref, version string, tree *node) {
 	tb.Helper()
 	txn := value(repo.Begin(tb.Context()))(tb)
@@ -82,9 +82,9 @@ type bed struct {
 	*sysroot.Sysroot
 	t        *testing.T
 	path     string
-	run      string // where its /run is; "" for none
-	bootPath string // where its /boot is; "" in the sysroot
-	noPrune  bool   // has try leave objects
+	run      string // its /run; "" for none
+	bootPath string // its /boot; "" for that in the sysroot
+	noPrune  bool   // try leaves objects
 }
 
 // newSysroot makes a sysroot with the stateroot os, in a directory that can be removed when the test ends.
@@ -116,7 +116,7 @@ func openSysroot(t *testing.T, path string, opts sysroot.Options) *bed {
 	return b
 }
 
-// thaw takes the immutable flags from deployments.
+// thaw clears the immutable flags of deployments.
 func thaw(t *testing.T, path string) {
 	t.Helper()
 	for _, name := range value(filepath.Glob(filepath.Join(path, "ostree/deploy/*/deploy/*.[0-9]*")))(t) {
@@ -172,7 +172,7 @@ func originFile(refspec string) *keyfile.File {
 	return f
 }
 
-// admin runs "ostree admin", which must succeed, and returns what it writes.
+// admin runs "ostree admin", which must succeed, and returns its output.
 func (b *bed) admin(args ...string) string {
 	b.t.Helper()
 	out, err := b.tryAdmin(args...)
@@ -187,7 +187,7 @@ func (b *bed) tryAdmin(args ...string) (string, error) {
 	return string(out), err
 }
 
-// snapshot lists what decides how a sysroot boots, with names, targets and contents.
+// snapshot lists everything that decides how a sysroot boots, with names, targets and contents.
 func snapshot(t *testing.T, path string) string {
 	t.Helper()
 	var lines []string
@@ -214,7 +214,7 @@ func snapshot(t *testing.T, path string) string {
 			lines = append(lines, fmt.Sprintf("%s immutable: %t", name, immutable(t, filepath.Join(path, name))))
 			add(name+"/etc", true)
 		}
-		// What older versions of ostree do to /var is another thing, and tested elsewhere.
+		// Older versions of ostree treat /var in their own way, which other tests cover.
 	}
 	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "ostree/repo/refs/heads/os/") })
 	return strings.Join(lines, "\n") + "\n"

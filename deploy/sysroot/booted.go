@@ -9,11 +9,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// bootedFile is in /run if ostree has prepared the root of the running system. Since 2023 it holds an a{sv}.
+// bootedFile, in /run, exists if ostree has prepared the root of the running system. Since 2023 it holds an a{sv}.
 const bootedFile = "ostree-booted"
 
-// findBooted returns the directory that the running system was booted from, nil if it is not a deployment's. That may be one
-// of another sysroot.
+// findBooted returns the directory that the running system was booted from, possibly one of another sysroot. It returns
+// nil if the system was not booted from a deployment.
 func (s *Sysroot) findBooted() (*atfs.Inode, error) {
 	if s.run == nil {
 		return nil, nil
@@ -25,7 +25,7 @@ func (s *Sysroot) findBooted() (*atfs.Inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	// With an overlay as root, what is below it is recorded.
+	// With an overlay as root, the lower directory is recorded.
 	if id, ok := parseBooted(data); ok {
 		return &id, nil
 	}
@@ -57,7 +57,7 @@ func parseBooted(data []byte) (id atfs.Inode, ok bool) {
 	return atfs.Inode{Dev: binary.LittleEndian.Uint64(v.Data), Ino: binary.LittleEndian.Uint64(v.Data[8:])}, true
 }
 
-// lookup returns the value of a key, the zero Variant if it is not there.
+// lookup returns the value of a key, or the zero Variant.
 func lookup(entries []gvariant.Entry, key string) gvariant.Variant {
 	for _, e := range entries {
 		if e.Key == key {

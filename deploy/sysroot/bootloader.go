@@ -7,34 +7,33 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// A BootEntry is what boot/loader/entries has for one deployment.
+// A BootEntry is the boot loader entry of one deployment.
 type BootEntry struct {
 	Name  bls.Name
 	Entry *bls.Entry
 
-	file string // its name on the disk, which says the same in a different way perhaps
+	file string // its name on the disk, which may express the same in another way
 }
 
-// A Bootloader is one that cannot read boot/loader itself and has entries and kernels of its own instead.
+// A Bootloader cannot read boot/loader itself, and has its own entries and kernels.
 type Bootloader interface {
-	// Check is asked while a change is planned, and says what would keep Write from working: no room for the files that it
-	// does not have yet, above all. The files of need are the kernels and initramfs images of the entries to be: name is
-	// the path below /boot, which need not be there yet.
+	// Check is called while a change is planned, and reports what would make Write fail: above all, no room for the
+	// files that it lacks. The files in need are the kernels and initramfs images of the planned entries. Their names
+	// are paths below /boot, where they need not exist yet.
 	Check(ctx context.Context, need []BootFile) error
 	// Write makes the boot loader offer exactly these entries, the first of them by default. It is called after
-	// boot/loader was switched to them and that is durable, and before anything that the entries of before need is
-	// removed; again after a crash and whenever something is cleaned up, so it must be idempotent, and quick if there is
-	// nothing to do. When it returns, what it did is durable. boot is /boot, where the kernels and initramfs images that
-	// the entries name are.
+	// boot/loader was switched to them durably, and before anything that the old entries need is removed. It is called
+	// again after a crash and with every cleanup, so it must be idempotent, and quick if there is nothing to do. Its
+	// changes are durable when it returns. boot is /boot, with the kernels and initramfs images of the entries.
 	//
-	// The tries in the name of an entry are what is left of its boot counting, as far as [Sysroot.Load] could know.
+	// The tries in the name of an entry are the rest of its boot counting, as far as [Sysroot.Load] knew.
 	Write(ctx context.Context, boot *atfs.Dir, entries []BootEntry) error
-	// Tries returns the boot counting states of the entries that the boot loader has, nil for one that does not count, by
-	// the values of the kernel argument ostree= in their options: after a crash entries of the same name may differ from
-	// those in boot/loader, but not entries of the same ostree=.
+	// Tries returns the boot counting states of the boot loader's entries, nil for one that does not count, by the
+	// values of the kernel argument ostree= in their options: after a crash entries of the same name may differ from
+	// those in boot/loader, but not entries with the same ostree=.
 	Tries(ctx context.Context) (map[string]*bls.Tries, error)
-	// Bless takes the counter from the entry with this value of ostree=, durably: it has booted well. One that does not
-	// count, or is not there, is success.
+	// Bless removes the counter from the entry with this value of ostree=, durably: it has booted well. An entry that
+	// does not count, or does not exist, is success.
 	Bless(ctx context.Context, ostree string) error
 }
 

@@ -11,16 +11,16 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// syncForBootloader makes everything on the file system of a directory durable, and has it written where a reader that cannot
-// replay a journal finds it, as boot loaders cannot: the file system is frozen and thawed. Where that is not supported, or
-// another process has frozen it, it is [atfs.Dir.SyncFS].
+// syncForBootloader makes everything on the file system of a directory durable, and readable without replaying a
+// journal, which boot loaders cannot do: it freezes the file system and thaws it. If that is not supported, or another
+// process has frozen the file system, it does what [atfs.Dir.SyncFS] does.
 //
-// The file system is frozen for no longer than it takes to thaw it, and thawed even if this process is killed meanwhile: a
-// process of its own does both, which no signal but a SIGKILL of its own ends.
+// The file system is frozen only for the time that thawing takes. It is thawed even if this process is killed
+// meanwhile: a child does both, and only a SIGKILL of its own ends it.
 func syncForBootloader(dir *atfs.Dir) error { return dir.Do(atfs.OpFreeze, syncFrozen) }
 
 func syncFrozen(fd int) error {
-	// What is written now need not be written while every writer waits.
+	// Data written now need not be written while every writer waits.
 	if err := retry(func() error { return unix.Syncfs(fd) }); err != nil {
 		return fmt.Errorf("syncfs: %w", err)
 	}
@@ -42,16 +42,16 @@ func retry(f func() error) error {
 	}
 }
 
-// Requests of ioctl(2) that x/sys/unix does not have: _IOWR('X', 119, int) and _IOWR('X', 120, int) of linux/fs.h.
+// Requests of ioctl(2) that x/sys/unix lacks: _IOWR('X', 119, int) and _IOWR('X', 120, int) of linux/fs.h.
 const (
 	fiFreeze = 0xc0045877
 	fiThaw   = 0xc0045878
 )
 
-// freezeAndThaw freezes a file system and thaws it, in a child that outlives this process. The child is a copy of one thread
-// of it, in which nothing of Go's works but bare system calls.
+// freezeAndThaw freezes a file system and thaws it, in a child that outlives this process. The child is a copy of one
+// thread, in which only bare system calls work, and nothing else of Go.
 func freezeAndThaw(fd int) error {
-	runtime.LockOSThread() // of which the signals are blocked for a moment
+	runtime.LockOSThread() // its signals are blocked for a moment
 	pid, errno := forkFreezer(fd)
 	runtime.UnlockOSThread()
 	if errno != 0 {
@@ -71,14 +71,14 @@ func freezeAndThaw(fd int) error {
 		}
 		return nil
 	}
-	// Somebody has killed the child. Whether it had frozen the file system it cannot say.
+	// The child was killed. It may have frozen the file system.
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fiThaw, 0); errno != 0 && errno != unix.EINVAL {
 		return errno
 	}
 	return unix.EINTR
 }
 
-// forkFreezer starts the child. Its exit status is the number of the error with which freezing failed.
+// forkFreezer starts the child. Its exit status is the error number if freezing fails.
 //
 //go:norace
 func forkFreezer(fd int) (pid int, errno unix.Errno) {

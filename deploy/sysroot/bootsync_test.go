@@ -13,7 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// TestSyncForBootloader writes while the file system is frozen and thawed again and again: nothing hangs or fails.
+// TestSyncForBootloader writes while the file system is frozen and thawed again and again. Nothing hangs or fails.
 func TestSyncForBootloader(t *testing.T) {
 	for _, fstype := range []string{"ext4", "xfs", "tmpfs"} {
 		t.Run(fstype, func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestSyncForBootloader(t *testing.T) {
 	}
 }
 
-// TestSyncForBootloaderFrozen: somebody else has frozen the file system, which stays so.
+// TestSyncForBootloaderFrozen: another process has frozen the file system, which stays frozen.
 func TestSyncForBootloaderFrozen(t *testing.T) {
 	freeze := testenv.NeedsTool(t, "fsfreeze")
 	disk := testenv.NewDisk(t, "ext4", 16<<20)

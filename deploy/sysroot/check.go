@@ -36,7 +36,7 @@ func (t *osTree) checkTree(noSELinux bool) error {
 	return t.checkComposefs()
 }
 
-// checkSELinux refuses a tree that enforces, or logs by, a policy: its files have no labels.
+// checkSELinux refuses a tree that enforces a policy, or logs by one: its files have no labels.
 func (t *osTree) checkSELinux() error {
 	for _, etc := range []string{"usr/etc", "etc"} {
 		data, err := t.readFile(path.Join(etc, "selinux/config"), maxConfigLen)
@@ -120,7 +120,7 @@ func (s *Sysroot) checkSpace(ctx context.Context, d *Deployment, t *osTree, k *k
 			need += roundUp(f.size, boot.BlockSize)
 		}
 	}
-	// Directories of links and entries, and entries.
+	// Directories of links and entries, and the entries.
 	need += int64(16+len(k.files)) * int64(boot.BlockSize)
 	if known && need > int64(min(boot.Free, 1<<62)) {
 		return fmt.Errorf("%w: the boot file system needs %s, has %s", ErrNoSpace, bytesText(need), bytesText(int64(boot.Free)))
@@ -163,7 +163,7 @@ func (s *Sysroot) kernelIsCopied() (bool, error) {
 	return boot.Dev != objects.Dev, err
 }
 
-// copySize is what a copy of a directory takes, at least.
+// copySize returns the minimal size of a copy of a directory.
 func (t *osTree) copySize(ctx context.Context, n objectstore.TreeEntry, block uint64) (int64, error) {
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
@@ -197,7 +197,7 @@ func roundUp(size int64, block uint64) int64 {
 	return (size + b - 1) / b * b
 }
 
-// bytesText is a number of bytes for people.
+// bytesText formats a number of bytes for people.
 func bytesText(n int64) string {
 	switch {
 	case n >= 10<<20:
@@ -208,7 +208,7 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%d bytes", n)
 }
 
-// commitError makes the error of a commit that is not there one that says so.
+// commitError explains the error of a commit that does not exist.
 func commitError(sum objectstore.Checksum, err error) error {
 	if errors.Is(err, objectstore.ErrNotExist) {
 		return fmt.Errorf("commit %s is not complete in the sysroot's repository: %w", sum, err)

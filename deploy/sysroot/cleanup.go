@@ -17,11 +17,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// A leftover is something in a sysroot that no deployment needs.
+// A leftover is a part of a sysroot that no deployment needs.
 type leftover struct {
-	dir        *atfs.Dir // that name is below
+	dir        *atfs.Dir // name is below it
 	name       string
-	deployment bool // the directory of one, which may be immutable
+	deployment bool // the directory of a deployment, which may be immutable
 }
 
 func (l leftover) String() string { return path.Join(l.dir.Path(), l.name) }
@@ -39,8 +39,8 @@ func (l leftover) remove() error {
 	return l.dir.RemoveAll(l.name)
 }
 
-// leftovers finds what neither the deployments of a state nor the others need, in the order in which it is to be removed: first
-// what leads to something.
+// leftovers finds the parts that neither the deployments of a state nor the others need, in the order in which to
+// remove them: links before their targets.
 func (s *Sysroot) leftovers(st *State, others []*Deployment) ([]leftover, error) {
 	keep := slices.Concat(st.All(), others)
 	var found []leftover
@@ -68,7 +68,7 @@ func (s *Sysroot) oldSwitches(st *State, _ []*Deployment) (found []leftover, err
 		inOSTree(fmt.Sprintf("boot.%d.1", other)),
 		inOSTree(fmt.Sprintf("boot.%d.%d", b, 1-sub)),
 	}
-	// What was written halfway is beside what it was to replace.
+	// Incomplete files are beside those that they were to replace.
 	names, err := readNames(s.boot, entriesDir(b))
 	for _, n := range names {
 		if strings.Contains(n, ".tmp-") && strings.HasPrefix(n, "ostree-") {
@@ -87,10 +87,10 @@ func (s *Sysroot) oldSwitches(st *State, _ []*Deployment) (found []leftover, err
 	return found, err
 }
 
-// deployName matches what may be in the directory of deployments: a deployment, or its origin file, be it written halfway.
+// deployName matches the entries of the directory of deployments: a deployment, or its origin file, complete or not.
 var deployName = regexp.MustCompile(`^([0-9a-f]{64}\.[0-9]+)(\.origin(\.tmp-[0-9a-z]+)?)?$`)
 
-// oldDeployments finds the directories of deployments that are not to be kept.
+// oldDeployments finds the directories of deployments that are not kept.
 func (s *Sysroot) oldDeployments(_ *State, keep []*Deployment) (found []leftover, err error) {
 	kept := make(map[string]bool)
 	for _, d := range keep {
@@ -120,7 +120,7 @@ func (s *Sysroot) oldInStateroot(stateroot string, kept map[string]bool, booted 
 	if err != nil {
 		return nil, err
 	}
-	// The origin file goes first: it tells a deployment from what is half removed.
+	// The origin file goes first: it tells a deployment from one that is half removed.
 	slices.Reverse(names)
 	for _, n := range names {
 		m := deployName.FindStringSubmatch(n)
@@ -134,7 +134,7 @@ func (s *Sysroot) oldInStateroot(stateroot string, kept map[string]bool, booted 
 				return nil, err
 			}
 			if is {
-				continue // whatever boots next, the system runs on it
+				continue // the system runs on it, whatever boots next
 			}
 		}
 		found = append(found, l)
@@ -159,7 +159,7 @@ const overlaysDir = "ostree/initramfs-overlays"
 
 func overlayPath(sum string) string { return overlaysDir + "/" + sum + ".img" }
 
-// overlaysOf returns the checksums of the initramfs images that an entry has beside the first one.
+// overlaysOf returns the checksums of the initramfs images of an entry after the first.
 func overlaysOf(e *bls.Entry) (sums []string) {
 	for _, name := range e.Initrd[min(1, len(e.Initrd)):] {
 		sum, ok := strings.CutSuffix(path.Base(name), ".img")
@@ -200,7 +200,7 @@ func (s *Sysroot) oldKernels(_ *State, keep []*Deployment) (found []leftover, er
 	return found, nil
 }
 
-// removeLeftovers removes what neither the sysroot as it is nor the others need.
+// removeLeftovers removes the parts that neither the present sysroot nor the others need.
 func (s *Sysroot) removeLeftovers(ctx context.Context, st *State, others []*Deployment) error {
 	found, err := s.leftovers(st, others)
 	if err != nil {
@@ -217,8 +217,8 @@ func (s *Sysroot) removeLeftovers(ctx context.Context, st *State, others []*Depl
 	return nil
 }
 
-// cleanup removes what the sysroot, as it is on the disk, does not need any more. The boot loader is told before what boots: what
-// it knew until now must not go before.
+// cleanup removes the parts that the sysroot, as it is on the disk, no longer needs. The boot loader is updated before:
+// the files that it knew until now must not go first.
 func (s *Sysroot) cleanup(ctx context.Context, prune bool) error {
 	st, err := s.load(ctx)
 	if err != nil {
@@ -252,8 +252,8 @@ func (s *Sysroot) cleanup(ctx context.Context, prune bool) error {
 
 var deploymentRef = regexp.MustCompile(`^ostree/[01]/[01]/[0-9]+$`)
 
-// writeRefs has a ref for the commit of each deployment, a staged one included, so that no prune removes it. New ones are there
-// before old ones go.
+// writeRefs gives the commit of each deployment a ref, a staged one included, so that no prune removes it. New refs
+// exist before old ones go.
 func (s *Sysroot) writeRefs(ctx context.Context, st *State) error {
 	refs, err := s.repo.Refs(ostreeDir)
 	if err != nil {
@@ -292,7 +292,7 @@ func (s *Sysroot) writeRefs(ctx context.Context, st *State) error {
 	return txn.Commit(ctx, objectstore.CommitOptions{Sync: true})
 }
 
-// installOverlays has the initramfs images in /boot that are loaded on top of a deployment's own. New ones are in /run.
+// installOverlays installs the additional initramfs images of a deployment in /boot. New ones are in /run.
 func (s *Sysroot) installOverlays(d *Deployment) error {
 	for _, sum := range d.overlays {
 		name := overlayPath(sum)

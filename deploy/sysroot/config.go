@@ -17,11 +17,11 @@ import (
 
 const maxConfigLen = 1 << 20
 
-// config is what the repository's config says of the sysroot.
+// config is the part of the repository's configuration that concerns the sysroot.
 type config struct {
-	bootloader       string      // "auto" if it says nothing
+	bootloader       string      // "auto" by default
 	bootPrefix       bool        // paths in entries begin with /boot
-	exceptDefault    []bls.Field // what entries have but that of the default deployment
+	exceptDefault    []bls.Field // of all entries but the default deployment's
 	requireComposefs bool
 }
 
@@ -61,7 +61,7 @@ func parseConfig(text []byte) (config, error) {
 	return c, nil
 }
 
-// prefix stands in front of the paths below /boot that entries have.
+// prefix begins the paths of files of /boot in entries.
 func (c *config) prefix() string {
 	if c.bootPrefix {
 		return "/boot/"
@@ -69,7 +69,7 @@ func (c *config) prefix() string {
 	return "/"
 }
 
-// checkSupported refuses sysroots that other tools expect something of that this package does not write.
+// checkSupported refuses sysroots in which other tools expect files that this package does not write.
 func (s *Sysroot) checkSupported() error {
 	name := s.config.bootloader
 	var evidence string
@@ -94,8 +94,8 @@ func (s *Sysroot) checkSupported() error {
 	return nil
 }
 
-// probeBootloader looks for boot loaders in the order in which libostree does. No evidence: there is none that needs a
-// configuration of its own.
+// probeBootloader looks for boot loaders in libostree's order. Without evidence, no boot loader needs a configuration
+// of its own.
 func (s *Sysroot) probeBootloader() (name, evidence string, err error) {
 	exists := func(names ...string) (string, error) {
 		for _, n := range names {
@@ -133,7 +133,7 @@ func (s *Sysroot) probeBootloader() (name, evidence string, err error) {
 	return "uboot", evidence, err
 }
 
-// grubIsStatic reports whether GRUB's configuration is one that reads boot/loader itself.
+// grubIsStatic reports whether GRUB's configuration reads boot/loader itself.
 func (s *Sysroot) grubIsStatic() (bool, error) {
 	if ok, err := s.boot.Exists("grub2/.grub2-blscfg-supported"); ok || err != nil && !errors.Is(err, unix.ELOOP) {
 		return ok, err

@@ -13,11 +13,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// updatedFile in /etc and /var tells systemd that what there is to do after an update has been done.
+// updatedFile in /etc and /var tells systemd that the tasks after an update are done.
 const updatedFile = ".updated"
 
-// makeDeployment writes the deployment that a plan has new: its tree, /etc of its own, its origin file. The tree has no name that
-// boots it yet. With the plan's merge of /etc, the deployment is finished.
+// makeDeployment writes the plan's new deployment: its tree, its own /etc, its origin file. No name leads to it that
+// boots. With the plan's merge of /etc, the deployment is finished.
 func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 	d := p.New
 	if err := s.dir.MkdirAll(deploysDir(d.Stateroot), dirMode); err != nil {
@@ -54,7 +54,7 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 	return s.finishDeployment(ctx, p, root)
 }
 
-// makeEtc gives a deployment an /etc that can be changed: a copy of its /usr/etc. In older trees that is called /etc.
+// makeEtc gives a deployment a writable /etc: a copy of its /usr/etc. Older trees have it as /etc.
 func (s *Sysroot) makeEtc(ctx context.Context, t *osTree, root *atfs.Dir) error {
 	etc, err := t.lookup("etc")
 	if err == nil && etc.Dir {
@@ -80,11 +80,11 @@ func (s *Sysroot) makeEtc(ctx context.Context, t *osTree, root *atfs.Dir) error 
 	return s.repo.CheckoutTree(ctx, etc.Checksum, etc.Meta, root, "etc", objectstore.CheckoutOptions{ForceCopy: true, PassthroughWhiteouts: true})
 }
 
-// varTmp is where what becomes /var is written first, and then what was /var stays until it is certain that it is not needed.
+// varTmp holds the new /var until it is complete, and then the old /var until it is no longer needed.
 const varTmp = "var.tmp-init"
 
-// fillVar gives an empty /var of a stateroot the content of the commit's, at once, and reports whether it did. There is no
-// merging later.
+// fillVar replaces an empty /var of a stateroot by the commit's, atomically, and reports whether it did. A later
+// deployment merges nothing.
 func (s *Sysroot) fillVar(ctx context.Context, t *osTree, stateroot string) (filled bool, err error) {
 	names, err := readNames(s.dir, varDir(stateroot))
 	if len(names) > 0 || err != nil {
@@ -105,7 +105,7 @@ func (s *Sysroot) fillVar(ctx context.Context, t *osTree, stateroot string) (fil
 		return false, err
 	}
 	if len(names) == 0 {
-		return false, parent.Rmdir(varTmp) // it would change nothing but attributes
+		return false, parent.Rmdir(varTmp) // it would change only attributes
 	}
 	err = parent.Rename(varTmp, parent, "var", unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EXDEV) {
@@ -114,7 +114,7 @@ func (s *Sysroot) fillVar(ctx context.Context, t *osTree, stateroot string) (fil
 	return err == nil, err
 }
 
-// writeVar writes what a new /var begins with.
+// writeVar writes the initial contents of /var.
 func (s *Sysroot) writeVar(ctx context.Context, t *osTree, parent *atfs.Dir) error {
 	n, err := t.lookup("var")
 	switch {
@@ -132,7 +132,7 @@ func (s *Sysroot) writeVar(ctx context.Context, t *osTree, parent *atfs.Dir) err
 	return legacyVar(parent, varTmp)
 }
 
-// emptyVar takes fillVar back. What was written is a leftover then.
+// emptyVar undoes fillVar. The contents become a leftover.
 func (s *Sysroot) emptyVar(stateroot string) error {
 	parent, err := s.dir.OpenDir(staterootDir(stateroot))
 	if err != nil {
@@ -141,7 +141,7 @@ func (s *Sysroot) emptyVar(stateroot string) error {
 	return errors.Join(parent.Rename(varTmp, parent, "var", unix.RENAME_EXCHANGE), parent.Close())
 }
 
-// legacyVar makes what every system expects in /var, for those that do not make it themselves.
+// legacyVar creates the directories that every system expects in /var, for systems that do not create them.
 func legacyVar(parent *atfs.Dir, name string) error {
 	for _, d := range []struct {
 		name string
@@ -163,8 +163,8 @@ func legacyVar(parent *atfs.Dir, name string) error {
 	return nil
 }
 
-// finishDeployment does what is done last to a deployment: changes of /etc are merged, and nothing can be added to its root
-// any more. It can be repeated.
+// finishDeployment does the last steps of a deployment: it merges the changes of /etc, and makes the root immutable. It
+// can be repeated.
 func (s *Sysroot) finishDeployment(ctx context.Context, p *Plan, root *atfs.Dir) error {
 	d := p.New
 	if p.Etc != nil {
@@ -196,7 +196,7 @@ func (s *Sysroot) mergeEtc(ctx context.Context, p *Plan, root *atfs.Dir) error {
 	return errors.Join(p.Etc.Apply(ctx, current, to), to.Close())
 }
 
-// makeBacking makes the directories for the upper layer of a root that forgets at reboot, as ostree does since 2023.9.
+// makeBacking creates the directories for the upper layer of a transient root, as ostree does since 2023.9.
 func (s *Sysroot) makeBacking(d *Deployment) error {
 	root, err := s.dir.Lstat(d.Path())
 	if err != nil {
@@ -209,7 +209,7 @@ func (s *Sysroot) makeBacking(d *Deployment) error {
 	return s.dir.MkdirAll(path.Join(base, "upper"), root.Mode&0o7777)
 }
 
-// writeOrigin writes the origin file of a deployment, if it has one.
+// writeOrigin writes the origin file of a deployment that has one.
 func (s *Sysroot) writeOrigin(d *Deployment, sync bool) error {
 	if d.Origin == nil {
 		return nil

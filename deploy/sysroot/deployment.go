@@ -29,19 +29,19 @@ type Deployment struct {
 	BootCsum   string // checksum of kernel and initramfs
 	BootSerial int    // tells deployments with one kernel apart
 
-	Origin  *keyfile.File // nil: there is no origin file
+	Origin  *keyfile.File // nil: no origin file
 	Kargs   kargs.List    // without ostree=
 	Title   string        // of its boot loader entry
 	Version string        // of its commit; "" for none
 	Extra   []bls.Field   // of its boot loader entry
-	Tries   *bls.Tries    // what is left of its boot counting; nil: none
+	Tries   *bls.Tries    // the rest of its boot counting; nil: boots are not counted
 
 	file     string     // name of its entry
-	entry    *bls.Entry // as it was read; nil: it has none yet
-	overlays []string   // checksums of initramfs images that are loaded on top of its own
+	entry    *bls.Entry // as read; nil: not written yet
+	overlays []string   // checksums of additional initramfs images
 }
 
-// Name returns the name of its directory, which is one of a kind in its stateroot.
+// Name returns the name of its directory, which is unique in its stateroot.
 func (d *Deployment) Name() string { return fmt.Sprintf("%s.%d", d.Commit, d.Serial) }
 
 // Path returns the path of its directory below the sysroot.
@@ -52,7 +52,7 @@ func (d *Deployment) ostreeArg(bootVersion int) string {
 	return bls.OSTreeArg{BootVersion: bootVersion, Stateroot: d.Stateroot, BootCsum: d.BootCsum, BootSerial: d.BootSerial}.String()
 }
 
-// Pinned reports whether it is to be kept until it is unpinned.
+// Pinned reports whether it is kept until it is unpinned.
 func (d *Deployment) Pinned() bool {
 	if d.Origin == nil {
 		return false
@@ -61,7 +61,7 @@ func (d *Deployment) Pinned() bool {
 	return err == nil && pinned
 }
 
-// ImageReference returns the reference of the container image that it was made of.
+// ImageReference returns the reference of the container image that it was made from.
 func (d *Deployment) ImageReference() (string, bool) {
 	if d.Origin == nil {
 		return "", false
@@ -69,25 +69,25 @@ func (d *Deployment) ImageReference() (string, bool) {
 	return d.Origin.Get(OriginGroup, OriginImage)
 }
 
-// Failed reports whether it has used up the boots that it had to prove itself.
+// Failed reports whether it has used up the boots in which to prove itself.
 func (d *Deployment) Failed() bool { return d.Tries != nil && d.Tries.Left == 0 }
 
-// same reports whether two values are of one deployment.
+// same reports whether two values are the same deployment.
 func (d *Deployment) same(o *Deployment) bool {
 	return d != nil && o != nil && d.Stateroot == o.Stateroot && d.Commit == o.Commit && d.Serial == o.Serial
 }
 
-// A Staged deployment is complete but for /etc, and becomes the default when the system shuts down.
+// A Staged deployment is complete except for /etc, and becomes the default when the system shuts down.
 type Staged struct {
 	*Deployment
 	Merge  *Deployment // whose /etc is merged; one of the state's Deployments, or nil
 	Locked bool        // it is not finalized at shutdown
 
-	kargs kargs.List  // as they were recorded, with ostree= in its place
-	lost  *Deployment // whose /etc was to be merged, and that is not there any more
+	kargs kargs.List  // as recorded, with ostree= in its place
+	lost  *Deployment // whose /etc was to be merged, and which no longer exists
 }
 
-// State is what a sysroot has.
+// State is the state of a sysroot.
 type State struct {
 	BootVersion    int           // B in boot/loader -> loader.B
 	SubBootVersion int           // S in ostree/boot.B -> boot.B.S
@@ -104,7 +104,7 @@ func (st *State) All() []*Deployment {
 	return slices.Concat([]*Deployment{st.Staged.Deployment}, st.Deployments)
 }
 
-// Default returns the deployment that boots next as things stand now, nil if there is none.
+// Default returns the deployment that boots next as things are, or nil.
 func (st *State) Default() *Deployment {
 	if len(st.Deployments) == 0 {
 		return nil
@@ -112,8 +112,8 @@ func (st *State) Default() *Deployment {
 	return st.Deployments[0]
 }
 
-// Pending returns the deployment that boots next if it is another one than the booted one: the staged one, else the default.
-// Nil: there is none, or nothing is booted.
+// Pending returns the deployment that boots next if it is not the booted one: the staged one, else the default. It
+// returns nil if there is none, or if nothing is booted.
 func (st *State) Pending() *Deployment {
 	switch {
 	case st.Booted == nil:
@@ -126,8 +126,8 @@ func (st *State) Pending() *Deployment {
 	return nil
 }
 
-// Rollback returns the deployment to fall back to: the first one behind the booted one, or, if nothing is booted, behind the
-// default. Nil: there is none.
+// Rollback returns the deployment to fall back to: the first one behind the booted one, or, if nothing is booted,
+// behind the default. It returns nil if there is none.
 func (st *State) Rollback() *Deployment {
 	from := 0
 	for i, d := range st.Deployments {
@@ -141,8 +141,9 @@ func (st *State) Rollback() *Deployment {
 	return nil
 }
 
-// MergeDeployment returns the deployment whose /etc and kernel arguments a new one of the stateroot takes over, as libostree
-// chooses it: the booted one if it is of the stateroot, else the first of the stateroot. Nil: there is none.
+// MergeDeployment returns the deployment from which a new one of the stateroot takes /etc and kernel arguments. As in
+// libostree that is the booted one if it belongs to the stateroot, else the first of the stateroot. It returns nil if
+// there is none.
 func (st *State) MergeDeployment(stateroot string) *Deployment {
 	if st.Booted != nil && st.Booted.Stateroot == stateroot {
 		return st.Booted

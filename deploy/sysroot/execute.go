@@ -8,9 +8,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 )
 
-// Execute makes the change. The caller holds the lock, and has held it since before the state was loaded from which the plan
-// was made: a sysroot that is another than then is ErrChanged. After an error, or when the process is killed, the sysroot boots
-// as before or as planned; to plan and execute the same again finishes it. An error before that is decided leaves nothing behind.
+// Execute makes the change. The caller holds the lock, and has held it since before the plan's state was loaded: a
+// sysroot that has changed since is an ErrChanged. After an error, or if the process is killed, the sysroot boots as
+// before or as planned; planning and executing the same again finishes it. An error before the switch leaves nothing
+// behind.
 func (s *Sysroot) Execute(ctx context.Context, p *Plan) error {
 	if err := s.execute(ctx, p); err != nil {
 		return fmt.Errorf("%s: %w", p.what, err)
@@ -55,7 +56,7 @@ func (s *Sysroot) execute(ctx context.Context, p *Plan) error {
 	return s.cleanup(ctx, !p.NoPrune)
 }
 
-// changesBoot reports whether what boots is another than before.
+// changesBoot reports whether the deployments to boot change.
 func (p *Plan) changesBoot() bool {
 	if len(p.Deployments) != len(p.state.Deployments) {
 		return true
@@ -68,9 +69,10 @@ func (p *Plan) changesBoot() bool {
 	return false
 }
 
-// change makes the new deployment and has the list of deployments boot. If it does not come to that, what it has made is removed.
+// change makes the new deployment and switches to the new list of deployments. If it fails before the switch, it
+// removes the new deployment.
 func (s *Sysroot) change(ctx context.Context, p *Plan, now *State) (err error) {
-	// What an interrupted attempt has left would have other names be chosen than without it.
+	// Leftovers of an interrupted attempt would change the names of new files.
 	var others []*Deployment
 	if p.finalize {
 		others = append(others, p.New)
@@ -83,7 +85,7 @@ func (s *Sysroot) change(ctx context.Context, p *Plan, now *State) (err error) {
 			return
 		}
 		if after, lerr := s.load(context.WithoutCancel(ctx)); lerr == nil && after.equal(now) {
-			// What cannot be taken back now the next plan that is executed removes.
+			// The next plan that is executed removes the rest.
 			if p.filledVar {
 				_ = s.emptyVar(p.New.Stateroot)
 			}

@@ -12,14 +12,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// failureFile, below /boot, holds why the last attempt to finalize a staged deployment failed. libostree looks for it too.
+// failureFile, below /boot, holds the error of the last attempt to finalize a staged deployment. libostree reads it
+// too.
 const failureFile = "ostree/finalize-failure.stamp"
 
-// FinalizeStaged makes the staged deployment the default, with the changes that /etc has had until now. It is to be called
-// when the system shuts down. It returns what it has done, nil if nothing is staged, or if the staged deployment is locked.
-// An error is also left for the next boot to report, where libostree looks for it. Objects are not pruned.
+// FinalizeStaged makes the staged deployment the default, with the present changes of /etc. Call it when the system
+// shuts down. It returns the executed plan, or nil if nothing is staged or the staged deployment is locked. An error is
+// also left for the next boot to report, where libostree looks for it. Objects are not pruned.
 //
-// The caller holds the lock. If the process is killed the same again finishes it.
+// The caller holds the lock. If the process is killed, a repetition finishes it.
 func (s *Sysroot) FinalizeStaged(ctx context.Context) (*Plan, error) {
 	p, err := s.finalizeStaged(ctx)
 	if err != nil {
@@ -54,7 +55,7 @@ func (s *Sysroot) finalizeStaged(ctx context.Context) (*Plan, error) {
 		return nil, err
 	}
 	if st.Staged == nil {
-		// The file may still be there: of one that was finalized by a process that was then killed.
+		// The file may still exist if the process was killed after it had finalized the deployment.
 		if err := s.forgetStaged(); err != nil {
 			return nil, err
 		}
@@ -115,15 +116,15 @@ func (s *Sysroot) finishStaged(ctx context.Context, p *Plan) error {
 	return errors.Join(s.finishDeployment(ctx, p, root), root.Close())
 }
 
-// A BootReport says what [Sysroot.BootComplete] has found and done.
+// A BootReport is the result of [Sysroot.BootComplete].
 type BootReport struct {
 	Booted   *Deployment
 	Blessed  bool   // its boots were counted, and no longer are
-	Finalize string // why the last attempt to finalize a staged deployment failed; "": it did not
+	Finalize string // the error of the last attempt to finalize a staged deployment; "": none
 }
 
-// BootComplete is to be called when the system has booted well: boots of the booted deployment are counted no longer. The
-// message that a failed [Sysroot.FinalizeStaged] has left is read and removed. The caller holds the lock.
+// BootComplete records that the system has booted well: boots of the booted deployment are no longer counted. It reads
+// and removes the message of a failed [Sysroot.FinalizeStaged]. The caller holds the lock.
 func (s *Sysroot) BootComplete(ctx context.Context) (*BootReport, error) {
 	r, err := s.bootComplete(ctx)
 	if err != nil {
@@ -155,7 +156,7 @@ func (s *Sysroot) bootComplete(ctx context.Context) (*BootReport, error) {
 	return r, atfs.IgnoreNotExist(s.boot.Unlink(failureFile))
 }
 
-// bless takes the counter from the entry of the booted deployment. The entry keeps its content: to rename it is all.
+// bless removes the counter from the entry of the booted deployment, by renaming it.
 func (s *Sysroot) bless(ctx context.Context, st *State, r *BootReport) error {
 	d := st.Booted
 	name, _ := bls.ParseName(d.file)

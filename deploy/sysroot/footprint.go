@@ -15,16 +15,16 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// A Footprint is what a deployment takes in the sysroot's repository: allocated bytes, each inode once.
+// A Footprint is the space that a deployment takes in the sysroot's repository: allocated bytes, each inode once.
 type Footprint struct {
-	Unique int64 // would be freed if only this deployment went
-	Shared int64 // is needed by another deployment, by another commit of the repository, or has names outside of it
+	Unique int64 // freed if only this deployment went
+	Shared int64 // needed by another deployment or another commit of the repository, or linked from elsewhere
 }
 
-// objectCounts counts how often a commit's tree has each object: a checkout has a hard link for each time.
+// objectCounts counts the occurrences of each object in a commit's tree: a checkout has a hard link for each.
 type objectCounts map[objectstore.ObjectName]int
 
-// measurer measures deployments. Commits and directories that several have are read once.
+// A measurer measures deployments. It reads commits and directories that several have only once.
 type measurer struct {
 	ctx     context.Context
 	repo    *objectstore.Repo
@@ -32,7 +32,7 @@ type measurer struct {
 	commits map[objectstore.Checksum]objectCounts
 }
 
-// Footprints measures each of a list of deployments. Nil stands for one whose commit is not complete here.
+// Footprints measures each of a list of deployments. A deployment whose commit is incomplete gets nil.
 func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footprint, error) {
 	return footprints(ctx, s.repo, s.boot, list)
 }
@@ -76,7 +76,7 @@ func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, lis
 	return result, nil
 }
 
-// commit returns what a commit's tree has, and the commit itself.
+// commit counts the objects of a commit's tree, and the commit itself.
 func (m *measurer) commit(sum objectstore.Checksum) (objectCounts, error) {
 	if use, ok := m.commits[sum]; ok {
 		return use, nil
@@ -95,7 +95,7 @@ func (m *measurer) commit(sum objectstore.Checksum) (objectCounts, error) {
 	return use, nil
 }
 
-// maxTreeDepth is how deep a tree can be that is measured; no path of a file system is as long.
+// maxTreeDepth is the largest depth of a tree that is measured; no path of a file system is as long.
 const maxTreeDepth = 2048
 
 func (m *measurer) dir(tree, meta objectstore.Checksum, depth int) (objectCounts, error) {
@@ -129,14 +129,14 @@ func (m *measurer) dir(tree, meta objectstore.Checksum, depth int) (objectCounts
 	return withMeta(use, meta), nil
 }
 
-// withMeta adds the attributes of a directory to what it holds.
+// withMeta adds the dirmeta of a directory to its objects.
 func withMeta(use objectCounts, meta objectstore.Checksum) objectCounts {
 	use = maps.Clone(use)
 	use[objectstore.ObjectName{Checksum: meta, Type: objectstore.TypeDirMeta}]++
 	return use
 }
 
-// others returns the objects of the commits that refs name and no deployment of the list has.
+// others returns the objects of commits with refs that are not deployed.
 func (m *measurer) others(list []*Deployment) (map[objectstore.ObjectName]struct{}, error) {
 	refs, err := m.repo.Refs("")
 	if err != nil {
@@ -161,8 +161,8 @@ func (m *measurer) others(list []*Deployment) (map[objectstore.ObjectName]struct
 	return objects, nil
 }
 
-// object returns what an object takes on the disk, and whether deployment i alone needs it: no other of the list has it, and
-// its inode has no names but that of the object and those in the checkout and in /boot.
+// object returns an object's size on the disk, and whether deployment i alone needs it: no other of the list has it,
+// and its inode has no names but the object's and those in the checkout and in /boot.
 func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts, kernels map[atfs.Inode]int) (bytes int64, alone bool, err error) {
 	st, err := m.repo.ObjectsDir().Lstat(objectstore.LoosePath(obj.Checksum, obj.Type))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -184,7 +184,7 @@ func (m *measurer) object(obj objectstore.ObjectName, i int, uses []objectCounts
 	return bytes, int(st.Nlink) <= names, nil
 }
 
-// bootLinks counts the names that files have in /boot.
+// bootLinks counts the names of inodes in /boot.
 func bootLinks(boot *atfs.Dir) (map[atfs.Inode]int, error) {
 	links := make(map[atfs.Inode]int)
 	top, err := boot.OpenDir(ostreeDir)

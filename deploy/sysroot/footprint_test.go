@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// treeOf is a tree of files with the given content, by name.
+// treeOf returns a tree of files with the given content, by name.
 func treeOf(files map[string]string) *objecttest.Node {
 	root := &objecttest.Node{Mode: unix.S_IFDIR | 0o755, Entries: make(map[string]*objecttest.Node)}
 	for name, content := range files {
@@ -24,12 +24,12 @@ func treeOf(files map[string]string) *objecttest.Node {
 	return root
 }
 
-// kib is n KiB of content that is not the same for two values of seed.
+// kib returns n KiB of content that depends on the seed.
 func kib(seed string, n int) string {
 	return strings.Repeat(fmt.Sprintf("%-63s\n", seed), n<<10/64)
 }
 
-// What a deployment alone takes is what a prune frees when it has gone.
+// The unique size of a deployment is what a prune frees when the deployment is gone.
 func TestFootprints(t *testing.T) {
 	testenv.NeedsRoot(t)
 	repo := objecttest.NewRepo(t)
@@ -67,7 +67,7 @@ func TestFootprints(t *testing.T) {
 	if got[2] != nil {
 		t.Errorf("a commit that is not here takes %+v", got[2])
 	}
-	// kernel, a; and of b its file. What dirtrees and commits take is at most a block each.
+	// kernel and a; of b its file. Dirtrees and commits take at most a block each.
 	meta := func(total, files int64) bool { return total >= files<<10 && total <= files<<10+8*4096 }
 	if !meta(got[0].Unique, 100+40) || !meta(got[0].Shared, 200+60+80) {
 		t.Errorf("a takes %+v", *got[0])
@@ -95,7 +95,7 @@ func TestFootprints(t *testing.T) {
 	}
 }
 
-// allocated is what the objects of a repository take on the disk.
+// allocated returns the size on the disk of a repository's objects.
 func allocated(t *testing.T, repo *objectstore.Repo) (sum int64) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(repo.ObjectsDir().Path(), "*/*"))

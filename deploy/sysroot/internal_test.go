@@ -80,7 +80,7 @@ func deploymentOf(stateroot string, commit byte) *Deployment {
 	return &Deployment{Stateroot: stateroot, Commit: objectstore.Checksum{commit}, BootCsum: strings.Repeat("ab", 32)}
 }
 
-// TestStagedRoundTrip: what libostree may have added is understood.
+// TestStagedRoundTrip reads back staged records, with libostree's additions.
 func TestStagedRoundTrip(t *testing.T) {
 	d, merge := deploymentOf("os", 1), deploymentOf("os", 2)
 	d.Serial = 12

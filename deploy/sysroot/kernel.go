@@ -20,26 +20,26 @@ const (
 	dtbDir     = "dtb"
 )
 
-// Directories that older trees have their kernel in, under names that end in its checksum.
+// Directories in which older trees have their kernel, under names that end in its checksum.
 var legacyDirs = []string{"usr/lib/ostree-boot", "boot"}
 
-// A kernel is what a tree has to boot with.
+// A kernel is a tree's kernel, with its initramfs image and device trees.
 type kernel struct {
 	bootNames
 	csum  string     // bootcsum
-	files []treeFile // that are installed
+	files []treeFile // to install
 }
 
-// bootNames are the names of the files of a kernel in the directory that it is installed in.
+// bootNames are the names of a kernel's files in the directory that it is installed in.
 type bootNames struct {
 	linux, initrd string // initrd: "" for none
 	devicetree    string // a file; "" for none
 	fdtdir        string // a directory of device trees; "" for none
 }
 
-// findKernel finds the kernel of a tree where libostree looks for it: in the directory of modules that has a vmlinuz, else, or
-// if only there is an initramfs image, in the older places. If there are several kernels it is that of the version want, and
-// an error if want is "". It reads what the checksum is made of.
+// findKernel finds the kernel of a tree where libostree looks for it: in the directory of modules that has a vmlinuz,
+// else, or if that has only an initramfs image, in the older places. Of several kernels it finds the one with the
+// version want, and returns an error if want is "". It reads the files that the checksum covers.
 func (t *osTree) findKernel(ctx context.Context, want string) (*kernel, error) {
 	modern, err := t.modulesKernel(want)
 	if err != nil {
@@ -177,7 +177,7 @@ func (t *osTree) addTree(k *kernel, where, installed string) error {
 	return nil
 }
 
-// checksum computes the bootcsum: of the contents of all files but the one that holds a checksum itself.
+// checksum computes the bootcsum: that of the contents of all files except the one that holds a checksum itself.
 func (t *osTree) checksum(ctx context.Context, k *kernel) error {
 	h := sha256.New()
 	for _, f := range k.files {
@@ -257,7 +257,7 @@ func (t *osTree) legacyKernelIn(where string, tree *objectstore.DirTree) (*kerne
 	return k, nil
 }
 
-// cutChecksum takes a checksum, and the dash before it, from the end of a name.
+// cutChecksum cuts a checksum, and the dash before it, from the end of a name.
 func cutChecksum(name string) (before, sum string, ok bool) {
 	i := strings.LastIndexByte(name, '-')
 	if i < 0 {

@@ -17,8 +17,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// TestLayoutsAsOSTree deploys trees that have their kernel in one of the places where it may be, by us and by ostree, and
-// compares.
+// TestLayoutsAsOSTree deploys trees with their kernel in each of the possible places, by this package and by ostree,
+// and compares the results.
 func TestLayoutsAsOSTree(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	const modules = "usr/lib/modules/6.1.0"
@@ -72,7 +72,7 @@ func TestLayoutsAsOSTree(t *testing.T) {
 				tree := osTree("x", "x")
 				change(tree)
 				commitTree(t, b.Repo(), "os/x", "x", tree)
-				for _, version := range []string{"1", "x"} { // the second time there is an entry to be written again
+				for _, version := range []string{"1", "x"} { // the second time an entry exists that has to be written again
 					if i == 0 {
 						b.admin("deploy", "--os=os", "os/"+version)
 					} else {
@@ -90,8 +90,8 @@ func TestLayoutsAsOSTree(t *testing.T) {
 	}
 }
 
-// TestOlderTrees: /etc in the place of /usr/etc, or no /etc at all, are nothing that ostree(1) of today can deploy beside
-// others; systems of long ago have it.
+// TestOlderTrees: /etc instead of /usr/etc, or no /etc at all. Today's ostree(1) cannot deploy such trees beside
+// others, but old systems have them.
 func TestOlderTrees(t *testing.T) {
 	b := newSysroot(t)
 	b.commit("1", "a")
@@ -115,7 +115,7 @@ func TestOlderTrees(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(b.path, b.load().Default().Path(), "etc")); !os.IsNotExist(err) {
 		t.Errorf("/etc of a tree without: got error %v", err)
 	}
-	b.deploy(ref(b, "1")) // with nothing to be merged
+	b.deploy(ref(b, "1")) // with nothing to merge
 }
 
 // TestDeviceTrees: the files of a directory of device trees are hashed, installed and named.
@@ -142,7 +142,7 @@ func TestDeviceTrees(t *testing.T) {
 	}
 }
 
-// TestStateroots has two systems with the same kernel side by side, by us and by ostree.
+// TestStateroots has two systems with the same kernel side by side, by this package and by ostree.
 func TestStateroots(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	var got [2]string
@@ -168,7 +168,8 @@ func TestStateroots(t *testing.T) {
 	}
 }
 
-// TestOwnBoot has /boot on a file system of its own, a real one, which is frozen and thawed; by us and by ostree in turn.
+// TestOwnBoot has /boot on a real file system of its own, which is frozen and thawed, by this package and ostree in
+// turn.
 func TestOwnBoot(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	var got [2]string
@@ -200,7 +201,7 @@ func TestOwnBoot(t *testing.T) {
 	}
 }
 
-// TestBootPrefix: with /boot on the root file system, entries can have their paths begin with it.
+// TestBootPrefix: with /boot on the root file system, paths in entries can begin with it.
 func TestBootPrefix(t *testing.T) {
 	b := newSysroot(t)
 	b.commit("1", "a")
@@ -229,7 +230,7 @@ func TestBootPrefix(t *testing.T) {
 	}
 }
 
-// A recorder is a boot loader that writes down what it is told.
+// A recorder is a boot loader that records its calls.
 type recorder struct {
 	t       *testing.T
 	boot    string // /boot
@@ -265,7 +266,8 @@ func (r *recorder) Bless(_ context.Context, ostree string) error {
 	return nil
 }
 
-// TestBootloader: a boot loader with entries of its own is told of every change, before what it needed until then goes.
+// TestBootloader: a boot loader with entries of its own learns of every change before files that it needed until then
+// go.
 func TestBootloader(t *testing.T) {
 	b := newSysroot(t)
 	for _, v := range []string{"1", "2", "3"} {
@@ -285,7 +287,7 @@ func TestBootloader(t *testing.T) {
 	if got, want := titles(), "Test OS 2 (ostree:0), Test OS 1 (ostree:1)"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	// It fails: what it had until now stays.
+	// It fails: its old entries and their files stay.
 	old := b.load().Deployments[1]
 	r.fail = unix.ENOSPC
 	st := b.load()
@@ -313,8 +315,8 @@ func TestBootloader(t *testing.T) {
 	}
 }
 
-// TestBootCounting: a new deployment has some boots to prove itself, what the boot loader has left of them is seen, and the
-// counter goes when the system has booted well.
+// TestBootCounting: a new deployment has some boots to prove itself, the boot loader's count is read, and the counter
+// goes when the system has booted well.
 func TestBootCounting(t *testing.T) {
 	b := newSysroot(t)
 	for _, v := range []string{"1", "2", "3"} {
@@ -330,7 +332,7 @@ func TestBootCounting(t *testing.T) {
 	if objecttest.HasOstree() {
 		b.admin("status")
 	}
-	// What is left stays when the entries are written again.
+	// The rest stays when the entries are written again.
 	b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
 		return b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "3"), Retain: true, NotDefault: true})
 	})
@@ -351,7 +353,7 @@ func TestBootCounting(t *testing.T) {
 	if report.Blessed || report.Finalize != "" || booted.load().Default().Tries != nil {
 		t.Errorf("again: got %+v", report)
 	}
-	// The boot loader knows better than the name of the entry.
+	// The boot loader's count wins over the name of the entry.
 	arg := r.blessed[0]
 	r.tries = map[string]*bls.Tries{arg: {Left: 1, Done: 2}}
 	if tries := booted.load().Default().Tries; tries == nil || *tries != (bls.Tries{Left: 1, Done: 2}) {

@@ -6,15 +6,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 )
 
-// listWith returns the deployments that are to be when a new one of the stateroot joins those of the state, as libostree
-// chooses them: pinned ones, those of other stateroots, the booted one and the one whose /etc was merged stay.
+// listWith returns the deployments after a new one of the stateroot joins those of the state. As in libostree pinned
+// ones, those of other stateroots, the booted one and the one whose /etc was merged stay.
 func (st *State) listWith(d, merge *Deployment, retain, notDefault bool) []*Deployment {
 	var list []*Deployment
 	added := false
 	if !notDefault {
 		list, added = append(list, d), true
 	}
-	// Where those end that boot before the system that runs, or that the new one replaces.
+	// The last deployment that boots before the running system, or before the one that the new one replaces.
 	crossover := st.Booted
 	if crossover == nil {
 		crossover = merge
@@ -45,7 +45,7 @@ func (st *State) missingFrom(list []*Deployment) (missing []*Deployment) {
 	return missing
 }
 
-// at returns the deployment with an index that counts a staged one as the first.
+// at returns the deployment with an index.
 func (st *State) at(index int) (*Deployment, error) {
 	list := st.All()
 	if index < 0 || index >= len(list) {
@@ -66,17 +66,17 @@ func (st *State) equal(o *State) bool {
 	return st.Staged.same(o.Staged.Deployment)
 }
 
-// sameBoot reports whether the entries of two deployments in the same place say the same, but for ostree=: then one can take
-// the place of the other without a new entry.
+// sameBoot reports whether the entries of two deployments in the same place are equal but for ostree=: then one can
+// replace the other without a new entry.
 func sameBoot(a, b *Deployment) bool {
 	sameTries := a.Tries == nil && b.Tries == nil || a.Tries != nil && b.Tries != nil && *a.Tries == *b.Tries
 	return a.BootCsum == b.BootCsum && a.Stateroot == b.Stateroot && a.Version == b.Version && slices.Equal(a.Kargs, b.Kargs) &&
 		slices.Equal(a.overlays, b.overlays) && slices.Equal(a.lasting(), b.lasting()) && sameTries
 }
 
-// lasting returns the further fields of a deployment's entry, but for two that libostree since 2025 writes into each for the
-// boot loader of Android, whether the files are there or not. They name the deployment's directory, and libostree does not
-// write new entries for their sake.
+// lasting returns the extra fields of a deployment's entry, except two that libostree since 2025 writes into each entry
+// for Android's boot loader, whether the files exist or not. They name the deployment's directory, and libostree writes
+// no new entries for them.
 func (d *Deployment) lasting() []bls.Field {
 	return slices.DeleteFunc(slices.Clone(d.Extra), func(f bls.Field) bool { return f.Key == "aboot" || f.Key == "abootcfg" })
 }
@@ -84,7 +84,7 @@ func (d *Deployment) lasting() []bls.Field {
 // sameBoots is sameBoot for lists.
 func sameBoots(a, b []*Deployment) bool { return slices.EqualFunc(a, b, sameBoot) }
 
-// bootSerials numbers deployments of the same kernel, whichever stateroot they are of.
+// bootSerials numbers deployments of the same kernel, across stateroots.
 func bootSerials(list []*Deployment) []int {
 	count := make(map[string]int)
 	serials := make([]int, len(list))

@@ -25,8 +25,8 @@ const (
 	maxEntries   = 1000
 )
 
-// Load reads the state. What libostree would not have left behind, not even when it is killed, is ErrCorrupt: above all an
-// entry of boot/loader that leads to no deployment.
+// Load reads the state. A state that libostree would not leave behind, not even when killed, is an ErrCorrupt: above
+// all an entry of boot/loader that leads to no deployment.
 func (s *Sysroot) Load(ctx context.Context) (*State, error) {
 	st, err := s.load(ctx)
 	if err != nil {
@@ -81,16 +81,16 @@ func (s *Sysroot) load(ctx context.Context) (*State, error) {
 	return st, err
 }
 
-// bootVersion returns the B that boot/loader leads to, 0 if there is none yet.
+// bootVersion returns the B that boot/loader leads to, or 0 before there is one.
 func (s *Sysroot) bootVersion() (int, error) { return switchValue(s.boot.Readlink, "loader", "loader") }
 
-// subBootVersion returns the S that ostree/boot.B leads to, 0 if there is none yet.
+// subBootVersion returns the S that ostree/boot.B leads to, or 0 before there is one.
 func (s *Sysroot) subBootVersion(b int) (int, error) {
 	name := "boot." + strconv.Itoa(b)
 	return switchValue(s.dir.Readlink, path.Join(ostreeDir, name), name)
 }
 
-// switchValue reads a symbolic link that leads to prefix.0 or prefix.1.
+// switchValue reads a symbolic link to prefix.0 or prefix.1.
 func switchValue(readlink func(string) (string, error), name, prefix string) (int, error) {
 	target, err := readlink(name)
 	switch {
@@ -116,7 +116,7 @@ func linksDir(b, sub int) string {
 	return path.Join(ostreeDir, "boot."+strconv.Itoa(b)+"."+strconv.Itoa(sub))
 }
 
-// readEntries returns the entries of ostree's in boot/loader.B, in boot order.
+// readEntries returns ostree's entries in boot/loader.B, in boot order.
 func (s *Sysroot) readEntries(b int) ([]BootEntry, error) {
 	dir := entriesDir(b)
 	names, err := readNames(s.boot, dir)
@@ -153,7 +153,7 @@ func (s *Sysroot) readEntries(b int) ([]BootEntry, error) {
 	return entries, nil
 }
 
-// readDeployment returns the deployment that an entry leads to, nil if the entry has no ostree=.
+// readDeployment returns the deployment that an entry leads to, or nil if the entry has no ostree=.
 func (s *Sysroot) readDeployment(e BootEntry, st *State) (*Deployment, error) {
 	args := kargs.Parse(e.Entry.Options)
 	value, ok := args.Value("ostree")
@@ -183,7 +183,7 @@ func (s *Sysroot) readDeployment(e BootEntry, st *State) (*Deployment, error) {
 	return d, s.readDetails(d)
 }
 
-// readDetails reads what is known of a deployment beside its entry. That its directory does not exist is ErrCorrupt.
+// readDetails completes a deployment with what its entry does not have. A missing directory is an ErrCorrupt.
 func (s *Sysroot) readDetails(d *Deployment) error {
 	fi, err := s.dir.Lstat(d.Path())
 	if err == nil && fi.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -199,7 +199,7 @@ func (s *Sysroot) readDetails(d *Deployment) error {
 	return err
 }
 
-// commitVersion returns the version of a commit, "" if it has none, or is not in the repository any more.
+// commitVersion returns the version of a commit, or "" if it has none, or the repository no longer has it.
 func (s *Sysroot) commitVersion(sum objectstore.Checksum) (string, error) {
 	c, err := s.repo.Commit(sum)
 	if errors.Is(err, objectstore.ErrNotExist) {
@@ -212,7 +212,7 @@ func (s *Sysroot) commitVersion(sum objectstore.Checksum) (string, error) {
 	return v, nil
 }
 
-// parseDeployName takes the name of a deployment's directory apart: <commit>.<serial>.
+// parseDeployName parses the name of a deployment's directory: <commit>.<serial>.
 func parseDeployName(name string) (sum objectstore.Checksum, serial int, err error) {
 	hex, number, ok := strings.Cut(name, ".")
 	if ok {
@@ -243,7 +243,7 @@ func (s *Sysroot) readOrigin(d *Deployment) (*keyfile.File, error) {
 	return f, nil
 }
 
-// readTries asks the boot loader what is left of the boot counting.
+// readTries reads the boot loader's boot counting.
 func (s *Sysroot) readTries(ctx context.Context, st *State) error {
 	if s.opts.Bootloader == nil {
 		return nil

@@ -19,9 +19,9 @@ const (
 	maxLockPoll = 200 * time.Millisecond
 )
 
-// Lock takes the lock of libostree, which excludes every other process that changes the sysroot, and other users of this
-// package in the same process. It waits until ctx is done: then the error is an ErrLocked, and the context's. Who may not
-// write to the sysroot gets an error that says why.
+// Lock takes the lock of libostree, which excludes all other processes that change the sysroot, and other users of this
+// package in the same process. It waits until ctx is done: then the error is an ErrLocked, and the context's. A process
+// that may not write to the sysroot gets an ErrReadOnly with the reason.
 func (s *Sysroot) Lock(ctx context.Context) (unlock func() error, err error) {
 	if err := s.checkWritable(); err != nil {
 		return nil, fmt.Errorf("lock sysroot: %w", err)
@@ -31,7 +31,7 @@ func (s *Sysroot) Lock(ctx context.Context) (unlock func() error, err error) {
 		return nil, fmt.Errorf("lock sysroot %s: %w", s.dir.Path(), err)
 	}
 	return sync.OnceValue(func() error {
-		// As libostree does: whoever waits for this file finds out that it has no name any more.
+		// As in libostree: processes that wait for this file find out that it no longer has a name.
 		if err := errors.Join(atfs.IgnoreNotExist(s.dir.Unlink(lockFile)), f.Close()); err != nil {
 			return fmt.Errorf("unlock sysroot: %w", err)
 		}
@@ -53,7 +53,7 @@ func (s *Sysroot) lock(ctx context.Context) (*atfs.File, error) {
 	}
 }
 
-// tryLock returns nil if another has the lock.
+// tryLock returns nil if the lock is taken.
 func (s *Sysroot) tryLock() (_ *atfs.File, err error) {
 	f, err := s.dir.OpenFile(lockFile, unix.O_RDWR|unix.O_CREAT, 0o600)
 	if err != nil {
@@ -73,7 +73,7 @@ func (s *Sysroot) tryLock() (_ *atfs.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Whoever had it before has taken away the name of the file.
+	// Its previous holder has removed the file's name.
 	st, err := f.Stat()
 	if err != nil || st.Nlink == 0 {
 		return nil, err
@@ -82,7 +82,7 @@ func (s *Sysroot) tryLock() (_ *atfs.File, err error) {
 	return f, nil
 }
 
-// checkWritable says what keeps this process from changing the sysroot.
+// checkWritable returns an error if this process cannot change the sysroot.
 func (s *Sysroot) checkWritable() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%w: it takes root, this process runs as user %d", ErrReadOnly, os.Geteuid())

@@ -10,7 +10,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// A step is something that is done to a sysroot, by us or by "ostree admin".
+// A step is an operation on a sysroot, by this package or by "ostree admin".
 type step struct {
 	name   string
 	ours   func(b *bed)
@@ -64,8 +64,8 @@ var cleanupStep = step{
 	func(b *bed) { b.admin("cleanup") },
 }
 
-// TestSameAsOSTree does the same to three sysroots: once by us, once by ostree, and once by both in turn. They must come out
-// the same.
+// TestSameAsOSTree does the same to three sysroots: one by this package, one by ostree, and one by both in turn. The
+// results must be equal.
 func TestSameAsOSTree(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	steps := []step{

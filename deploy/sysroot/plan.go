@@ -23,48 +23,48 @@ import (
 type Request struct {
 	Stateroot string // must exist
 	Commit    objectstore.Checksum
-	Origin    *keyfile.File // is copied, without what concerns a single deployment; nil: no origin file
+	Origin    *keyfile.File // copied, without the groups that concern a single deployment; nil: no origin file
 	Kargs     kargs.List    // without ostree=; nil: those of Merge
 	Merge     *Deployment   // of the state: its /etc is merged, and it is kept; nil: no merge
 
-	Retain     bool // keeps all deployments that there are
+	Retain     bool // keep all deployments
 	Stage      bool // to be finalized at shutdown; needs a booted deployment
 	NotDefault bool // behind the booted one, or the one whose /etc is merged, or all others
-	NoSELinux  bool // deploy a tree with an SELinux policy though nothing is labelled
-	NoPrune    bool // leave objects in the repository that nothing needs any more
+	NoSELinux  bool // deploy a tree with an SELinux policy although files get no labels
+	NoPrune    bool // leave unneeded objects in the repository
 	Tries      int  // boots it has to prove itself; 0: boots are not counted
 
-	// From is where the commit is read to make the plan; nil: the sysroot's repository. It is for plans that are only to be
-	// looked at: to execute one the commit must be in the sysroot's repository.
+	// From is the repository with the commit for a plan that is not executed; nil: the sysroot's repository. Executing
+	// a plan takes the commit from the sysroot's repository.
 	From *objectstore.Repo
 }
 
 // A Plan is a change of a sysroot that has not been made.
 type Plan struct {
-	Deployments []*Deployment  // in boot order, as they are to be; without a staged one
+	Deployments []*Deployment  // as planned, in boot order; without a staged one
 	New         *Deployment    // one of Deployments, or staged; nil: none is made
 	Staged      bool           // New is staged
-	Removed     []*Deployment  // deployments that are to go, a staged one among them
-	Etc         *etcmerge.Plan // merge of /etc into New; nil: none, or not before it is finalized
-	Leftovers   []string       // paths of what else goes, since no deployment needs it; of a plan to clean up
-	Freed       int64          // bytes that Leftovers have allocated, without inodes that have other names, as objects do
-	Notes       []string       // what else happens that one might not expect, as sentences
-	NoPrune     bool           // leave objects in the repository that nothing needs any more; may be changed
+	Removed     []*Deployment  // deployments that will go, a staged one among them
+	Etc         *etcmerge.Plan // merge of /etc into New; nil: none, or only when it is finalized
+	Leftovers   []string       // other paths that will go, since no deployment needs them; of a plan to clean up
+	Freed       int64          // allocated bytes of Leftovers, without inodes that have other names, such as objects
+	Notes       []string       // other effects, as sentences
+	NoPrune     bool           // leave unneeded objects in the repository; may be changed
 
 	what  string // the change in one line
-	state *State // from which it was made
+	state *State // from which the plan was made
 
 	tree   *osTree // of New
 	kernel *kernel // of New
 	merge  *Deployment
-	args   kargs.List // of New, with ostree= in its place; nil: it has none yet
+	args   kargs.List // of New, with ostree= in its place; nil: none yet
 
 	finalize   bool        // New is what was staged
-	dropStaged bool        // what is staged goes
+	dropStaged bool        // the staged deployment goes
 	pin        *Deployment // whose origin file changes; nil: none
-	pinned     bool        // to this
+	pinned     bool        // its new state
 
-	filledVar bool // while it is executed: the stateroot's /var was empty
+	filledVar bool // during execution: the stateroot's /var was empty
 }
 
 // Remaining returns the deployments that exist once the plan is executed, a staged one among them.
@@ -79,7 +79,7 @@ func (p *Plan) Remaining() []*Deployment {
 	return list
 }
 
-// String lists what is going to happen, one thing a line.
+// String lists the effects, one a line.
 func (p *Plan) String() string {
 	lines := []string{p.what}
 	if p.New != nil {
@@ -101,14 +101,14 @@ func (p *Plan) String() string {
 	return strings.Join(append(lines, p.Notes...), "\n")
 }
 
-// short is a name of a deployment for people.
+// short returns a name of a deployment for people.
 func (d *Deployment) short() string {
 	return fmt.Sprintf("%s %s.%d", d.Stateroot, d.Commit.String()[:12], d.Serial)
 }
 
-// PlanDeploy plans a new deployment of a commit that is in the repository. It verifies what can be verified: the commit, its
-// kernel, the room in /boot and for /etc. The merge of /etc is planned too; its conflicts are an error (see
-// [etcmerge.Plan.Err]), returned together with the plan.
+// PlanDeploy plans a new deployment of a commit in the repository. It verifies the commit, its kernel, and the room in
+// /boot and for /etc. It also plans the merge of /etc; conflicts are an error (see [etcmerge.Plan.Err]), returned
+// together with the plan.
 func (s *Sysroot) PlanDeploy(ctx context.Context, st *State, r Request) (*Plan, error) {
 	p, err := s.planDeploy(ctx, st, r)
 	if err != nil {
@@ -220,7 +220,7 @@ func (p *Plan) arrange(r *Request) {
 	p.drop("the new deployment")
 }
 
-// drop has a staged deployment removed, since otherwise it would become the default instead of another.
+// drop removes a staged deployment, since it would become the default instead of another.
 func (p *Plan) drop(other string) {
 	staged := p.state.Staged
 	if staged == nil {
@@ -231,7 +231,7 @@ func (p *Plan) drop(other string) {
 	p.Notes = append(p.Notes, fmt.Sprintf("%s, which is staged, is dropped: at shutdown it would become the default in place of %s.", staged.short(), other))
 }
 
-// nextSerial is one more than the largest of the same commit.
+// nextSerial returns a serial larger than all of the same commit.
 func (st *State) nextSerial(stateroot string, commit objectstore.Checksum) int {
 	next := 0
 	for _, d := range st.All() {
@@ -242,7 +242,7 @@ func (st *State) nextSerial(stateroot string, commit objectstore.Checksum) int {
 	return next
 }
 
-// originOf is the origin file of a new deployment: what was said of an older one alone does not hold for it.
+// originOf returns the origin file of a new deployment, without the groups that concern only the old one.
 func originOf(f *keyfile.File) *keyfile.File {
 	if f == nil {
 		return nil
@@ -253,8 +253,8 @@ func originOf(f *keyfile.File) *keyfile.File {
 	return f
 }
 
-// planEtc plans to bring the changes that were made to /etc of a deployment into that of a new one; nil if one of them has no
-// /etc of its own.
+// planEtc plans to carry the changes of a deployment's /etc into a new one's. It returns nil if one of them has no /etc
+// of its own.
 func (s *Sysroot) planEtc(ctx context.Context, t *osTree, merge *Deployment) (*etcmerge.Plan, error) {
 	etc := "usr/etc"
 	n, err := t.lookup(etc)
@@ -287,7 +287,7 @@ func (s *Sysroot) planEtc(ctx context.Context, t *osTree, merge *Deployment) (*e
 	return etcmerge.NewPlan(ctx, pristine, current, func(name string) (uint32, error) { return t.fileType(etc + "/" + name) })
 }
 
-// EtcChanges compares the /etc of a deployment with what its image has there.
+// EtcChanges returns the changes of a deployment's /etc since its image.
 func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment) (_ []etcmerge.Change, err error) {
 	pristine, err := s.dir.OpenDir(d.Path() + "/usr/etc")
 	if err != nil {
@@ -302,7 +302,7 @@ func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment) (_ []etcmerge.C
 	return etcmerge.Diff(ctx, pristine, current)
 }
 
-// fileType returns the type of what is at a path, as in st_mode; fs.ErrNotExist if nothing is.
+// fileType returns the type of a path, as in st_mode, or fs.ErrNotExist.
 func (t *osTree) fileType(name string) (uint32, error) {
 	n, err := t.lookup(name)
 	switch {
@@ -317,8 +317,7 @@ func (t *osTree) fileType(name string) (uint32, error) {
 	return st.Mode & unix.S_IFMT, err
 }
 
-// PlanKargs plans a deployment of the same commit as that of one of the state's, which it takes /etc and origin from, with
-// other kernel arguments.
+// PlanKargs plans a deployment with the same commit, /etc and origin as one of the state's, and other kernel arguments.
 func (s *Sysroot) PlanKargs(ctx context.Context, st *State, of *Deployment, args kargs.List) (*Plan, error) {
 	if args == nil {
 		args = kargs.List{}
@@ -327,9 +326,9 @@ func (s *Sysroot) PlanKargs(ctx context.Context, st *State, of *Deployment, args
 	return s.PlanDeploy(ctx, st, Request{Stateroot: of.Stateroot, Commit: of.Commit, Origin: of.Origin, Kargs: args, Merge: of, NoSELinux: true})
 }
 
-// PlanUndeploy plans to remove the deployment with this index in the state. With a staged deployment the index 0 is that one,
-// and the others follow, as "ostree admin status" counts. The booted one is ErrInUse, and so is one that is pinned or that
-// the staged one takes /etc from.
+// PlanUndeploy plans to remove the deployment with this index in the state. A staged deployment has the index 0, and
+// the others follow, as "ostree admin status" counts. The booted one is an ErrInUse, and so is one that is pinned, or
+// whose /etc the staged one takes over.
 func (s *Sysroot) PlanUndeploy(st *State, index int) (*Plan, error) {
 	p, err := s.planUndeploy(st, index)
 	if err != nil {
@@ -365,8 +364,8 @@ func (s *Sysroot) planUndeploy(st *State, index int) (*Plan, error) {
 	return p, nil
 }
 
-// PlanRollback plans to make the rollback deployment the default, and the default the rollback. Notes say what becomes of a
-// staged deployment.
+// PlanRollback plans to make the rollback deployment the default, and the default the rollback. Notes tell what becomes
+// of a staged deployment.
 func (s *Sysroot) PlanRollback(st *State) (*Plan, error) {
 	p, err := s.planRollback(st)
 	if err != nil {
@@ -381,7 +380,7 @@ func (s *Sysroot) planRollback(st *State) (*Plan, error) {
 	}
 	to := st.Rollback()
 	if st.Booted != nil && st.Default() != st.Booted {
-		// Something else than what runs boots next: what runs is what there is to go back to.
+		// Another deployment than the running one boots next: the rollback is to the running one.
 		to = st.Booted
 	}
 	if to == nil {
@@ -397,8 +396,8 @@ func (s *Sysroot) planRollback(st *State) (*Plan, error) {
 	return p, nil
 }
 
-// PlanPin plans to pin or unpin the deployment with this index, counted as for [Sysroot.PlanUndeploy]. A pinned one stays until
-// it is unpinned, whatever is deployed. A staged one cannot be pinned.
+// PlanPin plans to pin or unpin the deployment with this index, counted as for [Sysroot.PlanUndeploy]. A pinned one
+// stays until it is unpinned, whatever is deployed. A staged one cannot be pinned.
 func (s *Sysroot) PlanPin(st *State, index int, pinned bool) (*Plan, error) {
 	p, err := s.planPin(st, index, pinned)
 	if err != nil {
@@ -428,8 +427,8 @@ func (s *Sysroot) planPin(st *State, index int, pinned bool) (*Plan, error) {
 	return p, nil
 }
 
-// PlanCleanup plans to remove what no deployment needs: what interrupted changes have left, and, unless NoPrune is set on the
-// plan, objects of the repository.
+// PlanCleanup plans to remove what no deployment needs: the remains of interrupted changes and, unless NoPrune is set
+// on the plan, objects of the repository.
 func (s *Sysroot) PlanCleanup(_ context.Context, st *State) (*Plan, error) {
 	if err := s.checkWritable(); err != nil {
 		return nil, fmt.Errorf("plan cleanup: %w", err)
@@ -454,7 +453,7 @@ func (s *Sysroot) PlanCleanup(_ context.Context, st *State) (*Plan, error) {
 	return p, nil
 }
 
-// checkChange says what keeps the list of deployments from being changed.
+// checkChange returns an error if the list of deployments cannot be changed.
 func (s *Sysroot) checkChange() error {
 	if err := s.checkWritable(); err != nil {
 		return err

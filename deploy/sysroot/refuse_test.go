@@ -34,7 +34,7 @@ func at(tree *node, path string) names {
 	return tree.Entries
 }
 
-// TestRefusedTrees: a tree that would not boot, or not work, is refused with one line, and nothing is changed.
+// TestRefusedTrees: a tree that would not boot, or not work, is refused with one line, and nothing changes.
 func TestRefusedTrees(t *testing.T) {
 	b := newSysroot(t)
 	b.commit("1", "a")
@@ -165,7 +165,7 @@ func TestRefusedRequests(t *testing.T) {
 	}
 }
 
-// TestBootloaders: where a boot loader has a configuration that would have to be generated, nothing is changed.
+// TestBootloaders: if a boot loader needs a generated configuration, nothing changes.
 func TestBootloaders(t *testing.T) {
 	const grub = "boot/grub2/grub.cfg"
 	for name, tt := range map[string]struct {
@@ -229,7 +229,7 @@ func TestBootTooSmall(t *testing.T) {
 	if got := snapshot(t, b.path) + strings.Join(list(t, boot.Dir, "loader", true), "\n"); got != before {
 		t.Error("the sysroot was changed")
 	}
-	b.deploy(ref(b, "1")) // its kernel is there
+	b.deploy(ref(b, "1")) // its kernel exists
 }
 
 // TestDiskFull: the disk is full before the deployment is complete.
@@ -240,7 +240,7 @@ func TestDiskFull(t *testing.T) {
 	b.commit("1", "a")
 	b.deploy(ref(b, "1"))
 	tree := osTree("2", "b")
-	for i := range 3000 { // a block each, which nobody has counted
+	for i := range 3000 { // a block each, which no check has counted
 		at(tree, fmt.Sprintf("usr/share/%d", i))
 	}
 	commitTree(t, b.Repo(), "os/2", "2", tree)
@@ -266,7 +266,7 @@ func TestDiskFull(t *testing.T) {
 	b.deploy(ref(b, "2"))
 }
 
-// TestFailedFirst: a deployment that fails takes what it put into /var with it.
+// TestFailedFirst: a deployment that fails removes its files from /var.
 func TestFailedFirst(t *testing.T) {
 	disk := testenv.NewDisk(t, "ext4", 8<<20, "-m", "0", "-O", "^has_journal")
 	b := newSysroot(t)
@@ -284,7 +284,7 @@ func TestFailedFirst(t *testing.T) {
 	b.deploy(ref(b, "1"))
 }
 
-// fill makes a file that leaves so many bytes free.
+// fill creates a file that leaves so many bytes free.
 func fill(t *testing.T, dir string, leave int64) string {
 	t.Helper()
 	var fs unix.Statfs_t

@@ -13,7 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// What libostree keeps in /run of a staged deployment: an a{sv}, and a file that is there while it must not be finalized.
+// libostree's record of a staged deployment in /run: an a{sv}, and a file that exists while it must not be finalized.
 const (
 	stagedFile       = "ostree/staged-deployment"
 	stagedLockFile   = "ostree/staged-deployment-locked"
@@ -22,7 +22,7 @@ const (
 	maxStagedLen = 1 << 20
 )
 
-// Keys in the staged file and in what it says of a deployment.
+// Keys of the staged file and of its deployments.
 const (
 	keyTarget   = "target"
 	keyLocked   = "locked"
@@ -67,7 +67,7 @@ func parseStagedDeployment(v gvariant.Variant) (*Deployment, error) {
 	return d, err
 }
 
-// marshalStaged makes the content of the staged file, as libostree does.
+// marshalStaged returns the content of the staged file, as libostree writes it.
 func marshalStaged(d, merge *Deployment, args kargs.List) []byte {
 	entries := []gvariant.Entry{{Key: keyTarget, Value: d.marshal()}}
 	if merge != nil {
@@ -79,7 +79,7 @@ func marshalStaged(d, merge *Deployment, args kargs.List) []byte {
 	return gvariant.AppendDict(nil, entries)
 }
 
-// A stagedRecord is what the staged file says.
+// A stagedRecord is the content of the staged file.
 type stagedRecord struct {
 	target, merge *Deployment // merge: nil for none
 	locked        bool
@@ -140,7 +140,7 @@ func parseExtra(v gvariant.Variant) (fields []bls.Field, err error) {
 	return fields, nil
 }
 
-// readStaged returns what is staged, nil if nothing is.
+// readStaged returns the staged deployment, or nil.
 func (s *Sysroot) readStaged(st *State) (*Staged, error) {
 	if s.run == nil {
 		return nil, nil
@@ -158,7 +158,7 @@ func (s *Sysroot) readStaged(st *State) (*Staged, error) {
 	}
 	d := r.target
 	if slices.ContainsFunc(st.Deployments, d.same) {
-		return nil, nil // it was finalized, and the process then killed
+		return nil, nil // the process was killed after it had finalized it
 	}
 	staged := &Staged{Deployment: d, Locked: r.locked}
 	if !staged.Locked {
@@ -181,7 +181,7 @@ func (s *Sysroot) readStaged(st *State) (*Staged, error) {
 	return staged, s.readDetails(d)
 }
 
-// writeStaged records the new deployment of a plan as staged, in place of one that may be.
+// writeStaged records the new deployment of a plan as staged, in place of another one.
 func (s *Sysroot) writeStaged(p *Plan) error {
 	if err := s.run.MkdirAll("ostree", dirMode); err != nil {
 		return err
@@ -196,7 +196,7 @@ func (s *Sysroot) writeStaged(p *Plan) error {
 	return atfs.IgnoreNotExist(s.run.Unlink(stagedLockFile))
 }
 
-// forgetStaged takes back what is staged. Its directory is a leftover then.
+// forgetStaged removes the record of the staged deployment. Its directory becomes a leftover.
 func (s *Sysroot) forgetStaged() error {
 	for _, name := range []string{stagedFile, stagedLockFile} {
 		if err := atfs.IgnoreNotExist(s.run.Unlink(name)); err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// newBooted makes a sysroot of which the default of two deployments runs, and a third version is there.
+// newBooted makes a sysroot with two deployments, the default of which runs, and a third version that is not deployed.
 func newBooted(t *testing.T) *bed {
 	t.Helper()
 	testenv.NeedsRoot(t)
@@ -57,7 +57,7 @@ func TestStage(t *testing.T) {
 	if got := string(value(os.ReadFile(root + "/etc/conf"))(t)); got != "default 3" || immutable(t, root) {
 		t.Errorf("etc/conf: %q; immutable: %t", got, immutable(t, root))
 	}
-	// The entries and links are as before, and refs are for all three.
+	// The entries and links are as before, and all three have refs.
 	if st.BootVersion != before.BootVersion || len(st.Deployments) != 2 || len(value(b.Repo().Refs("ostree"))(t)) != 3 {
 		t.Errorf("got %+v", st)
 	}
@@ -95,11 +95,11 @@ func TestStage(t *testing.T) {
 	objecttest.Fsck(t, b.Repo())
 }
 
-// TestStagedGoes: whatever has a staged deployment go says so beforehand.
+// TestStagedGoes: every plan that drops a staged deployment announces it.
 func TestStagedGoes(t *testing.T) {
 	for name, tt := range map[string]struct {
 		plan func(b *bed, st *sysroot.State) (*sysroot.Plan, error)
-		note string // what is said of it; "": nothing, it stays
+		note string // about the staged deployment; "": none, it stays
 	}{
 		"rollback": {func(b *bed, st *sysroot.State) (*sysroot.Plan, error) { return b.PlanRollback(st) }, "is dropped: at shutdown it would become the default"},
 		"deploy": {func(b *bed, st *sysroot.State) (*sysroot.Plan, error) {
@@ -157,7 +157,7 @@ func TestStagedInUse(t *testing.T) {
 	}
 }
 
-// TestFinalizeFails leaves why for the next boot, and what boots as it was.
+// TestFinalizeFails leaves the error for the next boot, which boots the same deployment as before.
 func TestFinalizeFails(t *testing.T) {
 	b := newBooted(t)
 	b.deploy(ref(b, "3"), staged)
@@ -190,7 +190,7 @@ func TestFinalizeFails(t *testing.T) {
 	}
 }
 
-// TestStagedFile: what is in /run is read with care.
+// TestStagedFile: the files in /run are read with care.
 func TestStagedFile(t *testing.T) {
 	b := newBooted(t)
 	b.deploy(ref(b, "3"), staged)
@@ -208,7 +208,7 @@ func TestStagedFile(t *testing.T) {
 			t.Errorf("%s: got %+v, error %v, want %v", name, st, err, sysroot.ErrCorrupt)
 		}
 	}
-	// Of a deployment that is not there any more nothing can be merged.
+	// Nothing can be merged from a deployment that no longer exists.
 	testenv.Must(t, os.WriteFile(b.stagedFile(), []byte(strings.Replace(string(data), ref(b, "2").String(), ref(b, "4").String(), 1)), 0o644))
 	if _, err := b.FinalizeStaged(t.Context()); !errors.Is(err, sysroot.ErrNotExist) {
 		t.Errorf("got error %v, want %v", err, sysroot.ErrNotExist)

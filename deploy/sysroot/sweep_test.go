@@ -28,11 +28,11 @@ import (
 type sweepCase struct {
 	prepare func(b *bed)
 	run     func(b *bed) error
-	// booted says which deployment runs, by its index; -1 for none.
+	// booted is the index of the running deployment; -1 for none.
 	booted int
 	// apart has /boot on a file system of its own.
 	apart bool
-	// prune has objects pruned; that has a sweep of its own.
+	// prune has objects pruned, which has a sweep of its own.
 	prune bool
 	min   int
 }
@@ -52,7 +52,7 @@ var sweepCases = map[string]sweepCase{
 	"boot complete":            {prepare: oneCounted, run: completeOnce, booted: 0, min: 5},
 }
 
-// tinyTree has as little as a system can have: each file is some operations more that are swept.
+// tinyTree returns a minimal system: each file adds operations to the sweep.
 func tinyTree(version, kernel string) *node {
 	tree := osTree(version, kernel)
 	for _, name := range []string{"boot", "sysroot", "ostree"} {
@@ -134,7 +134,7 @@ func manyLeftovers(b *bed) {
 	testenv.Must(b.t, d.Close())
 }
 
-// deployOnce deploys a version, unless that was done before and only what comes after is missing.
+// deployOnce deploys a version, unless that is done and only later steps are missing.
 func deployOnce(version string, change func(*sysroot.Request)) func(b *bed) error {
 	return func(b *bed) error {
 		sum := ref(b, version)
@@ -160,7 +160,7 @@ func undeployOnce(b *bed) error {
 	})
 }
 
-// rollbackOnce rolls back to a version, unless that was done and only what comes after is missing.
+// rollbackOnce rolls back to a version, unless that is done and only later steps are missing.
 func rollbackOnce(version string) func(b *bed) error {
 	return func(b *bed) error {
 		return b.try(func(ctx context.Context, st *sysroot.State) (*sysroot.Plan, error) {
@@ -223,7 +223,7 @@ func (b *bed) try(plan func(context.Context, *sysroot.State) (*sysroot.Plan, err
 	return b.Execute(ctx, p)
 }
 
-// boot makes a deployment the one that runs, as far as can be seen from /run and the root directory.
+// boot makes a deployment the running one, as far as /run and the root directory show.
 func (b *bed) boot(index int) {
 	b.t.Helper()
 	root := filepath.Join(b.path, b.load().Deployments[index].Path())
@@ -232,7 +232,7 @@ func (b *bed) boot(index int) {
 	b.reopen(nil)
 }
 
-// reopen opens the sysroot again, as it is below the directory of a sweep.
+// reopen opens the sysroot below the directory of a sweep again.
 func (b *bed) reopen(hook atfs.Hook) {
 	b.t.Helper()
 	if b.Sysroot != nil {
@@ -259,7 +259,7 @@ func (b *bed) reopen(hook atfs.Hook) {
 	b.Sysroot = value(sysroot.Open(dir, opts))(b.t)
 }
 
-// bootOf is a directory on another file system that belongs to a path.
+// bootOf returns a directory on another file system that belongs to a path.
 func bootOf(path string) string {
 	sum := sha256.Sum256([]byte(path))
 	return "/dev/shm/test-boot-" + hex.EncodeToString(sum[:8])
@@ -274,7 +274,7 @@ func (c *sweepCase) bed(t *testing.T, path string) *bed {
 	return b
 }
 
-// setUp makes what the change finds.
+// setUp prepares the state that the change finds.
 func (c *sweepCase) setUp(t *testing.T, path string) {
 	t.Helper()
 	b := c.bed(t, path)
@@ -296,7 +296,7 @@ func (c *sweepCase) setUp(t *testing.T, path string) {
 	testenv.Must(t, b.Close())
 }
 
-// copySetUp makes a copy of what setUp made in another directory. Files are links: whoever changes one writes it anew.
+// copySetUp copies the prepared state to another directory. Files are links: changes must write them anew.
 func (c *sweepCase) copySetUp(t *testing.T, from, path string) {
 	t.Helper()
 	testenv.Must(t, cloneTree(from, path))
@@ -311,9 +311,9 @@ func (c *sweepCase) copySetUp(t *testing.T, from, path string) {
 	}
 }
 
-// cloneTree copies directories, and links what is in them.
+// cloneTree copies directories, and links their files.
 func cloneTree(from, to string) error {
-	var dirs []func() error // what is done to directories when they are filled
+	var dirs []func() error // finish directories that are filled
 	err := filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -356,7 +356,7 @@ func cloneTree(from, to string) error {
 
 func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
 	t.Helper()
-	var want string // what comes out if nothing fails
+	var want string // the result if nothing fails
 	sweep := t      // its directory outlives those of single attempts
 	return faulttest.Case[*bed]{
 		Min: c.min,
@@ -388,7 +388,7 @@ func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
 			b.t = t
 			b.check()
 			if at, _ := strconv.Atoi(filepath.Base(filepath.Dir(b.path))); !done && at%16 == 0 && b.bootPath == "" && objecttest.HasOstree() {
-				b.admin("status") // is no stricter than our own check, and slow
+				b.admin("status") // no stricter than our own check, and slow
 			}
 			if done && want != "" {
 				if diff := cmp.Diff(want, b.snapshot()); diff != "" {
@@ -412,7 +412,7 @@ func (b *bed) snapshot() string {
 	return text
 }
 
-// check demands that whatever boots is complete.
+// check verifies that whatever boots is complete.
 func (b *bed) check() {
 	t := b.t
 	t.Helper()
@@ -478,14 +478,14 @@ func TestKillSweep(t *testing.T) {
 	sweep(t, func(t *testing.T, c faulttest.Case[*bed]) {
 		t.Helper()
 		if strings.HasSuffix(t.Name(), "own_boot") {
-			return // what has no name yet dies with the process: what is left is as where the kernel is linked
+			return // a file without a name dies with the process: the state is as where the kernel is linked
 		}
 		faulttest.KillSweep(t, c)
 	})
 }
 
-// TestOrder pins what is done to the disk, and in which order: what the switches lead to is durable before they are thrown,
-// and nothing that is needed until then is removed before.
+// TestOrder pins the operations on the disk, and their order: targets of the switches are durable before the switches
+// are thrown, and nothing that is needed until then is removed before.
 func TestOrder(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for _, name := range []string{"deploy with its own boot", "rollback to same kernel", "finalize"} {

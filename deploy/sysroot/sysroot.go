@@ -14,7 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// Where things are in a sysroot.
+// Paths in a sysroot.
 const (
 	bootDir    = "boot"
 	ostreeDir  = "ostree"
@@ -23,7 +23,7 @@ const (
 	objectsDir = "ostree/repo/objects" // its existence makes a repository
 	lockFile   = "ostree/lock"
 
-	dirMode  = 0o755 // of directories that we make, under any umask
+	dirMode  = 0o755 // of new directories, under any umask
 	fileMode = 0o644
 )
 
@@ -34,12 +34,12 @@ func varDir(stateroot string) string       { return path.Join(deployDir, statero
 
 // Options are those of [Open].
 type Options struct {
-	// Boot is /boot. Nil is boot below the sysroot.
+	// Boot is /boot; nil: boot below the sysroot.
 	Boot *atfs.Dir
-	// Run is /run of the running system, where libostree keeps what is staged. Nil: neither booted nor staged deployments
-	// are looked for.
+	// Run is /run of the running system, where libostree records the staged deployment; nil: neither booted nor staged
+	// deployments are found.
 	Run *atfs.Dir
-	// Root is the root directory of the running system, which is that of the booted deployment. "" is "/".
+	// Root is the root directory of the running system, which is that of the booted deployment; "" is "/".
 	Root string
 	// Bootloader is one that does not read boot/loader itself. It may be nil.
 	Bootloader Bootloader
@@ -48,7 +48,7 @@ type Options struct {
 	NewEntryNames bool
 }
 
-// Sysroot is an open sysroot. Its methods must not be called at the same time, but for Repo.
+// Sysroot is an open sysroot. Only Repo may be called concurrently with other methods.
 type Sysroot struct {
 	dir    *atfs.Dir
 	boot   *atfs.Dir
@@ -58,8 +58,8 @@ type Sysroot struct {
 	config config
 }
 
-// Init makes a directory, be it empty or not, a sysroot without deployments, as "ostree admin init-fs --modern" does. One that
-// is a sysroot is ErrExists. An Init that was interrupted can be repeated.
+// Init turns a directory, empty or not, into a sysroot without deployments, as "ostree admin init-fs --modern" does. An
+// existing sysroot is an ErrExists. An interrupted Init can be repeated.
 func Init(dir *atfs.Dir) error {
 	if err := initSysroot(dir); err != nil {
 		return fmt.Errorf("make sysroot: %w", err)
@@ -93,9 +93,9 @@ func initSysroot(dir *atfs.Dir) error {
 	return dir.SyncFS()
 }
 
-// Open opens a sysroot. It duplicates the handles that it needs: dir and those of opts may be closed. A directory that is no
-// sysroot is ErrNotSysroot; a repository of another mode than bare, or with settings that this package cannot work with, is
-// an error that says so.
+// Open opens a sysroot. It duplicates its handles: dir and those of opts may be closed. A directory that is not a
+// sysroot is an ErrNotSysroot. A repository of another mode than bare, or with unsupported settings, is an error that
+// tells which.
 func Open(dir *atfs.Dir, opts Options) (*Sysroot, error) {
 	s, err := open(dir, opts)
 	if err != nil {
@@ -165,10 +165,11 @@ func (s *Sysroot) Close() error {
 	return errors.Join(errs...)
 }
 
-// Repo returns the repository, which stays owned by s.
+// Repo returns the repository, which s closes.
 func (s *Sysroot) Repo() *objectstore.Repo { return s.repo }
 
-// InitStateroot makes a stateroot, with an empty var that its first deployment fills. ErrExists if there is one.
+// InitStateroot creates a stateroot, with an empty var that its first deployment fills. An existing one is an
+// ErrExists.
 func (s *Sysroot) InitStateroot(name string) error {
 	if err := s.initStateroot(name); err != nil {
 		return fmt.Errorf("make stateroot %q: %w", name, err)
@@ -183,7 +184,7 @@ func (s *Sysroot) initStateroot(name string) error {
 	if err := s.checkWritable(); err != nil {
 		return err
 	}
-	// One without var is what an interrupted call has left.
+	// A stateroot without var is the rest of an interrupted call.
 	switch ok, err := s.dir.Exists(varDir(name)); {
 	case err != nil:
 		return err
@@ -202,8 +203,8 @@ func (s *Sysroot) initStateroot(name string) error {
 	return s.bump()
 }
 
-// validateStateroot refuses what is no name of a stateroot. ostree takes any name of a file: it becomes part of paths, of
-// kernel arguments and of the names and titles of boot loader entries.
+// validateStateroot refuses names that a stateroot cannot have. ostree accepts any file name; it becomes part of paths,
+// of kernel arguments and of the names and titles of boot loader entries.
 func validateStateroot(name string) error {
 	ok := name != "" && len(name) <= 64 && name[0] != '.' && name[0] != '-'
 	for _, c := range []byte(name) {

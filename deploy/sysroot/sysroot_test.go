@@ -24,7 +24,7 @@ func TestInit(t *testing.T) {
 	testenv.NeedsRoot(t)
 	path := testenv.MemoryDir(t)
 	testenv.Must(t, os.WriteFile(filepath.Join(path, "other"), nil, 0o600))
-	testenv.Must(t, os.MkdirAll(filepath.Join(path, "ostree/repo/tmp"), 0o755)) // an interrupted one's
+	testenv.Must(t, os.MkdirAll(filepath.Join(path, "ostree/repo/tmp"), 0o755)) // of an interrupted process
 	d := objecttest.OpenDir(t, path)
 	testenv.Must(t, sysroot.Init(d))
 	if err := sysroot.Init(d); !errors.Is(err, sysroot.ErrExists) {
@@ -117,7 +117,7 @@ func TestLock(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(b.path, "ostree/lock")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the file of the lock: got error %v", err)
 	}
-	// As libostree does it.
+	// As in libostree.
 	f := value(os.OpenFile(filepath.Join(b.path, "ostree/lock"), os.O_CREATE|os.O_RDWR, 0o600))(t)
 	defer f.Close()
 	testenv.Must(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
@@ -155,7 +155,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestLoadCorrupt: what nobody leaves behind is refused, and nothing outside the sysroot is looked at.
+// TestLoadCorrupt: states that no tool leaves behind are refused, and nothing outside the sysroot is read.
 func TestLoadCorrupt(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -224,7 +224,7 @@ func bootLink(t *testing.T, path string) string {
 	return value(filepath.Glob(path + "/ostree/boot.1.1/os/*/0"))(t)[0]
 }
 
-// TestChanged: a plan is not executed on a sysroot that is another than when it was made.
+// TestChanged: a plan is not executed on a sysroot that has changed since.
 func TestChanged(t *testing.T) {
 	b := newSysroot(t)
 	b.commit("1", "a")
@@ -241,7 +241,7 @@ func TestChanged(t *testing.T) {
 	}
 }
 
-// TestVar: a /var that is empty gets what the commit has, once, and what systems expect that do not make it themselves.
+// TestVar: an empty /var gets the commit's contents, once, and the directories that systems expect and do not create.
 func TestVar(t *testing.T) {
 	b := newSysroot(t)
 	b.commit("1", "a")
@@ -257,7 +257,7 @@ func TestVar(t *testing.T) {
 	if got := list("os"); got != want {
 		t.Errorf("first:\ngot  %q\nwant %q", got, want)
 	}
-	// It is a copy: the object does not change with it.
+	// It is a copy: changing it does not change the object.
 	testenv.Must(t, os.WriteFile(filepath.Join(b.path, "ostree/deploy/os/var/lib/db"), []byte("mine"), 0o644))
 	testenv.Must(t, os.WriteFile(filepath.Join(b.path, "ostree/deploy/os/var/.updated"), nil, 0o644))
 	b.deploy(ref(b, "2"))
@@ -278,7 +278,7 @@ func TestVar(t *testing.T) {
 	objecttest.Fsck(t, b.Repo())
 }
 
-// TestPrune: objects of removed deployments go, those of the others stay, whatever the refs of the user say.
+// TestPrune: objects of removed deployments go, those of the others stay, whatever refs the user has.
 func TestPrune(t *testing.T) {
 	b := newSysroot(t)
 	for _, v := range []string{"1", "2", "3"} {
@@ -308,7 +308,7 @@ func TestPrune(t *testing.T) {
 	}
 }
 
-// TestInodes: files of deployments are those of the repository, but for /etc.
+// TestInodes: files of deployments are the repository's, except in /etc.
 func TestInodes(t *testing.T) {
 	b := newSysroot(t)
 	b.commit("1", "a")

@@ -7,7 +7,7 @@ import (
 
 const maxReleaseLen = 64 << 10
 
-// systemName returns what a tree says the system is called.
+// systemName returns the name of the system in a tree.
 func (t *osTree) systemName() (string, error) {
 	data, err := t.readFile("usr/lib/os-release", maxReleaseLen)
 	if isAbsent(err) {
@@ -46,7 +46,7 @@ func parseRelease(text string) (string, bool) {
 	return "", false
 }
 
-// oneLine makes text fit to be the value of a field of an entry, whatever is in it.
+// oneLine returns a text fit to be the value of a field of an entry, whatever it contains.
 func oneLine(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
@@ -61,7 +61,7 @@ func oneLine(s string) string {
 	return strings.TrimSpace(s)
 }
 
-// unquote takes the quotes of a shell from a word, or several that are joined.
+// unquote removes shell quotes from a word, or from several joined ones.
 func unquote(s string) (string, bool) {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -97,7 +97,7 @@ func unquote(s string) (string, bool) {
 	return b.String(), true
 }
 
-// titleOf makes the title of an entry, as libostree does.
+// titleOf returns the title of an entry, as libostree does.
 func titleOf(system, version, stateroot string, several bool, index int) string {
 	var b strings.Builder
 	b.WriteString(system)

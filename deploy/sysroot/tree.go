@@ -34,7 +34,7 @@ func (t *osTree) lookup(name string) (objectstore.TreeEntry, error) {
 
 func isAbsent(err error) bool { return errors.Is(err, objectstore.ErrNoEntry) }
 
-// dir returns a directory, nil if nothing or something else is there.
+// dir returns a directory, or nil for anything else.
 func (t *osTree) dir(name string) (*objectstore.DirTree, error) {
 	n, err := t.lookup(name)
 	if isAbsent(err) || err == nil && !n.Dir {
@@ -104,7 +104,8 @@ func (t *osTree) resolve(name string) (objectstore.TreeEntry, error) {
 	}
 }
 
-// readFile returns the content of a file of at most limit bytes. Symbolic links are followed as if the tree were the root.
+// readFile returns the content of a file of at most limit bytes. It follows symbolic links as if the tree were the
+// root.
 func (t *osTree) readFile(name string, limit int64) ([]byte, error) {
 	n, err := t.resolve(name)
 	if err == nil && n.Dir {

@@ -17,11 +17,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// writeList makes the sysroot boot a list of deployments, whose directories are complete. If the entries can stay as they are
-// only the links change that these lead to; else new entries are written beside those that are there, and the switch is
-// thrown. Either is a single rename: before it what was there boots, after it what is to be there.
+// writeList makes the sysroot boot a list of deployments, whose directories are complete. If the entries can stay, only
+// the links change that they lead to; else new entries are written beside the old ones, and the switch is thrown.
+// Either is a single rename: before it the old deployments boot, after it the new ones.
 //
-// The order of what happens must not be changed.
+// The order of these steps must not be changed.
 func (s *Sysroot) writeList(ctx context.Context, p *Plan) error {
 	st, list := p.state, p.Deployments
 	if sameBoots(st.Deployments, list) {
@@ -30,7 +30,7 @@ func (s *Sysroot) writeList(ctx context.Context, p *Plan) error {
 	return s.switchEntries(ctx, p)
 }
 
-// switchLinks is a change that boot loaders need not know of.
+// switchLinks makes a change that boot loaders do not see.
 func (s *Sysroot) switchLinks(st *State, list []*Deployment) error {
 	b, sub := st.BootVersion, 1-st.SubBootVersion
 	if err := s.writeLinks(b, sub, list); err != nil {
@@ -61,7 +61,7 @@ func (s *Sysroot) switchEntries(ctx context.Context, p *Plan) error {
 	if err := s.switchSub(b, sub); err != nil { // nothing leads there yet
 		return err
 	}
-	// Entries may name what is in /boot with /boot in front of it, whether it is a file system of its own or not.
+	// Entries may have /boot in front of their paths, whether /boot is a file system of its own or not.
 	if err := s.boot.Symlink(".", bootDir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -77,7 +77,7 @@ func (s *Sysroot) switchEntries(ctx context.Context, p *Plan) error {
 	if err := s.boot.Sync(); err != nil {
 		return err
 	}
-	// A boot loader that does not read the journal must not find the entries of before when what they need is removed.
+	// A boot loader that does not read the journal must not find the old entries when their files are removed.
 	return syncForBootloader(s.boot)
 }
 
@@ -89,7 +89,7 @@ func (s *Sysroot) syncAll() error {
 	return syncForBootloader(s.boot)
 }
 
-// writeLinks makes ostree/boot.B.S anew.
+// writeLinks writes ostree/boot.B.S anew.
 func (s *Sysroot) writeLinks(b, sub int, list []*Deployment) error {
 	base := linksDir(b, sub)
 	if err := s.dir.RemoveAll(base); err != nil {
@@ -126,7 +126,7 @@ func (s *Sysroot) switchSub(b, sub int) error {
 	return throwLink(d, name)
 }
 
-// prepareLink makes the link that throwLink then gives its name.
+// prepareLink creates the link to which throwLink gives its name.
 func prepareLink(d *atfs.Dir, target, name string) error {
 	tmp := name + ".tmp"
 	if err := atfs.IgnoreNotExist(d.Unlink(tmp)); err != nil {
@@ -137,7 +137,7 @@ func prepareLink(d *atfs.Dir, target, name string) error {
 
 func throwLink(d *atfs.Dir, name string) error { return d.Rename(name+".tmp", d, name, 0) }
 
-// writeEntries makes boot/loader.B/entries anew, and has what the entries lead to in /boot.
+// writeEntries writes boot/loader.B/entries anew, and installs the files that they name in /boot.
 func (s *Sysroot) writeEntries(ctx context.Context, p *Plan, b int) error {
 	if err := s.boot.RemoveAll(loaderDir(b)); err != nil {
 		return err
@@ -167,7 +167,7 @@ func (s *Sysroot) writeEntries(ctx context.Context, p *Plan, b int) error {
 	return nil
 }
 
-// entryName is the name of the entry of a deployment with the version n.
+// entryName returns the name of the entry of a deployment with the version n.
 func (s *Sysroot) entryName(d *Deployment, n int) bls.Name {
 	stem := fmt.Sprintf("ostree-%d-%s", n, d.Stateroot)
 	if s.opts.NewEntryNames {
@@ -222,12 +222,12 @@ func without(fields []bls.Field, key string) (rest []bls.Field) {
 	return rest
 }
 
-// withInit has a kernel without initramfs image start ostree-prepare-root itself.
+// withInit makes a kernel without initramfs image start ostree-prepare-root itself.
 func withInit(l kargs.List, arg bls.OSTreeArg) kargs.List {
 	return l.Without("init").Append("init=" + arg.String() + "/usr/lib/ostree/ostree-prepare-root")
 }
 
-// options are the kernel arguments of a deployment, with an ostree= somewhere if that has its place among them.
+// options returns the kernel arguments of a deployment, including ostree= if it has a place among them.
 func (p *Plan) options(d *Deployment) kargs.List {
 	switch {
 	case d.entry != nil:
@@ -241,9 +241,9 @@ func (p *Plan) options(d *Deployment) kargs.List {
 	return placeOSTree(d.Kargs, kargs.Parse(p.merge.entry.Options))
 }
 
-// placeOSTree puts the ostree= of the arguments before, if they have it, into those that were made from them: behind the last
-// argument that preceded it and is still there, if need be with another value. That is where it is for libostree, which
-// edits the list with ostree= in it.
+// placeOSTree inserts the ostree= of the arguments before, if they have it, into args, which were made from them:
+// behind the last argument that preceded it and still exists, even with another value. libostree, which edits the list
+// with ostree= in it, has it in the same place.
 func placeOSTree(args, before kargs.List) kargs.List {
 	at := slices.IndexFunc(before, func(a string) bool { return kargs.Key(a) == "ostree" })
 	if at < 0 {
@@ -263,8 +263,7 @@ func placeOSTree(args, before kargs.List) kargs.List {
 	return slices.Insert(slices.Clone(args), place, before[at])
 }
 
-// systemName returns what the system of a deployment is called. A title that was written once says it too, if the commit
-// does not any more.
+// systemName returns the name of a deployment's system. If the commit is gone, the title of its entry has it.
 func (s *Sysroot) systemName(p *Plan, d *Deployment) (string, error) {
 	t := p.tree
 	if d != p.New || t == nil {
@@ -285,10 +284,10 @@ func (s *Sysroot) systemName(p *Plan, d *Deployment) (string, error) {
 	return name, err
 }
 
-// kernelDir is where the kernel of a deployment is installed, below /boot.
+// kernelDir returns the directory of a deployment's kernel, below /boot.
 func kernelDir(d *Deployment) string { return "ostree/" + d.Stateroot + "-" + d.BootCsum }
 
-// installKernel has the kernel of a deployment in /boot. What is there already is complete.
+// installKernel installs the kernel of a deployment in /boot. Existing files are complete.
 func (s *Sysroot) installKernel(ctx context.Context, p *Plan, d *Deployment) (bootNames, error) {
 	if err := s.installOverlays(d); err != nil {
 		return bootNames{}, err
@@ -299,7 +298,7 @@ func (s *Sysroot) installKernel(ctx context.Context, p *Plan, d *Deployment) (bo
 		if ok || err != nil {
 			return names, err
 		}
-		// Its files have disappeared from /boot: its tree still has them.
+		// The files have disappeared from /boot, but the tree still has them.
 		t, err := openTree(s.repo, d.Commit)
 		if err != nil {
 			return bootNames{}, err
@@ -319,7 +318,7 @@ func (s *Sysroot) installKernel(ctx context.Context, p *Plan, d *Deployment) (bo
 	return k.bootNames, nil
 }
 
-// installedKernel returns the names of the files that the entry of a deployment says, and whether they are there.
+// installedKernel returns the names of the files in a deployment's entry, and whether they exist.
 func (s *Sysroot) installedKernel(d *Deployment) (names bootNames, ok bool, err error) {
 	if d.entry == nil {
 		return bootNames{}, false, nil
@@ -347,7 +346,8 @@ func (s *Sysroot) installedKernel(d *Deployment) (names bootNames, ok bool, err 
 	return names, true, nil
 }
 
-// installFile gives an object a name in /boot: a link, or a copy that has its name only when it is complete and durable.
+// installFile gives an object a name in /boot: a link, or a copy that gets its name only when it is complete and
+// durable.
 func (s *Sysroot) installFile(f treeFile, name string) error {
 	if ok, err := s.boot.Exists(name); ok || err != nil {
 		return err
