@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -157,56 +156,4 @@ func (s *Snapshotter) checkDirectory(ctx context.Context, id string, info snapsh
 		return nil
 	}
 	return err
-}
-
-// refIndex knows the committed snapshots that containerd may find by their chain ID and parent. Only those are in it
-// whose chain ID this program computed: a name alone proves nothing about the content.
-type refIndex struct {
-	mu     sync.Mutex
-	byName map[string]refKey
-	count  map[refKey]int
-}
-
-type refKey struct{ ref, parent string }
-
-// put takes notice of a snapshot, or of its new labels.
-func (x *refIndex) put(info snapshots.Info) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.drop(info.Name)
-	ref := info.Labels[snapshots.LabelSnapshotRef]
-	if info.Kind != snapshots.KindCommitted || ref == "" || ref != info.Labels[LabelChainID] {
-		return
-	}
-	if x.byName == nil {
-		x.byName = make(map[string]refKey)
-		x.count = make(map[refKey]int)
-	}
-	k := refKey{ref, info.Parent}
-	x.byName[info.Name] = k
-	x.count[k]++
-}
-
-func (x *refIndex) remove(name string) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.drop(name)
-}
-
-func (x *refIndex) drop(name string) {
-	k, ok := x.byName[name]
-	if !ok {
-		return
-	}
-	delete(x.byName, name)
-	if x.count[k]--; x.count[k] == 0 {
-		delete(x.count, k)
-	}
-}
-
-// has reports whether there is a snapshot with this reference and parent.
-func (x *refIndex) has(ref, parent string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.count[refKey{ref, parent}] > 0
 }

@@ -12,10 +12,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -23,31 +21,6 @@ import (
 )
 
 const lowerOption = "lowerdir="
-
-// stage returns, held, the layer with which a new snapshot can be staged, nil if there is none. The caller says by a
-// label which layer it is about to fetch and apply.
-func (s *Snapshotter) stage(ctx context.Context, kind snapshots.Kind, key string, labels map[string]string) (*layer.Held, error) {
-	label := labels[snapshots.LabelSnapshotDiffID]
-	if s.opts.staging == nil || kind != snapshots.KindActive || label == "" || !isUnpackKey(key) {
-		return nil, nil
-	}
-	diffID, err := digest.Parse(label)
-	if err != nil {
-		return nil, nil //nolint:nilerr // containerd will say what is wrong with it when it applies the layer
-	}
-	held, err := s.layers.Acquire(ctx, diffID)
-	if err != nil {
-		if !errdefs.IsNotFound(err) {
-			log.G(ctx).WithError(err).WithField("diffID", diffID).Warn("known layer cannot be used, it will be fetched")
-		}
-		return nil, nil
-	}
-	if !s.opts.staging(ctx) {
-		return nil, held.Release()
-	}
-	log.G(ctx).WithFields(log.Fields{"layer": held.ID.String(), "diffID": diffID, "by": "diff"}).Info("layer known")
-	return held, nil
-}
 
 // Locate finds what mounts that this snapshotter returned belong to: the number of an active snapshot, or, if the
 // snapshot was staged, the layer that is there already. Anybody else's mounts are an errdefs.ErrNotImplemented.

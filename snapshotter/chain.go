@@ -1,0 +1,101 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// A snapshot is a row of metadata.db.
+type snapshot struct {
+	id string
+	snapshots.Info
+}
+
+// allIn returns every snapshot, inside a transaction.
+func allIn(ctx context.Context) (all []snapshot, err error) {
+	err = walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		id, _, _, err := storage.GetInfo(ctx, info.Name)
+		all = append(all, snapshot{id, info})
+		return err
+	})
+	return all, err
+}
+
+// chainOf reads what a committed snapshot and those below it consist of, topmost first. No name is no chain.
+func (s *Snapshotter) chainOf(ctx context.Context, name string) (chain []content, err error) {
+	if name == "" {
+		return nil, nil
+	}
+	err = s.read(ctx, func(ctx context.Context) error {
+		chain, err = chainIn(ctx, name)
+		return err
+	})
+	return chain, err
+}
+
+// chainIn is chainOf inside a transaction.
+func chainIn(ctx context.Context, name string) ([]content, error) {
+	var chain []content
+	for name != "" {
+		id, info, _, err := storage.GetInfo(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("parent snapshot %q: %w", name, err)
+		}
+		if info.Kind != snapshots.KindCommitted {
+			return nil, fmt.Errorf("parent snapshot %q is not committed: %w", name, errdefs.ErrInvalidArgument)
+		}
+		c, err := contentOf(id, info)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, c)
+		name = info.Parent
+	}
+	return chain, nil
+}
+
+// parentOf returns the chain that an active snapshot lies on, topmost first.
+func (s *Snapshotter) parentOf(ctx context.Context, id string) (chain []content, err error) {
+	err = s.read(ctx, func(ctx context.Context) error {
+		all, err := allIn(ctx)
+		if err != nil {
+			return err
+		}
+		for _, sn := range all {
+			if sn.id == id {
+				chain, err = chainIn(ctx, sn.Parent)
+			}
+		}
+		return err
+	})
+	return chain, err
+}
+
+// layerIDs returns the layers of a chain, lowest first, as the layer store wants them.
+func layerIDs(chain []content, above ...objectstore.Checksum) []objectstore.Checksum {
+	ids := make([]objectstore.Checksum, 0, len(chain)+len(above))
+	for _, c := range slices.Backward(chain) {
+		ids = append(ids, c.layer)
+	}
+	return append(ids, above...)
+}
+
+// walk is storage.WalkInfo, except that a store that never had a snapshot has none, instead of being an error.
+func walk(ctx context.Context, f snapshots.WalkFunc, filters ...string) error {
+	called := false
+	err := storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+		called = true
+		return f(ctx, info)
+	}, filters...)
+	if !called && errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
