@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/term"
@@ -69,8 +68,3 @@ func (p *progress) stop() {
 		p.drawn = false
 	}
 }
-
-// progressCount counts steps done by several goroutines.
-type progressCount struct{ n atomic.Int64 }
-
-func (c *progressCount) next() int64 { return c.n.Add(1) }

@@ -399,8 +399,9 @@ func (k *checker) forgetRemoved(ctx context.Context, haveSnapshots bool) error {
 				}
 			}
 			return true
+		default: // an object or a ref that is damaged has not been removed
+			return false
 		}
-		return false
 	})
 	return nil
 }

@@ -45,7 +45,11 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer closeStore()
+	defer func() {
+		if err := closeStore(); err != nil {
+			log.Fatal(err)
+		}
+	}()
 	from := fsck.Blobs{Provider: blob.Files(blobs), Decompressor: new(blob.Decompressor)}
 	if err := unpack(ctx, s, from, desc); err != nil {
 		log.Fatal(err)

@@ -30,7 +30,7 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 	}
 	report.Problems = append(removed, report.Problems...)
 	if report.Unread != nil || len(report.Problems) == 0 {
-		return report, nil
+		return report, nil //nolint:nilerr // the report has the error
 	}
 	b, err := blobs(ctx)
 	if err != nil {

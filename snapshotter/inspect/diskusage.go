@@ -32,8 +32,6 @@ type diskUsage struct {
 	elsewhere map[objectstore.ObjectName]struct{}
 }
 
-func (u *diskUsage) total() int64 { return u.objects + u.checkouts + u.snapshots + u.metadata }
-
 // usageWalk adds up a tree. Files that vanish meanwhile, because the daemon is at work, are not counted.
 type usageWalk struct {
 	ctx    context.Context

@@ -60,17 +60,20 @@ func (s *Store) snapshots(ctx context.Context) (list []Snapshot, err error) {
 	if exists, err := s.Root.Exists(snapshotter.MetadataFile); err != nil || !exists {
 		return nil, errors.Join(err, s.checkNew())
 	}
-	add := func(id string, info snapshots.Info) error {
+	err = snapshotter.WalkMetadata(ctx, s.Root, func(id string, info snapshots.Info) error {
 		list = append(list, newSnapshot(id, info))
 		return nil
+	})
+	if !errors.Is(err, bolterrors.ErrTimeout) {
+		return list, err
 	}
-	err = snapshotter.WalkMetadata(ctx, s.Root, add)
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		list = nil
-		err = s.askDaemon(ctx, func(sn snapshots.Snapshotter) error {
-			return sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error { return add("", info) })
+	list = nil
+	err = s.askDaemon(ctx, func(sn snapshots.Snapshotter) error {
+		return sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			list = append(list, newSnapshot("", info))
+			return nil
 		})
-	}
+	})
 	return list, err
 }
 

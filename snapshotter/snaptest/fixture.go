@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -168,7 +168,11 @@ func (f *Fixture) Run(ctx context.Context, key string, chain digest.Digest, cont
 	}
 	for _, o := range mounts[0].Options {
 		if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
-			return os.WriteFile(upper+"/data", []byte(content), 0o600)
+			dir, err := atfs.Open(upper)
+			if err != nil {
+				return err
+			}
+			return errors.Join(dir.WriteFile("data", []byte(content), 0o600, false), dir.Close())
 		}
 	}
 	return fmt.Errorf("mounts %v have no upper directory", mounts)
