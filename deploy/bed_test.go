@@ -25,12 +25,12 @@ import (
 // A file is one of a layer's: a directory if its name ends in a slash, a symbolic link if it has a target.
 type file struct{ name, content, target string }
 
-// kib is n KiB of content that is not the same for two values of seed.
+// kib returns n KiB of content that depends on the seed.
 func kib(seed string, n int) string {
 	return strings.Repeat(fmt.Sprintf("%-63s\n", seed), n<<10/64)
 }
 
-// The layers of the operating systems: base is none alone.
+// The layers of an operating system. Without osFiles it cannot boot.
 var (
 	baseFiles = []file{{name: "bin/sh", content: kib("shell", 96)}, {name: "etc/empty"}, {name: "etc/app.conf", content: "default\n"}}
 	osFiles   = []file{
@@ -111,7 +111,7 @@ func (b *bed) image(t *testing.T, name string, layers ...[]file) *Image {
 	return img
 }
 
-// osImage is an image of an operating system, with more files.
+// osImage returns an image of an operating system, with more files.
 func (b *bed) osImage(t *testing.T, more ...file) *Image {
 	t.Helper()
 	return b.image(t, "example.org/os:1", baseFiles, append(osFiles[:len(osFiles):len(osFiles)], more...))
@@ -134,7 +134,7 @@ func newSystem(t *testing.T) *System {
 	return s
 }
 
-// thaw has the deployments of a sysroot be removable.
+// thaw makes the deployments of a sysroot removable.
 func thaw(t *testing.T, dir string) {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(dir, "ostree/deploy/*/deploy/*.[0-9]"))
@@ -176,7 +176,7 @@ func refs(t *testing.T, repo *objectstore.Repo) (names []string) {
 	return names
 }
 
-// bind mounts a directory a second time, until the test ends.
+// bind mounts a directory at another place until the test ends.
 func bind(t *testing.T, dir, at string) {
 	t.Helper()
 	if err := os.Mkdir(at, 0o755); err != nil {
@@ -199,7 +199,7 @@ func sysrootRepo(t *testing.T, name string) *objectstore.Repo {
 	return objecttest.NewRepoAt(t, objecttest.OpenDir(t, name))
 }
 
-// sharedInodes returns how many content objects two repositories have as one inode, and how many as two.
+// sharedInodes returns how many content objects two repositories share as one inode, and how many they have twice.
 func sharedInodes(t *testing.T, a, b *objectstore.Repo) (shared, apart int) {
 	t.Helper()
 	for _, obj := range contentObjects(t, a) {

@@ -10,18 +10,18 @@ import (
 // CleanupOptions are those of [System.Cleanup].
 type CleanupOptions struct {
 	NoPrune bool // leave objects in the repository
-	DryRun  bool // only find what would be removed
+	DryRun  bool // only find what would go
 }
 
-// A CleanupReport is what a cleanup removes.
+// A CleanupReport lists what a cleanup removes.
 type CleanupReport struct {
-	Plan    *sysroot.Plan // its Leftovers are paths
+	Plan    *sysroot.Plan // its Leftovers are paths that go
 	Objects int           // of the repository
-	Freed   int64         // bytes on the disk, of both
+	Freed   int64         // bytes on the disk, for both
 }
 
-// Cleanup removes what no deployment needs: what interrupted changes have left, refs of images that are not deployed, and
-// objects of the repository. The caller holds the lock, but for a dry run.
+// Cleanup removes what no deployment needs: the remains of interrupted changes, refs of images that are not deployed,
+// and objects of the repository. The caller holds the lock, except for a dry run.
 func (s *System) Cleanup(ctx context.Context, st *sysroot.State, o CleanupOptions) (*CleanupReport, error) {
 	plan, err := s.PlanCleanup(ctx, st)
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *System) Cleanup(ctx context.Context, st *sysroot.State, o CleanupOption
 	return r, err
 }
 
-// prune removes objects that nothing needs, or with dryRun finds them.
+// prune removes unneeded objects, or with dryRun finds them.
 func (s *System) prune(ctx context.Context, st *sysroot.State, dryRun bool) (objectstore.PruneStats, error) {
 	unused, err := s.unusedImages(st.All()...)
 	if err != nil {

@@ -2,46 +2,46 @@ package deploy
 
 import "errors"
 
-// Kinds of errors, for errors.Is. The errors say in words what was wrong with which image or system; the kinds tell programs
-// apart what can be done about it.
+// Kinds of errors, for errors.Is. Each error has a text of its own that names the image or system. Its kind tells
+// programs what can be done about it.
 var (
-	// ErrNotBootable: the image lacks files that a system needs to boot; the error names all.
+	// ErrNotBootable: the image lacks files that a system needs to boot. The error lists them.
 	ErrNotBootable = errors.New("image cannot be booted")
-	// ErrImageKargs: the kernel arguments that an image brings cannot be used, or not be read.
+	// ErrImageKargs: the kernel arguments of an image are invalid or cannot be read.
 	ErrImageKargs = errors.New("kernel arguments of the image cannot be used")
-	// ErrNotBooted: the running system is meant, and was not booted from a deployment.
+	// ErrNotBooted: the running system was not booted from a deployment.
 	ErrNotBooted = errors.New("system was not booted from a deployment")
-	// ErrNoStateroot: the sysroot does not have the stateroot, or has none at all.
+	// ErrNoStateroot: the sysroot lacks the stateroot, or has none at all.
 	ErrNoStateroot = errors.New("no such stateroot")
-	// ErrManyStateroots: the sysroot has several stateroots, and nothing says which is meant.
+	// ErrManyStateroots: the sysroot has several stateroots, and none was chosen.
 	ErrManyStateroots = errors.New("several stateroots")
 	// ErrStaterootName: a stateroot cannot have the name.
 	ErrStaterootName = errors.New("not the name of a stateroot")
-	// ErrNoDeployment: the stateroot that was asked for has no deployment.
+	// ErrNoDeployment: the stateroot has no deployment.
 	ErrNoDeployment = errors.New("no deployment")
-	// ErrNothingDeployed: no deployment exists that another one could be made from.
+	// ErrNothingDeployed: there is no deployment to take over from or to compare with.
 	ErrNothingDeployed = errors.New("nothing is deployed")
-	// ErrNotFromImage: a deployment was made from something else than an image.
+	// ErrNotFromImage: a deployment was not made from an image.
 	ErrNotFromImage = errors.New("not deployed from an image")
-	// ErrSigned: an origin demands a signature, and signatures are not verified here.
+	// ErrSigned: an origin demands a signature, and signatures are not verified.
 	ErrSigned = errors.New("origin demands a signature")
-	// ErrTransport: an origin names an image that is in no registry.
+	// ErrTransport: an origin names an image outside registries.
 	ErrTransport = errors.New("origin is not in a registry")
 	// ErrNotRoot: changing a system takes root.
 	ErrNotRoot = errors.New("not root")
-	// ErrBootloader: the system's boot loader cannot be opened, so that nothing can be changed.
+	// ErrBootloader: the system's boot loader cannot be opened, so nothing can be changed.
 	ErrBootloader = errors.New("boot loader cannot be opened")
-	// ErrNoBootCounting: boots are to be counted, and the system has no boot loader of its own that counts them.
+	// ErrNoBootCounting: boots cannot be counted, since the system has no boot loader with entries of its own.
 	ErrNoBootCounting = errors.New("boots cannot be counted")
 	// ErrCannotStage: only the running system can stage a deployment.
 	ErrCannotStage = errors.New("deployment cannot be staged")
-	// ErrNotArmed: a deployment is staged, but nothing will finalize it when the system shuts down.
+	// ErrNotArmed: a deployment is staged, but no unit will finalize it when the system shuts down.
 	ErrNotArmed = errors.New("nothing finalizes the staged deployment")
 	// ErrNotFinalized: the staged deployment was not finalized when the system last shut down.
 	ErrNotFinalized = errors.New("staged deployment was not finalized")
 )
 
-// A kindError is an error with its own text that is of a kind.
+// A kindError is an error of a kind, with a text of its own.
 type kindError struct {
 	kind error
 	error
@@ -50,19 +50,18 @@ type kindError struct {
 func (e *kindError) Is(target error) bool { return target == e.kind }
 func (e *kindError) Unwrap() error        { return e.error }
 
-// as makes err one of a kind. Its text stays.
+// as makes err an error of a kind, and keeps its text.
 func as(kind, err error) error { return &kindError{kind, err} }
 
-// An InstallError is an error about the disk that [PlanInstall] or [Installation.Execute] was to install on. Its text is that
-// of what it wraps.
+// An InstallError is an error about the disk of an installation. It has the text of Err.
 type InstallError struct{ Err error }
 
 func (e *InstallError) Error() string { return e.Err.Error() }
 func (e *InstallError) Unwrap() error { return e.Err }
 
-// A KargsError says why edits do not apply to the kernel arguments of a deployment. Its text is that of what it wraps.
+// A KargsError is an error about edits that do not apply to a deployment's kernel arguments. It has the text of Err.
 type KargsError struct {
-	Kargs []string // that the deployment has
+	Kargs []string // of the deployment
 	Err   error
 }
 

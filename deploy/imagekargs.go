@@ -11,14 +11,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// Which files of an image name the kernel arguments it wants, and how many there can be.
+// The files of an image with its kernel arguments, and their limits.
 const (
 	kargsExt = ".toml"
-	maxKargs = 256 // arguments in all files, and files
+	maxKargs = 256 // both of arguments in all files and of files
 )
 
-// imageKargs returns the kernel arguments that the image of a commit wants on this machine, in the order of its files' names.
-// An image without such files wants none.
+// imageKargs returns the kernel arguments of a commit's image for this machine, in the order of its files' names. An
+// image without such files has none.
 func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, error) {
 	c, err := repo.Commit(commit)
 	if err != nil {
@@ -37,7 +37,7 @@ func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, 
 	}
 	var args []string
 	files := 0
-	for _, f := range dir.Files { // which are sorted
+	for _, f := range dir.Files { // sorted by name
 		if path.Ext(f.Name) != kargsExt {
 			continue
 		}

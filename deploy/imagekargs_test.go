@@ -14,7 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// osTree is a tree of files with the given content, by name.
+// osTree returns a tree of files with the given content, by name.
 func osTree(files map[string]string) *objecttest.Node {
 	root := &objecttest.Node{Mode: unix.S_IFDIR | 0o755, Entries: make(map[string]*objecttest.Node)}
 	for name, content := range files {
@@ -23,7 +23,7 @@ func osTree(files map[string]string) *objecttest.Node {
 	return root
 }
 
-// kargsTree is the tree of an image with these files in kargs.d.
+// kargsTree returns the tree of an image with these files in kargs.d.
 func kargsTree(files map[string]string) *objecttest.Node {
 	tree := osTree(files)
 	for _, name := range []string{"kargs.d", "bootc", "lib", "usr"} {
@@ -43,7 +43,7 @@ func TestImageKargs(t *testing.T) {
 		name  string
 		files map[string]string
 		want  string
-		bad   string // what the error says
+		bad   string // in the error
 	}{
 		{"none", nil, "", ""},
 		{"sorted", map[string]string{
@@ -81,8 +81,7 @@ func TestImageKargs(t *testing.T) {
 	}
 }
 
-// TestImageKargsDamaged removes the directory of the files: arguments that cannot be read are not arguments that an image
-// does not want.
+// TestImageKargsDamaged removes the directory of the files. Arguments that cannot be read are not absent.
 func TestImageKargsDamaged(t *testing.T) {
 	repo, err := objectstore.Create(objecttest.OpenDir(t, t.TempDir()), objectstore.ModeBare)
 	if err != nil {

@@ -17,8 +17,8 @@ const (
 	metaImporter = "ostree.importer.version"
 )
 
-// imageRef returns the ref that ostree's own tools give to the OS commit of an image in a registry. The name of an image can
-// be any text that is not empty and has no NUL.
+// imageRef returns the ref that ostree's own tools give to the OS commit of an image in a registry. The name of the
+// image must not be empty and must not contain NUL.
 func imageRef(name string) (string, error) {
 	if name == "" || strings.ContainsRune(name, 0) {
 		return "", fmt.Errorf("%w: reference %q", oscommit.ErrInvalid, name)
@@ -42,8 +42,8 @@ func imageRef(name string) (string, error) {
 	return b.String(), nil
 }
 
-// unusedImages returns the refs of images without a deployment. Refs of images that other tools have pulled stay: their
-// commits name the importer that made them.
+// unusedImages returns the refs of images without a deployment. Refs of other tools, whose commits name an importer,
+// stay.
 func (s *System) unusedImages(deployed ...*sysroot.Deployment) (names []string, err error) {
 	refs, err := s.Repo().Refs(imageRefs)
 	if err != nil {
@@ -69,8 +69,8 @@ func (s *System) unusedImages(deployed ...*sysroot.Deployment) (names []string, 
 	return names, nil
 }
 
-// dropImages removes the refs of images without a deployment, so that their commits can be pruned. Deployments have refs of
-// their own. The caller holds the sysroot's lock, under which images are deployed too.
+// dropImages removes the refs of images without a deployment, so that their commits can be pruned. Deployments have
+// refs of their own. The caller holds the sysroot's lock, as for every deployment of an image.
 func (s *System) dropImages(ctx context.Context, deployed ...*sysroot.Deployment) error {
 	names, err := s.unusedImages(deployed...)
 	if err != nil || len(names) == 0 {

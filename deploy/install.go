@@ -15,31 +15,31 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// An InstallRequest asks for an image to be installed on a disk.
+// An InstallRequest asks for the installation of an image on a disk.
 type InstallRequest struct {
 	Image     *Image
 	Stateroot string
-	Kargs     kargs.Edits     // of those that the installation and the image want
-	NoSELinux bool            // install an image with an SELinux policy though files get no labels
-	Options   install.Options // but for Arch, Need, ESPNeed and OSLoader, which the image decides
-	Promote   PromoteOptions  // but for DryRun
+	Kargs     kargs.Edits     // of those of the installation and the image
+	NoSELinux bool            // install an image with an SELinux policy although files get no labels
+	Options   install.Options // without Arch, Need, ESPNeed and OSLoader, which depend on the image
+	Promote   PromoteOptions  // without DryRun
 }
 
 // An Installation is a plan to install an image. It has changed nothing on the disk.
 type Installation struct {
 	*install.Plan
-	Dropped []oscommit.Dropped // what the image has and its deployment will not have
-	Notes   []string           // what a user may want to know of the image
+	Dropped []oscommit.Dropped // files of the image that its deployment will not have
+	Notes   []string           // about the image, as sentences
 
 	request *InstallRequest
 	layers  *layer.Store
 }
 
-// PlanInstall plans to install an image on a disk: a block device, or a file that is or becomes the image of one. The
-// deployment is rehearsed in a temporary directory of the store, so that what keeps the image from being deployed is an error
-// now, and not when the disk has been written to.
+// PlanInstall plans to install an image on a disk: a block device, or a file that is or becomes the image of one. It
+// rehearses the deployment in a temporary directory of the store, so that an image that cannot be deployed is an error
+// before the disk is written to.
 //
-// Besides the errors of [Promote] there are those of package install, which are an *[InstallError], ErrStaterootName,
+// Besides the errors of [Promote] it returns those of package install, as *[InstallError], and ErrStaterootName,
 // ErrImageKargs and kargs.ErrEdit.
 func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r InstallRequest) (*Installation, error) {
 	i := &Installation{request: &r, layers: layers}
@@ -64,7 +64,7 @@ func (i *Installation) look(ctx context.Context) (_ OS, err error) {
 	return bootableOS(ctx, i.request.Promote.source(i.layers), i.request.Image)
 }
 
-// options completes the options of the installation with what the OS needs.
+// options completes the options of the installation for an OS.
 func (i *Installation) options(found OS) install.Options {
 	hasFile := func(name string) bool {
 		_, ok := found.FileSize(name)
@@ -78,7 +78,7 @@ func (i *Installation) options(found OS) install.Options {
 	modules := path.Join("usr/lib/modules", found.Kernel())
 	kernel, _ := found.FileSize(path.Join(modules, "vmlinuz"))
 	initramfs, _ := found.FileSize(path.Join(modules, "initramfs.img"))
-	const block = 4096 // of all file systems that it can be
+	const block = 4096 // of every file system on offer
 	o := i.request.Options
 	o.Arch = runtime.GOARCH
 	o.Need, o.ESPNeed = found.Allocated(block), kernel+initramfs
@@ -86,7 +86,7 @@ func (i *Installation) options(found OS) install.Options {
 	return o
 }
 
-// rehearse plans the deployment in a sysroot in the store's tmp/, which is thrown away.
+// rehearse plans the deployment in a temporary sysroot in the store's tmp/.
 func (i *Installation) rehearse(ctx context.Context) (err error) {
 	dir, remove, err := i.layers.Scratch("sysroot")
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestMain leaves out the example where it cannot run: a sysroot is made by root alone.
+// TestMain skips the example without root, which making a sysroot needs.
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
 		flag.Parse()

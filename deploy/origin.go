@@ -14,7 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// Keys of the group sysroot.OriginGroup in an origin file, of deployments that are not made from images.
+// Keys in the group sysroot.OriginGroup of an origin file, for deployments that are not made from images.
 const (
 	originRefspec  = "refspec"
 	originBase     = "baserefspec"
@@ -23,13 +23,13 @@ const (
 
 const unverifiedRegistry = "ostree-unverified-registry:"
 
-// unverifiedImages are the forms that a reference has in an origin file when the image is in a registry and is taken as it
-// comes, which is all that a container runtime does.
+// unverifiedImages are the prefixes of references to images in a registry that are used without verification, as by a
+// container runtime.
 var unverifiedImages = []string{
 	unverifiedRegistry, "ostree-unverified-image:registry:", "ostree-unverified-image:docker://",
 }
 
-// ParseReference returns the name, for a registry, of the image that a reference of an origin file names. A reference that
+// ParseReference returns the name in a registry of the image that a reference of an origin file names. A reference that
 // demands a signature is an ErrSigned, any other an ErrTransport.
 func ParseReference(reference string) (string, error) {
 	for _, form := range unverifiedImages {
@@ -44,8 +44,8 @@ func ParseReference(reference string) (string, error) {
 	return "", as(ErrTransport, err)
 }
 
-// OriginName returns what the origin of a deployment says it was made from: the name of an image, or else an ostree refspec.
-// Both are "" if it says nothing.
+// OriginName returns the name of the image that a deployment was made from, or else an ostree refspec. Both are "" if
+// its origin has neither.
 func OriginName(d *sysroot.Deployment) (image, refspec string) {
 	if reference, ok := d.ImageReference(); ok {
 		if name, err := ParseReference(reference); err == nil {
@@ -61,8 +61,8 @@ func OriginName(d *sysroot.Deployment) (image, refspec string) {
 	return "", ""
 }
 
-// NewOrigin returns the origin of a deployment of an image that takes over from another, which may be nil. What the old one
-// has beyond where it comes from is kept.
+// NewOrigin returns the origin of a deployment of an image that takes over from another, which may be nil. All other
+// parts of the old origin are kept.
 func NewOrigin(from *sysroot.Deployment, image string) *keyfile.File {
 	f := &keyfile.File{}
 	if from != nil && from.Origin != nil {
@@ -81,8 +81,7 @@ func Title(d *sysroot.Deployment) string {
 	return Printable(strings.TrimSpace(fmt.Sprintf("%s %.12s.%d %s", d.Stateroot, d.Commit, d.Serial, cmp.Or(name, d.Version))))
 }
 
-// Printable returns a text fit for a terminal: anyone can write control characters into commits, origin files and boot
-// entries.
+// Printable returns a text fit for a terminal: commits, origin files and boot entries may contain control characters.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == unicode.ReplacementChar {
@@ -92,7 +91,7 @@ func Printable(s string) string {
 	}, s)
 }
 
-// manifestDigest returns the digest of the manifest of the image that a commit was made from. "" if it was made from none.
+// manifestDigest returns the digest of the manifest of a commit's image, or "" for a commit of something else.
 func manifestDigest(repo *objectstore.Repo, commit objectstore.Checksum) (digest.Digest, error) {
 	c, err := repo.Commit(commit)
 	if err != nil {

@@ -22,20 +22,20 @@ type Request struct {
 
 	Retain    bool // keep all other deployments
 	Stage     bool // finalize it when the system shuts down; needs a booted deployment
-	NoSELinux bool // deploy an image with an SELinux policy though files get no labels
-	NoPrune   bool // leave objects in the repository that nothing needs any more
-	Tries     int  // boots it has to prove itself; 0: boots are not counted
-	Untried   bool // do nothing if the image was deployed before and has failed to boot
+	NoSELinux bool // deploy an image with an SELinux policy although files get no labels
+	NoPrune   bool // leave unneeded objects in the repository
+	Tries     int  // boots in which to prove itself; 0: boots are not counted
+	Untried   bool // do nothing if the image was deployed before and failed to boot
 
-	Promote PromoteOptions // with DryRun the plan is only to be looked at, and the sysroot stays as it is
+	Promote PromoteOptions // with DryRun the plan cannot be executed, and the sysroot stays as it is
 }
 
-// A Plan is a deployment of an image that has not been made. Close it.
+// A Plan is a deployment of an image that has not been made. The caller closes it.
 type Plan struct {
 	// Plan is the change of the sysroot; nil if there is nothing to do.
 	*sysroot.Plan
-	// Same is the deployment that boots next and is what was asked for, if that is why there is nothing to do. Otherwise the
-	// image has failed to boot.
+	// Same is the deployment that boots next, if it equals the requested one and nothing is to do. If nothing is to do
+	// and Same is nil, the image has failed to boot.
 	Same *sysroot.Deployment
 	// OS is the image's OS commit; nil if the image has failed to boot.
 	OS *Promoted
@@ -44,15 +44,15 @@ type Plan struct {
 	dryRun bool
 }
 
-// Plan promotes an image and plans its deployment: in the stateroot that is meant, with the /etc, origin and kernel arguments
-// of the deployment that it takes over from. Kernel arguments follow what the image changed in its own
-// (usr/lib/bootc/kargs.d), then the edits are made.
+// Plan promotes an image and plans its deployment. The deployment takes over /etc, origin and kernel arguments from the
+// previous one of the stateroot. Kernel arguments follow the image's changes of its own (usr/lib/bootc/kargs.d); then
+// the edits are made.
 //
-// Besides the errors of [Promote] and [sysroot.Sysroot.PlanDeploy] there are ErrNoStateroot, ErrManyStateroots, ErrCannotStage,
-// ErrNoBootCounting, bootloader.ErrCannotCount, ErrImageKargs and kargs.ErrEdit. After an error the commit has no name any
-// more. In a dry run a plan whose merge of /etc has conflicts is returned with the error, to be looked at.
+// Besides the errors of [Promote] and [sysroot.Sysroot.PlanDeploy] it returns ErrNoStateroot, ErrManyStateroots,
+// ErrCannotStage, ErrNoBootCounting, bootloader.ErrCannotCount, ErrImageKargs and kargs.ErrEdit. After an error the
+// commit has lost its ref. In a dry run a plan with conflicts in /etc is returned along with the error.
 //
-// The caller holds the sysroot's lock, or only looks.
+// The caller holds the sysroot's lock, except for a dry run.
 func (s *System) Plan(ctx context.Context, st *sysroot.State, layers *layer.Store, r Request) (_ *Plan, err error) {
 	stateroot, err := s.Stateroot(st, r.Stateroot)
 	if err != nil {
@@ -102,7 +102,7 @@ func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r 
 		Tries:     r.Tries,
 		From:      p.OS.Repo,
 	}
-	if st.Booted == nil { // what has failed to boot is not what stays to fall back to
+	if st.Booted == nil { // a deployment that failed to boot is not the one to fall back to
 		req.Merge = from
 	}
 	if req.Kargs, err = p.kargs(from, &r.Kargs); err != nil {
@@ -132,7 +132,7 @@ func (p *Plan) kargs(from *sysroot.Deployment, edits *kargs.Edits) (kargs.List, 
 	return edits.Apply(from.Kargs.Update(before, now))
 }
 
-// Execute makes the deployment, as [System.Execute] does. If it fails, the commit has no name any more.
+// Execute makes the deployment, as [System.Execute] does. If it fails, the commit has lost its ref.
 func (p *Plan) Execute(ctx context.Context) error {
 	err := p.system.Execute(ctx, p.Plan)
 	if err != nil {
@@ -141,7 +141,7 @@ func (p *Plan) Execute(ctx context.Context) error {
 	return err
 }
 
-// Close lets go of the OS commit.
+// Close releases the OS commit.
 func (p *Plan) Close() error {
 	if p.OS == nil {
 		return nil
@@ -149,8 +149,8 @@ func (p *Plan) Close() error {
 	return p.OS.Close()
 }
 
-// forget takes the name from the OS commit, if it has not become a deployment, so that it can be pruned. It returns err, and
-// why that failed.
+// forget removes the ref of the OS commit unless it is deployed, so that it can be pruned. It returns err, joined with
+// its own error.
 func (p *Plan) forget(ctx context.Context, err error) error {
 	if p.dryRun {
 		return err
@@ -163,8 +163,8 @@ func (p *Plan) forget(ctx context.Context, err error) error {
 	return errors.Join(err, lerr)
 }
 
-// newest returns the deployment of a stateroot that a new one takes over from: origin and kernel arguments. It is what boots
-// next, so that what an administrator has just changed is not lost, unless that has shown that it does not boot.
+// newest returns the deployment from which a new one of the stateroot takes origin and kernel arguments: the one that
+// boots next, so that an administrator's latest changes are kept, unless it has failed to boot.
 func newest(st *sysroot.State, stateroot string) *sysroot.Deployment {
 	for _, d := range st.All() {
 		if d.Stateroot == stateroot && !d.Failed() {
@@ -174,7 +174,7 @@ func newest(st *sysroot.State, stateroot string) *sysroot.Deployment {
 	return st.MergeDeployment(stateroot)
 }
 
-// bootsNext returns the deployment that the system boots next as things are.
+// bootsNext returns the deployment that boots next as things are.
 func bootsNext(st *sysroot.State) *sysroot.Deployment {
 	if st.Staged != nil {
 		return st.Staged.Deployment
@@ -182,13 +182,13 @@ func bootsNext(st *sysroot.State) *sysroot.Deployment {
 	return st.Default()
 }
 
-// isSame reports whether a deployment is what a request asks for.
+// isSame reports whether a deployment equals the requested one.
 func isSame(d *sysroot.Deployment, r *sysroot.Request, image string) bool {
 	name, _ := OriginName(d)
 	return d.Commit == r.Commit && name == image && slices.Equal(d.Kargs, r.Kargs)
 }
 
-// hasFailed reports whether an image was deployed and has used up the boots that it had to prove itself.
+// hasFailed reports whether an image was deployed and has used up the boots in which to prove itself.
 func (s *System) hasFailed(st *sysroot.State, manifest digest.Digest) (bool, error) {
 	for _, d := range st.All() {
 		if !d.Failed() {
@@ -205,9 +205,9 @@ func (s *System) hasFailed(st *sysroot.State, manifest digest.Digest) (bool, err
 	return false, nil
 }
 
-// Execute carries out a plan, of whatever it is. Images that are deployed no more lose their refs first, so that the plan
-// prunes their commits. What is staged is finalized when the running system shuts down; an ErrNotArmed says that nothing
-// does that, though all else is done. Other errors are as for [sysroot.Sysroot.Execute].
+// Execute carries out any plan for the sysroot. Images that are no longer deployed first lose their refs, so that the
+// plan prunes their commits. A staged deployment is finalized when the running system shuts down; an ErrNotArmed means
+// that everything is done but no unit will finalize it. Other errors are those of [sysroot.Sysroot.Execute].
 func (s *System) Execute(ctx context.Context, p *sysroot.Plan) error {
 	if err := s.dropImages(ctx, p.Remaining()...); err != nil {
 		return err
@@ -221,7 +221,7 @@ func (s *System) Execute(ctx context.Context, p *sysroot.Plan) error {
 	return nil
 }
 
-// Newest returns the deployment of the stateroot that is meant (see [System.Stateroot]) which boots next. If it has none the
+// Newest returns the deployment of a stateroot, chosen as by [System.Stateroot], that boots next. If it has none the
 // error is an ErrNoDeployment.
 func (s *System) Newest(st *sysroot.State, stateroot string) (*sysroot.Deployment, error) {
 	stateroot, err := s.Stateroot(st, stateroot)
@@ -236,7 +236,7 @@ func (s *System) Newest(st *sysroot.State, stateroot string) (*sysroot.Deploymen
 	return nil, as(ErrNoDeployment, fmt.Errorf("stateroot %s has no deployment", stateroot))
 }
 
-// Current returns the booted deployment, else the one that boots next. If there is none the error is an ErrNothingDeployed.
+// Current returns the booted deployment, else the one that boots next. Without any the error is an ErrNothingDeployed.
 func Current(st *sysroot.State) (*sysroot.Deployment, error) {
 	switch {
 	case st.Booted != nil:
@@ -247,8 +247,8 @@ func Current(st *sysroot.State) (*sysroot.Deployment, error) {
 	return nil, as(ErrNothingDeployed, errors.New("there is no deployment"))
 }
 
-// PlanKargs plans a deployment that is like another one but for its kernel arguments. One that is staged is replaced, and
-// stays staged. The plan is nil if the edits change nothing. Edits that cannot be made are a *KargsError.
+// PlanKargs plans a deployment that differs from another one only in its kernel arguments. It replaces a staged one by
+// a staged one. The plan is nil if the edits change nothing. Edits that do not apply are a *KargsError.
 func (s *System) PlanKargs(ctx context.Context, st *sysroot.State, d *sysroot.Deployment, edits *kargs.Edits) (*sysroot.Plan, error) {
 	list, err := edits.Apply(d.Kargs)
 	if err != nil {
@@ -264,12 +264,12 @@ func (s *System) PlanKargs(ctx context.Context, st *sysroot.State, d *sysroot.De
 	}
 	return s.PlanDeploy(ctx, st, sysroot.Request{
 		Stateroot: d.Stateroot, Commit: d.Commit, Origin: d.Origin, Kargs: list, Merge: st.Staged.Merge,
-		Stage: true, NoSELinux: true, // what was staged was allowed
+		Stage: true, NoSELinux: true, // the staged deployment was allowed
 	})
 }
 
-// FinalizeStaged is [sysroot.Sysroot.FinalizeStaged], and takes the refs from images that are deployed no more. An error of
-// that comes with the plan.
+// FinalizeStaged is [sysroot.Sysroot.FinalizeStaged], and removes the refs of images that are no longer deployed. If
+// that fails, the error comes with the plan.
 func (s *System) FinalizeStaged(ctx context.Context) (*sysroot.Plan, error) {
 	p, err := s.Sysroot.FinalizeStaged(ctx)
 	if err != nil || p == nil {
@@ -278,7 +278,7 @@ func (s *System) FinalizeStaged(ctx context.Context) (*sysroot.Plan, error) {
 	return p, s.dropImages(ctx, p.Deployments...)
 }
 
-// BootComplete is [sysroot.Sysroot.BootComplete]. If the last shutdown did not finalize a staged deployment, an
+// BootComplete is [sysroot.Sysroot.BootComplete]. If the last shutdown failed to finalize a staged deployment, an
 // ErrNotFinalized comes with the report.
 func (s *System) BootComplete(ctx context.Context) (*sysroot.BootReport, error) {
 	found, err := s.Sysroot.BootComplete(ctx)

@@ -17,7 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// wants is the file by which an image asks for kernel arguments.
+// wants returns the file with which an image asks for kernel arguments.
 func wants(args string) file {
 	return file{name: "usr/lib/bootc/kargs.d/10-os.toml", content: "kargs = [" + args + "]\n"}
 }
@@ -44,7 +44,7 @@ func TestPlan(t *testing.T) {
 		t.Errorf("with another kernel argument: got %+v, want a deployment", other)
 	}
 
-	// What the machine added stays, what the image changed follows.
+	// The machine's arguments stay, the image's change.
 	before := refs(t, s.Repo())
 	dry, err := s.Plan(t.Context(), b.load(t, s), b.layers, Request{Image: two, Promote: PromoteOptions{DryRun: true}})
 	testenv.Must(t, err)
@@ -60,7 +60,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestPlanErrors has the kinds of errors. None leaves a ref behind.
+// TestPlanErrors provokes each kind of error. None leaves a ref behind.
 func TestPlanErrors(t *testing.T) {
 	b := newBed(t)
 	s := newSystem(t)
@@ -100,7 +100,7 @@ func TestPlanErrors(t *testing.T) {
 	}
 }
 
-// TestPlanConflict has a file of the administrator's that is a directory in the next image.
+// TestPlanConflict: a file of the administrator's is a directory in the next image.
 func TestPlanConflict(t *testing.T) {
 	b := newBed(t)
 	s := newSystem(t)
@@ -122,7 +122,7 @@ func TestPlanConflict(t *testing.T) {
 	testenv.Must(t, p.Close())
 }
 
-// TestUpdate has an image that has failed to boot.
+// TestUpdate: an image has failed to boot.
 func TestUpdate(t *testing.T) {
 	b := newBed(t)
 	s := newSystem(t)
@@ -192,7 +192,7 @@ func TestPlanKargs(t *testing.T) {
 	}
 }
 
-// TestCleanup has an image that was promoted and not deployed.
+// TestCleanup: an image was promoted, but not deployed.
 func TestCleanup(t *testing.T) {
 	b := newBed(t)
 	s := newSystem(t)

@@ -15,7 +15,7 @@ import (
 // PromoteOptions are those of [Promote].
 type PromoteOptions struct {
 	Source   Source                  // nil: Flatten
-	DryRun   bool                    // make the commit in a temporary repository, and leave the other one as it is
+	DryRun   bool                    // make the commit in a temporary repository, and leave the other one alone
 	Progress func(oscommit.Progress) // called after each object, by one goroutine at a time; may be nil
 }
 
@@ -29,24 +29,24 @@ func (o *PromoteOptions) source(layers *layer.Store) Source {
 // A Promoted image is the OS commit of an image.
 type Promoted struct {
 	Commit  objectstore.Checksum
-	Repo    *objectstore.Repo  // that has it
-	Ref     string             // that names it there
-	Dropped []oscommit.Dropped // what the image has and the commit has not
-	Need    oscommit.Need      // what the sysroot's repository lacked of it
+	Repo    *objectstore.Repo  // with the commit
+	Ref     string             // of the commit
+	Dropped []oscommit.Dropped // files of the image that the commit does not have
+	Need    oscommit.Need      // what the sysroot's repository lacked
 
 	close func() error
 }
 
-// Close lets go of Repo and Commit. After a dry run both are gone. Further calls do nothing.
+// Close releases Repo and Commit, and removes those of a dry run. Further calls do nothing.
 func (p *Promoted) Close() error { return p.close() }
 
-// Promote makes the OS commit of an image in a repository, the sysroot's. When it returns the commit is durable, and named by
-// the ref that ostree's tools give to images. Files become part of that repository by hard links if the kernel allows it,
-// else they are copied; layers that are needed are not pruned meanwhile. What a Promote that failed has written is garbage for
-// the next prune, and is found by the next Promote.
+// Promote makes the OS commit of an image in a repository, the sysroot's. When it returns the commit is durable, and
+// has the ref that ostree's tools give to images. Files become part of that repository by hard links if the kernel
+// allows it, else they are copied. The image's layers are not pruned meanwhile. A failed Promote leaves garbage, which
+// the next prune removes or the next Promote reuses.
 //
-// An image that cannot be booted is an ErrNotBootable or an oscommit.ErrInvalid. A layer that is missing is
-// layer.ErrNotExist, a repository that is too small ENOSPC.
+// An image that cannot be booted is an ErrNotBootable or an oscommit.ErrInvalid, a missing layer is a
+// layer.ErrNotExist, and a repository without enough room ENOSPC.
 func Promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img *Image, o PromoteOptions) (*Promoted, error) {
 	p, err := promote(ctx, layers, to, img, o)
 	if err != nil {
@@ -57,7 +57,7 @@ func Promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img
 
 func promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img *Image, o PromoteOptions) (_ *Promoted, err error) {
 	store := layers.Repo()
-	// No layer goes before the commit is complete.
+	// No layer may go before the commit is complete.
 	lock, err := store.Lock(ctx, objectstore.LockShared)
 	if err != nil {
 		return nil, err
@@ -102,8 +102,8 @@ func promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img
 	return p, txn.Commit(ctx, objectstore.CommitOptions{Sync: !o.DryRun})
 }
 
-// linkSource returns the repository of the store so that objects of it can be linked into another one, if the kernel can
-// be made to do that: opened by way of the mount that the other one is on. It is to be closed by the function returned.
+// linkSource returns the store's repository, opened via the mount of the other one if that lets its objects be linked.
+// The caller calls closeIt when done.
 func linkSource(from, to *objectstore.Repo) (_ *objectstore.Repo, closeIt func() error, err error) {
 	asItIs := func() error { return nil }
 	switch how, err := to.Transfer(from); {
@@ -126,7 +126,7 @@ func linkSource(from, to *objectstore.Repo) (_ *objectstore.Repo, closeIt func()
 	return repo, repo.Close, nil
 }
 
-// scratchRepo makes an empty repository on the store's mount, which the function returned removes.
+// scratchRepo creates an empty repository on the store's mount, which closeIt removes.
 func scratchRepo(layers *layer.Store) (_ *objectstore.Repo, closeIt func() error, err error) {
 	dir, remove, err := layers.Scratch("repo")
 	if err != nil {

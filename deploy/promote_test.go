@@ -74,7 +74,7 @@ func TestPromote(t *testing.T) {
 	}
 }
 
-// TestPromoteInOneRepo has the store and the sysroot use one repository.
+// TestPromoteInOneRepo: the store and the sysroot share one repository.
 func TestPromoteInOneRepo(t *testing.T) {
 	b := newBed(t)
 	to, err := objectstore.Open(b.repo.Dir())
@@ -93,12 +93,12 @@ func TestPromoteInOneRepo(t *testing.T) {
 	objecttest.Fsck(t, to)
 }
 
-// TestPromoteAcrossMounts has the store below a mount of its own, as /var is on a host that ostree has booted: the kernel
-// links nothing from there to the sysroot.
+// TestPromoteAcrossMounts: the store is on a mount of its own, as /var is on a host that ostree has booted. The kernel
+// makes no links from there to the sysroot.
 func TestPromoteAcrossMounts(t *testing.T) {
 	b := newBed(t)
 	img := b.osImage(t)
-	// One file system, of which the store's root is the var of a stateroot.
+	// One file system, with the store's root as the var of a stateroot.
 	dir := t.TempDir()
 	bind(t, filepath.Dir(b.root.Path()), dir+"/sysroot")
 	bind(t, b.root.Path(), dir+"/var")
@@ -119,7 +119,7 @@ func TestPromoteAcrossMounts(t *testing.T) {
 	}
 }
 
-// TestPromoteElsewhere has the sysroot on another file system.
+// TestPromoteElsewhere: the sysroot is on another file system.
 func TestPromoteElsewhere(t *testing.T) {
 	b := newBed(t)
 	img := b.osImage(t)
@@ -152,7 +152,7 @@ func TestPromoteNotBootable(t *testing.T) {
 	}
 }
 
-// TestPromotePruned has a layer pruned between the image being found and its commit being made.
+// TestPromotePruned: a layer is pruned after the image was found.
 func TestPromotePruned(t *testing.T) {
 	b := newBed(t)
 	img := b.osImage(t)

@@ -15,7 +15,7 @@ import (
 
 // An Image is an image whose layers are in a store.
 type Image struct {
-	Name           string        // to ask a registry for it again
+	Name           string        // under which a registry has it
 	ManifestDigest digest.Digest // of Manifest
 	Manifest       []byte        // JSON, byte for byte
 	Config         []byte        // JSON, byte for byte
@@ -24,35 +24,35 @@ type Image struct {
 	Layers         []objectstore.Checksum
 }
 
-// A Source turns an image into the operating system that its commit will hold. [Flatten] is the one for images of layers
-// alone. One for images that carry the objects of an ostree commit, or one that labels files by the image's policy, decides
-// by Manifest and Config, and yields an OS of its own.
+// A Source turns an image into the operating system that its commit will hold. [Flatten] is the source for images that
+// consist of layers alone. Another source can handle images that carry the objects of an ostree commit, or label files
+// by the image's policy: it decides by Manifest and Config, and returns an OS of its own.
 type Source interface {
-	// OS reads what the layers of the image say, and writes nothing. An image that cannot become a commit is an
+	// OS reads the layers of the image, and writes nothing. An image that cannot become a commit is an
 	// oscommit.ErrInvalid. The caller holds the shared lock of the layers' repository, also while it uses the OS.
 	OS(ctx context.Context, img *Image) (OS, error)
 }
 
 // An OS is the operating system of an image, before and while its commit is made.
 type OS interface {
-	// Missing says, one by one, what keeps the OS from being booted; nothing if it can be.
+	// Missing lists what the OS lacks to boot; nothing if it can.
 	Missing() []string
-	// Dropped lists what the image has and the commit will not have, by path.
+	// Dropped lists files of the image that the commit will not have, by path.
 	Dropped() []oscommit.Dropped
 	// Kernel returns the version of the kernel, the name of its directory below usr/lib/modules.
 	Kernel() string
 	// FileSize returns the size of a regular file. It follows no symbolic links.
 	FileSize(name string) (size int64, ok bool)
-	// Allocated returns about how many bytes a deployment takes on an empty file system with blocks of that size.
+	// Allocated estimates the size of a deployment on an empty file system with the given block size.
 	Allocated(block int64) int64
-	// Need returns what Store would bring from one repository to another, and changes neither.
+	// Need returns what Store would transfer from one repository to another, and changes neither.
 	Need(to, from *objectstore.Repo) (oscommit.Need, error)
 	// Store writes the commit, as [oscommit.Tree.Store] does. Progress may be nil.
 	Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress)) (objectstore.Checksum, error)
 }
 
-// Flatten is the Source that lays the layers of an image over each other. Files keep their owners, modes and extended
-// attributes, and get no SELinux labels. The commit is a function of the image alone, the same on every host.
+// Flatten returns the Source that merges the layers of an image. Files keep their owners, modes and extended
+// attributes, and get no SELinux labels. The commit is a function of the image alone: it is the same on every host.
 func Flatten(layers *layer.Store) Source { return flatten{layers} }
 
 type flatten struct{ layers *layer.Store }

@@ -19,7 +19,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 )
 
-// Where a system that was booted from an ostree deployment has its parts.
+// Paths of a system that was booted from an ostree deployment.
 const (
 	runningSysroot = "/sysroot"
 	runningBoot    = "/boot"
@@ -29,11 +29,11 @@ const (
 
 // Options are those of [Open].
 type Options struct {
-	// ESP is where the EFI system partition is mounted; "" has it looked for.
+	// ESP is the mount point of the EFI system partition; "": it is searched for.
 	ESP string
-	// ReadOnly is for callers that change nothing: without a boot loader that cannot be opened, boot counting is not seen.
+	// ReadOnly is for callers that change nothing. They can do without the boot loader, and then see no boot counting.
 	ReadOnly bool
-	// Note is told, in a sentence, what a user may want to know; nil: nobody is.
+	// Note receives sentences that a user may want to read. It may be nil.
 	Note func(text string)
 }
 
@@ -41,14 +41,15 @@ type Options struct {
 type System struct {
 	*sysroot.Sysroot
 	Path    string // of the sysroot
-	Running bool   // the running system was booted from it
+	Running bool   // it is the running system's
 
 	loader *bootloader.SystemdBoot // nil: it reads /boot itself
 	dirs   []*atfs.Dir
 	opts   Options
 }
 
-// IsRunning reports whether a path means the running system, booted from an ostree deployment: "/", or where its sysroot is.
+// IsRunning reports whether a path is that of the running system, booted from an ostree deployment: "/", or its
+// sysroot.
 func IsRunning(name string) (bool, error) {
 	if _, err := os.Stat(bootedStamp); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -70,8 +71,8 @@ func IsRunning(name string) (bool, error) {
 }
 
 // Open opens the system whose sysroot is at a path; "/" is the running one. A path without a sysroot is a
-// sysroot.ErrNotSysroot, "/" of a system that was not booted from a deployment an ErrNotBooted. Unless the caller changes
-// nothing, a boot loader that cannot be opened is an ErrBootloader.
+// sysroot.ErrNotSysroot, and "/" of a system that was not booted from a deployment an ErrNotBooted. Unless o.ReadOnly
+// is set, a boot loader that cannot be opened is an ErrBootloader.
 func Open(name string, o Options) (_ *System, err error) {
 	s := &System{Path: name, opts: o}
 	if s.Running, err = IsRunning(name); err != nil {
@@ -116,7 +117,7 @@ func Open(name string, o Options) (_ *System, err error) {
 	return s, nil
 }
 
-// adopt has a directory be closed with the system.
+// adopt makes the system close a directory.
 func (s *System) adopt(d *atfs.Dir, err error) (*atfs.Dir, error) {
 	if err == nil {
 		s.dirs = append(s.dirs, d)
@@ -124,7 +125,7 @@ func (s *System) adopt(d *atfs.Dir, err error) (*atfs.Dir, error) {
 	return d, err
 }
 
-// notSysroot returns the error of a sysroot that could not be opened. One that is absent is an sysroot.ErrNotSysroot too.
+// notSysroot returns the error of a sysroot that could not be opened. An absent one is a sysroot.ErrNotSysroot too.
 func notSysroot(name string, err error) error {
 	absent := errors.Is(err, fs.ErrNotExist)
 	if err = fmt.Errorf("open sysroot %s: %w", name, err); absent {
@@ -151,8 +152,8 @@ func (s *System) note(format string, args ...any) {
 	}
 }
 
-// openLoader opens the boot loader of the system, if it is one that does not read /boot itself; nil if not. It is that of the
-// ESP in the options, else the one that the system has.
+// openLoader opens the boot loader of the system, or returns nil if it reads /boot itself. It uses the ESP of the
+// options, else the system's.
 func (s *System) openLoader(dir *atfs.Dir) (*bootloader.SystemdBoot, error) {
 	if s.opts.ESP != "" {
 		return bootloader.Open(s.opts.ESP)
@@ -170,7 +171,7 @@ func (s *System) openLoader(dir *atfs.Dir) (*bootloader.SystemdBoot, error) {
 	return nil, as(ErrBootloader, err)
 }
 
-// checkCounting makes sure that the boot loader counts boots.
+// checkCounting returns an error unless the boot loader counts boots.
 func (s *System) checkCounting() error {
 	if s.loader == nil {
 		return as(ErrNoBootCounting, errors.New("boots are counted by systemd-boot with an EFI system partition alone, and none is there"))
@@ -181,7 +182,7 @@ func (s *System) checkCounting() error {
 	return nil
 }
 
-// Load returns what the sysroot has.
+// Load reads the state of the sysroot.
 func (s *System) Load(ctx context.Context) (*sysroot.State, error) {
 	st, err := s.Sysroot.Load(ctx)
 	if err != nil {
@@ -190,13 +191,13 @@ func (s *System) Load(ctx context.Context) (*sysroot.State, error) {
 	return st, nil
 }
 
-// How long to wait for another process that works on the sysroot: until a note is due, and at all.
+// How long to wait for another process that works on the sysroot: until a note is due, and in total.
 const (
 	lockSilence  = 500 * time.Millisecond
 	lockPatience = 5 * time.Minute
 )
 
-// Lock takes the sysroot's lock. It waits some minutes for another process, then the error is a sysroot.ErrLocked.
+// Lock takes the sysroot's lock. It waits some minutes for another process, then returns a sysroot.ErrLocked.
 func (s *System) Lock(ctx context.Context) (unlock func() error, err error) {
 	word := time.AfterFunc(lockSilence, func() { s.note("waiting for another process that works on %s", s.Path) })
 	defer word.Stop()
@@ -205,7 +206,7 @@ func (s *System) Lock(ctx context.Context) (unlock func() error, err error) {
 	return s.Sysroot.Lock(ctx)
 }
 
-// View opens the system at a path for the time that f looks at it.
+// View opens the system at a path, calls f, and closes it.
 func View(ctx context.Context, name string, o Options, f func(*System, *sysroot.State) error) (err error) {
 	s, err := Open(name, o)
 	if err != nil {
@@ -219,7 +220,7 @@ func View(ctx context.Context, name string, o Options, f func(*System, *sysroot.
 	return f(s, st)
 }
 
-// Change opens the system at a path, and has f work on it while no other process can change it.
+// Change opens the system at a path, takes its lock, calls f, and closes it.
 func Change(ctx context.Context, name string, o Options, f func(*System, *sysroot.State) error) (err error) {
 	s, err := Open(name, o)
 	if err != nil {
@@ -238,9 +239,9 @@ func Change(ctx context.Context, name string, o Options, f func(*System, *sysroo
 	return f(s, st)
 }
 
-// EnsureWritable makes sure that this process can change the system at a path: it is root, and what a running system has
-// mounted read-only is writable for this process alone. For that the program may have to start again, see
-// [mounts.EnsureWritable]: call it before anything else is done. A process that is not root gets an ErrNotRoot.
+// EnsureWritable makes sure that this process can change the system at a path: it must be root, and a running system's
+// read-only mounts become writable for this process alone. That may start the program again, see
+// [mounts.EnsureWritable]: call it first. Without root the error is an ErrNotRoot.
 func EnsureWritable(name string) error {
 	if err := needRoot(); err != nil {
 		return err
@@ -259,10 +260,10 @@ func needRoot() error {
 	return nil
 }
 
-// DefaultStateroot is the name of a stateroot that is given no other, bootc's.
+// DefaultStateroot is the default name of a stateroot, the same as bootc's.
 const DefaultStateroot = "default"
 
-// Init makes a sysroot of the directory at a path unless it is one. With dryRun it only reports whether it would.
+// Init turns the directory at a path into a sysroot unless it is one. With dryRun it only reports whether it would.
 func Init(name string, o Options, dryRun bool) (missing bool, err error) {
 	s, err := Open(name, o)
 	if err == nil {
@@ -288,9 +289,9 @@ func Init(name string, o Options, dryRun bool) (missing bool, err error) {
 	return false, nil
 }
 
-// EnsureStateroot makes the stateroot with a name unless it exists. For the name "", any stateroot will do, and the one that
-// is made gets the default name. It returns the name of one that it has made; with dryRun it makes none, and reports whether
-// one is missing.
+// EnsureStateroot creates the stateroot with a name unless it exists. For the name "" any stateroot will do, and a new
+// one gets the default name. It returns the name of a stateroot that it has created; with dryRun it creates none, and
+// reports whether one is missing.
 func (s *System) EnsureStateroot(name string, dryRun bool) (stateroot string, missing bool, err error) {
 	names, err := s.Stateroots()
 	switch {
@@ -307,8 +308,8 @@ func (s *System) EnsureStateroot(name string, dryRun bool) (stateroot string, mi
 	return name, false, s.InitStateroot(name)
 }
 
-// Stateroot returns the stateroot that is meant: the given one, which must exist, else that of the running system, else the
-// one that boots, else the only one. If there is none the error is an ErrNoStateroot, if several an ErrManyStateroots.
+// Stateroot chooses a stateroot: the given one, which must exist, else that of the running system, else the one that
+// boots, else the only one. Without any the error is an ErrNoStateroot, with several an ErrManyStateroots.
 func (s *System) Stateroot(st *sysroot.State, given string) (string, error) {
 	names, err := s.Stateroots()
 	switch {

@@ -8,7 +8,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
-// UpgradeFrom returns the deployment that the stateroot that is meant (see [System.Stateroot]) upgrades from, and the name of
+// UpgradeFrom returns the deployment from which a stateroot, chosen as by [System.Stateroot], upgrades, and the name of
 // its image. Errors are ErrNothingDeployed, ErrNotFromImage, and those of [ParseReference].
 func (s *System) UpgradeFrom(st *sysroot.State, stateroot string) (from *sysroot.Deployment, image string, err error) {
 	stateroot, err = s.Stateroot(st, stateroot)
@@ -26,14 +26,14 @@ func (s *System) UpgradeFrom(st *sysroot.State, stateroot string) (from *sysroot
 	return from, image, err
 }
 
-// An Update is the answer to whether an image has changed since it was deployed.
+// An Update compares a deployed image with the one that its name stands for now.
 type Update struct {
-	Deployed  digest.Digest // of the manifest; "" if the deployment was made of no image
-	Available digest.Digest // of the manifest that the image's name stands for now
-	Failed    bool          // that one was deployed, and has failed to boot
+	Deployed  digest.Digest // of the manifest; "" if the deployment was not made from an image
+	Available digest.Digest // of the manifest that the name stands for now
+	Failed    bool          // the available image was deployed, and failed to boot
 }
 
-// Wanted reports whether the image is one to upgrade to.
+// Wanted reports whether to upgrade to the available image.
 func (u *Update) Wanted() bool { return u.Available != u.Deployed && !u.Failed }
 
 // Update compares the image of a deployment with the manifest that its name stands for now.

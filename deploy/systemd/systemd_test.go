@@ -1,5 +1,5 @@
-// Package systemd_test checks the units that an image of an operating system can have beside the program. They are in this
-// directory, and are installed as /usr/lib/systemd/system/ and, the preset, /usr/lib/systemd/system-preset/.
+// Package systemd_test checks the units for the image of an operating system. They are in this directory, and are
+// installed in /usr/lib/systemd/system/ and, the preset, in /usr/lib/systemd/system-preset/.
 package systemd_test
 
 import (
@@ -15,7 +15,7 @@ import (
 
 const program = "/usr/bin/ostree-snapshotter"
 
-// install copies the units into a root of their own, with some text in them replaced, and returns it.
+// install copies the units into a root of their own, with some texts replaced, and returns it.
 func install(t *testing.T, replace ...string) (root string) {
 	t.Helper()
 	root = t.TempDir()
@@ -56,18 +56,18 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// run runs a program that looks for units in root, and then in those that the host has.
+// run runs a program that searches root for units, and then the host.
 func run(t *testing.T, root, name string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), testenv.NeedsTool(t, name), args...)
-	cmd.Dir = root // systemd-analyze looks for units where it is started, too
+	cmd.Dir = root // systemd-analyze also searches its working directory
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "SYSTEMD_UNIT_PATH="+filepath.Join(root, "etc/systemd/system")+":"+
 		filepath.Join(root, "usr/lib/systemd/system")+":")
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
-// enable does what the preset says.
+// enable applies the preset.
 func enable(t *testing.T, root string) {
 	t.Helper()
 	if out, err := run(t, root, "systemctl", "--root="+root, "preset-all"); err != nil {
@@ -75,7 +75,8 @@ func enable(t *testing.T, root string) {
 	}
 }
 
-// The units are without errors, alone and as part of a boot: what they want exists, and there is no circle of orders.
+// The units are without errors, alone and as part of a boot: the units that they want exist, and their order has no
+// cycle.
 func TestVerify(t *testing.T) {
 	root := install(t, program, "/bin/true")
 	enable(t, root)
@@ -89,7 +90,7 @@ func TestVerify(t *testing.T) {
 			units = append(units, name)
 		}
 	}
-	// What it says of the host's own units, and whether it succeeds because of them, is not of interest.
+	// Messages about the host's own units, and a success owed to them, do not count.
 	out, _ := run(t, root, "systemd-analyze", units...)
 	for line := range strings.Lines(out) {
 		if strings.Contains(line, "ostree-snapshotter") || strings.Contains(line, "cycle") {
@@ -120,7 +121,7 @@ func TestPreset(t *testing.T) {
 	}
 }
 
-// Of ostree's unit and ours one finalizes a staged deployment, never both and never none.
+// Exactly one of ostree's unit and ours finalizes a staged deployment.
 func TestOnlyOneFinalizes(t *testing.T) {
 	for _, tc := range []struct {
 		name                           string

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EnsureWritable makes sure that this process can write to what is mounted at the given places. Where one of them is mounted
-// read-only, as /sysroot is if the system says so in prepare-root.conf, the program starts again in a mount namespace of
-// its own, in which they are writable: for everybody else nothing changes. It returns only if there was nothing to do, or
-// with an error. Places that do not exist are passed over.
+// EnsureWritable makes sure that this process can write to the mounts at the given places. If one of them is mounted
+// read-only, as /sysroot is where prepare-root.conf says so, the program starts again in a mount namespace of its own
+// in which they are writable; nothing changes for other processes. It returns only if there was nothing to do, or with
+// an error. Places that do not exist are skipped.
 func EnsureWritable(places ...string) error {
 	var closed []string
 	for _, p := range places {
@@ -32,8 +32,8 @@ func EnsureWritable(places ...string) error {
 	if err != nil {
 		return err
 	}
-	// The thread that leaves the namespace is the one that executes the program; all others end with it. CLONE_FS lets it
-	// leave, which a thread that shares its working directory may not.
+	// The thread that leaves the namespace executes the program; all others end with it. A thread that shares its
+	// working directory may not leave, so CLONE_FS unshares that.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return fmt.Errorf("make a mount namespace: %w", err)
@@ -49,7 +49,7 @@ func EnsureWritable(places ...string) error {
 	return fmt.Errorf("start again: %w", unix.Exec(exe, os.Args, os.Environ()))
 }
 
-// mountedReadOnly reports whether a place is mounted read-only, and with which flags. One that does not exist is not.
+// mountedReadOnly reports whether a place is mounted read-only, and its flags. A place that does not exist is not.
 func mountedReadOnly(name string) (bool, uintptr, error) {
 	var st unix.Statfs_t
 	err := unix.Statfs(name, &st)
@@ -62,10 +62,10 @@ func mountedReadOnly(name string) (bool, uintptr, error) {
 	return st.Flags&unix.ST_RDONLY != 0, uintptr(st.Flags), nil
 }
 
-// mountFlags are those of a mount that a remount has to repeat lest it clears them. They have the same values in statfs(2).
+// mountFlags are the flags that a remount clears unless it repeats them. statfs(2) uses the same values.
 const mountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME
 
-// mountWritable makes a mount writable: the mount alone if that is enough, else its file system too.
+// mountWritable makes a mount writable: the mount alone if that suffices, else its file system too.
 func mountWritable(name string) error {
 	_, flags, err := mountedReadOnly(name)
 	if err != nil {
