@@ -22,7 +22,7 @@ import (
 
 const lowerOption = "lowerdir="
 
-// Locate finds what mounts that this snapshotter returned belong to: the number of an active snapshot, or, if the
+// Locate finds what mounts that this snapshotter returned belong to: the ID of an active snapshot, or, if the
 // snapshot was staged, the layer that is there already. Anybody else's mounts are an errdefs.ErrNotImplemented.
 func (s *Snapshotter) Locate(_ context.Context, mounts []mount.Mount) (id string, staged objectstore.Checksum, err error) {
 	notOurs := fmt.Errorf("mounts are not of a snapshot below %s: %w", s.path, errdefs.ErrNotImplemented)

@@ -27,7 +27,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if err := s.sweep(ctx); err != nil {
+	if err := s.sweepDirectories(ctx); err != nil {
 		return fmt.Errorf("clean up snapshots: %w", err)
 	}
 	if err := s.sweepMounts(ctx); err != nil {
@@ -39,8 +39,8 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	return nil
 }
 
-// sweep removes the directories of snapshots that are no more.
-func (s *Snapshotter) sweep(ctx context.Context) error {
+// sweepDirectories removes the directories of snapshots that were removed.
+func (s *Snapshotter) sweepDirectories(ctx context.Context) error {
 	if err := s.discardOrphans(ctx); err != nil {
 		return err
 	}

@@ -72,38 +72,22 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		}
 	}
 	c := content{name: name, id: id, layer: top.ID, checkout: checkout, chainID: chainID(below, top.DiffID), blob: top.blob}
-	info := snapshots.Info{Name: name, Kind: snapshots.KindCommitted, Labels: committedLabels(name, asked.Labels, c.labels())}
 	usage := snapshots.Usage{Size: top.usage.Bytes + added.Bytes, Inodes: top.usage.Inodes + added.Inodes}
-	noticed := false
-	err = s.write(ctx, func(ctx context.Context) error {
-		if _, err := storage.CommitActive(ctx, key, name, usage, append(opts, onlyLabels(info.Labels))...); err != nil {
-			return err
-		}
-		if _, info, _, err = storage.GetInfo(ctx, name); err != nil {
-			return err
-		}
-		s.refs.put(info) // while nobody can remove it
-		s.committed.put(id, info)
-		noticed = true
-		return nil
-	})
+	labels := onlyLabels(committedLabels(name, asked.Labels, c.labels()))
+	parent, err := s.commitRow(ctx, id, name, key, usage, append(opts, labels))
 	if err != nil {
-		if noticed {
-			s.refs.remove(name)
-			s.committed.remove(id)
-		}
 		return err
 	}
 	s.idle.Store(true) // what the active snapshot was mounted over
-	s.prebuilder.committed(name, info.Parent, layerIDs(append([]content{c}, below...)))
-	s.dropCommitted(ctx, id, top.imported)
+	s.prebuilder.committed(name, parent, layerIDs(append([]content{c}, below...)))
+	s.sweepCommitted(ctx, id, top.imported)
 	log.G(ctx).WithFields(log.Fields{
 		"snapshot": name, "layer": top.ID.String(), "added": usage.Size, "duration": time.Since(start),
 	}).Debug("snapshot committed")
 	return nil
 }
 
-// canCommit finds, before any work is done, what the transaction would refuse. It returns the number of the active
+// canCommit finds, before any work is done, what the transaction would refuse. It returns the ID of the active
 // snapshot and what will be below it.
 func (s *Snapshotter) canCommit(ctx context.Context, name, key, asked string) (id string, below []content, err error) {
 	err = s.read(ctx, func(ctx context.Context) error {
@@ -128,6 +112,30 @@ func (s *Snapshotter) canCommit(ctx context.Context, name, key, asked string) (i
 		return err
 	})
 	return id, below, err
+}
+
+// commitRow makes the row of an active snapshot that of a committed one, with which it enters the indexes, and returns its
+// parent.
+func (s *Snapshotter) commitRow(ctx context.Context, id, name, key string, usage snapshots.Usage, opts []snapshots.Opt) (parent string, err error) {
+	indexed := false
+	err = s.write(ctx, func(ctx context.Context) error {
+		if _, err := storage.CommitActive(ctx, key, name, usage, opts...); err != nil {
+			return err
+		}
+		_, info, _, err := storage.GetInfo(ctx, name)
+		if err != nil {
+			return err
+		}
+		s.refs.put(info) // while nobody can remove it
+		s.committed.put(id, info)
+		indexed, parent = true, info.Parent
+		return nil
+	})
+	if err != nil && indexed {
+		s.refs.remove(name)
+		s.committed.remove(id)
+	}
+	return parent, err
 }
 
 // topLayer is the layer that a snapshot is committed with.
@@ -216,9 +224,9 @@ func (s *Snapshotter) importUpper(ctx context.Context, id string, chain []conten
 	return &topLayer{Layer: held.Layer, usage: held.Added, imported: true, held: held}, nil
 }
 
-// dropCommitted removes the directory of a snapshot that was just committed. One with content takes its time: Commit
+// sweepCommitted removes the directory of a snapshot that was just committed. One with content takes its time: Commit
 // runs inside containerd's own transaction, so it does not wait.
-func (s *Snapshotter) dropCommitted(ctx context.Context, id string, full bool) {
+func (s *Snapshotter) sweepCommitted(ctx context.Context, id string, full bool) {
 	log := log.G(ctx).WithField("directory", path.Join(SnapshotsDir, id))
 	tmp := oldPrefix + id
 	if err := s.snaps.Rename(id, s.tmp, tmp, 0); err != nil {

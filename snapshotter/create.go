@@ -109,7 +109,7 @@ func (s *Snapshotter) insert(ctx context.Context, dir newDirectory, below []cont
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.dropNew(tmp))
+			err = errors.Join(err, s.sweepNew(tmp))
 		}
 	}()
 	renamed := false

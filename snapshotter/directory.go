@@ -51,14 +51,14 @@ func (s *Snapshotter) makeDirectory(n newDirectory) (string, error) {
 		return name, nil
 	}
 	if err := s.fillDirectory(name, n); err != nil {
-		return "", errors.Join(err, s.dropNew(name))
+		return "", errors.Join(err, s.sweepNew(name))
 	}
 	return name, nil
 }
 
-// dropNew removes a directory that makeDirectory made, if there is one. It gets the name of an old one first: where
+// sweepNew removes a directory that makeDirectory made, if there is one. It gets the name of an old one first: where
 // removing it fails, for want of a file descriptor say, Cleanup does it.
-func (s *Snapshotter) dropNew(name string) error {
+func (s *Snapshotter) sweepNew(name string) error {
 	old := oldPrefix + strings.TrimPrefix(name, newPrefix)
 	if err := s.tmp.Rename(name, s.tmp, old, 0); err != nil {
 		return atfs.IgnoreNotExist(err)

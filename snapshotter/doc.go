@@ -7,7 +7,7 @@
 // # On disk
 //
 //	<root>/metadata.db             core/snapshots/storage: names, parents, labels, usage
-//	<root>/snapshots/<n>/          of an active snapshot, and of a view without parent; n is its number in metadata.db
+//	<root>/snapshots/<n>/          of an active snapshot, and of a view without parent; n is its ID in metadata.db
 //	    fs/                        upper directory
 //	    work/                      work directory; an active snapshot has one
 //	    layer                      ID of the layer that was applied to it, or with which it is staged

@@ -28,7 +28,7 @@ func (s *Snapshotter) Live(context.Context) (map[objectstore.Checksum]struct{}, 
 // directory is gone until after its row is.
 type layerIndex struct {
 	mu    sync.Mutex
-	byID  map[string]objectstore.Checksum // by number: a name can be removed and given again at the same time
+	byID  map[string]objectstore.Checksum // by snapshot ID: a name can be removed and given again at the same time
 	count map[objectstore.Checksum]int
 	bad   map[string]error // snapshots of which it cannot be said what they need
 }

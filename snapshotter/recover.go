@@ -18,7 +18,7 @@ import (
 // recover brings metadata, directories and layers to agreement after a stop of any kind, and reads what is kept in
 // memory.
 func (s *Snapshotter) recover(ctx context.Context) error {
-	if err := s.removeUnfinished(); err != nil {
+	if err := s.sweepUnfinished(); err != nil {
 		return err
 	}
 	if err := s.discardOrphans(ctx); err != nil {
@@ -130,15 +130,15 @@ func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damag
 	return nil
 }
 
-// removeUnfinished removes what was being made when the last process ended: directories, and copies of metadata.db.
-func (s *Snapshotter) removeUnfinished() error {
-	err := removeNames(s.tmp, func(name string) bool { return strings.HasPrefix(name, newPrefix) })
-	return errors.Join(err, removeNames(s.root, func(name string) bool {
+// sweepUnfinished removes what was being made when the last process ended: directories, and copies of metadata.db.
+func (s *Snapshotter) sweepUnfinished() error {
+	err := sweepNames(s.tmp, func(name string) bool { return strings.HasPrefix(name, newPrefix) })
+	return errors.Join(err, sweepNames(s.root, func(name string) bool {
 		return strings.HasPrefix(name, MetadataFile+".") && strings.Contains(name, ".tmp-")
 	}))
 }
 
-func removeNames(dir *atfs.Dir, match func(name string) bool) error {
+func sweepNames(dir *atfs.Dir, match func(name string) bool) error {
 	names, err := dir.ReadNames()
 	for _, name := range names {
 		if match(name) {

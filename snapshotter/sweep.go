@@ -57,7 +57,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 		return nil, err
 	}
 	for _, name := range swept.Orphans {
-		if err := sweep(s.snaps, name, dryRun, &swept.Bytes); err != nil {
+		if err := sweepTree(s.snaps, name, dryRun, &swept.Bytes); err != nil {
 			return nil, err
 		}
 	}
@@ -69,7 +69,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 		if !strings.HasPrefix(name, tmpPrefix) {
 			continue
 		}
-		if err := sweep(s.tmp, name, dryRun, &swept.Bytes); err != nil {
+		if err := sweepTree(s.tmp, name, dryRun, &swept.Bytes); err != nil {
 			return nil, err
 		}
 		swept.Removed++
@@ -77,8 +77,8 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 	return swept, nil
 }
 
-// sweep removes a directory and adds what that frees to bytes. A file that is an object too frees nothing.
-func sweep(dir *atfs.Dir, name string, dryRun bool, bytes *int64) error {
+// sweepTree removes a directory and adds what that frees to bytes. A file that is an object too frees nothing.
+func sweepTree(dir *atfs.Dir, name string, dryRun bool, bytes *int64) error {
 	err := dir.Walk(name, func(st *unix.Stat_t) error {
 		if st.Nlink == 1 || st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			*bytes += atfs.Allocated(st)
