@@ -79,6 +79,28 @@ func bboltErr(tb testing.TB, data []byte) error {
 	return errors.Join(err, db.Close())
 }
 
+// readVersion is the version of bbolt whose page format this package was compared with: internal/common/page.go, meta.go and
+// bucket.go, and what tx_check.go demands.
+const readVersion = "v1.5.0"
+
+// TestVersion fails when bbolt moves: a page that the new version writes differently would be damage to this package, and the
+// store would fall back to a copy. Compare the files above between the two versions, then change readVersion.
+func TestVersion(t *testing.T) {
+	mod, err := os.ReadFile("../../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mod)) {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == "go.etcd.io/bbolt" {
+			if f[1] != readVersion {
+				t.Errorf("go.mod has bbolt %s, the page format was read in %s", f[1], readVersion)
+			}
+			return
+		}
+	}
+	t.Error("go.mod does not have bbolt")
+}
+
 func TestWholeDatabases(t *testing.T) {
 	for name, options := range map[string]*bolt.Options{
 		"default":          {},
