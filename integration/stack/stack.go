@@ -22,6 +22,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
+	ours "github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // Snapshotters a stack can be built around.
@@ -83,17 +84,7 @@ disabled_plugins = [
 [ttrpc]
   address = "{{.Containerd}}.ttrpc"
 {{if eq .Snapshotter "ostree"}}
-[proxy_plugins.ostree]
-  type = "snapshot"
-  address = "{{.Daemon}}"
-  capabilities = ["rebase", "remap-ids"]
-  [proxy_plugins.ostree.exports]
-    root = "{{.Root}}"
-
-[proxy_plugins.ostree-diff]
-  type = "diff"
-  address = "{{.Daemon}}"
-{{end}}
+{{.Proxies}}{{end}}
 [plugins."io.containerd.internal.v1.opt"]
   path = "{{.Dir}}/opt"
 [plugins."io.containerd.shim.v1.manager"]
@@ -163,6 +154,7 @@ func Start(ctx context.Context, opts Options) (_ *Stack, err error) {
 	var config bytes.Buffer
 	err = containerdConfig.Execute(&config, map[string]any{
 		"Dir": dir, "Root": s.Root, "Containerd": s.Containerd, "Daemon": s.Daemon, "Snapshotter": s.Snapshotter,
+		"Proxies": ours.Proxies{Address: s.Daemon, Root: s.Root},
 		"Unpacks": max(1, opts.ParallelUnpacks), "SandboxImage": opts.SandboxImage, "Runc": opts.Tools.Runc,
 	})
 	if err != nil {
@@ -214,9 +206,13 @@ func (s *Stack) startContainerd(ctx context.Context) error {
 		return err
 	}
 	err = s.containerd.WaitFor(ctx, func(ctx context.Context) error {
-		c, err := containerd.New(s.Containerd, containerd.WithTimeout(time.Second))
+		dialled, err := ours.Dial(s.Containerd)
 		if err != nil {
 			return err
+		}
+		c, err := containerd.NewWithConn(dialled.Conn())
+		if err != nil {
+			return errors.Join(err, dialled.Close())
 		}
 		if _, err := c.Version(ctx); err != nil {
 			return errors.Join(err, c.Close())

@@ -24,6 +24,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -32,6 +33,9 @@ import (
 
 // questionTimeout bounds the small questions that the daemon asks containerd, which waits for our answer meanwhile.
 const questionTimeout = 2 * time.Second
+
+// maxRetry is how long at most it takes until containerd is connected to again after it was restarted.
+const maxRetry = 5 * time.Second
 
 // ErrNoContentRoot is the error of a containerd that does not tell the directory of its content store.
 var ErrNoContentRoot = errors.New("containerd does not say where its content store is")
@@ -44,12 +48,15 @@ type Client struct{ conn *grpc.ClientConn }
 // again when the connection was lost.
 func Dial(address string) (*Client, error) {
 	path := strings.TrimPrefix(address, "unix://")
+	retry := backoff.DefaultConfig
+	retry.MaxDelay = maxRetry
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
 	conn, err := grpc.NewClient("passthrough:///containerd", // the dialer knows the path, which needs no quoting there
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dial),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: maxRetry}),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))

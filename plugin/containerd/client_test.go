@@ -55,6 +55,27 @@ func TestDial(t *testing.T) {
 	}
 }
 
+// TestRestart asks a containerd that was stopped and comes back.
+func TestRestart(t *testing.T) {
+	first := containerdtest.New(t)
+	c := dial(t, first.Address)
+	if _, err := c.Version(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first.Stop()
+	if got, err := c.Version(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Fatalf("containerd is stopped: got %q, %v, want an ErrUnavailable", got, err)
+	}
+	containerdtest.NewAt(t, first.Address)
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		if _, err := c.Version(t.Context()); err == nil {
+			return
+		} else if time.Since(begin) > 10*time.Second {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestStagesMounts(t *testing.T) {
 	s := containerdtest.New(t)
 	c := dial(t, s.Address)

@@ -66,23 +66,23 @@ func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocisp
 	case err == nil:
 		return r, nil
 	case errors.As(err, &doc) && errdefs.IsNotFound(err):
-		return fail(noImage{fmt.Sprintf("containerd does not have its %s %s", doc.Kind, doc.Digest), err})
+		return fail(noImageError{fmt.Sprintf("containerd does not have its %s %s", doc.Kind, doc.Digest), err})
 	case errors.Is(err, ErrNoManifest):
-		return fail(noImage{fmt.Sprintf("%s names no manifest", target.Digest), err})
+		return fail(noImageError{fmt.Sprintf("%s names no manifest", target.Digest), err})
 	case errors.As(err, &platform):
-		return fail(noImage{err.Error(), err})
+		return fail(noImageError{err.Error(), err})
 	}
 	return fail(err)
 }
 
-// noImage is an [ErrNoImage] for the reason err, with a text of its own.
-type noImage struct {
+// noImageError is an [ErrNoImage] for the reason err, with a text of its own.
+type noImageError struct {
 	text string
 	err  error
 }
 
-func (e noImage) Error() string   { return e.text }
-func (e noImage) Unwrap() []error { return []error{ErrNoImage, e.err} }
+func (e noImageError) Error() string   { return e.text }
+func (e noImageError) Unwrap() []error { return []error{ErrNoImage, e.err} }
 
 // otherNamespace returns a namespace that has an image of a name, "" if none is known.
 func (c *Client) otherNamespace(ctx context.Context, name string) string {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"text/template"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // Everything that containerd keeps lies below the temporary directories, and only the snapshotter that is measured is there.
@@ -33,16 +35,7 @@ disabled_plugins = [
 [ttrpc]
   address = "{{.Dir}}/c.sock.ttrpc"
 {{if .Ours}}
-[proxy_plugins.{{.Snapshotter}}]
-  type = "snapshot"
-  address = "{{.Dir}}/o.sock"
-  capabilities = ["rebase", "remap-ids"]
-  [proxy_plugins.{{.Snapshotter}}.exports]
-    root = "{{.Store}}/ostree"
-[proxy_plugins.ostree-diff]
-  type = "diff"
-  address = "{{.Dir}}/o.sock"
-{{end}}
+{{.Proxies}}{{end}}
 [plugins."io.containerd.internal.v1.opt"]
   path = "{{.Dir}}/opt"
 [plugins."io.containerd.shim.v1.manager"]
@@ -77,7 +70,7 @@ func (p *private) configure() error {
 	var b bytes.Buffer
 	err := config.Execute(&b, map[string]any{
 		"Dir": p.dir, "Store": p.store(), "Snapshotter": p.snapshotter, "Differ": differ, "Others": others,
-		"Ours": isOurs(p.snapshotter),
+		"Ours": isOurs(p.snapshotter), "Proxies": containerd.Proxies{ID: p.snapshotter, Address: p.path("o.sock"), Root: p.store() + "/ostree"},
 	})
 	if err != nil {
 		return fmt.Errorf("configure containerd: %w", err)

@@ -9,13 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/plugins"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
+	ours "github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // Ostree is the name that our snapshotter has in containerd. OstreeHardlink is the same with checkouts of hard links, whatever
@@ -176,9 +176,13 @@ func (p *private) stop() error {
 }
 
 func connect(ctx context.Context, address string) (*containerd.Client, error) {
-	c, err := containerd.New(address, containerd.WithTimeout(5*time.Second))
+	dialled, err := ours.Dial(address)
 	if err != nil {
 		return nil, err
+	}
+	c, err := containerd.NewWithConn(dialled.Conn())
+	if err != nil {
+		return nil, errors.Join(err, dialled.Close())
 	}
 	if _, err := c.Version(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())

@@ -43,6 +43,7 @@ type Server struct {
 	ContentRoot string            // that it reports, "" for none
 
 	t      testing.TB
+	server *grpc.Server
 	mu     sync.Mutex
 	images map[string][]*imagesapi.Image // by namespace
 	asked  int
@@ -68,6 +69,7 @@ func NewAt(t testing.TB, address string) *Server {
 		t.Fatal(err)
 	}
 	srv := grpc.NewServer()
+	s.server = srv
 	namespacesapi.RegisterNamespacesServer(srv, namespacesServer{s: s})
 	imagesapi.RegisterImagesServer(srv, imagesServer{s: s})
 	contentapi.RegisterContentServer(srv, contentserver.New(store))
@@ -77,6 +79,9 @@ func NewAt(t testing.TB, address string) *Server {
 	t.Cleanup(srv.Stop)
 	return s
 }
+
+// Stop stops the server before the test ends, and ends its connections.
+func (s *Server) Stop() { s.server.Stop() }
 
 // Blob stores bytes, or the JSON of anything else, and returns their descriptor.
 func (s *Server) Blob(mediaType string, v any) ocispec.Descriptor {
