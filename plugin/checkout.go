@@ -13,35 +13,36 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
-// Checkout says what containers run on.
+// Checkout is a way to give containers the files of their layers.
 type Checkout string
 
 const (
-	// CheckoutAuto is composefs where the kernel can, else hard links.
+	// CheckoutAuto is composefs if the kernel can mount it, else hard links.
 	CheckoutAuto Checkout = "auto"
-	// CheckoutComposefs has one composefs image of all layers of a container's image.
+	// CheckoutComposefs is one composefs image of all layers of a container's image.
 	CheckoutComposefs Checkout = "composefs"
-	// CheckoutHardlink has a directory of hard links for each layer.
+	// CheckoutHardlink is a directory of hard links for each layer.
 	CheckoutHardlink Checkout = "hardlink"
 )
 
-// checkoutFile, below the root, records the checkouts that the daemon chose and why: one line, see [Chosen.String].
+// checkoutFile, below the root, records the daemon's choice of checkouts in one line, see [Chosen.String].
 const checkoutFile = "checkout"
 
-// Verity says whether the kernel is to compare what containers read with digests.
+// Verity controls whether the kernel verifies files with fs-verity when containers read them.
 type Verity string
 
 const (
-	// VerityOff does not have it.
+	// VerityOff never verifies files.
 	VerityOff Verity = "off"
-	// VerityAuto has it where containers run on composefs and the file system has fs-verity.
+	// VerityAuto verifies files if containers run on composefs and the file system has fs-verity.
 	VerityAuto Verity = "auto"
-	// VerityRequire refuses to start where VerityAuto would not have it.
+	// VerityRequire makes the daemon refuse to start where VerityAuto would not verify files.
 	VerityRequire Verity = "require"
 )
 
-// choose finds out what containers run on, by trying it in a directory of the root's file system, and says why. Support is nil
-// for hard links. That something is asked for and not possible is an error. No other process may do the same in dir.
+// choose tries checkouts in a directory on the root's file system and returns its choice with a reason in one line.
+// Support is nil for hard links. A configured choice that is impossible is an error. No other process may call choose
+// with dir meanwhile.
 func (c *Config) choose(dir *atfs.Dir) (support *composefsmount.Support, why string, err error) {
 	support, why, err = c.Checkout.choose(dir)
 	if err != nil || c.Verity == VerityOff {
@@ -79,7 +80,7 @@ func (c Checkout) choose(dir *atfs.Dir) (support *composefsmount.Support, why st
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// chosen says in a word what choose chose.
+// chosen returns the kind of checkouts that a result of choose stands for.
 func chosen(support *composefsmount.Support) Checkout {
 	if support == nil {
 		return CheckoutHardlink
@@ -87,13 +88,13 @@ func chosen(support *composefsmount.Support) Checkout {
 	return CheckoutComposefs
 }
 
-// Chosen is the choice of a daemon.
+// Chosen is a daemon's choice of checkouts.
 type Chosen struct {
 	Checkout Checkout // CheckoutComposefs or CheckoutHardlink
 	Why      string   // one line
 }
 
-// String returns the line that the root's file has.
+// String returns the line in the root's file "checkout".
 func (c Chosen) String() string { return string(c.Checkout) + ": " + c.Why }
 
 // parseChosen is the inverse of String.
@@ -106,7 +107,7 @@ func parseChosen(line string) (Chosen, error) {
 	return c, nil
 }
 
-// ReadCheckout returns the choice of the daemon that was started last on a root. If none ever was, the error is an
+// ReadCheckout returns the choice of the last daemon that served a root. If there was none, the error is an
 // fs.ErrNotExist.
 func ReadCheckout(root *atfs.Dir) (Chosen, error) {
 	b, err := root.ReadFile(checkoutFile, 4096)
@@ -123,7 +124,7 @@ func ReadCheckout(root *atfs.Dir) (Chosen, error) {
 // chosen returns the store's choice.
 func (s *Store) chosen() Chosen { return Chosen{chosen(s.Composefs), s.why} }
 
-// recordCheckout logs the choice and writes it to the root's file.
+// recordCheckout logs the choice and writes it to checkoutFile.
 func (s *Store) recordCheckout(ctx context.Context) {
 	c := s.chosen()
 	logger := log.G(ctx).WithField("checkout", c.Checkout).WithField("because", c.Why)
@@ -133,8 +134,8 @@ func (s *Store) recordCheckout(ctx context.Context) {
 	}
 }
 
-// setVerity has the repository give its objects fs-verity if what was chosen needs it. Otherwise it ends that in the root's own
-// repository; what another one does is its owner's affair.
+// setVerity makes the repository give new objects fs-verity if the chosen checkouts need it. Otherwise it turns
+// fs-verity off in the root's own repository; other repositories keep their owner's setting.
 func (s *Store) setVerity(c *Config) error {
 	on := s.Composefs != nil && s.Composefs.Verity
 	if !on && c.Repo != "" {

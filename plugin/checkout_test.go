@@ -15,8 +15,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
-// Where composefs cannot be had, "auto" takes hard links and says why, and "composefs" is an error. Here that is for want of a
-// file system that an overlay can write to.
+// Where composefs cannot be had, "auto" takes hard links and says why, and "composefs" is an error. Here that is for
+// want of a file system that an overlay can write to.
 func TestChooseCheckout(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsOverlay(t)

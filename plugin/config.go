@@ -19,23 +19,24 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
-// DefaultConfigFile is where the daemon looks for its configuration.
+// DefaultConfigFile is the configuration file that the daemon reads unless another is named.
 const DefaultConfigFile = "/etc/ostree-snapshotter/config.toml"
 
-// configVersion is the version of the configuration's format.
+// configVersion is the version of the configuration format.
 const configVersion = 1
 
-// Durability says when what Commit recorded is on the disk.
+// Durability controls when a committed snapshot is safe on the disk.
 type Durability string
 
 const (
-	// DurabilityJournal lists what is not on the disk yet, so that what a power failure took is found at the next start.
+	// DurabilityJournal keeps a list of layers that are not on the disk yet, to find what a power failure damaged at
+	// the next start.
 	DurabilityJournal Durability = "journal"
 	// DurabilitySync writes everything before a snapshot is committed.
 	DurabilitySync Durability = "sync"
 )
 
-// Config is the daemon's configuration. Its tags are the documentation that users see.
+// Config is the daemon's configuration. The comments in its tags are the users' documentation.
 type Config struct {
 	Version int `toml:"version" comment:"Configuration of ostree-snapshotter. Every key is shown with its default.\n\nFormat of this file. Required."`
 
@@ -56,31 +57,31 @@ type Config struct {
 	Log        LogConfig        `toml:"log"`
 }
 
-// ContainerdConfig says how to reach containerd.
+// ContainerdConfig locates containerd.
 type ContainerdConfig struct {
 	Address     string `toml:"address" comment:"Socket of the containerd that this daemon serves."`
 	ContentRoot string `toml:"content_root" comment:"Directory of its content store, from which blobs are read. Empty: containerd is asked where it is."`
 }
 
-// DecompressConfig says what layers are decompressed with.
+// DecompressConfig selects programs that decompress layers.
 type DecompressConfig struct {
 	Gzip string `toml:"gzip" comment:"\"auto\": igzip (of Intel's ISA-L) if the host has it, which is three times as fast as the built-in gzip.\n\"off\": the built-in gzip. Or the absolute path of an igzip."`
 }
 
-// ImportConfig bounds what unpacking one layer takes.
+// ImportConfig limits the resources for unpacking one layer.
 type ImportConfig struct {
 	Workers    int  `toml:"workers" comment:"Goroutines that hash and write files. 0: as many as there are processors."`
 	Memory     Size `toml:"memory" comment:"File content that is in memory at once."`
 	MaxEntries int  `toml:"max_entries" comment:"Entries that a layer may have. One with a million takes 1.2 GB of memory while it is unpacked."`
 }
 
-// LogConfig says what the daemon logs to standard error.
+// LogConfig controls the daemon's log on standard error.
 type LogConfig struct {
 	Level  string `toml:"level" comment:"\"trace\", \"debug\", \"info\", \"warn\" or \"error\"."`
 	Format string `toml:"format" comment:"\"text\" or \"json\"."`
 }
 
-// Size is a number of bytes that is written with a unit.
+// Size is a number of bytes, written with a unit.
 type Size int64
 
 // MarshalText writes the size with the largest binary unit that divides it.
@@ -104,7 +105,7 @@ func (s *Size) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// DefaultConfig returns the configuration that holds where a file says nothing.
+// DefaultConfig returns the configuration with every key at its default.
 func DefaultConfig() *Config {
 	return &Config{
 		Version:    configVersion,
@@ -122,10 +123,10 @@ func DefaultConfig() *Config {
 	}
 }
 
-// A ConfigError says why a configuration file cannot be used.
+// A ConfigError reports a configuration file that cannot be used.
 type ConfigError struct {
 	File string
-	Err  error // names the line and key, where there is one; that of the file system if the file cannot be read
+	Err  error // with the line and key, if known; an fs.PathError if the file cannot be read
 }
 
 func (e *ConfigError) Error() string {
@@ -138,7 +139,7 @@ func (e *ConfigError) Error() string {
 
 func (e *ConfigError) Unwrap() error { return e.Err }
 
-// LoadConfig reads a configuration file. "" is no file: the defaults hold. The error is a [ConfigError].
+// LoadConfig reads a configuration file. For "" it returns the defaults. The error is a [ConfigError].
 func LoadConfig(name string) (*Config, error) {
 	if name == "" {
 		return DefaultConfig(), nil
@@ -154,7 +155,7 @@ func LoadConfig(name string) (*Config, error) {
 	return c, nil
 }
 
-// ParseConfig reads a configuration. What it does not say is the default. Unknown keys are errors.
+// ParseConfig parses a configuration. Missing keys have their defaults; unknown keys are errors.
 func ParseConfig(b []byte) (*Config, error) {
 	c := DefaultConfig()
 	c.Version = 0
@@ -168,7 +169,7 @@ func ParseConfig(b []byte) (*Config, error) {
 	return c, nil
 }
 
-// positioned says where in the file an error of the TOML parser is.
+// positioned returns an error of the TOML parser with its line and key.
 func positioned(err error) error {
 	var strict *toml.StrictMissingError
 	if errors.As(err, &strict) {
@@ -191,10 +192,10 @@ func positioned(err error) error {
 	return err
 }
 
-// goField is what a type error of the TOML parser says about our program instead of the file.
+// goField matches the part of a TOML type error that names a Go type instead of the file.
 var goField = regexp.MustCompile(`struct field \S+ of type `)
 
-// joinLine makes one line of several errors.
+// joinLine joins errors into one line.
 func joinLine(errs []error) error {
 	texts := make([]string, len(errs))
 	for i, err := range errs {
@@ -203,7 +204,7 @@ func joinLine(errs []error) error {
 	return errors.New(strings.Join(texts, "; "))
 }
 
-// Validate returns an error that names the first key whose value makes no sense.
+// Validate returns an error that names the first key with an invalid value.
 func (c *Config) Validate() error {
 	for _, v := range []struct {
 		ok   bool
@@ -241,7 +242,7 @@ func isNotAbs(name string) bool { return !filepath.IsAbs(name) }
 
 func oneOf(s string, values ...string) bool { return slices.Contains(values, s) }
 
-// Encode writes the configuration as TOML, every key with what it means above it.
+// Encode returns the configuration as TOML, each key documented by a comment above it.
 func (c *Config) Encode() ([]byte, error) {
 	b, err := toml.Marshal(c)
 	if err != nil {

@@ -369,8 +369,8 @@ func (d *target) checkLabels(t *testing.T, info *snapshotsapi.Info) {
 	}
 }
 
-// FuzzCalls has a daemon answer a sequence of calls with anything in them. An answer is one, or an error whose code says
-// what is wrong; nothing outside of the root changes, our own labels cannot be set, and the store stays whole.
+// FuzzCalls has a daemon answer a sequence of calls with anything in them. An answer is one, or an error whose code
+// says what is wrong; nothing outside of the root changes, our own labels cannot be set, and the store stays whole.
 func FuzzCalls(f *testing.F) {
 	testenv.NeedsRoot(f)
 	const prepare, view, mounts, commit, remove, stat, update, usage, list, cleanup, compare, apply = 0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12

@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/log"
 )
 
-// Apply makes the process log as configured.
+// Apply configures the logger of the process.
 func (c LogConfig) Apply() error {
 	if err := log.SetLevel(c.Level); err != nil {
 		return fmt.Errorf("set log level: %w", err)

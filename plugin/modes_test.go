@@ -80,8 +80,8 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// pullSetuid starts a daemon, and has it unpack a layer of what is dangerous in the wrong hands. It returns the mounts of
-// a container over it.
+// pullSetuid starts a daemon, and has it unpack a layer of what is dangerous in the wrong hands. It returns the mounts
+// of a container over it.
 func pullSetuid(t *testing.T, c *Config) []mount.Mount {
 	t.Helper()
 	id, err := os.ReadFile("/usr/bin/id")

@@ -16,8 +16,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// A store that revision 021a6dd made: the images of a snaptest.Fixture and a layer more, with a container, and the files that
-// its daemon writes. It is the output of "tar --format=pax --numeric-owner --sort=name -cz" in the root.
+// A store that revision 021a6dd made: the images of a snaptest.Fixture and a layer more, with a container, and the
+// files that its daemon writes. It is the output of "tar --format=pax --numeric-owner --sort=name -cz" in the root.
 const oldStore = "testdata/store-021a6dd.tar.gz"
 
 // A store of before is whole to this version, which lists it, serves it and finds nothing to remove.

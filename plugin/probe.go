@@ -28,8 +28,8 @@ type Finding struct {
 // root's.
 var ErrNotChecked = errors.New("not checked")
 
-// Probe runs the checks of OpenStore and returns the result of each, in a fixed order. It works in a new directory below
-// the root, removes it again, and changes nothing else. It can run beside a daemon.
+// Probe runs the checks of OpenStore and returns the result of each, in a fixed order. It works in a new directory
+// below the root, removes it again, and changes nothing else. It can run beside a daemon.
 func Probe(c *Config) []Finding { return probe(c, atfs.Open) }
 
 func probe(c *Config, open opener) []Finding {

@@ -16,8 +16,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// faulty returns an opener of directories in which operations that fail names are EOPNOTSUPP. fail gets the base name of
-// what is operated on.
+// faulty returns an opener of directories in which operations that fail names are EOPNOTSUPP. fail gets the base name
+// of what is operated on.
 func faulty(fail func(op atfs.Op, name string) error) opener {
 	return func(name string) (*atfs.Dir, error) {
 		plain, err := atfs.Open(name)
@@ -201,8 +201,8 @@ func mountOverlay(t *testing.T, at string) {
 	})
 }
 
-// Probe finds nothing on a host that OpenStore works on: before there is a root, with an empty one, beside an open store
-// and when that is closed.
+// Probe finds nothing on a host that OpenStore works on: before there is a root, with an empty one, beside an open
+// store and when that is closed.
 func TestProbe(t *testing.T) {
 	c := testConfig(t)
 	host := filepath.Join(filepath.Dir(c.Root), "host")

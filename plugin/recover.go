@@ -13,9 +13,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/fsck"
 )
 
-// Recover brings the layers in order after a stop without warning, and logs what it found. Layers that lack something
-// are imported again from their blobs: in the file where they were read when the layer was made, or in source, which may
-// be nil. After a clean stop it does nothing.
+// Recover repairs layers after a crash or a power failure, and logs the damage. It imports damaged layers again from
+// their blobs: from the file that the layer was first read from, or from source, which may be nil. After a clean stop
+// it does nothing.
 func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.Decompressor) error {
 	start := time.Now()
 	r, err := s.Layers.Recover(ctx, func(ctx context.Context, lost layer.LostLayer) error {
@@ -46,7 +46,7 @@ func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.De
 	return nil
 }
 
-// blobSource is where the blob of a lost layer may be.
+// blobSource returns the places to look for the blob of a lost layer.
 func blobSource(lost layer.LostLayer, source content.Provider) content.Provider {
 	var sources blob.First
 	if lost.BlobFile != "" {

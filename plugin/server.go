@@ -32,14 +32,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
-// noContext is for calls that end at once.
+// noContext is the context of calls that do not block.
 var noContext = context.Background()
 
-// drainTimeout is how long a server that is to stop waits for calls that run: a layer that is being unpacked may be
-// finished, and what is not is undone.
+// drainTimeout is how long a stopping server waits for running calls, so that most layers being unpacked are completed.
+// Layers that are not are discarded.
 const drainTimeout = 10 * time.Second
 
-// A Server is the daemon: snapshotter and differ over one store.
+// A Server is the daemon: a snapshotter and a differ over one store.
 type Server struct {
 	config      *Config
 	store       *Store
@@ -49,8 +49,8 @@ type Server struct {
 	close       func() error
 }
 
-// Assemble prepares the process (umask, limit of open files) and opens everything but the socket. Its errors are one
-// line, and say what to do. The caller closes the server.
+// Assemble prepares the process (umask, limit of open files) and opens everything except the socket. Its errors are one
+// line and tell what to do. The caller closes the server.
 func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	return s, nil
 }
 
-// raiseFileLimit lets the process open as many files as it may: containerd pulls many layers at once.
+// raiseFileLimit raises the limit of open files to its maximum: containerd pulls many layers at once.
 func raiseFileLimit(ctx context.Context) {
 	var l unix.Rlimit
 	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l)
@@ -123,8 +123,8 @@ func raiseFileLimit(ctx context.Context) {
 // Snapshotter returns the server's snapshotter.
 func (s *Server) Snapshotter() *snapshotter.Snapshotter { return s.snapshotter }
 
-// Run listens on the configured socket, tells systemd that the daemon is ready, and serves until ctx is done. Then it
-// lets running calls come to their end for a while, and returns nil.
+// Run listens on the configured socket, notifies systemd that the daemon is ready, and serves until ctx is done. Then
+// it waits for running calls, ten seconds at most, and returns nil.
 func (s *Server) Run(ctx context.Context) error {
 	l, err := listen(s.config.Address)
 	if err != nil {
@@ -133,14 +133,14 @@ func (s *Server) Run(ctx context.Context) error {
 	return s.Serve(ctx, l)
 }
 
-// Serve is Run with a listener, which it closes.
+// Serve is like Run with the given listener, which it closes.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	background.Go(func() {
-		// What the last process left behind.
+		// Leftovers of the last process.
 		if err := s.snapshotter.Cleanup(ctx); err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).Warn("cleanup at start")
 		}
@@ -164,7 +164,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// drain stops the server: new calls are refused, running ones are waited for, but not forever.
+// drain stops the server: it refuses new calls and waits for running ones, up to drainTimeout.
 func (s *Server) drain(ctx context.Context) {
 	timer := time.AfterFunc(drainTimeout, func() {
 		log.G(ctx).Warn("calls still run, ending them")
@@ -180,7 +180,7 @@ func notify(ctx context.Context, state string) {
 	}
 }
 
-// Close closes the store. It is called after Run has returned; a second call returns what the first did.
+// Close closes the store. Call it after Run has returned. Further calls return the result of the first.
 func (s *Server) Close() error { return s.close() }
 
 func (s *Server) closeAll() error {
@@ -197,9 +197,9 @@ func (s *Server) closeAll() error {
 	return err
 }
 
-// newGRPC returns a server with containerd's limits. A panic ends one call and not the daemon, errors have the codes that
-// errdefs gives them (containerd's services see to that themselves, but for List), and every response has the identity of
-// the store, for commands that must know whose snapshots they list.
+// newGRPC returns a server with containerd's message limits. A panic ends one call, not the daemon. Errors get the
+// codes of errdefs: containerd's services see to that themselves, except for List. Every response carries the identity
+// of the store, for commands that must know whose snapshots they list.
 func newGRPC(identity string) *grpc.Server {
 	header := metadata.Pairs(inspect.StoreHeader, identity)
 	return grpc.NewServer(

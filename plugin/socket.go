@@ -16,7 +16,8 @@ import (
 
 const socketMode = 0o600
 
-// listen returns the socket that systemd passed to the process, else one at address that only the owner can open.
+// listen returns the socket that systemd passed to the process, or else a new one at address that only its owner can
+// open.
 func listen(address string) (net.Listener, error) {
 	passed, err := activation.Listeners()
 	if err != nil {
@@ -39,7 +40,7 @@ func listen(address string) (net.Listener, error) {
 	return nil, errors.Join(fmt.Errorf("take socket from systemd: want one unix stream socket, got %d sockets", len(passed)), err)
 }
 
-// listenUnix makes the socket. One that nobody listens to any more is replaced.
+// listenUnix creates the socket. It replaces a socket on which no process listens any more.
 func listenUnix(address string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(address), rootMode); err != nil {
 		return nil, fmt.Errorf("make directory of socket: %w", err)
@@ -48,7 +49,7 @@ func listenUnix(address string) (net.Listener, error) {
 		return nil, err
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		// The mode that a socket has before bind is the one its name gets: it is never open to others.
+		// bind(2) creates the name with the mode of the socket: it is never open to others.
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), socketMode) }), err)
 	}}
@@ -62,7 +63,7 @@ func listenUnix(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// removeStale removes a socket that a process left behind. One that a process listens to is an error.
+// removeStale removes the socket of a dead process. A socket on which a process listens is an error.
 func removeStale(address string) error {
 	fi, err := os.Lstat(address)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -87,7 +88,7 @@ func removeStale(address string) error {
 	return nil
 }
 
-// peer names the process at the other end of a unix socket.
+// peer returns the ID of the process at the other end of a unix socket.
 func peer(conn net.Conn) string {
 	raw, err := conn.(*net.UnixConn).SyscallConn() //nolint:forcetypeassert // DialTimeout("unix") returns no other
 	if err != nil {

@@ -29,27 +29,26 @@ const (
 	rootMode   = 0o711
 )
 
-// A Store is the store below one root: in use by this process alone if OpenStore has opened it, beside others if
-// OpenShared has.
+// A Store is the store below one root. OpenStore opens it for this process alone, OpenShared beside other processes.
 type Store struct {
 	Root   *atfs.Dir
 	Repo   *objectstore.Repo
 	Layers *layer.Store
 
-	// Composefs is how composefs images are mounted, nil for checkouts of hard links. Only OpenStore finds out.
+	// Composefs tells how the kernel mounts composefs images; nil for hard-link checkouts. Only OpenStore sets it.
 	Composefs *composefsmount.Support
-	why       string // they are mounted so, or are not
+	why       string // reason for the choice of Composefs
 
 	lock    *atfs.File
 	lenders []*objectstore.Repo // dedup_repos
 }
 
-// An opener opens a directory at a path of the operator's, as atfs.Open does.
+// An opener opens a directory at a path chosen by the operator, as atfs.Open does.
 type opener func(name string) (*atfs.Dir, error)
 
-// OpenStore makes the store that the configuration names where it is missing, takes it for this process, and checks
-// that its file system and the kernel can do what is needed: what fails here fails in [Probe]. Recover is to be called
-// before anything else uses it.
+// OpenStore opens the configured store for this process alone, and creates what is missing. It checks that the file
+// system and the kernel have all that is needed, by the checks of [Probe]. Call Recover before anything else uses the
+// store.
 func OpenStore(ctx context.Context, c *Config) (*Store, error) { return openStore(ctx, c, atfs.Open) }
 
 func openStore(ctx context.Context, c *Config, open opener) (_ *Store, err error) {
@@ -101,7 +100,7 @@ func openStore(ctx context.Context, c *Config, open opener) (_ *Store, err error
 	return s, s.Layers.SweepTmp()
 }
 
-// A NoStoreError says that there is no store.
+// A NoStoreError reports that no store exists.
 type NoStoreError struct {
 	Root string
 	Err  error // an fs.ErrNotExist or objectstore.ErrNoRepo
@@ -110,9 +109,9 @@ type NoStoreError struct {
 func (e *NoStoreError) Error() string { return fmt.Sprintf("open store %s: %v", e.Root, e.Err) }
 func (e *NoStoreError) Unwrap() error { return e.Err }
 
-// OpenShared opens the store that the configuration names beside whoever else uses it, with the options of OpenStore: it
-// takes no lock, checks nothing and makes no store. One that does not exist is a [NoStoreError]. Repositories of
-// dedup_repos that cannot be opened are left out: files are then stored once more.
+// OpenShared opens the configured store beside other processes that use it, with the options of OpenStore. It takes no
+// lock, checks nothing and creates no store; if none exists, the error is a [NoStoreError]. It leaves out repositories
+// of dedup_repos that cannot be opened: their files are then stored a second time.
 //
 // open opens the directories of the store; nil is atfs.Open.
 func OpenShared(c *Config, open func(name string) (*atfs.Dir, error)) (_ *Store, err error) {
@@ -142,7 +141,7 @@ func noStore(root string, err error) error {
 	return err
 }
 
-// openShared opens the repositories, by way of one mount with the root where that can be had.
+// openShared opens the repositories, through one mount with the root if possible.
 func (s *Store) openShared(c *Config, open opener) (err error) {
 	repo, err := open(c.RepoPath())
 	if err != nil {
@@ -158,7 +157,7 @@ func (s *Store) openShared(c *Config, open opener) (err error) {
 			dirs = append(dirs, dir)
 		}
 	}
-	// Without one, a process that may not mount say, files are copied instead of linked.
+	// Otherwise, as in a process that may not mount, files are copied instead of linked.
 	if again, err := mounts.Unify(dirs...); err == nil {
 		again, dirs = dirs, again
 		if err := atfs.CloseAll(again); err != nil {
@@ -176,7 +175,7 @@ func (s *Store) openShared(c *Config, open opener) (err error) {
 	return nil
 }
 
-// probe checks the file system of the root, and chooses the checkouts.
+// probe checks the file system of the root and chooses the checkouts.
 func (s *Store) probe(c *Config) (err error) {
 	tmp, err := s.Root.OpenDir(layer.TmpDir)
 	if err != nil {
@@ -190,7 +189,7 @@ func (s *Store) probe(c *Config) (err error) {
 	return err
 }
 
-// layerOptions are the options of the layer store, whoever opens it.
+// layerOptions returns the options of the layer store, shared or not.
 func (s *Store) layerOptions(c *Config) layer.Options {
 	return layer.Options{
 		Mtime:       c.Mtime,
@@ -202,7 +201,7 @@ func (s *Store) layerOptions(c *Config) layer.Options {
 	}
 }
 
-// Close closes the store and lets another process have it.
+// Close closes the store. Another process can then open it.
 func (s *Store) Close() error {
 	var err error
 	if s.Layers != nil {
@@ -223,7 +222,8 @@ func (s *Store) Close() error {
 	return err
 }
 
-// makeRoot opens the root directory, with the mode that lets overlay mounts through and nobody see what is in it.
+// makeRoot opens the root directory and creates it if it is missing. Its mode lets overlay mounts through but hides its
+// content.
 func makeRoot(name string, open opener) (_ *atfs.Dir, err error) {
 	if err := os.MkdirAll(name, rootMode); err != nil {
 		return nil, fmt.Errorf("make root: %w", err)
@@ -247,8 +247,8 @@ func makeRoot(name string, open opener) (_ *atfs.Dir, err error) {
 	return root, root.SetAttr(st.Uid, st.Gid, rootMode, st.Mtim)
 }
 
-// makePrivate gives what is in the root already the mode that keeps others out, and refuses what somebody else has put
-// there, which could still be theirs to change. What is missing is made with these modes.
+// makePrivate gives existing entries of the root the mode that keeps other users out. It refuses entries of other
+// users, which they could still change. Missing entries are created with these modes later.
 func makePrivate(root *atfs.Dir, withRepo bool) error {
 	return eachPrivate(root, withRepo, func(name string, st unix.Stat_t, want uint32) error {
 		if st.Mode == want {
@@ -258,8 +258,8 @@ func makePrivate(root *atfs.Dir, withRepo bool) error {
 	})
 }
 
-// eachPrivate calls f for everything of the store that is in the root already, with the mode that it is to have. What
-// belongs to somebody else, or is of another type, is an error.
+// eachPrivate calls f for each existing entry of the root, with the mode that it should have. An entry of another user
+// or of the wrong type is an error.
 func eachPrivate(root *atfs.Dir, withRepo bool, f func(name string, st unix.Stat_t, want uint32) error) error {
 	const file = unix.S_IFREG | 0o600
 	modes := map[string]uint32{lockFile: file, checkoutFile: file}
@@ -297,7 +297,7 @@ func ownedByRoot(root *atfs.Dir, name string, st unix.Stat_t) error {
 	return nil
 }
 
-// lockRoot takes the root for this process, until the file is closed or the process ends.
+// lockRoot locks the root for this process, until the file is closed or the process ends.
 func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
 	f, err := root.OpenFile(lockFile, unix.O_RDWR|unix.O_CREAT, 0o600)
 	if err != nil {
@@ -320,7 +320,7 @@ func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock root: %w", err)
 	}
-	// The number of a predecessor is never longer than what it is overwritten with, nor can anybody read half of it.
+	// The padding overwrites the whole ID of the last process, in one write: no reader sees half of it.
 	pid := fmt.Appendf(nil, "%-20s\n", strconv.Itoa(os.Getpid()))
 	if _, err := f.Write(pid); err != nil {
 		return nil, fmt.Errorf("lock root: %w", err)
@@ -328,8 +328,8 @@ func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
 	return f, nil
 }
 
-// openRepos opens the repository at a path, and makes it if it is to, and those that it borrows from. All of them, and
-// the root, are by way of one mount from then on, if the host has any that reaches them.
+// openRepos opens the repository at a path, which it creates if create is set, and those of dedup_repos. From then on
+// all of them and the root are reached through one mount, if the host has one that reaches them all.
 func (s *Store) openRepos(c *Config, open opener, name string, create bool) (err error) {
 	dirs := []*atfs.Dir{s.Root}
 	defer func() {
@@ -363,8 +363,8 @@ func (s *Store) openRepos(c *Config, open opener, name string, create bool) (err
 	return nil
 }
 
-// oneMount opens directories a second time by way of one mount, and closes the first ones. If there is no such mount it
-// returns them as they are: what cannot be linked is found later.
+// oneMount reopens directories through one mount and closes the old handles. If no such mount exists it returns them
+// unchanged: checkLinks finds what cannot be linked.
 func oneMount(dirs []*atfs.Dir) ([]*atfs.Dir, error) {
 	again, err := mounts.Unify(dirs...)
 	switch {

@@ -1,9 +1,9 @@
 // Package builtin registers the snapshotter "ostree" and the differ "ostree-diff" with containerd's plugin registry,
-// for those who compile a containerd of their own:
+// for custom builds of containerd:
 //
 //	import _ "github.com/ostree-snapshotter/ostree-snapshotter/plugin/builtin"
 //
-// The configuration is that of the daemon, as far as it applies inside containerd.
+// Their configuration is a subset of the daemon's.
 package builtin
 
 import (
@@ -33,13 +33,13 @@ const (
 
 // SnapshotterConfig is the section [plugins."io.containerd.snapshotter.v1.ostree"].
 type SnapshotterConfig struct {
-	// RootPath is the directory of the store, containerd's choice if it is empty.
+	// RootPath is the directory of the store; containerd's choice if empty.
 	RootPath string `toml:"root_path"`
-	// Repo is the directory of the ostree repository, "repo" below the root if it is empty.
+	// Repo is the directory of the ostree repository; "repo" below the root if empty.
 	Repo string `toml:"repo"`
 	// Mtime is "exact" or "canonical".
 	Mtime string `toml:"mtime"`
-	// SkipDownload uses layers that the store has without fetching them.
+	// SkipDownload skips the download of layers that the store already has.
 	SkipDownload bool `toml:"skip_download"`
 }
 
@@ -66,7 +66,7 @@ func init() {
 	})
 }
 
-// owned is a snapshotter that closes its store, which nobody else has.
+// owned is a snapshotter that owns its store and closes it.
 type owned struct {
 	*snapshotter.Snapshotter
 	store *plugin.Store
@@ -93,13 +93,13 @@ func newSnapshotter(ic *containerdplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The content store is not open yet: blobs can be read where the journal says that they were.
+	// The content store is not open yet, so blobs can only be read from the files that the journal names.
 	if err := store.Recover(ic.Context, nil, new(blob.Decompressor)); err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
 	var opts []snapshotter.Option
 	if config.SkipDownload {
-		// This containerd is at least the one that the program was compiled with.
+		// This containerd is at least as new as the version that this module requires.
 		opts = append(opts, snapshotter.WithStaging(func(context.Context) bool { return true }))
 	}
 	s, err := snapshotter.New(ic.Context, store.Root, store.Layers, opts...)
@@ -142,7 +142,7 @@ func newDiffer(ic *containerdplugin.InitContext) (any, error) {
 	return differ.New(s.Snapshotter, s.Layers(), source(ic, db.ContentStore()), target, d), nil
 }
 
-// source reads blobs from the directory of the local content store if there is one, else through the store.
+// source reads blobs from the directory of the local content store if it has one, else through the store.
 func source(ic *containerdplugin.InitContext, store content.Provider) content.Provider {
 	sources := blob.First{store}
 	if p := ic.Plugins().Get(plugins.ContentPlugin, "content"); p != nil {
