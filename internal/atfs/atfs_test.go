@@ -29,7 +29,7 @@ func open(tb testing.TB, path string) *Dir {
 	return d
 }
 
-// jail makes a directory with ways out of it, next to a secret that nothing may read or change.
+// jail makes a directory with symbolic links out of it, next to a secret that nothing may read or change.
 func jail(tb testing.TB) (*Dir, string) {
 	tb.Helper()
 	top := tb.TempDir()
@@ -53,7 +53,7 @@ func jail(tb testing.TB) (*Dir, string) {
 	return open(tb, top+"/jail"), outside
 }
 
-// TestNoEscape tries every operation on every way out. It must fail, and nothing outside may change.
+// TestNoEscape tries every operation on every way out. Each must fail, and nothing outside may change.
 func TestNoEscape(t *testing.T) {
 	d, outside := jail(t)
 	secret := func(dir string) string { return dir + "/secret" }
@@ -147,7 +147,7 @@ func describe(tb testing.TB, dir string) string {
 	return b.String()
 }
 
-// TestRemoveAll removes a tree with links to a directory outside, which must survive.
+// TestRemoveAll removes a tree with links to an outside directory, which must survive.
 func TestRemoveAll(t *testing.T) {
 	d, outside := jail(t)
 	before := describe(t, outside)
@@ -175,7 +175,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 }
 
-// TestRemoveAllAtOnce has several remove the same tree: none of them may mind.
+// TestRemoveAllAtOnce removes the same tree from several goroutines. None of them may fail.
 func TestRemoveAllAtOnce(t *testing.T) {
 	d, _ := jail(t)
 	for i := range 200 {
@@ -197,7 +197,7 @@ func TestRemoveAllAtOnce(t *testing.T) {
 	}
 }
 
-// TestWalk sees every name below a directory, and does not follow links.
+// TestWalk expects every name below a directory, and no link to be followed.
 func TestWalk(t *testing.T) {
 	d, outside := jail(t)
 	err := errors.Join(d.MkdirAll("a/b", 0o755), d.Symlink(outside, "a/out"), d.WriteFile("a/b/file", []byte("text"), 0o600, false),
@@ -222,8 +222,8 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// TestHooks checks that every operation that changes the disk is announced, with its path below the hooked directory,
-// and not done when the hook fails.
+// TestHooks checks that each operation that changes the disk is reported to the hook, with its path below the hooked
+// directory, and does not run if the hook fails.
 func TestHooks(t *testing.T) {
 	top := open(t, t.TempDir())
 	errNo := errors.New("no")
@@ -309,7 +309,7 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// TestModes checks that modes are exact where that is promised, under several umasks.
+// TestModes checks under several umasks that modes are exact where that is promised.
 func TestModes(t *testing.T) {
 	old := unix.Umask(0)
 	defer unix.Umask(old)

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CloneFrom makes the content of f a reflink of that of src. File systems that cannot answer EOPNOTSUPP or EXDEV.
+// CloneFrom makes the content of f a reflink of the content of src. A file system without reflinks returns EOPNOTSUPP
+// or EXDEV.
 func (f *File) CloneFrom(src *File) error {
 	if err := f.dir.before(OpClone, f.name); err != nil {
 		return err
@@ -19,7 +20,7 @@ func (f *File) CloneFrom(src *File) error {
 	return nil
 }
 
-// TryCloneFrom is CloneFrom that reports false, and no error, where the file system cannot share blocks between the two.
+// TryCloneFrom is CloneFrom, but returns false and no error if the file system cannot share blocks between the two.
 func (f *File) TryCloneFrom(src *File) (bool, error) {
 	err := f.CloneFrom(src)
 	for _, cannot := range []error{unix.EOPNOTSUPP, unix.EXDEV, unix.EINVAL, unix.ENOTTY} {
@@ -30,8 +31,8 @@ func (f *File) TryCloneFrom(src *File) (bool, error) {
 	return err == nil, err
 }
 
-// CopyFrom makes the content of f, which is empty, that of src, which has not been read from: a reflink where the
-// file system can, else a copy.
+// CopyFrom fills f, which must be empty, with the content of src, which must be at its start: by a reflink if the file
+// system supports it, else by a copy.
 func (f *File) CopyFrom(src *File) error {
 	if cloned, err := f.TryCloneFrom(src); err != nil || cloned {
 		return err
@@ -40,7 +41,7 @@ func (f *File) CopyFrom(src *File) error {
 		return err
 	}
 	for {
-		// At most what one call can copy, and far from overflowing its ssize_t.
+		// The maximum of one call, far from overflowing its ssize_t.
 		n, err := retry(func() (int, error) { return unix.CopyFileRange(src.fd, nil, f.fd, nil, 1<<30, 0) })
 		switch {
 		case n > 0:
@@ -51,7 +52,7 @@ func (f *File) CopyFrom(src *File) error {
 			!errors.Is(err, unix.EINVAL):
 			return f.err("copy", err)
 		}
-		// The kernel cannot copy between these file systems: go on where it stopped.
+		// The kernel cannot copy between these file systems. Continue where it stopped.
 		buf := copyBuffers.Get().(*[128 << 10]byte) //nolint:forcetypeassert // there is nothing else in the pool
 		defer copyBuffers.Put(buf)
 		_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{src}, buf[:])
@@ -59,9 +60,9 @@ func (f *File) CopyFrom(src *File) error {
 	}
 }
 
-// Overwrite gives the file called name the content, owner, mode, extended attributes and time of src, in place: they show
-// under every name of the inode, and to whoever has it open. It is not atomic: after an error, or a crash, the file has some
-// of src and some of what it had before.
+// Overwrite replaces content, owner, mode, extended attributes and time of the file name with those of src, in place:
+// the change shows under every name of the inode, and to every process that has it open. It is not atomic: after an
+// error or a crash, the file is a mixture of old and new.
 func (d *Dir) Overwrite(name string, src *File) (err error) {
 	f, err := d.OpenFile(name, unix.O_RDWR, 0)
 	if err != nil {
@@ -91,7 +92,7 @@ func (f *File) overwrite(src *File) error {
 	if err := f.Truncate(st.Size); err != nil {
 		return err
 	}
-	// Writing and chown(2) take set-id bits and capabilities away, and all of it changes the time.
+	// Writing and chown(2) clear set-id bits and capabilities, and everything changes the time.
 	if err := f.Chown(st.Uid, st.Gid); err != nil {
 		return err
 	}
@@ -104,7 +105,7 @@ func (f *File) overwrite(src *File) error {
 	return f.Utimes(st.Mtim)
 }
 
-// takeXattrs gives f the extended attributes of src and no others.
+// takeXattrs makes the extended attributes of f equal to those of src.
 func (f *File) takeXattrs(src *File) error {
 	want, err := src.Xattrs()
 	if err != nil {

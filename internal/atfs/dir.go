@@ -14,16 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dir is an open directory. Its methods may be called by several goroutines at once, except Close.
+// Dir is an open directory. Its methods are safe for concurrent use, except Close.
 type Dir struct {
 	fd   int
-	name string // path below the first Dir, "." for that one
-	root string // path that was given to Open, for error texts
+	name string // path below the first Dir, which is "."
+	root string // path given to Open, for error texts
 	hook Hook
 }
 
-// Open opens the directory at an absolute or relative path of the process. Symbolic links in it are followed: it is
-// a path of the operator's, not of an image's.
+// Open opens the directory at an absolute or relative path of the process. It follows symbolic links: the path comes
+// from the operator, not from an image.
 func Open(name string) (*Dir, error) {
 	fd, err := retry(func() (int, error) {
 		return unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -34,8 +34,8 @@ func Open(name string) (*Dir, error) {
 	return &Dir{fd: fd, name: ".", root: name}, nil
 }
 
-// OpenMount opens the root directory of a file system that fsmount(2) has mounted nowhere. The descriptor stays the caller's;
-// the name stands for the directory in error texts.
+// OpenMount opens the root directory of a file system that fsmount(2) created and that is not attached anywhere. The
+// caller keeps the descriptor; name stands for the directory in error texts.
 func OpenMount(fd int, name string) (*Dir, error) {
 	dir, err := retry(func() (int, error) {
 		return unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -46,11 +46,11 @@ func OpenMount(fd int, name string) (*Dir, error) {
 	return &Dir{fd: dir, name: ".", root: name}, nil
 }
 
-// Adopt returns a Dir of a descriptor of a directory, which it takes over, with a path for messages.
+// Adopt returns a Dir for the descriptor of a directory, and takes it over. path is for messages.
 func Adopt(fd int, path string) *Dir { return &Dir{fd: fd, name: ".", root: path} }
 
-// WithPath returns the directory with another path, for messages and for mount options. It takes over the descriptor of d,
-// which must not be used any more.
+// WithPath returns the directory with another path, for messages and for mount options. It takes over the descriptor of
+// d, which must not be used any more.
 func (d *Dir) WithPath(path string) *Dir { return &Dir{fd: d.fd, name: ".", root: path, hook: d.hook} }
 
 // Close closes the directory.
@@ -63,11 +63,11 @@ func (d *Dir) Close() error {
 	return err
 }
 
-// FD returns the descriptor. It stays owned by d.
+// FD returns the descriptor. d still owns it.
 func (d *Dir) FD() int { return d.fd }
 
-// Path returns the path that the directory had when it was opened. It is for messages, and for the few interfaces
-// that take nothing else (mount options); never open it to reach what a name of an image leads to.
+// Path returns the path the directory had when it was opened. It is for messages, and for the few interfaces that take
+// nothing else (mount options). Never use it to reach names that come from an image.
 func (d *Dir) Path() string { return path.Join(d.root, d.name) }
 
 func (d *Dir) err(op, name string, err error) error {
@@ -88,7 +88,7 @@ func retry0(f func() error) error {
 	return err
 }
 
-// openat opens name below d without following any symbolic link.
+// openat opens name below d and follows no symbolic link.
 func (d *Dir) openat(name string, flags int, mode uint32) (int, error) {
 	if !strings.Contains(name, "/") && name != ".." {
 		return retry(func() (int, error) {
@@ -106,7 +106,7 @@ func (d *Dir) openat(name string, flags int, mode uint32) (int, error) {
 	return retry(func() (int, error) { return unix.Openat2(d.fd, name, &how) })
 }
 
-// at calls f with a directory descriptor and a single component that together name the same thing as name below d.
+// at calls f with a directory descriptor and a single component that together name the same file as name below d.
 func (d *Dir) at(name string, f func(dirfd int, base string) error) error {
 	dir, base := path.Split(name)
 	if base == "" || base == "." || base == ".." {
@@ -123,7 +123,7 @@ func (d *Dir) at(name string, f func(dirfd int, base string) error) error {
 	return f(fd, base)
 }
 
-// OpenDir opens a directory below d. "." gives a second handle to d itself.
+// OpenDir opens a directory below d. "." returns a second handle to d itself.
 func (d *Dir) OpenDir(name string) (*Dir, error) {
 	fd, err := d.openat(name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -149,7 +149,7 @@ func (d *Dir) Mkdir(name string, mode uint32) error {
 	return nil
 }
 
-// MkdirAll makes a directory and its missing parents, each with mode. One that exists already is left as it is.
+// MkdirAll makes a directory and its missing parents, each with mode. Existing directories stay as they are.
 func (d *Dir) MkdirAll(name string, mode uint32) error {
 	name = path.Clean(name)
 	if name == "." {
@@ -177,7 +177,7 @@ func (d *Dir) MkdirAll(name string, mode uint32) error {
 	return err
 }
 
-// OpenFile opens a file below d. Flags are those of open(2); O_CREAT gives exactly mode only under umask 0.
+// OpenFile opens a file below d. Flags are those of open(2). O_CREAT sets exactly mode only under umask 0.
 func (d *Dir) OpenFile(name string, flags int, mode uint32) (*File, error) {
 	if flags&(unix.O_CREAT|unix.O_TRUNC) != 0 {
 		if err := d.before(OpCreate, name); err != nil {
@@ -191,13 +191,13 @@ func (d *Dir) OpenFile(name string, flags int, mode uint32) (*File, error) {
 	return &File{fd: fd, dir: d, name: name}, nil
 }
 
-// Open opens a file below d for reading. It does not block, not even where somebody has put a fifo.
+// Open opens a file below d for reading. It does not block, even on a fifo.
 func (d *Dir) Open(name string) (*File, error) {
 	return d.OpenFile(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 }
 
-// TmpFile makes a file without a name in d; [File.LinkTo] gives it one, closing it without that drops it. It is
-// writable and readable.
+// TmpFile makes a file without a name in d, open for reading and writing. [File.LinkTo] gives it a name; closing it
+// without one drops it.
 func (d *Dir) TmpFile(mode uint32) (*File, error) {
 	if err := d.before(OpTmpFile, "."); err != nil {
 		return nil, err
@@ -211,7 +211,7 @@ func (d *Dir) TmpFile(mode uint32) (*File, error) {
 	return &File{fd: fd, dir: d, name: "(unnamed)"}, nil
 }
 
-// Lstat describes what name is, without following it.
+// Lstat returns the status of name, without following it.
 func (d *Dir) Lstat(name string) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	var err error
@@ -228,7 +228,7 @@ func (d *Dir) Lstat(name string) (unix.Stat_t, error) {
 	return st, nil
 }
 
-// Exists reports whether there is something called name.
+// Exists reports whether name exists.
 func (d *Dir) Exists(name string) (bool, error) {
 	_, err := d.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -252,7 +252,7 @@ func (d *Dir) Readlink(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// Link gives oldname below d the further name newname below to. It does not follow oldname.
+// Link makes newname below to another name of oldname below d. It does not follow oldname.
 func (d *Dir) Link(oldname string, to *Dir, newname string) error {
 	if err := to.before(OpLink, newname); err != nil {
 		return err
@@ -334,8 +334,8 @@ func (d *Dir) unlink(name string, flags int) error {
 	return nil
 }
 
-// Walk calls f with the inode of name and, if that is a directory, of everything below it, each directory before what
-// is in it. An inode with several names is seen as often. What is removed meanwhile is left out.
+// Walk calls f with the inode of name and, if that is a directory, of everything below it, each directory before its
+// entries. An inode with several names is passed once for each. Names removed meanwhile are left out.
 func (d *Dir) Walk(name string, f func(st *unix.Stat_t) error) error {
 	st, err := d.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -360,7 +360,7 @@ func (d *Dir) Walk(name string, f func(st *unix.Stat_t) error) error {
 	return errors.Join(IgnoreNotExist(err), sub.Close())
 }
 
-// Chown sets owner and group of name itself, never of what it links to.
+// Chown sets owner and group of name itself, never of its target.
 func (d *Dir) Chown(name string, uid, gid uint32) error {
 	if err := d.before(OpChown, name); err != nil {
 		return err
@@ -376,7 +376,7 @@ func (d *Dir) Chown(name string, uid, gid uint32) error {
 	return nil
 }
 
-// Chmod sets the permission bits of name. A symbolic link is refused with ELOOP or EOPNOTSUPP.
+// Chmod sets the permission bits of name. A symbolic link returns ELOOP or EOPNOTSUPP.
 func (d *Dir) Chmod(name string, mode uint32) error {
 	if err := d.before(OpChmod, name); err != nil {
 		return err
@@ -405,17 +405,17 @@ func (d *Dir) Utimes(name string, t unix.Timespec) error {
 	return nil
 }
 
-// ReadNames returns the names in d, in no order.
+// ReadNames returns the names in d, unordered.
 func (d *Dir) ReadNames() ([]string, error) {
 	return readDir(d, func(f *os.File) ([]string, error) { return f.Readdirnames(-1) })
 }
 
-// ReadDir returns the entries of d, in no order. It may be called again.
+// ReadDir returns the entries of d, unordered. It may be called again.
 func (d *Dir) ReadDir() ([]fs.DirEntry, error) {
 	return readDir(d, func(f *os.File) ([]fs.DirEntry, error) { return f.ReadDir(-1) })
 }
 
-// readDir calls read with an open file of its own, so that readers do not share a position.
+// readDir calls read with its own open file, so that readers do not share a position.
 func readDir[T any](d *Dir, read func(*os.File) ([]T, error)) ([]T, error) {
 	fd, err := d.openat(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -429,7 +429,7 @@ func readDir[T any](d *Dir, read func(*os.File) ([]T, error)) ([]T, error) {
 	return ents, nil
 }
 
-// ReadFile returns the content of a file of at most limit bytes; a larger one is an error that unwraps to EFBIG.
+// ReadFile returns the content of a file of at most limit bytes. A larger file is an error that unwraps to EFBIG.
 func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	f, err := d.Open(name)
 	if err != nil {
@@ -446,9 +446,9 @@ func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// WriteFile replaces a file atomically: after a crash of the process it has its old content or the new one, and
-// with sync the new one is on the disk, name included, before WriteFile returns. The temporary name is name with
-// ".tmp-" and a random suffix behind it.
+// WriteFile replaces a file atomically: after a crash of the process it has either the old content or the new. With
+// sync, content and name are on the disk when WriteFile returns. The temporary name is name followed by ".tmp-" and a
+// suffix derived from the time.
 func (d *Dir) WriteFile(name string, data []byte, mode uint32, sync bool) (err error) {
 	tmp := name + ".tmp-" + strconv.FormatInt(time.Now().UnixNano(), 36)
 	f, err := d.OpenFile(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
@@ -486,7 +486,7 @@ func (d *Dir) WriteFile(name string, data []byte, mode uint32, sync bool) (err e
 	return d.Sync()
 }
 
-// SetAttr gives the directory itself owner, mode and times, in the order that keeps set-id bits.
+// SetAttr sets owner, mode and times of the directory itself, in the order that keeps set-id bits.
 func (d *Dir) SetAttr(uid, gid, mode uint32, mtime unix.Timespec) error {
 	f := File{fd: d.fd, dir: d, name: "."}
 	if err := f.Chown(uid, gid); err != nil {
@@ -498,7 +498,7 @@ func (d *Dir) SetAttr(uid, gid, mode uint32, mtime unix.Timespec) error {
 	return f.Utimes(mtime)
 }
 
-// TouchSelf sets access and modification time of the directory itself to the present.
+// TouchSelf sets access and modification time of the directory itself to now.
 func (d *Dir) TouchSelf() error {
 	if err := d.before(OpUtimes, "."); err != nil {
 		return err

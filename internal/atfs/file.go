@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is an open file. Its methods are those of the same names on *os.File where there are any, without the
-// runtime's poller: files of a store never block.
+// File is an open file. Its methods are those of *os.File with the same names, but without the runtime's poller: files
+// of a store never block.
 type File struct {
 	fd   int
 	dir  *Dir
@@ -19,7 +19,7 @@ type File struct {
 
 func (f *File) err(op string, err error) error { return f.dir.err(op, f.name, err) }
 
-// FD returns the descriptor. It stays owned by f.
+// FD returns the descriptor. f still owns it.
 func (f *File) FD() int { return f.fd }
 
 // Close closes the file. A second call does nothing.
@@ -33,7 +33,7 @@ func (f *File) Close() (err error) {
 	return err
 }
 
-// Read reads up to len(b) bytes, io.EOF at the end.
+// Read reads up to len(b) bytes. At the end of the file it returns io.EOF.
 func (f *File) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
@@ -48,7 +48,7 @@ func (f *File) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// ReadAt reads len(b) bytes from off, fewer only at the end of the file, with io.EOF.
+// ReadAt reads len(b) bytes at off. It returns fewer only at the end of the file, with io.EOF.
 func (f *File) ReadAt(b []byte, off int64) (int, error) {
 	var done int
 	for done < len(b) {
@@ -107,7 +107,7 @@ func (f *File) Truncate(size int64) error {
 	return nil
 }
 
-// Stat describes the file.
+// Stat returns the status of the file.
 func (f *File) Stat() (unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
@@ -150,7 +150,7 @@ func (f *File) Utimes(t unix.Timespec) error {
 	return nil
 }
 
-// LinkTo gives a file made by [Dir.TmpFile] its name below to. A name that is taken is fs.ErrExist.
+// LinkTo gives a file made by [Dir.TmpFile] a name below to. An existing name is fs.ErrExist.
 func (f *File) LinkTo(to *Dir, name string) error {
 	if err := to.before(OpLink, name); err != nil {
 		return err
@@ -160,7 +160,7 @@ func (f *File) LinkTo(to *Dir, name string) error {
 		if err != unix.ENOENT { //nolint:errorlint // system calls return bare numbers
 			return err
 		}
-		// Without CAP_DAC_READ_SEARCH the kernel wants the detour through /proc, which takes longer.
+		// Without CAP_DAC_READ_SEARCH the kernel requires the detour through /proc, which is slower.
 		return retry0(func() error {
 			return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(f.fd), fd, base, unix.AT_SYMLINK_FOLLOW)
 		})
@@ -171,7 +171,7 @@ func (f *File) LinkTo(to *Dir, name string) error {
 	return nil
 }
 
-// Sync makes content and attributes of the file durable; not its name, which [Dir.Sync] of its directory does.
+// Sync makes content and attributes of the file durable, but not its name: [Dir.Sync] of its directory does that.
 func (f *File) Sync() error {
 	if err := f.dir.before(OpSync, f.name); err != nil {
 		return err

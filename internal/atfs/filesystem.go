@@ -13,8 +13,8 @@ const (
 	appendFlag    = 0x20 // FS_APPEND_FL
 )
 
-// SetImmutable sets or clears the immutable flag of the directory itself, which keeps names in it from being added, changed
-// and removed. On a file system without such flags it does nothing and succeeds.
+// SetImmutable sets or clears the immutable flag of the directory itself. The flag prevents adding, changing and
+// removing names in it. On a file system without such flags it does nothing and succeeds.
 func (d *Dir) SetImmutable(on bool) error {
 	if err := d.before(OpSetFlags, "."); err != nil {
 		return err
@@ -29,8 +29,8 @@ func (d *Dir) SetImmutable(on bool) error {
 	return nil
 }
 
-// changeFlags clears some inode flags of an open file or directory, then sets others. A file system without inode flags is
-// no error.
+// changeFlags clears some inode flags of an open file or directory, then sets others. On a file system without inode
+// flags it does nothing and succeeds.
 func changeFlags(fd int, clearFlags, setFlags uint32) error {
 	flags, err := retry(func() (uint32, error) { return unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS) })
 	if err == nil {
@@ -46,13 +46,14 @@ func changeFlags(fd int, clearFlags, setFlags uint32) error {
 	return err
 }
 
-// A Space says what a file system has free.
+// A Space is the free space of a file system.
 type Space struct {
 	Free      uint64 // bytes, for root
-	BlockSize uint64 // files take whole blocks
+	BlockSize uint64 // allocation unit of files
 }
 
-// Space returns what the file system of the directory has free. Known is false where it does not say how large it is.
+// Space returns the free space of the directory's file system. known is false if the file system does not report its
+// size.
 func (d *Dir) Space() (s Space, known bool, err error) {
 	st, err := d.statfs()
 	if err != nil {
@@ -62,7 +63,7 @@ func (d *Dir) Space() (s Space, known bool, err error) {
 	return Space{Free: st.Bfree * bsize, BlockSize: bsize}, st.Blocks > 0, nil
 }
 
-// ReadOnly reports whether the directory is on a mount, or a file system, that is read-only.
+// ReadOnly reports whether the directory is on a read-only mount or file system.
 func (d *Dir) ReadOnly() (bool, error) {
 	st, err := d.statfs()
 	return st.Flags&unix.ST_RDONLY != 0, err
@@ -76,8 +77,8 @@ func (d *Dir) statfs() (unix.Statfs_t, error) {
 	return st, nil
 }
 
-// Room returns an error that unwraps to ENOSPC if the file system of the directory has less than size bytes free. A file
-// system that does not say how large it is has room.
+// Room returns an error that unwraps to ENOSPC if the directory's file system has less than size bytes free. A file
+// system that does not report its size has room.
 func (d *Dir) Room(size int64) error {
 	space, known, err := d.Space()
 	if err == nil && known && size > 0 && uint64(size) > space.Free {

@@ -16,7 +16,7 @@ func TestSetImmutable(t *testing.T) {
 	d, err := atfs.Open(disk.Dir)
 	testenv.Must(t, err)
 	defer d.Close()
-	testenv.Must(t, d.SetImmutable(false)) // which it is
+	testenv.Must(t, d.SetImmutable(false)) // as it is already
 	testenv.Must(t, d.SetImmutable(true))
 	testenv.Must(t, d.SetImmutable(true))
 	if err := d.Mkdir("x", 0o755); !errors.Is(err, unix.EPERM) {
@@ -45,7 +45,7 @@ func TestSpace(t *testing.T) {
 	}
 }
 
-// TestRoom asks for more and for less than what a file system has free.
+// TestRoom asks for more and for less than the free space of a file system.
 func TestRoom(t *testing.T) {
 	d := openDir(t, t.TempDir())
 	var st unix.Statfs_t

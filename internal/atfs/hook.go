@@ -33,13 +33,12 @@ const (
 	OpFreeze   Op = "freeze"   // and thaw, of a whole file system
 )
 
-// A Hook is called before each operation that changes the disk, with the path below the directory the hook was set
-// on. An error it returns is returned by the operation, which is then not executed. It may be called by several
-// goroutines at once.
+// A Hook is called before each operation that changes the disk, with the path below the hooked directory. If it returns
+// an error, the operation is not executed and returns that error. Several goroutines may call it at once.
 type Hook func(op Op, name string) error
 
-// WithHook returns a second handle to the directory whose operations, and those of every directory and file opened
-// from it, are reported to hook. The original is not changed; both must be closed.
+// WithHook returns a second handle to the directory. Its operations, and those of every directory and file opened from
+// it, are reported to hook. The original does not change; both must be closed.
 func (d *Dir) WithHook(hook Hook) (*Dir, error) {
 	fd, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -58,8 +57,8 @@ func (d *Dir) before(op Op, name string) error {
 	return nil
 }
 
-// Do runs f, an operation on the descriptor of the directory that this package does not have, as one of its own: the hook
-// sees op before, and errors have the form of the package's.
+// Do runs f, an operation on the directory's descriptor that this package lacks, like its own: it reports op to the
+// hook first, and wraps errors in the same way.
 func (d *Dir) Do(op Op, f func(fd int) error) error {
 	if err := d.before(op, "."); err != nil {
 		return err

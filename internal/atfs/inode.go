@@ -27,7 +27,7 @@ func IgnoreNotExist(err error) error {
 	return err
 }
 
-// CloseAll closes directories, all of them whatever their errors, which it joins.
+// CloseAll closes all directories, and joins the errors.
 func CloseAll(dirs []*Dir) error {
 	var errs []error
 	for _, d := range dirs {

@@ -10,19 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fs-verity (Documentation/filesystems/fsverity.rst) with SHA-256 over blocks of 4 KiB and no salt: what overlayfs and
-// composefs digests are of.
+// fs-verity (Documentation/filesystems/fsverity.rst) with SHA-256 over blocks of 4 KiB and no salt, as in the digests
+// of overlayfs and composefs.
 const (
 	verityBlock  = 4096
 	verityDigest = 32
 )
 
-// EnableVerity makes the content of a file immutable: from now on the kernel compares each block that is read with a digest
-// of the whole, and nobody can open the file for writing. The content and the digest are on the disk when it returns. Owner,
-// mode, times and names stay, and can still change. A file that has it already is no error; a file system or kernel that cannot is
-// errors.ErrUnsupported.
+// EnableVerity makes the content of a file immutable: from now on the kernel checks each block that is read against a
+// digest of the whole, and nobody can open the file for writing. Content and digest are on the disk when it returns.
+// Owner, mode, times and names stay, and can still change. A file that has fs-verity already is no error. A file system
+// or kernel without it is errors.ErrUnsupported.
 //
-// The file must be readable, and nobody else may have it open for writing. f itself cannot be written to afterwards, not even
+// The file must be readable, and nobody else may have it open for writing. Afterwards f cannot be written to, even
 // after an error.
 func (f *File) EnableVerity() error {
 	if err := f.dir.before(OpVerity, f.name); err != nil {
@@ -32,7 +32,7 @@ func (f *File) EnableVerity() error {
 	if err != nil {
 		return err
 	}
-	// The kernel wants a descriptor that is not for writing, and no other that is.
+	// The kernel requires a descriptor that is not open for writing, and no other that is.
 	fd, err := retry(func() (int, error) {
 		return unix.Open("/proc/self/fd/"+strconv.Itoa(f.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	})
@@ -44,12 +44,12 @@ func (f *File) EnableVerity() error {
 		return f.err("reopen", err)
 	}
 	arg := unix.FsverityEnableArg{Version: 1, Hash_algorithm: unix.FS_VERITY_HASH_ALG_SHA256, Block_size: verityBlock}
-	// A process that is being started has copies of all descriptors until it executes its program.
+	// A child process has copies of all descriptors until it executes its program.
 	for wait := time.Millisecond; ; wait *= 2 {
 		err := retry0(func() error { return verityIoctl(f.fd, unix.FS_IOC_ENABLE_VERITY, unsafe.Pointer(&arg)) })
 		switch {
 		case err == nil:
-			return f.Utimes(st.Mtim) // ext4 has written the digest as it writes content
+			return f.Utimes(st.Mtim) // ext4 writes the digest like content, which changes the time
 		case errors.Is(err, unix.EEXIST):
 			return nil
 		case errors.Is(err, unix.ETXTBSY) && wait < time.Second:
@@ -60,8 +60,8 @@ func (f *File) EnableVerity() error {
 	}
 }
 
-// MeasureVerity returns the digest that the kernel compares the file's content with; ok is false if there is none, because
-// fs-verity is not enabled for it, or is with another algorithm, or the file system or the kernel does not have it.
+// MeasureVerity returns the digest that the kernel checks the file's content against. ok is false if fs-verity is not
+// enabled for the file or uses another algorithm, or if the file system or the kernel does not have it.
 func (f *File) MeasureVerity() (digest [verityDigest]byte, ok bool, err error) {
 	var arg [4 + verityDigest]byte // struct fsverity_digest: algorithm, size, digest
 	binary.NativeEndian.PutUint16(arg[2:], verityDigest)
@@ -84,7 +84,7 @@ func verityIoctl(fd int, request uintptr, arg unsafe.Pointer) error {
 	return nil
 }
 
-// unsupported makes one error of those by which kernels and file systems say that they have no fs-verity.
+// unsupported maps the errors of kernels and file systems without fs-verity to one.
 func unsupported(err error) error {
 	if errors.Is(err, unix.ENOTTY) {
 		return unix.EOPNOTSUPP

@@ -43,7 +43,7 @@ func TestEnableVerity(t *testing.T) {
 		if err := f.Utimes(mtime); err != nil {
 			t.Fatal(err)
 		}
-		// A process that is being started holds every descriptor for a moment.
+		// A child process holds every descriptor for a moment.
 		other, err := unix.FcntlInt(uintptr(f.FD()), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// XattrSELinux is the attribute of SELinux labels: they are given by the policy of the host, not by an image.
+// XattrSELinux is the attribute of SELinux labels. The host's policy assigns them, not an image.
 const XattrSELinux = "security.selinux"
 
 // Setxattr sets an extended attribute of name itself. It works on every type of file.
@@ -39,7 +39,7 @@ func (d *Dir) Removexattr(name, attr string) error {
 	return nil
 }
 
-// Xattrs returns the extended attributes of name itself ("." for d). A file system without any gives none.
+// Xattrs returns the extended attributes of name itself ("." for d): none on a file system without them.
 func (d *Dir) Xattrs(name string) (map[string][]byte, error) {
 	var m map[string][]byte
 	f := func(fd int, base string) error {
@@ -92,7 +92,7 @@ func readXattrs(list func([]byte) (int, error), get func(string, []byte) (int, e
 	return m, nil
 }
 
-// readSized calls a system call that fills a buffer or answers ERANGE, first with an empty buffer for the size.
+// readSized calls a system call that fills a buffer or returns ERANGE, first with an empty buffer to learn the size.
 func readSized(f func([]byte) (int, error)) ([]byte, error) {
 	for {
 		n, err := retry(func() (int, error) { return f(nil) })
@@ -111,7 +111,7 @@ func readSized(f func([]byte) (int, error)) ([]byte, error) {
 	}
 }
 
-// procPath is a path to a name in an open directory, for the system calls that take no directory descriptor.
+// procPath returns a path to a name in an open directory, for system calls that take no directory descriptor.
 func procPath(fd int, base string) string { return "/proc/self/fd/" + strconv.Itoa(fd) + "/" + base }
 
 // SetxattrSelf sets an extended attribute of the directory itself.

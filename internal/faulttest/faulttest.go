@@ -1,8 +1,8 @@
-// Package faulttest sweeps an operation on a store: it lets each operation on the disk that it does fail in turn, or has
-// the process killed before it, and demands that the store is whole and that the same again works. It also writes down
-// in which order the operations are done.
+// Package faulttest sweeps an operation on a store: it makes each of its disk operations fail in turn, or kills the
+// process before it, and then requires the store to be whole and a retry to work. It also records the order of disk
+// operations.
 //
-// A [Case] says what is swept. The same one can be given to [Sweep], [KillSweep] and [Order].
+// A [Case] describes the operation. The same Case works for [Sweep], [KillSweep] and [Order].
 package faulttest
 
 import (
@@ -25,32 +25,32 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// Err is what an operation fails with that a sweep lets fail.
+// Err is the error of an operation that a sweep makes fail.
 var Err = fmt.Errorf("injected fault: %w", unix.ENOSPC)
 
-// A Case is an operation on a store of type S. For its operations on the disk to come in one order, and so to be counted
-// and compared, one goroutine must do them.
+// A Case is an operation on a store of type S. A single goroutine must do its disk operations, so that they have an
+// order and can be counted and compared.
 type Case[S io.Closer] struct {
-	// Prepare makes what the operation finds, in an empty directory. It may be nil.
+	// Prepare sets up the operation's surroundings in an empty directory. It may be nil.
 	Prepare func(t *testing.T, path string)
-	// Open opens the store in path as a process that starts does: what the last one left is brought in order. The hook is
-	// to see all that the store does to the disk.
+	// Open opens the store in path like a starting process: it cleans up after the last one. hook must see every disk
+	// operation of the store.
 	Open func(t *testing.T, path string, hook atfs.Hook) S
-	// Run is the operation. It must be possible to call it again, whether it failed or not.
+	// Run is the operation. It must be repeatable, whether it failed or not.
 	Run func(t *testing.T, s S) error
-	// Check demands what must hold at any time and, with done, after the operation has succeeded.
+	// Check checks the conditions that always hold and, with done, those that hold after the operation has succeeded.
 	Check func(t *testing.T, s S, done bool)
-	// Survives says which operations on the disk may fail without Run returning an error. It may be nil: none.
+	// Survives reports which disk operations may fail without an error from Run. Nil means none.
 	Survives func(op atfs.Op, name string) bool
-	// Clean is called before the directory is removed, for what keeps it from being so. It may be nil.
+	// Clean is called before the directory is removed, to undo what would prevent that. It may be nil.
 	Clean func(t *testing.T, path string)
-	// Disk says that the operation needs a file system on a disk; others are swept in memory, see [Dir].
+	// Disk is set if the operation needs a file system on a disk. Others are swept in memory, see [Dir].
 	Disk bool
-	// Min is a number of operations on the disk that Run is known to do at least.
+	// Min is a lower bound of Run's disk operations.
 	Min int
 }
 
-// A gate is a hook that does something at one operation: the one with the number at, counted from 1 while it is armed.
+// A gate is a hook that acts at one operation: number at, counted from 1 while it is armed.
 type gate struct {
 	at    int
 	death string // deathAfter: only renames are counted
@@ -59,7 +59,7 @@ type gate struct {
 	mu    sync.Mutex
 	armed bool
 	n     int
-	op    atfs.Op // at which it was done
+	op    atfs.Op // at which it acted
 	name  string
 }
 
@@ -82,22 +82,22 @@ func (g *gate) arm(on bool) {
 	g.armed = on
 }
 
-// fired returns the operation at which something was done.
+// fired returns the operation at which the gate acted.
 func (g *gate) fired() (text string, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return fmt.Sprintf("%s %s", g.op, g.name), g.op != ""
 }
 
-// Sweep runs the case once for each operation that Run and Close do on the disk, and lets that one fail. Then the error
-// must be [Err], the check must hold, and the same again must work without the store having been opened anew. It ends when
-// no operation is left that could fail.
+// Sweep runs the case once for each disk operation of Run and Close, and makes that operation fail. The error must then
+// be [Err], the check must hold, and a retry must work without reopening the store. It ends when no operation is left
+// to fail.
 func Sweep[S io.Closer](t *testing.T, c Case[S]) {
 	t.Helper()
 	c.sweep(t, c.fault)
 }
 
-// sweep calls one with a directory and 1, 2, 3..., until it reports that there was no operation of that number.
+// sweep calls one with a directory and 1, 2, 3..., until it reports that no operation had that number.
 func (c Case[S]) sweep(t *testing.T, one func(t *testing.T, path string, at int) (reached bool)) {
 	t.Helper()
 	var dir string
@@ -157,7 +157,7 @@ func (c Case[S]) fault(t *testing.T, path string, at int) bool {
 		if err := s.Close(); err != nil {
 			t.Errorf("%s failed: close: %v", what, err)
 		}
-		// What Open demands must hold; that all is right has just been seen.
+		// Open's own requirements must hold; the check has just passed.
 		if err := c.Open(t, path, nil).Close(); err != nil {
 			t.Errorf("%s failed: open and close: %v", what, err)
 		}
@@ -181,7 +181,7 @@ func (c Case[S]) fault(t *testing.T, path string, at int) bool {
 	return fired
 }
 
-// judge fails the test if the error is not that of the operation that failed, on one line.
+// judge fails the test unless the error is that of the failed operation, on one line.
 func (c Case[S]) judge(t *testing.T, g *gate, err error) {
 	t.Helper()
 	what, _ := g.fired()
@@ -194,32 +194,32 @@ func (c Case[S]) judge(t *testing.T, g *gate, err error) {
 	}
 }
 
-// childEnv tells a process that it is a child: how it is to die, the number of the operation, and the directory.
+// childEnv tells a child process the manner of its death, the number of the operation, and the directory.
 const childEnv = "OSTREE_SNAPSHOTTER_TEST_KILL"
 
-// IsChild reports whether this process is one that a sweep kills. What the test needs, its parent has looked for.
+// IsChild reports whether this process is a child that a sweep kills. Its parent has checked the needs of the test.
 func IsChild() bool {
 	_, ok := os.LookupEnv(childEnv)
 	return ok
 }
 
-// How a child dies.
+// The ways in which a child dies.
 const (
 	deathBefore = "before" // the operation
-	deathAfter  = "after"  // a rename, of which alone it counts, at the next write to a file
+	deathAfter  = "after"  // a rename, which alone counts, at the next write to a file
 )
 
-// KillSweep runs the case once for each operation that Run and Close do on the disk, in a process that is killed before
-// that operation. Then the store is opened, the check must hold, and the same again must work.
+// KillSweep runs the case once for each disk operation of Run and Close, in a process that is killed before that
+// operation. Then the store is opened, the check must hold, and a retry must work.
 //
-// The process is the test binary, which runs the test that called KillSweep and nothing else.
+// The process is the test binary, running only the test that called KillSweep.
 func KillSweep[S io.Closer](t *testing.T, c Case[S]) {
 	t.Helper()
 	c.killSweep(t, deathBefore)
 }
 
-// KillAfterRenameSweep is KillSweep with a process that dies when it next writes to a file after a rename, be it one that
-// the hook does not see: in the middle of the transaction of a database.
+// KillAfterRenameSweep is KillSweep with a process that dies at its next write to a file after a rename, even a write
+// that the hook does not see: in the middle of a database transaction.
 func KillAfterRenameSweep[S io.Closer](t *testing.T, c Case[S]) {
 	t.Helper()
 	c.Min = 1
@@ -243,7 +243,7 @@ func (c Case[S]) killSweep(t *testing.T, death string) {
 	})
 }
 
-// reachedText is what a child writes that came to its operation and lived on.
+// reachedText is written by a child that reached its operation and survived.
 const reachedText = "faulttest: lived on"
 
 func (c Case[S]) child(t *testing.T, path string, g *gate) {
@@ -262,10 +262,10 @@ func (c Case[S]) child(t *testing.T, path string, g *gate) {
 	}
 }
 
-// die kills the process, now or when it next writes to a file: the kernel then sends SIGXFSZ, which Go would ignore.
+// die kills the process, now or at its next write to a file: the kernel then sends SIGXFSZ, which Go would ignore.
 func die(death string) error {
 	if death == deathAfter {
-		var byDefault [4]uintptr // a struct sigaction, as the kernel has it
+		var byDefault [4]uintptr // a struct sigaction in the kernel's layout
 		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGXFSZ), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
 		if errno != 0 {
 			return errno
@@ -273,13 +273,13 @@ func die(death string) error {
 		return errors.Join(unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}), unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{}))
 	}
 	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-	select {} // until it has come
+	select {} // until the signal arrives
 }
 
 func (c Case[S]) kill(t *testing.T, path, death string, at int) (reached bool) {
 	t.Helper()
 	name := strings.TrimSuffix(t.Name(), "/"+strconv.Itoa(at))
-	// What the child has in a directory of its own goes with the sweep's.
+	// The child's own temporary directories go with the sweep's.
 	out, killed := RunChild(t, name, fmt.Sprintf("%s=%s %d %s", childEnv, death, at, path), "TMPDIR="+filepath.Dir(path))
 	s := c.Open(t, path, nil)
 	c.Check(t, s, !killed)
@@ -295,9 +295,8 @@ func (c Case[S]) kill(t *testing.T, path, death string, at int) (reached bool) {
 	return killed || strings.Contains(out, reachedText)
 }
 
-// RunChild runs one test of this test binary in a process of its own, with something added to the environment, and
-// returns what it wrote and whether it was killed. It fails the test if the process ends in another way than that or by
-// success.
+// RunChild runs one test of this test binary in a child process, with additions to the environment. It returns the
+// output and whether the child was killed. It fails the test if the child ends in any other way but success.
 func RunChild(t *testing.T, test string, env ...string) (out string, killed bool) {
 	t.Helper()
 	parts := strings.Split(test, "/")
@@ -322,8 +321,8 @@ func RunChild(t *testing.T, test string, env ...string) (out string, killed bool
 	return out, false
 }
 
-// Dir mounts a file system in memory until the test ends, or makes a directory where that cannot be done. A sweep
-// syncs thousands of times: on a disk it would wait for all that others have to write.
+// Dir mounts an in-memory file system until the test ends, or makes a directory if it cannot mount. A sweep syncs
+// thousands of times: on a disk it would wait for the writes of other processes.
 func Dir(t *testing.T) (dir string, mounted bool) {
 	t.Helper()
 	dir = t.TempDir()
@@ -331,7 +330,7 @@ func Dir(t *testing.T) (dir string, mounted bool) {
 		return dir, false
 	}
 	t.Cleanup(func() {
-		// A test that has failed may have left files open.
+		// A failed test may have left files open.
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Errorf("unmount %s: %v", dir, err)
 		}
@@ -339,8 +338,8 @@ func Dir(t *testing.T) (dir string, mounted bool) {
 	return dir, true
 }
 
-// WithFiles calls f while the process may open no more than so many files beside those it has open. Whatever else the
-// process does suffers too: it is for a test that runs alone, or for a child.
+// WithFiles calls f with a limit on the files that the process may open beyond those already open. The limit affects
+// the whole process: use it in a test that runs alone, or in a child.
 func WithFiles(t *testing.T, more int, f func() error) error {
 	t.Helper()
 	open, err := os.ReadDir("/proc/self/fd")
@@ -351,7 +350,7 @@ func WithFiles(t *testing.T, more int, f func() error) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	limit := unix.Rlimit{Cur: uint64(len(open) - 1 + more), Max: old.Max} // the list has itself in it
+	limit := unix.Rlimit{Cur: uint64(len(open) - 1 + more), Max: old.Max} // the list includes itself
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}

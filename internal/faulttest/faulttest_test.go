@@ -52,14 +52,14 @@ func write() Case[notebook] {
 
 func TestSweep(t *testing.T) { Sweep(t, write()) }
 
-// The child is told by the name of the test which one to run, be it a subtest with an odd name.
+// The child gets the name of the test to run, even if that is a subtest with an odd name.
 func TestKillSweep(t *testing.T) {
 	for _, name := range []string{"plain", "with (odd) name"} {
 		t.Run(name, func(t *testing.T) { KillSweep(t, write()) })
 	}
 }
 
-// The page is complete when it has its name: nothing is written to it after that.
+// The page is complete when it gets its name: nothing writes to it afterwards.
 func TestKillAfterRenameSweep(t *testing.T) { KillAfterRenameSweep(t, write()) }
 
 func TestOrder(t *testing.T) {

@@ -20,17 +20,17 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// Update is the flag of test binaries that has golden files written instead of compared.
+// Update is the flag of test binaries that rewrites golden files instead of comparing them.
 var Update = flag.Bool("update", false, "rewrite the golden files in testdata")
 
-// Order compares what Run and Close do to the disk, one operation a line, with testdata/<name>.golden, which is rewritten
-// with the flag -update. Hashes and random names are written HASH and RANDOM.
+// Order compares the disk operations of Run and Close, one a line, with testdata/<name>.golden, which the flag -update
+// rewrites. Hashes and random names are written HASH and RANDOM.
 //
-// Some operations have no line or no place of their own. What is done to a file before it has a name is left out, but for
-// its sync: nobody sees the file, and several may be under way. So are the directories of objects, since objects share
-// them. Where a tree in tmp/ is removed the lines are sorted, since the order is that in which the file system lists it.
+// Some operations have no line or no fixed place. Operations on a file before it has a name are left out, except its
+// sync: nobody sees the file, and several may be in progress. So are the directories of objects, which objects share.
+// Where a tree in tmp/ is removed the lines are sorted, since the file system determines the order.
 //
-// The umask is 0, as in the daemon: tests that make files must not run meanwhile.
+// The umask is 0, as in the daemon: tests that make files must not run at the same time.
 func Order[S io.Closer](t *testing.T, name string, c Case[S]) []string {
 	t.Helper()
 	path, mounted := Dir(t)
@@ -112,7 +112,7 @@ var (
 	removed    = regexp.MustCompile(`^unlink: tmp/`)
 )
 
-// settle takes out of the order what depends on hashes, on goroutines and on the file system.
+// settle removes the dependence of the order on hashes, goroutines and the file system.
 func settle(ops []string) []string {
 	ops = slices.DeleteFunc(ops, func(op string) bool {
 		unnamed := strings.HasPrefix(op, "tmpfile: ") || strings.HasSuffix(op, "(unnamed)") && !strings.HasPrefix(op, "sync: ")

@@ -9,14 +9,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// A Detached is a mounted file system that is nowhere in the tree of directories. Nobody else finds it, and it is gone with
-// the process at the latest, however that ends.
+// A Detached is a mounted file system that is not attached to the directory tree. No other process finds it, and it
+// goes with this process at the latest, however that ends.
 type Detached struct {
 	Dir *atfs.Dir // its root
 	fd  int
 }
 
-// MountDetached mounts what is on a device. The name stands for it in error texts.
+// MountDetached mounts the file system on a device. name stands for it in error texts.
 func MountDetached(device, fstype, name string) (_ *Detached, err error) {
 	defer func() {
 		if err != nil {
@@ -48,8 +48,8 @@ func MountDetached(device, fstype, name string) (_ *Detached, err error) {
 	return &Detached{dir, fd}, nil
 }
 
-// Close makes what was written durable and unmounts, unless something there is still open: then that is done when it is
-// closed.
+// Close makes all writes durable and unmounts the file system. If files on it are still open, it is unmounted when the
+// last is closed.
 func (d *Detached) Close() error {
 	err := d.Dir.SyncFS()
 	return errors.Join(err, d.Dir.Close(), unix.Close(d.fd))

@@ -1,9 +1,8 @@
-// Package mounts finds a directory again by way of another mount of the file system that it is on.
+// Package mounts reopens directories through other mounts of their file system.
 //
-// The kernel makes hard links within one mount only: between two mounts of one file system, link(2) is EXDEV, although
-// nothing that stat(2) says tells them apart. On a host that ostree has booted, for one, /var is a mount of its own of a
-// directory that is also below /sysroot. What has a path below both can be linked when it is reached by way of the same
-// one.
+// The kernel makes hard links only within one mount: between two mounts of one file system link(2) returns EXDEV,
+// although stat(2) shows no difference. On a host booted by ostree, for example, /var is a mount of a directory that is
+// also below /sysroot. Directories that are both below one mount can be linked if they are reached through it.
 package mounts
 
 import (
@@ -20,10 +19,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// ErrUnreachable reports that a directory cannot be reached by way of a mount.
+// ErrUnreachable reports that a directory cannot be reached through a mount.
 var ErrUnreachable = errors.New("not below this mount")
 
-// below returns what is left of a path below a directory, "." for the directory itself.
+// below returns the rest of a path below a directory, "." for the directory itself.
 func below(dir, name string) (rest string, ok bool) {
 	if name == dir {
 		return ".", true
@@ -31,13 +30,13 @@ func below(dir, name string) (rest string, ok bool) {
 	return strings.CutPrefix(name, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// place is where a directory is.
+// place is the location of a directory.
 type place struct {
 	mount *mountinfo.Info
 	path  string // below the root of the file system
 }
 
-// find returns where an open directory is, by the mounts of this process.
+// find returns the location of an open directory in the mounts of this process.
 func find(d *atfs.Dir, mounts []*mountinfo.Info) (place, error) {
 	id, err := mountID(d)
 	if err != nil {
@@ -58,7 +57,7 @@ func find(d *atfs.Dir, mounts []*mountinfo.Info) (place, error) {
 	return place{}, fmt.Errorf("mount of %s: %w", d.Path(), ErrUnreachable)
 }
 
-// mountID returns the number of the mount by way of which a directory was opened.
+// mountID returns the ID of the mount through which a directory was opened.
 func mountID(d *atfs.Dir) (int, error) {
 	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(d.FD()))
 	if err != nil {
@@ -72,8 +71,8 @@ func mountID(d *atfs.Dir) (int, error) {
 	return 0, fmt.Errorf("/proc/self/fdinfo says no mount: %w", unix.ENOSYS)
 }
 
-// ReopenVia opens a directory a second time, by way of the mount by way of which via was opened. If it is not below that
-// mount, or something else is mounted over it there, the error is ErrUnreachable.
+// ReopenVia opens a directory again, through the mount through which via was opened. If the directory is not below that
+// mount, or hidden by another mount there, the error is ErrUnreachable.
 func ReopenVia(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
@@ -111,11 +110,11 @@ func ReopenVia(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	return d, nil
 }
 
-// Unify opens directories a second time, all by way of one mount, so that hard links can be made between them. That is
-// the mount that they are on, if it is one; else a copy of a mount that reaches them all, which is nobody's but this
-// process's. The copy can be written to even where the original cannot, as /sysroot of a host that ostree has booted. It
-// goes when the directories and what was opened below them are closed. The directories keep their paths. If no mount of
-// their file system reaches them all, the error is ErrUnreachable.
+// Unify opens directories again, all through one mount, so that hard links between them are possible. That is their own
+// mount if they share one, else a private copy of a mount that reaches them all. The copy is writable even if the
+// original is not, as /sysroot is on a host booted by ostree. It goes when the directories, and everything opened below
+// them, are closed. The directories keep their paths. If no mount of their file system reaches them all, the error is
+// ErrUnreachable.
 func Unify(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
@@ -149,7 +148,7 @@ func Unify(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
 	return nil, err
 }
 
-// onOne reports whether directories are on one mount.
+// onOne reports whether all directories are on one mount.
 func onOne(dirs []*atfs.Dir) (bool, error) {
 	ids := make(map[int]struct{})
 	for _, d := range dirs {
@@ -179,7 +178,7 @@ func reopen(dirs []*atfs.Dir, err error) (again []*atfs.Dir, _ error) {
 
 func sameDevice(a, b *mountinfo.Info) bool { return a.Major == b.Major && a.Minor == b.Minor }
 
-// reaches returns the paths that places have below the root of a mount, if all of them are below it.
+// reaches returns the paths of places below the root of a mount. ok is false unless all are below it.
 func reaches(m *mountinfo.Info, places []place) (rest []string, ok bool) {
 	for _, p := range places {
 		r, ok := below(m.Root, p.path)
@@ -191,7 +190,7 @@ func reaches(m *mountinfo.Info, places []place) (rest []string, ok bool) {
 	return rest, true
 }
 
-// openCopy opens paths by way of a copy of a mount. They must be the same as dirs.
+// openCopy opens paths through a copy of a mount. They must be the same directories as dirs.
 func openCopy(m *mountinfo.Info, paths []string, dirs []*atfs.Dir) (again []*atfs.Dir, err error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Mountpoint, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -223,8 +222,8 @@ func openCopy(m *mountinfo.Info, paths []string, dirs []*atfs.Dir) (again []*atf
 	return again, nil
 }
 
-// same returns an error unless a directory is another one, on a mount: the table is older than what was opened, and a
-// mount can be hidden by another one.
+// same returns an error unless d is the same directory as other, on the given mount: the mount table is older than the
+// open, and another mount may hide this one.
 func same(d, other *atfs.Dir, mount int) error {
 	id, err := mountID(d)
 	if err == nil && id != mount {

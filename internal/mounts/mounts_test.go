@@ -20,7 +20,7 @@ func open(tb testing.TB, name string) *atfs.Dir {
 	return d
 }
 
-// bind mounts a directory a second time, until the test ends.
+// bind mounts a directory a second time until the test ends.
 func bind(tb testing.TB, dir, at string) {
 	tb.Helper()
 	testenv.Must(tb, os.MkdirAll(at, 0o755))
@@ -28,7 +28,7 @@ func bind(tb testing.TB, dir, at string) {
 	tb.Cleanup(func() { testenv.Must(tb, unix.Unmount(at, unix.MNT_DETACH)) })
 }
 
-// host is what ostree makes of a file system: all of it below sysroot, and /var of the running system below var.
+// host lays out a file system as ostree does: all of it below sysroot, and /var of the running system at var.
 func host(t *testing.T) string {
 	t.Helper()
 	testenv.NeedsRoot(t)
@@ -40,7 +40,7 @@ func host(t *testing.T) string {
 	return dir
 }
 
-// TestReopenVia opens a directory by way of another mount, and makes a hard link that the kernel had refused.
+// TestReopenVia opens a directory through another mount, and makes a hard link that the kernel refused before.
 func TestReopenVia(t *testing.T) {
 	dir := host(t)
 	store, sysroot := open(t, dir+"/var/lib/store/repo"), open(t, dir+"/sys root/ostree/repo")
@@ -62,7 +62,7 @@ func TestReopenVia(t *testing.T) {
 	if want := dir + "/sys root/ostree/deploy/os/var/lib/store/repo"; again.Path() != want {
 		t.Errorf("path %s, want %s", again.Path(), want)
 	}
-	// A directory by way of its own mount, and the root of a mount.
+	// A directory through its own mount, and the root of a mount.
 	for _, d := range []*atfs.Dir{sysroot, open(t, dir+"/var"), open(t, dir+"/sys root")} {
 		again, err := mounts.ReopenVia(d, sysroot)
 		testenv.Must(t, err)
@@ -73,7 +73,7 @@ func TestReopenVia(t *testing.T) {
 func TestReopenViaUnreachable(t *testing.T) {
 	dir := host(t)
 	sysroot, store := open(t, dir+"/sys root/ostree/repo"), open(t, dir+"/var/lib/store")
-	// What is mounted there hides what is below it, in the table as in the tree.
+	// This mount hides the directories below it, in the table as in the tree.
 	bind(t, t.TempDir(), dir+"/sys root/ostree/deploy/os/var/lib")
 	disk := open(t, testenv.NewDisk(t, "ext4", 16<<20).Dir)
 	for name, of := range map[string][2]*atfs.Dir{
@@ -90,14 +90,14 @@ func TestReopenViaUnreachable(t *testing.T) {
 	if _, err := mounts.ReopenVia(gone, sysroot); !errors.Is(err, mounts.ErrUnreachable) {
 		t.Errorf("removed: got %v, want %v", err, mounts.ErrUnreachable)
 	}
-	// A mount that another one hides.
+	// A mount hidden by another.
 	bind(t, t.TempDir(), dir+"/sys root")
 	if _, err := mounts.ReopenVia(store, sysroot); !errors.Is(err, mounts.ErrUnreachable) {
 		t.Errorf("hidden: got %v, want %v", err, mounts.ErrUnreachable)
 	}
 }
 
-// TestUnify opens directories of two mounts, one of them read-only, so that links can be made between them.
+// TestUnify opens directories of two mounts, one of them read-only, so that links between them are possible.
 func TestUnify(t *testing.T) {
 	dir := host(t)
 	testenv.Must(t, unix.Mount("", dir+"/sys root", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
@@ -122,12 +122,12 @@ func TestUnify(t *testing.T) {
 	if a.Ino != b.Ino || a.Dev != b.Dev {
 		t.Errorf("inode %d, want %d", a.Ino, b.Ino)
 	}
-	one, err := mounts.Unify(again...) // they are on one already, of which no table knows
+	one, err := mounts.Unify(again...) // on one mount already, which no table lists
 	testenv.Must(t, err)
 	for _, d := range one {
 		testenv.Must(t, d.Close())
 	}
-	sub, err := again[0].OpenDir("repo") // what is below is on the mount too, after the first handles are closed
+	sub, err := again[0].OpenDir("repo") // directories below are on the mount too, after the first handles are closed
 	testenv.Must(t, err)
 	defer sub.Close()
 	testenv.Must(t, again[0].Close())
@@ -143,7 +143,7 @@ func TestUnifyUnreachable(t *testing.T) {
 	hidden := open(t, dir+"/var/lib")
 	bind(t, t.TempDir(), dir+"/fs")
 	bind(t, t.TempDir(), dir+"/sys root")
-	// The root of the host's own file system is still there to reach it, as a rule.
+	// As a rule the root of the host's own file system still reaches it.
 	again, err := mounts.Unify(hidden, open(t, dir+"/var"))
 	testenv.Must(t, err)
 	for _, d := range again {

@@ -1,5 +1,5 @@
-// Package process runs programs beside us, whose output goes to files: it starts them, waits until they are ready, and
-// ends them and what they leave. It is for benchmarks and tests, which start a containerd of their own.
+// Package process runs programs in the background with their output in files. It starts them, waits until they are
+// ready, and ends them and their leftovers. Benchmarks and tests use it to run their own containerd.
 package process
 
 import (
@@ -32,7 +32,7 @@ type Process struct {
 	err  error         // of Wait; read after done
 }
 
-// Start starts a program in a session of its own, with env added to our environment. Its output is added to the log file.
+// Start starts a program in its own session, with env added to our environment. It appends the output to the log file.
 func Start(log string, env []string, name string, args ...string) (*Process, error) {
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -42,7 +42,7 @@ func Start(log string, env []string, name string, args ...string) (*Process, err
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = f, f
-	// In a session of its own, so that an interrupt from the terminal reaches us alone and we can stop it in order.
+	// In its own session, so that an interrupt from the terminal reaches only us and we can stop it in order.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(name), err)
@@ -55,7 +55,7 @@ func Start(log string, env []string, name string, args ...string) (*Process, err
 	return p, nil
 }
 
-// running tells whether the process has not ended.
+// running reports whether the process still runs.
 func (p *Process) running() bool {
 	select {
 	case <-p.done:
@@ -65,7 +65,7 @@ func (p *Process) running() bool {
 	}
 }
 
-// Err is how it ended: nil while it runs, and if its exit code was 0.
+// Err returns how the process ended: nil while it runs, and after exit code 0.
 func (p *Process) Err() error {
 	if p.running() {
 		return nil
@@ -76,7 +76,7 @@ func (p *Process) Err() error {
 // endWait is how long a process may take to end after a signal.
 const endWait = 30 * time.Second
 
-// Signal sends a signal and waits for the end, at most for endWait.
+// Signal sends a signal and waits for the process to end, at most for endWait.
 func (p *Process) Signal(sig os.Signal) error {
 	if !p.running() {
 		return nil
@@ -92,7 +92,7 @@ func (p *Process) Signal(sig os.Signal) error {
 	}
 }
 
-// Stop ends the process, by force if it does not end by itself in good time, which is an error.
+// Stop ends the process. If it does not end in time Stop kills it, which is an error.
 func (p *Process) Stop() error {
 	if p == nil {
 		return nil
@@ -123,7 +123,7 @@ func (p *Process) WaitFor(ctx context.Context, ready func(context.Context) error
 	}
 }
 
-// Listening returns a condition for WaitFor: somebody listens on a unix socket.
+// Listening returns a condition for WaitFor: a process listens on a unix socket.
 func Listening(address string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", address)
@@ -144,7 +144,7 @@ func Tail(name string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "")
 }
 
-// KillShims ends the shims of the containerd at a socket, and first the processes they started: the containers.
+// KillShims ends the shims of the containerd at a socket, after the processes they started: the containers.
 func KillShims(socket string) error {
 	var shims []int
 	parents := make(map[int]int)
@@ -190,7 +190,7 @@ func parentOf(pid int) (int, bool) {
 	if err != nil {
 		return 0, false
 	}
-	// The program's name is in parentheses and may hold anything.
+	// The program's name is in parentheses and may contain anything.
 	_, rest, ok := strings.Cut(string(b[bytes.LastIndexByte(b, ')')+1:]), " ")
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 2 {
@@ -200,7 +200,7 @@ func parentOf(pid int) (int, bool) {
 	return ppid, err == nil
 }
 
-// RemoveCgroups removes a control group and those below it, which must be empty, from every hierarchy.
+// RemoveCgroups removes a control group and the groups below it, which must be empty, from every hierarchy.
 func RemoveCgroups(name string) error {
 	dirs, err := filepath.Glob("/sys/fs/cgroup" + name)
 	if err != nil {
@@ -217,7 +217,7 @@ func RemoveCgroups(name string) error {
 	return errors.Join(errs...)
 }
 
-// removeCgroup removes one, waiting for the last of its processes to be gone.
+// removeCgroup removes one control group, and waits for the last of its processes to go.
 func removeCgroup(dir string, deadline time.Time) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -242,7 +242,7 @@ func removeCgroup(dir string, deadline time.Time) error {
 	}
 }
 
-// UnmountBelow unmounts everything that is mounted on a directory or below it, the deepest first.
+// UnmountBelow unmounts everything mounted on a directory or below it, the deepest first.
 func UnmountBelow(dir string) error {
 	below, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {

@@ -42,7 +42,7 @@ func TestProcess(t *testing.T) {
 	}
 }
 
-// The error of a program that does not become ready shows the end of its log.
+// If a program does not become ready, the error shows the end of its log.
 func TestProcessEndsAtOnce(t *testing.T) {
 	p, err := process.Start(filepath.Join(t.TempDir(), "log"), nil, "sh", "-c", "echo no disk >&2; exit 3")
 	if err != nil {

@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Disk is a file system in a file, behind a loop device, mounted until the test ends.
+// A Disk is a file system in a file, mounted through a loop device until the test ends.
 type Disk struct {
 	Image string // the file
 	Dir   string // where it is mounted
 }
 
-// NewDisk makes a file system of a type and size; options are those of its mkfs. The test is skipped if it cannot be had
-// on this machine.
+// NewDisk makes a file system of the given type and size; options are passed to mkfs. It skips the test if this machine
+// cannot mount one.
 func NewDisk(tb testing.TB, fstype string, size int64, options ...string) *Disk {
 	tb.Helper()
 	NeedsLoop(tb)
@@ -37,8 +37,8 @@ func NewDisk(tb testing.TB, fstype string, size int64, options ...string) *Disk 
 	return d
 }
 
-// PowerLoss returns the disk as it would be had the power failed now: what the file system has not written to the device
-// is not in the file.
+// PowerLoss returns the disk as a power failure now would leave it: without data that the file system has not written
+// to the device.
 func (d *Disk) PowerLoss(tb testing.TB) *Disk {
 	tb.Helper()
 	after := newDisk(tb)
@@ -77,8 +77,8 @@ func (d *Disk) mount(tb testing.TB, fstype string) {
 	})
 }
 
-// unmount waits a while for a file system that is in use: a program that another test is about to start has every file of
-// this process open until its exec.
+// unmount retries for a while on a busy file system: a child process holds every open file of this process until its
+// exec.
 func unmount(dir string) error {
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		err := unix.Unmount(dir, 0)
@@ -88,7 +88,7 @@ func unmount(dir string) error {
 	}
 }
 
-// command runs a program that must succeed, and returns what it writes.
+// command runs a program that must succeed, and returns its output.
 func command(tb testing.TB, name string, args ...string) string {
 	tb.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()

@@ -35,7 +35,7 @@ func SetFlags(tb testing.TB, name string, flags int) (undo func()) {
 			return
 		}
 		undone = true
-		// The inode may be gone, or have lost the flags to what is tested.
+		// The inode may be gone, or the code under test may have cleared its flags.
 		_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, was)
 		_ = f.Close()
 	}

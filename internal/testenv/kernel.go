@@ -2,7 +2,7 @@ package testenv
 
 import "strings"
 
-// hasFilesystem tells whether a listing as in /proc/filesystems has the named type.
+// hasFilesystem reports whether a listing in the format of /proc/filesystems has the named type.
 func hasFilesystem(listing, name string) bool {
 	for line := range strings.Lines(listing) {
 		fields := strings.Fields(line)

@@ -16,7 +16,7 @@ const (
 	longEnv   = "OSTREE_SNAPSHOTTER_TEST_LONG"
 )
 
-// Scale returns quick, or full if the environment asks for tests at full size, which take minutes.
+// Scale returns quick, or full if the environment asks for full-size tests, which take minutes.
 func Scale(quick, full int) int {
 	if os.Getenv(longEnv) != "" {
 		return full
@@ -24,9 +24,9 @@ func Scale(quick, full int) int {
 	return quick
 }
 
-// PeakMemory runs f in a process of its own and returns the most memory that the process had resident, in bytes, the
-// program itself included. The process is the test once more: nothing before the call may depend on being the first to
-// do something, and nothing behind it is reached in there.
+// PeakMemory runs f in a separate process and returns the process's peak resident memory in bytes, including the
+// program itself. The process runs the same test again: code before the call must not depend on running first, and code
+// after it does not run there.
 func PeakMemory(t *testing.T, f func()) int64 {
 	t.Helper()
 	if os.Getenv(memoryEnv) != "" {
@@ -63,8 +63,8 @@ func PeakMemory(t *testing.T, f func()) int64 {
 	return peak
 }
 
-// LimitMemory runs f as [PeakMemory] does. More than limit bytes are an error of the test, unless the race detector
-// takes its own share.
+// LimitMemory runs f as [PeakMemory] does, and fails the test if it takes more than limit bytes. The race detector,
+// which takes memory itself, disables the limit.
 func LimitMemory(t *testing.T, limit int64, f func()) {
 	t.Helper()
 	peak := PeakMemory(t, f)
@@ -74,8 +74,8 @@ func LimitMemory(t *testing.T, limit int64, f func()) {
 	}
 }
 
-// highWaterMark returns the peak resident size of this process. The usage that wait(2) reports would not do: it begins
-// with that of the process that forked.
+// highWaterMark returns the peak resident size of this process. The usage that wait(2) reports will not do: it starts
+// at the size of the forking process.
 func highWaterMark() (int64, error) {
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remount mounts what is mounted in a directory once more, with other flags and options. It tries for a while: a child
-// that another test has just forked holds, until it executes its program, the files that were open for writing here.
+// Remount remounts a directory's file system with other flags and options. It retries for a while: a child process
+// holds the files that were open for writing here until its exec.
 func Remount(tb testing.TB, dir string, flags uintptr, options string) {
 	tb.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {

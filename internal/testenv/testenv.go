@@ -1,10 +1,9 @@
 // Package testenv holds the one policy for skipping tests. No other package calls Skip of package testing.
 //
-// A test that needs root, a tool or a kernel feature says so with a Needs function. Where the need is not met the test
-// is skipped with a message that names what is missing. What a machine can be given (root, a Debian package) must be
-// there in CI: with the environment variable CI set to true such a test fails instead of being skipped, so that a green
-// run never hides a missing install step. What a machine cannot be given (a kernel feature, a file system's) skips
-// there too.
+// A test that needs root, a tool or a kernel feature calls a Needs function. If the need is not met the test is
+// skipped, with a message that names it. In CI (environment variable CI=true) a need that a machine can be given (root,
+// a Debian package) fails the test instead, so that a green run never hides a missing install step. A need that a
+// machine cannot be given (a feature of the kernel or a file system) skips the test there too.
 package testenv
 
 import (
@@ -20,7 +19,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
-// Missing ends the test because something that can be installed is not. In CI the test fails.
+// Missing ends the test because an installable requirement is missing. In CI the test fails.
 func Missing(tb testing.TB, format string, args ...any) {
 	tb.Helper()
 	if os.Getenv("CI") == "true" {
@@ -29,13 +28,13 @@ func Missing(tb testing.TB, format string, args ...any) {
 	tb.Skipf(format, args...)
 }
 
-// Unsupported skips the test because the kernel, the file system or the processor cannot do what it needs.
+// Unsupported skips the test because the kernel, the file system or the processor lacks a feature.
 func Unsupported(tb testing.TB, format string, args ...any) {
 	tb.Helper()
 	tb.Skipf(format, args...)
 }
 
-// SkipShort skips the test under -short. why names what takes long.
+// SkipShort skips the test under -short. why names the slow part.
 func SkipShort(tb testing.TB, why string) {
 	tb.Helper()
 	if testing.Short() {
@@ -43,7 +42,7 @@ func SkipShort(tb testing.TB, why string) {
 	}
 }
 
-// NeedsEnv returns the value of an environment variable that names what the test works on, and skips the test without it.
+// NeedsEnv returns the value of an environment variable that names the test's input. Without it the test is skipped.
 func NeedsEnv(tb testing.TB, name, what string) string {
 	tb.Helper()
 	v := os.Getenv(name)
@@ -61,8 +60,8 @@ func NeedsRoot(tb testing.TB) {
 	}
 }
 
-// NeedsTool ends the test unless a program of that name is in PATH or one of the system's directories, and returns its
-// path.
+// NeedsTool returns the path of a program in PATH or in one of the system's directories, and ends the test if there is
+// none.
 func NeedsTool(tb testing.TB, name string) string {
 	tb.Helper()
 	if p, ok := LookTool(name); ok {
@@ -72,7 +71,7 @@ func NeedsTool(tb testing.TB, name string) string {
 	return ""
 }
 
-// NeedsFile ends the test unless there is a file that a package installs.
+// NeedsFile ends the test unless a file exists that a package installs.
 func NeedsFile(tb testing.TB, path string) {
 	tb.Helper()
 	if _, err := os.Stat(path); err != nil {
@@ -80,7 +79,7 @@ func NeedsFile(tb testing.TB, path string) {
 	}
 }
 
-// LookTool finds a program in PATH, or in the system's directories that an ordinary user's PATH leaves out.
+// LookTool finds a program in PATH, or in the system directories missing from an ordinary user's PATH.
 func LookTool(name string) (string, bool) {
 	if p, err := exec.LookPath(name); err == nil {
 		return p, true
@@ -95,7 +94,7 @@ func LookTool(name string) (string, bool) {
 }
 
 // NeedsOverlay ends the test unless overlayfs can be mounted with upper, work and lower directories in a temporary
-// directory of the test's.
+// directory.
 func NeedsOverlay(tb testing.TB) {
 	tb.Helper()
 	NeedsRoot(tb)
@@ -124,7 +123,7 @@ func NeedsOverlay(tb testing.TB) {
 	}
 }
 
-// NeedsVerity ends the test unless fs-verity can be switched on for a file in dir.
+// NeedsVerity ends the test unless fs-verity can be enabled for a file in dir.
 func NeedsVerity(tb testing.TB, dir string) {
 	tb.Helper()
 	if !HasVerity(tb, dir) {
@@ -132,7 +131,7 @@ func NeedsVerity(tb testing.TB, dir string) {
 	}
 }
 
-// HasVerity reports whether fs-verity can be switched on for a file in dir.
+// HasVerity reports whether fs-verity can be enabled for a file in dir.
 func HasVerity(tb testing.TB, dir string) bool {
 	tb.Helper()
 	d, err := atfs.Open(dir)
@@ -175,7 +174,7 @@ func NeedsReflink(tb testing.TB, dir string) {
 	}
 }
 
-// NeedsLoop ends the test unless loop devices can be had.
+// NeedsLoop ends the test unless loop devices are available.
 func NeedsLoop(tb testing.TB) {
 	tb.Helper()
 	NeedsRoot(tb)
@@ -202,8 +201,8 @@ func NeedsEROFS(tb testing.TB) {
 	}
 }
 
-// MemoryDir makes a directory that is gone when the test ends: in memory, if the host has a file system there that holds
-// what a store needs, else where temporary files are.
+// MemoryDir makes a directory that is removed when the test ends: in memory, if the host has a file system there that
+// can hold a store, else in the directory for temporary files.
 func MemoryDir(tb testing.TB) string {
 	tb.Helper()
 	const shared = "/dev/shm"
