@@ -1,18 +1,18 @@
-// Package recipe codes all of a tar but the content of its files: with these contents, a recipe gives the tar again, byte for
-// byte. The package knows neither layers nor objects: contents are indexes into a list of the caller's.
+// Package recipe encodes everything in a tar but the content of its files. A recipe and these contents give the tar
+// again, byte for byte. The package knows neither layers nor objects: contents are indexes into a list of the caller.
 //
-// A recipe is part of the layer commit, whose checksum must be a function of the tar alone; so the coding is our own, and
-// not that of a compressor whose output changes from one version to the next. docs/design/layer-format.md specifies it:
+// A recipe is part of the layer commit, whose checksum must be a function of the tar alone. Hence our own coding,
+// instead of a compressor whose output changes between versions. docs/design/layer-format.md specifies it:
 //
 //	magic
 //	operations   each a byte, and what follows it
 //	table        for each opContent, in order: uvarint, index in the layer commit's sorted list of objects
 //	offset       of the table, 8 bytes big-endian
 //
-// Blocks lie on the tar's own grid of 512 bytes: one begins where the last operation has ended, and reaches to the next
-// multiple of 512. A block is stored as its difference (XOR) to an earlier one, in runs: uvarint number of zero bytes,
-// uvarint number of others, those bytes, and so on until the block is full. Headers of one tar are much alike, so that
-// little is left: 15 to 60 bytes for a file.
+// Blocks lie on the tar's own grid of 512 bytes: a block begins where the last operation ended, and reaches to the next
+// multiple of 512. It is stored as its difference (XOR) to an earlier block, in runs: uvarint number of zero bytes,
+// uvarint number of others, those bytes, and so on until the block is full. The headers of a tar are much alike, so
+// little is left: 15 to 60 bytes a file.
 package recipe
 
 import (
@@ -26,45 +26,45 @@ import (
 
 const magic = "ostree-snapshotter tar 1\n"
 
-// Operations. Those up to maxPredictor are blocks, and say how many blocks back the one is that they are a difference to;
-// 0 is a block of zeros. Only whole blocks count.
+// Operations. Those up to maxPredictor are blocks; the number is how many blocks back the predecessor is, 0 for a block
+// of zeros. Only whole blocks count.
 const (
 	maxPredictor = 4
-	opContent    = 5 // uvarint: so many bytes, all of the next object
-	opShort      = 6 // uvarint: the next block ends after so many bytes
+	opContent    = 5 // uvarint: that many bytes, all of the next object
+	opShort      = 6 // uvarint: the next block ends after that many bytes
 	opEnd        = 7
 )
 
 const (
 	blockSize = 512
 
-	// bufferSize is how much of a tar is written at once, and read when nothing else reads it.
+	// bufferSize is the size of writes of a tar, and of reads if no one else reads it.
 	bufferSize = 256 << 10
 
-	// minZeros is how many zero bytes end a run of others: fewer are cheaper as a part of it.
+	// minZeros is the number of zero bytes that ends a run of others: fewer are cheaper within the run.
 	minZeros = 3
 )
 
-// A Writer is an io.Reader over a tar that writes down what is read from it, unless that is a file's content.
+// A Writer is an io.Reader over a tar that records everything read from it, except the content of files.
 type Writer struct {
 	src io.Reader
 	dst io.Writer
-	buf []byte // encoded and not written yet
+	buf []byte // encoded but not written yet
 	err error  // of dst
 
 	offset  int64             // in the tar
-	block   [blockSize]byte   // the one that is being read; its bytes are at their place on the grid
-	first   int               // where in it the last operation has ended
+	block   [blockSize]byte   // being read; its bytes are at their place on the grid
+	first   int               // where in it the last operation ended
 	history [][blockSize]byte // the last whole blocks, the latest first
 	written int64             // bytes of the recipe
 
-	content bool // what is read is a file's content
+	content bool // the content of a file is being read
 }
 
-// flushSize is how much of a recipe is written at once.
+// flushSize is the size of writes of a recipe.
 const flushSize = 64 << 10
 
-// NewWriter returns a Writer of the recipe of src to dst. Errors of dst are returned as they are.
+// NewWriter returns a Writer of the recipe of src to dst. Errors of dst are returned unchanged.
 func NewWriter(src io.Reader, dst io.Writer) *Writer {
 	return &Writer{src: src, dst: dst, buf: []byte(magic)}
 }
@@ -121,7 +121,7 @@ func (w *Writer) endBlock(end int) {
 	w.flush(flushSize)
 }
 
-// predict returns which earlier block is most like this one, the earliest operation of those that are equally so.
+// predict returns the earlier block most like this one, as the lowest operation number among equals.
 func (w *Writer) predict() int {
 	best, least := 0, differences(&w.block, &zeroBlock)
 	for i := range w.history {
@@ -160,7 +160,7 @@ func remember(history [][blockSize]byte, b *[blockSize]byte) [][blockSize]byte {
 	return history
 }
 
-// appendRuns encodes bytes of which most are zero.
+// appendRuns encodes mostly-zero bytes.
 func appendRuns(dst, b []byte) []byte {
 	for len(b) > 0 {
 		zeros := zerosOf(b)
@@ -183,7 +183,7 @@ func appendRuns(dst, b []byte) []byte {
 	return dst
 }
 
-// zerosOf counts the zero bytes that b begins with.
+// zerosOf counts the leading zero bytes of b.
 func zerosOf(b []byte) int {
 	for i, c := range b {
 		if c != 0 {
@@ -193,7 +193,7 @@ func zerosOf(b []byte) int {
 	return len(b)
 }
 
-// flush writes what is encoded if it is that much.
+// flush writes the encoded bytes if there are at least that many.
 func (w *Writer) flush(least int) {
 	if len(w.buf) < least || w.err != nil {
 		return
@@ -204,7 +204,7 @@ func (w *Writer) flush(least int) {
 	w.buf = w.buf[:0]
 }
 
-// BeginContent begins the content of a file: what is read from now on is left out.
+// BeginContent begins the content of a file, which the recipe leaves out.
 func (w *Writer) BeginContent() {
 	w.endShort()
 	w.content = true
@@ -218,14 +218,14 @@ func (w *Writer) EndContent(size int64) {
 	w.first = int(w.offset % blockSize)
 }
 
-// endShort encodes what there is of a block.
+// endShort encodes the bytes of an incomplete block.
 func (w *Writer) endShort() {
 	if at := int(w.offset % blockSize); at > w.first {
 		w.endBlock(at)
 	}
 }
 
-// Finish reads the rest of src. After it, the recipe lacks nothing but its table.
+// Finish reads the rest of src. The recipe then lacks only its table.
 func (w *Writer) Finish() error {
 	buf := make([]byte, bufferSize)
 	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{w}, buf); err != nil {
@@ -237,7 +237,7 @@ func (w *Writer) Finish() error {
 	return w.err
 }
 
-// WriteTable ends the recipe, after Finish. indexes are those of the contents, in the order in which they were read.
+// WriteTable ends the recipe, after Finish. indexes are those of the contents, in reading order.
 func (w *Writer) WriteTable(indexes iter.Seq[int]) error {
 	offset := w.written
 	for i := range indexes {
@@ -249,11 +249,12 @@ func (w *Writer) WriteTable(indexes iter.Seq[int]) error {
 	return w.err
 }
 
-// ErrMalformed reports that something is not a recipe.
+// ErrMalformed reports a malformed recipe.
 var ErrMalformed = errors.New("recipe of the tar is malformed")
 
-// Cook writes the tar of a recipe, which has size bytes, to w. content writes the content with an index, of exactly size bytes.
-// A bad recipe is ErrMalformed; other errors are those of its reader, of w and of content. Cook takes constant memory.
+// Cook writes the tar of a recipe of size bytes to w. content writes the content with the given index, exactly size
+// bytes. A bad recipe is ErrMalformed; other errors are those of its reader, of w and of content. Cook takes constant
+// memory.
 func Cook(recipe io.ReaderAt, size int64, w io.Writer, content func(index int, size int64, w io.Writer) error) error {
 	const trailer = 8
 	var b [trailer]byte
@@ -316,7 +317,7 @@ func (c *cooking) run() error {
 	}
 }
 
-// number reads a uvarint that is at most limit.
+// number reads a uvarint of at most limit.
 func number(r *bufio.Reader, limit int64) (int64, error) {
 	n, err := binary.ReadUvarint(r)
 	if err != nil || n > uint64(limit) {
@@ -325,7 +326,7 @@ func number(r *bufio.Reader, limit int64) (int64, error) {
 	return int64(n), nil
 }
 
-// short writes a block that ends before the grid says so.
+// short writes a block that ends before its place on the grid.
 func (c *cooking) short(rest int) error {
 	n, err := number(c.ops, int64(rest-1))
 	if err != nil {
@@ -338,7 +339,7 @@ func (c *cooking) short(rest int) error {
 	return c.block(predictor, int(n))
 }
 
-// ended checks that both parts were used up.
+// ended checks that both parts are used up.
 func (c *cooking) ended() error {
 	for _, r := range []*bufio.Reader{c.ops, c.table} {
 		if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
@@ -348,7 +349,7 @@ func (c *cooking) ended() error {
 	return nil
 }
 
-// unexpected tells a recipe that is too short from an error of the reader.
+// unexpected distinguishes a recipe that is too short from an error of the reader.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return ErrMalformed
@@ -390,7 +391,7 @@ func (c *cooking) block(predictor byte, n int) error {
 	return err
 }
 
-// runs is the inverse of appendRuns; b is zero.
+// runs is the inverse of appendRuns. b must be zero.
 func (c *cooking) runs(b []byte) error {
 	for len(b) > 0 {
 		zeros, err := number(c.ops, int64(len(b)))

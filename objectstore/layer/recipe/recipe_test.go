@@ -13,7 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// makeRecipe writes the recipe of a stream that is cut into pieces: raw bytes, and contents, which are negative lengths.
+// makeRecipe writes the recipe of a stream cut into pieces. Positive lengths are raw bytes, negative ones contents.
 func makeRecipe(t testing.TB, stream []byte, pieces []int) (recipe []byte, contents [][]byte) {
 	t.Helper()
 	var out bytes.Buffer
@@ -55,7 +55,7 @@ func cookAll(recipe []byte, contents [][]byte) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// TestRecipe cuts random streams anywhere: what comes out is what went in.
+// TestRecipe cuts random streams anywhere and expects the same stream back.
 func TestRecipe(t *testing.T) {
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
@@ -88,8 +88,7 @@ func TestRecipe(t *testing.T) {
 	}
 }
 
-// FuzzCook cooks anything: it ends in an error that is ErrMalformed, or in a tar not much longer than what the recipe
-// and the contents allow.
+// FuzzCook cooks arbitrary bytes. The result is ErrMalformed, or a tar not much longer than recipe and contents allow.
 func FuzzCook(f *testing.F) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -117,7 +116,7 @@ func FuzzCook(f *testing.F) {
 		if err != nil && !errors.Is(err, ErrMalformed) {
 			t.Errorf("got error %v, want ErrMalformed", err)
 		}
-		if len(got) > 700*(len(b)+1) { // at the most, two bytes are a block, or one and its entry in the table a content
+		if len(got) > 700*(len(b)+1) { // at most, two bytes make a block, or one and its entry in the table a content
 			t.Errorf("%d bytes became %d", len(b), len(got))
 		}
 	})
