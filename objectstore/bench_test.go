@@ -16,7 +16,7 @@ func benchMeta() *objectstore.FileMeta {
 	return &objectstore.FileMeta{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Mode: unix.S_IFREG | 0o644}
 }
 
-// BenchmarkStoreFileNew stores files of 4 KiB that the repository does not have.
+// BenchmarkStoreFileNew stores files of 4 KiB that the repository lacks.
 func BenchmarkStoreFileNew(b *testing.B) {
 	repo := objecttest.NewRepo(b)
 	txn := begin(b, repo)
@@ -31,7 +31,7 @@ func BenchmarkStoreFileNew(b *testing.B) {
 	}
 }
 
-// BenchmarkStoreFileExisting stores a file of 4 KiB that the repository has.
+// BenchmarkStoreFileExisting stores a file of 4 KiB that exists in the repository.
 func BenchmarkStoreFileExisting(b *testing.B) {
 	repo := objecttest.NewRepo(b)
 	txn := begin(b, repo)
@@ -48,7 +48,7 @@ func BenchmarkStoreFileExisting(b *testing.B) {
 	}
 }
 
-// benchRepo has 20 commits of 1000 files each, a tenth of which is garbage.
+// benchRepo has 20 commits of 1000 files each, a tenth of them garbage.
 func benchRepo(b *testing.B) *objectstore.Repo {
 	b.Helper()
 	repo := objecttest.NewRepo(b)

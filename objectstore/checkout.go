@@ -13,23 +13,23 @@ import (
 
 // CheckoutOptions are options of [Repo.Checkout].
 type CheckoutOptions struct {
-	// ForceCopy gives every file an inode of its own (a reflink where the file system can), as is needed for what will
-	// be modified, such as /etc of a deployment.
+	// ForceCopy gives every file its own inode (a reflink where the file system can), as files need that will be
+	// modified, such as /etc of a deployment.
 	ForceCopy bool
-	// PassthroughWhiteouts makes a file called .ostree-wh.NAME an overlay whiteout: a character device 0:0 called NAME
-	// with the file's owner, mode and extended attributes. ostree does so for deployments.
+	// PassthroughWhiteouts turns a file named .ostree-wh.NAME into an overlay whiteout: a character device 0:0 named
+	// NAME with the file's owner, mode and extended attributes. ostree does so for deployments.
 	PassthroughWhiteouts bool
 }
 
 const (
 	whiteoutPrefix = ".ostree-wh."
 
-	maxTreeDepth = 1024 // directories in directories; each level costs a descriptor
+	maxTreeDepth = 1024 // nested directories; each level costs a descriptor
 )
 
-// Checkout writes the tree of a commit to a new directory. Files are hard links of the objects, so nobody may write to
-// them; empty files, and files that cannot have one more link, are copies with the object's mtime. Directories get
-// mtime 0, as from ostree. When it fails, or ctx is done, it removes what it has made.
+// Checkout writes the tree of a commit to a new directory. Files are hard links to the objects, so nobody may write to
+// them; empty files, and files at the maximum of links, are copies with the object's mtime. Directories get mtime 0, as
+// with ostree. After an error, or when ctx is done, it removes everything it has made.
 func (r *Repo) Checkout(ctx context.Context, commit Checksum, parent *atfs.Dir, name string, opts CheckoutOptions) error {
 	c, err := r.Commit(commit)
 	if err != nil {
@@ -68,7 +68,7 @@ func (c *checkout) meta(sum Checksum) (*DirMeta, error) {
 	return m, err
 }
 
-// dir writes a directory. It reports whether it made it, so that another's is not removed after an error.
+// dir writes a directory. It reports whether it made it, so that after an error only its own is removed.
 func (c *checkout) dir(ctx context.Context, tree, meta Checksum, parent *atfs.Dir, name string, depth int) (made bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, context.Cause(ctx)
@@ -84,7 +84,7 @@ func (c *checkout) dir(ctx context.Context, tree, meta Checksum, parent *atfs.Di
 	if err != nil {
 		return false, err
 	}
-	// Nobody else gets in before the directory has its owner and mode.
+	// Nobody else gets in before owner and mode are set.
 	if err := parent.Mkdir(name, 0o700); err != nil {
 		return false, err
 	}
@@ -126,8 +126,8 @@ func (c *checkout) file(e *TreeFile, d *atfs.Dir) error {
 		return objectError(TypeFile, e.Checksum, err)
 	}
 	regular := st.Mode&unix.S_IFMT == unix.S_IFREG
-	// An empty file is worth no sharing: a link to it would only bring the object nearer to its maximum, and let a
-	// stray write show up in every other empty file.
+	// Sharing an empty file saves nothing: a link would only bring the object nearer to its maximum, and let a stray
+	// write show in every other empty file.
 	if !c.opts.ForceCopy && (!regular || st.Size > 0) {
 		err := src.Link(name, d, e.Name)
 		if !errors.Is(err, unix.EMLINK) && !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EPERM) {
@@ -175,7 +175,7 @@ func copyInode(src *atfs.Dir, name string, dst *atfs.Dir, newName string) error 
 	return errors.Join(err, out.Close())
 }
 
-// setAllAttr gives a file its attributes, in the order that keeps them all.
+// setAllAttr sets the attributes of a file, in the order that keeps them all.
 func setAllAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
 	if err := f.Chown(m.UID, m.GID); err != nil {
 		return err

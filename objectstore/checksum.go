@@ -12,10 +12,10 @@ type Checksum [32]byte
 // String returns the 64 lower-case hexadecimal digits.
 func (c Checksum) String() string { return hex.EncodeToString(c[:]) }
 
-// IsZero reports whether c is the zero Checksum, which names nothing.
+// IsZero reports whether c is the zero Checksum, which names no object.
 func (c Checksum) IsZero() bool { return c == Checksum{} }
 
-// MarshalText returns what String does.
+// MarshalText returns the same text as String.
 func (c Checksum) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // UnmarshalText is ParseChecksum.
@@ -36,7 +36,7 @@ func ParseChecksum(s string) (Checksum, error) {
 	return c, nil
 }
 
-// ObjectType is the type of an object; the values are ostree's.
+// ObjectType is the type of an object, with ostree's values.
 type ObjectType int
 
 // The object types of ostree-core.h.
@@ -45,8 +45,8 @@ const (
 	TypeDirTree        ObjectType = 2 // names in a directory
 	TypeDirMeta        ObjectType = 3 // owner, mode and xattrs of a directory
 	TypeCommit         ObjectType = 4
-	TypeTombstone      ObjectType = 5 // what is left of a deleted commit, named after it
-	TypeCommitMeta     ObjectType = 6 // signatures of a commit, named after it
+	TypeTombstone      ObjectType = 5 // remains of a deleted commit, under its name
+	TypeCommitMeta     ObjectType = 6 // signatures of a commit, under its name
 	TypePayloadLink    ObjectType = 7
 	TypeFileXattrs     ObjectType = 8
 	TypeFileXattrsLink ObjectType = 9
@@ -104,7 +104,7 @@ func ParseLoosePath(name string) (ObjectName, error) {
 	return ObjectName{}, invalidf("path %.100q: not that of an object", name)
 }
 
-// looseName is the last component of LoosePath.
+// looseName returns the last component of LoosePath.
 func looseName(sum *Checksum, t ObjectType) string {
 	var buf [80]byte
 	n := hex.Encode(buf[:], sum[1:])
@@ -128,13 +128,13 @@ func parseLooseName(first byte, name string) (Checksum, ObjectType, bool) {
 	return sum, t, err == nil
 }
 
-// ObjectName names one object: objects of different types can have one checksum.
+// ObjectName names one object: objects of different types can have the same checksum.
 type ObjectName struct {
 	Type     ObjectType
 	Checksum Checksum
 }
 
-// String returns the name as ostree writes it: "<64 hex>.file".
+// String returns the name in ostree's form: "<64 hex>.file".
 func (n ObjectName) String() string { return n.Checksum.String() + "." + n.Type.Ext() }
 
 // ParseObjectName is the inverse of [ObjectName.String]; anything else is ErrInvalid.

@@ -11,10 +11,10 @@ import (
 // MetaEntry is an entry of a commit's metadata. Its key is not empty.
 type MetaEntry = gvariant.Entry
 
-// Commit is the object type commit: a tree, and words about it.
+// Commit is the object type commit: a tree and its description.
 type Commit struct {
-	Metadata  []MetaEntry // in the order in which they are stored
-	Parent    *Checksum   // commit before this one, nil for the first
+	Metadata  []MetaEntry // in stored order
+	Parent    *Checksum   // the previous commit, nil for the first
 	Subject   string
 	Body      string
 	Timestamp uint64   // seconds since 1970, UTC
@@ -50,7 +50,7 @@ func (c *Commit) MetaUint64(key string) (uint64, bool) {
 	return v.Uint64()
 }
 
-// Validate returns ErrInvalid if c cannot be a commit object.
+// Validate returns ErrInvalid if c cannot be stored as a commit object.
 func (c *Commit) Validate() error {
 	if !validString(c.Subject) || !validString(c.Body) {
 		return invalidf("subject or body of a commit that is not UTF-8")
@@ -99,8 +99,8 @@ func (c *Commit) Marshal() ([]byte, error) {
 
 var commitType = gvariant.MustType("(a{sv}aya(say)sstayay)")
 
-// ParseCommit parses a commit object; what is not one is ErrCorrupt. The values of the metadata refer to data. All that is
-// allocated stays below 16 times len(data).
+// ParseCommit parses a commit object; anything else is ErrCorrupt. The values of the metadata refer to data.
+// Allocations stay below 16 times len(data).
 func ParseCommit(data []byte) (*Commit, error) {
 	c, err := parseCommit(data)
 	return parsed("commit", c, err)

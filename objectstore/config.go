@@ -9,11 +9,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 )
 
-// Mode is how a repository stores content objects; the value is that of the key mode of its config.
+// Mode is the way a repository stores content objects: the value of the key mode in its config.
 type Mode string
 
-// ModeBare stores a content object as a file with its owner, mode and extended attributes. It is the only mode that
-// this package works on.
+// ModeBare stores a content object as a file with its owner, mode and extended attributes. This package supports no
+// other mode.
 const ModeBare Mode = "bare"
 
 const (
@@ -24,7 +24,7 @@ const (
 	forever            = time.Duration(-1)
 )
 
-// config is what this package reads from the file config of a repository.
+// config is the part of a repository's config file that this package reads.
 type config struct {
 	mode        string
 	parent      string
@@ -36,7 +36,7 @@ type config struct {
 	verity      verity
 }
 
-// parseConfig parses the text of a config file. Keys that it does not know are left to those who do.
+// parseConfig parses the text of a config file. It ignores unknown keys.
 func parseConfig(text string) (*config, error) {
 	f, err := keyfile.Parse([]byte(text))
 	if err != nil {
@@ -68,7 +68,7 @@ func parseConfig(text string) (*config, error) {
 	return c, nil
 }
 
-// supported refuses repositories on which this package would do the wrong thing.
+// supported rejects repositories on which this package would do the wrong thing.
 func (c *config) supported(path string) error {
 	switch {
 	case c.mode != string(ModeBare):
@@ -87,7 +87,7 @@ func (c *config) supported(path string) error {
 	return nil
 }
 
-// word reads a value of the group core that neither begins nor ends in space.
+// word reads a value of the group core that has no leading or trailing space.
 func word(f *keyfile.File, key, fallback string) string {
 	if v, ok := f.Get("core", key); ok {
 		return strings.TrimSpace(v)
@@ -95,7 +95,7 @@ func word(f *keyfile.File, key, fallback string) string {
 	return fallback
 }
 
-// seconds reads a number of seconds, -1 for ever.
+// seconds reads a number of seconds; -1 means no limit.
 func seconds(f *keyfile.File, key string, fallback time.Duration) (time.Duration, error) {
 	v, ok := f.Get("core", key)
 	if !ok {

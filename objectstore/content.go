@@ -15,13 +15,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// Limits of names and values; larger ones cannot exist on a Linux file system.
+// Limits of names and values. Larger ones cannot exist on a Linux file system.
 const (
 	maxNameLen       = 255       // NAME_MAX
 	maxTargetLen     = 4095      // PATH_MAX less the NUL
 	maxXattrNameLen  = 255       // XATTR_NAME_MAX
 	maxXattrValueLen = 64 << 10  // XATTR_SIZE_MAX
-	maxXattrsLen     = 128 << 10 // names and values of one inode; ext4, xfs and btrfs hold less or as much
+	maxXattrsLen     = 128 << 10 // names and values of one inode; ext4, xfs and btrfs hold at most as much
 	modeBits         = 0o7777
 )
 
@@ -32,7 +32,7 @@ type Xattr struct {
 	Value []byte
 }
 
-// FileMeta is what a content object holds besides its content.
+// FileMeta is the metadata of a content object.
 type FileMeta struct {
 	UID, GID uint32
 	Mode     uint32 // st_mode with its type: S_IFREG with permission bits, or exactly S_IFLNK|0777
@@ -43,7 +43,7 @@ type FileMeta struct {
 // IsSymlink reports whether m is a symbolic link.
 func (m *FileMeta) IsSymlink() bool { return m.Mode&unix.S_IFMT == unix.S_IFLNK }
 
-// Validate returns ErrInvalid if m cannot be a content object.
+// Validate returns ErrInvalid if m cannot be stored as a content object.
 func (m *FileMeta) Validate() error {
 	switch m.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
@@ -69,7 +69,7 @@ func (m *FileMeta) Validate() error {
 	return validateXattrs(m.Xattrs)
 }
 
-// noID is the uid or gid -1, which chown(2) takes for "leave it".
+// noID is the uid or gid -1, which makes chown(2) keep the old one.
 const noID = 1<<32 - 1
 
 func validString(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
@@ -94,7 +94,7 @@ func validateXattrs(xattrs []Xattr) error {
 	return nil
 }
 
-// Header returns what is hashed before the content: the length of the GVariant (uuuusa(ayay)), big-endian, four zero
+// Header returns the bytes hashed before the content: the big-endian length of the GVariant (uuuusa(ayay)), four zero
 // bytes, and that GVariant, whose integers are big-endian. It validates m.
 func (m *FileMeta) Header() ([]byte, error) {
 	if err := m.Validate(); err != nil {
@@ -119,7 +119,7 @@ func (m *FileMeta) appendHeader(b []byte) []byte {
 	return b
 }
 
-// appendXattrs appends an a(ayay) of names with their NUL, and values.
+// appendXattrs appends an a(ayay) of names, with their NUL, and values.
 func appendXattrs(b []byte, xattrs []Xattr) []byte {
 	return gvariant.AppendArray(b, 1, len(xattrs), func(b []byte, i int) []byte {
 		start := len(b)
@@ -132,8 +132,8 @@ func appendXattrs(b []byte, xattrs []Xattr) []byte {
 
 var xattrsType, xattrType = gvariant.MustType("a(ayay)"), gvariant.MustType("(ayay)")
 
-// parseXattrs parses an a(ayay). It takes lists in any order, because checksums were computed over such lists; a
-// name without its NUL, an empty one and one that occurs twice are corrupt.
+// parseXattrs parses an a(ayay). It accepts any order, because checksums were computed over such lists. A name without
+// its NUL, an empty name and a duplicate are corrupt.
 func parseXattrs(data []byte) ([]Xattr, error) {
 	e, err := xattrsType.Elements(data)
 	if err != nil || e.Len() == 0 {
@@ -164,7 +164,8 @@ func parseXattrs(data []byte) ([]Xattr, error) {
 	return xattrs, nil
 }
 
-// sortXattrs makes a list of what a file system reports, without the empty values that libostree does not see.
+// sortXattrs sorts extended attributes as a file system reports them, and drops empty values, which libostree does not
+// see.
 func sortXattrs(m map[string][]byte) []Xattr {
 	var xattrs []Xattr
 	for name, value := range m {
@@ -176,8 +177,8 @@ func sortXattrs(m map[string][]byte) []Xattr {
 	return xattrs
 }
 
-// NewContentHash returns the hash that names a content object, with m written to it already: write the content of a
-// regular file, nothing for a symbolic link, and its sum is the Checksum. It validates m.
+// NewContentHash returns the hash that names a content object, with m already written to it. Write the content of a
+// regular file, or nothing for a symbolic link; the sum is then the Checksum. It validates m.
 func NewContentHash(m *FileMeta) (hash.Hash, error) {
 	header, err := m.Header()
 	if err != nil {
@@ -206,7 +207,7 @@ func getHasher() *hasher {
 	return h
 }
 
-// put gives h back. It must not be used afterwards.
+// put returns h to the pool. It must not be used afterwards.
 func (h *hasher) put() { hashers.Put(h) }
 
 // start validates m and hashes its header.

@@ -26,8 +26,8 @@ func TestObjectName(t *testing.T) {
 	}
 }
 
-// An object of the right size whose content is wrong is taken for what its name says, unless it is distrusted. Its name
-// is announced before it is there, and only when it is new or replaced.
+// An object of the right size with wrong content is trusted unless it is distrusted. Its name is announced before it
+// exists, and only when it is new or replaced.
 func TestDistrust(t *testing.T) {
 	testenv.NeedsRoot(t)
 	path := t.TempDir()
@@ -104,7 +104,7 @@ func TestDistrust(t *testing.T) {
 	t.Run("remove", func(t *testing.T) {
 		lock, err := repo.Lock(t.Context(), LockShared)
 		testenv.Must(t, err)
-		for range 2 { // the second time it is not there
+		for range 2 { // the second time it is absent
 			if err := lock.RemoveObject(names[0].Type, names[0].Checksum); err != nil {
 				t.Error(err)
 			}
@@ -116,8 +116,8 @@ func TestDistrust(t *testing.T) {
 	})
 }
 
-// testMend damages what is known of a content object whose content is "content". store stores it again: its inode is
-// mended, so that a hard link is right, too, unless the inode is another object's.
+// testMend damages a content object whose content is "content", in several ways. store stores it again. Its inode must
+// be mended, so that a hard link is right too, unless the inode is another object's.
 func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func()) {
 	t.Helper()
 	file := filepath.Join(path, "objects", LoosePath(name.Checksum, name.Type))
@@ -169,7 +169,7 @@ func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func
 	right("another object's inode")
 }
 
-// TestMendRefused damages an object where the disk takes no writes any more: the object is replaced.
+// TestMendRefused damages an object on a disk that rejects writes: the object must be replaced.
 func TestMendRefused(t *testing.T) {
 	testenv.NeedsRoot(t)
 	d, err := atfs.Open(t.TempDir())

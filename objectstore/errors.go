@@ -6,21 +6,21 @@ import (
 	"io/fs"
 )
 
-// The classes of errors, for errors.Is. Each also carries a method after which containerd's errdefs names its
-// classes, so that it becomes the right gRPC code without this package knowing containerd.
+// The classes of errors, for errors.Is. Each also has the method by which containerd's errdefs recognizes its class, so
+// that it becomes the right gRPC code although this package does not know containerd.
 var (
-	// ErrNotExist says that an object or a ref is absent. It is an fs.ErrNotExist too.
+	// ErrNotExist reports that an object or a ref is absent. It is also fs.ErrNotExist.
 	ErrNotExist error = notExistError{}
-	// ErrNoEntry says that a tree has no entry of a name. It is neither ErrNotExist nor fs.ErrNotExist: a name may be
-	// absent, but an object that is absent is damage.
+	// ErrNoEntry reports that a tree has no entry of a name. It is neither ErrNotExist nor fs.ErrNotExist: a name may
+	// be absent, but an absent object is damage.
 	ErrNoEntry error = noEntryError{}
-	// ErrCorrupt says that something in the repository is not what its name or its format says.
+	// ErrCorrupt reports that something in the repository does not match its name or its format.
 	ErrCorrupt error = corruptError{}
-	// ErrLocked says that a lock of the repository was not obtained in time.
+	// ErrLocked reports that a lock of the repository was not obtained in time.
 	ErrLocked error = lockedError{}
-	// ErrNoRepo says that a directory is not an ostree repository.
+	// ErrNoRepo reports that a directory is not an ostree repository.
 	ErrNoRepo error = noRepoError{}
-	// ErrInvalid says that a caller's value cannot be stored in an ostree repository: a bad name, type, mode or ref.
+	// ErrInvalid reports a value that cannot be stored in an ostree repository: a bad name, type, mode or ref.
 	ErrInvalid error = invalidError{}
 )
 
@@ -62,7 +62,7 @@ type ObjectError struct {
 	Err      error
 }
 
-// Error names the object and what is wrong with it.
+// Error names the object and the problem.
 func (e *ObjectError) Error() string {
 	return fmt.Sprintf("object %s.%s: %v", e.Checksum, e.Type.Ext(), e.Err)
 }
@@ -70,7 +70,7 @@ func (e *ObjectError) Error() string {
 // Unwrap returns the cause.
 func (e *ObjectError) Unwrap() error { return e.Err }
 
-// objectError wraps err, in which a missing file becomes ErrNotExist.
+// objectError wraps err. A missing file becomes ErrNotExist.
 func objectError(t ObjectType, sum Checksum, err error) error {
 	if err == nil {
 		return nil
@@ -91,19 +91,19 @@ type RefError struct {
 	Err error
 }
 
-// Error names the ref and what is wrong with it.
+// Error names the ref and the problem.
 func (e *RefError) Error() string { return fmt.Sprintf("ref %q: %v", e.Ref, e.Err) }
 
 // Unwrap returns the cause.
 func (e *RefError) Unwrap() error { return e.Err }
 
-// UnsupportedModeError says that a repository is of a mode that this package does not work on.
+// UnsupportedModeError reports a repository of a mode that this package does not support.
 type UnsupportedModeError struct {
 	Path string
 	Mode string // value of the mode key
 }
 
-// Error names the mode, and says what to do instead.
+// Error names the mode and a way out.
 func (e *UnsupportedModeError) Error() string {
 	const bare = `only mode "bare" keeps owners, modes and extended attributes on the files themselves`
 	switch e.Mode {
@@ -120,13 +120,13 @@ func (e *UnsupportedModeError) Error() string {
 // NotImplemented marks the class of the error.
 func (e *UnsupportedModeError) NotImplemented() {}
 
-// UnsupportedConfigError says that a repository has a setting under which this package would do the wrong thing.
+// UnsupportedConfigError reports a repository setting under which this package would do the wrong thing.
 type UnsupportedConfigError struct {
 	Path, Key, Value string
-	Hint             string // why, and what to do
+	Hint             string // the reason and a way out
 }
 
-// Error names the setting, and says what to do.
+// Error names the setting and a way out.
 func (e *UnsupportedConfigError) Error() string {
 	return fmt.Sprintf("ostree repository %s has %s=%s: %s", e.Path, e.Key, e.Value, e.Hint)
 }
@@ -134,12 +134,12 @@ func (e *UnsupportedConfigError) Error() string {
 // NotImplemented marks the class of the error.
 func (e *UnsupportedConfigError) NotImplemented() {}
 
-// corruptf describes why something is corrupt.
+// corruptf returns an ErrCorrupt with a description.
 func corruptf(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), ErrCorrupt)
 }
 
-// invalidf describes why a value cannot be stored.
+// invalidf returns an ErrInvalid with a description.
 func invalidf(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), ErrInvalid)
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// TestErrorClasses checks that errors have the classes of containerd that become the right gRPC codes.
+// TestErrorClasses checks that errors have the containerd classes that become the right gRPC codes.
 func TestErrorClasses(t *testing.T) {
 	about := func(err error) error {
 		return fmt.Errorf("store: %w", &objectstore.ObjectError{Type: objectstore.TypeFile, Err: err})

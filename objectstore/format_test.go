@@ -37,7 +37,7 @@ func mustSum(tb testing.TB, s string) objectstore.Checksum {
 
 func hashOf(b []byte) objectstore.Checksum { return sha256.Sum256(b) }
 
-// Checksums and bytes of objects made by ostree 2022.7: "ostree commit" of the files that the names say.
+// Checksums and bytes of objects made by ostree 2022.7, with "ostree commit" of the files in the names.
 const (
 	sumHello     = "d6f58149fd47ec2be3fafef4fe767915f195e7ae67b9a0c090b842b156cd07f3"
 	sumHi        = "73baaba0102e9154b8522687d33eedb8ed1bc78eadb82428b2616144ec502934"
@@ -234,7 +234,7 @@ func TestCommitMetadata(t *testing.T) {
 	}
 }
 
-// TestTreeSizes crosses the sizes at which the offsets of a dirtree grow.
+// TestTreeSizes covers the sizes at which the offsets of a dirtree grow.
 func TestTreeSizes(t *testing.T) {
 	for _, want := range []int{254, 255, 256, 257, 258, 65533, 65534, 65535, 65536, 65537, 65540} {
 		t.Run(fmt.Sprint(want), func(t *testing.T) {
@@ -376,8 +376,8 @@ func parseSum(s string) error {
 	return err
 }
 
-// TestParseDamaged cuts valid objects short and flips each of their bits: what a parser takes must be what the encoder
-// makes of it, all else is ErrCorrupt.
+// TestParseDamaged truncates valid objects and flips each of their bits: accepted data must be what the encoder makes
+// of the parsed value, everything else must be ErrCorrupt.
 func TestParseDamaged(t *testing.T) {
 	tree, err := (&objectstore.DirTree{
 		Files: []objectstore.TreeFile{{Name: "a", Checksum: hashOf(nil)}, {Name: "b", Checksum: hashOf(nil)}},
@@ -414,8 +414,8 @@ func TestParseDamaged(t *testing.T) {
 	}
 }
 
-// The checks report whether data was parsed. They fail the test for an error of another class, and if the encoder
-// does not make data of what was parsed.
+// The checks report whether data was parsed. They fail the test for an error of another class, or if the encoder does
+// not reproduce data from the parsed value.
 func checkDirTree(tb testing.TB, data []byte) bool {
 	tb.Helper()
 	v, err := objectstore.ParseDirTree(data)
@@ -433,7 +433,7 @@ func checkDirMeta(tb testing.TB, data []byte) bool {
 		return checkCorrupt(tb, v == nil, err)
 	}
 	again, err := v.Marshal()
-	if errors.Is(err, objectstore.ErrInvalid) { // lists that older ostree wrote are read but not written
+	if errors.Is(err, objectstore.ErrInvalid) { // lists written by older ostree are read but not written
 		return true
 	}
 	return checkSame(tb, data, again, err)
@@ -489,7 +489,7 @@ func FuzzParseCommit(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) { checkCommit(t, data) })
 }
 
-// metadata returns a metadata entry of a commit, the zero Variant if there is none.
+// metadata returns a metadata entry of a commit, the zero Variant if it is absent.
 func metadata(c *objectstore.Commit, key string) gvariant.Variant {
 	v, _ := c.Lookup(key)
 	return v

@@ -22,17 +22,17 @@ import (
 
 // FsckOptions are options of [Repo.Fsck].
 type FsckOptions struct {
-	Workers  int                     // that hash at the same time; 0: one for each processor
+	Workers  int                     // number of concurrent hashers; 0: one for each processor
 	Progress func(done, total int64) // called with numbers of objects, by one goroutine at a time; may be nil
 }
 
-// Problem is something that is wrong in a repository. It is about an object, or, with Ref set, about a ref that names
-// the commit Checksum (zero if it cannot be read).
+// Problem is a fault in a repository. It concerns an object or, with Ref set, a ref to the commit Checksum (zero if the
+// ref cannot be read).
 type Problem struct {
 	Type     ObjectType
 	Checksum Checksum
 	Ref      string
-	Err      error // ErrCorrupt: not what its name says; ErrNotExist: something reaches it and it is missing
+	Err      error // ErrCorrupt: does not match its name; ErrNotExist: referenced but missing
 }
 
 // String describes the problem.
@@ -43,16 +43,16 @@ func (p Problem) String() string {
 	return (&ObjectError{Type: p.Type, Checksum: p.Checksum, Err: p.Err}).Error()
 }
 
-// FsckReport is what [Repo.Fsck] has found.
+// FsckReport is the result of [Repo.Fsck].
 type FsckReport struct {
-	Objects  int // that were verified
-	Commits  int // complete ones
+	Objects  int // verified objects
+	Commits  int // complete commits
 	Refs     int
-	Partial  int // commits marked as incomplete by a pull, which is no problem
+	Partial  int // commits marked as incomplete by a pull, which are no problem
 	Problems []Problem
 }
 
-// Err returns nil if there are no problems, else an ErrCorrupt that names the first of them.
+// Err returns nil if there are no problems, else an ErrCorrupt that names the first one.
 func (r *FsckReport) Err() error {
 	switch len(r.Problems) {
 	case 0:
@@ -63,10 +63,10 @@ func (r *FsckReport) Err() error {
 	return corruptf("%s (and %d more problems)", r.Problems[0], len(r.Problems)-1)
 }
 
-// Fsck verifies a repository as ostree fsck does: every object against its name, all that every commit needs to be
-// there, every ref. It can run beside writers and a prune: objects are hashed without a lock, and the shared lock is
-// taken only while the connections are followed. The error is for what kept it from its work; what it found is in
-// the report, sorted.
+// Fsck verifies a repository as ostree fsck does: every object against its name, the presence of everything a commit
+// needs, and every ref. It can run beside writers and a prune: objects are hashed without a lock, and the shared lock
+// is held only while the connections are followed. The error is for failures of Fsck itself; problems of the repository
+// are in the report, sorted.
 func (r *Repo) Fsck(ctx context.Context, opts FsckOptions) (*FsckReport, error) {
 	f := &fsck{repo: r, opts: opts, report: &FsckReport{}, bad: make(map[fsckKey]struct{})}
 	err := f.hashObjects(ctx)
@@ -94,12 +94,12 @@ type fsck struct {
 
 	mu     sync.Mutex
 	report *FsckReport
-	bad    map[fsckKey]struct{} // objects that have a problem already
+	bad    map[fsckKey]struct{} // objects with a problem already
 
-	have map[Checksum]typeSet // objects that are there while the connections are followed
+	have map[Checksum]typeSet // objects that exist while the connections are followed
 }
 
-// problem records a problem, or returns its error if that is one of this process, which says nothing about the object.
+// problem records a problem. An error of this process, which tells nothing about the object, is returned instead.
 func (f *fsck) problem(p Problem) error {
 	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
 		if errors.Is(p.Err, ours) {
@@ -119,7 +119,7 @@ func (f *fsck) problem(p Problem) error {
 	return nil
 }
 
-// hashObjects verifies each object by itself.
+// hashObjects verifies each object on its own.
 func (f *fsck) hashObjects(ctx context.Context) error {
 	var objects []fsckKey
 	err := f.repo.eachObject(ctx, func(_ *atfs.Dir, _ string, typ ObjectType, sum Checksum) error {
@@ -167,7 +167,7 @@ func (f *fsck) progress(total int64) {
 	f.opts.Progress(done, total)
 }
 
-// check verifies one object. One that has been pruned meanwhile is none.
+// check verifies one object. An object pruned meanwhile is no problem.
 func (f *fsck) check(k fsckKey) error {
 	err := f.repo.verify(k.typ, k.sum)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -184,12 +184,12 @@ func (f *fsck) check(k fsckKey) error {
 	return nil
 }
 
-// Verify reads an object and compares it with its name: ErrCorrupt if it is something else, ErrNotExist if there is
-// none, both in an *ObjectError.
+// Verify reads an object and compares it with its name. The error is ErrCorrupt if they differ, ErrNotExist if the
+// object is absent, both in an *ObjectError.
 func (r *Repo) Verify(t ObjectType, sum Checksum) error { return objectError(t, sum, r.verify(t, sum)) }
 
-// RemoveObject deletes an object, for a caller that holds the lock, whichever kind, and knows that nobody can use it: it
-// is damaged, or a commit that lacks something. One that is not there is no error.
+// RemoveObject deletes an object. The caller must hold the lock, of either kind, and know that nobody can use the
+// object: it is damaged, or an incomplete commit. An absent object is no error.
 func (l *Lock) RemoveObject(t ObjectType, sum Checksum) error {
 	_, err := l.repo.removeObject(t, sum)
 	return err
@@ -245,7 +245,8 @@ func verifySum(got, want Checksum) error {
 	return nil
 }
 
-// connect verifies that what commits and refs name is there, under the shared lock, so that nothing goes meanwhile.
+// connect verifies that everything named by commits and refs exists. It holds the shared lock, so that nothing
+// disappears meanwhile.
 func (f *fsck) connect(ctx context.Context) (err error) {
 	lock, err := f.repo.Lock(ctx, LockShared)
 	if err != nil {
@@ -273,7 +274,7 @@ func (f *fsck) connect(ctx context.Context) (err error) {
 	return f.refs()
 }
 
-// commit follows a commit. A partial one is only counted.
+// commit follows a commit. Partial commits are only counted.
 func (f *fsck) commit(ctx context.Context, m *marker, sum Checksum) error {
 	partial, err := f.repo.isPartial(sum)
 	if err != nil {
@@ -325,7 +326,7 @@ func (f *fsck) commit(ctx context.Context, m *marker, sum Checksum) error {
 	return nil
 }
 
-// need records an object as missing if it is. It reports whether it is there and was not seen before.
+// need records a missing object. It reports whether the object exists and is new to the marker.
 func (f *fsck) need(m *marker, typ ObjectType, sum *Checksum) (bool, error) {
 	if !m.mark(typ, sum) {
 		return false, nil
@@ -336,8 +337,8 @@ func (f *fsck) need(m *marker, typ ObjectType, sum *Checksum) (bool, error) {
 	return true, nil
 }
 
-// exists returns ErrNotExist for an object that is not there. The shared lock does not keep others from adding objects:
-// one that was not there when its directory was read can be there by now.
+// exists returns ErrNotExist for an absent object. The shared lock does not prevent others from adding objects: one
+// that was absent when its directory was read may exist by now.
 func (f *fsck) exists(typ ObjectType, sum *Checksum) error {
 	if f.have[*sum]&setOf(typ) != 0 {
 		return nil
@@ -349,7 +350,7 @@ func (f *fsck) exists(typ ObjectType, sum *Checksum) error {
 	return cause(err)
 }
 
-// cause strips what a Problem says itself.
+// cause strips the parts of an error that a Problem repeats.
 func cause(err error) error {
 	var oe *ObjectError
 	if errors.As(err, &oe) {
@@ -358,7 +359,7 @@ func cause(err error) error {
 	return err
 }
 
-// refs verifies every ref, also when one cannot be read.
+// refs verifies every ref, even if one cannot be read.
 func (f *fsck) refs() error {
 	var uncached *refCache
 	return f.repo.eachTop(func(d *atfs.Dir, prefix string) error {

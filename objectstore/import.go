@@ -11,28 +11,27 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// Import brings a content object that another repository has into this one, with the guarantees of [Txn.StoreFile].
-// The first of these that the kernel allows is done:
+// Import brings a content object of another repository into this one, with the guarantees of [Txn.StoreFile]. It does
+// the first of these that the kernel allows:
 //
-//   - The inode gets a further name. It takes a single mount for that, not only a single file system. Content is not
-//     read: both repositories have the same bytes, good or bad, and what mends the one mends the other.
-//   - A new inode shares the blocks of the other (reflink). Content is not read either: what is in the blocks is the
-//     same on both sides, and to read it all would be to copy it but for the writing. Fsck of either finds what is bad.
-//   - The content is copied, and hashed on the way: what is not the object stays where it is, and is an ErrCorrupt.
+//   - The inode gets another name. This requires a single mount, not only a single file system. Content is not read: both
+//     repositories have the same bytes, good or bad, and a repair of one repairs the other.
+//   - A new inode shares the blocks of the other (reflink). Content is not read either: both sides share the same blocks,
+//     and reading them all would cost half a copy. Fsck of either repository finds damage.
+//   - The content is copied, and hashed on the way: wrong content is not taken over, and is an ErrCorrupt.
 //
-// A new inode gets owner, mode, extended attributes and mtime of the other; a symbolic link gets no mtime, and is
-// compared with its checksum always.
+// A new inode gets owner, mode, extended attributes and mtime of the other. A symbolic link gets no mtime, and is
+// always compared with its checksum.
 //
-// An object that is here already is success, whether from has it or not. If what the inodes say of themselves is not
-// the same, the one here is read, and replaced unless it is the object. The other repository need not be locked: an
-// object that is removed from it meanwhile is one that it did not have, an ErrNotExist. Stored.Blocks is 0 unless
-// content was copied.
+// An object that exists here is success, whether from has it or not. If the metadata of the two inodes differ, the one
+// here is read, and replaced unless it is the object. The other repository need not be locked: an object removed from
+// it meanwhile is ErrNotExist, as if it had never been there. Stored.Blocks is 0 unless content was copied.
 func (t *Txn) Import(from *Repo, sum Checksum) (Stored, error) {
 	return t.importAs(from, sum, nil, 0)
 }
 
-// ImportFile is [Txn.Import] of a regular file whose metadata and size are known. An inode of which size, owner or mode are
-// not those, as a power failure leaves it, is not taken: one here is replaced, one there is an ErrCorrupt.
+// ImportFile is [Txn.Import] of a regular file whose metadata and size are known. An inode with another size, owner or
+// mode, as a power failure may leave it, is not used: one here is replaced, one there is an ErrCorrupt.
 func (t *Txn) ImportFile(from *Repo, sum Checksum, m *FileMeta, size int64) (Stored, error) {
 	return t.importAs(from, sum, m, size)
 }
@@ -45,7 +44,7 @@ func (t *Txn) importAs(from *Repo, sum Checksum, m *FileMeta, size int64) (Store
 	return stored, nil
 }
 
-// importFile imports an object that is known to be a file with metadata m and a size, unless m is nil.
+// importFile imports an object. Unless m is nil, the object is known to be a file with metadata m and the given size.
 func (t *Txn) importFile(from *Repo, sum Checksum, m *FileMeta, size int64) (Stored, error) {
 	var state presence
 	var err error
@@ -70,7 +69,7 @@ func (t *Txn) importFile(from *Repo, sum Checksum, m *FileMeta, size int64) (Sto
 	return t.copyObject(src, sum, state == wrong)
 }
 
-// findAlike looks for a content object as find does, without knowing what it is but by what another repository has.
+// findAlike looks for a content object as find does, but knows of it only the other repository's inode.
 func (t *Txn) findAlike(from *Repo, sum Checksum) (presence, error) {
 	st, err := t.repo.stat(&sum, TypeFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,8 +100,8 @@ func alike(a, b *unix.Stat_t) bool {
 	return a.Dev == b.Dev && a.Ino == b.Ino || a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Size == b.Size
 }
 
-// link gives the inode of an object in another repository's directory its name here too, if it can be a file with metadata
-// m and a size, or any object if m is nil.
+// link links an object's inode from another repository's directory to its name here, if it can be a file with metadata
+// m and the given size, or any object if m is nil.
 func (t *Txn) link(src *atfs.Dir, sum Checksum, m *FileMeta, size int64) (added bool, err error) {
 	name := looseName(&sum, TypeFile)
 	st, err := src.Lstat(name)
@@ -120,14 +119,14 @@ func (t *Txn) link(src *atfs.Dir, sum Checksum, m *FileMeta, size int64) (added 
 	return t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return src.Link(name, d, name) })
 }
 
-// cannotLink reports whether link(2) failed because of what the inode or its place is, so that there is to be another
-// inode: it is on another file system or mount, has as many names as it can have, or may not get more (immutable, or
-// somebody else's under protected_hardlinks).
+// cannotLink reports whether link(2) failed because of the inode or its location, so that a new inode is needed: it is
+// on another file system or mount, has the maximum of names, or may not get more (immutable, or owned by another user
+// under protected_hardlinks).
 func cannotLink(err error) bool {
 	return errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM)
 }
 
-// copyObject makes a new inode of an object in another repository's directory.
+// copyObject copies an object from another repository's directory into a new inode.
 func (t *Txn) copyObject(src *atfs.Dir, sum Checksum, replace bool) (_ Stored, err error) {
 	name := looseName(&sum, TypeFile)
 	m, st, err := statFile(src, name)
@@ -157,7 +156,7 @@ func (t *Txn) copyObject(src *atfs.Dir, sum Checksum, replace bool) (_ Stored, e
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	cloned := false
-	if !replace { // what replaces something is verified
+	if !replace { // a replacement is verified
 		if cloned, err = out.TryCloneFrom(in); err != nil {
 			return Stored{}, err
 		}
@@ -195,23 +194,24 @@ func copyVerified(out, in *atfs.File, m *FileMeta, sum Checksum) error {
 	return verifySum(h.finish(), sum)
 }
 
-// Lenders are repositories whose objects are used instead of writing the same once more.
+// Lenders are repositories whose objects are used instead of writing the same content again.
 type Lenders struct {
-	Repos []*Repo // the first that has an object counts
-	// SameMtime leaves an inode alone that has another mtime than the file to be stored: an object has that of its inode.
+	Repos []*Repo // in order of preference
+	// SameMtime excludes inodes with another mtime than the file to be stored: an object has the mtime of its inode.
 	SameMtime bool
 }
 
-// Borrow has regular files that are stored in this transaction, and that the repository has not, become further names of
-// the inodes that other repositories have for them. The name that another repository gives an inode proves nothing: the
-// inode is read and compared with the file first. Nor is an inode used that anybody but the process's own user could
-// change: it must belong to that user, be writable for nobody else, and have no set-id bit. Where an inode cannot be
-// used, the file is written as without this.
+// Borrow links regular files that are stored in this transaction, and that the repository lacks, to the inodes that
+// other repositories have for them. An inode's name in another repository proves nothing: the inode is read and
+// compared with the file first. It is not used if any user but the process's own could change it: it must belong to
+// that user, be writable for nobody else, and have no set-id bit. If an inode cannot be used, the file is written as
+// without Borrow.
 //
-// It is set before anything is stored. The other repositories need not be locked, and must not be closed meanwhile.
+// Call it before storing anything. The other repositories need not be locked, and must not be closed meanwhile.
 func (t *Txn) Borrow(from Lenders) { t.lenders = from }
 
-// borrow looks for a content object that the repository has not, and links it. It reports false where nobody has it.
+// borrow looks in the lenders for a content object that the repository lacks, and links it. It returns false if no
+// lender has it.
 func (t *Txn) borrow(sum Checksum, m *FileMeta, size int64, mtime unix.Timespec) (Stored, bool, error) {
 	if size == 0 { // nothing to share
 		return Stored{}, false, nil
@@ -236,16 +236,16 @@ func (t *Txn) borrow(sum Checksum, m *FileMeta, size int64, mtime unix.Timespec)
 	return Stored{}, false, nil
 }
 
-// ownsAlone reports whether no user but the process's own can change an inode.
+// ownsAlone reports whether only the process's own user can change an inode.
 func (t *Txn) ownsAlone(st *unix.Stat_t) bool {
 	return st.Uid == t.uid && st.Mode&(unix.S_ISUID|unix.S_ISGID|0o022) == 0
 }
 
-// linkVerified gives an inode in another repository's directory the name of an object here if it is that object. It reports
+// linkVerified links an inode of another repository's directory as an object here, if it is that object. It returns
 // false if it is not, or cannot be linked or read.
 func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err error) {
 	name := looseName(&sum, TypeFile)
-	// First under a name that nobody else can give another inode while this one is read.
+	// First under a name that nobody else can move to another inode during the read.
 	tmp := temporaryName(linkTmpPrefix)
 	if err := src.Link(name, t.repo.tmp, tmp); err != nil {
 		if cannotLink(err) || errors.Is(err, fs.ErrNotExist) {
@@ -256,7 +256,7 @@ func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err err
 	defer func() { err = errors.Join(err, t.repo.tmp.Unlink(tmp)) }()
 	is, _, st, ierr := t.identify(nil, t.repo.tmp, tmp)
 	if ierr != nil || is != sum || !t.ownsAlone(&st) {
-		return false, false, nil // an inode that cannot be read is one that cannot be used
+		return false, false, nil // an unreadable inode cannot be used
 	}
 	added, err = t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return t.repo.tmp.Link(tmp, d, name) })
 	if cannotLink(err) {
@@ -265,18 +265,18 @@ func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err err
 	return added, err == nil, err
 }
 
-// Transfer is how content objects get from one repository into another.
+// Transfer is a way for content objects to get from one repository into another.
 type Transfer int
 
-// From what costs nothing to what costs most.
+// From the cheapest to the most expensive.
 const (
-	TransferLink    Transfer = iota // a further name of the inode
-	TransferReflink                 // an inode for each, with the same blocks
-	TransferCopy                    // content is read and written
+	TransferLink    Transfer = iota // another name of the inode
+	TransferReflink                 // separate inodes with shared blocks
+	TransferCopy                    // the content is read and written
 )
 
-// Transfer finds out how [Txn.Import] would bring objects of another repository into r, by trying it with a file that
-// every repository has: neither the numbers of devices nor those of mounts say for certain what the kernel allows.
+// Transfer determines how [Txn.Import] would bring objects of another repository into r. It tries with a file that
+// every repository has: neither device nor mount numbers tell reliably what the kernel allows.
 func (r *Repo) Transfer(from *Repo) (Transfer, error) {
 	t, err := r.transfer(from)
 	if err != nil {

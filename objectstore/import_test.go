@@ -18,7 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// files returns the content objects of a repository, and fails the test if there are none.
+// files returns the content objects of a repository, and fails the test if it has none.
 func files(tb testing.TB, repo *objectstore.Repo) (sums []objectstore.Checksum) {
 	tb.Helper()
 	for _, name := range objectNames(tb, repo.Dir().Path()) {
@@ -49,7 +49,7 @@ func objectPath(repo *objectstore.Repo, sum objectstore.Checksum) string {
 	return filepath.Join(repo.ObjectsDir().Path(), objectstore.LoosePath(sum, objectstore.TypeFile))
 }
 
-// TestImport brings every kind of content object over, in each of the ways that there are.
+// TestImport imports every kind of content object, in each possible way.
 func TestImport(t *testing.T) {
 	testenv.NeedsRoot(t)
 	disk := func(fstype string) string { return testenv.NewDisk(t, fstype, 320<<20).Dir }
@@ -129,7 +129,7 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// bind mounts a directory a second time, until the test ends.
+// bind mounts a directory a second time until the test ends.
 func bind(tb testing.TB, dir, at string) {
 	tb.Helper()
 	if err := unix.Mount(dir, at, "", unix.MS_BIND, ""); err != nil {
@@ -142,7 +142,7 @@ func bind(tb testing.TB, dir, at string) {
 	})
 }
 
-// repoAt makes a repository in a directory that need not exist.
+// repoAt makes a repository in a directory that may not exist yet.
 func repoAt(tb testing.TB, path string) *objectstore.Repo {
 	tb.Helper()
 	if err := os.MkdirAll(path, 0o755); err != nil {
@@ -151,7 +151,7 @@ func repoAt(tb testing.TB, path string) *objectstore.Repo {
 	return objecttest.NewRepoAt(tb, objecttest.OpenDir(tb, path))
 }
 
-// TestImportDamaged has a file in one of two repositories that is not what its name says.
+// TestImportDamaged imports from and into repositories with a file that does not match its name.
 func TestImportDamaged(t *testing.T) {
 	const content = "content of the object"
 	file := objecttest.File(0o644, content).Own(uint32(os.Geteuid()), uint32(os.Getegid()))
@@ -164,7 +164,7 @@ func TestImportDamaged(t *testing.T) {
 		}
 		return sum
 	}
-	// Not NewRepo, which demands that all is well in the end.
+	// Not NewRepo, which checks the repository at the end.
 	repo := func(t *testing.T, dir string) *objectstore.Repo {
 		t.Helper()
 		r, err := objectstore.Create(objecttest.OpenDir(t, dir), objectstore.ModeBare)
@@ -250,7 +250,7 @@ func TestImportDamaged(t *testing.T) {
 		if stored, err := txn.ImportFile(from, sum, file.FileMeta(), int64(len(content))); err != nil || !stored.Linked {
 			t.Errorf("got %+v, %v, want a link", stored, err)
 		}
-		// Another inode, cut off here.
+		// Another inode, truncated here.
 		name := objectPath(to, sum)
 		if err := errors.Join(os.Remove(name), os.WriteFile(name, nil, 0o644)); err != nil {
 			t.Fatal(err)
@@ -288,7 +288,7 @@ func TestImportDamaged(t *testing.T) {
 	})
 }
 
-// TestImportOfManyNames has an inode that can take no more names: the object becomes a new one.
+// TestImportOfManyNames imports an inode at the maximum of names: the object gets a new inode.
 func TestImportOfManyNames(t *testing.T) {
 	testenv.NeedsRoot(t)
 	const maxLinks = 65000 // of ext4
@@ -308,7 +308,7 @@ func TestImportOfManyNames(t *testing.T) {
 	}
 }
 
-// TestImportLinkOutlives removes either repository of two that share an inode.
+// TestImportLinkOutlives removes either of two repositories that share an inode.
 func TestImportLinkOutlives(t *testing.T) {
 	dir := t.TempDir()
 	from, to := repoAt(t, dir+"/from"), repoAt(t, dir+"/to")
@@ -321,7 +321,7 @@ func TestImportLinkOutlives(t *testing.T) {
 	if inodeOf(t, from, sum).Ino != inodeOf(t, to, sum).Ino {
 		t.Fatal("two inodes, want one")
 	}
-	// Nothing refers to it in the one, all of the other goes.
+	// Nothing refers to it in one repository; the other is removed whole.
 	if err := txn.Abort(); err != nil {
 		t.Fatal(err)
 	}
@@ -351,22 +351,22 @@ func TestImportLinkOutlives(t *testing.T) {
 	}
 }
 
-// TestImportFaults is the sweep of objects that are copied.
+// TestImportFaults sweeps the import of objects by copy.
 func TestImportFaults(t *testing.T) {
-	testenv.NeedsRoot(t) // for a file system in memory, on which the other repository is not
+	testenv.NeedsRoot(t) // for an in-memory file system, which the other repository is not on
 	elsewhere := t.TempDir()
 	c := importing(t, func(string) string { return elsewhere })
 	c.Min = 40
 	faulttest.Sweep(t, c)
 }
 
-// linking is the sweep of objects that are linked.
+// linking sweeps the import of objects by link.
 func linking(t *testing.T) sweepCase {
 	t.Helper()
 	return importing(t, func(path string) string { return path + "-from" })
 }
 
-// An importing case brings the objects of a commit over from a repository whose path is a function of the other's.
+// An importing case imports the objects of a commit from a repository whose path is a function of the other's.
 func importing(t *testing.T, from func(path string) string) sweepCase {
 	t.Helper()
 	root := smallTree(t)
@@ -387,7 +387,7 @@ func importing(t *testing.T, from func(path string) string) sweepCase {
 		if err != nil {
 			return err
 		}
-		defer txn.Abort() //nolint:errcheck // the error that matters is that of Commit
+		defer txn.Abort() //nolint:errcheck // Commit's error matters
 		for _, sum := range files(t, other) {
 			if _, err := txn.Import(other, sum); err != nil {
 				return err
@@ -405,7 +405,7 @@ func importing(t *testing.T, from func(path string) string) sweepCase {
 	return c
 }
 
-// TestBorrow stores files of which another repository has some.
+// TestBorrow stores files, some of which another repository has.
 func TestBorrow(t *testing.T) {
 	lender, to := objecttest.NewRepo(t), objecttest.NewRepo(t)
 	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
@@ -419,12 +419,12 @@ func TestBorrow(t *testing.T) {
 	objecttest.Commit(t, lender, "r", objecttest.Dir(0o755, map[string]*objecttest.Node{
 		"small": file("small"), "large": file(large), "empty": file(""), "cut": file("cut off"), "adopt": file("adopt"),
 	}))
-	// What a power failure has cut off, and the lender does not know of.
+	// Truncated by a power failure that the lender does not know of.
 	cut := objectSum(t, file("cut off"))
 	if err := os.Truncate(objectPath(lender, cut), 1); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { // for the check of the lender when the test ends
+	defer func() { // for the lender's check when the test ends
 		if err := os.WriteFile(objectPath(lender, cut), []byte("cut off"), 0); err != nil {
 			t.Error(err)
 		}
@@ -488,7 +488,7 @@ func TestBorrow(t *testing.T) {
 			}
 		}
 	}
-	// Without lenders nothing is looked for.
+	// Without lenders nothing is searched.
 	if stored, err := store["small"](begin(t, to), mtime); err != nil || stored.Linked {
 		t.Errorf("without lenders: got %+v, %v, want that it was written", stored, err)
 	}
@@ -504,7 +504,7 @@ func objectSum(tb testing.TB, n *objecttest.Node) objectstore.Checksum {
 	return objectstore.Checksum(h.Sum(nil))
 }
 
-// TestBorrowDistrusts has lenders whose inodes are not what their names say, or which somebody else can change: the file is
+// TestBorrowDistrusts has lenders whose inodes do not match their names, or can be changed by other users: the file is
 // written, and the repository has the right content.
 func TestBorrowDistrusts(t *testing.T) {
 	testenv.NeedsRoot(t)
@@ -562,7 +562,7 @@ func TestBorrowDistrusts(t *testing.T) {
 	}
 }
 
-// TestBorrowElsewhere has a lender on another file system: files are written as without it.
+// TestBorrowElsewhere has a lender on another file system: files are written as if there were none.
 func TestBorrowElsewhere(t *testing.T) {
 	testenv.NeedsRoot(t)
 	lender, to := repoAt(t, testenv.NewDisk(t, "ext4", 16<<20).Dir+"/repo"), objecttest.NewRepo(t)

@@ -13,7 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// LockKind says whom a lock excludes.
+// LockKind is the kind of a lock: shared or exclusive.
 type LockKind int
 
 const (
@@ -31,10 +31,9 @@ func (k LockKind) String() string {
 	return "shared"
 }
 
-// Lock is a lock of a repository, that of libostree: an open file description lock on its file .lock. Each Lock has
-// an open file of its own, so it excludes goroutines of this process as it excludes other processes, and locks of
-// the same goroutine are not recursive: two shared ones get along, anything else with an exclusive one waits for
-// itself.
+// Lock is a lock of a repository, libostree's own: an open file description lock on its file .lock. Each Lock has its
+// own open file, so it excludes goroutines of this process as well as other processes. Locks are not recursive: a
+// goroutine may hold two shared locks, but with an exclusive one it waits for itself.
 type Lock struct {
 	repo *Repo
 	kind LockKind
@@ -42,14 +41,14 @@ type Lock struct {
 	file *atfs.File // nil under locking=false
 }
 
-// Intervals between attempts to take a lock that another has.
+// Intervals between attempts to take a lock that is held.
 const (
 	minLockPoll = time.Millisecond
 	maxLockPoll = 200 * time.Millisecond
 )
 
-// Lock takes a lock. It waits for lock-timeout-secs of the repository's config (default 300, -1 is for ever), then
-// fails with ErrLocked; or until ctx is done.
+// Lock takes a lock. It waits for lock-timeout-secs of the repository's config (default 300, -1 means no limit), then
+// fails with ErrLocked. It stops when ctx is done.
 func (r *Repo) Lock(ctx context.Context, kind LockKind) (*Lock, error) {
 	l := &Lock{repo: r, kind: kind}
 	if !r.config.locking {
@@ -105,7 +104,7 @@ func (l *Lock) try() error {
 func (l *Lock) Unlock() (err error) {
 	l.once.Do(func() {
 		if l.file != nil {
-			err = l.file.Close() // the last descriptor of the open file takes its locks with it
+			err = l.file.Close() // closing the last descriptor of the open file releases its locks
 		}
 	})
 	return err

@@ -47,7 +47,7 @@ func TestLookup(t *testing.T) {
 		{"usr/etc/b", false, 0, nil},
 		{"usr/etc/c", true, 0o700, nil},
 		{"link", false, 0, nil},
-		{"usr/lost", true, 0o711, nil}, // of which only the object is missing
+		{"usr/lost", true, 0o711, nil}, // only its object is missing
 		{"usr/lost/only here", false, 0, objectstore.ErrNotExist},
 		{"var", false, 0, objectstore.ErrNoEntry},
 		{"usr/etc/d", false, 0, objectstore.ErrNoEntry},

@@ -15,7 +15,7 @@ import (
 // maxAmplification is the memory bound in the documentation of ParseDirTree, ParseDirMeta and ParseCommit.
 const maxAmplification = 16
 
-// TestParseMemory measures what the most expensive objects cost: as many elements as there is room for, and claims of more.
+// TestParseMemory measures the most expensive objects: with as many elements as possible, and claiming more.
 func TestParseMemory(t *testing.T) {
 	const n = 200_000
 	name := func(i int) string { return fmt.Sprintf("%x", i) }
@@ -38,7 +38,7 @@ func TestParseMemory(t *testing.T) {
 		}
 		return b
 	}
-	// Marshal refuses attributes that no file can have. This is what it would write.
+	// Marshal rejects attributes that no file can have. This is what it would write.
 	attrs := make([]byte, 12)
 	binary.BigEndian.PutUint32(attrs[8:], 0o40755)
 	attrs = gvariant.AppendArray(attrs, 1, n, func(b []byte, i int) []byte {
@@ -46,7 +46,7 @@ func TestParseMemory(t *testing.T) {
 		b = gvariant.AppendString(b, name(i))
 		return gvariant.AppendOffsets(b, start, len(b))
 	})
-	// Offsets are at the end: these lead as far as they can.
+	// The offsets at the end point as far as possible.
 	claims := func(b []byte) []byte {
 		b = slices.Clone(b)
 		for i := len(b) - 4096; i < len(b); i++ {

@@ -20,7 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// entry is what a checkout shows of a file, times of directories and new inodes aside.
+// entry is a file of a checkout, without times of directories and of new inodes.
 type entry struct {
 	Mode, UID, GID uint32
 	Size           int64
@@ -71,7 +71,7 @@ func snapshot(tb testing.TB, root string) map[string]entry {
 	return got
 }
 
-// TestWeWriteOstreeReads stores the odd tree; the real ostree verifies, lists and checks it out.
+// TestWeWriteOstreeReads stores the odd tree, which the real ostree must verify, list and check out.
 func TestWeWriteOstreeReads(t *testing.T) {
 	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
@@ -119,7 +119,7 @@ func TestWeWriteOstreeReads(t *testing.T) {
 			objecttest.Ostree(t, repo, "prune", "--refs-only")
 			objecttest.Ostree(t, repo, "fsck", "--quiet")
 
-			// What ostree makes of its checkout must be the same commit again, but for the time.
+			// ostree must make the same commit of its checkout, except for the time.
 			objecttest.Ostree(t, repo, "commit", "-b", "again", theirs)
 			again := commitOf(t, repo, "again")
 			first := commitOf(t, repo, "test/odd")
@@ -143,7 +143,7 @@ func commitOf(tb testing.TB, repo *objectstore.Repo, ref string) *objectstore.Co
 	return c
 }
 
-// checkNode compares a checkout with the literal that it was made from.
+// checkNode compares a checkout with its literal.
 func checkNode(t *testing.T, got map[string]entry, path string, n *objecttest.Node) {
 	t.Helper()
 	want := entry{Mode: n.Mode, UID: n.UID, GID: n.GID, Size: int64(len(n.Content)), Target: n.Target, Content: string(n.Content), Xattrs: map[string]string{}}
@@ -158,7 +158,7 @@ func checkNode(t *testing.T, got map[string]entry, path string, n *objecttest.No
 	}
 }
 
-// TestOstreeWritesWeRead lets ostree commit a directory, and reads, verifies and checks out the result.
+// TestOstreeWritesWeRead commits a directory with ostree, and reads, verifies and checks out the result.
 func TestOstreeWritesWeRead(t *testing.T) {
 	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
@@ -202,7 +202,7 @@ func TestOstreeWritesWeRead(t *testing.T) {
 		t.Errorf("(-committed +checked out):\n%s", diff)
 	}
 
-	// Our own commit of the directory is the same again, and every object is read back as it was written.
+	// Our own commit of the directory is the same, and every object reads back as it was written.
 	txn := begin(t, repo)
 	tree, meta, err := repo.WriteTree(t.Context(), txn, objecttest.OpenDir(t, odd))
 	if err != nil || tree != c.Tree || meta != c.Meta {
@@ -239,7 +239,7 @@ func openRepo(tb testing.TB, path string) *objectstore.Repo {
 	return r
 }
 
-// TestOstreeAcceptsMtime is the proof that docs/adr/0002-object-mtime.md refers to.
+// TestOstreeAcceptsMtime is the proof cited by docs/adr/0002-object-mtime.md.
 func TestOstreeAcceptsMtime(t *testing.T) {
 	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
@@ -295,8 +295,8 @@ func TestOtherModesAreRefused(t *testing.T) {
 	}
 }
 
-// TestOstreePruneWaits holds our shared lock: ostree prune must give up after lock-timeout-secs, and ours must wait
-// for ostree's.
+// TestOstreePruneWaits holds our shared lock: ostree prune must give up after lock-timeout-secs, and our prune must
+// wait for ostree's lock.
 func TestOstreePruneWaits(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	repo := objecttest.NewRepo(t)
@@ -313,7 +313,7 @@ func TestOstreePruneWaits(t *testing.T) {
 	}
 	objecttest.Ostree(t, repo, "prune")
 
-	// The other way round: a lock as libostree takes it.
+	// The other way round: a lock taken as libostree does.
 	f, err := os.OpenFile(repo.Dir().Path()+"/.lock", os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -328,7 +328,8 @@ func TestOstreePruneWaits(t *testing.T) {
 	}
 }
 
-// TestPruneAgreesWithOstree lets ostree and ours prune copies of one repository: what is left must be the same.
+// TestPruneAgreesWithOstree prunes copies of one repository with ostree and with our code: the same objects must
+// remain.
 func TestPruneAgreesWithOstree(t *testing.T) {
 	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
@@ -385,7 +386,7 @@ func objectNames(tb testing.TB, repo string) []string {
 	return names
 }
 
-// TestPartialCommit has a commit without its closure: with its mark it is counted, without it is corrupt.
+// TestPartialCommit has a commit without its closure: it is counted if it has its mark, and corrupt without.
 func TestPartialCommit(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	repo := objecttest.NewRepo(t)
@@ -440,7 +441,7 @@ func TestPartialCommit(t *testing.T) {
 		t.Errorf("the failed checkout left %q, %v", names, err)
 	}
 
-	// Whole again, so that the fsck at the end has nothing to say.
+	// Repair it, so that the fsck at the end finds nothing.
 	txn, err := repo.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -490,7 +491,7 @@ func TestAliasesAndRemotes(t *testing.T) {
 	}
 }
 
-// TestOddConfig opens repositories whose configuration asks for what this package does not do.
+// TestOddConfig opens repositories whose configuration requires unsupported behaviour.
 func TestOddConfig(t *testing.T) {
 	for name, tc := range map[string]struct {
 		text string
@@ -553,7 +554,7 @@ func TestCreateAndOpen(t *testing.T) {
 	if _, err := objectstore.Open(dir); !errors.Is(err, objectstore.ErrNoRepo) {
 		t.Errorf("open an empty directory: got %v, want ErrNoRepo", err)
 	}
-	// A Create that was interrupted at any operation can be repeated.
+	// A Create interrupted at any operation can be repeated.
 	errStop := errors.New("stop")
 	for i := 0; ; i++ {
 		n := 0
@@ -600,8 +601,8 @@ func TestCreateAndOpen(t *testing.T) {
 	}
 }
 
-// TestSizesAgreeWithOstree has directories and extended attributes at all sizes at which framing offsets grow: the
-// checksums of ostree and ours must be the same.
+// TestSizesAgreeWithOstree has directories and extended attributes of all sizes at which framing offsets grow: ostree
+// must compute the same checksums.
 func TestSizesAgreeWithOstree(t *testing.T) {
 	testenv.NeedsRoot(t)
 	objecttest.NeedsOstree(t)
@@ -638,8 +639,8 @@ func TestSizesAgreeWithOstree(t *testing.T) {
 	}
 }
 
-// Without refs/, or any directory in it, a repository opens, has no refs there, and takes new ones: also one that was open
-// when they were removed. ostree finds its own layout again.
+// Without refs/, or any directory in it, a repository opens, has no refs there, and accepts new ones, even if it was
+// open when they were removed. ostree finds its own layout again.
 func TestRefDirsAreMadeAgain(t *testing.T) {
 	for _, name := range []string{"refs", "refs/heads", "refs/remotes", "refs/mirrors"} {
 		t.Run(name, func(t *testing.T) {

@@ -17,25 +17,25 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// PruneStats says what a prune removes, or has removed.
+// PruneStats counts the objects that a prune removes or has removed.
 type PruneStats struct {
 	Objects   int
 	Failed    int   // objects that could not be removed
-	Leftovers int   // in tmp/, of what nobody is writing any more
-	Bytes     int64 // that become free; an object that a checkout links to frees nothing
+	Leftovers int   // abandoned files in tmp/
+	Bytes     int64 // freed; an object that a checkout links to frees nothing
 }
 
-// PruneOptions tell a plan what the caller is about to do as well.
+// PruneOptions describe what the caller will do besides the prune.
 type PruneOptions struct {
-	// Without names refs that are planned to be gone. Whoever executes the plan deletes them first, under the same
-	// lock; one that is still there then keeps what it reaches.
+	// Without names refs that will be gone: the caller deletes them before executing the plan, under the same lock. A
+	// ref that still exists then keeps what it reaches.
 	Without []string
-	// Unlinked says how many links to an inode, beside the object's own name, the caller removes too: the object frees
-	// its bytes if no others are left. Nil is none.
+	// Unlinked returns how many links to an inode, other than the object's own name, the caller removes too: the object
+	// frees its bytes if no other links remain. Nil means none.
 	Unlinked func(*unix.Stat_t) uint64
 }
 
-// frees returns the bytes that become free when an object with this inode goes.
+// frees returns the bytes freed by removing an object with this inode.
 func (o *PruneOptions) frees(st *unix.Stat_t) int64 {
 	links := uint64(1)
 	if st.Nlink > 1 && o.Unlinked != nil {
@@ -47,13 +47,13 @@ func (o *PruneOptions) frees(st *unix.Stat_t) int64 {
 	return atfs.Allocated(st)
 }
 
-// PrunePlan is what a prune is going to remove.
+// PrunePlan is the list of objects that a prune will remove.
 type PrunePlan struct {
 	repo    *Repo
 	refs    map[string]Checksum
-	commits map[Checksum]struct{} // that there were, reachable or not
-	fresh   map[Checksum]struct{} // commits that have come since
-	dirs    [256]dirStamp         // of the directories of objects, as they were last read
+	commits map[Checksum]struct{} // at planning time, reachable or not
+	fresh   map[Checksum]struct{} // commits added since
+	dirs    [256]dirStamp         // of the directories of objects, as last read
 	garbage []garbage
 	stats   PruneStats
 }
@@ -64,15 +64,15 @@ type garbage struct {
 	bytes int64
 }
 
-// Stats says what Execute removes if no ref changes before.
+// Stats returns what Execute removes if no ref changes before.
 func (p *PrunePlan) Stats() PruneStats { return p.stats }
 
-// PlanPrune finds the objects that no ref reaches, the parents of commits included as far as they are there. It takes
-// no lock, so it disturbs nobody: objects of transactions that are under way can be in the plan, and Execute leaves
-// out those that a ref has come to reach.
+// PlanPrune finds the objects that no ref reaches. Parents of commits count as reached, as far as they exist. It takes
+// no lock, so it disturbs nobody: the plan may contain objects of transactions in progress, and Execute skips those
+// that a ref has come to reach.
 //
-// A ref that cannot be read, or reaches a metadata object that is missing or corrupt, is an error, and nothing is
-// planned: what that object held together must not be lost. Partial commits are kept with what they have.
+// If a ref cannot be read, or reaches a missing or corrupt metadata object, PlanPrune returns an error and plans
+// nothing: whatever that object referred to must not be lost. Partial commits are kept with the objects they have.
 func (r *Repo) PlanPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, error) {
 	p, err := r.planPrune(ctx, opts)
 	if err != nil {
@@ -83,7 +83,7 @@ func (r *Repo) PlanPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 
 func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, error) {
 	p := &PrunePlan{repo: r, commits: make(map[Checksum]struct{}), fresh: make(map[Checksum]struct{})}
-	// Without a lock, a ref may be deleted and its commit pruned while we follow it.
+	// Without a lock, a ref may be deleted and its commit pruned while it is followed.
 	const attempts = 3
 	var m *marker
 	for attempt := 1; ; attempt++ {
@@ -140,17 +140,16 @@ func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 	return p, err
 }
 
-// sort brings commits before dirtrees before content, so that at no moment there is a commit without its closure.
+// sort puts commits before dirtrees before content, so that no commit ever exists without its closure.
 func (p *PrunePlan) sort() {
 	rank := [...]int{TypeCommit: -2, TypeDirTree: -1, TypeFileXattrsLink: 0}
 	slices.SortStableFunc(p.garbage, func(a, b garbage) int { return cmp.Compare(rank[a.typ], rank[b.typ]) })
 }
 
-// Execute takes the exclusive lock, so it waits for running transactions and makes new ones wait, and removes what
-// was planned but for objects that refs reach that were added or moved since. An object that cannot be removed does not
-// stop the rest: the error names up to maxPruneErrors of them. It returns what it removed, also with an error; what is
-// left a later prune finds again. It also clears tmp/ of what this package left there, and of what
-// is older than tmp-expiry-secs.
+// Execute takes the exclusive lock, so it waits for running transactions and makes new ones wait. It removes the
+// planned objects, except those reached by refs added or moved since. An object that cannot be removed does not stop
+// the rest: the error names up to maxPruneErrors of them. Even with an error, it returns what it removed; a later prune
+// finds the rest. It also removes this package's leftovers from tmp/, and everything there older than tmp-expiry-secs.
 func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	if err := p.Refresh(ctx); err != nil {
 		return PruneStats{}, err
@@ -163,7 +162,7 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	return stats, errors.Join(err, lock.Unlock())
 }
 
-// ExecuteLocked is Execute under an exclusive lock that the caller holds and keeps.
+// ExecuteLocked is Execute under an exclusive lock that the caller holds, and keeps.
 func (p *PrunePlan) ExecuteLocked(ctx context.Context, lock *Lock) (PruneStats, error) {
 	if lock.repo != p.repo || lock.kind != LockExclusive {
 		panic("objectstore: prune under a lock that is not the repository's exclusive one")
@@ -218,7 +217,7 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 			errs = append(errs, err)
 		}
 		if g.typ == TypeCommit && !removed {
-			// The commit stays, so it keeps what it reaches.
+			// The commit stays, so it keeps all it reaches.
 			if err := m.commits(ctx, g.sum); err != nil {
 				return stats, errors.Join(append(errs, err)...)
 			}
@@ -241,8 +240,8 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 // maxPruneErrors bounds the errors of one prune: on a broken disk each object would have its own.
 const maxPruneErrors = 10
 
-// Refresh looks at what was added since the plan was made, or since the last Refresh. Execute does so too; the less is
-// left to look at then, the shorter others wait.
+// Refresh examines additions since the plan or the last Refresh. Execute does so too; a Refresh just before shortens
+// the time others wait for it.
 func (p *PrunePlan) Refresh(ctx context.Context) error {
 	if err := p.findFresh(ctx); err != nil {
 		return fmt.Errorf("refresh plan of prune: %w", err)
@@ -250,7 +249,7 @@ func (p *PrunePlan) Refresh(ctx context.Context) error {
 	return nil
 }
 
-// findFresh finds the commits that were made since the plan: in the directories that were written to.
+// findFresh finds commits made since the plan, in the directories that were written to.
 func (p *PrunePlan) findFresh(ctx context.Context) error {
 	for i := range p.dirs {
 		if err := ctx.Err(); err != nil {
@@ -282,9 +281,9 @@ func (p *PrunePlan) findFresh(ctx context.Context) error {
 	return nil
 }
 
-// addFresh adds the commits that were made since the plan and that no ref reaches, because it has been deleted again or
-// their transaction was killed. The plan may have the files of one of these: a transaction that was storing them, or
-// reused them, had not come to the commit. A commit must not stay without them.
+// addFresh adds the commits made since the plan that no ref reaches, because the ref was deleted again or the
+// transaction was killed. The plan may contain the files of such a commit: when it was made, a transaction was storing
+// or reusing them but had not stored the commit. A commit must not stay without its files.
 func (p *PrunePlan) addFresh(ctx context.Context, m *marker, refs map[string]Checksum) error {
 	if err := p.findFresh(ctx); err != nil {
 		return err
@@ -323,7 +322,7 @@ type dirStamp struct {
 	settled bool
 }
 
-// stampDir returns the stamp of a directory of objects, zero if there is none.
+// stampDir returns the stamp of a directory of objects, zero if the directory does not exist.
 func (r *Repo) stampDir(first byte) (dirStamp, error) {
 	now := time.Now()
 	st, err := r.objects.Lstat(subdirName(first))
@@ -333,9 +332,9 @@ func (r *Repo) stampDir(first byte) (dirStamp, error) {
 	return dirStamp{ino: st.Ino, mtime: st.Mtim, settled: settled(now, st.Mtim)}, err
 }
 
-// settled reports whether a time of an inode is so long past that another change would give it another time. The clock
-// of the kernel that times come from ticks every few milliseconds; a file system that keeps only seconds is known by
-// the missing rest.
+// settled reports whether a time of an inode is old enough that another change would give another time. The kernel
+// clock behind these times ticks every few milliseconds; a file system that keeps whole seconds is recognized by the
+// missing fraction.
 func settled(now time.Time, t unix.Timespec) bool {
 	age := now.Sub(time.Unix(t.Unix()))
 	if t.Nsec == 0 {
@@ -344,7 +343,7 @@ func settled(now time.Time, t unix.Timespec) bool {
 	return age > 100*time.Millisecond
 }
 
-// removeObject deletes an object, and what there is about a commit besides it.
+// removeObject deletes an object and, for a commit, its companion files.
 func (r *Repo) removeObject(typ ObjectType, sum Checksum) (removed bool, err error) {
 	d, err := r.subdir(sum[0], false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -361,7 +360,7 @@ func (r *Repo) removeObject(typ ObjectType, sum Checksum) (removed bool, err err
 	}
 	removed = err == nil
 	if removed && typ == TypeCommit {
-		// Only now: a commit without its closure must not lose the mark that says so.
+		// Only now: a commit without its closure must keep its mark.
 		if err = r.dir.Unlink(partialName(sum)); errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -369,7 +368,7 @@ func (r *Repo) removeObject(typ ObjectType, sum Checksum) (removed bool, err err
 	return removed, objectError(typ, sum, err)
 }
 
-// writeTombstone leaves the object that tells readers of the repository that a commit was deleted on purpose.
+// writeTombstone writes the object that tells readers that a commit was deleted on purpose.
 func (r *Repo) writeTombstone(d *atfs.Dir, sum Checksum) (err error) {
 	data := gvariant.AppendDict(nil, []MetaEntry{{Key: "commit", Value: gvariant.Bytes(sum[:])}})
 	f, err := r.tmp.TmpFile(fileMode)
@@ -391,8 +390,8 @@ func (r *Repo) writeTombstone(d *atfs.Dir, sum Checksum) (err error) {
 
 func partialName(sum Checksum) string { return stateName + "/" + sum.String() + ".commitpartial" }
 
-// eachLeftover calls f for what is left over in tmp/: names of this package, which have no owner under the exclusive lock,
-// and whatever is older than the configured time, whoever made it. After an error it goes on with the others.
+// eachLeftover calls f for each leftover in tmp/: names of this package, which have no owner under the exclusive lock,
+// and everything older than the configured time, whoever made it. After an error it goes on with the others.
 func (r *Repo) eachLeftover(now time.Time, f func(name string, bytes int64) error) error {
 	names, err := r.tmp.ReadNames()
 	if err != nil {
@@ -425,8 +424,8 @@ func (r *Repo) eachLeftover(now time.Time, f func(name string, bytes int64) erro
 	return errors.Join(errs...)
 }
 
-// eachObject calls f for each object, with the directory that it is in, of which f must not keep a handle. What is
-// not named like an object is passed over.
+// eachObject calls f for each object and its directory. f must not keep the handle. Names that are no object names are
+// skipped.
 func (r *Repo) eachObject(ctx context.Context, f func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error) error {
 	for first := range 256 {
 		if err := ctx.Err(); err != nil {
@@ -439,7 +438,7 @@ func (r *Repo) eachObject(ctx context.Context, f func(d *atfs.Dir, name string, 
 	return nil
 }
 
-// eachObjectIn is eachObject for the objects whose checksums begin with a byte.
+// eachObjectIn is eachObject for objects whose checksums begin with the given byte.
 func (r *Repo) eachObjectIn(first byte, f func(d *atfs.Dir, name string, typ ObjectType, sum Checksum) error) error {
 	d, names, err := r.objectNames(first)
 	if err != nil {
@@ -457,7 +456,7 @@ func (r *Repo) eachObjectIn(first byte, f func(d *atfs.Dir, name string, typ Obj
 	return nil
 }
 
-// objectNames returns what is in the directory of the objects whose checksums begin with a byte.
+// objectNames lists the directory of the objects whose checksums begin with the given byte.
 func (r *Repo) objectNames(first byte) (*atfs.Dir, []string, error) {
 	for attempt := 0; ; attempt++ {
 		d, err := r.subdir(first, false)
@@ -475,8 +474,8 @@ func (r *Repo) objectNames(first byte) (*atfs.Dir, []string, error) {
 	}
 }
 
-// marker collects what refs reach. For each checksum it keeps a set of object types, because checksums of different
-// types can be equal: the empty file and the empty dirtree of a hostile image, say.
+// marker collects everything that refs reach. For each checksum it keeps a set of object types, because objects of
+// different types can have the same checksum: the empty file and the empty dirtree of a hostile image, for example.
 type marker struct {
 	repo *Repo
 	seen map[Checksum]typeSet
@@ -505,9 +504,9 @@ func (m *marker) isGarbage(t ObjectType, sum Checksum) bool {
 	switch t {
 	case TypeFile, TypeDirTree, TypeDirMeta, TypeCommit:
 		return seen&setOf(t) == 0
-	case TypeCommitMeta: // goes with its commit
+	case TypeCommitMeta: // removed with its commit
 		return seen&setOf(TypeCommit) == 0
-	default: // not ours to judge
+	default: // not for this package to judge
 		return false
 	}
 }
@@ -521,8 +520,8 @@ func (m *marker) refs(ctx context.Context, refs map[string]Checksum) error {
 	return nil
 }
 
-// parents marks those of the fresh commits that are among the parents of refs, with what they reach, and takes them out
-// of fresh: somebody has pulled older history.
+// parents marks those fresh commits that are among the parents of refs, with everything they reach, and removes them
+// from fresh: older history was pulled.
 func (m *marker) parents(ctx context.Context, refs map[string]Checksum, fresh map[Checksum]struct{}) error {
 	seen := make(map[Checksum]struct{})
 	for _, sum := range refs {
@@ -557,7 +556,7 @@ func (m *marker) commits(ctx context.Context, sum Checksum) error {
 		if err != nil {
 			if !first && errors.Is(err, ErrNotExist) {
 				m.unmark(TypeCommit, &sum)
-				return nil // history that was not pulled, or has been pruned
+				return nil // history that was never pulled, or was pruned
 			}
 			return err
 		}
@@ -608,7 +607,7 @@ func (m *marker) tree(ctx context.Context, root Checksum, partial bool) error {
 	return nil
 }
 
-// isPartial reports whether a commit is known to be incomplete: its pull has not ended, or fsck found it so.
+// isPartial reports whether a commit is marked as incomplete: its pull has not finished, or fsck marked it.
 func (r *Repo) isPartial(sum Checksum) (bool, error) {
 	st, err := r.dir.Lstat(partialName(sum))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -43,7 +43,7 @@ func oneFile(content string) *objecttest.Node {
 	return objecttest.Dir(0o755, map[string]*objecttest.Node{"f": objecttest.File(0o644, content)})
 }
 
-// TestRefSetAfterPlan has garbage that a ref comes to reach between plan and execution: it must survive.
+// TestRefSetAfterPlan has garbage that a ref reaches after the plan and before execution: it must survive.
 func TestRefSetAfterPlan(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	saved := objecttest.Commit(t, repo, "", oneFile("saved"))
@@ -68,14 +68,14 @@ func TestRefSetAfterPlan(t *testing.T) {
 			t.Errorf("commit %s is gone (%v)", sum, err)
 		}
 	}
-	// What "moved" reached before is garbage by now, but was not planned.
+	// The old target of "moved" is garbage by now, but was not planned.
 	if got := execute(t, plan(t, repo)).Objects; got != 3 {
 		t.Errorf("the next prune removed %d objects, want 3", got)
 	}
 }
 
-// TestCommitAfterPlan has a transaction whose files are planned to go before it comes to its commit. What no ref reaches
-// afterwards must not stay without its files; fsck looks at the end of the test.
+// TestCommitAfterPlan has a transaction whose files are planned for removal before it stores its commit. A commit that
+// no ref reaches afterwards must not stay without its files; fsck checks at the end of the test.
 func TestCommitAfterPlan(t *testing.T) {
 	for name, end := range map[string]func(repo *objectstore.Repo, txn *objectstore.Txn, sum objectstore.Checksum) error{
 		"given up": func(_ *objectstore.Repo, txn *objectstore.Txn, _ objectstore.Checksum) error { return txn.Abort() },
@@ -106,7 +106,7 @@ func TestCommitAfterPlan(t *testing.T) {
 	}
 }
 
-// TestHistoryAfterPlan has older history pulled after the plan, as ostree pull does: no ref changes, and still it is
+// TestHistoryAfterPlan pulls older history after the plan, as ostree pull does: no ref changes, and still it is
 // reached.
 func TestHistoryAfterPlan(t *testing.T) {
 	repo := objecttest.NewRepo(t)
@@ -154,7 +154,7 @@ func TestHistoryAfterPlan(t *testing.T) {
 	}
 }
 
-// TestPruneWithoutRefs plans for refs that are to be deleted.
+// TestPruneWithoutRefs plans with refs that will be deleted.
 func TestPruneWithoutRefs(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	objecttest.Commit(t, repo, "a", oneFile("a"))
@@ -180,14 +180,14 @@ func TestPruneWithoutRefs(t *testing.T) {
 	}
 }
 
-// TestTransactionBlocksPrune has a transaction that reuses garbage, while a prune wants to remove it.
+// TestTransactionBlocksPrune has a transaction that reuses garbage while a prune waits to remove it.
 func TestTransactionBlocksPrune(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	objecttest.Commit(t, repo, "", oneFile("reused"))
 	p := plan(t, repo)
 
 	txn := begin(t, repo)
-	sum, err := objecttest.StoreCommit(txn, "", oneFile("reused")) // nothing is written: all of it is there
+	sum, err := objecttest.StoreCommit(txn, "", oneFile("reused")) // writes nothing: everything exists
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,8 +217,8 @@ func TestTransactionBlocksPrune(t *testing.T) {
 	}
 }
 
-// TestPruneCountsWhatIsGone lets the removal of a commit's mark fail: the commit itself is gone and is counted, and so is
-// what it reached.
+// TestPruneCountsWhatIsGone makes the removal of a commit's mark fail: the commit itself is gone and counted, and so is
+// everything it reached.
 func TestPruneCountsWhatIsGone(t *testing.T) {
 	repo := objecttest.NewRepoAt(t, hooked(t, func(op atfs.Op, name string) error {
 		if op == atfs.OpUnlink && strings.HasPrefix(name, "state/") {
@@ -236,7 +236,7 @@ func TestTmpIsCleaned(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	tmp := repo.Dir().Path() + "/tmp"
 	old := time.Now().Add(-25 * time.Hour)
-	ours := "obj-" + rand.Text() // of an import that was killed
+	ours := "obj-" + rand.Text() // of a killed import
 	for _, name := range []string{"new", "staging-new/x", "old", "staging-old/x/y", "cache/old", "obj-new", ours} {
 		path := filepath.Join(tmp, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -264,7 +264,7 @@ func TestTmpIsCleaned(t *testing.T) {
 	}
 }
 
-// TestTombstones turns tombstone-commits on: ostree must understand what is left of a commit.
+// TestTombstones enables tombstone-commits: ostree must understand the remains of a commit.
 func TestTombstones(t *testing.T) {
 	objecttest.NeedsOstree(t)
 	repo := objecttest.NewRepo(t)
@@ -277,7 +277,7 @@ func TestTombstones(t *testing.T) {
 	objecttest.Ostree(t, repo, "fsck", "--quiet")
 }
 
-// TestFsckFindsEachObject damages every object of a repository in turn, and takes it away.
+// TestFsckFindsEachObject damages and then removes every object of a repository in turn.
 func TestFsckFindsEachObject(t *testing.T) {
 	testenv.NeedsRoot(t)
 	src := objecttest.NewRepo(t)
@@ -307,7 +307,7 @@ func TestFsckFindsEachObject(t *testing.T) {
 				t.Fatal(err)
 			}
 			isFile, isLink := strings.HasSuffix(name, ".file"), fi.Mode()&os.ModeSymlink != 0
-			switch what { // metadata objects are their bytes alone, symbolic links have none
+			switch what { // metadata objects are only bytes, symbolic links have none
 			case "bit":
 				if isLink {
 					continue
@@ -385,7 +385,7 @@ func TestFsckRefs(t *testing.T) {
 	}
 }
 
-// TestFsckWithFewFiles has fsck run out of files while it hashes: it must say so, and call nothing damaged.
+// TestFsckWithFewFiles lets fsck run out of files while it hashes: it must report that, and no damage.
 func TestFsckWithFewFiles(t *testing.T) {
 	dir := objecttest.OpenDir(t, t.TempDir())
 	repo := objecttest.NewRepoAt(t, dir)
@@ -443,7 +443,7 @@ func TestHostileTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A name with a slash cannot be marshalled; patch it into the bytes.
+	// Marshal rejects a name with a slash; patch it into the bytes.
 	good := mustMarshal(t, &objectstore.DirTree{Dirs: []objectstore.TreeDir{{Name: "aXb", Tree: hashOf([]byte{0}), Meta: meta.Checksum}}})
 	for _, name := range []string{"a/b", "../", "..\x00"} {
 		bad := []byte(strings.Replace(string(good), "aXb", name, 1))
@@ -466,7 +466,7 @@ func TestHostileTree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A tree deeper than we follow.
+	// A tree deeper than the limit.
 	tree, err := txn.StoreMetadata(objectstore.TypeDirTree, []byte{0})
 	if err != nil {
 		t.Fatal(err)
@@ -548,12 +548,12 @@ func TestCheckoutOptions(t *testing.T) {
 	}
 }
 
-// TestPruneGoesOn has an object that cannot be removed: the others go, the error names it, a commit that stays keeps its
-// closure, and once nothing is in the way the rest goes.
+// TestPruneGoesOn has an object that cannot be removed: the others go, the error names it, a commit that stays keeps
+// its closure, and once the obstacle is removed the rest goes.
 func TestPruneGoesOn(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		ext  string // of the object that cannot be removed
+		ext  string // of the irremovable object
 		left int    // objects that stay because of it
 	}{
 		{"file", "file", 1},

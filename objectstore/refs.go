@@ -18,13 +18,12 @@ import (
 
 const (
 	maxRefLen   = 2048
-	maxRefDepth = 64 // directories; also the aliases that lead to a ref
+	maxRefDepth = 64 // directories; also the length of a chain of aliases
 	refFileLen  = 65 // 64 digits and a newline
 )
 
-// ValidateRef returns ErrInvalid if name is not a ref of ostree: components of Unicode letters, digits and "_", and
-// but for the first character "-" and ".", with slashes between them. 64 hexadecimal digits are a checksum, not a
-// ref.
+// ValidateRef returns ErrInvalid if name is not a valid ostree ref: components of Unicode letters, digits and "_" and,
+// except as first character, "-" and ".", separated by slashes. 64 hexadecimal digits are a checksum, not a ref.
 func ValidateRef(name string) error {
 	if !validRefPath(name) {
 		return invalidf("ref %.300q", name)
@@ -63,7 +62,7 @@ func validRefComponent(s string) bool {
 	return true
 }
 
-// Ref returns the commit that a ref in refs/heads names. Absent is ErrNotExist, in a *RefError.
+// Ref returns the commit of a ref in refs/heads. An absent ref is ErrNotExist, in a *RefError.
 func (r *Repo) Ref(name string) (Checksum, error) {
 	sum, err := r.ref(name)
 	if err != nil {
@@ -92,7 +91,7 @@ func (r *Repo) ref(name string) (Checksum, error) {
 	return sum, err
 }
 
-// readRef reads a ref below heads. A symbolic link there is an alias: it is followed within heads, by name.
+// readRef reads a ref below heads. A symbolic link there is an alias, which it follows within heads, by name.
 func readRef(heads *atfs.Dir, name string) (Checksum, error) {
 	for range maxRefDepth {
 		b, err := heads.ReadFile(name, refFileLen)
@@ -123,8 +122,8 @@ func parseRef(b []byte) (Checksum, error) {
 	return sum, nil
 }
 
-// Refs returns the refs of refs/heads that are prefix, or below it as a directory; "" is all of them. Files that no
-// ref could name are left out.
+// Refs returns the refs of refs/heads that equal prefix or are below it as a directory; "" returns all. Files with
+// invalid ref names are skipped.
 func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
 	if prefix != "" {
 		if err := ValidateRef(prefix); err != nil {
@@ -159,7 +158,7 @@ func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
 	return refs, nil
 }
 
-// openHeads opens refs/heads, and makes it if somebody has removed it.
+// openHeads opens refs/heads, and makes it if it was removed.
 func (r *Repo) openHeads() (*atfs.Dir, error) {
 	heads, err := r.dir.OpenDir(headsName)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -170,15 +169,15 @@ func (r *Repo) openHeads() (*atfs.Dir, error) {
 	return heads, err
 }
 
-// refTops are the directories of refs, and what stands in front of their refs in allRefs.
+// refTops are the directories of refs, with the prefix of their refs in allRefs.
 var refTops = []struct{ dir, prefix string }{
 	{headsName, ""},
 	{remotesName, "/remotes/"},
 	{mirrorsName, "/mirrors/"},
 }
 
-// allRefs returns every ref: of refs/heads by its name, of remotes and mirrors by its path below refs/ with a slash
-// in front.
+// allRefs returns every ref: those of refs/heads by name, those of remotes and mirrors by their path below refs/ with a
+// leading slash.
 func (r *Repo) allRefs() (map[string]Checksum, error) {
 	refs := make(map[string]Checksum)
 	err := r.eachTop(func(d *atfs.Dir, prefix string) error { return r.refCache.walk(d, ".", collectRefs(refs, prefix)) })
@@ -202,24 +201,24 @@ func (r *Repo) eachTop(f func(d *atfs.Dir, prefix string) error) error {
 	return nil
 }
 
-// collectRefs returns a function for walkRefs that fills refs and stops at the first that cannot be read.
+// collectRefs returns a function for walkRefs that fills refs and stops at the first unreadable ref.
 func collectRefs(refs map[string]Checksum, prefix string) func(string, Checksum, error) error {
 	return func(name string, sum Checksum, err error) error {
 		switch {
 		case err == nil:
 			refs[prefix+name] = sum
-		case !errors.Is(err, fs.ErrNotExist): // an alias of nothing names nothing
+		case !errors.Is(err, fs.ErrNotExist): // a dangling alias names nothing
 			return &RefError{Ref: prefix + name, Err: err}
 		}
 		return nil
 	}
 }
 
-// A refCache remembers what the files of refs hold, so that to list many of them again takes a look at each inode
-// instead of opening, reading and closing it. Nil remembers nothing.
+// A refCache remembers the content of ref files, so that listing many refs again takes one stat each instead of open,
+// read and close. A nil refCache remembers nothing.
 type refCache struct {
 	mu   sync.Mutex
-	dirs map[string]map[string]cachedRef // by the path of the directory, as of when it was last read
+	dirs map[string]map[string]cachedRef // by path of the directory, as last read
 }
 
 type cachedRef struct {
@@ -229,8 +228,8 @@ type cachedRef struct {
 	sum   Checksum
 }
 
-// walk calls f for each ref in the directory dir below top, with an error for one that cannot be read. What disappears
-// meanwhile is left out.
+// walk calls f for each ref in the directory dir below top, with an error for an unreadable ref. Files that disappear
+// meanwhile are skipped.
 func (c *refCache) walk(top *atfs.Dir, dir string, f func(name string, sum Checksum, err error) error) (err error) {
 	d, err := top.OpenDir(dir)
 	if err != nil {
@@ -300,9 +299,9 @@ func (c *refCache) setDir(d *atfs.Dir, refs map[string]cachedRef) {
 	c.dirs[d.Path()] = refs
 }
 
-// readKnownRef reads a ref that is a regular file in d, unless its inode has not changed since it was read for known. It
-// adds to now what need not be read again. A change in the last seconds might have left the time as it is: nothing is
-// concluded from such an inode.
+// readKnownRef reads a ref that is a regular file in d, unless its inode is unchanged since the read recorded in known.
+// It adds to now what need not be read again. A change in the last few seconds may not have changed the time, so such
+// an inode is never trusted.
 func readKnownRef(d *atfs.Dir, base, name string, known, now map[string]cachedRef) (Checksum, error) {
 	start := time.Now()
 	st, err := d.Lstat(base)
@@ -326,7 +325,7 @@ func readKnownRef(d *atfs.Dir, base, name string, known, now map[string]cachedRe
 	return ref.sum, nil
 }
 
-// DeleteRefs deletes refs of refs/heads, under the shared lock. Those that do not exist are passed over.
+// DeleteRefs deletes refs of refs/heads, under the shared lock. Absent refs are skipped.
 func (r *Repo) DeleteRefs(ctx context.Context, names ...string) error {
 	t, err := r.Begin(ctx)
 	if err != nil {
@@ -338,7 +337,7 @@ func (r *Repo) DeleteRefs(ctx context.Context, names ...string) error {
 	return t.Commit(ctx, CommitOptions{})
 }
 
-// DeleteRefs does what [Repo.DeleteRefs] does, for a caller that holds the lock already, whichever kind.
+// DeleteRefs is [Repo.DeleteRefs] for a caller that already holds a lock of either kind.
 func (l *Lock) DeleteRefs(names ...string) error {
 	w := refWriter{repo: l.repo}
 	for _, name := range names {
@@ -354,14 +353,14 @@ type refChange struct {
 	del  bool
 }
 
-// refWriter writes refs: each atomically, one behind the other.
+// refWriter writes refs: each atomically, one after the other.
 type refWriter struct {
 	repo    *Repo
 	sync    bool
 	changes []refChange
 	heads   *atfs.Dir
 	dirty   []string            // directories below heads whose names changed, in order
-	seen    map[string]struct{} // those in dirty
+	seen    map[string]struct{} // the elements of dirty
 }
 
 func (w *refWriter) write() (err error) {
@@ -385,7 +384,7 @@ func (w *refWriter) write() (err error) {
 			}
 		}
 	}
-	// Other users of libostree learn from the time of the directory that refs have changed.
+	// Other users of libostree learn from this directory's time that refs have changed.
 	return w.repo.dir.TouchSelf()
 }
 
@@ -421,7 +420,7 @@ func (w *refWriter) change(c refChange) error {
 }
 
 // set writes a ref to a temporary file and moves it into place. The temporary file is not in refs/, where its name
-// could be that of a ref.
+// could be a ref.
 func (w *refWriter) set(c refChange) (err error) {
 	if old, err := readRef(w.heads, c.name); err == nil && old == c.sum {
 		return nil
@@ -461,7 +460,7 @@ func (w *refWriter) set(c refChange) (err error) {
 	return err
 }
 
-// mkdirs makes the directories of a ref, and remembers those that got a new name.
+// mkdirs makes the directories of a ref, and records the directories in which names were added.
 func (w *refWriter) mkdirs(dir string) error {
 	if dir == "." {
 		return nil
@@ -480,8 +479,7 @@ func (w *refWriter) mkdirs(dir string) error {
 	return err
 }
 
-// removeEmptyDirs removes a directory that holds nothing but empty directories, all that is left where refs have
-// been deleted.
+// removeEmptyDirs removes a directory that contains only empty directories, the remains of deleted refs.
 func removeEmptyDirs(d *atfs.Dir, name string) error {
 	sub, err := d.OpenDir(name)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// TestRefsAgain lists refs again and again while they are changed in every way: what is remembered of a file must never
-// be shown once the file says something else.
+// TestRefsAgain lists refs repeatedly while they change in every way: remembered content must never be returned after
+// the file has changed.
 func TestRefsAgain(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	sums := []objectstore.Checksum{
@@ -32,7 +32,7 @@ func TestRefsAgain(t *testing.T) {
 		}
 	}
 	check("at first")
-	time.Sleep(500 * time.Millisecond) // long enough for the times to say something
+	time.Sleep(500 * time.Millisecond) // long enough for times to differ
 	check("after a while")
 
 	txn := begin(t, repo)
@@ -47,7 +47,7 @@ func TestRefsAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// In place, with the time that it had before.
+	// In place, with its old time.
 	err = errors.Join(os.WriteFile(filepath.Join(heads, "dir/b"), []byte(sums[0].String()+"\n"), 0o644),
 		os.Chtimes(filepath.Join(heads, "dir/b"), st.ModTime(), st.ModTime()))
 	if err != nil {

@@ -30,30 +30,29 @@ const (
 	objectsName = "objects"
 	lockName    = ".lock"
 
-	dirMode  = 0o755 // of directories that we make, under any umask
+	dirMode  = 0o755 // of directories made here, under any umask
 	fileMode = 0o644 // of metadata objects, refs and the config
 )
 
-// MaxMetadataSize is the size of the largest metadata object that is read or written: that of libostree since 2023.
+// MaxMetadataSize is the maximum size of a metadata object to read or write: libostree's since 2023.
 const MaxMetadataSize = 128 << 20
 
-// Repo is an open ostree repository of mode bare. All its methods may be called by several goroutines at once, except
-// Close.
+// Repo is an open ostree repository of mode bare. All its methods but Close are safe for concurrent use.
 type Repo struct {
 	dir, objects, tmp *atfs.Dir
 
 	config    *config
 	blockSize int64
-	chownAll  bool // new files in tmp do not simply get the owner and group of the process
+	chownAll  bool // new files in tmp do not get the process's owner and group by themselves
 	refCache  refCache
 
-	subdirs [256]atomic.Pointer[atfs.Dir] // objects/00 to objects/ff, opened when first needed
-	mu      sync.Mutex                    // held to change subdirs, and for retired
-	retired []*atfs.Dir                   // handles of directories that someone removed; others may still use them
+	subdirs [256]atomic.Pointer[atfs.Dir] // objects/00 to objects/ff, opened on first use
+	mu      sync.Mutex                    // protects changes of subdirs, and retired
+	retired []*atfs.Dir                   // handles of removed directories; others may still use them
 }
 
-// Create makes a repository in an empty directory, and opens it. The directory's own mode decides who can read it.
-// A Create that was interrupted can be repeated; a directory with a repository in it is fs.ErrExist.
+// Create makes a repository in an empty directory, and opens it. The directory's own mode decides who can read it. An
+// interrupted Create can be repeated; a directory that contains a repository is fs.ErrExist.
 func Create(dir *atfs.Dir, mode Mode) (*Repo, error) {
 	if mode != ModeBare {
 		return nil, &UnsupportedModeError{Path: dir.Path(), Mode: string(mode)}
@@ -82,7 +81,7 @@ func create(dir *atfs.Dir, mode Mode) error {
 	if err := dir.WriteFile(configName, []byte(text), fileMode, true); err != nil {
 		return err
 	}
-	// The order is that of ostree init; objects comes last because it is what makes a directory a repository.
+	// In the order of ostree init. objects comes last because it makes the directory a repository.
 	for _, n := range []string{tmpName, tmpName + "/cache", "extensions", stateName, headsName, mirrorsName, remotesName, objectsName} {
 		if err := dir.MkdirAll(n, dirMode); err != nil {
 			return err
@@ -91,9 +90,9 @@ func create(dir *atfs.Dir, mode Mode) error {
 	return dir.Sync()
 }
 
-// Open opens a repository. It takes a handle of its own, so dir may be closed. A directory that is no repository is
-// ErrNoRepo; a mode other than bare is an *UnsupportedModeError, and a setting under which this package would do
-// wrong is an *UnsupportedConfigError.
+// Open opens a repository. It opens its own handle, so dir may be closed. A directory that is not a repository is
+// ErrNoRepo, a mode other than bare an *UnsupportedModeError, and a setting under which this package would do the wrong
+// thing an *UnsupportedConfigError.
 func Open(dir *atfs.Dir) (_ *Repo, err error) {
 	defer func() {
 		if err != nil {
@@ -128,8 +127,8 @@ func Open(dir *atfs.Dir) (_ *Repo, err error) {
 	return r, r.makeRefDirs()
 }
 
-// makeRefDirs makes the directories of refs that are missing: somebody has removed them, and with them what kept the
-// commits. Where nothing can be written, none is needed.
+// makeRefDirs makes missing directories of refs: they were removed, and with them the refs that kept the commits. On a
+// read-only file system none is needed.
 func (r *Repo) makeRefDirs() error {
 	for _, top := range refTops {
 		ok, err := r.dir.Exists(top.dir)
@@ -153,7 +152,7 @@ func notRepo(dir *atfs.Dir, err error) error {
 func (r *Repo) openTmp() error {
 	var err error
 	r.tmp, err = r.dir.OpenDir(tmpName)
-	if errors.Is(err, fs.ErrNotExist) { // tmpfiles cleaners have been seen to take it
+	if errors.Is(err, fs.ErrNotExist) { // tmpfiles cleaners have been seen to remove it
 		if err = r.dir.MkdirAll(tmpName, dirMode); err == nil {
 			r.tmp, err = r.dir.OpenDir(tmpName)
 		}
@@ -170,7 +169,7 @@ func (r *Repo) openTmp() error {
 	return nil
 }
 
-// Close releases the descriptors. Transactions and locks must be done with before.
+// Close releases the descriptors. Transactions and locks must have ended.
 func (r *Repo) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -188,16 +187,16 @@ func (r *Repo) Close() error {
 	return errors.Join(errs...)
 }
 
-// Dir returns the repository's directory, which stays owned by r.
+// Dir returns the repository's directory, which r still owns.
 func (r *Repo) Dir() *atfs.Dir { return r.dir }
 
-// ObjectsDir returns the directory objects, which stays owned by r.
+// ObjectsDir returns the directory objects, which r still owns.
 func (r *Repo) ObjectsDir() *atfs.Dir { return r.objects }
 
 // Mode returns the mode of the repository.
 func (r *Repo) Mode() Mode { return Mode(r.config.mode) }
 
-// Allocated returns how many bytes a file of a size takes on the disk of the repository: whole blocks.
+// Allocated returns the disk space of a file of the given size in the repository: whole blocks.
 func (r *Repo) Allocated(size int64) int64 {
 	return (size + r.blockSize - 1) / r.blockSize * r.blockSize
 }
@@ -206,8 +205,8 @@ const hexDigits = "0123456789abcdef"
 
 func subdirName(first byte) string { return string([]byte{hexDigits[first>>4], hexDigits[first&15]}) }
 
-// subdir returns the directory of the objects whose checksums begin with a byte, which stays owned by r. When it
-// does not exist, and create is false, the error is fs.ErrNotExist.
+// subdir returns the directory of the objects whose checksums begin with the given byte; r still owns it. If it does
+// not exist and create is false, the error is fs.ErrNotExist.
 func (r *Repo) subdir(first byte, create bool) (*atfs.Dir, error) {
 	if d := r.subdirs[first].Load(); d != nil {
 		return d, nil
@@ -241,7 +240,7 @@ func (r *Repo) forget(first byte, d *atfs.Dir) {
 	}
 }
 
-// stat describes the inode of an object; fs.ErrNotExist if there is none.
+// stat returns the status of an object's inode, fs.ErrNotExist if the object is absent.
 func (r *Repo) stat(sum *Checksum, t ObjectType) (unix.Stat_t, error) {
 	d, err := r.subdir(sum[0], false)
 	if err != nil {
@@ -250,7 +249,7 @@ func (r *Repo) stat(sum *Checksum, t ObjectType) (unix.Stat_t, error) {
 	return d.Lstat(looseName(sum, t))
 }
 
-// Has reports whether an object exists. It does not look at what it holds.
+// Has reports whether an object exists. It does not check the content.
 func (r *Repo) Has(t ObjectType, sum Checksum) (bool, error) {
 	_, err := r.stat(&sum, t)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -259,14 +258,14 @@ func (r *Repo) Has(t ObjectType, sum Checksum) (bool, error) {
 	return err == nil, objectError(t, sum, err)
 }
 
-// Stat describes the inode of a content object; ErrNotExist if there is none.
+// Stat returns the status of a content object's inode, ErrNotExist if the object is absent.
 func (r *Repo) Stat(sum Checksum) (unix.Stat_t, error) {
 	st, err := r.stat(&sum, TypeFile)
 	return st, objectError(TypeFile, sum, err)
 }
 
-// ReadMetadata returns the bytes of a metadata object of at most MaxMetadataSize, after having verified that they
-// are what its checksum says. Absent is ErrNotExist, different ErrCorrupt, both in an *ObjectError.
+// ReadMetadata returns the bytes of a metadata object of at most MaxMetadataSize, and verifies them against the
+// checksum. An absent object is ErrNotExist, a mismatch ErrCorrupt, both in an *ObjectError.
 func (r *Repo) ReadMetadata(t ObjectType, sum Checksum) ([]byte, error) {
 	b, err := r.readMetadata(t, sum)
 	return b, objectError(t, sum, err)
@@ -331,7 +330,7 @@ func read[T any](r *Repo, t ObjectType, sum Checksum, parse func([]byte) (*T, er
 	return v, objectError(t, sum, err)
 }
 
-// OpenFile opens a content object that is a regular file, for reading. Its content is not verified. A symbolic link
+// OpenFile opens a content object that is a regular file for reading. It does not verify the content. A symbolic link
 // is unix.ELOOP.
 func (r *Repo) OpenFile(sum Checksum) (*atfs.File, error) {
 	d, err := r.subdir(sum[0], false)
@@ -342,7 +341,7 @@ func (r *Repo) OpenFile(sum Checksum) (*atfs.File, error) {
 	return f, objectError(TypeFile, sum, err)
 }
 
-// FileMeta returns what the inode of a content object says. It is not verified.
+// FileMeta returns the metadata of a content object's inode, without verification.
 func (r *Repo) FileMeta(sum Checksum) (*FileMeta, error) {
 	m, err := r.fileMeta(sum)
 	return m, objectError(TypeFile, sum, err)
@@ -383,7 +382,7 @@ func statFile(d *atfs.Dir, name string) (*FileMeta, unix.Stat_t, error) {
 
 func metaOf(st *unix.Stat_t) *FileMeta { return &FileMeta{UID: st.Uid, GID: st.Gid, Mode: st.Mode} }
 
-// processUmask returns the umask, or all bits when it cannot be learnt without changing it.
+// processUmask returns the umask, or all bits if it cannot be read without changing it.
 func processUmask() uint32 {
 	const unknown = 0o777
 	b, err := os.ReadFile("/proc/self/status")

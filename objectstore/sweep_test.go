@@ -19,21 +19,21 @@ type sweepCase = faulttest.Case[*objectstore.Repo]
 
 var sweepCases = map[string]func(*testing.T) sweepCase{"commit": committing, "prune": pruning, "import": linking}
 
-// Whichever operation on the disk fails: the error says so, the repository is whole, and the same again works.
+// Whichever disk operation fails: the error names it, the repository is whole, and a retry works.
 func TestFaults(t *testing.T) {
 	for name, c := range sweepCases {
 		t.Run(name, func(t *testing.T) { faulttest.Sweep(t, c(t)) })
 	}
 }
 
-// Before whichever operation on the disk the process is killed: the repository is whole, and the same again works.
+// Whichever disk operation the process is killed before: the repository is whole, and a retry works.
 func TestKills(t *testing.T) {
 	for name, c := range sweepCases {
 		t.Run(name, func(t *testing.T) { faulttest.KillSweep(t, c(t)) })
 	}
 }
 
-// Objects are on the disk before the refs that name them, and no object goes before what needs it.
+// Objects are on the disk before the refs that name them, and no object goes before one that needs it.
 func TestOrder(t *testing.T) {
 	testenv.NeedsRoot(t)
 	t.Run("commit", func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestOrder(t *testing.T) {
 	t.Run("prune", func(t *testing.T) { faulttest.Order(t, "prune", pruning(t)) })
 }
 
-// openSwept opens the repository in path, which it makes if it is not there.
+// openSwept opens the repository in path, and makes it if needed.
 func openSwept(t *testing.T, path string, hook atfs.Hook) *objectstore.Repo {
 	t.Helper()
 	plain, err := atfs.Open(path)
@@ -74,7 +74,7 @@ func openSwept(t *testing.T, path string, hook atfs.Hook) *objectstore.Repo {
 	return repo
 }
 
-// checkWhole demands that fsck finds nothing.
+// checkWhole fails the test if fsck finds a problem.
 func checkWhole(t *testing.T, repo *objectstore.Repo) {
 	t.Helper()
 	report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{Workers: 1})
@@ -86,7 +86,7 @@ func checkWhole(t *testing.T, repo *objectstore.Repo) {
 	}
 }
 
-// checkDone demands the same of ostree(1) too, which is slow to start.
+// checkDone also requires the approval of ostree(1), which is slow to start.
 func checkDone(t *testing.T, repo *objectstore.Repo) {
 	t.Helper()
 	checkWhole(t, repo)
@@ -119,7 +119,7 @@ func committing(t *testing.T) sweepCase {
 	}
 }
 
-// A pruning case has a commit that is kept, and two that are not.
+// A pruning case has a commit that is kept, and two that are removed.
 func pruning(t *testing.T) sweepCase {
 	t.Helper()
 	objects := func(t *testing.T, repo *objectstore.Repo) int {
@@ -149,7 +149,7 @@ func pruning(t *testing.T) sweepCase {
 			}
 			before := objects(t, repo)
 			stats, err := p.Execute(t.Context())
-			// It says what it has removed also when it could not remove everything.
+			// It reports the removed objects even if it could not remove everything.
 			if after := objects(t, repo); before-after != stats.Objects {
 				t.Errorf("%d objects are gone, got %d", before-after, stats.Objects)
 			}

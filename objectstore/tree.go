@@ -12,14 +12,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// DirMeta is owner, mode and extended attributes of a directory: the object type dirmeta.
+// DirMeta holds owner, mode and extended attributes of a directory: the object type dirmeta.
 type DirMeta struct {
 	UID, GID uint32
 	Mode     uint32 // S_IFDIR and the permission bits
 	Xattrs   []Xattr
 }
 
-// Validate returns ErrInvalid if m cannot be a dirmeta object.
+// Validate returns ErrInvalid if m cannot be stored as a dirmeta object.
 func (m *DirMeta) Validate() error {
 	if m.Mode&^modeBits != unix.S_IFDIR {
 		return invalidf("mode %o: not a directory", m.Mode)
@@ -44,8 +44,8 @@ func (m *DirMeta) Marshal() ([]byte, error) {
 
 var dirMetaType = gvariant.MustType("(uuua(ayay))")
 
-// ParseDirMeta parses a dirmeta object; what is not one is ErrCorrupt. The xattrs may be unsorted and refer to data. All
-// that is allocated stays below 16 times len(data).
+// ParseDirMeta parses a dirmeta object; anything else is ErrCorrupt. The xattrs may be unsorted and refer to data.
+// Allocations stay below 16 times len(data).
 func ParseDirMeta(data []byte) (*DirMeta, error) {
 	m, err := parseDirMeta(data)
 	return parsed("dirmeta", m, err)
@@ -69,7 +69,7 @@ func parseDirMeta(data []byte) (*DirMeta, error) {
 	return m, err
 }
 
-// parsed finishes a parser: what it could not parse is corrupt.
+// parsed turns the error of a parser into ErrCorrupt.
 func parsed[T any](what string, v *T, err error) (*T, error) {
 	if err != nil {
 		return nil, &parseError{what: what, err: err}
@@ -77,7 +77,7 @@ func parsed[T any](what string, v *T, err error) (*T, error) {
 	return v, nil
 }
 
-// parseError makes the cause that data could not be parsed ErrCorrupt, whatever class it had in its own right.
+// parseError makes the cause of a parser's failure ErrCorrupt, whatever class it had itself.
 type parseError struct {
 	what string
 	err  error
@@ -87,7 +87,7 @@ func (e *parseError) Error() string        { return fmt.Sprintf("parse %s: %v", 
 func (e *parseError) Is(target error) bool { return target == ErrCorrupt }
 func (e *parseError) DataLoss()            {}
 
-// checkCount refuses a number of elements that cannot fit into size bytes, before memory is allocated for them.
+// checkCount rejects a number of elements that cannot fit into size bytes, before memory is allocated for them.
 func checkCount(n, minLen, size int) error {
 	if n > size/minLen {
 		return corruptf("%d elements in %d bytes", n, size)
@@ -108,13 +108,13 @@ type TreeDir struct {
 	Meta Checksum // dirmeta
 }
 
-// DirTree is the names in a directory: the object type dirtree. Parsed ones are sorted bytewise by name.
+// DirTree lists the names in a directory: the object type dirtree. Parsed ones are sorted bytewise by name.
 type DirTree struct {
 	Files []TreeFile
 	Dirs  []TreeDir
 }
 
-// TreeEntry is a directory or a file in a tree, whatever its name.
+// TreeEntry is a directory or a file in a tree, without its name.
 type TreeEntry struct {
 	Dir      bool
 	Checksum Checksum // of the dirtree of a directory, of the content object of a file
@@ -138,8 +138,8 @@ func (t *DirTree) Lookup(name string) (TreeEntry, bool) {
 	return TreeEntry{}, false
 }
 
-// Lookup returns the entry at a path below a directory, which "." names itself. It follows no symbolic links. An absent name
-// is ErrNoEntry, an absent or damaged object on the way to it an [ObjectError].
+// Lookup returns the entry at a path below a directory; "." is the directory itself. It follows no symbolic links. An
+// absent name is ErrNoEntry, an absent or damaged object along the path an [ObjectError].
 func (r *Repo) Lookup(dir TreeEntry, name string) (TreeEntry, error) {
 	if name == "." {
 		return dir, nil
@@ -161,8 +161,8 @@ func (r *Repo) Lookup(dir TreeEntry, name string) (TreeEntry, error) {
 	return e, nil
 }
 
-// ValidateName returns ErrInvalid if name cannot be that of a file in a DirTree: valid UTF-8 of 1 to 255 bytes, not
-// "." or "..", without slash and NUL.
+// ValidateName returns ErrInvalid if name cannot be a file name in a DirTree: valid UTF-8 of 1 to 255 bytes, not "." or
+// "..", without slash and NUL.
 func ValidateName(name string) error {
 	if name == "" || len(name) > maxNameLen || name == "." || name == ".." || strings.IndexByte(name, '/') >= 0 ||
 		!validString(name) {
@@ -174,8 +174,8 @@ func ValidateName(name string) error {
 func compareFiles(a, b TreeFile) int { return strings.Compare(a.Name, b.Name) }
 func compareDirs(a, b TreeDir) int   { return strings.Compare(a.Name, b.Name) }
 
-// Marshal returns the object's bytes, a GVariant (a(say)a(sayay)). It sorts copies of the lists where they are not
-// sorted; a bad name, or one that occurs twice, is ErrInvalid.
+// Marshal returns the object's bytes, a GVariant (a(say)a(sayay)). It sorts copies of unsorted lists; a bad or
+// duplicate name is ErrInvalid.
 func (t *DirTree) Marshal() ([]byte, error) {
 	files, dirs := t.Files, t.Dirs
 	if !slices.IsSortedFunc(files, compareFiles) {
@@ -216,7 +216,7 @@ func (t *DirTree) Marshal() ([]byte, error) {
 	return gvariant.AppendOffsets(b, 0, endFiles), nil
 }
 
-// validate checks the names of a tree and their order: strictly growing in each list, none in both.
+// validate checks the names of a tree and their order: strictly increasing in each list, none in both.
 func (t *DirTree) validate() error {
 	for i := range t.Files {
 		if err := ValidateName(t.Files[i].Name); err != nil {
@@ -254,13 +254,13 @@ var (
 	stringType   = gvariant.MustType("s")
 )
 
-// The least bytes of an entry and its offset: names of one character.
+// The minimal bytes of an entry and its offset, with a name of one character.
 const (
 	minFileLen = 2 + 32 + 1 + 1
 	minDirLen  = 2 + 32 + 32 + 2 + 1
 )
 
-// ParseDirTree parses a dirtree object; what is not one is ErrCorrupt. All that is allocated stays below 16 times len(data).
+// ParseDirTree parses a dirtree object; anything else is ErrCorrupt. Allocations stay below 16 times len(data).
 func ParseDirTree(data []byte) (*DirTree, error) {
 	t, err := parseDirTree(data)
 	return parsed("dirtree", t, err)
@@ -336,7 +336,7 @@ func parseString(data []byte) (string, error) {
 	return string(data[:len(data)-1]), nil
 }
 
-// set makes c a checksum that is stored as 32 bytes.
+// set sets c to a checksum stored as 32 bytes.
 func (c *Checksum) set(b []byte) error {
 	if len(b) != len(c) {
 		return corruptf("checksum of %d bytes", len(b))

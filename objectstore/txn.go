@@ -18,27 +18,26 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// Stored is an object that is in the repository.
+// Stored describes a stored object.
 type Stored struct {
 	Checksum Checksum
-	Added    bool  // it was not there before
-	Linked   bool  // it was added as a further name of an inode that another repository has
-	Blocks   int64 // bytes that it takes on the disk if it was added: its size in whole blocks
+	Added    bool  // it is new
+	Linked   bool  // it is another name of an inode of another repository
+	Blocks   int64 // disk space if it was added: its size in whole blocks
 }
 
-// ErrMetadataDiffers says that an inode cannot become an object as it is, because its owner, mode or extended
-// attributes are not those wanted.
+// ErrMetadataDiffers reports that an inode cannot become an object unchanged, because its owner, mode or extended
+// attributes are not the required ones.
 var ErrMetadataDiffers = errors.New("owner, mode or extended attributes of the inode differ")
 
 // Txn is a transaction: objects are added, then refs are moved to them. It holds the shared lock from Begin to Commit
-// or Abort, so that no prune takes an object, new or found, before a ref reaches it.
+// or Abort, so that no prune removes an object, new or reused, before a ref reaches it.
 //
-// An object is in the repository, complete and under its name, as soon as the method that stores it returns; not
-// before, whatever happens to the process. It is durable only after a Commit with Sync, or a syncfs of the caller's.
-// What a transaction that was not committed has stored is garbage for the next prune. A method that failed can be
-// called again.
+// An object exists, complete and under its name, as soon as the method that stores it returns; never before, whatever
+// happens to the process. It is durable only after a Commit with Sync, or a syncfs by the caller. Objects of a
+// transaction that was not committed are garbage for the next prune. A method that failed can be called again.
 //
-// All methods may be called by several goroutines at once, but Commit and Abort only after the others have returned.
+// All methods are safe for concurrent use, except that Commit and Abort must be called after the others have returned.
 type Txn struct {
 	repo     *Repo
 	lock     *Lock
@@ -54,8 +53,7 @@ type Txn struct {
 	done bool
 }
 
-// Begin starts a transaction, which must be ended by Commit or Abort. It waits for the shared lock as [Repo.Lock]
-// does.
+// Begin starts a transaction, which must be ended by Commit or Abort. It waits for the shared lock like [Repo.Lock].
 func (r *Repo) Begin(ctx context.Context) (*Txn, error) {
 	lock, err := r.Lock(ctx, LockShared)
 	if err != nil {
@@ -71,14 +69,13 @@ func (r *Repo) Begin(ctx context.Context) (*Txn, error) {
 // Repo returns the repository.
 func (t *Txn) Repo() *Repo { return t.repo }
 
-// OnPublish has f called with the name of each object before it gets that name: once anybody can see an object, f
-// knows of it. Several goroutines may call f at once. It is set before anything is stored.
+// OnPublish makes the transaction call f with the name of each object before the object gets that name: f knows of
+// every object before anyone can see it. Several goroutines may call f at once. Set it before storing anything.
 func (t *Txn) OnPublish(f func(ObjectName)) { t.onPublish = f }
 
-// Distrust names objects that are not to be taken as they are in the repository: one of them that is stored again puts
-// right what has its name. A content object is mended in place, so that all that links to the inode, and what a running
-// program has mapped of it, is right too; where that is not possible, and a metadata object, is replaced atomically. It
-// is set before anything is stored.
+// Distrust names objects whose stored form is not to be trusted: storing one of them again repairs it. A content object
+// is mended in place, so that everything linked to the inode, and every running program that has it mapped, is repaired
+// too. If that is not possible, and for a metadata object, it is replaced atomically. Call it before storing anything.
 func (t *Txn) Distrust(names map[ObjectName]struct{}) { t.distrust = names }
 
 func (t *Txn) distrusts(typ ObjectType, sum Checksum) bool {
@@ -86,9 +83,9 @@ func (t *Txn) distrusts(typ ObjectType, sum Checksum) bool {
 	return ok
 }
 
-// StoreFile stores a regular file whose content is in memory. The content is hashed first; when the object exists
-// nothing is written. A new inode gets mtime; one that exists keeps its own, see docs/adr/0002-object-mtime.md. An
-// inode whose size, owner or mode show that it is not the object, as after a power failure, is replaced.
+// StoreFile stores a regular file from memory. The content is hashed first, and nothing is written if the object
+// exists. A new inode gets mtime; an existing one keeps its own, see docs/adr/0002-object-mtime.md. An inode whose
+// size, owner or mode cannot be the object's, as after a power failure, is replaced.
 func (t *Txn) StoreFile(m *FileMeta, mtime unix.Timespec, data []byte) (Stored, error) {
 	h := getHasher()
 	defer h.put()
@@ -101,8 +98,7 @@ func (t *Txn) StoreFile(m *FileMeta, mtime unix.Timespec, data []byte) (Stored, 
 	return stored, storeError(TypeFile, sum, err)
 }
 
-// startRegular hashes the header of a regular file, and refuses a time that utimensat(2) would refuse or take for a
-// flag.
+// startRegular hashes the header of a regular file. It rejects times that utimensat(2) would reject or take for a flag.
 func (h *hasher) startRegular(m *FileMeta, mtime unix.Timespec) error {
 	if m.IsSymlink() {
 		return invalidf("mode %o: not a regular file", m.Mode)
@@ -154,7 +150,7 @@ func (t *Txn) stored(sum Checksum, added bool, size int64) Stored {
 	return Stored{Checksum: sum, Added: true, Blocks: t.repo.Allocated(size)}
 }
 
-// presence is what is in the repository under an object's name.
+// presence is the state of an object's name in the repository.
 type presence int
 
 const (
@@ -163,7 +159,7 @@ const (
 	wrong            // an inode that cannot be the object
 )
 
-// find looks for a content object. Size is -1 for symbolic links.
+// find looks for a content object. size is -1 for symbolic links.
 func (t *Txn) find(sum Checksum, m *FileMeta, size int64) (presence, error) {
 	st, err := t.repo.stat(&sum, TypeFile)
 	switch {
@@ -177,13 +173,13 @@ func (t *Txn) find(sum Checksum, m *FileMeta, size int64) (presence, error) {
 	return present, nil
 }
 
-// fits reports whether an inode can be a file with these metadata and a size, -1 for a symbolic link.
+// fits reports whether an inode can be a file with these metadata and the given size, or a symbolic link if size is -1.
 func (m *FileMeta) fits(st *unix.Stat_t, size int64) bool {
 	return st.Mode == m.Mode && st.Uid == m.UID && st.Gid == m.GID && (size < 0 || st.Size == size)
 }
 
-// setAttr gives a file its attributes. The order matters: writing and chown(2) take set-id bits and capabilities
-// away, and everything else would change the time.
+// setAttr sets a file's attributes. The order matters: writing and chown(2) clear set-id bits and capabilities, and
+// everything else changes the time.
 func (t *Txn) setAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
 	if m.UID != t.uid || m.GID != t.gid {
 		if err := f.Chown(m.UID, m.GID); err != nil {
@@ -203,8 +199,8 @@ func (t *Txn) setAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
 	return f.Utimes(mtime)
 }
 
-// publish gives a complete file its name among the objects. A name that is taken is success, unless what has it is
-// to be replaced.
+// publish gives a complete file its name among the objects. An existing name is success, unless its inode is to be
+// replaced.
 func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) (added bool, err error) {
 	if typ == TypeFile {
 		if err := t.repo.giveVerity(f); err != nil {
@@ -220,7 +216,7 @@ func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) 
 		case err != nil:
 			return err
 		case mended:
-			return fs.ErrExist // the name is the one that there was
+			return fs.ErrExist // the name existed before
 		}
 		return linkTemporary(f, t.repo.tmp, objTmpPrefix, func(tmp string) error {
 			return t.repo.tmp.Rename(tmp, d, name, 0)
@@ -228,9 +224,8 @@ func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) 
 	})
 }
 
-// mend makes the inode that has a distrusted content object's name what f is, and reports whether it is that now. What
-// cannot be written to is left to be replaced, and so is what is not damaged but in the wrong place: another object under
-// this name.
+// mend overwrites the inode of a distrusted content object with f, and reports whether it is the object now. An inode
+// that cannot be written is left to be replaced, and so is one that is intact but has the wrong name: another object.
 func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ ObjectType) (bool, error) {
 	if typ != TypeFile || !t.distrusts(typ, sum) {
 		return false, nil
@@ -246,10 +241,10 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 	}
 	err = d.Overwrite(name, f)
 	if err == nil {
-		err = d.Utimes(name, st.Mtim) // by which checkouts have chosen to link to it
+		err = d.Utimes(name, st.Mtim) // checkouts chose to link to it because of this time
 	}
 	if err != nil {
-		// EPERM: immutable, or with fs-verity. EIO: the disk does not take it where the damage is.
+		// EPERM: immutable, or with fs-verity. EIO: the disk rejects writes where the damage is.
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EIO) {
 			err = nil
 		}
@@ -259,8 +254,8 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 	return is == sum, err
 }
 
-// inSubdir calls f, which gives an object its name in the directory it is called with. It reports whether f did that,
-// rather than find the name taken.
+// inSubdir calls f, which gives an object its name in the given directory. It reports whether f did so, or found the
+// name taken.
 func (t *Txn) inSubdir(typ ObjectType, sum Checksum, f func(*atfs.Dir) error) (added bool, err error) {
 	if t.onPublish != nil {
 		t.onPublish(ObjectName{typ, sum})
@@ -277,7 +272,7 @@ func (t *Txn) inSubdir(typ ObjectType, sum Checksum, f func(*atfs.Dir) error) (a
 			return true, nil
 		case errors.Is(err, fs.ErrExist):
 			return false, nil
-		case errors.Is(err, fs.ErrNotExist) && attempt == 0: // someone removed the empty directory
+		case errors.Is(err, fs.ErrNotExist) && attempt == 0: // the empty directory was removed
 			t.repo.forget(first, d)
 		default:
 			return false, err
@@ -285,7 +280,7 @@ func (t *Txn) inSubdir(typ ObjectType, sum Checksum, f func(*atfs.Dir) error) (a
 	}
 }
 
-// tmpPrefixes begin the names that this package gives to what is in tmp/, under one of the repository's locks.
+// tmpPrefixes begin this package's names in tmp/, which are made under one of the repository's locks.
 var tmpPrefixes = [...]string{objTmpPrefix, refTmpPrefix, linkTmpPrefix}
 
 const (
@@ -294,10 +289,10 @@ const (
 	linkTmpPrefix = "link-"
 )
 
-// temporaryName returns a name for something in tmp/.
+// temporaryName returns a name for a file in tmp/.
 func temporaryName(prefix string) string { return prefix + rand.Text() }
 
-// isTemporaryName reports whether temporaryName makes such names.
+// isTemporaryName reports whether a name has the form of temporaryName's.
 func isTemporaryName(name string) bool {
 	for _, prefix := range tmpPrefixes {
 		text, ok := strings.CutPrefix(name, prefix)
@@ -308,8 +303,8 @@ func isTemporaryName(name string) bool {
 	return false
 }
 
-// linkTemporary gives f a random name in tmp and calls move with it, which moves the file on. The name is gone
-// afterwards.
+// linkTemporary gives f a random name in tmp and calls move with it, which moves the file on. Afterwards the name is
+// gone.
 func linkTemporary(f *atfs.File, tmp *atfs.Dir, prefix string, move func(name string) error) error {
 	name := temporaryName(prefix)
 	if err := f.LinkTo(tmp, name); err != nil {
@@ -322,7 +317,7 @@ func linkTemporary(f *atfs.File, tmp *atfs.Dir, prefix string, move func(name st
 	return err
 }
 
-// FileWriter stores a regular file piece by piece. Its methods must not be called by several goroutines at once.
+// FileWriter stores a regular file piece by piece. It is not safe for concurrent use.
 type FileWriter struct {
 	txn   *Txn
 	meta  *FileMeta
@@ -330,13 +325,13 @@ type FileWriter struct {
 	file  *atfs.File
 	h     *hasher
 	size  int64
-	err   error // the first that Write returned
+	err   error // first error of Write
 }
 
 var errWriterDone = errors.New("file writer was committed or aborted already")
 
-// NewFile begins to store a regular file of any size: write the content, then Commit, or Abort. m must not change
-// until then. The content goes to a file without a name, which is dropped when the object exists.
+// NewFile starts storing a regular file of any size: write the content, then call Commit or Abort. m must not change
+// until then. The content goes to an unnamed file, which is dropped if the object exists.
 func (t *Txn) NewFile(m *FileMeta, mtime unix.Timespec) (*FileWriter, error) {
 	h := getHasher()
 	err := h.startRegular(m, mtime)
@@ -351,8 +346,8 @@ func (t *Txn) NewFile(m *FileMeta, mtime unix.Timespec) (*FileWriter, error) {
 	return &FileWriter{txn: t, meta: m, mtime: mtime, file: f, h: h}, nil
 }
 
-// Room returns an error that unwraps to ENOSPC if a file of size bytes cannot be stored, so that who is told a size by
-// somebody else does not fill the disk before finding out.
+// Room returns an error that unwraps to ENOSPC if a file of size bytes does not fit, so that a caller that trusts a
+// stated size does not fill the disk to find out.
 func (t *Txn) Room(size int64) error {
 	if err := t.repo.tmp.Room(size); err != nil {
 		return fmt.Errorf("store file: %w", err)
@@ -375,7 +370,7 @@ func (w *FileWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Commit makes what was written an object, with the guarantees of [Txn.StoreFile], and releases the writer.
+// Commit turns the written content into an object, with the guarantees of [Txn.StoreFile], and releases the writer.
 func (w *FileWriter) Commit() (Stored, error) {
 	if w.h == nil {
 		return Stored{}, errWriterDone
@@ -405,7 +400,7 @@ func (w *FileWriter) commit(sum Checksum) (Stored, error) {
 	return w.txn.stored(sum, added, w.size), err
 }
 
-// Abort drops what was written. After Commit or Abort it does nothing.
+// Abort drops the written content. After Commit or Abort it does nothing.
 func (w *FileWriter) Abort() error {
 	if w.h == nil {
 		return nil
@@ -437,7 +432,7 @@ func (t *Txn) storeSymlink(m *FileMeta, sum Checksum) (Stored, error) {
 	}
 	name := looseName(&sum, TypeFile)
 	if state == absent && m.UID == t.uid && m.GID == t.gid && len(m.Xattrs) == 0 {
-		// symlink(2) makes a complete object at once.
+		// symlink(2) makes a complete object in one step.
 		added, err := t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return d.Symlink(m.Target, name) })
 		return Stored{Checksum: sum, Added: added}, err
 	}
@@ -473,11 +468,11 @@ func (t *Txn) setLinkAttr(name string, m *FileMeta) error {
 }
 
 // AdoptFile makes an existing inode an object, by a hard link: no content is copied, and the inode keeps its mtime.
-// Its owner, mode, extended attributes and content are read and hashed. They must be those of m, else the error is
-// ErrMetadataDiffers; with m nil they are taken as they are. Nobody may write to the inode from now on: its content
-// is part of the repository.
+// Owner, mode, extended attributes and content are read and hashed. They must match m, else the error is
+// ErrMetadataDiffers; if m is nil they are taken as they are. Nobody may write to the inode from now on: its content is
+// part of the repository.
 //
-// EXDEV, EMLINK and EPERM of link(2) are returned for the caller to copy the file instead.
+// EXDEV, EMLINK and EPERM of link(2) are returned so that the caller can copy the file instead.
 func (t *Txn) AdoptFile(m *FileMeta, from *atfs.Dir, name string) (Stored, error) {
 	sum, got, st, err := t.identify(m, from, name)
 	if err != nil {
@@ -494,7 +489,7 @@ func (t *Txn) AdoptFile(m *FileMeta, from *atfs.Dir, name string) (Stored, error
 	return t.stored(sum, added, st.Size), storeError(TypeFile, sum, err)
 }
 
-// identify computes the checksum of an inode, whose metadata must be want unless that is nil.
+// identify computes the checksum of an inode. Unless want is nil, the metadata must match it.
 func (t *Txn) identify(want *FileMeta, from *atfs.Dir, name string) (Checksum, *FileMeta, unix.Stat_t, error) {
 	got, st, err := statFile(from, name)
 	if err != nil {
@@ -516,7 +511,7 @@ func (m *FileMeta) equal(o *FileMeta) bool {
 		slices.EqualFunc(m.Xattrs, o.Xattrs, func(a, b Xattr) bool { return a.Name == b.Name && string(a.Value) == string(b.Value) })
 }
 
-// hashFile computes the checksum of the content object that has metadata m and the content of a name.
+// hashFile computes the checksum of the content object with metadata m and the content of the file name.
 func hashFile(d *atfs.Dir, name string, m *FileMeta) (Checksum, error) {
 	h := getHasher()
 	defer h.put()
@@ -555,8 +550,8 @@ func copyAll(dst io.Writer, src io.Reader, buf []byte) error {
 	}
 }
 
-// StoreMetadata stores the bytes of a dirtree, dirmeta or commit, which must be one: ErrInvalid if they are not. A
-// commit's root directory must be in the repository already.
+// StoreMetadata stores the bytes of a dirtree, dirmeta or commit; invalid bytes are ErrInvalid. A commit's root
+// directory must exist in the repository already.
 func (t *Txn) StoreMetadata(typ ObjectType, data []byte) (Stored, error) {
 	if !typ.hashed() {
 		return Stored{}, invalidf("store metadata object: type %s", typ)
@@ -597,7 +592,7 @@ func (t *Txn) storeMetadata(typ ObjectType, data []byte, sum Checksum) (Stored, 
 	return t.stored(sum, added, int64(len(data))), errors.Join(err, f.Close())
 }
 
-// checkMetadata refuses what a reader would refuse.
+// checkMetadata rejects data that a reader would reject.
 func (t *Txn) checkMetadata(typ ObjectType, data []byte) error {
 	var err error
 	switch typ {
@@ -627,10 +622,10 @@ func (t *Txn) need(typ ObjectType, sum Checksum) error {
 	return nil
 }
 
-// SetRef stages a ref of refs/heads: Commit writes it. The last SetRef or DeleteRef of a name counts.
+// SetRef stages a ref of refs/heads, which Commit writes. The last SetRef or DeleteRef of a name counts.
 func (t *Txn) SetRef(name string, sum Checksum) { t.stage(refChange{name: name, sum: sum}) }
 
-// DeleteRef stages the deletion of a ref. One that does not exist is passed over.
+// DeleteRef stages the deletion of a ref. An absent ref is skipped.
 func (t *Txn) DeleteRef(name string) { t.stage(refChange{name: name, del: true}) }
 
 func (t *Txn) stage(c refChange) {
@@ -641,17 +636,17 @@ func (t *Txn) stage(c refChange) {
 
 // CommitOptions are options of [Txn.Commit].
 type CommitOptions struct {
-	// Sync makes everything durable: objects before the refs that name them, and refs before Commit returns. Without
-	// it nothing is, and after a power failure a ref may name objects without content, which the caller must be able
-	// to find and repair.
+	// Sync makes everything durable: objects before the refs that name them, and refs before Commit returns. Without it
+	// nothing is durable, and after a power failure a ref may name objects without content, which the caller must be
+	// able to find and repair.
 	Sync bool
 }
 
 var errTxnDone = errors.New("transaction was committed or aborted already")
 
-// Commit writes the staged refs, in the order in which they were staged and each atomically, and releases the lock,
-// in any case. A ref whose commit is not in the repository is an error before any ref is written. When writing
-// fails, some refs may have been written; to do the same again in a new transaction is safe.
+// Commit writes the staged refs, in staging order and each atomically, and releases the lock in any case. A ref to a
+// commit that the repository lacks is an error before any ref is written. If writing fails, some refs may have been
+// written; repeating it all in a new transaction is safe.
 func (t *Txn) Commit(ctx context.Context, opts CommitOptions) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -681,7 +676,7 @@ func (t *Txn) commit(ctx context.Context, opts CommitOptions) error {
 		}
 	}
 	if opts.Sync {
-		// Objects durable before the ref that names them.
+		// Objects must be durable before the refs that name them.
 		if err := t.repo.objects.SyncFS(); err != nil {
 			return err
 		}
@@ -690,8 +685,8 @@ func (t *Txn) commit(ctx context.Context, opts CommitOptions) error {
 	return w.write()
 }
 
-// Abort ends the transaction without touching refs, and releases the lock. After Commit or Abort it does nothing, so
-// it can be deferred.
+// Abort ends the transaction without touching refs, and releases the lock. After Commit or Abort it does nothing, so it
+// can be deferred.
 func (t *Txn) Abort() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -22,7 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// hooked opens a directory of its own whose operations hook sees.
+// hooked opens a temporary directory whose operations hook sees.
 func hooked(tb testing.TB, hook atfs.Hook) *atfs.Dir {
 	tb.Helper()
 	d, err := objecttest.OpenDir(tb, tb.TempDir()).WithHook(hook)
@@ -51,7 +51,7 @@ func begin(tb testing.TB, repo *objectstore.Repo) *objectstore.Txn {
 	return txn
 }
 
-// smallTree has five content objects: in memory, in pieces, with attributes, a plain link and one with an owner.
+// smallTree has five content objects: from memory, in pieces, with attributes, a plain link and an owned link.
 func smallTree(tb testing.TB) *objecttest.Node {
 	tb.Helper()
 	n := map[string]*objecttest.Node{
@@ -68,20 +68,20 @@ func smallTree(tb testing.TB) *objecttest.Node {
 	return objecttest.Dir(0o755, n)
 }
 
-// storeSmall is the transaction that the tests below take apart: five objects, a commit, a ref.
+// storeSmall is the transaction for the tests below: five objects, a commit, a ref.
 func storeSmall(ctx context.Context, repo *objectstore.Repo, root *objecttest.Node, sync bool) error {
 	txn, err := repo.Begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer txn.Abort() //nolint:errcheck // the error that matters is that of Commit
+	defer txn.Abort() //nolint:errcheck // Commit's error matters
 	if _, err := objecttest.StoreCommit(txn, "dir/ref", root); err != nil {
 		return err
 	}
 	return txn.Commit(ctx, objectstore.CommitOptions{Sync: sync})
 }
 
-// TestExistingObjectsAreNotWritten stores the same twice: the second time nothing but the lock may be touched.
+// TestExistingObjectsAreNotWritten stores the same twice: the second time only the lock may be touched.
 func TestExistingObjectsAreNotWritten(t *testing.T) {
 	var ops []string
 	var mu sync.Mutex
@@ -92,7 +92,7 @@ func TestExistingObjectsAreNotWritten(t *testing.T) {
 		return nil
 	}))
 	root := smallTree(t)
-	delete(root.Entries, "large") // comes in pieces, which have to go somewhere
+	delete(root.Entries, "large") // comes in pieces, which need a place
 	if err := storeSmall(t.Context(), repo, root, false); err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestStored(t *testing.T) {
 	}
 }
 
-// TestManyWriters stores the same and different objects from many goroutines.
+// TestManyWriters stores equal and different objects from many goroutines.
 func TestManyWriters(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	txn := begin(t, repo)
@@ -203,7 +203,7 @@ func TestManyWriters(t *testing.T) {
 	}
 }
 
-// TestDamagedObjectIsReplaced writes over inodes as a power failure does: the next writer of the object heals it.
+// TestDamagedObjectIsReplaced overwrites inodes as a power failure does: the next writer of the object heals it.
 func TestDamagedObjectIsReplaced(t *testing.T) {
 	testenv.NeedsRoot(t)
 	repo := objecttest.NewRepo(t)
@@ -364,7 +364,7 @@ func TestRefs(t *testing.T) {
 	txn = begin(t, repo)
 	txn.SetRef("gone", a)
 	txn.DeleteRef("gone")
-	txn.SetRef("dir", a) // only empty directories are left of the refs below it
+	txn.SetRef("dir", a) // only empty directories remain of the refs below it
 	if err := txn.Commit(t.Context(), objectstore.CommitOptions{Sync: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +387,7 @@ func TestRefs(t *testing.T) {
 	}
 }
 
-// TestLocks has every pair of locks in one process.
+// TestLocks tries every pair of locks in one process.
 func TestLocks(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	for _, tc := range []struct {
@@ -453,7 +453,7 @@ func FuzzValidateRef(f *testing.F) {
 		if objectstore.ValidateRef(s) != nil {
 			return
 		}
-		// The pattern of libostree, with \w as PCRE understands it for Unicode.
+		// libostree's pattern, with \w as PCRE understands it for Unicode.
 		pattern := regexp.MustCompile(`^(?:[\pL\pN_][-.\pL\pN_]*/)*[\pL\pN_][-.\pL\pN_]*$`)
 		if !pattern.MatchString(s) || !fs.ValidPath(s) {
 			t.Errorf("ref %q is taken, but not by libostree", s)

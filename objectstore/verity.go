@@ -9,13 +9,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 )
 
-// verity says which content objects get fs-verity: libostree's key fsverity of the group ex-integrity.
+// verity selects the content objects that get fs-verity: libostree's key fsverity of the group ex-integrity.
 type verity int
 
 const (
 	verityNo    verity = iota
-	verityMaybe        // those for which the kernel and the file system can do it
-	verityYes          // all: one that cannot get it is not stored
+	verityMaybe        // those for which kernel and file system support it
+	verityYes          // all: an object that cannot get it is not stored
 )
 
 const (
@@ -23,7 +23,7 @@ const (
 	verityKey   = "fsverity"
 )
 
-// parseVerity reads what libostree calls a tristate.
+// parseVerity reads libostree's tristate.
 func parseVerity(f *keyfile.File) (verity, error) {
 	v, _ := f.Get(verityGroup, verityKey)
 	switch v = strings.TrimSpace(v); v {
@@ -37,12 +37,13 @@ func parseVerity(f *keyfile.File) (verity, error) {
 	return verityNo, fmt.Errorf("%s is %.20q, not yes, no or maybe", verityKey, v)
 }
 
-// Verity reports whether each regular file that becomes a content object gets fs-verity first, because the config says
-// fsverity=yes. The objects that were there before, or were linked to, need not have it.
+// Verity reports whether the config says fsverity=yes: each regular file then gets fs-verity before it becomes a
+// content object. Older objects, and linked ones, may lack it.
 func (r *Repo) Verity() bool { return r.config.verity == verityYes }
 
-// SetVerity has regular files that become content objects get fs-verity, or not, from now on: by this process, and by all
-// who open the repository later, ostree(1) too. A crash leaves the one or the other. Nothing may be stored meanwhile.
+// SetVerity switches fs-verity for new content objects that are regular files on or off, for this process and for all
+// who open the repository later, including ostree(1). A crash leaves one setting or the other. Nothing may be stored
+// meanwhile.
 func (r *Repo) SetVerity(on bool) error {
 	state, value := verityNo, "no"
 	if on {
@@ -71,7 +72,7 @@ func (r *Repo) writeVerity(value string) error {
 	return r.dir.WriteFile(configName, f.Marshal(), fileMode, true)
 }
 
-// giveVerity gives a file that is to become an object fs-verity, if the config wants it.
+// giveVerity enables fs-verity for a file that is about to become an object, if the config requires it.
 func (r *Repo) giveVerity(f *atfs.File) error {
 	if r.config.verity == verityNo {
 		return nil
@@ -83,9 +84,9 @@ func (r *Repo) giveVerity(f *atfs.File) error {
 	return err
 }
 
-// EnableVerity sees to it that a content object that is a regular file has fs-verity, and returns its digest (SHA-256,
-// blocks of 4 KiB). An object that does not have it yet is hashed before, so that what is made immutable is what its name
-// says; otherwise the error is an ErrCorrupt. A file system that cannot do it is errors.ErrUnsupported.
+// EnableVerity makes sure that a content object that is a regular file has fs-verity, and returns its digest (SHA-256,
+// blocks of 4 KiB). An object without fs-verity is hashed first, so that only the right content is made immutable;
+// otherwise the error is an ErrCorrupt. A file system without fs-verity is errors.ErrUnsupported.
 func (r *Repo) EnableVerity(sum Checksum) (digest Checksum, err error) {
 	digest, err = r.enableVerity(sum)
 	return digest, objectError(TypeFile, sum, err)
@@ -114,8 +115,8 @@ func (r *Repo) enableVerity(sum Checksum) (digest Checksum, err error) {
 	return digest, err
 }
 
-// MeasureVerity returns the fs-verity digest of a content object that is a regular file, as the kernel says it; ok is false
-// if it does not have one.
+// MeasureVerity returns the fs-verity digest that the kernel reports for a content object that is a regular file; ok is
+// false if it has none.
 func (r *Repo) MeasureVerity(sum Checksum) (digest Checksum, ok bool, err error) {
 	f, err := r.OpenFile(sum)
 	if err != nil {

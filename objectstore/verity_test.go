@@ -37,8 +37,7 @@ func wantDigest(t *testing.T, got objectstore.Checksum, content string) {
 	}
 }
 
-// Objects get fs-verity when they are stored, and those of before when they are asked to; then the kernel says the digest that
-// we compute.
+// New objects get fs-verity when stored, older ones on request; the kernel must then report the digest computed here.
 func TestVerity(t *testing.T) {
 	path := t.TempDir()
 	testenv.NeedsVerity(t, path)
@@ -71,7 +70,7 @@ func TestVerity(t *testing.T) {
 	}
 	objecttest.Fsck(t, repo)
 
-	// What is damaged does not get it.
+	// Damaged objects do not get it.
 	if err := repo.SetVerity(false); err != nil {
 		t.Fatal(err)
 	}
@@ -94,8 +93,8 @@ func TestVerity(t *testing.T) {
 	}
 }
 
-// The key is libostree's, and holds for whoever opens the repository. Where the file system cannot do it, "yes" is an error and
-// stores nothing, "maybe" is none.
+// The key is libostree's, and applies to every user of the repository. On a file system without fs-verity, "yes" is an
+// error that stores nothing, and "maybe" is no error.
 func TestVeritySetting(t *testing.T) {
 	path := testenv.MemoryDir(t)
 	dir := objecttest.OpenDir(t, path)

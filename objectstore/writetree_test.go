@@ -9,9 +9,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// WriteTree, with which tests compare trees of the real ostree, stores a directory and everything below it, and returns its dirtree and dirmeta. Extended attributes with
-// empty values are dropped, as by ostree. What a commit cannot hold (devices, fifos, sockets, names and targets that
-// are not UTF-8) is ErrInvalid, and so is a mount in the tree that changes it meanwhile: the result is what was read.
+// WriteTree stores a directory and everything below it, and returns its dirtree and dirmeta; tests compare them with
+// the real ostree's. Extended attributes with empty values are dropped, as ostree does. Files that a commit cannot hold
+// (devices, fifos, sockets, names and targets that are not UTF-8) are ErrInvalid. If the tree changes meanwhile, the
+// result is what was read.
 func (r *Repo) WriteTree(ctx context.Context, t *Txn, dir *atfs.Dir) (tree, meta Checksum, err error) {
 	tree, meta, err = t.writeTree(ctx, dir, 0)
 	if err != nil {
