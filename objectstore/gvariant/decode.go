@@ -33,7 +33,7 @@ func (e *Elements) At(i int) []byte {
 
 func (e *Elements) end(i int) int { return readOffset(e.data[e.table+i*e.z:], e.z) }
 
-// readOffset reads a framing offset. One that no slice can have comes out as a negative number or too large.
+// readOffset reads a framing offset. An impossible offset becomes negative or too large.
 func readOffset(b []byte, z int) int {
 	switch z {
 	case 1:
@@ -46,7 +46,7 @@ func readOffset(b []byte, z int) int {
 	return int(binary.LittleEndian.Uint64(b))
 }
 
-// sizeOfOffsets is the size of an offset in a container of n bytes.
+// sizeOfOffsets returns the size of an offset in a container of n bytes.
 func sizeOfOffsets(n int) int {
 	switch {
 	case n <= 0xff:
@@ -60,7 +60,7 @@ func sizeOfOffsets(n int) int {
 }
 
 // Elements takes an array apart. It verifies offsets and padding, in time linear in the number of elements, so that
-// [Elements.At] is safe; what the elements hold is not looked at.
+// [Elements.At] is safe. It does not check the elements themselves.
 func (t *Type) Elements(data []byte) (Elements, error) {
 	if t.kind != 'a' {
 		return Elements{}, fmt.Errorf("take apart value of type %s: not an array", t.str)
@@ -101,8 +101,8 @@ func (t *Type) Elements(data []byte) (Elements, error) {
 	return e, nil
 }
 
-// Members takes a tuple or dict entry apart and appends its serialised members to dst. It verifies offsets and
-// padding; what the members hold is not looked at.
+// Members takes a tuple or dict entry apart and appends its serialised members to dst. It verifies offsets and padding,
+// but does not check the members themselves.
 func (t *Type) Members(data []byte, dst [][]byte) ([][]byte, error) {
 	if t.kind != '(' && t.kind != '{' {
 		return nil, fmt.Errorf("take apart value of type %s: not a tuple", t.str)
@@ -146,8 +146,8 @@ func (t *Type) Members(data []byte, dst [][]byte) ([][]byte, error) {
 	return dst, nil
 }
 
-// variant takes a value of type v apart. It verifies that the type string is one complete type; the value is not
-// looked at.
+// variant takes a value of type v apart. It verifies that the type string is one complete type, but does not check the
+// value.
 func variant(data []byte) (Variant, *Type, error) {
 	i := bytes.LastIndexByte(data, 0)
 	if i < 0 {

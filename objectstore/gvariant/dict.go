@@ -29,8 +29,8 @@ func Dict(entries []Entry) Variant {
 	return Variant{Type: dictType.str, Data: AppendDict(nil, entries)}
 }
 
-// ParseDict takes an a{sv} apart and verifies it completely. The values refer to data. The entries take no more than 8 times
-// the memory that data does.
+// ParseDict takes an a{sv} apart and verifies it completely. The values refer to data. The entries take at most 8 times
+// the memory of data.
 func ParseDict(data []byte) ([]Entry, error) {
 	e, err := dictType.Elements(data)
 	if err != nil || e.Len() == 0 {

@@ -4,20 +4,20 @@ import "encoding/binary"
 
 var zeros [8]byte
 
-// Pad appends zero bytes until the container that begins at start has a length that is a multiple of align.
+// Pad appends zero bytes until the length of the container that begins at start is a multiple of align.
 func Pad(b []byte, start, align int) []byte {
 	n := len(b) - start
 	return append(b, zeros[:alignUp(n, align)-n]...)
 }
 
-// AppendString appends a string (types s, o and g). It must be valid UTF-8 without NUL, which the caller checks.
+// AppendString appends a string (types s, o and g). The caller must check that it is valid UTF-8 without NUL.
 func AppendString(b []byte, s string) []byte {
 	return append(append(b, s...), 0)
 }
 
-// AppendOffsets closes the container that begins at start: it appends the framing offsets in the order given. Each
-// is the end of a member as a length of b. For a tuple these are the variable-sized members but a last one, from the
-// last to the first; for an array of variable-sized elements all elements, from the first to the last.
+// AppendOffsets closes the container that begins at start: it appends the framing offsets in the order given. Each is
+// the end of a member as a length of b. A tuple has an offset for each variable-sized member, except a last one, from
+// the last to the first; an array of variable-sized elements has one for each element, from the first to the last.
 func AppendOffsets(b []byte, start int, ends ...int) []byte {
 	z := offsetSize(len(b)-start, len(ends))
 	for _, e := range ends {
@@ -34,7 +34,7 @@ func appendOffset(b []byte, off, z int) []byte {
 	return b
 }
 
-// offsetSize is the smallest size of n offsets behind a body such that the whole container can be addressed.
+// offsetSize returns the smallest size of n offsets behind a body with which the whole container can be addressed.
 func offsetSize(body, n int) int {
 	for _, z := range []int{1, 2, 4} {
 		if uint64(body)+uint64(n)*uint64(z) <= 1<<(8*z)-1 {
@@ -44,8 +44,8 @@ func offsetSize(body, n int) int {
 	return 8
 }
 
-// AppendArray appends an array of n variable-sized elements of the given alignment. For each, elem appends the i'th
-// element to b, which is padded already. The array must begin at a multiple of the alignment in b.
+// AppendArray appends an array of n variable-sized elements of the given alignment. elem appends the i'th element to b,
+// which is padded already. The array must begin at a multiple of the alignment in b.
 func AppendArray(b []byte, align, n int, elem func(b []byte, i int) []byte) []byte {
 	if n == 0 {
 		return b

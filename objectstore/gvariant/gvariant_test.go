@@ -124,7 +124,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestOffsetSizes checks the sizes at which framing offsets grow, for tuples and arrays.
+// TestOffsetSizes checks the sizes at which framing offsets of tuples and arrays grow.
 func TestOffsetSizes(t *testing.T) {
 	for _, tc := range []struct{ body, offset int }{
 		{0, 1}, {253, 1}, {254, 1}, {255, 2}, {256, 2}, {65532, 2}, {65533, 2}, {65534, 4}, {65535, 4}, {65536, 4}, {70000, 4},
@@ -193,8 +193,7 @@ func TestVariants(t *testing.T) {
 	}
 }
 
-// encode writes a value that was taken apart back, the way the encoders do: for data in normal form it is the inverse
-// of decoding.
+// encode re-encodes a decoded value the way the encoders do: for data in normal form it is the inverse of decoding.
 func encode(b []byte, typ *Type, data []byte) []byte {
 	switch typ.kind {
 	case 'a':
@@ -235,7 +234,7 @@ func encode(b []byte, typ *Type, data []byte) []byte {
 	return append(b, data...)
 }
 
-// FuzzCheck feeds every decoder with arbitrary data. What passes Check must be exactly what the encoder makes of it.
+// FuzzCheck feeds arbitrary data to every decoder. Data that passes Check must re-encode to itself.
 func FuzzCheck(f *testing.F) {
 	for _, s := range []struct{ typ, hex string }{
 		{"(a{sv}aya(say)sstayay)", "6f73747265652e7265662d62696e64696e6700 0000000000 746573742f7800 07 00 6173 13 24 7375626a00 00 0000000000 000000006553f100 b8a53e49b9d66b32ad93f7c4e7dfdb49cd4f60d6df28b149da9a431c04bb4556 446a0ef11b7cc167f3b603e585c7eeeeb675faa412d5ec73f62988eb0b6c5488 58 2b 2a 25 25 25"},

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// ErrNotNormal says that data is not the normal form of a value of its type.
+// ErrNotNormal reports that data is not the normal form of a value of its type.
 var ErrNotNormal = errors.New("not a GVariant in normal form")
 
 const (
@@ -91,7 +91,7 @@ func parseType(s string, depth int) (*Type, string, error) {
 	return t, rest, nil
 }
 
-// parseMembers parses what is behind the opening bracket of a tuple or dict entry, up to its closing one.
+// parseMembers parses the members of a tuple or dict entry, from behind its opening bracket up to its closing one.
 func (t *Type) parseMembers(s string, depth int) (string, error) {
 	closing := byte(')')
 	if t.kind == '{' {
@@ -137,7 +137,7 @@ func (t *Type) layOut() {
 
 func alignUp(n, align int) int { return (n + align - 1) &^ (align - 1) }
 
-// isSignature reports whether s is a value of type g: complete types, one behind the other.
+// isSignature reports whether s is a value of type g: a sequence of complete types.
 func isSignature(s string) bool {
 	if len(s) > maxTypeLen {
 		return false

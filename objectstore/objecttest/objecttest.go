@@ -1,4 +1,4 @@
-// Package objecttest has what tests of and on ostree repositories need: repositories that check themselves, trees
+// Package objecttest supports tests of and on ostree repositories: with repositories that check themselves, trees
 // written as literals, and the real ostree as judge.
 package objecttest
 
@@ -13,15 +13,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// NewRepo makes a repository of mode bare in a temporary directory of the test. When the test ends it is verified by
-// [Fsck], and closed.
+// NewRepo makes a repository of mode bare in a temporary directory. When the test ends it is verified by [Fsck] and
+// closed.
 func NewRepo(tb testing.TB) *objectstore.Repo {
 	tb.Helper()
 	return NewRepoAt(tb, OpenDir(tb, tb.TempDir()))
 }
 
-// NewRepoAt is NewRepo in an empty directory that stays the caller's. A hook of the directory sees what the repository
-// does.
+// NewRepoAt is NewRepo in an empty directory, which the caller keeps. A hook of the directory sees the repository's
+// operations.
 func NewRepoAt(tb testing.TB, dir *atfs.Dir) *objectstore.Repo {
 	tb.Helper()
 	repo, err := objectstore.Create(dir, objectstore.ModeBare)
@@ -54,10 +54,10 @@ func OpenDir(tb testing.TB, path string) *atfs.Dir {
 	return d
 }
 
-// Fsck fails the test if our fsck finds a problem in the repository, or, where it is installed, ostree's does.
+// Fsck fails the test if our fsck finds a problem in the repository, or the real ostree's does, where it is installed.
 func Fsck(tb testing.TB, repo *objectstore.Repo) {
 	tb.Helper()
-	ctx := context.WithoutCancel(tb.Context()) // at cleanup the test's own is cancelled
+	ctx := context.WithoutCancel(tb.Context()) // the test's own is cancelled at cleanup
 	report, err := repo.Fsck(ctx, objectstore.FsckOptions{})
 	if err != nil {
 		tb.Errorf("fsck of %s: %v", repo.Dir().Path(), err)

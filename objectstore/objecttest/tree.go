@@ -12,8 +12,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// Node is a file, symbolic link or directory in a tree literal. Make one with [File], [Symlink] or [Dir] and change
-// what else is to be different.
+// Node is a file, symbolic link or directory in a tree literal. Make one with [File], [Symlink] or [Dir], and change
+// its fields as needed.
 type Node struct {
 	UID, GID uint32
 	Mode     uint32 // with its type
@@ -24,15 +24,15 @@ type Node struct {
 	Entries  map[string]*Node    // of a directory
 }
 
-// File is a regular file of root's.
+// File is a regular file owned by root.
 func File(mode uint32, content string) *Node {
 	return &Node{Mode: unix.S_IFREG | mode, Content: []byte(content)}
 }
 
-// Symlink is a symbolic link of root's.
+// Symlink is a symbolic link owned by root.
 func Symlink(target string) *Node { return &Node{Mode: unix.S_IFLNK | 0o777, Target: target} }
 
-// Dir is a directory of root's.
+// Dir is a directory owned by root.
 func Dir(mode uint32, entries map[string]*Node) *Node {
 	return &Node{Mode: unix.S_IFDIR | mode, Entries: entries}
 }
@@ -53,18 +53,18 @@ func (n *Node) Xattr(name, value string) *Node {
 // IsDir reports whether n is a directory.
 func (n *Node) IsDir() bool { return n.Mode&unix.S_IFMT == unix.S_IFDIR }
 
-// FileMeta returns what a content object says about n.
+// FileMeta returns the metadata of n's content object.
 func (n *Node) FileMeta() *objectstore.FileMeta {
 	return &objectstore.FileMeta{UID: n.UID, GID: n.GID, Mode: n.Mode, Target: n.Target, Xattrs: n.Xattrs}
 }
 
-// DirMeta returns what a dirmeta object says about n.
+// DirMeta returns the dirmeta of n.
 func (n *Node) DirMeta() *objectstore.DirMeta {
 	return &objectstore.DirMeta{UID: n.UID, GID: n.GID, Mode: n.Mode, Xattrs: n.Xattrs}
 }
 
-// Store stores a tree in a transaction. Errors are the caller's, so that it can be used under injected faults. Large
-// files take the way of pieces, small ones that of memory.
+// Store stores a tree in a transaction. It returns errors, so that it can run under injected faults. Large files are
+// written in pieces, small ones from memory.
 func Store(t *objectstore.Txn, root *Node) (tree, meta objectstore.Checksum, err error) {
 	var dt objectstore.DirTree
 	names := make([]string, 0, len(root.Entries))
@@ -124,7 +124,7 @@ func storeFile(t *objectstore.Txn, n *Node) (objectstore.Stored, error) {
 	return w.Commit()
 }
 
-// StoreCommit stores a tree and a commit of it, and stages ref for it, unless that is "".
+// StoreCommit stores a tree and its commit, and stages ref for it unless ref is "".
 func StoreCommit(t *objectstore.Txn, ref string, root *Node) (objectstore.Checksum, error) {
 	tree, meta, err := Store(t, root)
 	if err != nil {
@@ -145,7 +145,7 @@ func StoreCommit(t *objectstore.Txn, ref string, root *Node) (objectstore.Checks
 	return s.Checksum, err
 }
 
-// Commit stores a tree in a transaction of its own, with a commit that ref names.
+// Commit stores a tree and its commit in a separate transaction, and sets ref to the commit.
 func Commit(tb testing.TB, repo *objectstore.Repo, ref string, root *Node) objectstore.Checksum {
 	tb.Helper()
 	t, err := repo.Begin(tb.Context())
@@ -162,7 +162,7 @@ func Commit(tb testing.TB, repo *objectstore.Repo, ref string, root *Node) objec
 	return sum
 }
 
-// OddTree is a tree with everything that a commit can hold.
+// OddTree is a tree with everything a commit can hold.
 func OddTree() *Node {
 	// Capability cap_net_raw=ep in the format of VFS_CAP_REVISION_2.
 	const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
