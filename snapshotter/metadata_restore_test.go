@@ -133,53 +133,62 @@ func TestMetadataIsRestored(t *testing.T) {
 			if n := strings.Count(text.String(), "its copy takes its place"); n != 1 || !strings.Contains(text.String(), "snapshots=3") || !strings.Contains(text.String(), "age=") {
 				t.Errorf("log says so %d times, want once, with the number of snapshots and the age:\n%s", n, text)
 			}
-			if got, want := rows(t, e), 3; len(got) != want {
-				t.Errorf("got snapshots %q, want %d", got, want)
-			}
-			m, err := e.Mounts(t.Context(), "copied")
-			testenv.Must(t, err)
-			target, unmount := snaptest.Mount(t, m)
-			want := maps.Clone(imageFiles)
-			want["written"] = "in time"
-			wantFiles(t, files(t, target), want)
-			unmount()
-			wantLost(t, e, text, map[string]string{"late": "too late"})
-			aside, err := filepath.Glob(filepath.Join(path, "metadata.db.damaged-*"))
-			testenv.Must(t, err)
-			if (len(aside) == 1) != tt.kept {
-				t.Errorf("set aside: got %q, want one: %v", aside, tt.kept)
-			}
-			for _, name := range aside {
-				if b, err := os.ReadFile(name); err != nil || !bytes.Equal(b, before) {
-					t.Errorf("%s: got %d bytes, %v, want the %d that were there", name, len(b), err, len(before))
+			t.Run("copied snapshots work", func(t *testing.T) {
+				if got, want := rows(t, e), 3; len(got) != want {
+					t.Errorf("got snapshots %q, want %d", got, want)
 				}
-			}
-
-			// Numbers of the lost snapshots are given again.
-			for i := range 4 {
-				key := fmt.Sprintf("new-%d", i)
-				prepare(t, e, key, img.name(1))
-				writeInto(t, e, key, key)
-			}
-			testenv.Must(t, e.Cleanup(t.Context()))
-			wantLost(t, e, text, map[string]string{"late": "too late"})
-			wantFiles(t, view(t, e, img.name(1)), imageFiles)
-
-			ctx, text = logged(t.Context())
+				m, err := e.Mounts(t.Context(), "copied")
+				testenv.Must(t, err)
+				target, unmount := snaptest.Mount(t, m)
+				want := maps.Clone(imageFiles)
+				want["written"] = "in time"
+				wantFiles(t, files(t, target), want)
+				unmount()
+			})
+			t.Run("lost directories are kept", func(t *testing.T) {
+				wantLost(t, e, text, map[string]string{"late": "too late"})
+			})
+			t.Run("damaged file is kept", func(t *testing.T) {
+				aside, err := filepath.Glob(filepath.Join(path, "metadata.db.damaged-*"))
+				testenv.Must(t, err)
+				if (len(aside) == 1) != tt.kept {
+					t.Errorf("set aside: got %q, want one: %v", aside, tt.kept)
+				}
+				for _, name := range aside {
+					if b, err := os.ReadFile(name); err != nil || !bytes.Equal(b, before) {
+						t.Errorf("%s: got %d bytes, %v, want the %d that were there", name, len(b), err, len(before))
+					}
+				}
+			})
+			t.Run("IDs of lost snapshots are used again", func(t *testing.T) {
+				for i := range 4 {
+					key := fmt.Sprintf("new-%d", i)
+					prepare(t, e, key, img.name(1))
+					writeInto(t, e, key, key)
+				}
+				testenv.Must(t, e.Cleanup(t.Context()))
+				wantLost(t, e, text, map[string]string{"late": "too late"})
+				wantFiles(t, view(t, e, img.name(1)), imageFiles)
+			})
 			testenv.Must(t, e.Close())
+			ctx, text = logged(context.WithoutCancel(t.Context()))
 			e, err = snaptest.Open(ctx, path)
 			testenv.Must(t, err)
-			if text.Len() > 0 {
-				t.Errorf("the next start logs\n%s", text)
-			}
-			wantLost(t, e, nil, map[string]string{"late": "too late"})
-			for _, key := range []string{"copied", "new-0", "new-1", "new-2", "new-3", img.name(1), img.name(0)} {
-				testenv.Must(t, e.Remove(t.Context(), key))
-			}
-			testenv.Must(t, e.Cleanup(t.Context()))
-			if ls, err := e.Store.Layers(t.Context()); err != nil || len(ls) != 0 {
-				t.Errorf("after all is removed there are layers %v, %v", ls, err)
-			}
+			t.Run("next start", func(t *testing.T) {
+				if text.Len() > 0 {
+					t.Errorf("logs\n%s", text)
+				}
+				wantLost(t, e, nil, map[string]string{"late": "too late"})
+			})
+			t.Run("all removed", func(t *testing.T) {
+				for _, key := range []string{"copied", "new-0", "new-1", "new-2", "new-3", img.name(1), img.name(0)} {
+					testenv.Must(t, e.Remove(t.Context(), key))
+				}
+				testenv.Must(t, e.Cleanup(t.Context()))
+				if ls, err := e.Store.Layers(t.Context()); err != nil || len(ls) != 0 {
+					t.Errorf("there are layers %v, %v", ls, err)
+				}
+			})
 		})
 	}
 }

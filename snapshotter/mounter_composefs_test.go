@@ -1,6 +1,7 @@
 package snapshotter_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -53,63 +54,69 @@ func TestRootfsLifetime(t *testing.T) {
 	e.StopPrebuild()
 	img := newImage(t)
 	name := img.unpackAll(t, e)
-	if got := mountedRootfses(t, e); len(got) > 0 {
-		t.Errorf("after unpacking: got %q mounted, want nothing", got)
+	wantMounted := func(t *testing.T, want int) {
+		t.Helper()
+		if got := mountedRootfses(t, e); len(got) != want {
+			t.Errorf("got %q mounted, want %d", got, want)
+		}
 	}
-	prepare(t, e, "a", name)
-	if got := mountedRootfses(t, e); len(got) != 2 { // its image, and itself
-		t.Errorf("with a container: got %q mounted, want two", got)
+	remove := func(t *testing.T, key string) {
+		t.Helper()
+		testenv.Must(t, e.Remove(t.Context(), key))
+		testenv.Must(t, e.Cleanup(t.Context()))
 	}
-	prepare(t, e, "b", name)
-	if got := mountedRootfses(t, e); len(got) != 3 {
-		t.Errorf("with two containers: got %q mounted, want three", got)
-	}
+	t.Run("unpacked", func(t *testing.T) { wantMounted(t, 0) })
+	t.Run("one container", func(t *testing.T) {
+		prepare(t, e, "a", name)
+		wantMounted(t, 2) // its image, and itself
+	})
+	t.Run("two containers", func(t *testing.T) {
+		prepare(t, e, "b", name)
+		wantMounted(t, 3)
+	})
 	running, stop := snaptest.Mount(t, value(e.Mounts(t.Context(), "a"))(t))
-
-	// A restart of the daemon changes nothing.
-	id := mountIDs(t, e)
-	testenv.Must(t, e.Snapshotter.Close())
-	again, err := snapshotter.New(t.Context(), e.Root, e.Store, composefs)
-	testenv.Must(t, err)
-	e.Snapshotter = again
-	testenv.Must(t, e.Cleanup(t.Context()))
-	value(e.Mounts(t.Context(), "a"))(t)
-	if got := mountIDs(t, e); !slices.Equal(got, id) {
-		t.Errorf("after a restart of the daemon: got mounts %q, want %q", got, id)
-	}
-	wantFiles(t, files(t, running), imageFiles)
-
-	// A container goes on running when it is unmounted.
-	testenv.Must(t, e.Unmount())
-	wantFiles(t, files(t, running), imageFiles)
+	t.Run("daemon restarts", func(t *testing.T) {
+		ids := mountIDs(t, e)
+		testenv.Must(t, e.Snapshotter.Close())
+		again, err := snapshotter.New(context.WithoutCancel(t.Context()), e.Root, e.Store, composefs)
+		testenv.Must(t, err)
+		e.Snapshotter = again
+		testenv.Must(t, e.Cleanup(t.Context()))
+		value(e.Mounts(t.Context(), "a"))(t)
+		if got := mountIDs(t, e); !slices.Equal(got, ids) {
+			t.Errorf("got mounts %q, want those of before, %q", got, ids)
+		}
+		wantFiles(t, files(t, running), imageFiles)
+	})
+	t.Run("unmounted below a running container", func(t *testing.T) {
+		testenv.Must(t, e.Unmount())
+		wantFiles(t, files(t, running), imageFiles)
+	})
 	stop()
-
-	// After a restart of the host Mounts mounts it again.
-	wantFiles(t, activeFiles(t, e, "a"), imageFiles)
-
-	// The last one to go unmounts it.
-	value(e.Mounts(t.Context(), "b"))(t)
-	testenv.Must(t, e.Remove(t.Context(), "a"))
-	testenv.Must(t, e.Cleanup(t.Context()))
-	if got := mountedRootfses(t, e); len(got) != 2 {
-		t.Errorf("with one container left: got %q mounted, want two", got)
-	}
-	testenv.Must(t, e.Remove(t.Context(), "b"))
-	testenv.Must(t, e.Cleanup(t.Context()))
-	if got := mountedRootfses(t, e); len(got) > 0 {
-		t.Errorf("without containers: got %q mounted, want nothing", got)
-	}
-	if got := rootfsImages(t, e); len(got) != 1 {
-		t.Errorf("without containers: got images %q, want one", got)
-	}
-
-	for i := len(img.chain); i > 0; i-- {
-		testenv.Must(t, e.Remove(t.Context(), img.name(i-1)))
-	}
-	testenv.Must(t, e.Cleanup(t.Context()))
-	if got := left(t, e); len(got) > 0 {
-		t.Errorf("without the image: %q is left", got)
-	}
+	t.Run("host restarts", func(t *testing.T) { // Mounts mounts it again
+		wantFiles(t, activeFiles(t, e, "a"), imageFiles)
+		value(e.Mounts(t.Context(), "b"))(t)
+	})
+	t.Run("one container left", func(t *testing.T) {
+		remove(t, "a")
+		wantMounted(t, 2)
+	})
+	t.Run("no container left", func(t *testing.T) {
+		remove(t, "b")
+		wantMounted(t, 0)
+		if got := rootfsImages(t, e); len(got) != 1 {
+			t.Errorf("got images %q, want one", got)
+		}
+	})
+	t.Run("no image left", func(t *testing.T) {
+		for i := len(img.chain); i > 0; i-- {
+			testenv.Must(t, e.Remove(t.Context(), img.name(i-1)))
+		}
+		testenv.Must(t, e.Cleanup(t.Context()))
+		if got := left(t, e); len(got) > 0 {
+			t.Errorf("%q is left", got)
+		}
+	})
 }
 
 func mountIDs(t *testing.T, e *snaptest.Env) (ids []string) {

@@ -279,16 +279,16 @@ func TestAlreadyExistsAcrossNamespaces(t *testing.T) {
 			{"the lower layer elsewhere", lower, []snapshots.Opt{ref(0)}, false},
 			{"no reference", lower, nil, false},
 		} {
-			key := "k8s.io/7/extract-1 " + c.name
-			_, err := e.Prepare(t.Context(), key, c.parent, c.opts...)
-			if got := errdefs.IsAlreadyExists(err); got != c.exists || (err != nil) != c.exists {
-				t.Errorf("%s: %s: got error %v, want already exists: %v", when, c.name, err, c.exists)
-			}
-			if err == nil {
-				if err := e.Remove(t.Context(), key); err != nil {
-					t.Fatal(err)
+			t.Run(when+"/"+c.name, func(t *testing.T) {
+				key := "k8s.io/7/extract-1 " + c.name
+				_, err := e.Prepare(t.Context(), key, c.parent, c.opts...)
+				if got := errdefs.IsAlreadyExists(err); got != c.exists || (err != nil) != c.exists {
+					t.Errorf("got error %v, want already exists: %v", err, c.exists)
 				}
-			}
+				if err == nil {
+					testenv.Must(t, e.Remove(t.Context(), key))
+				}
+			})
 		}
 	}
 	check("after unpack")
