@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
@@ -149,6 +150,25 @@ func TestPromoteNotBootable(t *testing.T) {
 	}
 	if n := len(contentObjects(t, to)); n != 0 {
 		t.Errorf("%d objects were stored", n)
+	}
+}
+
+func TestImageCheck(t *testing.T) {
+	layers := []objectstore.Checksum{{1}}
+	for _, tt := range []struct {
+		img  Image
+		want string // in the error, "" for none
+	}{
+		{Image{Layers: layers}, ""},
+		{Image{Layers: layers, Version: strings.Repeat("1", maxVersion)}, ""},
+		{Image{Layers: layers, Version: strings.Repeat("1", maxVersion+1)}, "too long"},
+		{Image{Layers: layers, Version: "1\noptions init=/bin/sh"}, "control characters"},
+		{Image{}, "no layers"},
+	} {
+		err := tt.img.Check()
+		if errors.Is(err, oscommit.ErrInvalid) != (tt.want != "") || tt.want != "" && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("version %.20q, %d layers: got error %v, want %q in it", tt.img.Version, len(tt.img.Layers), err, tt.want)
+		}
 	}
 }
 

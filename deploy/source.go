@@ -2,9 +2,11 @@ package deploy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 
@@ -22,6 +24,20 @@ type Image struct {
 	Version        string        // "" if the image has none
 	Created        time.Time     // zero if unknown
 	Layers         []objectstore.Checksum
+}
+
+// maxVersion is the length of the longest version that an image can have: boot menus show it.
+const maxVersion = 128
+
+// Check returns an oscommit.ErrInvalid for an image without layers, and for a version that would spoil a boot menu.
+func (i *Image) Check() error {
+	if v := i.Version; len(v) > maxVersion || strings.ContainsFunc(v, unicode.IsControl) {
+		return as(oscommit.ErrInvalid, fmt.Errorf("its version %.*q is too long or has control characters", maxVersion, v))
+	}
+	if len(i.Layers) == 0 {
+		return as(oscommit.ErrInvalid, errors.New("it has no layers"))
+	}
+	return nil
 }
 
 // A Source turns an image into the operating system that its commit will hold. [Flatten] is the source for images that
@@ -90,8 +106,11 @@ func (f *flatOS) Store(
 	})
 }
 
-// bootableOS returns the OS of an image if it can be booted, else an ErrNotBootable.
+// bootableOS returns the OS of an image if it can be booted, else an ErrNotBootable or an oscommit.ErrInvalid.
 func bootableOS(ctx context.Context, src Source, img *Image) (OS, error) {
+	if err := img.Check(); err != nil {
+		return nil, err
+	}
 	found, err := src.OS(ctx, img)
 	if err != nil {
 		return nil, err

@@ -136,7 +136,7 @@ func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, i
 	if err != nil {
 		return err
 	}
-	return c.wouldDeploy(&sysroot.State{}, img.Manifest, fmt.Sprintf("%s gets the stateroot %s, and %s is the first deployment in it",
+	return c.wouldDeploy(&sysroot.State{}, img.ManifestDigest, fmt.Sprintf("%s gets the stateroot %s, and %s is the first deployment in it",
 		f.sysroot, cmp.Or(f.stateroot, deploy.DefaultStateroot), image))
 }
 
@@ -197,7 +197,7 @@ func (c *cli) deployImage(
 	}
 	bar := c.newProgress("storing files")
 	p, err := s.Plan(ctx, st, src.store.Layers, deploy.Request{
-		Image: img.image(), Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux,
+		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux,
 		NoPrune: f.noPrune, Tries: f.tries, Untried: f.untried,
 		Promote: deploy.PromoteOptions{DryRun: f.dryRun, Progress: bar.stored},
 	})
@@ -221,16 +221,8 @@ func (c *cli) deployImage(
 		failed = p.Execute(ctx)
 	}
 	r := newChangeReport(p.Plan, f.dryRun)
-	r.Image = newImageReport(img.Manifest, p.OS.Dropped)
+	r.Image = newImageReport(img.ManifestDigest, p.OS.Dropped)
 	return errors.Join(c.executed(r, p.Plan, deployed(p.Plan), failed), err) // a plan with conflicts can be looked at
-}
-
-// image returns what deploying the image takes.
-func (r *resolved) image() *deploy.Image {
-	return &deploy.Image{
-		Name: r.Name, ManifestDigest: r.Manifest, Manifest: r.ManifestJSON, Config: r.ConfigJSON,
-		Version: r.Version, Created: r.Created, Layers: r.Layers,
-	}
 }
 
 // dropped says what an image has and a deployment of it has not.

@@ -93,7 +93,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 		}
 	}
 	p, err := deploy.PlanInstall(ctx, src.store.Layers, disk, deploy.InstallRequest{
-		Image: img.image(), Stateroot: f.stateroot, Kargs: f.kargs, NoSELinux: f.noSELinux, Options: opts,
+		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, NoSELinux: f.noSELinux, Options: opts,
 		Promote: deploy.PromoteOptions{Progress: bar.stored},
 	})
 	bar.stop()

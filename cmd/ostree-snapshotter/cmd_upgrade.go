@@ -140,7 +140,7 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 // the registry has is here already.
 func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
 	img, err := c.resolveImage(ctx, src.client, src.store, image)
-	if err == nil && img.Manifest == manifest {
+	if err == nil && img.ManifestDigest == manifest {
 		return c.deployImage(ctx, src, s, st, f, image)
 	}
 	if err != nil && statusOf(err) != exitNoImage {

@@ -138,8 +138,6 @@ func statusOf(err error) int {
 		return exitUsage
 	case is(err, containerd.ErrNoImage, inspect.ErrNotUnpacked):
 		return exitNoImage
-	case errors.As(err, new(notBootableError)):
-		return exitNotBootable
 	case errors.As(err, &none), errors.Is(err, objectstore.ErrNoRepo):
 		return exitNoRepo
 	case errors.As(err, &locked), errors.Is(err, objectstore.ErrLocked), errors.Is(err, sysroot.ErrLocked):

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 )
@@ -79,7 +80,7 @@ func TestInstall(t *testing.T) {
 }
 
 // checkInstalled looks at a disk with the tools of others.
-func (b *imageBed) checkInstalled(t *testing.T, disk string, img *resolved) {
+func (b *imageBed) checkInstalled(t *testing.T, disk string, img *deploy.Image) {
 	t.Helper()
 	run := func(name string, args ...string) string {
 		t.Helper()
