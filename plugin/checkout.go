@@ -130,7 +130,7 @@ func (s *Store) recordCheckout(ctx context.Context) {
 	logger := log.G(ctx).WithField("checkout", c.Checkout).WithField("because", c.Why)
 	logger.Info("checkouts chosen")
 	if err := s.Root.WriteFile(checkoutFile, []byte(c.String()+"\n"), 0o600, false); err != nil {
-		logger.WithError(err).Warn("file that says so is not written")
+		logger.WithError(err).Warn("choice of checkouts is not recorded")
 	}
 }
 

@@ -15,8 +15,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
-// Where composefs cannot be had, "auto" takes hard links and says why, and "composefs" is an error. Here that is for
-// want of a file system that an overlay can write to.
+// Without composefs, "auto" chooses hard links and gives the reason, and "composefs" is an error. Here the file system
+// cannot hold the upper directory of an overlay.
 func TestChooseCheckout(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsOverlay(t)
@@ -63,7 +63,7 @@ func TestChooseCheckout(t *testing.T) {
 	}
 }
 
-// With composefs, "auto" takes fs-verity where there is some, and "require" is an error where there is none.
+// With composefs, "auto" uses fs-verity if the file system has it, and "require" is an error if not.
 func TestChooseVerity(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsOverlay(t)
@@ -104,7 +104,7 @@ func TestChooseVerity(t *testing.T) {
 	}
 }
 
-// The file that the store has keeps its format: stores of all versions are read.
+// The format of the root's file "checkout" is fixed: stores of all versions can be read.
 func TestReadCheckout(t *testing.T) {
 	dir, err := atfs.Open(t.TempDir())
 	if err != nil {

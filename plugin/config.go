@@ -40,16 +40,16 @@ const (
 type Config struct {
 	Version int `toml:"version" comment:"Configuration of ostree-snapshotter. Every key is shown with its default.\n\nFormat of this file. Required."`
 
-	Root       string   `toml:"root" comment:"Directory of the store: repository, checkouts, snapshots. Its file system must have extended attributes and\nhard links and be able to carry overlay mounts: ext4, xfs, btrfs."`
-	Repo       string   `toml:"repo" comment:"Directory of the ostree repository, which must be on the same file system as root. Empty: \"repo\" below root.\nAnother one, like /ostree/repo, must exist and have mode bare."`
-	DedupRepos []string `toml:"dedup_repos" comment:"Directories of other ostree repositories on the same file system, like /ostree/repo of the host's own system: a\nfile that one of them has is not stored once more, but linked to. A file is compared before it is\nlinked, and used only if root alone can change it. With mtime \"exact\" and without reflinks, only files with the same time are shared."`
-	Address    string   `toml:"address" comment:"Unix socket that containerd's proxy_plugins name. systemd can pass it instead (socket activation)."`
+	Root       string   `toml:"root" comment:"Directory of the store: repository, checkouts, snapshots. Its file system needs extended attributes and hard\nlinks, and must be able to hold the upper directory of an overlay mount: ext4, xfs, btrfs."`
+	Repo       string   `toml:"repo" comment:"Directory of the ostree repository, on the same file system as root. Empty: \"repo\" below root. Any other\nrepository, such as /ostree/repo, must exist and have mode bare."`
+	DedupRepos []string `toml:"dedup_repos" comment:"Directories of other ostree repositories on the same file system, such as the host's own /ostree/repo. A file that\none of them has is linked instead of stored a second time. It is compared before it is linked, and used only if root\nalone can change it. With mtime \"exact\" and without reflinks, only files with the same time are shared."`
+	Address    string   `toml:"address" comment:"Unix socket for containerd's proxy_plugins. systemd can pass it instead (socket activation)."`
 
-	Checkout     Checkout    `toml:"checkout" comment:"What containers run on. \"composefs\": one image of a container's whole root file system, mounted over the\nobjects, which takes EROFS and overlayfs as of Linux 6.5; files have exactly the inodes, links and times that the\nlayers say. \"hardlink\": a directory of hard links for each layer. \"auto\": composefs if the kernel can do it, else\nhard links. It can be changed at any time; containers that run keep what they have."`
-	Verity       Verity      `toml:"verity" comment:"fs-verity, with composefs: each file of an image gets it when it is stored, the images have the digests, and what the\ndisk has damaged, or somebody has exchanged, cannot be read. It makes unpacking slower and takes a block or two of\nthe disk for each file. \"require\": do not start without it. \"auto\": where the file system has it. \"off\". As\nfsverity of ex-integrity it is in the repository's own configuration too, for ostree(1). What containers that are\nthere when it is switched on have written to is not checked, and where only a file's mode was changed, not readable\nuntil it is switched off."`
-	Mtime        layer.Mtime `toml:"mtime" comment:"With hard links: what to do with a file whose content is in the store already, but with another modification time.\n\"exact\": give it a copy (a reflink where the file system can). \"canonical\": share, and show the other time:\nPython then compiles its modules anew at each start."`
-	SkipDownload bool        `toml:"skip_download" comment:"Do not download layers that the store has already. The images can be run, but not pushed, saved or converted,\nbecause containerd does not have their blobs. Takes containerd 2.4 or later; otherwise it has no effect."`
-	Durability   Durability  `toml:"durability" comment:"\"journal\": layers are written to the disk in the background, and a journal lists them until they are there: after a\npower failure what is damaged is found at the next start, and made again from containerd's blobs. \"sync\": everything\nis on the disk before a snapshot is committed, which makes pulls slower."`
+	Checkout     Checkout    `toml:"checkout" comment:"How containers get the files of their layers. \"composefs\": one image of the container's whole root file\nsystem, mounted over the objects. It needs EROFS and overlayfs of Linux 6.5 or later, and shows exactly the inodes,\nlinks and times of the layers. \"hardlink\": a directory of hard links for each layer. \"auto\": composefs if the\nkernel supports it, else hard links. It can be changed at any time; running containers keep what they have."`
+	Verity       Verity      `toml:"verity" comment:"fs-verity, for composefs. Files get fs-verity when they are stored, and images record their digests: a file that was\ndamaged on the disk or replaced cannot be read. Unpacking becomes slower, and each file takes a block or two more.\n\"require\": do not start without it. \"auto\": use it where the file system supports it. \"off\": do not use it. The\nsetting is also in the repository's own configuration, as fsverity of ex-integrity, for ostree(1). In containers that\nexist when it is switched on, files that they have written to are not checked, and files of which they have changed only\nthe mode cannot be read until it is switched off."`
+	Mtime        layer.Mtime `toml:"mtime" comment:"With hard links: how to handle a file whose content is stored already, but with another modification time.\n\"exact\": store a copy (a reflink where the file system supports it). \"canonical\": share the file, and show the\nother time: Python then recompiles its modules at each start."`
+	SkipDownload bool        `toml:"skip_download" comment:"Do not download layers that the store has already. The images run, but cannot be pushed, saved or converted,\nbecause containerd does not have their blobs. Needs containerd 2.4 or later; has no effect otherwise."`
+	Durability   Durability  `toml:"durability" comment:"\"journal\": write layers to the disk in the background, and list them in a journal until they are there. After a\npower failure, damaged layers are found at the next start and rebuilt from containerd's blobs. \"sync\": write\neverything to the disk before a snapshot is committed, which makes pulls slower."`
 
 	Containerd ContainerdConfig `toml:"containerd"`
 	Decompress DecompressConfig `toml:"decompress"`
@@ -60,19 +60,19 @@ type Config struct {
 // ContainerdConfig locates containerd.
 type ContainerdConfig struct {
 	Address     string `toml:"address" comment:"Socket of the containerd that this daemon serves."`
-	ContentRoot string `toml:"content_root" comment:"Directory of its content store, from which blobs are read. Empty: containerd is asked where it is."`
+	ContentRoot string `toml:"content_root" comment:"Directory of containerd's content store, from which blobs are read. Empty: ask containerd."`
 }
 
 // DecompressConfig selects programs that decompress layers.
 type DecompressConfig struct {
-	Gzip string `toml:"gzip" comment:"\"auto\": igzip (of Intel's ISA-L) if the host has it, which is three times as fast as the built-in gzip.\n\"off\": the built-in gzip. Or the absolute path of an igzip."`
+	Gzip string `toml:"gzip" comment:"\"auto\": igzip (from Intel's ISA-L) if the host has it, three times as fast as the built-in gzip. \"off\": the\nbuilt-in gzip. Or the absolute path of an igzip."`
 }
 
 // ImportConfig limits the resources for unpacking one layer.
 type ImportConfig struct {
-	Workers    int  `toml:"workers" comment:"Goroutines that hash and write files. 0: as many as there are processors."`
-	Memory     Size `toml:"memory" comment:"File content that is in memory at once."`
-	MaxEntries int  `toml:"max_entries" comment:"Entries that a layer may have. One with a million takes 1.2 GB of memory while it is unpacked."`
+	Workers    int  `toml:"workers" comment:"Goroutines that hash and write files. 0: one for each processor."`
+	Memory     Size `toml:"memory" comment:"File content held in memory at once."`
+	MaxEntries int  `toml:"max_entries" comment:"Entries that a layer may have. Unpacking a layer with a million entries takes 1.2 GB of memory."`
 }
 
 // LogConfig controls the daemon's log on standard error.

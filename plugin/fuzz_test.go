@@ -36,7 +36,7 @@ import (
 
 const ownLabels = "containerd.io/snapshot/ostree."
 
-// Words of a script: what is likely to get somewhere, and what must not.
+// Words of a script: some are likely to reach deep code, others must be refused.
 var (
 	keys = []string{
 		"a", "b", "c", "default/1/extract-1 x", "default/2/extract-2 x", "default/3/y", "", " ", "/", "..", "../../outside",
@@ -67,7 +67,7 @@ var (
 	}
 )
 
-// A script is a sequence of calls in the bytes that a fuzzer makes up.
+// A script is a sequence of calls, encoded in the bytes of a fuzzer.
 type script struct{ b []byte }
 
 func (s *script) next() int {
@@ -79,14 +79,14 @@ func (s *script) next() int {
 	return n
 }
 
-// word is one of the words, or of what the script itself spells.
+// word returns one of the words, or text from the script itself.
 func (s *script) word(words []string) string {
 	n := s.next()
 	if n < 192 {
 		return words[n%len(words)]
 	}
 	n = min(n-192, len(s.b))
-	w := strings.ToValidUTF8(string(s.b[:n]), "?") // protobuf takes no other
+	w := strings.ToValidUTF8(string(s.b[:n]), "?") // as protobuf demands
 	s.b = s.b[n:]
 	return w
 }
@@ -107,16 +107,16 @@ func (s *script) labels() map[string]string {
 	return labels
 }
 
-// A target is a daemon that scripts are run on.
+// A target is the daemon that runs scripts.
 type target struct {
 	*Server
 	base      string
 	outside   map[string]string
 	snapshots snapshotsapi.SnapshotsClient
 	diff      diffapi.DiffClient
-	blobs     []string       // digests of what the content store has
+	blobs     []string       // digests of the blobs in the content store
 	paths     []string       // for mounts
-	mounts    []*types.Mount // that the daemon returned last
+	mounts    []*types.Mount // last mounts that the daemon returned
 }
 
 func newTarget(t *testing.T) *target {
@@ -189,7 +189,7 @@ func compress(t *testing.T, b []byte) []byte {
 	return []byte(buf.String())
 }
 
-// listOutside lists everything beside the root, with content.
+// listOutside lists all files outside the root, with their content.
 func (d *target) listOutside(t *testing.T) map[string]string {
 	t.Helper()
 	list := make(map[string]string)
@@ -285,7 +285,7 @@ func (d *target) list(ctx context.Context, filters ...string) ([]*snapshotsapi.I
 	}
 }
 
-// descriptor is that of a blob that is there, at first.
+// descriptor returns the descriptor of a blob, which exists at first.
 func (d *target) descriptor(s *script) *types.Descriptor {
 	return &types.Descriptor{
 		Digest:      s.word(slices.Concat(d.blobs, digests)),
@@ -295,7 +295,7 @@ func (d *target) descriptor(s *script) *types.Descriptor {
 	}
 }
 
-// someMounts are those that the daemon returned last, or something that looks like them.
+// someMounts returns the last mounts of the daemon, or something similar.
 func (d *target) someMounts(s *script) []*types.Mount {
 	n := s.next() % 6
 	if n < 3 {
@@ -316,7 +316,7 @@ func (d *target) someMounts(s *script) []*types.Mount {
 	return mounts
 }
 
-// check looks at what the calls have left.
+// check verifies the store after the calls.
 func (d *target) check(t *testing.T) {
 	t.Helper()
 	if got := d.listOutside(t); !maps.Equal(got, d.outside) {
@@ -335,7 +335,7 @@ func (d *target) check(t *testing.T) {
 	}
 }
 
-// checkLabels checks that our own labels are on committed snapshots alone, and say what this program found out.
+// checkLabels checks that only committed snapshots have our private labels, with the values that this program set.
 func (d *target) checkLabels(t *testing.T, info *snapshotsapi.Info) {
 	t.Helper()
 	for name, value := range info.Labels {
@@ -369,8 +369,8 @@ func (d *target) checkLabels(t *testing.T, info *snapshotsapi.Info) {
 	}
 }
 
-// FuzzCalls has a daemon answer a sequence of calls with anything in them. An answer is one, or an error whose code
-// says what is wrong; nothing outside of the root changes, our own labels cannot be set, and the store stays whole.
+// FuzzCalls sends a daemon arbitrary sequences of calls. Each call succeeds or returns an error with a specific code;
+// nothing outside the root changes, private labels cannot be set, and the store stays whole.
 func FuzzCalls(f *testing.F) {
 	testenv.NeedsRoot(f)
 	const prepare, view, mounts, commit, remove, stat, update, usage, list, cleanup, compare, apply = 0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12

@@ -28,15 +28,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// ownModes are owner, type and mode of everything that the daemon makes for itself, below the root.
+// ownModes holds the types and modes of all files that the daemon creates for itself below the root.
 var ownModes = map[string]fs.FileMode{
 	".": fs.ModeDir | 0o711, "repo": fs.ModeDir | 0o700, "layers": fs.ModeDir | 0o700, "snapshots": fs.ModeDir | 0o700,
 	"journal": fs.ModeDir | 0o700, "tmp": fs.ModeDir | 0o700, "metadata.db": 0o600, "lock": 0o600, checkoutFile: 0o600,
 }
 
-// TestModes pulls a layer of setuid, world-writable and oddly owned files, under several umasks and over roots that
-// were there with other modes. Then only root can reach what is in the root or connect to the socket, and the user of a
-// container what is in its file system.
+// TestModes pulls a layer of setuid, world-writable and oddly owned files, under several umasks and over existing roots
+// with other modes. Then only root can reach files in the root or connect to the socket, and the user of a container
+// can reach the files of the container.
 func TestModes(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -80,8 +80,8 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// pullSetuid starts a daemon, and has it unpack a layer of what is dangerous in the wrong hands. It returns the mounts
-// of a container over it.
+// pullSetuid starts a daemon and unpacks a layer of files that are dangerous in the wrong hands. It returns the mounts
+// of a container over that layer.
 func pullSetuid(t *testing.T, c *Config) []mount.Mount {
 	t.Helper()
 	id, err := os.ReadFile("/usr/bin/id")
@@ -118,7 +118,7 @@ func pullSetuid(t *testing.T, c *Config) []mount.Mount {
 	return m
 }
 
-// checkModes checks what the daemon made for itself.
+// checkModes checks the modes of the daemon's own files.
 func checkModes(t *testing.T, c *Config) {
 	t.Helper()
 	names, err := os.ReadDir(c.Root)
@@ -165,18 +165,17 @@ func checkModes(t *testing.T, c *Config) {
 
 const nobody = 65534
 
-// asNobody calls f on a thread that has no rights at all, with its own copy of what the process may do. The thread ends
-// with the call.
+// asNobody calls f on a thread of its own without any privileges. The thread ends with the call.
 func asNobody(t *testing.T, f func()) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: a goroutine that ends takes its thread with it
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		var err error
 		for _, call := range [][4]uintptr{
 			{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody},
 		} {
-			// Unlike the functions of package syscall, this changes one thread.
+			// Unlike the functions of package syscall, this changes only one thread.
 			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
 				err = errors.Join(err, errno)
 			}
@@ -191,7 +190,7 @@ func asNobody(t *testing.T, f func()) {
 	}
 }
 
-// checkNobody tries to reach the store as a user without rights.
+// checkNobody tries to reach the store as an unprivileged user.
 func checkNobody(t *testing.T, c *Config) {
 	t.Helper()
 	var below []string // names two levels below the root and deeper
@@ -215,7 +214,7 @@ func checkNobody(t *testing.T, c *Config) {
 	if err != nil || suid < 2 {
 		t.Fatalf("%d setuid files, %v; want one in the repository and one in a checkout", suid, err)
 	}
-	open := filepath.Join(filepath.Dir(c.Root), "control") // what can be reached is used
+	open := filepath.Join(filepath.Dir(c.Root), "control") // proves that the attempts can succeed
 	if err := os.Link(findSetuid(t, c.Root), open); err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +270,7 @@ func findSetuid(t *testing.T, root string) (found string) {
 	return found
 }
 
-// checkContainer has an unprivileged user use the file system of a container.
+// checkContainer uses the file system of a container as an unprivileged user.
 func checkContainer(t *testing.T, mounts []mount.Mount) {
 	t.Helper()
 	target := snaptest.SocketDir(t)
@@ -305,7 +304,7 @@ func checkContainer(t *testing.T, mounts []mount.Mount) {
 	})
 }
 
-// TestForeignRoot starts on roots that are somebody else's, or hold something that is.
+// TestForeignRoot starts on roots that another user owns, or that have an entry of another user.
 func TestForeignRoot(t *testing.T) {
 	chown := func(name string) error { return os.Lchown(name, nobody, nobody) }
 	for _, tt := range []struct {

@@ -16,14 +16,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// A store that revision 021a6dd made: the images of a snaptest.Fixture and a layer more, with a container, and the
-// files that its daemon writes. It is the output of "tar --format=pax --numeric-owner --sort=name -cz" in the root.
+// oldStore is a store made by revision 021a6dd: the images of a snaptest.Fixture and one more layer, a container, and
+// the files of its daemon. It is the output of "tar --format=pax --numeric-owner --sort=name -cz" in the root.
 const oldStore = "testdata/store-021a6dd.tar.gz"
 
-// A store of before is whole to this version, which lists it, serves it and finds nothing to remove.
+// This version checks, lists, measures and serves a store of an older version, and finds nothing to remove.
 func TestOldStore(t *testing.T) {
 	c := testConfig(t)
-	c.Checkout = CheckoutHardlink // as the store has been used so far
+	c.Checkout = CheckoutHardlink // as the older version did
 	tar := testenv.NeedsTool(t, "tar")
 	if err := os.Mkdir(c.Root, 0o711); err != nil {
 		t.Fatal(err)
@@ -69,7 +69,7 @@ func TestOldStore(t *testing.T) {
 	})
 
 	conn, stop := start(t, c)
-	beside(check) // which the daemon lists
+	beside(check) // snapshots are now listed by the daemon
 	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
 	container, err := sn.Stat(t.Context(), snaptest.SnapshotName("container"))
 	if err != nil {

@@ -21,15 +21,14 @@ import (
 type Finding struct {
 	Check  string // name of the check
 	Detail string // result of a check that passed
-	Err    error  // why OpenStore would fail; an ErrNotChecked if that could not be found out
+	Err    error  // error that OpenStore would return; an ErrNotChecked if the check was impossible
 }
 
-// ErrNotChecked is the error of a check that could not be made: the root does not exist yet, or the process is not
-// root's.
+// ErrNotChecked is the error of an impossible check: the root does not exist yet, or the process does not run as root.
 var ErrNotChecked = errors.New("not checked")
 
 // Probe runs the checks of OpenStore and returns the result of each, in a fixed order. It works in a new directory
-// below the root, removes it again, and changes nothing else. It can run beside a daemon.
+// below the root, which it removes, and changes nothing else. It can run beside a daemon.
 func Probe(c *Config) []Finding { return probe(c, atfs.Open) }
 
 func probe(c *Config, open opener) []Finding {
@@ -47,7 +46,7 @@ func probe(c *Config, open opener) []Finding {
 	p.err = p.start()
 	detail, err := p.root()
 	add("root", detail, err)
-	// The order of OpenStore: the root can be another handle after the repositories are opened.
+	// In the order of OpenStore: opening the repositories can replace the handle of the root.
 	checkouts, cerr := p.checkouts()
 	detail, err = p.repositories()
 	err = errors.Join(err, p.close())
@@ -56,17 +55,17 @@ func probe(c *Config, open opener) []Finding {
 	return list
 }
 
-// prober holds what the checks of one root share.
+// prober is one call of Probe.
 type prober struct {
 	config  *Config
 	open    opener
 	store   Store
 	scratch *atfs.Dir // on the root's file system, empty
 	remove  func() error
-	err     error // why the root cannot be looked at
+	err     error // why the root cannot be checked
 }
 
-// start opens the root and makes the scratch directory.
+// start opens the root and creates the scratch directory.
 func (p *prober) start() (err error) {
 	name := p.config.Root
 	if p.store.Root, err = p.open(name); err != nil {
@@ -131,7 +130,7 @@ func (p *prober) root() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if reflinks { // they are an advantage, not a need
+	if reflinks { // useful, but not required
 		return p.config.Root + ", with reflinks", nil
 	}
 	return p.config.Root + ", without reflinks", nil
@@ -145,7 +144,7 @@ func (p *prober) checkouts() (string, error) {
 	return Chosen{chosen(support), why}.String(), err
 }
 
-// repositories opens the repositories, and links between them and the root as far as there is a root.
+// repositories opens the repositories and, if the root exists, links files between them and the root.
 func (p *prober) repositories() (string, error) {
 	name, made := p.config.RepoPath(), true
 	if p.config.Repo == "" {
@@ -171,7 +170,7 @@ func (p *prober) repositories() (string, error) {
 		}
 		return found()
 	}
-	if !made { // as OpenStore will make it
+	if !made { // as OpenStore will create it
 		if err := p.scratch.Mkdir(repoDir, privateDir); err != nil {
 			return "", err
 		}
@@ -186,7 +185,7 @@ func (p *prober) repositories() (string, error) {
 	return found()
 }
 
-// openOnly makes sure that there is a repository at a path, and one that this program works on.
+// openOnly checks that a usable repository exists at a path.
 func openOnly(name string, open opener) error {
 	dir, err := open(name)
 	if err != nil {
@@ -207,7 +206,7 @@ func kernelRelease() (string, error) {
 	return unix.ByteSliceToString(uts.Release[:]), nil
 }
 
-// checkKernel makes sure that the kernel has the newest system call that is used without an alternative.
+// checkKernel checks for the newest system call that is used without an alternative.
 func checkKernel() error {
 	fd, err := unix.Openat2(unix.AT_FDCWD, ".", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC})
 	if err != nil {
@@ -217,7 +216,7 @@ func checkKernel() error {
 	return unix.Close(fd)
 }
 
-// checkLinks checks that checkouts can share the files of the repository, and the repository those of dedup_repos.
+// checkLinks checks that checkouts can share files with the repository, and the repository with those of dedup_repos.
 func (s *Store) checkLinks(c *Config) error {
 	if err := probeLink(s.Root, s.Repo.Dir()); err != nil {
 		return fmt.Errorf("open repository: %s: %w", c.RepoPath(), err)
@@ -234,8 +233,8 @@ func (s *Store) checkLinks(c *Config) error {
 	return nil
 }
 
-// probeLink checks that files below the root can be linked into the repository, and so the other way round. To have the
-// same device number is not enough: subvolumes of one file system refuse links too.
+// probeLink checks that hard links between the root and the repository are possible. Equal device numbers are not
+// enough: subvolumes of one file system refuse links too.
 func probeLink(root, repo *atfs.Dir) (err error) {
 	f, err := root.TmpFile(0o600)
 	if err != nil {
@@ -252,8 +251,8 @@ func probeLink(root, repo *atfs.Dir) (err error) {
 	return repo.Unlink(name)
 }
 
-// probeRoot tries everything in a directory on the root's file system that this and the kernel must be able to do, and
-// says which they cannot. It leaves nothing behind.
+// probeRoot tries every required feature of the kernel and of the root's file system in a directory there, and returns
+// an error that names the first that is missing. It leaves nothing behind.
 func probeRoot(root, scratch *atfs.Dir) (err error) {
 	defer func() {
 		if err != nil {
@@ -299,8 +298,8 @@ func probeFiles(dir *atfs.Dir) (err error) {
 	return nil
 }
 
-// probeOverlay makes an overlay file system that is not mounted anywhere, and deletes a file of its lower layer. A
-// file system that cannot be the upper one makes the overlay read-only, or does not keep the whiteout.
+// probeOverlay creates an overlay file system, mounted nowhere, and deletes a file of its lower layer. If the upper
+// file system is unsuitable, the overlay is read-only or the whiteout is missing.
 func probeOverlay(dir *atfs.Dir) error {
 	for _, name := range []string{"lower", "upper", "work"} {
 		if err := dir.Mkdir(name, privateDir); err != nil {
@@ -336,7 +335,7 @@ func probeOverlay(dir *atfs.Dir) error {
 	return nil
 }
 
-// hasReflinks reports whether files on the file system of a directory can share blocks.
+// hasReflinks reports whether files on the file system of dir can share blocks.
 func hasReflinks(dir *atfs.Dir) (_ bool, err error) {
 	var f [2]*atfs.File
 	for i := range f {

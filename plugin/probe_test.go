@@ -16,8 +16,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// faulty returns an opener of directories in which operations that fail names are EOPNOTSUPP. fail gets the base name
-// of what is operated on.
+// faulty returns an opener of directories in which operations fail with the errors that fail returns. fail gets the
+// base name of the file.
 func faulty(fail func(op atfs.Op, name string) error) opener {
 	return func(name string) (*atfs.Dir, error) {
 		plain, err := atfs.Open(name)
@@ -29,7 +29,7 @@ func faulty(fail func(op atfs.Op, name string) error) opener {
 	}
 }
 
-// failed returns the errors of findings, by the names of the checks.
+// failed returns the errors of findings, by name of the check.
 func failed(list []Finding) map[string]error {
 	errs := make(map[string]error)
 	for _, f := range list {
@@ -40,7 +40,7 @@ func failed(list []Finding) map[string]error {
 	return errs
 }
 
-// What a file system cannot do is found by Probe and keeps OpenStore from opening the store, with the same text.
+// Each fault of a file system is found by Probe and refused by OpenStore, with the same text.
 func TestProbeFindsWhatOpenStoreRefuses(t *testing.T) {
 	ops := func(errno error, which ...atfs.Op) func(atfs.Op, string) error {
 		return func(op atfs.Op, _ string) error {
@@ -79,7 +79,7 @@ func TestProbeFindsWhatOpenStoreRefuses(t *testing.T) {
 			},
 		},
 		{
-			// As between two subvolumes of btrfs, whose device numbers can be the same.
+			// As between subvolumes of btrfs, which can have equal device numbers.
 			name: "no links from the root to the repository", check: "repository", want: "not on the file system of root",
 			fault: func(op atfs.Op, name string) error {
 				if op == atfs.OpLink && strings.HasPrefix(name, "probe-") {
@@ -158,7 +158,7 @@ func TestProbeFindsWhatOpenStoreRefuses(t *testing.T) {
 	}
 }
 
-// normal returns an error's text without the names that are random.
+// normal returns an error's text without random names.
 func normal(err error) string {
 	text := err.Error()
 	if i := strings.Index(text, "probe-"); i >= 0 {
@@ -201,8 +201,7 @@ func mountOverlay(t *testing.T, at string) {
 	})
 }
 
-// Probe finds nothing on a host that OpenStore works on: before there is a root, with an empty one, beside an open
-// store and when that is closed.
+// Probe finds no fault where OpenStore succeeds: without a root, with an empty root, and with an open or closed store.
 func TestProbe(t *testing.T) {
 	c := testConfig(t)
 	host := filepath.Join(filepath.Dir(c.Root), "host")

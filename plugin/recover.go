@@ -35,10 +35,10 @@ func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.De
 		logger.Info("store was not stopped cleanly, nothing is damaged")
 	}
 	for _, name := range r.Damaged {
-		log.G(ctx).WithField("object", name.String()).Warn("object was damaged and is removed")
+		log.G(ctx).WithField("object", name.String()).Warn("damaged object removed")
 	}
 	for _, id := range r.Remade {
-		log.G(ctx).WithField("layer", id.String()).Info("layer was damaged and is made again")
+		log.G(ctx).WithField("layer", id.String()).Info("layer was damaged and is rebuilt")
 	}
 	for _, l := range r.Lost {
 		log.G(ctx).WithError(l.Cause).WithField("layer", l.ID.String()).WithField("blob", l.Blob).Error("layer is lost")

@@ -22,12 +22,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// A daemon whose store lost what was not on the disk makes the layers again from the blobs before it serves, or says
-// which snapshots are lost.
+// After a power failure the daemon rebuilds damaged layers from their blobs before it serves, or names the snapshots
+// that are lost.
 func TestPowerLossOfTheDaemon(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		blob func(t *testing.T, c *Config, file string) // where the blob is at the next start
+		blob func(t *testing.T, c *Config, file string) // moves or damages the blob before the next start
 		ok   bool
 	}{
 		{"blob where it was", func(*testing.T, *Config, string) {}, true},
@@ -57,7 +57,7 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := testConfig(t)
-			c.Checkout = CheckoutHardlink // nothing is made in the background, of which a copy would have a part
+			c.Checkout = CheckoutHardlink // nothing is created in the background while the store is copied
 			f := containerdtest.NewAt(t, c.Containerd.Address)
 			f.ContentRoot = f.Dir
 			desc := f.Blob(ocispec.MediaTypeImageLayer, snaptest.Tar(t, snaptest.File("file", "content")))
@@ -117,7 +117,7 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 	}
 }
 
-// powerLoss returns the configuration of a daemon on a copy of the store in which no object was written back.
+// powerLoss returns the configuration of a daemon for a copy of the store in which no object was written back.
 func powerLoss(t *testing.T, c *Config) *Config {
 	t.Helper()
 	after := testConfig(t)

@@ -116,7 +116,7 @@ func raiseFileLimit(ctx context.Context) {
 		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("limit of open files stays as it is")
+		log.G(ctx).WithError(err).Warn("limit of open files is not raised")
 	}
 }
 
@@ -167,7 +167,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // drain stops the server: it refuses new calls and waits for running ones, up to drainTimeout.
 func (s *Server) drain(ctx context.Context) {
 	timer := time.AfterFunc(drainTimeout, func() {
-		log.G(ctx).Warn("calls still run, ending them")
+		log.G(ctx).Warn("ending calls that still run")
 		s.grpc.Stop()
 	})
 	defer timer.Stop()

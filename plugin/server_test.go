@@ -27,7 +27,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// start runs a daemon until the test ends or stop is called, which returns what Run did.
+// start runs a daemon until the test ends or stop is called. stop returns the result of Serve.
 func start(t *testing.T, c *Config) (conn *grpc.ClientConn, stop func() error) {
 	t.Helper()
 	s, err := Assemble(t.Context(), c)
@@ -76,7 +76,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("systemd was told %q first, want READY=1", got)
 	}
 	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
-	for i := range 250 { // more than one message of the stream
+	for i := range 250 { // so that the stream has several messages
 		if _, err := sn.Prepare(t.Context(), fmt.Sprintf("key-%d", i), ""); err != nil {
 			t.Fatal(err)
 		}
@@ -117,7 +117,7 @@ func TestServer(t *testing.T) {
 	}
 }
 
-// notifySocket is where systemd would be told what state the daemon is in.
+// notifySocket returns a socket that receives the notifications to systemd.
 func notifySocket(t *testing.T) <-chan string {
 	t.Helper()
 	name := filepath.Join(snaptest.SocketDir(t), "s")
@@ -142,7 +142,7 @@ func notifySocket(t *testing.T) <-chan string {
 	return got
 }
 
-// A bug in one call must not take the daemon, and all containers' snapshots with it, down.
+// A bug in one call must not stop the daemon, and with it the snapshots of all containers.
 func TestPanicEndsTheCall(t *testing.T) {
 	address := testConfig(t).Address
 	l, err := listenUnix(address)
@@ -180,7 +180,7 @@ func (panicking) List(*snapshotsapi.ListSnapshotsRequest, snapshotsapi.Snapshots
 	panic("no")
 }
 
-// The whole way: containerd's content store, our socket, a layer applied and a known one staged.
+// From containerd's content store through our socket: one layer is applied, and a known one is staged.
 func TestApplyThroughTheDaemon(t *testing.T) {
 	c := testConfig(t)
 	c.SkipDownload = true

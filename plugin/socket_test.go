@@ -85,7 +85,7 @@ func listenAt(t *testing.T, address string) *net.UnixListener {
 
 const activationEnv = "OSTREE_SNAPSHOTTER_TEST_ACTIVATION"
 
-// systemd passes sockets as descriptors from 3 on, to the process whose number is in LISTEN_PID.
+// systemd passes sockets as descriptors from 3 on, to the process whose ID is in LISTEN_PID.
 func TestSocketActivation(t *testing.T) {
 	if want := os.Getenv(activationEnv); want != "" {
 		l, err := listen("/nonexistent/socket")

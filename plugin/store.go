@@ -92,7 +92,7 @@ func openStore(ctx context.Context, c *Config, open opener) (_ *Store, err error
 	}
 	opts := s.layerOptions(c)
 	opts.SyncFailed = func(err error) {
-		log.G(ctx).WithError(err).Error("layers cannot be written to the disk; what is damaged is found at the next start")
+		log.G(ctx).WithError(err).Error("layers cannot be written to the disk; the next start finds those that are damaged")
 	}
 	if s.Layers, err = layer.Open(s.Root, s.Repo, opts); err != nil {
 		return nil, err

@@ -20,7 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// testConfig is a configuration whose paths are in a temporary directory, short enough for a socket.
+// testConfig returns a configuration with all paths in a temporary directory, short enough for a socket.
 func testConfig(tb testing.TB) *Config {
 	tb.Helper()
 	testenv.NeedsRoot(tb)
@@ -50,7 +50,7 @@ func mountFS(tb testing.TB, fstype, dir string) {
 
 func TestOpenStore(t *testing.T) {
 	c := testConfig(t)
-	for i := range 2 { // makes it, then finds it
+	for i := range 2 { // creates the store, then finds it
 		s, err := OpenStore(t.Context(), c)
 		if err != nil {
 			t.Fatal(err)
@@ -89,7 +89,7 @@ func TestOpenStoreSweepsTmp(t *testing.T) {
 	}
 }
 
-// A host that cannot do what is needed is found at start, with an error that says what it is.
+// An unsuitable host is found at start, with an error that names the missing feature.
 func TestOpenStoreOnAnUnsuitableFileSystem(t *testing.T) {
 	for _, c := range []struct{ fstype, want string }{
 		{"ramfs", "extended attributes"},
@@ -130,7 +130,7 @@ func TestOpenStoreOnAnUnsuitableFileSystem(t *testing.T) {
 	})
 }
 
-// makeRepo makes a repository in a directory that need not exist.
+// makeRepo creates a repository in a directory that need not exist.
 func makeRepo(t *testing.T, dir string) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -216,7 +216,7 @@ func TestRepositoryElsewhere(t *testing.T) {
 	}
 }
 
-// checkLinked makes sure that a checkout has the inodes of the repository.
+// checkLinked checks that a checkout has the inodes of the repository.
 func checkLinked(t *testing.T, s *Store) {
 	t.Helper()
 	id, sum := importInto(t, s, "linked")
@@ -228,7 +228,7 @@ func checkLinked(t *testing.T, s *Store) {
 	}
 }
 
-// importInto imports a layer with one file of the root's, and returns the layer and the file's object.
+// importInto imports a layer with one file, owned by root, and returns the layer and the object of the file.
 func importInto(t *testing.T, s *Store, content string) (id, object objectstore.Checksum) {
 	t.Helper()
 	h, err := s.Layers.Import(t.Context(), bytes.NewReader(snaptest.Tar(t, snaptest.File("f", content))), layer.ImportOptions{})
@@ -247,8 +247,8 @@ func importInto(t *testing.T, s *Store, content string) (id, object objectstore.
 	return h.ID, objects[0]
 }
 
-// TestDedupRepos has a repository that holds what a layer brings: on the root's mount, and as on a host that ostree has
-// booted, where it is on another one that cannot be written to.
+// TestDedupRepos imports a file that a repository of dedup_repos has. The repository is on the mount of the root or, as
+// on a host booted from ostree, on another, read-only one.
 func TestDedupRepos(t *testing.T) {
 	for _, mounted := range []bool{false, true} {
 		t.Run(fmt.Sprintf("other mount: %t", mounted), func(t *testing.T) {
@@ -266,7 +266,7 @@ func TestDedupRepos(t *testing.T) {
 				config.DedupRepos = []string{dir + "/sysroot/ostree/repo"}
 				config.Root = dir + "/var/lib/root"
 			}
-			// What the host has is a layer's file, brought there as a deployment is.
+			// The host's repository has a file of a layer, imported there as a deployment does.
 			other := testConfig(t)
 			first, err := OpenStore(t.Context(), other)
 			if err != nil {
