@@ -27,7 +27,7 @@ const (
 	aclOther    = 0x20
 )
 
-const noID = math.MaxUint32 // the ID that is none
+const noID = math.MaxUint32 // no ID
 
 var errACL = errors.New("POSIX ACL is malformed")
 
@@ -36,11 +36,11 @@ type aclEntry struct {
 	id        uint32
 }
 
-// normalACL gives an ACL the form in which the kernel returns it once it is on a file of this mode, so that a file's
-// object has one checksum before and after it was on a disk: an access ACL agrees with the mode, and one that says no
-// more than the mode is none at all (nil). The format is that of linux/posix_acl_xattr.h.
+// normalACL gives an ACL the form in which the kernel returns it from a file of this mode, so that a file's object has
+// the same checksum before and after it was on a disk: an access ACL agrees with the mode, and one that adds nothing to
+// the mode is none at all (nil). The format is that of linux/posix_acl_xattr.h.
 func normalACL(name string, v []byte, mode uint32) ([]byte, error) {
-	if len(v) == 0 { // setxattr(2) takes this for none
+	if len(v) == 0 { // none, as for setxattr(2)
 		return nil, nil
 	}
 	if len(v) < 4 || (len(v)-4)%8 != 0 || binary.LittleEndian.Uint32(v) != aclVersion {
@@ -90,7 +90,7 @@ func normalACL(name string, v []byte, mode uint32) ([]byte, error) {
 	return out, nil
 }
 
-// checkACL is the kernel's posix_acl_valid: each class once, in order, and a mask where there are named entries.
+// checkACL is the kernel's posix_acl_valid: each class once, in order, and a mask if there are named entries.
 func checkACL(ents []aclEntry) error {
 	if len(ents) == 0 {
 		return nil

@@ -7,10 +7,10 @@ import (
 
 const xattrCaps = "security.capability"
 
-// Sizes and revisions of a file's capabilities, from linux/capability.h.
+// Sizes and revisions of file capabilities, from linux/capability.h.
 const (
 	capsSize2 = 20 // XATTR_CAPS_SZ_2
-	capsSize3 = 24 // XATTR_CAPS_SZ_3, with the user ID that is root in the user namespace they are for
+	capsSize3 = 24 // XATTR_CAPS_SZ_3, with the user ID of root in the user namespace they apply to
 
 	capsRevision2 = 0x02000000
 	capsRevision3 = 0x03000000
@@ -19,10 +19,10 @@ const (
 
 var errCaps = errors.New("file capabilities are malformed")
 
-// normalCaps gives capabilities the form in which the kernel returns them once they are on a file, as normalACL does:
-// those for the user namespace whose root is root have no owner. What the kernel would refuse is an error.
+// normalCaps gives capabilities the form in which the kernel returns them from a file, like normalACL: those for a user
+// namespace with the same root have no owner. Capabilities that the kernel would refuse are an error.
 func normalCaps(v []byte) ([]byte, error) {
-	if len(v) == 0 { // setxattr(2) takes it, and getxattr(2) fails on it: it is as good as none
+	if len(v) == 0 { // setxattr(2) accepts it, but getxattr(2) fails: treat it as none
 		return nil, nil
 	}
 	if len(v) != capsSize2 && len(v) != capsSize3 {

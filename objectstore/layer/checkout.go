@@ -19,7 +19,7 @@ import (
 
 const (
 	checkoutTmpPrefix = "checkout-"
-	deadPrefix        = checkoutTmpPrefix + "dead-"    // what has it is to be removed
+	deadPrefix        = checkoutTmpPrefix + "dead-"    // to be removed
 	scratchPrefix     = checkoutTmpPrefix + "scratch-" // see Scratch
 	commitFile        = "commit"
 	checkoutFS        = "fs"
@@ -27,20 +27,20 @@ const (
 	shortID = 16 // hex digits of a layer ID in the name of its directory
 )
 
-// A checkoutCall is a checkout being made; others that want it wait for done.
+// A checkoutCall is a checkout in progress; other callers wait for done.
 type checkoutCall struct {
 	done      chan struct{}
 	added     Usage
 	err       error
-	cancelled bool // by the one caller who made it, which is not the others' error
+	cancelled bool // by the one caller that made it, which is no error for the others
 }
 
-// Checkout sees to it that there is a checkout of the last layer of a chain, lowest layer first, and returns its name
-// below the root. The layers below matter only to a layer with Unresolved entries. Concurrent calls make it once; only
-// the call that did reports what was added. The caller holds the layers, or something that is alive does.
+// Checkout ensures that the last layer of a chain, lowest layer first, has a checkout, and returns its name below the
+// root. The layers below matter only to a layer with Unresolved entries. Concurrent calls make it once; only the call
+// that made it reports what was added. The caller, or something else that is live, must hold the layers.
 //
-// A checkout appears under its name complete or not at all. It is not synced: Recover removes what a
-// power failure may have damaged, and it is made again.
+// A checkout appears under its name complete or not at all. It is not synced: Recover removes checkouts that a power
+// failure may have damaged, and they are rebuilt.
 func (s *Store) Checkout(ctx context.Context, chain []objectstore.Checksum) (name string, added Usage, err error) {
 	if len(chain) == 0 {
 		return "", Usage{}, errors.New("check out layer: empty chain")
@@ -74,14 +74,14 @@ func (s *Store) Checkout(ctx context.Context, chain []objectstore.Checksum) (nam
 	return name, added, nil
 }
 
-// CheckoutName returns the name of the checkout of the last layer of a chain, lowest layer first, as Checkout does, whether or not
-// it is there.
+// CheckoutName returns the name of the checkout of the last layer of a chain, lowest layer first, as Checkout does,
+// whether or not the checkout exists.
 func (s *Store) CheckoutName(ctx context.Context, chain []objectstore.Checksum) (string, error) {
 	_, _, name, err := s.nameCheckout(ctx, chain)
 	return name, err
 }
 
-// nameCheckout is CheckoutName. It returns the last layer too, and its tree if that had to be read.
+// nameCheckout is CheckoutName. It also returns the last layer, and its tree if it had to read it.
 func (s *Store) nameCheckout(ctx context.Context, chain []objectstore.Checksum) (l *Layer, root *composefs.Inode, name string, err error) {
 	id := chain[len(chain)-1]
 	if l, err = s.Layer(ctx, id); err != nil {
@@ -99,9 +99,9 @@ func (s *Store) nameCheckout(ctx context.Context, chain []objectstore.Checksum) 
 	return l, root, path.Join(LayersDir, CheckoutDir(id), variant), nil
 }
 
-// DiscardCheckouts takes the checkouts of all layers but those that are to be kept from their places, and returns what removes
-// them, nil if there are none. What has one below it must not run any more. A crash before they are removed leaves that to
-// SweepTmp, or to a prune.
+// DiscardCheckouts moves away the checkouts of all layers except those to keep, and returns a function that removes
+// them, nil if there are none. Nothing may run on them any more. After a crash before their removal, SweepTmp or a
+// prune removes them.
 func (s *Store) DiscardCheckouts(keep map[objectstore.Checksum]struct{}) (remove func() error, err error) {
 	kept := make(map[string]struct{}, len(keep))
 	for id := range keep {
@@ -134,16 +134,16 @@ func (s *Store) DiscardCheckouts(keep map[objectstore.Checksum]struct{}) (remove
 	}, nil
 }
 
-// discard moves what nobody is to find any more to tmp/, where it is to be removed, and returns its name there.
+// discard moves a file that must not be found any more to tmp/, for removal, and returns its name there.
 func (s *Store) discard(dir *atfs.Dir, name string) (tmp string, err error) {
 	tmp = deadPrefix + rand.Text()
 	return tmp, dir.Rename(name, s.tmp, tmp, 0)
 }
 
-// HasCheckout reports whether the checkout called name, as Checkout returned it, is there.
+// HasCheckout reports whether the checkout with this name, as returned by Checkout, exists.
 func (s *Store) HasCheckout(name string) (bool, error) { return s.root.Exists(name) }
 
-// checkOwner refuses a layer whose directory belongs to another one: their IDs begin alike.
+// checkOwner rejects a layer whose directory belongs to another layer: their IDs have the same beginning.
 func (s *Store) checkOwner(id objectstore.Checksum) error {
 	short := CheckoutDir(id)
 	got, err := s.readOwner(short)
@@ -156,7 +156,7 @@ func (s *Store) checkOwner(id objectstore.Checksum) error {
 	return nil
 }
 
-// checkoutOnce calls f unless a call for the same name is running, for which it waits instead.
+// checkoutOnce calls f, unless a call for the same name is in progress, for which it waits instead.
 func (s *Store) checkoutOnce(ctx context.Context, name string, f func() (Usage, error)) (Usage, error) {
 	s.mu.Lock()
 	for c, ok := s.checkouts[name]; ok; c, ok = s.checkouts[name] {
@@ -185,9 +185,9 @@ func (s *Store) checkoutOnce(ctx context.Context, name string, f func() (Usage, 
 	return c.added, c.err
 }
 
-// makeCheckout makes a checkout in tmp/ and moves it to its place.
+// makeCheckout makes a checkout in tmp/ and moves it into place.
 func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root *composefs.Inode, variant string) (_ Usage, err error) {
-	// A checkout has directories and files of its own, which no object holds.
+	// A checkout has its own directories and files, which no object holds.
 	entry, err := s.journal.hold(id)
 	if err != nil {
 		return Usage{}, err
@@ -232,7 +232,7 @@ func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root 
 	return c.added, err
 }
 
-// A checkout is one being made.
+// A checkout is a checkout in progress.
 type checkout struct {
 	s      *Store
 	root   *atfs.Dir
@@ -242,7 +242,7 @@ type checkout struct {
 	added Usage
 }
 
-// A linkGroup is a file with several names. Its mutex orders the goroutines that make them.
+// A linkGroup is a file with several names. Its mutex serializes the goroutines that make them.
 type linkGroup struct {
 	mu    sync.Mutex
 	names []madeName // so far
@@ -253,7 +253,7 @@ type madeName struct {
 	dir  *composefs.Inode
 }
 
-// linkGroups finds the files of a tree that have several names.
+// linkGroups finds the files of a tree with several names.
 func linkGroups(root *composefs.Inode) map[*composefs.Inode]*linkGroup {
 	seen := make(map[*composefs.Inode]struct{})
 	groups := make(map[*composefs.Inode]*linkGroup)
@@ -284,8 +284,8 @@ func (c *checkout) run(ctx context.Context, root *composefs.Inode) error {
 	return g.Wait()
 }
 
-// dir fills a directory and those below it, and closes it. Its own attributes come last: making an entry changes the
-// directory's time, and making one in a directory below does not.
+// dir fills a directory and those below it, and closes it. It sets the directory's own attributes last: adding an entry
+// changes the directory's time, adding one in a directory below does not.
 func (c *checkout) dir(ctx context.Context, g *errgroup.Group, d *atfs.Dir, name string, n *composefs.Inode) (err error) {
 	defer func() { err = errors.Join(err, d.Close()) }()
 	if err := ctx.Err(); err != nil {
@@ -339,7 +339,7 @@ func (c *checkout) count(bytes int64) {
 	c.added.Inodes++
 }
 
-// entry makes a name that is not a directory's.
+// entry makes a name that is not a directory.
 func (c *checkout) entry(d *atfs.Dir, dirName string, dir *composefs.Inode, e composefs.Entry) error {
 	g := c.groups[e.Inode]
 	if g == nil {
@@ -358,8 +358,8 @@ func (c *checkout) entry(d *atfs.Dir, dirName string, dir *composefs.Inode, e co
 	return nil
 }
 
-// grouped makes one of several names of a file. All of them are one inode, also where the first were links to the
-// object and the object can take no more.
+// grouped makes one of several names of a file. All are one inode, even if the first were links to the object and the
+// object can take no more.
 func (c *checkout) grouped(g *linkGroup, d *atfs.Dir, e composefs.Entry) error {
 	if len(g.names) > 0 {
 		err := c.root.Link(g.names[0].path, d, e.Name)
@@ -380,8 +380,8 @@ func (c *checkout) grouped(g *linkGroup, d *atfs.Dir, e composefs.Entry) error {
 	return nil
 }
 
-// relink makes a name that there is one of the file called to in d. The name's directory may have been done: it gets
-// back its time.
+// relink links an existing name of the file as to in d. If the directory of the existing name was complete, its time is
+// restored.
 func (c *checkout) relink(name madeName, d *atfs.Dir, to string) (err error) {
 	parent, err := c.root.OpenDir(path.Dir(name.path))
 	if err != nil {
@@ -398,10 +398,10 @@ func (c *checkout) relink(name madeName, d *atfs.Dir, to string) (err error) {
 	return parent.SetAttr(name.dir.UID, name.dir.GID, name.dir.Mode, name.dir.Mtime)
 }
 
-// errNotLinked says that a file must have an inode of its own.
+// errNotLinked reports that a file needs its own inode.
 var errNotLinked = errors.New("not linked")
 
-// link gives a regular file's object the name, if that is all it takes.
+// link links a regular file's object to the name, if nothing else is needed.
 func (c *checkout) link(d *atfs.Dir, name string, n *composefs.Inode) error {
 	if n.Payload == "" || hasEmptyXattr(n) {
 		return errNotLinked
@@ -421,7 +421,8 @@ func (c *checkout) link(d *atfs.Dir, name string, n *composefs.Inode) error {
 		}
 	}
 	err = c.s.repo.LinkFile(sum, d, name)
-	// EXDEV: the repository is on another file system. EPERM: the object is immutable, or the file system has no links.
+	// EXDEV: the repository is on another file system. EPERM: the object is immutable, or the file system has no hard
+	// links.
 	if errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EPERM) {
 		return errNotLinked
 	}
@@ -437,7 +438,7 @@ func hasEmptyXattr(n *composefs.Inode) bool {
 	return false
 }
 
-// make makes a file with an inode of its own.
+// make makes a file with its own inode.
 func (c *checkout) make(d *atfs.Dir, name string, n *composefs.Inode) error {
 	var err error
 	switch n.Mode & unix.S_IFMT {

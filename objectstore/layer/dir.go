@@ -17,23 +17,24 @@ import (
 
 const (
 	overlayPrefix = "trusted.overlay."
-	// overlayEscaped begins the attributes that an overlay mount inside a container set: the kernel stores them so.
+	// overlayEscaped is the prefix of attributes set by an overlay mount inside a container, as the kernel stores them.
 	overlayEscaped = "trusted.overlay.overlay."
-	// userOverlayPrefix begins those of a mount by a container's own users; some are the layer image's own.
+	// userOverlayPrefix is the prefix of those set by a mount of a container's users; some come from the layer image
+	// itself.
 	userOverlayPrefix = "user.overlay."
 
 	overlayRedirect = "trusted.overlay.redirect"
 	overlayMetacopy = "trusted.overlay.metacopy"
 )
 
-// ImportDir makes a layer of the upper directory of an overlay mount that is not in use any more, and returns it held.
-// Its ref is oci/snapshot/<name>.
+// ImportDir makes a layer of the upper directory of an overlay mount that is no longer in use, and returns it held. Its
+// ref is oci/snapshot/<name>.
 //
-// A file that nothing has open for writing becomes an object by a link: it is not copied, and from then on it must not
-// be changed. Others are copied. The directory itself is left in place.
+// A file that nothing has open for writing becomes an object by a link: it is not copied, and must not change from then
+// on. Other files are copied. The directory itself stays in place.
 //
-// merged is what the overlay shows, for one that was mounted with metacopy=on: files of which only the metadata were changed
-// have their content there, and directories that were renamed what is in them. Without it such a file or directory is an error.
+// merged is the overlay's view, needed for a mount with metacopy=on: it has the content of files of which only metadata
+// changed, and the entries of renamed directories. Without it such files and directories are an error.
 func (s *Store) ImportDir(ctx context.Context, upper, merged *atfs.Dir, name string) (_ *Held, err error) {
 	in, err := s.begin(ctx)
 	if err != nil {
@@ -52,8 +53,8 @@ func (s *Store) ImportDir(ctx context.Context, upper, merged *atfs.Dir, name str
 	if err := d.attributes(in.tree.root, st, x); err != nil {
 		return nil, fmt.Errorf("import directory: %w", err)
 	}
-	// Owner, mode and attributes of the root are what a container sees as those of /. Its time only says when the
-	// directory was made, and would give layers of the same content different IDs.
+	// A container sees owner, mode and attributes of the root as those of /. Its time is only when the directory was
+	// made, and would give layers of equal content different IDs.
 	root := in.tree.root
 	root.Mtime = unix.Timespec{}
 	if err := d.dir(upper, "", root); err != nil {
@@ -64,12 +65,12 @@ func (s *Store) ImportDir(ctx context.Context, upper, merged *atfs.Dir, name str
 
 type dirReader struct {
 	*ingest
-	merged *atfs.Dir             // nil if the upper directory is complete by itself
-	within bool                  // what is read is in merged
+	merged *atfs.Dir             // nil if the upper directory is complete on its own
+	within bool                  // merged is being read
 	seen   map[atfs.Inode]*inode // files with several names
 }
 
-// dir reads a directory, whose path is prefix.
+// dir reads the directory with the path prefix.
 func (d *dirReader) dir(dir *atfs.Dir, prefix string, n *inode) error {
 	names, err := dir.ReadNames()
 	if err != nil {
@@ -118,7 +119,7 @@ func (d *dirReader) entry(dir *atfs.Dir, prefix, name string, parent *inode) err
 		return &EntryError{Name: path.Join(dir.Path(), name), Err: err}
 	}
 	parent.children[name] = n
-	if st.Nlink > 1 && !n.IsDir() && !n.IsWhiteout() { // overlayfs makes whiteouts of one inode: it means nothing
+	if st.Nlink > 1 && !n.IsDir() && !n.IsWhiteout() { // overlayfs makes whiteouts of one inode, which means nothing
 		d.seen[id] = n
 	}
 	switch st.Mode & unix.S_IFMT {
@@ -147,8 +148,8 @@ func (d *dirReader) entry(dir *atfs.Dir, prefix, name string, parent *inode) err
 	return nil
 }
 
-// renamed reads a directory that an overlay with redirect_dir=on has renamed: most of what is in it is elsewhere below. In the
-// layer it is a new one, with all of that.
+// renamed reads a directory that an overlay with redirect_dir=on has renamed: most of its entries are elsewhere in
+// lower layers. In the layer it is a new directory with all of them.
 func (d *dirReader) renamed(name string, n *inode) error {
 	n.opaque = true
 	sub, err := d.merged.OpenDir(name)
@@ -174,7 +175,8 @@ func (d *dirReader) copied(dir *atfs.Dir, name string, n *inode) error {
 	}})
 }
 
-// attributes takes over what a layer keeps of a file in an upper directory: everything but the overlay's bookkeeping.
+// attributes takes over those attributes of a file in an upper directory that a layer keeps: everything but the
+// overlay's bookkeeping.
 func (d *dirReader) attributes(n *inode, st unix.Stat_t, xattrs map[string][]byte) error {
 	n.Mode, n.UID, n.GID, n.Mtime = st.Mode, st.Uid, st.Gid, st.Mtim
 	if n.IsDir() {
@@ -216,7 +218,7 @@ func keepUpperXattr(name string) bool {
 	return true
 }
 
-// file makes an object of a regular file. The worker gets a descriptor of its own.
+// file makes an object of a regular file. The worker gets its own descriptor.
 func (d *dirReader) file(dir *atfs.Dir, name string, n *inode, found map[string][]byte) error {
 	f, err := dir.Open(name)
 	if err != nil {
@@ -240,7 +242,7 @@ func (d *dirReader) file(dir *atfs.Dir, name string, n *inode, found map[string]
 	}})
 }
 
-// adopt makes the file's own inode the object, without the attributes that the object must not have.
+// adopt makes the file's own inode the object, without attributes that the object must not have.
 func adopt(txn *objectstore.Txn, meta *objectstore.FileMeta, f *atfs.File, dir *atfs.Dir, name string, found map[string][]byte) (objectstore.Stored, error) {
 	for x := range found {
 		if !inMeta(meta, x) {
@@ -252,9 +254,9 @@ func adopt(txn *objectstore.Txn, meta *objectstore.FileMeta, f *atfs.File, dir *
 	return txn.AdoptFile(meta, dir, name)
 }
 
-// notAdoptable reports whether the error says that the inode cannot be the object where it is: the repository is on
-// another file system (EXDEV), the inode has all the names it can have or is immutable, or it has an attribute that
-// the kernel does not let go of (security.selinux).
+// notAdoptable reports whether the error means that the inode cannot be the object where it is: the repository is on
+// another file system (EXDEV), the inode has the maximum of names or is immutable, or it has an attribute that the
+// kernel does not remove (security.selinux).
 func notAdoptable(err error) bool {
 	for _, target := range []error{unix.EXDEV, unix.EMLINK, unix.EPERM, unix.EACCES, objectstore.ErrMetadataDiffers} {
 		if errors.Is(err, target) {
@@ -265,8 +267,8 @@ func notAdoptable(err error) bool {
 }
 
 // linkable reports whether the file's own inode can be the object. It cannot if something may still write to it, which
-// a read lease finds out (fcntl(2): it is refused while the file is open for writing), or if it has an empty extended
-// attribute, which the file has to keep and an object cannot have.
+// a read lease detects (fcntl(2): it is refused while the file is open for writing), or if it has an empty extended
+// attribute, which the file must keep and an object cannot have.
 func linkable(f *atfs.File, n *inode) bool {
 	if hasEmptyXattr(&n.Inode) {
 		return false
@@ -287,7 +289,7 @@ func inMeta(m *objectstore.FileMeta, name string) bool {
 	return false
 }
 
-// copyFile copies the file as it is now, which is also its size from now on: it may still be written to.
+// copyFile copies the file in its present state, and records that size: something may still write to the file.
 func copyFile(txn *objectstore.Txn, meta *objectstore.FileMeta, n *inode, f *atfs.File) (_ objectstore.Stored, err error) {
 	w, err := txn.NewFile(meta, n.Mtime)
 	if err != nil {

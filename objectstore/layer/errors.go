@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// ErrNotExist is returned for a layer the store does not have.
+// ErrNotExist reports a layer that the store does not have.
 var ErrNotExist = notFoundError("no such layer")
 
 type notFoundError string
@@ -15,10 +15,10 @@ func (e notFoundError) Error() string { return string(e) }
 // NotFound marks the error for errdefs.
 func (notFoundError) NotFound() {}
 
-// ErrNoTar is returned for a layer whose tar cannot be written again: it was made of a directory, or of other layers.
+// ErrNoTar reports a layer whose tar cannot be written again: it was made of a directory, or of other layers.
 var ErrNoTar = errors.New("layer was not made of a tar")
 
-// ErrInvalid marks what a layer's bytes are to blame for: errors.Is(err, ErrInvalid) tells a bad layer from a bad disk.
+// ErrInvalid marks errors in a layer's bytes: errors.Is(err, ErrInvalid) tells a bad layer from a bad disk.
 var ErrInvalid = invalidError("invalid layer")
 
 type invalidError string
@@ -28,7 +28,7 @@ func (e invalidError) Error() string { return string(e) }
 // InvalidParameter marks the error for errdefs.
 func (invalidError) InvalidParameter() {}
 
-// EntryError says what is wrong with one entry of a layer. It is an ErrInvalid.
+// EntryError reports an error in one entry of a layer. It is an ErrInvalid.
 type EntryError struct {
 	Name string // the entry, as the layer spells it
 	Err  error
@@ -36,7 +36,7 @@ type EntryError struct {
 
 func (e *EntryError) Error() string { return fmt.Sprintf("layer entry %q: %v", e.Name, e.Err) }
 
-// Unwrap gives the cause and ErrInvalid.
+// Unwrap returns the cause and ErrInvalid.
 func (e *EntryError) Unwrap() []error { return []error{e.Err, ErrInvalid} }
 
 var (

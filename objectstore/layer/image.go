@@ -14,17 +14,17 @@ import (
 )
 
 const (
-	// maxImage is the size of the largest layer image that is written or read: a damaged inode can claim any.
+	// maxImage is the maximum size of a layer image to write or read: a damaged inode can claim any size.
 	maxImage = 1 << 30
-	// maxObjects is how many objects the dirtree of a layer commit can name: ostree reads no larger metadata. An entry
-	// is a name of 64 digits with its NUL, a checksum, and two offsets.
+	// maxObjects is the maximum number of objects in the dirtree of a layer commit: ostree reads no larger metadata. An
+	// entry is a name of 64 digits with its NUL, a checksum, and two offsets.
 	maxObjects = (objectstore.MaxMetadataSize - 64) / (64 + 1 + 32 + 1 + 4)
 )
 
 // readImage parses a layer image.
 func readImage(b []byte) (*composefs.Inode, error) { return composefs.Read(b, composefs.Limits{}) }
 
-// marshalImage makes an image, which errors call what.
+// marshalImage makes an image. what names it in errors.
 func marshalImage(root *composefs.Inode, what string) ([]byte, error) {
 	image, err := composefs.Marshal(root, composefs.Options{MaxVersion: 1})
 	if err != nil {
@@ -113,8 +113,8 @@ func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) erro
 	return nil
 }
 
-// withContents adds the objects that the recipe needs to those that the layer's image does: they are those of files that a
-// later entry of the tar has replaced. The list is sorted.
+// withContents adds the objects that only the recipe needs to those of the layer's image: files that a later entry of
+// the tar replaced. The list is sorted.
 func (in *ingest) withContents(objects []objectstore.Checksum) []objectstore.Checksum {
 	for _, n := range in.contents {
 		objects = append(objects, n.sum)
@@ -123,7 +123,7 @@ func (in *ingest) withContents(objects []objectstore.Checksum) []objectstore.Che
 	return slices.Compact(objects)
 }
 
-// storeRecipe ends the recipe, which names the layer's objects by their place in the list.
+// storeRecipe ends the recipe, which refers to the layer's objects by index.
 func (in *ingest) storeRecipe(l *Layer, objects []objectstore.Checksum, added *Usage) error {
 	err := in.recipe.WriteTable(func(yield func(int) bool) {
 		for _, n := range in.contents {
@@ -143,7 +143,7 @@ func (in *ingest) storeRecipe(l *Layer, objects []objectstore.Checksum, added *U
 
 func compareSums(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) }
 
-// summarize counts what a layer's tree holds and returns the objects it uses, sorted.
+// summarize counts the entries of a layer's tree and returns the objects it uses, sorted.
 func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
 	l.Entries, l.Size, l.Unresolved = 0, 0, 0
 	seen := make(map[*composefs.Inode]struct{})
@@ -190,7 +190,7 @@ func isImplicit(n *composefs.Inode) bool {
 	return ok
 }
 
-// external returns the path in a lower layer that the inode is a hard link to.
+// external returns the target of an inode that is a hard link into a lower layer.
 func external(n *composefs.Inode) (string, bool) {
 	v, ok := xattr(n, xattrHardlink)
 	return string(v), ok
@@ -214,7 +214,7 @@ func withoutXattr(x []composefs.Xattr, names ...string) []composefs.Xattr {
 	return slices.DeleteFunc(slices.Clone(x), func(x composefs.Xattr) bool { return slices.Contains(names, x.Name) })
 }
 
-// child returns the file that is called name in a directory, or nil.
+// child returns the file with a name in a directory, or nil.
 func child(dir *composefs.Inode, name string) *composefs.Inode {
 	if e := childEntry(dir, name); e != nil {
 		return e.Inode
@@ -222,7 +222,7 @@ func child(dir *composefs.Inode, name string) *composefs.Inode {
 	return nil
 }
 
-// childEntry returns the entry called name of a directory, or nil. Entries are sorted.
+// childEntry returns the entry with a name in a directory, or nil. Entries are sorted.
 func childEntry(dir *composefs.Inode, name string) *composefs.Entry {
 	i, ok := slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int {
 		return strings.Compare(e.Name, name)

@@ -19,27 +19,27 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer/recipe"
 )
 
-// ImportOptions say what is known of a tar beside its bytes.
+// ImportOptions hold facts about a tar that are not in its bytes.
 type ImportOptions struct {
 	// Blob is the digest of the compressed blob, recorded so that AcquireBlob finds the layer. "" records none.
 	Blob digest.Digest
-	// Accept, if set, is called when the whole stream has been read, before anything refers to the layer. An error
-	// drops the layer. It is where the digest of the blob and the end of the decompressor are checked.
+	// Accept, if set, is called after the whole stream was read, before anything refers to the layer. An error drops
+	// the layer. Callers check the digest of the blob and the end of the decompressor here.
 	Accept func(diffID digest.Digest, tarSize int64) error
-	// BlobFile is the file that the blob is read from, "" if it is not a file. The journal keeps it, so that the layer can
-	// be made again after a power failure.
+	// BlobFile is the file that the blob is read from, "" if it is not a file. The journal records it, so that the
+	// layer can be rebuilt after a power failure.
 	BlobFile string
-	// Distrust names objects that are damaged: those that the layer has replace what is in the store.
+	// Distrust names damaged objects: those that the layer contains replace the stored ones.
 	Distrust map[objectstore.ObjectName]struct{}
 }
 
-// Import reads a plain tar to the end of the stream and returns its layer, held. What is wrong with the tar is an
-// ErrInvalid; then, and on any other error, nothing refers to what was stored so far.
+// Import reads a plain tar to the end of the stream and returns its layer, held. Errors in the tar are ErrInvalid.
+// After any error, nothing refers to the objects stored so far.
 //
-// Memory is bounded, whatever the tar claims: Options.MaxInFlight of file content, up to 1.4 KB for each entry while
-// the layer image is made, of which there are MaxEntries at most, and 6 times what their names, link targets and
-// extended attributes are long, at most 128 bytes for each entry that there may be.
-// Nothing is fsynced but the entry in the journal, if there is one.
+// Memory is bounded, whatever the tar claims: Options.MaxInFlight of file content; up to 1.4 KB for each entry while
+// the layer image is made, for at most MaxEntries entries; and 6 times the length of their names, link targets and
+// extended attributes, for which at most 128 bytes for each of MaxEntries are allowed. Nothing is fsynced but the entry
+// in the journal, if there is one.
 func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Held, err error) {
 	if o.Blob != "" {
 		if _, err := digestRef(refBlob, o.Blob); err != nil {
@@ -87,7 +87,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *He
 	return in.commit(Layer{DiffID: diffID, TarSize: size}, journalRecord{blob: o.Blob, file: o.BlobFile, refs: refs})
 }
 
-// ingest is one layer on its way into the store.
+// ingest is the state of storing one layer.
 type ingest struct {
 	s    *Store
 	ctx  context.Context //nolint:containedctx // one call's state, not kept beyond it
@@ -96,9 +96,9 @@ type ingest struct {
 	pub  *publisher
 	tarReader
 
-	recipe     *recipe.Writer // nil for a layer that is not made of a tar
+	recipe     *recipe.Writer // nil for a layer that is not made from a tar
 	recipeFile *objectstore.FileWriter
-	contents   []*inode // whose content the recipe leaves out, in order
+	contents   []*inode // files whose content the recipe leaves out, in order
 }
 
 func (s *Store) begin(ctx context.Context) (*ingest, error) {
@@ -118,10 +118,10 @@ func (s *Store) begin(ctx context.Context) (*ingest, error) {
 	return in, nil
 }
 
-// ownMeta is the metadata of objects that are no file of a layer.
+// ownMeta is the metadata of objects that are not files of a layer.
 var ownMeta = objectstore.FileMeta{Mode: unix.S_IFREG | 0o600}
 
-// writeRecipe begins the recipe of the tar that is read from r.
+// writeRecipe starts the recipe of the tar read from r.
 func (in *ingest) writeRecipe(r io.Reader) (err error) {
 	if in.recipeFile, err = in.txn.NewFile(&ownMeta, unix.Timespec{}); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (in *ingest) writeRecipe(r io.Reader) (err error) {
 	return nil
 }
 
-// finish ends what commit has not ended. It waits for the workers: none of them outlives the call.
+// finish cleans up unless commit has. It waits for the workers: none of them outlives the call.
 func (in *ingest) finish(err *error) {
 	in.pub.stop()
 	if in.recipeFile != nil {
@@ -163,7 +163,7 @@ func (in *ingest) commit(l Layer, r journalRecord) (*Held, error) {
 	return h, nil
 }
 
-// restat stores files again whose attributes a later entry of the tar, a hard link, has changed.
+// restat stores files again whose attributes changed by a later entry of the tar, a hard link.
 func (in *ingest) restat() error {
 	for _, n := range in.stale {
 		if err := in.pub.restore(in.s.repo, n); err != nil {
@@ -176,8 +176,8 @@ func (in *ingest) restat() error {
 // A tarReader puts the entries of a tar into a tree.
 type tarReader struct {
 	tree  *tree
-	store func(n *inode, hdr *tar.Header, r io.Reader) error // is given the content of a file that is not empty
-	stale []*inode                                           // attributes changed after the content was given to store
+	store func(n *inode, hdr *tar.Header, r io.Reader) error // gets the content of each file that is not empty
+	stale []*inode                                           // attributes changed after the content was passed to store
 }
 
 // readTar reads a tar to its end, or until ctx is done.
@@ -229,13 +229,13 @@ func (w storeWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// invalidTar tells a bad tar from an error of the reader behind it, which keeps its own kind.
+// invalidTar tells a bad tar from an error of the underlying reader, which keeps its own class.
 func invalidTar(err error) error {
 	var se *storeError
 	if errors.As(err, &se) {
 		return se.err
 	}
-	// Not every error of archive/tar has a name.
+	// Not every error of archive/tar is exported.
 	if errors.Is(err, io.ErrUnexpectedEOF) || strings.HasPrefix(err.Error(), "archive/tar: ") {
 		return fmt.Errorf("read tar: %w: %w", ErrInvalid, err)
 	}
@@ -251,7 +251,7 @@ const (
 	paxSparse = "GNU.sparse."
 )
 
-// entry puts one entry of the tar into the tree, as containerd's applier puts it into a directory.
+// entry adds one entry of the tar to the tree, as containerd's applier adds it to a directory.
 func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
@@ -260,7 +260,7 @@ func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if base == "" { // attributes of the root are not the layer's to set
+	if base == "" { // a layer may not set attributes of the root
 		return nil
 	}
 	dir, err := in.tree.dir(parts, base)
@@ -319,7 +319,8 @@ func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
 	return nil
 }
 
-// content stores the content of a file. That of a sparse file is not what the tar has, so that the recipe has it too.
+// content stores the content of a file. A sparse file's content is not in the tar in that form, so the recipe keeps it
+// too.
 func (in *ingest) content(n *inode, hdr *tar.Header, r io.Reader) error {
 	if isSparse(hdr) {
 		return in.pub.file(n, r)
@@ -345,7 +346,7 @@ func isSparse(hdr *tar.Header) bool {
 	return false
 }
 
-// put gives a new inode its name, if there is room for it.
+// put gives a new inode its name, if it fits.
 func (in *tarReader) put(dir *inode, base string, n *inode) error {
 	if err := in.tree.hold(n); err != nil {
 		return err
@@ -372,8 +373,8 @@ func (in *tarReader) whiteout(dir *inode, base string) error {
 	return nil
 }
 
-// link gives the target a further name. As containerd does, the attributes of the link's own header become those of
-// the file. A target that this layer does not have is one of a lower layer, which a checkout looks for.
+// link gives the target another name. As in containerd, the file takes the attributes of the link's own header. A
+// target that this layer lacks is in a lower layer, where a checkout looks for it.
 func (in *tarReader) link(hdr *tar.Header, dir *inode, base string) error {
 	tdir, tbase, err := splitName(hdr.Linkname)
 	if err != nil {
@@ -405,7 +406,7 @@ func (in *tarReader) link(hdr *tar.Header, dir *inode, base string) error {
 	return nil
 }
 
-// relabel gives a file that has been read the attributes of a hard link's header.
+// relabel gives a file that was already read the attributes of a hard link's header.
 func (in *tarReader) relabel(n *inode, hdr *tar.Header) error {
 	if n.external != "" {
 		return nil
@@ -437,8 +438,8 @@ func (in *tarReader) relabel(n *inode, hdr *tar.Header) error {
 	return nil
 }
 
-// attributes sets owner, permissions and time from a header. Times outside what a file system can hold become the
-// epoch, as containerd has it.
+// attributes sets owner, permissions and time from a header. Times that a file system cannot hold become the epoch, as
+// in containerd.
 func attributes(n *inode, hdr *tar.Header) error {
 	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) > math.MaxUint32-1 || int64(hdr.Gid) > math.MaxUint32-1 {
 		return errOwner
@@ -463,13 +464,13 @@ func timespec(t time.Time) unix.Timespec {
 
 const (
 	maxXattrName  = 255   // XATTR_NAME_MAX
-	maxXattrValue = 65535 // what the layer image can hold; one byte less than XATTR_SIZE_MAX
+	maxXattrValue = 65535 // maximum in the layer image; one byte less than XATTR_SIZE_MAX
 	maxXattrs     = 65535 // names and values of one file; names alone may not be longer (XATTR_LIST_MAX)
 )
 
-// xattrs sets the extended attributes that a tar may set. Dropped are: trusted.*, which only the host's own
-// administrator sets; user.overlay.*, which a nested overlay would obey; security.selinux, which the host's policy
-// decides; user.* on what cannot carry it; and system.* other than POSIX ACLs, which no file system stores.
+// xattrs sets the extended attributes that a tar may set. It drops trusted.*, which only the host's own administrator
+// sets; user.overlay.*, which a nested overlay would obey; security.selinux, which the host's policy decides; user.* on
+// files that cannot carry it; and system.* other than POSIX ACLs, which no file system stores.
 func xattrs(n *inode, records map[string]string) error {
 	total := 0
 	for key, value := range records {

@@ -27,18 +27,18 @@ const (
 	maxJournalEntry = 128 << 20
 
 	syncAfterLast  = 5 * time.Second  // after the last import
-	syncAfterFirst = 30 * time.Second // after the first one that is not on the disk
+	syncAfterFirst = 30 * time.Second // after the first one not on the disk yet
 )
 
-// A journalRecord is what an entry of the journal says: a layer that somebody may need from now on, and what of it a
-// power failure could still take.
+// A journalRecord is the content of a journal entry: a layer that may be needed from now on, and those of its objects
+// that a power failure could still take.
 type journalRecord struct {
-	boot    string // run of the kernel in which it was written
+	boot    string // boot in which it was written
 	layer   objectstore.Checksum
-	blob    digest.Digest            // that it was unpacked from; ""
-	file    string                   // where that blob was read; ""
-	refs    []string                 // that name the layer
-	objects []objectstore.ObjectName // of the layer, that are not known to be on the disk
+	blob    digest.Digest            // from which it was unpacked; may be ""
+	file    string                   // from which that blob was read; may be ""
+	refs    []string                 // to the layer
+	objects []objectstore.ObjectName // of the layer, that may not be on the disk yet
 }
 
 func (r *journalRecord) marshal() []byte {
@@ -60,8 +60,8 @@ func (r *journalRecord) marshal() []byte {
 	return b
 }
 
-// parseJournal reads an entry. Lines that say nothing are passed over: an entry that is not whole was never waited for,
-// so that nothing needs its layer, and what can be read of it is still worth a look.
+// parseJournal reads an entry. Unknown lines are skipped: nobody waited for an incomplete entry, so nothing needs its
+// layer, but its readable part is still worth checking.
 func parseJournal(b []byte) journalRecord {
 	var r journalRecord
 	lines := bufio.NewScanner(bytes.NewReader(b))
@@ -95,36 +95,36 @@ func parseJournal(b []byte) journalRecord {
 	return r
 }
 
-// A journalEntry is a file in journal/ that this process has written.
+// A journalEntry is a file in journal/ written by this process.
 type journalEntry struct {
 	name  string
 	layer objectstore.Checksum
-	busy  int // calls that still write what the entry is for
+	busy  int // calls that still write for the entry
 }
 
-// A journal knows what is not on the disk yet. Before anything durable can name a layer, an entry that lists the
-// layer's objects is on the disk itself. A sync of the file system clears the entries that were complete before it
+// A journal tracks the objects that may not be on the disk yet. Before anything durable can name a layer, an entry with
+// the layer's objects is on the disk itself. A sync of the file system clears the entries that were complete before it
 // began.
 //
-// Its mutex is never held during an operation on the disk.
+// Its mutex is never held during a disk operation.
 type journal struct {
 	dir    *atfs.Dir
 	on     bool
 	boot   string
-	sync   func() error // everything to the disk
-	failed func(error)  // told of the errors of a sync in the background
+	sync   func() error // makes everything durable
+	failed func(error)  // receives errors of background syncs
 
 	mu      sync.Mutex
 	pending map[objectstore.ObjectName]struct{} // published since the last sync began
 	syncing map[objectstore.ObjectName]struct{} // published before it began; empty once it succeeded
-	entries map[*journalEntry]struct{}          // not cleared
-	first   time.Time                           // when the oldest thing that is not synced was written; zero for none
+	entries map[*journalEntry]struct{}          // not cleared yet
+	first   time.Time                           // when the oldest unsynced object was written; zero if there is none
 	timer   *time.Timer
 	closed  bool
 	broken  bool // a sync has failed
 
-	work sync.WaitGroup // syncing in the background
-	turn chan struct{}  // has an element while a sync runs
+	work sync.WaitGroup // background syncing
+	turn chan struct{}  // holds an element while a sync runs
 }
 
 func (j *journal) open(root *atfs.Dir, o Options) error {
@@ -152,7 +152,7 @@ func (j *journal) open(root *atfs.Dir, o Options) error {
 	return nil
 }
 
-// published takes notice of an object before it gets its name. Whoever finds the object there also finds it pending.
+// published records an object before it gets its name. Whoever sees the object also sees it pending.
 func (j *journal) published(name objectstore.ObjectName) {
 	if !j.on {
 		return
@@ -166,7 +166,7 @@ func (j *journal) published(name objectstore.ObjectName) {
 	}
 }
 
-// isPending is called with the mutex held.
+// isPending must be called with the mutex held.
 func (j *journal) isPending(name objectstore.ObjectName) bool {
 	if _, ok := j.pending[name]; ok {
 		return true
@@ -175,8 +175,9 @@ func (j *journal) isPending(name objectstore.ObjectName) bool {
 	return ok
 }
 
-// begin writes an entry, or none if everything that r names is on the disk. Of r.objects, which are all objects of the
-// layer, those are listed that are not. When it returns, what the entry is for may be written; then comes end.
+// begin writes an entry, or none if everything that r names is on the disk. r.objects are all objects of the layer; the
+// entry lists those that may not be on the disk. When it returns, the entry's refs or files may be written; then call
+// end.
 func (j *journal) begin(r journalRecord) (*journalEntry, error) {
 	if !j.on {
 		return nil, nil
@@ -204,7 +205,7 @@ func (j *journal) begin(r journalRecord) (*journalEntry, error) {
 	return e, nil
 }
 
-// write makes a file and has it on the disk, name included. It need not appear at once: see parseJournal.
+// write makes a file and makes it durable, name included. It need not appear at once: see parseJournal.
 func (j *journal) write(name string, data []byte) (err error) {
 	f, err := j.dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -220,8 +221,8 @@ func (j *journal) write(name string, data []byte) (err error) {
 	return j.dir.Sync()
 }
 
-// hold keeps the entry of a layer from being cleared, because something else is being made of the layer. If it has been
-// cleared, another one is written. Then comes end.
+// hold keeps the entry of a layer from being cleared, because a checkout of the layer is being made. If the entry was
+// cleared, it writes another. Then call end.
 func (j *journal) hold(layer objectstore.Checksum) (*journalEntry, error) {
 	for {
 		e := j.find(layer)
@@ -232,7 +233,7 @@ func (j *journal) hold(layer objectstore.Checksum) (*journalEntry, error) {
 		if ok {
 			return e, nil
 		}
-		// Another process has pruned the layer, and it is here again.
+		// Another process has pruned the layer, and it was stored again.
 		j.mu.Lock()
 		e.busy--
 		delete(j.entries, e)
@@ -256,7 +257,7 @@ func (j *journal) find(layer objectstore.Checksum) *journalEntry {
 	return nil
 }
 
-// end says that what the entry is for is written, or will not be. The next sync may clear it.
+// end releases an entry: its refs or files are written, or will not be. The next sync may clear it.
 func (j *journal) end(e *journalEntry) {
 	if e == nil {
 		return
@@ -271,7 +272,7 @@ func (j *journal) end(e *journalEntry) {
 	j.arm(min(syncAfterLast, j.first.Add(syncAfterFirst).Sub(now)))
 }
 
-// arm has everything synced in the background, after a while. It is called with the mutex held.
+// arm schedules a background sync. It must be called with the mutex held.
 func (j *journal) arm(after time.Duration) {
 	if j.closed {
 		return
@@ -300,8 +301,8 @@ func (j *journal) background() {
 
 // flush syncs the file system and clears the entries that were complete when it began.
 //
-// When a sync fails the kernel may have dropped what it could not write, and the next sync succeeds all the same. So
-// nothing is cleared from then on: the next start looks at it.
+// When a sync fails the kernel may have dropped data that it could not write, and the next sync succeeds all the same.
+// So from then on nothing is cleared, and the next start checks it.
 func (j *journal) flush(ctx context.Context) error {
 	select {
 	case j.turn <- struct{}{}:
@@ -323,7 +324,7 @@ func (j *journal) flush(ctx context.Context) error {
 	return err
 }
 
-// startSync returns the entries that a sync which begins now clears. Nobody finds them any more.
+// startSync returns the entries that a sync starting now clears. They are not found any more.
 func (j *journal) startSync() []*journalEntry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -361,8 +362,8 @@ func (j *journal) endSync(done []*journalEntry, ok bool) bool {
 	return true
 }
 
-// forget removes the entries of layers that were removed, whichever process wrote them: nothing is lost if these are.
-// The caller holds the repository's exclusive lock, so that no such layer is being made.
+// forget removes the entries of removed layers, whichever process wrote them: losing them loses nothing. The caller
+// holds the repository's exclusive lock, so that no such layer is being made.
 func (j *journal) forget(layers map[objectstore.Checksum]struct{}) error {
 	if len(layers) == 0 {
 		return nil
@@ -386,7 +387,7 @@ func (j *journal) forget(layers map[objectstore.Checksum]struct{}) error {
 	return nil
 }
 
-// layerOf returns the layer that an entry is about, zero if it does not say. The rest of the entry may be long.
+// layerOf returns the layer of an entry, zero if the entry does not name one. The rest of the entry may be long.
 func (j *journal) layerOf(name string) (layer objectstore.Checksum, err error) {
 	f, err := j.dir.Open(name)
 	if err != nil {
@@ -401,8 +402,8 @@ func (j *journal) layerOf(name string) (layer objectstore.Checksum, err error) {
 	return parseJournal(head[:n]).layer, nil
 }
 
-// drop forgets an entry of this process, and reports whether its file may go: it is not being used, or it is another
-// process's.
+// drop forgets an entry of this process, and reports whether its file may be removed: it is not in use, or belongs to
+// another process.
 func (j *journal) drop(name string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -417,7 +418,7 @@ func (j *journal) drop(name string) bool {
 	return true
 }
 
-// close syncs what is not on the disk yet. No sync is running when it returns.
+// close syncs everything not on the disk yet. No sync is running when it returns.
 func (j *journal) close() error {
 	if j.dir == nil {
 		return nil
@@ -439,11 +440,11 @@ func (j *journal) close() error {
 	return errors.Join(err, j.dir.Close())
 }
 
-// Sync has everything that was stored so far on the disk when it returns, and clears the journal.
+// Sync makes everything stored so far durable, and clears the journal.
 func (s *Store) Sync(ctx context.Context) error { return s.journal.flush(ctx) }
 
-// publishRefs ends the transaction that has stored a layer: the journal lists what is not on the disk, then the refs
-// are written.
+// publishRefs ends the transaction that stored a layer: it lists objects that may not be on the disk in the journal,
+// then writes the refs.
 func (s *Store) publishRefs(ctx context.Context, txn *objectstore.Txn, r journalRecord) error {
 	entry, err := s.journalLayer(r)
 	if err != nil {
@@ -456,7 +457,7 @@ func (s *Store) publishRefs(ctx context.Context, txn *objectstore.Txn, r journal
 	return txn.Commit(ctx, objectstore.CommitOptions{})
 }
 
-// journalLayer begins an entry for the layer and the refs that it does not have yet.
+// journalLayer begins an entry for the layer and those refs that are new.
 func (s *Store) journalLayer(r journalRecord) (*journalEntry, error) {
 	if !s.journal.on {
 		return nil, nil
@@ -475,8 +476,8 @@ func (s *Store) journalLayer(r journalRecord) (*journalEntry, error) {
 	return s.journal.begin(r)
 }
 
-// Closure returns the names of all objects of a layer, its commit first, no object twice. They need not be there, except
-// those that the others are named in: commit and dirtrees.
+// Closure returns the names of all objects of a layer, its commit first, without duplicates. Only the objects that name
+// the others must exist: commit and dirtrees.
 func (s *Store) Closure(id objectstore.Checksum) ([]objectstore.ObjectName, error) {
 	c, err := s.repo.Commit(id)
 	if err != nil {
