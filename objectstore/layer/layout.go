@@ -16,19 +16,19 @@ const (
 	LayersDir  = "layers"  // checkouts of layers, below their [CheckoutDir]
 	RootfsDir  = "rootfs"  // composefs images of chains, see [Store.RootfsName]
 	JournalDir = "journal" // layers that may not be on the disk yet
-	TmpDir     = "tmp"     // what is being made or removed; packages that share the root use prefixes of their own
+	TmpDir     = "tmp"     // unfinished files and files to remove; packages that share the root use their own prefixes
 )
 
 // Refs of layers. All are below RefPrefix.
 const (
 	RefPrefix = "oci"
 
-	refDiff     = RefPrefix + "/diff/"     // then the diff ID, without the algorithm
-	refBlob     = RefPrefix + "/blob/"     // then the digest of a blob that unpacks to the layer
-	refSnapshot = RefPrefix + "/snapshot/" // then the ID of a snapshot
+	refDiff     = RefPrefix + "/diff/"     // + diff ID, without the algorithm
+	refBlob     = RefPrefix + "/blob/"     // + digest of a blob that unpacks to the layer
+	refSnapshot = RefPrefix + "/snapshot/" // + ID of a snapshot
 )
 
-// ParseRef returns the diff ID or the digest of the blob by which a ref finds its layer; "" for what it does not name.
+// ParseRef returns the diff ID or the blob digest in a ref's name, and "" for the other.
 func ParseRef(ref string) (diffID, blob digest.Digest) {
 	if s, ok := strings.CutPrefix(ref, refDiff); ok {
 		return digest.NewDigestFromEncoded(digest.SHA256, s), ""
@@ -41,18 +41,18 @@ func ParseRef(ref string) (diffID, blob digest.Digest) {
 
 const dirMode = 0o700
 
-// Dirs returns the directories that a [Store] keeps below its root, by name, with the type and mode that it creates them
+// Dirs returns the directories that a [Store] keeps below its root, by name, with the type and mode it creates them
 // with. Only LayersDir, JournalDir and TmpDir always exist.
 func Dirs() map[string]uint32 {
 	const mode = unix.S_IFDIR | dirMode
 	return map[string]uint32{LayersDir: mode, RootfsDir: mode, JournalDir: mode, TmpDir: mode}
 }
 
-// CheckoutDir returns the name below LayersDir of the directory that holds the checkouts of a layer. Layers whose IDs
-// begin alike share it: the store then refuses the second one.
+// CheckoutDir returns the name below LayersDir of the directory for checkouts of a layer. Layers whose IDs have the
+// same beginning share it: the store then rejects the second one.
 func CheckoutDir(id objectstore.Checksum) string { return id.String()[:shortID] }
 
-// CheckoutOwner returns the ID of the layer whose checkouts are in the directory called dir below LayersDir.
+// CheckoutOwner returns the ID of the layer whose checkouts are in the directory dir below LayersDir.
 func (s *Store) CheckoutOwner(dir string) (objectstore.Checksum, error) {
 	owner, err := s.readOwner(dir)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// Merge makes one layer of two, upper lying directly over lower, and returns it held. Over whatever lies below, it
-// shows what the two show. Its ref is oci/snapshot/<name>.
+// Merge makes one layer of two, with upper directly over lower, and returns it held. Over any layers below, it shows
+// the same as the two. Its ref is oci/snapshot/<name>.
 func (s *Store) Merge(ctx context.Context, lower, upper objectstore.Checksum, name string) (_ *Held, err error) {
 	in, err := s.begin(ctx)
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Store) Merge(ctx context.Context, lower, upper objectstore.Checksum, na
 	return h, nil
 }
 
-// mergeOver lays the tree of a layer over that of the one below it, which becomes the result.
+// mergeOver lays the tree of a layer over that of the layer below, which becomes the result.
 func mergeOver(lower, upper *composefs.Inode) {
 	m := merger{lower: lower}
 	m.settle(upper, lower, isOpaque(lower))
@@ -49,11 +49,11 @@ func mergeOver(lower, upper *composefs.Inode) {
 	dropHidden(lower, false)
 }
 
-// Flatten returns the tree that the layers of a chain, lowest first, show together: what a container sees that runs on
-// them. It has no whiteouts and no mark of overlayfs or of this package. Regular files with content have the path of their
-// object as payload; what one layer has as one file with several names is one inode.
+// Flatten returns the tree that the layers of a chain, lowest first, show together: the view of a container running on
+// them. It has no whiteouts and no marks of overlayfs or of this package. Regular files with content have the path of
+// their object as payload; a file with several names in one layer is one inode.
 //
-// A hard link whose target is in no layer is an error; so is a layer that is missing or damaged.
+// A hard link whose target is in no layer is an error; so is a missing or damaged layer.
 func (s *Store) Flatten(ctx context.Context, chain []objectstore.Checksum) (*composefs.Inode, error) {
 	root := &newDir().Inode
 	for _, id := range chain {
@@ -62,7 +62,7 @@ func (s *Store) Flatten(ctx context.Context, chain []objectstore.Checksum) (*com
 			return nil, fmt.Errorf("flatten layers: %w", err)
 		}
 		m := merger{lower: root}
-		m.settle(upper, root, true) // below the lowest layer is nothing
+		m.settle(upper, root, true) // nothing is below the lowest layer
 		err = eachFile(upper, "", func(name string, n *composefs.Inode) error {
 			if target, ok := external(n); ok {
 				return &EntryError{Name: name, Err: fmt.Errorf("%w: %q", errNoLinkTarget, target)}
@@ -79,7 +79,7 @@ func (s *Store) Flatten(ctx context.Context, chain []objectstore.Checksum) (*com
 	return root, nil
 }
 
-// dropMarks removes what has a meaning only over further layers from a tree that lies over none.
+// dropMarks removes marks that only have a meaning over further layers from a tree that lies over none.
 func dropMarks(dir *composefs.Inode) {
 	dir.Xattrs = withoutXattr(dir.Xattrs, xattrOpaque)
 	dir.Entries = slices.DeleteFunc(dir.Entries, func(e composefs.Entry) bool { return e.Inode.IsWhiteout() })
@@ -92,12 +92,12 @@ func dropMarks(dir *composefs.Inode) {
 
 type merger struct {
 	lower  *composefs.Inode
-	linked map[*composefs.Inode]struct{} // files of the lower layer to which the upper one has hard links
+	linked map[*composefs.Inode]struct{} // files of the lower layer that the upper one has hard links to
 }
 
-// settle resolves what u, a directory of the upper layer, leaves to the lower one, as a checkout would: l is the lower
-// layer's directory of the same name, if any, and hidden says that it hides what lies further below. It comes before
-// merge, which changes the lower layer. What neither resolves nor hides is left to the layers below.
+// settle resolves, like a checkout, the parts of u, a directory of the upper layer, that depend on the lower layer. l
+// is the lower layer's directory of the same name, if any; hidden means that it hides everything further below. It must
+// run before merge, which changes the lower layer. What it neither resolves nor hides is left to the layers below.
 func (m *merger) settle(u, l *composefs.Inode, hidden bool) {
 	for i, e := range u.Entries {
 		u.Entries[i].Inode = m.local(e.Inode)
@@ -119,7 +119,7 @@ func (m *merger) settle(u, l *composefs.Inode, hidden bool) {
 			switch {
 			case below != nil && !isImplicit(below):
 				adoptAttributes(e.Inode, below)
-			case hides && below == nil: // one that is there takes them itself from what lies below
+			case hides && below == nil: // an existing directory takes them itself from the layers below
 				e.Inode.Xattrs = withoutXattr(e.Inode.Xattrs, xattrImplicit)
 			}
 		}
@@ -170,23 +170,23 @@ func mergeOrder(l, u []composefs.Entry, i, j int) int {
 	return strings.Compare(l[i].Name, u[j].Name)
 }
 
-// both is the entry for a name that both layers have.
+// both returns the entry for a name that both layers have.
 func (m *merger) both(l, u composefs.Entry) composefs.Entry {
 	switch {
 	case l.Inode.IsDir() && u.Inode.IsDir():
 		m.merge(l.Inode, u.Inode)
 		return l
 	case u.Inode.IsDir():
-		// The lower entry hid what lies below it, be it a whiteout or a file; the directory must go on doing so.
+		// The lower entry hid everything below it, as a whiteout or a file; the directory must keep hiding it.
 		makeOpaque(u.Inode)
 		return u
 	}
 	return u
 }
 
-// local replaces a hard link into the lower layer by the file itself. It is the file that an overlay has after the layer was
-// applied to it: the name that the link was made from is copied up and is a name of the same file, and other names that the
-// file has in the lower layer are not.
+// local replaces a hard link into the lower layer by the file itself. The result is the file that an overlay has after
+// the layer was applied to it: the link's source name is copied up and stays a name of the same file, and the file's
+// other names in the lower layer do not.
 func (m *merger) local(n *composefs.Inode) *composefs.Inode {
 	target, ok := external(n)
 	if !ok {

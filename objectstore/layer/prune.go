@@ -17,31 +17,31 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// Live returns the IDs of the layers that somebody outside the store needs. It is called without and with the
+// Live returns the IDs of the layers that are needed outside the store. It is called both without and with the
 // repository's exclusive lock held, and must not take a lock of the repository.
 type Live func(ctx context.Context) (map[objectstore.Checksum]struct{}, error)
 
 // PruneStats counts what a prune removes.
 type PruneStats struct {
-	Layers    int   // layers that nobody needs
+	Layers    int   // layers that are not needed
 	Checkouts int   // directories of layers
-	Objects   int   // objects that no ref reaches once the refs of these layers are gone
-	Leftovers int   // in tmp/ and that of the repository, of what nobody is making any more
-	Bytes     int64 // that all of these free on the disk
+	Objects   int   // objects that no ref reaches after the removal of these layers' refs
+	Leftovers int   // abandoned files in tmp/ and the repository's tmp/
+	Bytes     int64 // freed on the disk by all of these
 }
 
-// A PrunePlan is what a prune would remove. It is computed without any lock and checked again when it is executed.
+// A PrunePlan is the list of what a prune would remove. It is computed without any lock and checked again on execution.
 type PrunePlan struct {
 	s       *Store
 	live    Live
 	objects *objectstore.PrunePlan
-	bytes   map[string]int64 // what the removal of a directory frees, beside objects
+	bytes   map[string]int64 // freed by the removal of a directory, without objects
 	stats   PruneStats
 }
 
-// PlanPrune finds the layers that live does not name, their checkouts, and the objects that nothing else needs. Refs
-// that are not this package's, and what they reach, are left alone. Refs that live layers have lost are restored before,
-// so that neither this prune nor that of someone else takes the layers for garbage.
+// PlanPrune finds the layers that live does not name, their checkouts, and the objects that nothing else needs. It
+// leaves refs of other packages, and everything they reach, alone. First it restores lost refs of live layers, so that
+// neither this prune nor another program's takes the layers for garbage.
 func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 	p := &PrunePlan{s: s, live: live}
 	ids, err := live(ctx)
@@ -50,7 +50,7 @@ func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 	}
 	layers := make(map[objectstore.Checksum][]digest.Digest, len(ids))
 	for id := range ids {
-		layers[id] = nil // its blobs are not known here
+		layers[id] = nil // its blobs are unknown here
 	}
 	if _, err := s.RestoreRefs(ctx, layers); err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
@@ -85,13 +85,13 @@ func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 	return p, nil
 }
 
-// links counts the names of inodes that are about to go, among those that have several.
+// links counts the removed names of inodes with several names.
 type links map[atfs.Inode]uint64
 
 func (l links) count(st *unix.Stat_t) uint64 { return l[atfs.InodeOf(st)] }
 
-// measure returns what the removal of directories in layers/ and in tmp/ frees, but for inodes that have other names:
-// those it adds to links.
+// measure returns the bytes freed by removing directories in layers/ and tmp/. It leaves out inodes with other names,
+// and adds those to links.
 func (s *Store) measure(links links, layers, tmp []string) (map[string]int64, error) {
 	bytes := make(map[string]int64, len(layers)+len(tmp))
 	for _, in := range []struct {
@@ -117,11 +117,11 @@ func (s *Store) measure(links links, layers, tmp []string) (map[string]int64, er
 	return bytes, nil
 }
 
-// unfinishedAge is how old a checkout in tmp/ is that nobody is making any more.
+// unfinishedAge is the age from which a checkout in tmp/ counts as abandoned.
 const unfinishedAge = 24 * time.Hour
 
-// leftovers returns the names in tmp/ of dead checkouts whose removal did not end, and of those that somebody began to
-// make, who has not finished within a day. The daemon's own go when it starts.
+// leftovers returns the names in tmp/ of discarded checkouts whose removal did not finish, and of unfinished ones older
+// than a day. Those of the daemon itself are removed when it starts.
 func (s *Store) leftovers(now time.Time) ([]string, error) {
 	names, err := s.tmp.ReadNames()
 	if err != nil {
@@ -149,10 +149,10 @@ func (s *Store) leftovers(now time.Time) ([]string, error) {
 	return old, nil
 }
 
-// Stats says what Execute would remove, as of the time of the plan.
+// Stats returns what Execute would remove, as of the plan.
 func (p *PrunePlan) Stats() PruneStats { return p.stats }
 
-// garbage is what is dead at one moment.
+// garbage is the set of unneeded layers and checkouts at one moment.
 type garbage struct {
 	refs      []string
 	layers    map[objectstore.Checksum]struct{}
@@ -192,9 +192,9 @@ func (p *PrunePlan) dead(ctx context.Context) (*garbage, error) {
 	return g, nil
 }
 
-// Execute removes what is garbage in the plan and still is. It holds the repository's exclusive lock for as long as
-// that takes: a running import makes it wait, for the repository's lock timeout or until ctx is done, and then
-// objectstore.ErrLocked is returned. What a crash leaves behind is found by the next prune.
+// Execute removes the garbage of the plan that is still garbage. It holds the repository's exclusive lock meanwhile: it
+// waits for a running import, for the repository's lock timeout or until ctx is done, and then returns
+// objectstore.ErrLocked. The next prune finds what a crash leaves behind.
 func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	if err := p.objects.Refresh(ctx); err != nil {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
@@ -215,8 +215,8 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 		stats.Bytes += objects.Bytes
 		return errors.Join(err, lock.Unlock())
 	})
-	// The links of a checkout hold its objects' bytes, but nobody waits for them: that needs no lock. It takes as long as
-	// the objects do, so it is done beside them: whoever removes an image waits for both.
+	// The links of a checkout keep its objects' bytes allocated, but nothing waits for them, so this needs no lock. It
+	// takes as long as removing the objects, so it runs in parallel: whoever removes an image waits for both.
 	for _, name := range trash {
 		group.Go(func() error { return p.s.tmp.RemoveAll(name) })
 	}
@@ -237,7 +237,8 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	return stats, err
 }
 
-// unlink takes away the names of dead layers, under the lock, and returns the names in tmp/ that their checkouts have then.
+// unlink removes the names of dead layers, under the lock, and returns the names in tmp/ to which it moved their
+// checkouts.
 func (p *PrunePlan) unlink(ctx context.Context, lock *objectstore.Lock) (stats PruneStats, trash []string, err error) {
 	dead, err := p.dead(ctx)
 	if err != nil {

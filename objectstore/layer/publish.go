@@ -17,12 +17,12 @@ import (
 )
 
 const (
-	smallFile = 1 << 20 // content up to this size is in memory whole, so that a known file is never written
+	smallFile = 1 << 20 // content up to this size is held in memory whole, so that a known file is never written
 	chunkSize = 1 << 20 // larger content is passed on in chunks of this size
 )
 
-// A publisher makes objects of file contents. Reading the tar is one goroutine's work; hashing and writing is that of
-// the publisher's workers, which it feeds through a bounded queue.
+// A publisher makes objects of file contents. One goroutine reads the tar and feeds the publisher's workers, which hash
+// and write, through a bounded queue.
 type publisher struct {
 	ctx    context.Context //nolint:containedctx // of the workers; ends with the first error
 	cancel context.CancelCauseFunc
@@ -36,14 +36,14 @@ type publisher struct {
 	added Usage
 }
 
-// A job is a file of a layer and where its content comes from.
+// A job is a file of a layer and the source of its content.
 type job struct {
 	n    *inode
-	meta objectstore.FileMeta // attributes as they were when the job was made: a hard link's header may change the inode
+	meta objectstore.FileMeta // attributes when the job was made: a hard link's header may change the inode
 	time unix.Timespec        // as meta
 	buf  *buffer              // the whole content, or
 	open func(txn *objectstore.Txn) (objectstore.Stored, error)
-	drop func() // called instead of open when the job is not done
+	drop func() // called instead of open if the job is dropped
 }
 
 func newPublisher(ctx context.Context, txn *objectstore.Txn, o Options) *publisher {
@@ -61,11 +61,11 @@ func newPublisher(ctx context.Context, txn *objectstore.Txn, o Options) *publish
 	return p
 }
 
-// cause says why the publisher's context has ended: the first worker's error, or the caller's cancellation.
+// cause returns why the publisher's context ended: the first worker's error, or the caller's cancellation.
 func (p *publisher) cause() error { return context.Cause(p.ctx) }
 
-// FileMeta is the part of a file's attributes that its object has. An ostree object cannot have an empty extended
-// attribute; a checkout gives a file with one an inode of its own.
+// FileMeta returns those attributes of a file that its object has. An ostree object cannot have an empty extended
+// attribute; a checkout gives a file with one its own inode.
 func FileMeta(n *composefs.Inode) objectstore.FileMeta {
 	m := objectstore.FileMeta{UID: n.UID, GID: n.GID, Mode: n.Mode}
 	for _, x := range n.Xattrs {
@@ -76,8 +76,8 @@ func FileMeta(n *composefs.Inode) objectstore.FileMeta {
 	return m
 }
 
-// file reads the n.Size bytes of a regular file from r and sees to it that they become an object. n.sum is set when
-// wait has returned.
+// file reads the n.Size bytes of a regular file from r and queues them to become an object. n.sum is set when wait has
+// returned.
 func (p *publisher) file(n *inode, r io.Reader) error {
 	if n.Size > smallFile {
 		return p.large(n, r)
@@ -99,7 +99,7 @@ func (p *publisher) send(j job) error {
 	}
 }
 
-// drop lets go of what a job holds that will not be done.
+// drop releases the resources of a dropped job.
 func (p *publisher) drop(j job) {
 	if j.buf != nil {
 		p.release(j.buf)
@@ -109,7 +109,7 @@ func (p *publisher) drop(j job) {
 	}
 }
 
-// read takes size bytes from r into memory, when there is room.
+// read reads size bytes from r into memory, when memory is available.
 func (p *publisher) read(r io.Reader, size int64) (*buffer, error) {
 	buf, err := p.acquire(size)
 	if err != nil {
@@ -125,7 +125,7 @@ func (p *publisher) read(r io.Reader, size int64) (*buffer, error) {
 	return buf, nil
 }
 
-// large streams content that is too long to be in memory to a goroutine of its own.
+// large streams content that is too long for memory to a separate goroutine.
 func (p *publisher) large(n *inode, r io.Reader) error {
 	// A sparse file of a few bytes can claim any size.
 	if err := p.txn.Room(n.Size); err != nil {
@@ -213,7 +213,7 @@ func (p *publisher) done(n *inode, stored objectstore.Stored) {
 	p.added.add(stored)
 }
 
-// wait ends the queue and waits until every object is stored.
+// wait closes the queue and waits until every object is stored.
 func (p *publisher) wait() error {
 	if !p.closed {
 		p.closed = true
@@ -222,10 +222,10 @@ func (p *publisher) wait() error {
 	return p.group.Wait()
 }
 
-// stop makes the workers give up and waits for them. After wait it does nothing.
+// stop cancels the workers and waits for them. After wait it does nothing.
 func (p *publisher) stop() {
 	p.cancel(context.Canceled)
-	_ = p.group.Wait() // the error is the cancellation, or one that wait has returned
+	_ = p.group.Wait() // the error is the cancellation, or one that wait returned
 	for {
 		select {
 		case j, ok := <-p.jobs:
@@ -239,7 +239,7 @@ func (p *publisher) stop() {
 	}
 }
 
-// restore makes the object of a file anew from the one it has, with the attributes it has now. It is called after wait.
+// restore rebuilds a file's object from its old one, with its present attributes. Call it after wait.
 func (p *publisher) restore(repo *objectstore.Repo, n *inode) (err error) {
 	f, err := repo.OpenFile(n.sum)
 	if err != nil {

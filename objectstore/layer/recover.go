@@ -19,28 +19,28 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// A LostLayer is a layer that lacks something since the last stop.
+// A LostLayer is a layer that has lost data since the last stop.
 type LostLayer struct {
 	ID       objectstore.Checksum
-	Blob     digest.Digest // that it was unpacked from; "" if it was made of a directory, or if that is not known
-	BlobFile string        // where that blob was read; "" if it was not a file
+	Blob     digest.Digest // from which it was unpacked; "" if it was made of a directory, or if unknown
+	BlobFile string        // from which that blob was read; "" if it was not a file
 	Cause    error
 }
 
-// A Recovery is what [Store.Recover] found and did.
+// A Recovery is the result of [Store.Recover].
 type Recovery struct {
 	Entries   int                      // of the journal; 0 after a clean stop
-	Objects   int                      // that were hashed again
-	Damaged   []objectstore.ObjectName // that were not what their names say, and are removed
+	Objects   int                      // hashed again
+	Damaged   []objectstore.ObjectName // did not match their names, and were removed
 	Checkouts int                      // removed
-	Remade    []objectstore.Checksum   // layers that are whole again
-	Lost      []LostLayer              // layers that are gone
+	Remade    []objectstore.Checksum   // rebuilt layers
+	Lost      []LostLayer              // layers that could not be rebuilt
 }
 
-// Recover brings the store in order after a stop without warning. Exactly the objects that the journal lists are hashed
-// again, in parallel. What is damaged is removed, and with it every layer that lacks something: its commit, its refs
-// and its checkouts. remake, which may be nil, is then asked to import such a layer's blob again. At last everything is
-// synced and the journal cleared; after a stop meanwhile, Recover begins again.
+// Recover repairs the store after a stop without warning. It hashes exactly the objects listed in the journal, in
+// parallel. It removes damaged objects, and every layer that lacks something: its commit, its refs and its checkouts.
+// Then it asks remake, which may be nil, to import such a layer's blob again. Finally it syncs everything and clears
+// the journal. If it is interrupted, the next Recover begins again.
 //
 // A checkout of a layer in the journal may have damage that no object has, so it is removed too, unless the kernel has
 // been running since it was made: then nothing was lost, and containers may use it.
@@ -84,11 +84,11 @@ func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context,
 type recovery struct {
 	store  *Store
 	report *Recovery
-	layers map[objectstore.Checksum]*journalRecord // what the entries for one layer say together
+	layers map[objectstore.Checksum]*journalRecord // the merged entries of each layer
 	lost   []LostLayer
 }
 
-// read reads the entries, and returns the objects that they list.
+// read reads the entries, and returns their objects.
 func (r *recovery) read(entries []string) ([]objectstore.ObjectName, error) {
 	objects := make(map[objectstore.ObjectName]struct{})
 	for _, name := range entries {
@@ -123,8 +123,8 @@ func (r *recovery) merge(rec journalRecord) {
 	old.refs = append(old.refs, rec.refs...)
 }
 
-// judge removes what is damaged, under the shared lock: a prune of somebody else must not take what looks unneeded
-// meanwhile.
+// judge removes damaged objects and layers, under the shared lock: another program's prune must not remove what looks
+// unneeded meanwhile.
 func (r *recovery) judge(ctx context.Context, objects []objectstore.ObjectName) (err error) {
 	lock, err := r.store.repo.Lock(ctx, objectstore.LockShared)
 	if err != nil {
@@ -140,7 +140,7 @@ func (r *recovery) judge(ctx context.Context, objects []objectstore.ObjectName) 
 		}
 	}
 	ids := slices.SortedFunc(maps.Keys(r.layers), func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) })
-	for _, id := range ids { // with a damaged one, refs cannot be listed
+	for _, id := range ids { // a damaged ref prevents listing refs
 		if err := r.removeDamagedRefs(lock, r.layers[id].refs); err != nil {
 			return err
 		}
@@ -171,7 +171,7 @@ func (r *recovery) verify(ctx context.Context, objects []objectstore.ObjectName)
 			defer mu.Unlock()
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
-				return nil // whoever needs it will be found to lack it
+				return nil // layers that need it will be found incomplete
 			case errors.Is(err, objectstore.ErrCorrupt), errors.Is(err, objectstore.ErrInvalid):
 				r.report.Damaged = append(r.report.Damaged, name)
 			case err != nil:
@@ -193,7 +193,7 @@ func (r *recovery) verify(ctx context.Context, objects []objectstore.ObjectName)
 	return nil
 }
 
-// layer removes a layer that is not whole, and what may be damaged of one that is.
+// layer removes an incomplete layer, or those parts of a complete one that may be damaged.
 func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objectstore.Checksum, rec *journalRecord) error {
 	s := r.store
 	switch cause := s.Whole(id); {
@@ -210,12 +210,12 @@ func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objects
 			return err
 		}
 		if len(refs) == 0 && rec.boot == s.journal.boot && isMissing(cause, id) {
-			// The kernel has been running since and has lost nothing: it was pruned, by another process, after the one
-			// that was making it had died before it wrote the refs. No snapshot can have the layer.
+			// The kernel has been running since and has lost nothing: another process pruned the layer, after its maker
+			// died before writing the refs. No snapshot can have the layer.
 			return nil
 		}
 		r.lost = append(r.lost, LostLayer{ID: id, Blob: rec.blob, BlobFile: rec.file, Cause: cause})
-		// ostree fsck minds a ref of no commit, and a commit that is not whole.
+		// ostree fsck reports a ref to a missing commit, and an incomplete commit.
 		if err := errors.Join(lock.DeleteRefs(refs...), lock.RemoveObject(objectstore.TypeCommit, id)); err != nil {
 			return err
 		}
@@ -225,8 +225,8 @@ func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objects
 	return r.removeCheckouts(id)
 }
 
-// Whole returns an error that names the first object of a layer that is missing, or whose connections cannot be read. It hashes
-// nothing.
+// Whole returns an error that names the first missing object of a layer, or if its connections cannot be read. It
+// hashes nothing.
 func (s *Store) Whole(id objectstore.Checksum) error {
 	names, err := s.Closure(id)
 	if err != nil {
@@ -243,7 +243,7 @@ func (s *Store) Whole(id objectstore.Checksum) error {
 	return nil
 }
 
-// setMissingRefs writes refs of a layer that the journal lists, where they are missing.
+// setMissingRefs writes those refs of a layer listed in the journal that are missing.
 func (s *Store) setMissingRefs(ctx context.Context, id objectstore.Checksum, refs []string) (err error) {
 	txn, err := s.repo.Begin(ctx)
 	if err != nil {
@@ -261,13 +261,13 @@ func (s *Store) setMissingRefs(ctx context.Context, id objectstore.Checksum, ref
 	return txn.Commit(ctx, objectstore.CommitOptions{})
 }
 
-// isMissing reports whether an error says that this layer commit does not exist.
+// isMissing reports whether an error means that this layer commit does not exist.
 func isMissing(err error, id objectstore.Checksum) bool {
 	var oe *objectstore.ObjectError
 	return errors.As(err, &oe) && oe.Type == objectstore.TypeCommit && oe.Checksum == id && errors.Is(err, objectstore.ErrNotExist)
 }
 
-// refsOf returns the refs that name a layer.
+// refsOf returns the refs to a layer.
 func (s *Store) refsOf(id objectstore.Checksum) ([]string, error) {
 	all, err := s.repo.Refs(RefPrefix)
 	if err != nil {
@@ -282,7 +282,7 @@ func (s *Store) refsOf(id objectstore.Checksum) ([]string, error) {
 	return refs, nil
 }
 
-// removeDamagedRefs removes refs that cannot be read: those of a file that a power failure left empty.
+// removeDamagedRefs removes unreadable refs: a power failure may leave their files empty.
 func (r *recovery) removeDamagedRefs(lock *objectstore.Lock, refs []string) error {
 	var damaged []string
 	for _, ref := range refs {
@@ -296,7 +296,7 @@ func (r *recovery) removeDamagedRefs(lock *objectstore.Lock, refs []string) erro
 	return lock.DeleteRefs(damaged...)
 }
 
-// removeCheckouts removes the checkouts of a layer. They leave their place at once: half of one must not be found.
+// removeCheckouts removes the checkouts of a layer. They are moved away first, so that none is found half removed.
 func (r *recovery) removeCheckouts(id objectstore.Checksum) error {
 	tmp, err := r.store.discard(r.store.layers, CheckoutDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -309,7 +309,7 @@ func (r *recovery) removeCheckouts(id objectstore.Checksum) error {
 	return r.store.tmp.RemoveAll(tmp)
 }
 
-// remake has lost layers made again, and looks whether they are.
+// remake has lost layers rebuilt, and checks the result.
 func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer) error) error {
 	for _, lost := range r.lost {
 		err := errors.New("its blob is not known")

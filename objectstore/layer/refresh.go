@@ -17,13 +17,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// RefreshCheckout makes the checkout of the last layer of a chain what it should be, in place, and returns how many
-// entries that took: containers that have it mounted see the difference too. It is for a checkout that may hold links to
-// inodes which were objects and have been replaced, or that was damaged otherwise. One that is missing is made.
+// RefreshCheckout repairs the checkout of the last layer of a chain in place, and returns the number of entries it
+// changed: containers that have it mounted see the changes too. It is for a checkout that may hold links to inodes of
+// replaced objects, or that was otherwise damaged. A missing checkout is made.
 //
-// The checkout is made anew in tmp/, and what differs is moved over, each file atomically. A file with an inode of its own
-// is overwritten instead: an overlay mount may have looked it up before, and would go on showing the old one. The caller
-// holds the layers, or something that is alive does.
+// It makes a new checkout in tmp/ and moves the differences over, each file atomically. A file with its own inode is
+// overwritten instead: an overlay mount that looked it up before would keep showing the old one. The caller, or
+// something else that is live, must hold the layers.
 func (s *Store) RefreshCheckout(ctx context.Context, chain []objectstore.Checksum) (changed int, err error) {
 	if len(chain) == 0 {
 		return 0, errors.New("refresh checkout: empty chain")
@@ -81,12 +81,12 @@ type refresher struct {
 	changed int
 }
 
-// dir makes the directory old what fresh is, and takes from fresh what old lacks.
+// dir makes the directory old equal to fresh, and moves missing entries from fresh.
 func (r *refresher) dir(old, fresh *atfs.Dir) error {
 	if r.ctx.Err() != nil {
 		return context.Cause(r.ctx)
 	}
-	st, err := fresh.Lstat(".") // before its entries go
+	st, err := fresh.Lstat(".") // before its entries are moved
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,8 @@ func (r *refresher) subdir(old, fresh *atfs.Dir, name string) (err error) {
 	return r.dir(o, f)
 }
 
-// attributes gives a directory those of the fresh one, whose status was st, last: to move an entry changes the time.
+// attributes gives a directory those of the fresh one, whose status was st. It comes last: moving an entry changes the
+// time.
 func (r *refresher) attributes(old, fresh *atfs.Dir, st unix.Stat_t) error {
 	x, err := fresh.Xattrs(".")
 	if err != nil {
@@ -174,7 +175,7 @@ func (r *refresher) attributes(old, fresh *atfs.Dir, st unix.Stat_t) error {
 	return old.SetAttr(st.Uid, st.Gid, st.Mode, st.Mtim)
 }
 
-// file makes the old file what the fresh one is, unless they are the same, or equal in all that a container sees.
+// file makes the old file equal to the fresh one, unless they are the same, or equal in everything a container sees.
 func (r *refresher) file(old, fresh *atfs.Dir, name string) error {
 	want, err := fresh.Lstat(name)
 	if err != nil {
@@ -204,7 +205,7 @@ func (r *refresher) file(old, fresh *atfs.Dir, name string) error {
 	return fresh.Rename(name, old, name, 0)
 }
 
-// overwrite makes a file what the one of the same name in fresh is, in place.
+// overwrite makes a file equal to that of the same name in fresh, in place.
 func overwrite(old, fresh *atfs.Dir, name string) (err error) {
 	src, err := fresh.Open(name)
 	if err != nil {

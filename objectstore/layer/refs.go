@@ -12,25 +12,24 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// RestoredRefs is what [Store.RestoreRefs] found and did.
+// RestoredRefs is the result of [Store.RestoreRefs].
 type RestoredRefs struct {
-	Refs    int                            // that were missing, and are there again
-	Damaged map[objectstore.Checksum]error // layers that lack more than refs, and what
+	Refs    int                            // restored
+	Damaged map[objectstore.Checksum]error // layers that lack more than refs, and what they lack
 }
 
-// RestoreRefs gives layers the refs back that they have lost: the one by which a layer is kept, and those by which the
-// blobs it was unpacked from find it. Whoever calls it needs the layers, and knows the blobs from when the layers were
-// made.
+// RestoreRefs restores lost refs of layers: the ref that keeps the layer, and those by which the blobs it was unpacked
+// from find it. The caller needs the layers, and knows the blobs from when the layers were made.
 //
-// A layer that lacks an object gets none: to make it anew, it must not be found. A ref that names another layer by now
-// stays as it is.
+// A layer that lacks an object gets no ref: it must not be found, so that it can be rebuilt. A ref that names another
+// layer by now stays unchanged.
 func (s *Store) RestoreRefs(ctx context.Context, layers map[objectstore.Checksum][]digest.Digest) (RestoredRefs, error) {
 	r := RestoredRefs{Damaged: make(map[objectstore.Checksum]error)}
 	refs, err := s.repo.Refs(RefPrefix)
 	if err != nil {
 		return r, fmt.Errorf("restore refs: %w", err)
 	}
-	kept := make(map[objectstore.Checksum]bool) // by a ref that has to do with the layer alone
+	kept := make(map[objectstore.Checksum]bool) // by a ref that concerns only this layer
 	for ref, id := range refs {
 		kept[id] = kept[id] || !strings.HasPrefix(ref, refBlob)
 	}
@@ -51,7 +50,7 @@ func (s *Store) RestoreRefs(ctx context.Context, layers map[objectstore.Checksum
 	return r, nil
 }
 
-// missingBlobRefs returns the refs of blobs that are not in refs. A blob whose digest can have none is found by none.
+// missingBlobRefs returns the refs of blobs that are not in refs. It skips a blob whose digest cannot have one.
 func missingBlobRefs(refs map[string]objectstore.Checksum, blobs []digest.Digest) []string {
 	var missing []string
 	for _, blob := range blobs {
@@ -62,10 +61,10 @@ func missingBlobRefs(refs map[string]objectstore.Checksum, blobs []digest.Digest
 	return missing
 }
 
-// restoreLayerRefs writes refs of a layer that is whole, and unless one keeps it already that one too. It returns how many
-// it wrote.
+// restoreLayerRefs writes refs of a complete layer, and adds the layer's own unless one keeps it already. It returns
+// how many it wrote.
 func (s *Store) restoreLayerRefs(ctx context.Context, id objectstore.Checksum, refs map[string]objectstore.Checksum, missing []string, kept bool) (_ int, err error) {
-	// From here on no prune takes what the layer is found to have.
+	// From here on no prune can remove the objects found.
 	txn, err := s.repo.Begin(ctx)
 	if err != nil {
 		return 0, err

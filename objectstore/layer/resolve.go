@@ -15,8 +15,8 @@ import (
 
 var errNoLinkTarget = errors.New("hard link target is not in this layer nor in one below")
 
-// Resolve checks that the last layer of a chain, lowest first, can be shown over the others: a hard link whose target is in
-// none of them is an [EntryError].
+// Resolve checks that the last layer of a chain, lowest first, can be shown over the others: a hard link whose target
+// is in none of them is an [EntryError].
 func (s *Store) Resolve(ctx context.Context, chain []objectstore.Checksum) error {
 	_, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1])
 	if err != nil {
@@ -25,7 +25,7 @@ func (s *Store) Resolve(ctx context.Context, chain []objectstore.Checksum) error
 	return nil
 }
 
-// resolved returns the tree of a layer as its checkout over the layers below has it.
+// resolved returns the tree of a layer in its checkout over the layers below.
 func (s *Store) resolved(ctx context.Context, id objectstore.Checksum, below []objectstore.Checksum) (*composefs.Inode, error) {
 	l, err := s.Layer(ctx, id)
 	if err != nil {
@@ -39,9 +39,9 @@ func (s *Store) resolved(ctx context.Context, id objectstore.Checksum, below []o
 	return root, err
 }
 
-// resolve settles what a layer's tree leaves to the layers below it, lowest first: directories without an entry take
-// the attributes of the directory below, as a copy-up would give them, and hard links to files below become these
-// files. It changes root and returns the name of the checkout, which depends on nothing but layer and resolution.
+// resolve resolves the entries of a layer's tree that depend on the layers below it, lowest first: directories without
+// an entry take the attributes of the directory below, as a copy-up would give them, and hard links to files below
+// become these files. It changes root and returns the name of the checkout, which depends only on layer and resolution.
 func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []objectstore.Checksum) (string, error) {
 	r := &resolver{s: s, below: below, images: make(map[objectstore.Checksum]*composefs.Inode)}
 	sum := sha256.New()
@@ -92,7 +92,7 @@ func describe(w interface{ Write([]byte) (int, error) }, name string, n *compose
 	}
 }
 
-// A resolver looks names up in the layers below one.
+// A resolver looks up names in the layers below a layer.
 type resolver struct {
 	s      *Store
 	below  []objectstore.Checksum
@@ -112,9 +112,9 @@ func (r *resolver) image(ctx context.Context, i int) (*composefs.Inode, error) {
 	return root, nil
 }
 
-// lookup calls f, from the top down, with what each of the lowest n layers has at a path, until f says that it has
-// seen enough, or something hides what lies further below. A directory that is not enough is one that was itself given what
-// lies below it, whether or not it hides that.
+// lookup calls f, from the top down, with the entry of each of the lowest n layers at a path, until f returns true or
+// an entry hides everything further below. A directory for which f returns false does not end the lookup, even if it
+// hides everything below: it takes its own attributes from there.
 func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer int, n *composefs.Inode) (done bool)) error {
 	parts := strings.Split(name, "/")
 	for i := n - 1; i >= 0; i-- {
@@ -145,7 +145,8 @@ func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer 
 	return nil
 }
 
-// adopt gives a directory the attributes of the one it lies over. Without one it keeps the default, 0755 root:root.
+// adopt gives a directory the attributes of the directory below it. If none exists, it keeps the default, 0755
+// root:root.
 func (r *resolver) adopt(ctx context.Context, dir *composefs.Inode, name string) error {
 	return r.lookup(ctx, name, len(r.below), func(_ int, n *composefs.Inode) bool {
 		if !n.IsDir() {
@@ -164,13 +165,13 @@ func adoptAttributes(dir, below *composefs.Inode) {
 	dir.Mode, dir.UID, dir.GID, dir.Mtime = below.Mode, below.UID, below.GID, below.Mtime
 	dir.Xattrs = withoutXattr(dir.Xattrs, xattrImplicit)
 	for _, x := range below.Xattrs {
-		if !strings.HasPrefix(x.Name, "trusted.") { // as copy-up, and as containerd's applier
+		if !strings.HasPrefix(x.Name, "trusted.") { // as in copy-up and containerd's applier
 			dir.Xattrs = mergeXattrs(dir.Xattrs, []composefs.Xattr{x})
 		}
 	}
 }
 
-// file finds the file that a hard link in layer n leads to.
+// file finds the target of a hard link in layer n.
 func (r *resolver) file(ctx context.Context, name string, n int) (*composefs.Inode, error) {
 	var found *composefs.Inode
 	var at int

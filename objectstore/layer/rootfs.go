@@ -25,8 +25,8 @@ const (
 	rootfsDigest = "digest"
 )
 
-// RootfsName returns the name below the root of the directory that has the rootfs image of a chain, lowest layer first. It
-// depends on nothing but the chain and on whether the image has digests of its files.
+// RootfsName returns the name below the root of the directory for the rootfs image of a chain, lowest layer first. It
+// depends only on the chain and on whether the image has digests of its files.
 func (s *Store) RootfsName(chain []objectstore.Checksum) string {
 	var key objectstore.Checksum
 	if s.repo.Verity() {
@@ -38,15 +38,16 @@ func (s *Store) RootfsName(chain []objectstore.Checksum) string {
 	return path.Join(RootfsDir, key.String())
 }
 
-// RootfsTree returns what a chain of layers, lowest first, shows together. Its regular files name their objects below the
-// repository's objects/. Where [objectstore.Repo.Verity] says that these have fs-verity, they have its digests too.
+// RootfsTree returns the tree that a chain of layers, lowest first, shows together. Its regular files name their
+// objects below the repository's objects/. If [objectstore.Repo.Verity] reports that these have fs-verity, the files
+// have their digests too.
 //
 // Errors are those of [Store.Flatten].
 func (s *Store) RootfsTree(ctx context.Context, chain []objectstore.Checksum) (*composefs.Inode, error) {
 	return s.rootfsTree(ctx, chain, s.verityDigest)
 }
 
-// rootfsTree does it with a function that returns the digest of an object.
+// rootfsTree is RootfsTree with a function that returns the digest of an object.
 func (s *Store) rootfsTree(ctx context.Context, chain []objectstore.Checksum, digestOf digestFunc) (*composefs.Inode, error) {
 	root, err := s.Flatten(ctx, chain)
 	if err == nil && s.repo.Verity() {
@@ -55,8 +56,8 @@ func (s *Store) rootfsTree(ctx context.Context, chain []objectstore.Checksum, di
 	return root, err
 }
 
-// MarshalRootfs returns the composefs image of [Store.RootfsTree], as mkcomposefs makes it of the same tree, and its fs-verity
-// digest.
+// MarshalRootfs returns the composefs image of [Store.RootfsTree], as mkcomposefs makes it of the same tree, and its
+// fs-verity digest.
 func (s *Store) MarshalRootfs(ctx context.Context, chain []objectstore.Checksum) (image []byte, digest objectstore.Checksum, err error) {
 	return s.marshalRootfs(ctx, chain, s.verityDigest)
 }
@@ -112,7 +113,7 @@ func (s *Store) addDigests(ctx context.Context, root *composefs.Inode, digestOf 
 	return errors.Join(group.Wait(), ctx.Err())
 }
 
-// verityDigest returns the fs-verity digest of an object, whether or not it is enabled.
+// verityDigest returns the fs-verity digest of an object, whether or not fs-verity is enabled for it.
 func (s *Store) verityDigest(sum objectstore.Checksum) (objectstore.Checksum, error) {
 	digest, ok, err := s.repo.MeasureVerity(sum)
 	if err != nil || ok {
@@ -126,7 +127,7 @@ func (s *Store) verityDigest(sum objectstore.Checksum) (objectstore.Checksum, er
 	return digest, errors.Join(err, f.Close())
 }
 
-// enabledDigest returns the fs-verity digest of an object, or an error if it is not enabled.
+// enabledDigest returns the fs-verity digest of an object, or an error if fs-verity is not enabled for it.
 func (s *Store) enabledDigest(sum objectstore.Checksum) (objectstore.Checksum, error) {
 	digest, ok, err := s.repo.MeasureVerity(sum)
 	if err == nil && !ok {
@@ -135,12 +136,12 @@ func (s *Store) enabledDigest(sum objectstore.Checksum) (objectstore.Checksum, e
 	return digest, err
 }
 
-// OpenRootfs opens the rootfs image of a chain of layers, lowest first, for reading, and reports what it added to the store
-// if it had to be made. Concurrent calls make it once. The caller holds the layers, or something that is alive does.
+// OpenRootfs opens the rootfs image of a chain of layers, lowest first, for reading. It makes the image if needed, and
+// reports what that added to the store. Concurrent calls make it once. The caller, or something else that is live, must
+// hold the layers.
 //
-// The image has the digest that is in the file beside it: one that a power failure or the disk has damaged is made again,
-// as is one that is missing. So it is not synced. Where it is to have the digests of its files, it and all of them have
-// fs-verity.
+// The image matches the digest in the file beside it: an image damaged by a power failure or the disk is rebuilt, like
+// a missing one, so it is not synced. If it is to have the digests of its files, it and all of them have fs-verity.
 func (s *Store) OpenRootfs(ctx context.Context, chain []objectstore.Checksum) (_ *atfs.File, added Usage, err error) {
 	name := s.RootfsName(chain)
 	f, err := s.openRootfs(name)
@@ -158,7 +159,7 @@ func (s *Store) OpenRootfs(ctx context.Context, chain []objectstore.Checksum) (_
 		f, err = s.openRootfs(name)
 	}
 	if err == nil && f == nil {
-		err = fmt.Errorf("%s: %w", name, fs.ErrNotExist) // it was removed meanwhile
+		err = fmt.Errorf("%s: %w", name, fs.ErrNotExist) // removed meanwhile
 	}
 	if err != nil {
 		return nil, Usage{}, fmt.Errorf("make rootfs image: %w", err)
@@ -173,14 +174,14 @@ func closeFile(f *atfs.File) error {
 	return f.Close()
 }
 
-// openRootfs opens a rootfs image, if it is there and what the file beside it says; otherwise it returns nil.
+// openRootfs opens a rootfs image if it exists and matches the digest beside it; otherwise it returns nil.
 func (s *Store) openRootfs(name string) (_ *atfs.File, err error) {
 	want, err := s.rootfsDigest(name)
 	if err != nil || want.IsZero() {
 		return nil, err
 	}
 	f, got, err := s.measureRootfs(name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EIO) { // or not readable, as what fs-verity finds damaged
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EIO) { // or unreadable, like a file that fs-verity finds damaged
 		return nil, nil
 	}
 	if err != nil || got == want {
@@ -205,8 +206,8 @@ func (s *Store) measureRootfs(name string) (_ *atfs.File, digest objectstore.Che
 	return f, digest, nil
 }
 
-// rootfsDigest returns the fs-verity digest that the rootfs image in the directory called name has to have; zero if there is
-// no such image, or if that is lost.
+// rootfsDigest returns the expected fs-verity digest of the rootfs image in the directory name; zero if there is no
+// such image, or if the digest is lost.
 func (s *Store) rootfsDigest(name string) (sum objectstore.Checksum, err error) {
 	b, err := s.root.ReadFile(path.Join(name, rootfsDigest), 128)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EFBIG) {
@@ -221,7 +222,7 @@ func (s *Store) rootfsDigest(name string) (sum objectstore.Checksum, err error) 
 	return sum, nil
 }
 
-// makeRootfs makes a rootfs image. One that is damaged is replaced: who has it mounted keeps the file that was there.
+// makeRootfs makes a rootfs image. It replaces a damaged one: existing mounts keep the old file.
 func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore.Checksum) (_ Usage, err error) {
 	image, digest, err := s.marshalRootfs(ctx, chain, s.repo.EnableVerity)
 	if err != nil {
@@ -275,14 +276,14 @@ func (s *Store) writeImage(name string, image []byte) error {
 	return errors.Join(f.EnableVerity(), f.Close())
 }
 
-// RemakeRootfs makes the rootfs image of a chain, lowest layer first, again, whatever is there.
+// RemakeRootfs rebuilds the rootfs image of a chain, lowest layer first, whether or not it exists.
 func (s *Store) RemakeRootfs(ctx context.Context, chain []objectstore.Checksum) error {
 	name := s.RootfsName(chain)
 	_, err := s.checkoutOnce(ctx, name, func() (Usage, error) { return s.makeRootfs(ctx, name, chain) })
 	return err
 }
 
-// RootfsNames returns the names of the directories that have rootfs images.
+// RootfsNames returns the names of the directories with rootfs images.
 func (s *Store) RootfsNames() ([]string, error) {
 	dir, err := s.root.OpenDir(RootfsDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -301,8 +302,8 @@ func (s *Store) RootfsNames() ([]string, error) {
 	return names, nil
 }
 
-// DiscardRootfs takes the rootfs image in the directory called name from its place, and returns what removes it. A crash
-// before that leaves it to SweepTmp, or to a prune.
+// DiscardRootfs moves the rootfs image in the directory name away, and returns a function that removes it. After a
+// crash before that, SweepTmp or a prune removes it.
 func (s *Store) DiscardRootfs(name string) (remove func() error, err error) {
 	tmp, err := s.discard(s.root, name)
 	if err != nil {
@@ -311,9 +312,9 @@ func (s *Store) DiscardRootfs(name string) (remove func() error, err error) {
 	return func() error { return s.tmp.RemoveAll(tmp) }, nil
 }
 
-// VerifyRootfs compares the rootfs image of a chain, lowest layer first, with what its layers show together. An image that is
-// damaged, or has a file whose object does not have the fs-verity that it has to have, is an ErrCorrupt; one that is not there
-// is fs.ErrNotExist.
+// VerifyRootfs compares the rootfs image of a chain, lowest layer first, with the tree that its layers show together.
+// The error is an ErrCorrupt if the image is damaged, or if a file's object lacks the fs-verity it must have, and
+// fs.ErrNotExist if the image is absent.
 func (s *Store) VerifyRootfs(ctx context.Context, chain []objectstore.Checksum) error {
 	name := s.RootfsName(chain)
 	f, got, err := s.measureRootfs(name)

@@ -14,33 +14,33 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// ScanOptions say what a [Scan] does with what it reads.
+// ScanOptions are options of [Scan].
 type ScanOptions struct {
 	// MaxEntries is that of [Options].
 	MaxEntries int
-	// Content is given the content of each regular file that is not empty, to be read to its end. What it returns is the
-	// file's Content afterwards. A file that a later entry of the tar replaces is given to it too.
+	// Content receives the content of each regular file that is not empty, and must read it to its end. Its result
+	// becomes the file's Content. It also receives files that a later entry of the tar replaces.
 	Content func(r io.Reader, size int64) (objectstore.Checksum, error)
 	// Accept, if set, is that of [ImportOptions].
 	Accept func(diffID digest.Digest, tarSize int64) error
 }
 
-// A Scanned is what a tar makes a layer of.
+// A Scanned is the layer that a tar makes.
 type Scanned struct {
 	DiffID  digest.Digest
 	TarSize int64
-	files   map[*inode]int // with the number of their names
+	files   map[*inode]int // with their numbers of names
 }
 
-// A ScannedFile is what is no directory in a layer. Files that are hard links to each other are one.
+// A ScannedFile is any file of a layer but a directory. Hard links to each other are one ScannedFile.
 type ScannedFile struct {
 	*composefs.Inode
-	Content objectstore.Checksum // what ScanOptions.Content has returned, zero for what has none
+	Content objectstore.Checksum // result of ScanOptions.Content, zero for files without content
 	Names   int
-	Below   bool // hard link to a file of a layer below, of which nothing is known here
+	Below   bool // hard link to a file of a lower layer, unknown here
 }
 
-// Files lists, in no order, what the layer has beside directories. The inodes are not to be changed.
+// Files lists the layer's files other than directories, unordered. The inodes must not be changed.
 func (s *Scanned) Files() iter.Seq[ScannedFile] {
 	return func(yield func(ScannedFile) bool) {
 		for n, names := range s.files {
@@ -51,10 +51,10 @@ func (s *Scanned) Files() iter.Seq[ScannedFile] {
 	}
 }
 
-// Scan reads a plain tar to the end of the stream, as [Store.Import] does, and with its rules: what it finds is what the
-// layer would have in a store. It keeps no content and needs no store. What is wrong with the tar is an ErrInvalid.
+// Scan reads a plain tar to the end of the stream like [Store.Import], and by the same rules: the result is what the
+// layer would have in a store. It keeps no content and needs no store. Errors in the tar are ErrInvalid.
 //
-// Memory is bounded as that of Import is, less the content in flight.
+// Memory is bounded as in Import, without the content in flight.
 func Scan(ctx context.Context, r io.Reader, o ScanOptions) (*Scanned, error) {
 	opts := Options{MaxEntries: o.MaxEntries}
 	opts.setDefaults()
@@ -97,7 +97,7 @@ func (s *Scanned) collect(dir *inode) {
 	}
 }
 
-// sourceReader tells errors of what it reads from those of its user.
+// sourceReader tells errors of its source from those of its user.
 type sourceReader struct {
 	r   io.Reader
 	err error

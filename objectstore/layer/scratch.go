@@ -9,8 +9,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// Scratch creates an empty directory on the store's mount for the caller's temporary files, and opens it. The name
-// tells their purpose; several directories may have the same. Release closes the directory and removes everything in
+// Scratch creates an empty directory on the store's mount for the caller's temporary files, and opens it. name
+// describes its purpose; several directories may have the same. release closes the directory and removes everything in
 // it; further calls do nothing. If the process dies before, SweepTmp removes the directory, or a prune that runs a day
 // later.
 func (s *Store) Scratch(name string) (_ *atfs.Dir, release func() error, err error) {

@@ -16,34 +16,34 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// Mtime says what a checkout does with a file whose modification time is not that of its object's inode.
+// Mtime selects how a checkout treats a file whose modification time differs from that of its object's inode.
 type Mtime string
 
 const (
-	// MtimeExact gives such a file an inode of its own, a reflink where the file system can, else a copy.
+	// MtimeExact gives such a file its own inode, a reflink if the file system can, else a copy.
 	MtimeExact Mtime = "exact"
-	// MtimeCanonical links it all the same: it shows the time of the file that came first.
+	// MtimeCanonical links it all the same: it shows the time of the file stored first.
 	MtimeCanonical Mtime = "canonical"
 )
 
-// Options configure a [Store]. Zero values stand for the defaults named.
+// Options configure a [Store]. Zero values stand for the defaults named in the comments.
 type Options struct {
-	Mtime       Mtime // MtimeExact
-	Workers     int   // goroutines that hash and publish files of one layer; the number of processors
-	MaxInFlight int64 // bytes of file content in memory for one layer; 64 MiB
-	MaxEntries  int   // entries a layer may have, with 128 bytes of names, targets and attributes each on average; 1 Mi
-	MaxLinks    int   // hard links made to one object; what the file system allows
+	Mtime       Mtime // default: MtimeExact
+	Workers     int   // goroutines that hash and publish files of one layer; default: the number of processors
+	MaxInFlight int64 // bytes of file content in memory for one layer; default: 64 MiB
+	MaxEntries  int   // entries of a layer, with 128 bytes of names, targets and attributes each on average; default: 1 Mi
+	MaxLinks    int   // hard links made to one object; default: the file system's limit
 
-	// Borrow has repositories on the same mount: a file that one of them has is not written, but linked to. With MtimeExact,
-	// where a checkout could not use such an inode but by a copy, only if it has the file's time too. They must outlive the
+	// Borrow lists repositories on the same mount: a file that one of them has is linked instead of written. With
+	// MtimeExact, it must have the file's time too if a checkout could otherwise only copy it. They must outlive the
 	// store.
 	Borrow []*objectstore.Repo
 
-	// Journal lists layers that are not known to be on the disk in journal/, and has them synced in the background, so
-	// that Recover finds what a power failure has damaged. Without it, only Sync makes anything durable.
+	// Journal lists layers that may not be on the disk yet in journal/, and syncs them in the background, so that
+	// Recover finds what a power failure has damaged. Without it, only Sync makes anything durable.
 	Journal    bool
-	SyncFailed func(error) // told when syncing in the background fails; nobody
-	Boot       string      // tells this run of the kernel from others; its boot ID
+	SyncFailed func(error) // called when syncing in the background fails; may be nil
+	Boot       string      // identifies this run of the kernel; default: its boot ID
 
 	maxObjects int // maxObjects, for tests
 }
@@ -66,7 +66,7 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// A Store keeps layers. Its methods may be called by many goroutines, and by several processes, at once.
+// A Store holds layers. Its methods are safe for concurrent use, also by several processes.
 type Store struct {
 	root   *atfs.Dir
 	layers *atfs.Dir
@@ -79,11 +79,11 @@ type Store struct {
 	journal journal
 
 	mu        sync.Mutex
-	checkouts map[string]*checkoutCall // being made, by name
+	checkouts map[string]*checkoutCall // in progress, by name
 }
 
-// Open opens the layers kept below root, whose objects are in repo. It makes layers/, journal/ and tmp/ where they
-// are missing, with mode 0700. The store keeps its own handle of root; repo stays the caller's and must outlive the store.
+// Open opens the layers below root, whose objects are in repo. It makes missing layers/, journal/ and tmp/ with mode
+// 0700. The store opens its own handle of root; the caller keeps repo, which must outlive the store.
 func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err error) {
 	opts.setDefaults()
 	if opts.Mtime != MtimeExact && opts.Mtime != MtimeCanonical {
@@ -132,7 +132,7 @@ func (s *Store) borrowFrom(repos []*objectstore.Repo) (_ objectstore.Lenders, er
 	return l, err
 }
 
-// Close syncs what is in the journal and closes the store's directories. Layers that are held stay held.
+// Close syncs the layers in the journal and closes the store's directories. Held layers stay held.
 func (s *Store) Close() error {
 	err := s.journal.close()
 	for _, d := range []*atfs.Dir{s.root, s.layers, s.tmp} {
@@ -146,7 +146,7 @@ func (s *Store) Close() error {
 // Repo returns the repository the store was opened with.
 func (s *Store) Repo() *objectstore.Repo { return s.repo }
 
-// SweepTmp removes checkouts that a process which is no more was making. Nothing else may use the store meanwhile.
+// SweepTmp removes unfinished checkouts of dead processes. Nothing else may use the store meanwhile.
 func (s *Store) SweepTmp() error {
 	names, err := s.tmp.ReadNames()
 	for _, name := range names {
@@ -157,7 +157,7 @@ func (s *Store) SweepTmp() error {
 	return err
 }
 
-// A Layer describes a layer in the store.
+// A Layer describes a layer of the store.
 type Layer struct {
 	ID         objectstore.Checksum // of the layer commit
 	DiffID     digest.Digest        // of the tar; "" for a layer made of a directory
@@ -169,7 +169,7 @@ type Layer struct {
 	Unresolved int64                // entries that a checkout must resolve against the layers below
 }
 
-// Usage is disk space that is allocated.
+// Usage is allocated disk space.
 type Usage struct{ Bytes, Inodes int64 }
 
 func (u *Usage) add(s objectstore.Stored) {
@@ -182,14 +182,14 @@ func (u *Usage) add(s objectstore.Stored) {
 // A Held layer cannot be pruned until it is released.
 type Held struct {
 	Layer
-	Blob  digest.Digest // that the layer was unpacked from, now or before; "" if it was not found by one
-	Added Usage         // what the call that returned it added to the store
+	Blob  digest.Digest // from which the layer was unpacked, now or earlier; "" if it was not found by one
+	Added Usage         // added to the store by the call that returned it
 	Known bool          // the store had the layer already; nothing was unpacked
 
 	lock *objectstore.Lock
 }
 
-// Release lets go of the layer. Further calls do nothing.
+// Release releases the layer. Further calls do nothing.
 func (h *Held) Release() error {
 	if h.lock == nil {
 		return nil
@@ -212,13 +212,12 @@ const (
 	objectsName = "objects"
 )
 
-// Acquire returns, held, the layer whose tar has the digest diffID. A layer the store does not have is ErrNotExist.
+// Acquire returns, held, the layer whose tar has the digest diffID. If the store lacks it the error is ErrNotExist.
 func (s *Store) Acquire(ctx context.Context, diffID digest.Digest) (*Held, error) {
 	return s.acquire(ctx, refDiff, diffID)
 }
 
-// AcquireBlob returns, held, the layer that the compressed blob unpacks to. A blob that was never imported here is
-// ErrNotExist.
+// AcquireBlob returns, held, the layer that the compressed blob unpacks to. A blob never imported here is ErrNotExist.
 func (s *Store) AcquireBlob(ctx context.Context, blob digest.Digest) (*Held, error) {
 	held, err := s.acquire(ctx, refBlob, blob)
 	if err == nil {
@@ -255,7 +254,7 @@ func (s *Store) acquire(ctx context.Context, prefix string, d digest.Digest) (_ 
 	return &Held{Layer: *l, Known: true, lock: lock}, nil
 }
 
-// digestRef is the ref for a digest. Digests come from manifests: only a well-formed SHA-256 becomes a name.
+// digestRef returns the ref for a digest. Digests come from manifests: only a well-formed SHA-256 becomes a name.
 func digestRef(prefix string, d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
 		return "", fmt.Errorf("digest %q: %w", d, errors.Join(err, ErrInvalid))
@@ -266,7 +265,7 @@ func digestRef(prefix string, d digest.Digest) (string, error) {
 	return prefix + d.Encoded(), nil
 }
 
-// Layer describes the layer with an ID. One the store does not have is ErrNotExist.
+// Layer describes the layer with an ID. If the store lacks it the error is ErrNotExist.
 func (s *Store) Layer(_ context.Context, id objectstore.Checksum) (*Layer, error) {
 	c, err := s.repo.Commit(id)
 	if errors.Is(err, objectstore.ErrNotExist) {
@@ -310,8 +309,8 @@ func (s *Store) describe(id objectstore.Checksum, c *objectstore.Commit) (*Layer
 	return l, nil
 }
 
-// Layers describes every layer that a ref of this package names, by ID. Damaged ones are left out and reported in the
-// error, beside the rest.
+// Layers describes every layer that a ref of this package names, by ID. Damaged layers are skipped and reported in the
+// error, beside the others.
 func (s *Store) Layers(ctx context.Context) ([]Layer, error) {
 	refs, err := s.repo.Refs(RefPrefix)
 	if err != nil {
@@ -338,7 +337,7 @@ func (s *Store) Layers(ctx context.Context) ([]Layer, error) {
 	return layers, errors.Join(errs...)
 }
 
-// Objects returns the checksums, sorted, of the content objects that a layer uses, image and recipe not among them.
+// Objects returns the checksums, sorted, of a layer's content objects, without image and recipe.
 func (s *Store) Objects(_ context.Context, id objectstore.Checksum) ([]objectstore.Checksum, error) {
 	c, err := s.repo.Commit(id)
 	if err != nil {
@@ -371,7 +370,7 @@ func (s *Store) RootOwner(ctx context.Context, id objectstore.Checksum) (uid, gi
 		return 0, 0, err
 	}
 	if l.DiffID != "" {
-		return 0, 0, nil // what a tar says about its root is ignored
+		return 0, 0, nil // a tar's own entry for its root is ignored
 	}
 	root, err := s.readImage(l)
 	if err != nil {
@@ -380,7 +379,7 @@ func (s *Store) RootOwner(ctx context.Context, id objectstore.Checksum) (uid, gi
 	return root.UID, root.GID, nil
 }
 
-// Image returns the tree of a layer, as its layer image has it.
+// Image returns the tree of a layer's image.
 func (s *Store) Image(ctx context.Context, id objectstore.Checksum) (*composefs.Inode, error) {
 	l, err := s.Layer(ctx, id)
 	if err != nil {
@@ -413,7 +412,8 @@ func (s *Store) readImage(l *Layer) (*composefs.Inode, error) {
 	return root, nil
 }
 
-// PayloadSum returns the object that the payload of a regular file in a layer image names; anything else is an ErrCorrupt.
+// PayloadSum returns the object named by the payload of a regular file in a layer image; anything else is an
+// ErrCorrupt.
 func PayloadSum(payload string) (objectstore.Checksum, error) {
 	name, err := objectstore.ParseLoosePath(payload)
 	if err != nil || name.Type != objectstore.TypeFile {

@@ -20,11 +20,11 @@ const (
 type block struct {
 	buf []byte
 	n   int
-	err error // what the source said behind these bytes
+	err error // error of the source after these bytes
 }
 
-// fill reads until the block is full or the source has ended. io.ReadFull would not do: it says io.ErrUnexpectedEOF of
-// a source that ends inside the block, which is what a decompressor says of a truncated blob.
+// fill reads until the block is full or the source has ended. io.ReadFull will not do: it returns io.ErrUnexpectedEOF
+// for a source that ends inside the block, and a decompressor returns the same for a truncated blob.
 func (b *block) fill(src io.Reader) {
 	b.n, b.err = 0, nil
 	for empty := 0; b.n < len(b.buf) && b.err == nil; {
@@ -39,9 +39,9 @@ func (b *block) fill(src io.Reader) {
 	}
 }
 
-// A digester is an io.Reader over a source that computes the digest of everything read. Reading the source, using the
-// bytes and hashing them are three goroutines, so that decompressing, unpacking and hashing overlap; blocks go round
-// between them and are never copied.
+// A digester is an io.Reader over a source that computes the digest of everything read. Three goroutines read the
+// source, use the bytes and hash them, so that decompressing, unpacking and hashing overlap; blocks circulate between
+// them and are never copied.
 type digester struct {
 	full, used, free chan *block
 	cur              *block
@@ -96,11 +96,11 @@ func (d *digester) fill(src io.Reader) {
 func (d *digester) hash() {
 	for b := range d.used {
 		d.sum.Write(b.buf[:b.n])
-		d.free <- b // never blocks: there are only blockCount blocks
+		d.free <- b // never blocks: only blockCount blocks exist
 	}
 }
 
-// Read implements io.Reader. It is for one goroutine.
+// Read implements io.Reader. Only one goroutine may call it.
 func (d *digester) Read(p []byte) (int, error) {
 	for d.cur == nil || d.off == d.cur.n {
 		if d.err != nil {
@@ -135,8 +135,8 @@ func (d *digester) next() error {
 	return nil
 }
 
-// Finish reads the rest of the source and returns digest and size of everything that was read from it. An error of
-// the source other than io.EOF is returned.
+// Finish reads the rest of the source and returns digest and size of everything read. It returns errors of the source
+// other than io.EOF.
 func (d *digester) Finish() (digest.Digest, int64, error) {
 	for d.err == nil {
 		if err := d.next(); err != nil && !errors.Is(err, io.EOF) {
@@ -151,7 +151,7 @@ func (d *digester) Finish() (digest.Digest, int64, error) {
 	return digest.NewDigest(digest.SHA256, d.sum), d.size, nil
 }
 
-// Close stops the goroutines. A source that blocks in Read must be made to return by its owner.
+// Close stops the goroutines. If the source blocks in Read, its owner must make it return.
 func (d *digester) Close() {
 	d.once.Do(func() {
 		close(d.stop)

@@ -11,7 +11,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// Names of the overlay file system's form of a layer, and of our marks for what a checkout must resolve. Marks are
+// Names of the overlay file system's form of a layer, and our marks for entries that a checkout must resolve. Marks are
 // trusted.* so that no tar can set them (ingest drops all of trusted.*).
 const (
 	xattrOpaque   = "trusted.overlay.opaque"
@@ -19,7 +19,7 @@ const (
 	xattrHardlink = "trusted.ostree.hardlink"
 )
 
-// The marks of directories, of which there may be many. They are not to be changed.
+// The marks of directories, which may be many. They must not be changed.
 var (
 	opaqueMark   = []composefs.Xattr{{Name: xattrOpaque, Value: []byte("y")}}
 	implicitMark = []composefs.Xattr{{Name: xattrImplicit, Value: []byte("1")}}
@@ -28,19 +28,19 @@ var (
 const (
 	maxName  = 255  // NAME_MAX
 	maxPath  = 4095 // PATH_MAX without the NUL
-	maxLinks = 255  // symbolic links followed for one name, as containerd
+	maxLinks = 255  // symbolic links followed for one name, as in containerd
 )
 
-// inode is a file of a layer that is being read. Several names with one *inode are hard links.
+// inode is a file of a layer being read. Names with the same *inode are hard links.
 type inode struct {
 	composefs.Inode
 	children map[string]*inode    // directories
 	implicit bool                 // directory without an entry of its own
-	opaque   bool                 // directory that hides what lies below
+	opaque   bool                 // directory that hides everything below it
 	whiteout bool                 // character device 0:0 made by a .wh. entry
 	external string               // hard link to this path of a lower layer
 	sum      objectstore.Checksum // object of a regular file with content; set when its worker is done
-	stale    bool                 // attributes changed after the content was on its way to the store
+	stale    bool                 // attributes changed after the content was queued
 	sealed   bool                 // by tree.seal
 }
 
@@ -58,12 +58,12 @@ func (n *inode) isRegular() bool { return n.Mode&unix.S_IFMT == unix.S_IFREG }
 // hasObject reports whether the file's content is an object of the store.
 func (n *inode) hasObject() bool { return n.isRegular() && n.Size > 0 && n.external == "" }
 
-// setAttributes gives n the attributes of a, to whose extended attributes those stay added that only n has.
+// setAttributes gives n the attributes of a. Extended attributes that only n has stay.
 func (n *inode) setAttributes(a *inode) error {
 	n.Mode, n.UID, n.GID, n.Mtime = a.Mode, a.UID, a.GID, a.Mtime
 	kept := n.Xattrs[:0:0]
 	for _, x := range n.Xattrs {
-		if isACL(x.Name) { // chmod(2) changes the ACL, too
+		if isACL(x.Name) { // chmod(2) changes the ACL too
 			v, err := normalACL(x.Name, x.Value, n.Mode)
 			if err != nil || v == nil {
 				continue
@@ -86,10 +86,10 @@ func xattrLen(xattrs []composefs.Xattr) (n int) {
 	return n
 }
 
-// tree is the overlay form of a layer while it is read. Names are resolved inside it as containerd's applier resolves
-// them inside the upper directory: symbolic links of the layer itself are followed, and cannot leave its root.
+// tree is the overlay form of a layer while it is read. It resolves names as containerd's applier does inside the upper
+// directory: symbolic links of the layer itself are followed, and cannot leave its root.
 //
-// What it takes is bounded by the limit of entries, of which each may bring [textPerEntry] bytes on average.
+// Its memory is bounded by the limit of entries, each of which may have [textPerEntry] bytes of text on average.
 type tree struct {
 	root    *inode
 	entries int
@@ -98,10 +98,10 @@ type tree struct {
 }
 
 const (
-	// textPerEntry is how long names, link targets and extended attributes may be on average, counted for as many
-	// entries as a layer may have.
+	// textPerEntry is the maximal average length of names, link targets and extended attributes, over the maximal
+	// number of entries.
 	textPerEntry = 128
-	// xattrCost is what an extended attribute counts beside its name and value.
+	// xattrCost is the cost of an extended attribute beside its name and value.
 	xattrCost = 100
 )
 
@@ -111,7 +111,7 @@ func newTree(limit int) *tree {
 	return t
 }
 
-// splitName turns the name of a tar entry into its parent's components and its last one. The root gives base "".
+// splitName splits the name of a tar entry into the components of its parent and the last one. The root gives base "".
 func splitName(name string) (dir []string, base string, err error) {
 	if len(name) > maxPath {
 		return nil, "", errNameLong
@@ -135,8 +135,8 @@ func splitName(name string) (dir []string, base string, err error) {
 	return parts[:len(parts)-1], parts[len(parts)-1], nil
 }
 
-// dir returns the directory that the components lead to, making what is missing. The last component of the entry's
-// name is given for its length.
+// dir returns the directory that the components lead to, and makes missing ones. base, the last component of the
+// entry's name, is only for the length limit.
 func (t *tree) dir(parts []string, base string) (*inode, error) {
 	w := walker{stack: []step{{n: t.root}}}
 	err := w.walk(parts, func(top *inode, part string) (*inode, error) {
@@ -147,7 +147,7 @@ func (t *tree) dir(parts []string, base string) (*inode, error) {
 			}
 			top.children[part] = newDir()
 		case child.whiteout:
-			// The layer removes what lay here and puts a directory in its place.
+			// The layer removes this file and puts a directory in its place.
 			top.children[part] = newDir()
 			top.children[part].opaque = true
 		}
@@ -162,12 +162,12 @@ func (t *tree) dir(parts []string, base string) (*inode, error) {
 	return w.top().n, nil
 }
 
-// find returns what the components lead to, following symbolic links in all but the last, and nil if the layer does
-// not have it. It makes nothing. The path is the one the layer's own symbolic links lead to.
+// find returns the file that the components lead to, or nil if the layer does not have it. It follows symbolic links in
+// all components but the last, and makes nothing. The path is the one that the layer's own symbolic links lead to.
 func (t *tree) find(dir []string, base string) (n *inode, path string, err error) {
 	w := walker{stack: []step{{n: t.root}}}
 	err = w.walk(dir, func(top *inode, part string) (*inode, error) {
-		if top == nil { // behind a name that the layer does not have
+		if top == nil { // below a name that the layer does not have
 			return nil, nil
 		}
 		return top.children[part], nil
@@ -188,22 +188,22 @@ func (t *tree) find(dir []string, base string) (n *inode, path string, err error
 	return n, b.String() + base, nil
 }
 
-// A walker follows names through a layer, symbolic links included, as the kernel does for a process whose root
-// directory is that of the layer.
+// A walker follows names through a layer, including symbolic links, as the kernel does for a process whose root
+// directory is the layer's.
 type walker struct {
-	stack []step // from the root to where the walker is
+	stack []step // from the root to the current directory
 	links int
 }
 
 type step struct {
 	n      *inode // a directory, or nil
 	name   string
-	length int // of the path to here, with a slash behind it
+	length int // of the path to here, with a trailing slash
 }
 
 func (w *walker) top() step { return w.stack[len(w.stack)-1] }
 
-// walk calls next for each name on the way, with the directory it is in. What next returns is where the way goes on.
+// walk calls next for each name on the path, with its directory, and continues at the result.
 func (w *walker) walk(parts []string, next func(top *inode, part string) (*inode, error)) error {
 	for len(parts) > 0 {
 		part := parts[0]
@@ -242,7 +242,7 @@ func (w *walker) walk(parts []string, next func(top *inode, part string) (*inode
 	return nil
 }
 
-// count takes note of an entry called name.
+// count counts an entry with a name.
 func (t *tree) count(name string) error {
 	if t.entries++; t.entries > t.limit {
 		return errTooMany
@@ -250,7 +250,7 @@ func (t *tree) count(name string) error {
 	return t.charge(len(name))
 }
 
-// hold takes note of what an inode has beside its name.
+// hold counts what an inode holds beside its name.
 func (t *tree) hold(n *inode) error {
 	return t.charge(len(n.Target) + len(n.external) + xattrLen(n.Xattrs) + xattrCost*len(n.Xattrs))
 }
@@ -262,8 +262,8 @@ func (t *tree) charge(text int) error {
 	return nil
 }
 
-// put gives n the name base in dir. What was there goes, except that a directory put over a directory keeps its
-// content and takes the new attributes.
+// put gives n the name base in dir. It replaces an existing file, except that a directory put over a directory keeps
+// its content and takes the new attributes.
 func (t *tree) put(dir *inode, base string, n *inode) error {
 	old := dir.children[base]
 	switch {
@@ -277,7 +277,7 @@ func (t *tree) put(dir *inode, base string, n *inode) error {
 	return nil
 }
 
-// whiteOut hides what the layers below call base in dir. Entries of the layer itself are not affected.
+// whiteOut hides base in dir in the layers below. Entries of the layer itself are not affected.
 func (t *tree) whiteOut(dir *inode, base string) {
 	switch old := dir.children[base]; {
 	case old == nil:
@@ -287,7 +287,7 @@ func (t *tree) whiteOut(dir *inode, base string) {
 	}
 }
 
-// mergeXattrs returns what either list has, and where both have a name what add has. Both are sorted, and not changed.
+// mergeXattrs merges two lists; if both have a name, add wins. Both are sorted, and not changed.
 func mergeXattrs(old, add []composefs.Xattr) []composefs.Xattr {
 	if len(old) == 0 {
 		return add
@@ -307,8 +307,8 @@ func sortXattrs(x []composefs.Xattr) {
 	slices.SortFunc(x, func(a, b composefs.Xattr) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// seal gives the tree the form of a layer image: sorted entries, marks, payload paths. Every inode's object must be
-// known by then, and the tree is not to be used afterwards.
+// seal gives the tree the form of a layer image: sorted entries, marks, payload paths. The objects of all inodes must
+// be known, and the tree must not be used afterwards.
 func (t *tree) seal() *composefs.Inode {
 	var walk func(n *inode, hidden bool)
 	walk = func(n *inode, hidden bool) {
@@ -324,8 +324,8 @@ func (t *tree) seal() *composefs.Inode {
 			if n.implicit {
 				n.Xattrs = mergeXattrs(n.Xattrs, implicitMark)
 			}
-			// Where nothing shows through there is nothing to hide. A whiteout there would be seen: overlayfs reads
-			// a directory that it does not merge as it is.
+			// Where nothing shows through there is nothing to hide. A whiteout there would be visible: overlayfs does
+			// not interpret directories that it does not merge.
 			hidden = hidden || n.opaque
 			n.Entries = make([]composefs.Entry, 0, len(n.children))
 			for name, child := range n.children {

@@ -18,9 +18,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer/recipe"
 )
 
-// Verify checks that a layer is whole: its commit, trees and image can be read, the commit keeps every object that the
-// image names, and all of them are there. It does not read the objects' content, which is what Repo.Fsck is for. The
-// first thing that is wrong is the error: an ErrCorrupt or an ErrNotExist.
+// Verify checks that a layer is complete: its commit, trees and image can be read, the commit keeps every object that
+// the image names, and all of them exist. It does not read the objects' content, which Repo.Fsck does. The error is the
+// first fault found: an ErrCorrupt or an ErrNotExist.
 func (s *Store) Verify(ctx context.Context, id objectstore.Checksum) error {
 	root, err := s.Image(ctx, id)
 	if err != nil {
@@ -52,7 +52,7 @@ func (s *Store) Verify(ctx context.Context, id objectstore.Checksum) error {
 	})
 }
 
-// eachFile calls f for every entry of a tree, directories before what is in them.
+// eachFile calls f for every entry of a tree, directories before their entries.
 func eachFile(dir *composefs.Inode, prefix string, f func(name string, n *composefs.Inode) error) error {
 	for _, e := range dir.Entries {
 		name := path.Join(prefix, e.Name)
@@ -66,10 +66,10 @@ func eachFile(dir *composefs.Inode, prefix string, f func(name string, n *compos
 	return nil
 }
 
-// VerifyCheckout compares the checkout called name, as Checkout returned it, with what the last layer of a chain says it
-// has to be: every entry is there and no other, with its type, owner, mode, times, attributes and target; every file with
-// content is its object's inode, or is equal to it byte for byte; what is one file in the layer is one inode. The first
-// difference is the error, an ErrCorrupt or fs.ErrNotExist.
+// VerifyCheckout compares the checkout name, as returned by Checkout, with its specification, the last layer of a
+// chain: every entry exists and no other, with its type, owner, mode, times, attributes and target; every file with
+// content is its object's inode, or equal to it byte for byte; a file with several names is one inode. The error is the
+// first difference, an ErrCorrupt or fs.ErrNotExist.
 //
 // The time of a file that is its object's inode is not compared: with MtimeCanonical it may differ. The content of the
 // objects is not read: Repo.Fsck does that.
@@ -94,10 +94,10 @@ type checkoutVerifier struct {
 	ctx    context.Context //nolint:containedctx // of one call
 	repo   *objectstore.Repo
 	groups map[*composefs.Inode]*linkGroup
-	inodes map[*composefs.Inode]atfs.Inode // of the files with several names that were met
+	inodes map[*composefs.Inode]atfs.Inode // of the files with several names seen so far
 }
 
-// differs is the error for something that is not as the layer has it.
+// differs returns the error for a difference from the layer.
 func differs(name, what string, got, want any) error {
 	return fmt.Errorf("%s: %s is %v, not %v: %w", name, what, got, want, objectstore.ErrCorrupt)
 }
@@ -189,7 +189,7 @@ func (v *checkoutVerifier) file(d *atfs.Dir, base, shown string, st unix.Stat_t,
 	return nil
 }
 
-// attributes compares what every kind of file has.
+// attributes compares the attributes common to all types of files.
 func (v *checkoutVerifier) attributes(d *atfs.Dir, base, shown string, st unix.Stat_t, n *composefs.Inode) error {
 	switch {
 	case st.Mode != n.Mode:
@@ -205,7 +205,7 @@ func (v *checkoutVerifier) attributes(d *atfs.Dir, base, shown string, st unix.S
 	if err != nil {
 		return err
 	}
-	delete(got, atfs.XattrSELinux) // is the host's, whatever the layer says
+	delete(got, atfs.XattrSELinux) // the host's, whatever the layer has
 	for _, x := range n.Xattrs {
 		if value, ok := got[x.Name]; !ok || !bytes.Equal(value, x.Value) {
 			return differs(shown, "extended attribute "+x.Name, fmt.Sprintf("%q", value), fmt.Sprintf("%q", x.Value))
@@ -222,7 +222,7 @@ func isDevice(mode uint32) bool {
 	return slices.Contains([]uint32{unix.S_IFCHR, unix.S_IFBLK}, mode&unix.S_IFMT)
 }
 
-// content compares a file with an inode of its own with the object that it is a copy of.
+// content compares a file that has its own inode with the object it is a copy of.
 func (v *checkoutVerifier) content(d *atfs.Dir, base, shown string, sum objectstore.Checksum, n *composefs.Inode) (err error) {
 	meta := FileMeta(n)
 	h, err := objectstore.NewContentHash(&meta)
@@ -243,8 +243,8 @@ func (v *checkoutVerifier) content(d *atfs.Dir, base, shown string, sum objectst
 	return nil
 }
 
-// WriteTar writes the tar that a layer was made of, byte for byte, from its recipe and its objects. It takes little memory.
-// A layer that has no recipe is ErrNoTar; what is damaged is an ErrCorrupt or an ErrNotExist.
+// WriteTar writes the tar that a layer was made from, byte for byte, from its recipe and its objects. It takes little
+// memory. A layer without a recipe is ErrNoTar; damage is an ErrCorrupt or an ErrNotExist.
 func (s *Store) WriteTar(ctx context.Context, id objectstore.Checksum, w io.Writer) error {
 	l, err := s.Layer(ctx, id)
 	if err == nil {
@@ -302,8 +302,8 @@ func (s *Store) copyObject(w io.Writer, sum objectstore.Checksum, size int64) (e
 	return err
 }
 
-// Prove writes a layer's tar again and compares its digest with the layer's diff ID: recipe and objects are those of the
-// tar that was pulled, down to the last byte. Errors are those of WriteTar, and ErrCorrupt for another digest.
+// Prove writes a layer's tar again and compares its digest with the layer's diff ID: it proves recipe and objects to be
+// those of the pulled tar, down to the last byte. Errors are those of WriteTar, and ErrCorrupt for another digest.
 func (s *Store) Prove(ctx context.Context, id objectstore.Checksum) error {
 	l, err := s.Layer(ctx, id)
 	if err != nil {
