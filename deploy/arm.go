@@ -28,7 +28,7 @@ func (s *System) arm(ctx context.Context) error {
 		return nil
 	}
 	if err := startFinalizer(ctx); err != nil {
-		return as(ErrNotArmed, fmt.Errorf("the deployment is staged, but nothing finishes it at shutdown: %w", err))
+		return as(ErrNotArmed, fmt.Errorf("the deployment is staged, but nothing finalizes it at shutdown: %w", err))
 	}
 	return nil
 }

@@ -73,7 +73,7 @@ func kargsOf(repo *objectstore.Repo, file objectstore.Checksum) ([]string, error
 	}
 	for _, arg := range args {
 		if kargs.Key(arg) == "ostree" {
-			return nil, fmt.Errorf("kernel argument %q is not an image's to choose", arg)
+			return nil, fmt.Errorf("kernel argument %q cannot be set by an image", arg)
 		}
 	}
 	return args, nil

@@ -72,7 +72,7 @@ func (i *Installation) options(found OS) install.Options {
 	}
 	const units = "usr/lib/systemd/system/"
 	if hasFile(units+"ostree-finalize-staged.service") && !hasFile(units+"ostree-snapshotter-mirror.service") {
-		i.Notes = append(i.Notes, "the image has ostree's unit that finalizes staged deployments, and not ours that tells systemd-boot: "+
+		i.Notes = append(i.Notes, "the image has ostree's unit that finalizes staged deployments, but not ours that updates systemd-boot: "+
 			"mask ostree-finalize-staged.service")
 	}
 	modules := path.Join("usr/lib/modules", found.Kernel())

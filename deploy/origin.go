@@ -37,7 +37,7 @@ func ParseReference(reference string) (string, error) {
 			return name, nil
 		}
 	}
-	err := fmt.Errorf("origin %q is not one that containerd can pull", reference)
+	err := fmt.Errorf("containerd cannot pull origin %q", reference)
 	if strings.HasPrefix(reference, "ostree-image-signed:") || strings.HasPrefix(reference, "ostree-remote-") {
 		return "", as(ErrSigned, err)
 	}

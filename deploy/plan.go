@@ -260,7 +260,7 @@ func (s *System) PlanKargs(ctx context.Context, st *sysroot.State, d *sysroot.De
 	case st.Staged == nil || d != st.Staged.Deployment:
 		return s.Sysroot.PlanKargs(ctx, st, d, list)
 	case st.Staged.Locked:
-		return nil, errors.New("the staged deployment is locked: it is not to be changed")
+		return nil, errors.New("the staged deployment is locked")
 	}
 	return s.PlanDeploy(ctx, st, sysroot.Request{
 		Stateroot: d.Stateroot, Commit: d.Commit, Origin: d.Origin, Kargs: list, Merge: st.Staged.Merge,

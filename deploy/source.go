@@ -116,7 +116,7 @@ func bootableOS(ctx context.Context, src Source, img *Image) (OS, error) {
 		return nil, err
 	}
 	if missing := found.Missing(); len(missing) > 0 {
-		return nil, as(ErrNotBootable, fmt.Errorf("it cannot be booted, for want of: %s", strings.Join(missing, "; ")))
+		return nil, as(ErrNotBootable, fmt.Errorf("not bootable, missing: %s", strings.Join(missing, "; ")))
 	}
 	return found, nil
 }

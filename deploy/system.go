@@ -174,7 +174,7 @@ func (s *System) openLoader(dir *atfs.Dir) (*bootloader.SystemdBoot, error) {
 // checkCounting returns an error unless the boot loader counts boots.
 func (s *System) checkCounting() error {
 	if s.loader == nil {
-		return as(ErrNoBootCounting, errors.New("boots are counted by systemd-boot with an EFI system partition alone, and none is there"))
+		return as(ErrNoBootCounting, errors.New("only systemd-boot with an EFI system partition counts boots, and there is none"))
 	}
 	if err := s.loader.CanCount(); err != nil {
 		return as(bootloader.ErrCannotCount, err)
@@ -255,7 +255,7 @@ func EnsureWritable(name string) error {
 
 func needRoot() error {
 	if unix.Geteuid() != 0 {
-		return as(ErrNotRoot, errors.New("a system can be changed by root alone"))
+		return as(ErrNotRoot, errors.New("only root can change a system"))
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 type changeReport struct {
 	DryRun  bool `json:"dry_run"`
 	Changed bool `json:"changed"` // false: there was nothing to do
-	// Deployments are those that there are afterwards, in boot order; a staged one is not among them until it is finalized.
+	// Deployments are the resulting ones, in boot order; a staged one is not among them until it is finalized.
 	Deployments []deploymentName `json:"deployments"`
 	New         *deploymentName  `json:"new,omitempty"`
 	Staged      bool             `json:"staged"` // New is staged
@@ -29,7 +29,7 @@ type changeReport struct {
 	Notes       []string         `json:"notes"`
 }
 
-// deploymentName tells a deployment from others.
+// deploymentName identifies a deployment.
 type deploymentName struct {
 	Stateroot string               `json:"stateroot"`
 	Commit    objectstore.Checksum `json:"commit"`
@@ -41,7 +41,7 @@ type deploymentName struct {
 	Pinned    bool                 `json:"pinned"`
 }
 
-// etcReport is what a deployment takes over of another one's /etc.
+// etcReport lists the changes of /etc that a deployment takes over.
 type etcReport struct {
 	Modified  int           `json:"modified"`
 	Removed   int           `json:"removed"`
@@ -50,7 +50,7 @@ type etcReport struct {
 	Conflicts []etcConflict `json:"conflicts"`
 }
 
-// etcChange is one difference between /etc and what the image has there.
+// etcChange is one difference between /etc and the image's.
 type etcChange struct {
 	Path   string `json:"path"`
 	Change string `json:"change"` // see etcWords
@@ -63,13 +63,13 @@ type etcConflict struct {
 	Reason string `json:"reason"`
 }
 
-// imageReport is what became of an image.
+// imageReport describes the image of a deployment.
 type imageReport struct {
 	Digest  digest.Digest `json:"digest"`
 	Dropped []droppedFile `json:"dropped"`
 }
 
-// droppedFile is what an image has and a deployment of it has not.
+// droppedFile is a file of the image that its deployment does not have.
 type droppedFile struct {
 	Path   string `json:"path"`
 	Reason string `json:"reason"`
@@ -100,7 +100,7 @@ func deploymentNames(list []*sysroot.Deployment) []deploymentName {
 	return names
 }
 
-// etcWords are what changes are called in JSON. Their letters are those of "ostree admin config-diff".
+// etcWords are the kinds of changes in JSON.
 var etcWords = map[etcmerge.Kind]string{
 	etcmerge.Added:    "added",
 	etcmerge.Modified: "modified",
@@ -152,14 +152,14 @@ func newChangeReport(p *sysroot.Plan, dryRun bool) *changeReport {
 	return r
 }
 
-// unchanged is the report of a command that found nothing to do.
+// unchanged is the report of a command with nothing to do.
 func unchanged(st *sysroot.State, dryRun bool) *changeReport {
 	return &changeReport{
 		DryRun: dryRun, Deployments: deploymentNames(st.Deployments), Removed: []deploymentName{}, Notes: []string{},
 	}
 }
 
-// change executes a plan, or with --dry-run only says what it is. Done is what is said, without --json, when it is done.
+// change executes a plan, or with --dry-run prints it. Done is printed in the end, without --json.
 func (c *cli) change(ctx context.Context, s *deploy.System, p *sysroot.Plan, flags *systemFlags, done string) error {
 	var err error
 	if !flags.dryRun {
@@ -168,7 +168,7 @@ func (c *cli) change(ctx context.Context, s *deploy.System, p *sysroot.Plan, fla
 	return c.executed(newChangeReport(p, flags.dryRun), p, done, err)
 }
 
-// executed says what a plan has done, or would do, unless it has failed with an error.
+// executed reports an executed plan, unless it has failed.
 func (c *cli) executed(r *changeReport, p *sysroot.Plan, done string, err error) error {
 	if err != nil && !errors.Is(err, deploy.ErrNotArmed) {
 		return err
@@ -176,7 +176,7 @@ func (c *cli) executed(r *changeReport, p *sysroot.Plan, done string, err error)
 	return errors.Join(c.changed(r, p, done), err)
 }
 
-// changed says what was, or would be, done.
+// changed prints what was, or would be, done.
 func (c *cli) changed(r *changeReport, p *sysroot.Plan, done string) error {
 	if c.json {
 		return c.writeJSON(r)
@@ -195,7 +195,7 @@ func (c *cli) changed(r *changeReport, p *sysroot.Plan, done string) error {
 	return err
 }
 
-// noChange says that there was nothing to do.
+// noChange reports that there was nothing to do.
 func (c *cli) noChange(st *sysroot.State, flags *systemFlags, why string) error {
 	if c.json {
 		return c.writeJSON(unchanged(st, flags.dryRun))
@@ -204,7 +204,7 @@ func (c *cli) noChange(st *sysroot.State, flags *systemFlags, why string) error 
 	return err
 }
 
-// deployed says that a deployment was made.
+// deployed describes a new deployment.
 func deployed(p *sysroot.Plan) string {
 	text := "deployed " + deploy.Title(p.New)
 	if p.Staged {

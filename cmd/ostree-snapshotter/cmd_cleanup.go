@@ -10,7 +10,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
-// cleanupReport is what "cleanup" removes.
+// cleanupReport lists what "cleanup" removes.
 type cleanupReport struct {
 	Paths   []string `json:"paths"`
 	Objects int      `json:"objects"`
@@ -22,14 +22,14 @@ func (c *cli) cleanupCommand() *cobra.Command {
 	var noPrune bool
 	cmd := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Remove what interrupted changes of the system have left",
-		Long: `Remove deployments, boot files and objects that no deployment needs: what changes have left that were interrupted.
-Every change does so too when it is done.` + exitHelp(changeStatuses...),
+		Short: "Remove the remains of interrupted changes",
+		Long: `Remove deployments, boot files and objects that no deployment needs: the remains of interrupted changes. Every change
+also does this at its end.` + exitHelp(changeStatuses...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.cleanupSystem(cmd.Context(), &f, noPrune) },
 	}
 	f.addChange(cmd)
-	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "leave objects in the repository that nothing needs any more")
+	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "leave unneeded objects in the repository")
 	c.jsonFlag(cmd)
 	return cmd
 }

@@ -14,12 +14,12 @@ func (c *cli) configDiffCommand() *cobra.Command {
 	var f systemFlags
 	cmd := &cobra.Command{
 		Use:   "config-diff [INDEX]",
-		Short: "List what is changed in /etc",
-		Long: `List what /etc has otherwise than the image: M for modified, A for added, D for removed. It is what a new deployment takes
-over. Without an index it is about the booted deployment, or with --sysroot about the one that boots.
+		Short: "List the changes of /etc",
+		Long: `List the differences between /etc and the image's: M for modified, A for added, D for removed. A new deployment takes
+these changes over. Without an index it lists those of the booted deployment, or with --sysroot of the one that boots.
 
-Owner, mode and extended attributes count, times do not. Where nothing but extended attributes differs, which ostree does
-not see, the line says so.` + exitHelp(exitNoSysroot, exitCorrupt, exitInterrupted),
+Owner, mode and extended attributes count, times do not. A line tells if only extended attributes differ, which ostree
+ignores.` + exitHelp(exitNoSysroot, exitCorrupt, exitInterrupted),
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: c.completeIndex(&f),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.configDiff(cmd.Context(), &f, args) },

@@ -18,7 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
-// deployFlags are those of the commands that make a deployment of an image.
+// deployFlags are the flags of the commands that deploy an image.
 type deployFlags struct {
 	systemFlags
 	init      bool
@@ -29,20 +29,20 @@ type deployFlags struct {
 	verbose   bool
 	tries     int
 	kargs     kargs.Edits
-	untried   bool // nothing is deployed if the image has failed to boot before
+	untried   bool // do nothing if the image failed to boot before
 }
 
-// addDeploy gives a command the flags that all have that deploy an image.
+// addDeploy adds the flags common to the commands that deploy an image.
 func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 	f.addChange(cmd)
 	f.addStateroot(cmd, "deploy into the stateroot `NAME` instead of the one that runs or boots")
 	fl := cmd.Flags()
-	fl.BoolVar(&f.stage, "stage", false, "finish when the system shuts down, with /etc as it is then")
-	fl.BoolVar(&f.retain, "retain", false, "keep all deployments that there are")
-	fl.IntVar(&f.tries, "boot-tries", 0, "fall back to what booted before if this does not boot well in `N` tries")
-	fl.BoolVar(&f.noPrune, "no-prune", false, "leave objects in the repository that nothing needs any more")
-	fl.BoolVar(&f.noSELinux, "no-selinux", false, "deploy an image with an SELinux policy, though files get no labels")
-	fl.BoolVarP(&f.verbose, "verbose", "v", false, "name each file of the image that a deployment does not have")
+	fl.BoolVar(&f.stage, "stage", false, "finalize when the system shuts down, with /etc as it is then")
+	fl.BoolVar(&f.retain, "retain", false, "keep all other deployments")
+	fl.IntVar(&f.tries, "boot-tries", 0, "fall back to the previous deployment if this one does not boot well in `N` tries")
+	fl.BoolVar(&f.noPrune, "no-prune", false, "leave unneeded objects in the repository")
+	fl.BoolVar(&f.noSELinux, "no-selinux", false, "deploy an image with an SELinux policy, although files get no labels")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
 	c.jsonFlag(cmd)
 	c.daemonFlag(cmd)
 	c.containerdFlags(cmd)
@@ -52,23 +52,23 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 // addKargs adds the flags that edit kernel arguments to a command that deploys an image.
 func addKargs(cmd *cobra.Command, edits *kargs.Edits) { addKargEdits(cmd, edits, "karg", "karg-") }
 
-// addKargEdits adds the flags that edit kernel arguments: one to set them, the others with a prefix.
+// addKargEdits adds the flags that edit kernel arguments: set, and the others with a prefix.
 func addKargEdits(cmd *cobra.Command, edits *kargs.Edits, set, prefix string) {
 	fl := cmd.Flags()
-	fl.StringArrayVar(&edits.Set, set, nil, "have the kernel argument `KEY[=VALUE]` instead of all with this key; repeatable")
-	fl.StringArrayVar(&edits.Append, prefix+"append", nil, "have the kernel argument `KEY[=VALUE]` beside others; repeatable")
-	fl.StringArrayVar(&edits.Replace, prefix+"replace", nil, "replace the value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
+	fl.StringArrayVar(&edits.Set, set, nil, "set the kernel argument `KEY[=VALUE]` in place of all with this key; repeatable")
+	fl.StringArrayVar(&edits.Append, prefix+"append", nil, "add the kernel argument `KEY[=VALUE]`; repeatable")
+	fl.StringArrayVar(&edits.Replace, prefix+"replace", nil, "replace a value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
 	fl.StringArrayVar(&edits.Delete, prefix+"delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
 }
 
-// imageNamespaceFlag gives a command the flag for the namespace that its image is in.
+// imageNamespaceFlag adds the flag for the containerd namespace of the image.
 func (c *cli) imageNamespaceFlag(cmd *cobra.Command) {
 	namespace := os.Getenv("CONTAINERD_NAMESPACE")
 	if namespace == "" {
 		namespace = namespaces.Default
 	}
 	cmd.Flags().StringVarP(&c.imageNamespace, "namespace", "n", namespace,
-		"`NAMESPACE` of containerd that has the image [$CONTAINERD_NAMESPACE]")
+		"containerd `NAMESPACE` of the image [$CONTAINERD_NAMESPACE]")
 }
 
 // deployStatuses are the exit statuses of commands that deploy an image.
@@ -80,13 +80,13 @@ func (c *cli) deployCommand() *cobra.Command {
 	var f deployFlags
 	cmd := &cobra.Command{
 		Use:   "deploy IMAGE",
-		Short: "Make an image that was pulled the system that boots next",
-		Long: `Make a bootable deployment of an image that was pulled with this snapshotter, and have it boot next. What boots now is
-kept to fall back to. Files of the image are hard links of those that the snapshotter has, if both are on one file
-system. /etc is merged: what was changed there since the image was deployed stays as it is.
+		Short: "Make a pulled image the system that boots next",
+		Long: `Make a bootable deployment of an image that was pulled with this snapshotter, and boot it next. The deployment that boots
+now stays, to fall back to. The image's files are hard links to the snapshotter's, if both are on one file system. /etc is
+merged: local changes are kept.
 
-Kernel arguments are those of the deployment that boots now, changed as the image's /usr/lib/bootc/kargs.d has changed and
-as --karg and its like say. IMAGE is what "ctr images ls" calls it; "ostree-snapshotter upgrade" asks for it again.` +
+The kernel arguments are those of the deployment that boots now, with the changes of the image's /usr/lib/bootc/kargs.d,
+then those of --karg and related flags. IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" pulls it again.` +
 			exitHelp(deployStatuses...),
 		Args:              oneArg("IMAGE"),
 		ValidArgsFunction: c.completeImage,
@@ -94,7 +94,7 @@ as --karg and its like say. IMAGE is what "ctr images ls" calls it; "ostree-snap
 	}
 	f.addDeploy(c, cmd)
 	addKargs(cmd, &f.kargs)
-	cmd.Flags().BoolVar(&f.init, "init", false, "make sysroot and stateroot if they are not there yet")
+	cmd.Flags().BoolVar(&f.init, "init", false, "create sysroot and stateroot if they do not exist")
 	return cmd
 }
 
@@ -130,7 +130,7 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 	})
 }
 
-// wouldInit says what "deploy --init --dry-run" can say before there is a stateroot to plan with.
+// wouldInit ends "deploy --init --dry-run" without a sysroot or stateroot to plan with.
 func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, image string) error {
 	img, err := c.resolveImage(ctx, src.client, src.store, image)
 	if err != nil {
@@ -140,7 +140,7 @@ func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, i
 		f.sysroot, cmp.Or(f.stateroot, deploy.DefaultStateroot), image))
 }
 
-// wouldDeploy is the end of a dry run that cannot say more than that it would deploy an image.
+// wouldDeploy ends a dry run that has no plan.
 func (c *cli) wouldDeploy(st *sysroot.State, manifest digest.Digest, what string) error {
 	r := unchanged(st, true)
 	r.Changed = true
@@ -153,7 +153,7 @@ func (c *cli) wouldDeploy(st *sysroot.State, manifest digest.Digest, what string
 	return err
 }
 
-// check finds what is wrong with flags before anything is done.
+// check finds wrong flags before anything is done.
 func (f *deployFlags) check() error {
 	if f.tries < 0 || f.tries > maxTries {
 		return usagef("--boot-tries %d: it can be up to %d", f.tries, maxTries)
@@ -164,10 +164,10 @@ func (f *deployFlags) check() error {
 	return f.kargs.Check()
 }
 
-// maxTries is how often a deployment can be tried: libostree's bound.
+// maxTries is libostree's limit of boot tries.
 const maxTries = 5
 
-// imageSource is where images come from: the store that has their files, and containerd that knows their names.
+// imageSource is the source of images: the store with their files, and containerd with their names.
 type imageSource struct {
 	store  *store
 	client *containerd.Client
@@ -187,7 +187,7 @@ func (c *cli) openImages() (*imageSource, error) {
 
 func (s *imageSource) close() error { return errors.Join(s.client.Close(), s.store.close()) }
 
-// deployImage makes a deployment of an image that containerd has, or with --dry-run says what that would do.
+// deployImage deploys an image of containerd's, or with --dry-run prints the plan.
 func (c *cli) deployImage(
 	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string,
 ) (err error) {
@@ -222,10 +222,10 @@ func (c *cli) deployImage(
 	}
 	r := newChangeReport(p.Plan, f.dryRun)
 	r.Image = newImageReport(img.ManifestDigest, p.OS.Dropped)
-	return errors.Join(c.executed(r, p.Plan, deployed(p.Plan), failed), err) // a plan with conflicts can be looked at
+	return errors.Join(c.executed(r, p.Plan, deployed(p.Plan), failed), err) // a plan with conflicts is printed too
 }
 
-// dropped says what an image has and a deployment of it has not.
+// dropped reports the files of an image that its deployment does not have.
 func (c *cli) dropped(list []oscommit.Dropped, verbose bool) {
 	if verbose {
 		for _, d := range list {
@@ -234,7 +234,7 @@ func (c *cli) dropped(list []oscommit.Dropped, verbose bool) {
 		return
 	}
 	if len(list) > 0 {
-		c.note("dropped %d of the image's files and directories, which a deployment cannot have; -v names them", len(list))
+		c.note("dropped %d of the image's files and directories, which a deployment cannot have; -v lists them", len(list))
 	}
 }
 

@@ -17,10 +17,10 @@ func (c *cli) finalizeStagedCommand() *cobra.Command {
 		Use:   "finalize-staged",
 		Short: "Make the staged deployment the default, when the system shuts down",
 		Long: `Make the staged deployment the one that boots next, with /etc as it is now. A unit calls this when the system shuts
-down; it is of no use before. While it is locked nothing happens. Without a staged deployment, boot files are made those of
-the deployments that there are, whatever has changed these.
+down; it is of no use before. A locked deployment stays staged. Without a staged deployment, this updates the boot files
+for the present deployments, in case another program has changed these.
 
-An error is left for the next boot to report: "ostree-snapshotter boot-complete" does that, and ostree.` +
+An error is left for the next boot to report, by "ostree-snapshotter boot-complete" or ostree.` +
 			exitHelp(append([]int{exitConflict}, changeStatuses...)...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.finalizeStaged(cmd.Context(), &f) },
@@ -32,7 +32,7 @@ An error is left for the next boot to report: "ostree-snapshotter boot-complete"
 
 func (c *cli) finalizeStaged(ctx context.Context, f *systemFlags) error {
 	return c.lockSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
-		p, err := s.FinalizeStaged(ctx) // without anything staged it brings up to date what another one may have left behind
+		p, err := s.FinalizeStaged(ctx) // if nothing is staged, this updates the boot loader
 		switch {
 		case p != nil:
 			return errors.Join(err, c.changed(newChangeReport(p, false), p, deployed(p)))
@@ -56,11 +56,11 @@ func (c *cli) bootCompleteCommand() *cobra.Command {
 	var f systemFlags
 	cmd := &cobra.Command{
 		Use:   "boot-complete",
-		Short: "Say that the system has booted well",
-		Long: `Say that the system has booted well. A unit calls this when it has: the boots of the booted deployment are no longer
-counted, so that it stays the default. Without it, a deployment made with --boot-tries is given up after that many boots.
+		Short: "Record that the system has booted well",
+		Long: `Record that the system has booted well. A unit calls this then: the boots of the booted deployment are no longer counted,
+so that it stays the default. Otherwise, a deployment made with --boot-tries is given up after that many boots.
 
-If a staged deployment could not be finalized when the system shut down, this says why and fails.` +
+If a staged deployment could not be finalized when the system shut down, this reports why and fails.` +
 			exitHelp(changeStatuses...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.bootComplete(cmd.Context(), &f) },

@@ -14,8 +14,8 @@ import (
 func (c *cli) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Look at images as composefs has them",
-		Long:  "Look at the composefs image that an image's containers run on." + exitHelp(),
+		Short: "Show composefs images",
+		Long:  "Show the composefs image that an image's containers run on." + exitHelp(),
 		Args:  knownCommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -35,13 +35,13 @@ func (c *cli) imageDigestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "digest IMAGE",
 		Short: "Print the fs-verity digest of an image's root file system",
-		Long: `Print the fs-verity digest (SHA-256) of the composefs image that has the root file system of an image, as it was pulled
-with this snapshotter. It says all there is of every file: names, owners, modes, times, attributes, links, and by the name
-of its object what is in it. Two hosts on which it is the same run the same. Where the repository gives files fs-verity
-(key "verity"), the image has the digests of these too, so that its own is another than on a host that does not.
+		Long: `Print the fs-verity digest (SHA-256) of the composefs image with the root file system of an image that was pulled with
+this snapshotter. The digest covers every file's names, owner, mode, time, attributes and links, and, by object name, its
+content. Two hosts with the same digest run the same image. If the repository gives files fs-verity (key "verity"), the
+composefs image contains their digests too, so that its own differs from that on a host without.
 
-With --dump, that file system is written as composefs-dump(5) instead: "mkcomposefs --from-file" makes the same image of it.
-IMAGE is what "ctr images ls" calls it.` + exitHelp(exitNoRepo, exitCorrupt, exitNoImage, exitInterrupted),
+With --dump, print the file system as composefs-dump(5) instead: "mkcomposefs --from-file" makes the same image from it.
+IMAGE is the name in "ctr images ls".` + exitHelp(exitNoRepo, exitCorrupt, exitNoImage, exitInterrupted),
 		Args:              oneArg("IMAGE"),
 		ValidArgsFunction: c.completeImage,
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.imageDigest(cmd.Context(), args[0], dump) },
@@ -61,7 +61,7 @@ func (c *cli) imageDigest(ctx context.Context, name string, dump bool) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	// No layer goes before it is read.
+	// No layer may go before it is read.
 	lock, err := src.store.Repo.Lock(ctx, objectstore.LockShared)
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 )
 
-// installFlags are those of "install".
+// installFlags are the flags of "install".
 type installFlags struct {
 	stateroot     string
 	filesystem    string
@@ -31,15 +31,15 @@ func (c *cli) installCommand() *cobra.Command {
 	f := installFlags{espSize: install.DefaultESPSize}
 	cmd := &cobra.Command{
 		Use:   "install IMAGE DISK",
-		Short: "Install an image that was pulled on an empty disk",
-		Long: `Make partitions and file systems on a disk, and an image that was pulled with this snapshotter the system that it boots.
-DISK is a block device, or a file that is or becomes the image of one. It gets an EFI system partition with systemd-boot,
-and a root partition.
+		Short: "Install a pulled image on an empty disk",
+		Long: `Make partitions and file systems on a disk, and make an image that was pulled with this snapshotter the system that it
+boots. DISK is a block device, or a file that is or becomes a disk image. It gets an EFI system partition with
+systemd-boot, and a root partition.
 
-A disk that anything is on is refused, and what that is is said: --wipe gives it up. A disk that is in use is always refused.
+A disk with data on it is refused and its contents are named; --wipe erases them. A disk that is in use is always refused.
 The partition table is written last: until then the disk counts as empty, also after a failure or an interruption.
 
-IMAGE is what "ctr images ls" calls it; "ostree-snapshotter upgrade" in the installed system asks for it again.` +
+IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the installed system pulls it again.` +
 			exitHelp(exitNoRepo, exitLocked, exitCorrupt, exitNotBootable, exitNoImage, exitInterrupted),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
@@ -49,22 +49,22 @@ IMAGE is what "ctr images ls" calls it; "ostree-snapshotter upgrade" in the inst
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
-				return nil, cobra.ShellCompDirectiveDefault // the shell's files
+				return nil, cobra.ShellCompDirectiveDefault // the shell completes files
 			}
 			return c.completeImage(cmd, args, word)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return c.install(cmd.Context(), &f, args[0], args[1]) },
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.stateroot, "stateroot", deploy.DefaultStateroot, "`NAME` of the stateroot that the system gets")
+	fl.StringVar(&f.stateroot, "stateroot", deploy.DefaultStateroot, "stateroot `NAME` of the new system")
 	fl.StringVar(&f.filesystem, "filesystem", install.Filesystems[0], "file system of the root partition: "+strings.Join(install.Filesystems, ", "))
-	fl.Var(&f.size, "size", "make DISK an image file of this `SIZE`, or extend it to that: 8G")
-	fl.Var(&f.espSize, "esp-size", "`SIZE` of the EFI system partition, which has to hold the kernels of all deployments")
+	fl.Var(&f.size, "size", "create DISK as an image file of this `SIZE`, or extend it to this size: 8G")
+	fl.Var(&f.espSize, "esp-size", "`SIZE` of the EFI system partition, which holds the kernels of all deployments")
 	addKargs(cmd, &f.kargs)
-	fl.BoolVar(&f.wipe, "wipe", false, "give up what is on the disk")
-	fl.BoolVar(&f.dryRun, "dry-run", false, "say what would happen and change nothing")
-	fl.BoolVar(&f.noSELinux, "no-selinux", false, "install an image with an SELinux policy, though files get no labels")
-	fl.BoolVarP(&f.verbose, "verbose", "v", false, "name each file of the image that a deployment does not have")
+	fl.BoolVar(&f.wipe, "wipe", false, "erase the contents of the disk")
+	fl.BoolVar(&f.dryRun, "dry-run", false, "report what would happen and change nothing")
+	fl.BoolVar(&f.noSELinux, "no-selinux", false, "install an image with an SELinux policy, although files get no labels")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
 	c.daemonFlag(cmd)
 	c.containerdFlags(cmd)
 	c.imageNamespaceFlag(cmd)
@@ -117,7 +117,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 	return err
 }
 
-// sizeValue is a flag for bytes: a number, with K, M, G or T behind it for powers of 1024.
+// sizeValue is a flag for bytes: a number with the suffix K, M, G or T for powers of 1024.
 type sizeValue int64
 
 func (v *sizeValue) Set(text string) error {

@@ -11,7 +11,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
-// kargsReport is the output of "kargs --json" that changes nothing.
+// kargsReport is the output of "kargs --json" without changes.
 type kargsReport struct {
 	Deployment deploymentName `json:"deployment"`
 }
@@ -22,9 +22,8 @@ func (c *cli) kargsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kargs",
 		Short: "Show or change the kernel arguments",
-		Long: `Print the kernel arguments of the deployment that boots next, or change them: that makes a new deployment of the same
-commit, so that the one with the old arguments is there to fall back to. If the deployment is a staged one, so is the new
-one.` + exitHelp(append([]int{exitPartly, exitConflict}, changeStatuses...)...),
+		Long: `Print the kernel arguments of the deployment that boots next, or change them. A change makes a new deployment of the same
+commit, so that the one with the old arguments stays, to fall back to. If the deployment is staged, so is the new one.` + exitHelp(append([]int{exitPartly, exitConflict}, changeStatuses...)...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if edits.Empty() {

@@ -17,11 +17,11 @@ func (c *cli) rollbackCommand() *cobra.Command {
 	var f systemFlags
 	cmd := &cobra.Command{
 		Use:   "rollback",
-		Short: "Boot the deployment before the present one next",
-		Long: `Make the deployment behind the booted one the one that boots next. It has the /etc that it had; /var is that of all.
-Without a booted one, as with --sysroot, it is the one behind the default. Once more undoes it.
+		Short: "Boot the previous deployment next",
+		Long: `Make the deployment behind the booted one boot next. It has the /etc that it had; /var is shared by all. Without a booted
+one, as with --sysroot, it is the one behind the default. Another rollback undoes it.
 
-A staged deployment is not dropped without a word: what becomes of it is said, and --dry-run says it before.` +
+A staged deployment is not dropped silently: the output tells what becomes of it, and --dry-run tells it in advance.` +
 			exitHelp(changeStatuses...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,7 +39,7 @@ A staged deployment is not dropped without a word: what becomes of it is said, a
 	return cmd
 }
 
-// planned makes a plan and executes it. The plan comes with what to say when it is done.
+// planned makes a plan and executes it. The plan comes with the text to print when it is done.
 func (c *cli) planned(ctx context.Context, f *systemFlags, plan func(*deploy.System, *sysroot.State) (*sysroot.Plan, string, error)) error {
 	return c.lockSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
 		p, done, err := plan(s, st)
@@ -55,8 +55,8 @@ func (c *cli) undeployCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "undeploy INDEX",
 		Short: "Remove a deployment",
-		Long: `Remove a deployment, its boot entry, and what only it needs. The index is what "ostree-snapshotter status" says. The
-booted deployment cannot be removed, nor a pinned one.` + exitHelp(changeStatuses...),
+		Long: `Remove a deployment, its boot entry, and everything that only it needs. INDEX is the index in "ostree-snapshotter status".
+The booted deployment and pinned ones cannot be removed.` + exitHelp(changeStatuses...),
 		Args:              oneArg("INDEX"),
 		ValidArgsFunction: c.completeIndex(&f),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -82,7 +82,7 @@ func (c *cli) pinCommand() *cobra.Command {
 
 func (c *cli) unpinCommand() *cobra.Command {
 	return c.pinOrUnpin(false, "unpin INDEX", "No longer keep a pinned deployment",
-		`Have a pinned deployment go when others take its place, as one that was never pinned.`)
+		`Let a pinned deployment go when others replace it, like one that was never pinned.`)
 }
 
 func (c *cli) pinOrUnpin(pinned bool, use, short, long string) *cobra.Command {
@@ -90,7 +90,7 @@ func (c *cli) pinOrUnpin(pinned bool, use, short, long string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               use,
 		Short:             short,
-		Long:              long + " The index is what \"ostree-snapshotter status\" says." + exitHelp(changeStatuses...),
+		Long:              long + " INDEX is the index in \"ostree-snapshotter status\"." + exitHelp(changeStatuses...),
 		Args:              oneArg("INDEX"),
 		ValidArgsFunction: c.completeIndex(&f),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -100,8 +100,8 @@ func (c *cli) pinOrUnpin(pinned bool, use, short, long string) *cobra.Command {
 					return err
 				}
 				if st.Staged != nil && d == st.Staged.Deployment {
-					return withHint(usagef("%s is staged: it can be pinned when it is finalized", deploy.Title(d)),
-						"that is when the system has shut down")
+					return withHint(usagef("%s is staged: it can be pinned once it is finalized", deploy.Title(d)),
+						"a shutdown finalizes it")
 				}
 				if d.Pinned() == pinned {
 					return c.noChange(st, &f, deploy.Title(d)+" is "+pinWord(pinned))
@@ -126,11 +126,11 @@ func pinWord(pinned bool) string {
 	return "not pinned"
 }
 
-// indexArg returns the deployment that an argument names.
+// indexArg returns the deployment with an index given as an argument.
 func indexArg(st *sysroot.State, arg string) (*sysroot.Deployment, int, error) {
 	index, err := strconv.Atoi(arg)
 	if err != nil {
-		return nil, 0, withHint(usagef("%q is no index of a deployment", arg), "\"ostree-snapshotter status\" lists them")
+		return nil, 0, withHint(usagef("%q is not an index of a deployment", arg), "\"ostree-snapshotter status\" lists them")
 	}
 	all := st.All()
 	if index < 0 || index >= len(all) {

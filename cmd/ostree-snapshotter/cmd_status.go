@@ -25,15 +25,15 @@ type statusReport struct {
 	Notes       []string        `json:"notes"`
 }
 
-// deploymentRow is one deployment, as status lists it.
+// deploymentRow is a row of status.
 type deploymentRow struct {
-	Index int `json:"index"` // a staged one is 0, then those of the boot loader in its order
+	Index int `json:"index"` // 0 for a staged one, then in the boot loader's order
 	deploymentName
 
-	Default  bool `json:"default"` // boots next, if no other one is staged
+	Default  bool `json:"default"` // boots next, unless another one is staged
 	Booted   bool `json:"booted"`
 	Staged   bool `json:"staged"`
-	Locked   bool `json:"locked"` // is staged and will not be finalized
+	Locked   bool `json:"locked"` // staged, and will not be finalized
 	Pending  bool `json:"pending"`
 	Rollback bool `json:"rollback"`
 
@@ -45,11 +45,11 @@ type deploymentRow struct {
 	Tries  *bootTries    `json:"boot_tries,omitempty"`
 }
 
-// bootTries is what the boot loader says of a deployment that has to prove itself.
+// bootTries is the boot counting of a deployment that has to prove itself.
 type bootTries struct {
 	Left   int  `json:"left"`
 	Done   int  `json:"done"`
-	Failed bool `json:"failed"` // it has no tries left
+	Failed bool `json:"failed"` // no tries left
 }
 
 func (c *cli) statusCommand() *cobra.Command {
@@ -58,11 +58,11 @@ func (c *cli) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "List the deployments of the system",
-		Long: `List the deployments of the system: which one is booted, which one boots next, which one is there to fall back to; and
-which image each was made of.
+		Long: `List the deployments of the system: which one is booted, which boots next, which is there to fall back to, and the image
+of each.
 
-"unique" is what would be freed if only this deployment went; "shared" is the rest of what its commit takes: other
-deployments, layers of images, or other content of the repository have it too.` +
+"unique" is the space that is freed if only this deployment goes; "shared" is the rest of its commit's space, shared with
+other deployments, layers of images, or other content of the repository.` +
 			exitHelp(exitNoSysroot, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.status(cmd.Context(), &f, verbose) },
@@ -70,7 +70,7 @@ deployments, layers of images, or other content of the repository have it too.` 
 	f.addSysroot(cmd)
 	f.addESP(cmd)
 	f.addStateroot(cmd, "list only deployments of the stateroot `NAME`")
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "commit, digest, time and kernel arguments too")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "also list commit, digest, time and kernel arguments")
 	c.jsonFlag(cmd)
 	return cmd
 }
@@ -99,9 +99,9 @@ func (c *cli) describe(ctx context.Context, s *deploy.System, st *sysroot.State)
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case err != nil: // a damaged repository does not keep a system from booting
+	case err != nil: // a system with a damaged repository still boots
 		sizes = make([]*sysroot.Footprint, len(list))
-		r.Notes = append(r.Notes, fmt.Sprintf("what deployments take cannot be said: %v", err))
+		r.Notes = append(r.Notes, fmt.Sprintf("sizes of deployments are unavailable: %v", err))
 	}
 	for i, d := range list {
 		row := newDeploymentRow(st, d)
@@ -142,7 +142,7 @@ func newBootTries(t *bls.Tries) *bootTries {
 	return &bootTries{Left: t.Left, Done: t.Done, Failed: t.Left == 0}
 }
 
-// addCommit fills in what the commit says. One that is not there, or damaged, is no error: the system boots without.
+// addCommit adds the commit's data. A missing or damaged commit is no error: the system boots without.
 func (r *deploymentRow) addCommit(repo *objectstore.Repo, sum objectstore.Checksum) error {
 	c, err := repo.Commit(sum)
 	if errors.Is(err, objectstore.ErrNotExist) || errors.Is(err, objectstore.ErrCorrupt) {
@@ -160,7 +160,7 @@ func (r *deploymentRow) addCommit(repo *objectstore.Repo, sum objectstore.Checks
 	return nil
 }
 
-// fellBack says that the default has not booted, if that is why another one is booted.
+// fellBack reports that the default has not booted, if another one is booted for that reason.
 func fellBack(st *sysroot.State) string {
 	d := st.Default()
 	if st.Booted == nil || d == st.Booted || !d.Failed() {
@@ -169,7 +169,7 @@ func fellBack(st *sysroot.State) string {
 	return fmt.Sprintf("%s failed to boot %d times, and the boot loader fell back to %s", deploy.Title(d), d.Tries.Done, deploy.Title(st.Booted))
 }
 
-// keepStateroot leaves only the deployments of one stateroot; "" leaves all.
+// keepStateroot keeps only the deployments of one stateroot; "" keeps all.
 func (r *statusReport) keepStateroot(name string) {
 	if name == "" {
 		return
@@ -209,7 +209,7 @@ func (c *cli) printStatus(r *statusReport, verbose bool, now time.Time) error {
 	return nil
 }
 
-// printDeployment writes what the table has no room for.
+// printDeployment prints the data that the table has no room for.
 func (c *cli) printDeployment(d *deploymentRow) error {
 	if _, err := fmt.Fprintf(c.stdout, "\ndeployment %d\n", d.Index); err != nil {
 		return err
@@ -228,7 +228,7 @@ func (c *cli) printDeployment(d *deploymentRow) error {
 	return c.table(rows...)
 }
 
-// states are the words for a deployment in the table.
+// states returns the states of a deployment in the table.
 func (r *deploymentRow) states() (words []string) {
 	for _, w := range []struct {
 		is   bool
@@ -251,7 +251,7 @@ func (r *deploymentRow) states() (words []string) {
 	return words
 }
 
-// source is what a deployment was made of.
+// source returns the image or refspec of a deployment.
 func (r *deploymentRow) source() string {
 	if r.Image != "" {
 		return r.Image

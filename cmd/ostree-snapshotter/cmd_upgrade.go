@@ -15,7 +15,7 @@ import (
 // upgradeReport is the output of "upgrade --check --json".
 type upgradeReport struct {
 	Image     string        `json:"image"`
-	Deployed  digest.Digest `json:"deployed_digest,omitempty"` // of what boots next
+	Deployed  digest.Digest `json:"deployed_digest,omitempty"` // of the deployment that boots next
 	Available digest.Digest `json:"available_digest"`          // in the registry
 	Update    bool          `json:"update_available"`
 	Failed    bool          `json:"has_failed"` // it was deployed and did not boot: no update
@@ -28,12 +28,12 @@ func (c *cli) upgradeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Pull the image of the system again and deploy it if it has changed",
-		Long: `Have containerd pull the image that the system was deployed from, by the name that it was deployed by, and deploy it
-if that names another image now. Nothing happens to the system if not, nor if that image was deployed with --boot-tries
-and has not booted.
+		Long: `Have containerd pull the system's image again, by the name it was deployed by, and deploy it if the name stands for
+another image now. Otherwise the system stays as it is, also if the new image was deployed with --boot-tries and failed to
+boot.
 
---check asks the registry only, and pulls nothing: the exit status is 0 if there is an update and 77 if there is none.
---dry-run pulls nothing either, and says what would happen.` + exitHelp(append([]int{exitNoUpdate}, deployStatuses...)...),
+--check only asks the registry, and pulls nothing: the exit status is 0 if there is an update and 77 if there is none.
+--dry-run pulls nothing either, and reports what would happen.` + exitHelp(append([]int{exitNoUpdate}, deployStatuses...)...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if check {
@@ -55,8 +55,8 @@ func (c *cli) switchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "switch IMAGE",
 		Short: "Deploy another image, and upgrade from it from now on",
-		Long: `Deploy another image than the one that the system was deployed from, which containerd pulls first if it does not have
-it. "ostree-snapshotter upgrade" asks for it from then on. What was changed in /etc, and /var, stay.` + exitHelp(deployStatuses...),
+		Long: `Deploy another image than the system's present one. containerd pulls it first if it does not have it. From then on
+"ostree-snapshotter upgrade" pulls it again. Changes of /etc, and /var, stay.` + exitHelp(deployStatuses...),
 		Args:              oneArg("IMAGE"),
 		ValidArgsFunction: c.completeImage,
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.switchTo(cmd.Context(), &f, &p, args[0]) },
@@ -67,7 +67,7 @@ it. "ostree-snapshotter upgrade" asks for it from then on. What was changed in /
 	return cmd
 }
 
-// update asks the registry whether an image is another one than that of a deployment.
+// update asks the registry whether an image differs from a deployed one.
 func (c *cli) update(
 	ctx context.Context, s *deploy.System, st *sysroot.State, p *pullFlags, from *sysroot.Deployment, image string,
 ) (*deploy.Update, error) {
@@ -136,8 +136,8 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 	})
 }
 
-// planPull says what it would do to pull an image and deploy it. What the deployment would be can be said if the image that
-// the registry has is here already.
+// planPull prints what pulling and deploying an image would do. If the registry's image is here already, that includes
+// the plan.
 func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
 	img, err := c.resolveImage(ctx, src.client, src.store, image)
 	if err == nil && img.ManifestDigest == manifest {
@@ -147,7 +147,7 @@ func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, 
 		return err
 	}
 	return c.wouldDeploy(st, manifest,
-		fmt.Sprintf("%s would be pulled: %s; what deploying it changes can be said when it is here", image, manifest))
+		fmt.Sprintf("%s would be pulled: %s; what deploying it changes is known once it is pulled", image, manifest))
 }
 
 func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image string) (err error) {

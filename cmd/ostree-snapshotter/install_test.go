@@ -53,7 +53,7 @@ func TestInstall(t *testing.T) {
 
 	status, out, errs := install("--size", "400M", "--dry-run")
 	for _, want := range []string{
-		"make the image file " + disk + " of 400 MiB\n", "partition 1: esp, 36 MiB, vfat", "partition 2: root, 362 MiB, ext4",
+		"create the image file " + disk + " of 400 MiB\n", "partition 1: esp, 36 MiB, vfat", "partition 2: root, 362 MiB, ext4",
 		"boot loader: systemd-boot, from /usr/lib/systemd/boot/efi/systemd-boot", "deployment: " + img.Name + ", in the stateroot os\n",
 	} {
 		if status != exitOK || !strings.Contains(out, want) {
@@ -71,7 +71,7 @@ func TestInstall(t *testing.T) {
 	b.checkInstalled(t, disk, img)
 
 	status, _, errs = install("--size", "400M")
-	if status != exitFailed || !strings.Contains(errs, `not empty: gpt signature`) || !strings.Contains(errs, "hint: if nothing of that is needed, --wipe") {
+	if status != exitFailed || !strings.Contains(errs, `not empty: gpt signature`) || !strings.Contains(errs, "hint: --wipe erases its contents") {
 		t.Errorf("a disk that is not empty: got status %d, %q", status, errs)
 	}
 	if status, _, errs = install("--wipe"); status != exitOK {
@@ -149,12 +149,12 @@ func TestInstallRefuses(t *testing.T) {
 	}{
 		"one argument":      {[]string{img.Name}, exitUsage, []string{"takes two arguments, IMAGE and DISK"}},
 		"size":              {[]string{img.Name, disk, "--size", "8X"}, exitUsage, []string{`"8X" is not a size such as 8G`}},
-		"no size":           {[]string{img.Name, disk}, exitFailed, []string{"does not exist", "hint: --size makes it"}},
+		"no size":           {[]string{img.Name, disk}, exitFailed, []string{"does not exist", "hint: --size creates it"}},
 		"small ESP":         {[]string{img.Name, disk, "--size", "2G", "--esp-size", "8M"}, exitFailed, []string{"FAT32 needs 34 MiB"}},
 		"small disk":        {[]string{img.Name, disk, "--size", "300M"}, exitFailed, []string{"disk of 300 MiB is too small"}},
 		"file system":       {[]string{img.Name, disk, "--size", "2G", "--filesystem", "zfs"}, exitFailed, []string{`"zfs": want one of ext4, xfs, btrfs`}},
 		"no image":          {[]string{"example.org/none:1", disk, "--size", "2G"}, exitNoImage, []string{"containerd has no such image"}},
-		"image cannot boot": {[]string{"example.org/app:1", disk, "--size", "2G"}, exitNotBootable, []string{"cannot be booted"}},
+		"image cannot boot": {[]string{"example.org/app:1", disk, "--size", "2G"}, exitNotBootable, []string{"not bootable"}},
 		"kernel argument":   {[]string{img.Name, disk, "--size", "2G", "--karg", "ostree=x"}, exitUsage, []string{"names the deployment"}},
 		"no such argument":  {[]string{img.Name, disk, "--size", "2G", "--karg-delete", "splash"}, exitUsage, []string{"splash"}},
 		"stateroot":         {[]string{img.Name, disk, "--size", "2G", "--stateroot", "a/b"}, exitUsage, []string{"a/b"}},

@@ -397,9 +397,9 @@ func TestWriteRefuses(t *testing.T) {
 	}{
 		"order":       {both, "would sort before"},
 		"stem":        {one(func(e *sysroot.BootEntry) { e.Name.Stem = "linux" }), "does not begin with ostree-"},
-		"colon":       {one(func(e *sysroot.BootEntry) { e.Name.Stem = "ostree-1-a:b" }), "cannot have"},
-		"not ASCII":   {one(func(e *sysroot.BootEntry) { e.Name.Stem = "ostree-1-ä" }), "cannot have"},
-		"escape":      {one(func(e *sysroot.BootEntry) { e.Entry.Linux = "/ostree/../vmlinuz" }), "cannot have"},
+		"colon":       {one(func(e *sysroot.BootEntry) { e.Name.Stem = "ostree-1-a:b" }), "does not allow"},
+		"not ASCII":   {one(func(e *sysroot.BootEntry) { e.Name.Stem = "ostree-1-ä" }), "does not allow"},
+		"escape":      {one(func(e *sysroot.BootEntry) { e.Entry.Linux = "/ostree/../vmlinuz" }), "does not allow"},
 		"not ours":    {one(func(e *sysroot.BootEntry) { e.Entry.Linux = "/vmlinuz" }), "is not in a directory of /ostree"},
 		"not there":   {one(func(e *sysroot.BootEntry) { e.Entry.Initrd[0] += "x" }), "no such file"},
 		"a directory": {one(func(e *sysroot.BootEntry) { e.Entry.Initrd[0] = "/ostree/os-" + strings.Repeat("b", 64) + "/d" }), "not a regular file"},

@@ -79,9 +79,9 @@ func checkName(name string) error {
 	bad := func(r rune) bool { return r < ' ' || r > '~' || strings.ContainsRune(`"*/:<>?\|`, r) }
 	switch {
 	case name == "", len(name)+len(tmpSuffix) > 255:
-		return fmt.Errorf("%q: name has a length that FAT cannot have", name)
+		return fmt.Errorf("%q: name has a length that FAT does not allow", name)
 	case strings.ContainsFunc(name, bad), strings.HasSuffix(name, "."), strings.HasSuffix(name, " "), name[0] == ' ':
-		return fmt.Errorf("%q: name has characters that FAT cannot have", name)
+		return fmt.Errorf("%q: name has characters that FAT does not allow", name)
 	}
 	return nil
 }

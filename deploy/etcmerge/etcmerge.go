@@ -106,7 +106,7 @@ func (c *comparison) root(ctx context.Context, a, b *atfs.Dir) error {
 // dir compares a directory of current with that of pristine, which is nil if it does not exist.
 func (c *comparison) dir(ctx context.Context, name string, a, b *atfs.Dir, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("%q: more than %d directories in each other", name, maxDepth)
+		return fmt.Errorf("%q: more than %d nested directories", name, maxDepth)
 	}
 	names, err := b.ReadNames()
 	if err != nil {

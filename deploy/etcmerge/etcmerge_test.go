@@ -370,7 +370,7 @@ func TestDeep(t *testing.T) {
 		deep[name] = dir()
 	}
 	s := newScene(t, nil, deep, nil)
-	if _, err := s.merge(t); err == nil || !strings.Contains(err.Error(), "more than 200 directories in each other") {
+	if _, err := s.merge(t); err == nil || !strings.Contains(err.Error(), "more than 200 nested directories") {
 		t.Errorf("got %.300v", err)
 	}
 }

@@ -21,7 +21,7 @@ import (
 var (
 	ErrInUse    = errors.New("in use")
 	ErrNotEmpty = errors.New("not empty")
-	ErrNoSize   = errors.New("does not exist, and how large it is to be is not said")
+	ErrNoSize   = errors.New("does not exist, and no size is given")
 )
 
 // A disk is a block device, or a file that is or becomes the image of one.
@@ -220,7 +220,7 @@ func (d *disk) claim() (*os.File, error) {
 	}
 	if err := d.lock(f); err != nil {
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-			err = fmt.Errorf("%s is %w: another process has it locked", d.path, ErrInUse)
+			err = fmt.Errorf("%s is %w: another process has locked it", d.path, ErrInUse)
 		}
 		return nil, joined(err, f.Close())
 	}

@@ -445,8 +445,8 @@ func TestPlanRefuses(t *testing.T) {
 		change func(*Options)
 		want   string
 	}{
-		"no size":               {dir + "/new", func(o *Options) { o.Size = 0 }, "how large it is to be is not said"},
-		"smaller":               {image, func(o *Options) { o.Size = testDisk - mib }, "not made smaller"},
+		"no size":               {dir + "/new", func(o *Options) { o.Size = 0 }, "no size is given"},
+		"smaller":               {image, func(o *Options) { o.Size = testDisk - mib }, "cannot be shrunk"},
 		"too small":             {dir + "/new", func(o *Options) { o.Size = 200 * mib }, "too small: needs 338 MiB"},
 		"too small for the OS":  {dir + "/new", func(o *Options) { o.Need = 400 * mib }, "the OS takes 400 MiB"},
 		"ESP too small":         {dir + "/new", func(o *Options) { o.ESPSize = 10 * mib }, "FAT32 needs 34 MiB"},

@@ -129,13 +129,13 @@ func (p Partition) room() int64 { return p.Size - p.Size/16 - 32*mib }
 func (d *disk) newSize(size int64) (int64, error) {
 	switch {
 	case d.block && size != 0:
-		return 0, fmt.Errorf("%s is a block device: it has the size that it has, %s", d.path, human(d.size))
+		return 0, fmt.Errorf("%s is a block device: its size is fixed, %s", d.path, human(d.size))
 	case !d.exists && size == 0:
 		return 0, fmt.Errorf("%s %w", d.path, ErrNoSize)
 	case size == 0:
 		return d.size, nil
 	case size < d.size:
-		return 0, fmt.Errorf("%s has %s: it is not made smaller, to %s", d.path, human(d.size), human(size))
+		return 0, fmt.Errorf("%s has %s: it cannot be shrunk to %s", d.path, human(d.size), human(size))
 	}
 	return size, nil
 }
@@ -145,7 +145,7 @@ func (p *Plan) String() string {
 	var b strings.Builder
 	switch {
 	case !p.disk.exists:
-		fmt.Fprintf(&b, "make the image file %s of %s\n", p.Disk, human(p.Size))
+		fmt.Fprintf(&b, "create the image file %s of %s\n", p.Disk, human(p.Size))
 	case p.Size > p.disk.size:
 		fmt.Fprintf(&b, "extend the image file %s from %s to %s\n", p.Disk, human(p.disk.size), human(p.Size))
 	}

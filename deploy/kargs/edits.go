@@ -34,7 +34,7 @@ func (e *Edits) Check() error {
 	for _, arg := range slices.Concat(e.Set, e.Append, e.Replace, e.Delete) {
 		switch key := Key(arg); {
 		case key == "":
-			return editError{fmt.Errorf("%q is no kernel argument", arg)}
+			return editError{fmt.Errorf("%q is not a kernel argument", arg)}
 		case key == "ostree":
 			return editError{fmt.Errorf("kernel argument %q: it names the deployment, and is set for each", arg)}
 		case strings.ContainsFunc(arg, func(r rune) bool { return r < ' ' || r == 0x7f }):

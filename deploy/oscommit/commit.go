@@ -139,7 +139,7 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 	}
 	n, err := o.need(to, from)
 	if err == nil && uint64(n.Bytes+n.Metadata) > space.Free {
-		err = fmt.Errorf("%d files, which cannot be linked, and directories take %s in %s, where %s are free: %w",
+		err = fmt.Errorf("%d files that cannot be linked, and directories, take %s in %s, where %s are free: %w",
 			n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(space.Free), unix.ENOSPC)
 	}
 	return n.Bytes, err

@@ -227,9 +227,9 @@ func TestDropped(t *testing.T) {
 		got = append(got, d.Path+": "+d.Reason)
 	}
 	want := []string{
-		"/dev/null: is filled when the system runs", "/dev/shm: is filled when the system runs",
-		"/etc/hostname: is empty, and that of a build container", "/etc/pipe: is a fifo", "/etc/resolv.conf: is empty, and that of a build container",
-		"/run/lock: is filled when the system runs", "/tmp/x: is filled when the system runs", "/usr/lib/node: is a device",
+		"/dev/null: is populated at run time", "/dev/shm: is populated at run time",
+		"/etc/hostname: is an empty file of the build container", "/etc/pipe: is a fifo", "/etc/resolv.conf: is an empty file of the build container",
+		"/run/lock: is populated at run time", "/tmp/x: is populated at run time", "/usr/lib/node: is a device",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("dropped:\ngot  %q\nwant %q", got, want)
@@ -298,7 +298,7 @@ func TestMissing(t *testing.T) {
 	}{
 		{"everything", nil, []string{"kernel: /usr/lib/modules/<version>/vmlinuz", "directory: /boot", "directory: /etc", "directory: /sysroot", "directory: /usr", "symbolic link: /ostree -> sysroot/ostree", "file: /usr/lib/os-release"}},
 		{"initramfs", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}}, []string{"initramfs: /usr/lib/modules/6/initramfs.img"}},
-		{"two kernels", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}, {"usr/lib/modules/7/vmlinuz", "k", nil}}, []string{"a kernel to choose: /usr/lib/modules has 6, 7"}},
+		{"two kernels", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}, {"usr/lib/modules/7/vmlinuz", "k", nil}}, []string{"a single kernel: /usr/lib/modules has 6, 7"}},
 		{"link elsewhere", []entry{{"ostree -> elsewhere", "", nil}}, []string{"symbolic link: /ostree -> sysroot/ostree"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -85,9 +85,9 @@ func lookup(root *composefs.Inode, name string) *composefs.Inode {
 }
 
 func (t *Tree) empty(dir *composefs.Inode, name string) {
-	reason := "is filled when the system runs"
+	reason := "is populated at run time"
 	if name == "sysroot" {
-		reason = "belongs to the system that runs"
+		reason = "belongs to the running system"
 	}
 	for _, e := range dir.Entries {
 		t.Dropped = append(t.Dropped, Dropped{path.Join("/", name, e.Name), reason})
@@ -127,7 +127,7 @@ func (t *Tree) dropBuildFiles(etc *composefs.Inode) {
 		if !slices.Contains(buildFiles, e.Name) || e.Inode.Mode&unix.S_IFMT != unix.S_IFREG || e.Inode.Size > 0 {
 			return false
 		}
-		t.Dropped = append(t.Dropped, Dropped{path.Join("/etc", e.Name), "is empty, and that of a build container"})
+		t.Dropped = append(t.Dropped, Dropped{path.Join("/etc", e.Name), "is an empty file of the build container"})
 		return true
 	})
 }
@@ -210,7 +210,7 @@ func (t *Tree) Missing() (missing []string) {
 			missing = append(missing, "initramfs: /"+name)
 		}
 	default:
-		missing = append(missing, "a kernel to choose: /usr/lib/modules has "+strings.Join(k, ", "))
+		missing = append(missing, "a single kernel: /usr/lib/modules has "+strings.Join(k, ", "))
 	}
 	for _, name := range []string{"boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "usr", "usr/etc", "var"} {
 		if n := lookup(t.root, name); n == nil || !n.IsDir() {

@@ -56,7 +56,7 @@ func (t *osTree) checkSELinux() error {
 		} else if err != nil {
 			return err
 		}
-		return fmt.Errorf("%w: the tree has %q (%s, in /%s), by which files must be labelled, and deployments are not yet",
+		return fmt.Errorf("%w: the tree has %q (%s, in /%s), which needs labels on files, and deployments get none",
 			ErrSELinux, policy, mode, dir)
 	}
 	return nil

@@ -89,7 +89,7 @@ func (t *osTree) modulesKernel(want string) (*kernel, error) {
 	case len(versions) == 1:
 		want = versions[0]
 	case !slices.Contains(versions, want):
-		return nil, fmt.Errorf("there are several kernels, of which one must be chosen: /%s has %s: %w", modulesDir,
+		return nil, fmt.Errorf("there are several kernels to choose from: /%s has %s: %w", modulesDir,
 			strings.Join(versions, ", "), ErrInvalid)
 	}
 	return t.modulesVersion(want)

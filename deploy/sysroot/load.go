@@ -97,7 +97,7 @@ func switchValue(readlink func(string) (string, error), name, prefix string) (in
 	case errors.Is(err, fs.ErrNotExist):
 		return 0, nil
 	case errors.Is(err, unix.EINVAL):
-		return 0, fmt.Errorf("%s is no symbolic link: %w", name, ErrCorrupt)
+		return 0, fmt.Errorf("%s is not a symbolic link: %w", name, ErrCorrupt)
 	case err != nil:
 		return 0, err
 	case target == prefix+".0":

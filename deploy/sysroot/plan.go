@@ -180,7 +180,7 @@ func (s *Sysroot) checkRequest(st *State, r *Request) error {
 	case r.Merge != nil && !slices.Contains(st.Deployments, r.Merge):
 		return fmt.Errorf("%s, whose /etc is to be merged: %w", r.Merge.short(), ErrNotExist)
 	case r.Stage && r.NotDefault:
-		return fmt.Errorf("%w: what is staged becomes the default", ErrInvalid)
+		return fmt.Errorf("%w: a staged deployment becomes the default", ErrInvalid)
 	case r.Stage && (st.Booted == nil || s.run == nil):
 		return fmt.Errorf("%w: only a system that was booted from this sysroot can stage a deployment", ErrInvalid)
 	case r.Stage && r.Tries > 0:
@@ -359,7 +359,7 @@ func (s *Sysroot) planUndeploy(st *State, index int) (*Plan, error) {
 	}
 	p.Deployments = slices.DeleteFunc(slices.Clone(st.Deployments), func(o *Deployment) bool { return o == d })
 	if len(p.Deployments) == 0 {
-		p.Notes = append(p.Notes, "Nothing is left that could be booted.")
+		p.Notes = append(p.Notes, "No bootable deployment is left.")
 	}
 	return p, nil
 }
@@ -422,7 +422,7 @@ func (s *Sysroot) planPin(st *State, index int, pinned bool) (*Plan, error) {
 		p.what = "unpin " + d.short()
 	}
 	if d.Pinned() == pinned {
-		p.Notes = append(p.Notes, "It is as it is to be.")
+		p.Notes = append(p.Notes, "It already is.")
 	}
 	return p, nil
 }

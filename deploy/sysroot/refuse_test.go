@@ -56,10 +56,10 @@ func TestRefusedTrees(t *testing.T) {
 		text   string
 	}{
 		"no kernel":                {func(tree *node) { delete(at(tree, modules), "6.1.0") }, sysroot.ErrInvalid, "there is no kernel in /usr/lib/modules"},
-		"two kernels":              {func(tree *node) { at(tree, modules+"/5.9")["vmlinuz"] = file(0o644, "k") }, sysroot.ErrInvalid, "of which one must be chosen: /usr/lib/modules has 5.9, 6.1.0"},
+		"two kernels":              {func(tree *node) { at(tree, modules+"/5.9")["vmlinuz"] = file(0o644, "k") }, sysroot.ErrInvalid, "several kernels to choose from: /usr/lib/modules has 5.9, 6.1.0"},
 		"modules without a kernel": {func(tree *node) { at(tree, modules+"/5.9")["modules.dep"] = file(0o644, "k") }, nil, ""},
 		"kernel is a link":         {func(tree *node) { at(tree, modules+"/6.1.0")["vmlinuz"] = link("/boot/vmlinuz") }, sysroot.ErrInvalid, "there is no kernel"},
-		"initramfs is a link":      {func(tree *node) { at(tree, modules+"/6.1.0")["initramfs.img"] = link("x") }, sysroot.ErrInvalid, "initramfs.img is no regular file"},
+		"initramfs is a link":      {func(tree *node) { at(tree, modules+"/6.1.0")["initramfs.img"] = link("x") }, sysroot.ErrInvalid, "initramfs.img is not a regular file"},
 		"two /etc":                 {func(tree *node) { at(tree, "etc")["x"] = file(0o644, "x") }, sysroot.ErrInvalid, "both /etc and /usr/etc"},
 		"empty /etc":               {func(tree *node) { at(tree, "etc") }, nil, ""},
 		"no os-release":            {func(tree *node) { delete(at(tree, "usr/lib"), "os-release") }, sysroot.ErrInvalid, "os-release"},

@@ -47,12 +47,12 @@ func (d *Deployment) marshal() gvariant.Variant {
 func parseStagedDeployment(v gvariant.Variant) (*Deployment, error) {
 	entries, ok := v.Entries()
 	if !ok {
-		return nil, errors.New("it does not say which deployment")
+		return nil, errors.New("it names no deployment")
 	}
 	var text [3]string
 	for i, key := range []string{keyName, keyOSName, keyBootCsum} {
 		if text[i], ok = lookup(entries, key).Str(); !ok {
-			return nil, fmt.Errorf("it does not say the %s of a deployment", key)
+			return nil, fmt.Errorf("a deployment in it has no %s", key)
 		}
 	}
 	d := &Deployment{Stateroot: text[1], BootCsum: text[2]}

@@ -57,7 +57,7 @@ type treeFile struct {
 func (t *osTree) regular(sum objectstore.Checksum, name string) (treeFile, error) {
 	st, err := t.repo.Stat(sum)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = fmt.Errorf("/%s is no regular file: %w", name, ErrInvalid)
+		err = fmt.Errorf("/%s is not a regular file: %w", name, ErrInvalid)
 	}
 	return treeFile{sum, st.Size, name}, err
 }
