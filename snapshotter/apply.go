@@ -22,8 +22,8 @@ import (
 
 const lowerOption = "lowerdir="
 
-// Locate finds what mounts that this snapshotter returned belong to: the ID of an active snapshot, or, if the
-// snapshot was staged, the layer that is there already. Anybody else's mounts are an errdefs.ErrNotImplemented.
+// Locate finds the owner of mounts that this snapshotter returned: the ID of an active snapshot or, if the snapshot is
+// staged, its layer. Other mounts are an errdefs.ErrNotImplemented.
 func (s *Snapshotter) Locate(_ context.Context, mounts []mount.Mount) (id string, staged objectstore.Checksum, err error) {
 	notOurs := fmt.Errorf("mounts are not of a snapshot below %s: %w", s.path, errdefs.ErrNotImplemented)
 	if len(mounts) != 1 {
@@ -80,12 +80,12 @@ func mountOption(m mount.Mount, prefix string) string {
 	return m.Options[i][len(prefix):]
 }
 
-// AddLayer applies a layer to an active snapshot that [Snapshotter.Locate] found, over what was applied before. When
-// it returns, the snapshot keeps the layer alive and it may be released. With sync, or WithSync, everything is on the disk
-// then.
+// AddLayer applies a layer to an active snapshot that [Snapshotter.Locate] found, over any layer applied before. Once
+// it returns, the snapshot keeps the layer alive and the caller may release it. With sync, or WithSync, everything is
+// on the disk by then.
 //
-// A snapshot that was written to through its mounts is an errdefs.ErrNotImplemented: another differ can apply the
-// layer there, file by file.
+// A snapshot that was written to through its mounts is an errdefs.ErrNotImplemented: another differ can apply the layer
+// there, file by file.
 func (s *Snapshotter) AddLayer(ctx context.Context, id string, held *layer.Held, sync bool) error {
 	if err := s.addLayer(ctx, id, held); err != nil {
 		return fmt.Errorf("add layer %s to snapshot %s: %w", held.ID, id, err)
@@ -115,7 +115,7 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 	case !pristine:
 		return fmt.Errorf("snapshot was written to: %w", errdefs.ErrNotImplemented)
 	}
-	// It is mounted anew, over this layer too.
+	// The snapshot is mounted again later, over this layer too.
 	if err := s.mounter.unmount(id); err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 		return err
 	}
 	if top.Unresolved > 0 {
-		return nil // the layers below are known at Commit
+		return nil // Commit knows the layers below
 	}
 	start := time.Now()
 	_, added, err := s.mounter.checkout(ctx, &top.Layer, nil)
@@ -152,12 +152,12 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 	return s.writeLayer(id, top, usage)
 }
 
-// MarkGarbage says that something was stored which no snapshot may need: the next Cleanup prunes.
+// MarkGarbage records that the store has something that no snapshot may need: the next Cleanup prunes.
 func (s *Snapshotter) MarkGarbage() { s.garbage.Store(true) }
 
-// OpenUpper returns the upper directory of the active snapshot that mounts belong to, if it is all that the snapshot has
-// over what lower mounts, and what is below it as directories, topmost first. The caller closes them. Otherwise, and for
-// mounts that are not the snapshotter's, the error is an errdefs.ErrNotImplemented.
+// OpenUpper returns the upper directory of the active snapshot that mounts belong to, if that is the only difference to
+// what lower mounts, and the directories below it, topmost first. The caller closes them. Otherwise, and for mounts of
+// another snapshotter, the error is an errdefs.ErrNotImplemented.
 func (s *Snapshotter) OpenUpper(ctx context.Context, lower, mounts []mount.Mount) (upper *atfs.Dir, lowers []*atfs.Dir, err error) {
 	id, _, err := s.Locate(ctx, mounts)
 	if err != nil {

@@ -28,7 +28,8 @@ func allIn(ctx context.Context) (all []snapshot, err error) {
 	return all, err
 }
 
-// chainOf reads what a committed snapshot and those below it consist of, topmost first. No name is no chain.
+// chainOf returns the content of a committed snapshot and of those below it, topmost first. An empty name has an empty
+// chain.
 func (s *Snapshotter) chainOf(ctx context.Context, name string) (chain []content, err error) {
 	if name == "" {
 		return nil, nil
@@ -78,7 +79,7 @@ func (s *Snapshotter) parentOf(ctx context.Context, id string) (chain []content,
 	return chain, err
 }
 
-// layerIDs returns the layers of a chain, lowest first, as the layer store wants them.
+// layerIDs returns the layers of a chain, lowest first, as the layer store expects them.
 func layerIDs(chain []content, above ...objectstore.Checksum) []objectstore.Checksum {
 	ids := make([]objectstore.Checksum, 0, len(chain)+len(above))
 	for _, c := range slices.Backward(chain) {
@@ -87,7 +88,7 @@ func layerIDs(chain []content, above ...objectstore.Checksum) []objectstore.Chec
 	return append(ids, above...)
 }
 
-// walk is storage.WalkInfo, except that a store that never had a snapshot has none, instead of being an error.
+// walk is storage.WalkInfo, but a store that never had a snapshot is empty rather than an error.
 func walk(ctx context.Context, f snapshots.WalkFunc, filters ...string) error {
 	called := false
 	err := storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {

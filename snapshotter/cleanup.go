@@ -17,9 +17,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// Cleanup removes what removed snapshots leave behind: their directories, layers that nobody needs any more and the
-// checkouts and objects of these. Calls wait for each other. While something is being pulled the store is not pruned;
-// the next Cleanup does it.
+// Cleanup frees the space of removed snapshots: their directories, layers that no snapshot needs any more, and the
+// checkouts and objects of these. Calls wait for each other. During a pull the store is not pruned; the next Cleanup
+// does so.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	select {
 	case s.cleaning <- struct{}{}:
@@ -53,7 +53,7 @@ func (s *Snapshotter) sweepDirectories(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		// What begins with newPrefix belongs to a Prepare that is running.
+		// Directories with newPrefix belong to a running Prepare.
 		if strings.HasPrefix(name, oldPrefix) {
 			errs = append(errs, s.tmp.RemoveAll(name))
 		}
@@ -61,9 +61,9 @@ func (s *Snapshotter) sweepDirectories(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sweepMounts has the mounter remove what snapshots no longer need.
+// sweepMounts has the mounter remove mounts, images and checkouts that no snapshot needs any more.
 func (s *Snapshotter) sweepMounts(ctx context.Context) (err error) {
-	s.sweeping.Lock() // what another sweep has listed is gone when its turn comes
+	s.sweeping.Lock() // so that no sweep lists what another one is removing
 	defer s.sweeping.Unlock()
 	if !s.idle.Swap(false) {
 		return nil
@@ -84,11 +84,12 @@ func (s *Snapshotter) sweepMounts(ctx context.Context) (err error) {
 	})
 }
 
-// discardOrphans moves directories that no snapshot needs out of snapshots/. Where there is one that may be such, it
-// looks again inside a write transaction: no snapshot is being made or committed meanwhile. There mostly is none, and
-// then nobody has to wait.
+// discardOrphans moves directories that no snapshot needs out of snapshots/. If there are candidates it looks again
+// inside a write transaction, during which no snapshot is created or committed. Mostly there are none, and nothing has
+// to wait.
 func (s *Snapshotter) discardOrphans(ctx context.Context) error {
-	// Names first: the row of a snapshot that is there by now is in the transaction, unless it is being made.
+	// Names first: the row of a snapshot whose directory exists by now is in the transaction, unless it is still being
+	// created.
 	names, err := s.snaps.ReadNames()
 	if err != nil {
 		return err
@@ -137,8 +138,8 @@ func orphans(ctx context.Context, names []string) ([]string, error) {
 	}), nil
 }
 
-// prune removes layers and objects that nobody needs. To find them takes a walk over the whole store, so it is done
-// only when there may be some.
+// prune removes layers and objects that nothing needs. Finding them takes a walk over the whole store, so it runs only
+// when there may be some.
 func (s *Snapshotter) prune(ctx context.Context) (err error) {
 	if !s.garbage.Swap(false) {
 		return nil
@@ -164,7 +165,7 @@ func (s *Snapshotter) prune(ctx context.Context) (err error) {
 	return nil
 }
 
-// pruneNow prunes, or returns objectstore.ErrLocked if a pull would keep it waiting.
+// pruneNow prunes, or returns objectstore.ErrLocked if it would have to wait for a pull.
 func (s *Snapshotter) pruneNow(ctx context.Context) (layer.PruneStats, error) {
 	if err := s.probeLock(ctx); err != nil {
 		return layer.PruneStats{}, err
@@ -173,7 +174,7 @@ func (s *Snapshotter) pruneNow(ctx context.Context) (layer.PruneStats, error) {
 	defer cancel(nil)
 	var patience *time.Timer // runs while Execute waits for the lock
 	plan, err := s.layers.PlanPrune(ctx, func(ctx context.Context) (map[objectstore.Checksum]struct{}, error) {
-		// Execute asks what is live when it has the lock: from then on it may take its time.
+		// Execute calls this once it has the lock: from then on it may take its time.
 		if patience != nil && !patience.Stop() {
 			return nil, objectstore.ErrLocked
 		}
@@ -187,10 +188,10 @@ func (s *Snapshotter) pruneNow(ctx context.Context) (layer.PruneStats, error) {
 	return plan.Execute(ctx)
 }
 
-// lockPatience is how long Cleanup waits for a pull to end. Whoever removes an image waits for Cleanup.
+// lockPatience limits how long Cleanup waits for a pull to end: removing an image waits for Cleanup.
 const lockPatience = time.Second
 
-// probeLock returns objectstore.ErrLocked if a pull is running: to plan would be for nothing then.
+// probeLock returns objectstore.ErrLocked if a pull is running, which would make planning pointless.
 func (s *Snapshotter) probeLock(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, objectstore.ErrLocked)
 	defer cancel()

@@ -18,11 +18,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// Commit makes an active snapshot a committed one called name. If a layer was applied to the snapshot, that is all:
-// one transaction. What was written through the mounts becomes a layer first; nobody may write there any more.
+// Commit turns an active snapshot into a committed one called name. If a layer was applied to the snapshot, this takes
+// one transaction. Files written through the mounts become a layer first; nothing may write there any more.
 //
-// A snapshot without parent can be given one with snapshots.WithParent. On an error the active snapshot stays as it
-// is, and Commit may be called again.
+// snapshots.WithParent gives a parent to a snapshot without one. After an error the active snapshot is unchanged, and
+// Commit may be called again.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	if err := s.commit(ctx, name, key, opts); err != nil {
 		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, err)
@@ -78,7 +78,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
-	s.idle.Store(true) // what the active snapshot was mounted over
+	s.idle.Store(true) // the mounts below the active snapshot
 	s.prebuilder.committed(name, parent, layerIDs(append([]content{c}, below...)))
 	s.sweepCommitted(ctx, id, top.imported)
 	log.G(ctx).WithFields(log.Fields{
@@ -87,8 +87,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	return nil
 }
 
-// canCommit finds, before any work is done, what the transaction would refuse. It returns the ID of the active
-// snapshot and what will be below it.
+// canCommit finds, before any work is done, what the transaction would refuse. It returns the ID of the active snapshot
+// and the chain it will lie on.
 func (s *Snapshotter) canCommit(ctx context.Context, name, key, asked string) (id string, below []content, err error) {
 	err = s.read(ctx, func(ctx context.Context) error {
 		var info snapshots.Info
@@ -114,7 +114,7 @@ func (s *Snapshotter) canCommit(ctx context.Context, name, key, asked string) (i
 	return id, below, err
 }
 
-// commitRow makes the row of an active snapshot that of a committed one, with which it enters the indexes, and returns its
+// commitRow turns the row of an active snapshot into that of a committed one, adds it to the indexes, and returns its
 // parent.
 func (s *Snapshotter) commitRow(ctx context.Context, id, name, key string, usage snapshots.Usage, opts []snapshots.Opt) (parent string, err error) {
 	indexed := false
@@ -126,7 +126,7 @@ func (s *Snapshotter) commitRow(ctx context.Context, id, name, key string, usage
 		if err != nil {
 			return err
 		}
-		s.refs.put(info) // while nobody can remove it
+		s.refs.put(info) // before it can be removed
 		s.committed.put(id, info)
 		indexed, parent = true, info.Parent
 		return nil
@@ -138,11 +138,11 @@ func (s *Snapshotter) commitRow(ctx context.Context, id, name, key string, usage
 	return parent, err
 }
 
-// topLayer is the layer that a snapshot is committed with.
+// topLayer is the layer with which a snapshot is committed.
 type topLayer struct {
 	layer.Layer
-	blob     digest.Digest // that it was unpacked from; "" if that is not known
-	usage    layer.Usage   // what it added to the store
+	blob     digest.Digest // that it was unpacked from; "" if unknown
+	usage    layer.Usage   // that it added to the store
 	imported bool          // the upper directory has content
 	held     *layer.Held   // nil: the file layer keeps it
 }
@@ -154,8 +154,8 @@ func (t *topLayer) release() error {
 	return t.held.Release()
 }
 
-// layerOf returns the layer of an active snapshot: the one that was applied to it, what is in its upper directory, or
-// the two as one.
+// layerOf returns the layer of an active snapshot: the applied one, one imported from its upper directory, or both
+// merged.
 func (s *Snapshotter) layerOf(ctx context.Context, id string, below []content) (_ *topLayer, err error) {
 	d, err := s.readDirectory(id)
 	if err != nil {
@@ -195,10 +195,10 @@ func (s *Snapshotter) layerOf(ctx context.Context, id string, below []content) (
 	}, nil
 }
 
-// importUpper makes a layer of the upper directory of an active snapshot, which lies over a chain, topmost first.
+// importUpper imports the upper directory of an active snapshot, which lies over a chain, topmost first, as a layer.
 func (s *Snapshotter) importUpper(ctx context.Context, id string, chain []content) (_ *topLayer, err error) {
-	// What is stored here is garbage if it is merged into another layer; and if it cannot be used, from the moment at
-	// which that is known: a prune that ran before has found nothing.
+	// The new objects are garbage if the layer is merged into another one. If it turns out to be unusable they are so
+	// from then on: a prune that ran before has found nothing.
 	s.garbage.Store(true)
 	defer func() {
 		if err != nil {
@@ -224,8 +224,8 @@ func (s *Snapshotter) importUpper(ctx context.Context, id string, chain []conten
 	return &topLayer{Layer: held.Layer, usage: held.Added, imported: true, held: held}, nil
 }
 
-// sweepCommitted removes the directory of a snapshot that was just committed. One with content takes its time: Commit
-// runs inside containerd's own transaction, so it does not wait.
+// sweepCommitted removes the directory of a snapshot that was just committed. Removing one with content takes a while;
+// Commit does not wait for it, since it runs inside containerd's own transaction.
 func (s *Snapshotter) sweepCommitted(ctx context.Context, id string, full bool) {
 	log := log.G(ctx).WithField("directory", path.Join(SnapshotsDir, id))
 	tmp := oldPrefix + id
@@ -247,7 +247,7 @@ func (s *Snapshotter) sweepCommitted(ctx context.Context, id string, full bool) 
 	s.work.Go(remove)
 }
 
-// LostLayerError says that a layer which a snapshot is made of is no longer in the store, or damaged there. It is an
+// LostLayerError reports that a layer of a snapshot is missing from the store, or damaged. It is an
 // errdefs.ErrDataLoss.
 type LostLayerError struct {
 	Snapshot string // name; "" for an active one
@@ -255,10 +255,10 @@ type LostLayerError struct {
 	Cause    error
 }
 
-// lostRemedy says what to do about a lost layer. Its blob may still be in containerd's content store.
+// lostRemedy is the advice for a lost layer. Its blob may still be in containerd's content store.
 const lostRemedy = `run "ostree-snapshotter fsck --repair", or remove the image and pull it again`
 
-// Error names the layer, and says what to do.
+// Error returns a text that names the layer and the remedy.
 func (e *LostLayerError) Error() string {
 	text := fmt.Sprintf("layer %s is lost: %v; %s", e.Layer, e.Cause, lostRemedy)
 	if e.Snapshot == "" {
@@ -267,10 +267,11 @@ func (e *LostLayerError) Error() string {
 	return fmt.Sprintf("snapshot %q: %s", e.Snapshot, text)
 }
 
-// DataLoss marks the error for errdefs. The cause is not unwrapped: to containerd, "not found" would be the snapshot.
+// DataLoss marks the error for errdefs. The cause is not unwrapped: containerd would take its "not found" for that of
+// the snapshot.
 func (*LostLayerError) DataLoss() {}
 
-// lost turns an error of the layer store about a layer that must be there into a LostLayerError.
+// lost turns an error of the layer store about a required layer into a LostLayerError.
 func lost(c content, err error) error {
 	if errdefs.IsNotFound(err) || errors.Is(err, objectstore.ErrCorrupt) {
 		return &LostLayerError{Snapshot: c.name, Layer: c.layer, Cause: err}

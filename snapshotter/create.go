@@ -18,16 +18,16 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
-// Prepare makes an active snapshot.
+// Prepare creates an active snapshot.
 //
-// With the label containerd.io/snapshot.ref, the answer is errdefs.ErrAlreadyExists if there is a committed snapshot
-// with this label and this parent, under whatever name: containerd then uses that one, also from another namespace.
-// Read-only mounts say that the layer is there and nothing is to be applied; see [WithStaging].
+// With the label containerd.io/snapshot.ref, the error is errdefs.ErrAlreadyExists if a committed snapshot with this
+// label and this parent exists, under any name: containerd then uses that one, also from another namespace. Read-only
+// mounts mean that the layer exists and is not to be applied; see [WithStaging].
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }
 
-// View makes a read-only snapshot.
+// View creates a read-only snapshot.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return s.create(ctx, snapshots.KindView, key, parent, opts)
 }
@@ -57,7 +57,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, err
 	}
 	if staged != nil {
-		// The file layer keeps the layer alive as soon as the directory has its name.
+		// The file layer keeps the layer alive once the directory is in place.
 		defer func() { err = errors.Join(err, staged.Release()) }()
 	}
 	dir := newDirectory{kind: kind, parent: len(below) > 0, staged: staged}
@@ -71,7 +71,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if kind == snapshots.KindActive && isUnpackKey(key) {
 		s.prebuilder.cancelPrebuild(parent)
 	}
-	// What is below is made to appear after the row is there, which keeps it.
+	// The row exists by now and keeps the layers below.
 	mounts, err := s.mount(ctx, mountRequest{id: id, key: key, kind: kind, parent: below, ids: ids, dir: dir.directory(id), created: true})
 	if err != nil {
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
@@ -79,7 +79,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	return mounts, nil
 }
 
-// validKey refuses what cannot be a key in metadata.db.
+// validKey refuses keys that metadata.db cannot store.
 func validKey(key string) error {
 	if key == "" || len(key) > bolt.MaxKeySize {
 		return fmt.Errorf("key of %d bytes, want 1 to %d: %w", len(key), bolt.MaxKeySize, errdefs.ErrInvalidArgument)
@@ -87,8 +87,8 @@ func validKey(key string) error {
 	return nil
 }
 
-// rootOwner returns the owner that the upper directory of a snapshot has, which is the owner that the root of the
-// container's file system has: that of the parent's root, as the host sees it.
+// rootOwner returns the owner for the upper directory of a snapshot, which becomes the owner of the root of the
+// container's file system: the owner of the parent's root, mapped to the host.
 func (s *Snapshotter) rootOwner(ctx context.Context, below []content, ids composefsmount.Mapping) (uid, gid uint32, err error) {
 	if len(below) > 0 {
 		if uid, gid, err = s.layers.RootOwner(ctx, below[0].layer); err != nil {
@@ -101,7 +101,7 @@ func (s *Snapshotter) rootOwner(ctx context.Context, below []content, ids compos
 	return ids.Host(uid, gid)
 }
 
-// insert makes the row and the directory of a new snapshot, both or neither.
+// insert creates the row and the directory of a new snapshot, both or neither.
 func (s *Snapshotter) insert(ctx context.Context, dir newDirectory, below []content, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (id string, err error) {
 	tmp, err := s.makeDirectory(dir)
 	if err != nil {
@@ -155,8 +155,8 @@ func onlyLabels(labels map[string]string) snapshots.Opt {
 	}
 }
 
-// stage returns, held, the layer with which a new snapshot can be staged, nil if there is none. The caller says by a
-// label which layer it is about to fetch and apply.
+// stage returns, held, the layer with which a new snapshot can be staged, nil if there is none. A label names the layer
+// that the caller is about to fetch and apply.
 func (s *Snapshotter) stage(ctx context.Context, kind snapshots.Kind, key string, labels map[string]string) (*layer.Held, error) {
 	label := labels[snapshots.LabelSnapshotDiffID]
 	if s.opts.staging == nil || kind != snapshots.KindActive || label == "" || !isUnpackKey(key) {
@@ -164,7 +164,7 @@ func (s *Snapshotter) stage(ctx context.Context, kind snapshots.Kind, key string
 	}
 	diffID, err := digest.Parse(label)
 	if err != nil {
-		return nil, nil //nolint:nilerr // containerd will say what is wrong with it when it applies the layer
+		return nil, nil //nolint:nilerr // containerd reports it when it applies the layer
 	}
 	held, err := s.layers.Acquire(ctx, diffID)
 	if err != nil {

@@ -24,7 +24,7 @@ const (
 	oldPrefix = tmpPrefix + "old-"
 )
 
-// A newDirectory is the directory of a snapshot that is being made.
+// A newDirectory is the directory of a snapshot being created.
 type newDirectory struct {
 	kind     snapshots.Kind
 	parent   bool
@@ -32,7 +32,7 @@ type newDirectory struct {
 	uid, gid uint32      // of the upper directory
 }
 
-// directory returns what reading it gives, once it is in its place.
+// directory returns the result of reading the directory after it was moved into place.
 func (n newDirectory) directory(id string) directory {
 	d := directory{id: id}
 	if n.staged != nil {
@@ -44,7 +44,7 @@ func (n newDirectory) directory(id string) directory {
 // empty reports whether the snapshot needs no directory at all.
 func (n newDirectory) empty() bool { return n.kind == snapshots.KindView && n.parent }
 
-// makeDirectory makes a snapshot's directory in tmp/ and returns its name there.
+// makeDirectory creates a snapshot's directory in tmp/ and returns its name there.
 func (s *Snapshotter) makeDirectory(n newDirectory) (string, error) {
 	name := newPrefix + rand.Text()
 	if n.empty() {
@@ -56,8 +56,8 @@ func (s *Snapshotter) makeDirectory(n newDirectory) (string, error) {
 	return name, nil
 }
 
-// sweepNew removes a directory that makeDirectory made, if there is one. It gets the name of an old one first: where
-// removing it fails, for want of a file descriptor say, Cleanup does it.
+// sweepNew removes a directory created by makeDirectory, if it exists. It renames it to that of an old one first: if
+// removing it fails, for want of a file descriptor say, Cleanup does so.
 func (s *Snapshotter) sweepNew(name string) error {
 	old := oldPrefix + strings.TrimPrefix(name, newPrefix)
 	if err := s.tmp.Rename(name, s.tmp, old, 0); err != nil {
@@ -98,16 +98,16 @@ func (s *Snapshotter) fillDirectory(name string, n newDirectory) (err error) {
 	return dir.WriteFile(AppliedFile, []byte(n.staged.ID.String()+"\n"), fileMode, false)
 }
 
-// A directory is what the files beside the upper directory of an active snapshot say.
+// A directory holds the contents of the files beside the upper directory of an active snapshot.
 type directory struct {
 	id     string
 	layer  objectstore.Checksum // zero if none was applied
-	blob   digest.Digest        // that it was unpacked from; "" if that is not known
-	usage  layer.Usage          // what this layer added to the store
-	staged bool                 // the snapshot was made with its layer, and is mounted read-only
+	blob   digest.Digest        // that it was unpacked from; "" if unknown
+	usage  layer.Usage          // that this layer added to the store
+	staged bool                 // the snapshot was created with its layer, and is mounted read-only
 }
 
-// readDirectory reads them. A directory that is not there is an errdefs.ErrDataLoss: its row is.
+// readDirectory reads them. A missing directory is an errdefs.ErrDataLoss, since its row exists.
 func (s *Snapshotter) readDirectory(id string) (directory, error) {
 	d := directory{id: id}
 	if ok, err := s.snaps.Exists(path.Join(id, workDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -135,11 +135,11 @@ func (s *Snapshotter) readDirectory(id string) (directory, error) {
 	return d, nil
 }
 
-// AppliedLayers returns the layers that were applied to the active snapshots below root, or with which they are staged,
-// by the ID of the snapshot. No row names them before Commit. Snapshots whose file AppliedFile names no layer, as after a
-// power failure, are in damaged instead, each with an errdefs.ErrDataLoss.
+// AppliedLayers returns, by snapshot ID, the layers that were applied to the active snapshots below root, or with which
+// they are staged. No row names them before Commit. Snapshots whose file AppliedFile names no layer, as after a power
+// failure, are in damaged instead, each with an errdefs.ErrDataLoss.
 //
-// A commit moves a layer from the directory to the row: whoever needs both reads the directories first.
+// A commit moves a layer from the directory to the row: callers that need both must read the directories first.
 func AppliedLayers(root *atfs.Dir) (layers map[string]objectstore.Checksum, damaged map[string]error, err error) {
 	snaps, err := root.OpenDir(SnapshotsDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -172,8 +172,8 @@ func appliedLayers(snaps *atfs.Dir) (layers map[string]objectstore.Checksum, dam
 	return layers, damaged, nil
 }
 
-// readApplied returns the layer in a snapshot's directory, zero if there is none or no such directory. A file that does
-// not name one, as after a power failure, is an errdefs.ErrDataLoss.
+// readApplied returns the layer in a snapshot's directory, zero if there is no layer or no directory. A file that names
+// no layer, as after a power failure, is an errdefs.ErrDataLoss.
 func readApplied(snaps *atfs.Dir, id string) (objectstore.Checksum, error) {
 	b, err := readSmall(snaps, id, AppliedFile)
 	if err != nil || b == nil {
@@ -186,8 +186,8 @@ func readApplied(snaps *atfs.Dir, id string) (objectstore.Checksum, error) {
 	return sum, nil
 }
 
-// readSmall returns what is in a file beside the upper directory, nil if there is none. One that is too long to be ours is
-// an errdefs.ErrDataLoss.
+// readSmall returns the content of a file beside the upper directory, nil if it does not exist. A file too long to be
+// ours is an errdefs.ErrDataLoss.
 func readSmall(snaps *atfs.Dir, id, name string) ([]byte, error) {
 	b, err := snaps.ReadFile(path.Join(id, name), smallFile)
 	switch {
@@ -202,7 +202,7 @@ func readSmall(snaps *atfs.Dir, id, name string) ([]byte, error) {
 }
 
 // readBlob returns the blob that the layer in a snapshot's directory was unpacked from. The file names the layer too:
-// one that was written for another layer, or is damaged, says nothing.
+// it is ignored if it was written for another layer, or is damaged.
 func (s *Snapshotter) readBlob(id string, sum objectstore.Checksum) (digest.Digest, error) {
 	b, err := readSmall(s.snaps, id, blobFile)
 	if err != nil && !errdefs.IsDataLoss(err) {
@@ -215,7 +215,7 @@ func (s *Snapshotter) readBlob(id string, sum objectstore.Checksum) (digest.Dige
 	return "", nil
 }
 
-// writeLayer records the layer of an active snapshot, and what it added to the store.
+// writeLayer records the layer of an active snapshot and the space it added to the store.
 func (s *Snapshotter) writeLayer(id string, l *layer.Held, u layer.Usage) error {
 	usage := fmt.Sprintf("%d %d\n", u.Bytes, u.Inodes)
 	if err := s.snaps.WriteFile(path.Join(id, usageFile), []byte(usage), fileMode, false); err != nil {
@@ -229,7 +229,7 @@ func (s *Snapshotter) writeLayer(id string, l *layer.Held, u layer.Usage) error 
 	return s.snaps.WriteFile(path.Join(id, AppliedFile), []byte(l.ID.String()+"\n"), fileMode, false)
 }
 
-// isPristine reports whether nobody has changed the upper directory since it was made.
+// isPristine reports whether the upper directory is unchanged since it was created.
 func (s *Snapshotter) isPristine(id string) (bool, error) {
 	dir, err := s.snaps.OpenDir(path.Join(id, upperDir))
 	if err != nil {
@@ -242,7 +242,7 @@ func (s *Snapshotter) isPristine(id string) (bool, error) {
 		return false, err
 	}
 	for name := range x {
-		// The kernel marks upper directories for itself (origin, impure, uuid); that is not content.
+		// The kernel's own marks on upper directories (origin, impure, uuid) are not content.
 		if name == "trusted.overlay.opaque" || !strings.HasPrefix(name, "trusted.overlay.") {
 			return false, nil
 		}

@@ -9,12 +9,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// Live returns the layers that snapshots need. It takes no lock of the repository, and reads nothing of snapshots that
-// are committed: pulls wait while a prune asks for it the last time.
+// Live returns the layers that snapshots need. It takes no lock of the repository and does not read committed snapshots
+// from the disk: pulls wait while a prune calls it the last time.
 func (s *Snapshotter) Live(context.Context) (map[objectstore.Checksum]struct{}, error) {
 	live := make(map[objectstore.Checksum]struct{})
-	// Directories before rows: Commit moves a layer from the one to the other.
-	applied, _, err := appliedLayers(s.snaps) // nothing can use a snapshot that is damaged
+	// Directories before rows: Commit moves layers from the former to the latter.
+	applied, _, err := appliedLayers(s.snaps) // a damaged snapshot cannot be used
 	if err != nil {
 		return nil, err
 	}
@@ -24,13 +24,13 @@ func (s *Snapshotter) Live(context.Context) (map[objectstore.Checksum]struct{}, 
 	return live, s.committed.addTo(live)
 }
 
-// A layerIndex knows the layers of the committed snapshots, as their rows have them. A snapshot is in it from before its
-// directory is gone until after its row is.
+// A layerIndex holds the layers of the committed snapshots, as recorded in their rows. A snapshot is added before its
+// directory is removed, and dropped after its row is.
 type layerIndex struct {
 	mu    sync.Mutex
-	byID  map[string]objectstore.Checksum // by snapshot ID: a name can be removed and given again at the same time
+	byID  map[string]objectstore.Checksum // by snapshot ID: a name can be removed and reused at the same time
 	count map[objectstore.Checksum]int
-	bad   map[string]error // snapshots of which it cannot be said what they need
+	bad   map[string]error // snapshots whose layers are unknown
 }
 
 func newLayerIndex() layerIndex {
@@ -41,7 +41,7 @@ func newLayerIndex() layerIndex {
 	}
 }
 
-// put takes notice of a committed snapshot.
+// put adds a committed snapshot.
 func (x *layerIndex) put(id string, info snapshots.Info) {
 	c, err := contentOf(id, info)
 	x.mu.Lock()
@@ -54,7 +54,7 @@ func (x *layerIndex) put(id string, info snapshots.Info) {
 	x.count[c.layer]++
 }
 
-// remove takes notice that a snapshot is no more.
+// remove drops a snapshot.
 func (x *layerIndex) remove(id string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -69,7 +69,7 @@ func (x *layerIndex) remove(id string) {
 	}
 }
 
-// addTo adds the layers to live. It fails if it cannot be said of a snapshot what it needs: nothing may be removed then.
+// addTo adds the layers to live. It fails if the layer of a snapshot is unknown: nothing may be removed then.
 func (x *layerIndex) addTo(live map[objectstore.Checksum]struct{}) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -82,8 +82,8 @@ func (x *layerIndex) addTo(live map[objectstore.Checksum]struct{}) error {
 	return nil
 }
 
-// refIndex knows the committed snapshots that containerd may find by their chain ID and parent. Only those are in it
-// whose chain ID this program computed: a name alone proves nothing about the content.
+// refIndex holds the committed snapshots that containerd may find by chain ID and parent. It has only those whose chain
+// ID this program computed: a name alone proves nothing about the content.
 type refIndex struct {
 	mu     sync.Mutex
 	byName map[string]refKey
@@ -92,7 +92,7 @@ type refIndex struct {
 
 type refKey struct{ ref, parent string }
 
-// put takes notice of a snapshot, or of its new labels.
+// put adds a snapshot, or updates its labels.
 func (x *refIndex) put(info snapshots.Info) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -127,7 +127,7 @@ func (x *refIndex) drop(name string) {
 	}
 }
 
-// has reports whether there is a snapshot with this reference and parent.
+// has reports whether a snapshot has this reference and parent.
 func (x *refIndex) has(ref, parent string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -14,25 +14,25 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// Labels that this package keeps on committed snapshots. Nobody else can set or remove them: labels come from image
-// authors too, as annotations of a layer, so every value that arrives from outside is dropped.
+// Labels that this package sets on committed snapshots. Callers can neither set nor remove them: image authors provide
+// labels too, as annotations of a layer, so every value that arrives from outside is dropped.
 const (
 	// LabelLayer is the ID of the layer that the snapshot adds to its parent.
 	LabelLayer = privatePrefix + "layer"
-	// LabelCheckout is the name of the layer's checkout, below the root. It is there if the snapshot was committed with
-	// hard-link checkouts.
+	// LabelCheckout is the name of the layer's checkout, below the root. Snapshots committed with hard-link checkouts
+	// have it.
 	LabelCheckout = privatePrefix + "checkout"
-	// LabelChainID is the chain ID of the snapshot. It is there only if this program computed the diff IDs of all its
+	// LabelChainID is the chain ID of the snapshot. It is set only if this program computed the diff IDs of all its
 	// layers.
 	LabelChainID = privatePrefix + "chain-id"
-	// LabelBlob is the digest of the blob that the layer was unpacked from, where this program unpacked it. With it, what
-	// finds the layer when the blob is pulled again can be made again.
+	// LabelBlob is the digest of the blob that the layer was unpacked from, if this program unpacked it. From it, the
+	// ref that finds the layer when the blob is pulled again can be restored.
 	LabelBlob = privatePrefix + "blob"
 
 	privatePrefix = "containerd.io/snapshot/ostree."
 )
 
-// validLabels refuses labels that containerd does not take, and those that metadata.db does not.
+// validLabels refuses labels that containerd or metadata.db does not accept.
 func validLabels(asked map[string]string) error {
 	for k, v := range asked {
 		if k == "" {
@@ -56,12 +56,12 @@ func publicLabels(labels map[string]string) map[string]string {
 	return public
 }
 
-// publicPaths returns the field paths that do not name a label of this package's own.
+// publicPaths returns the field paths that do not name this package's labels.
 func publicPaths(fieldpaths []string) []string {
 	return slices.DeleteFunc(slices.Clone(fieldpaths), func(p string) bool { return strings.HasPrefix(p, "labels."+privatePrefix) })
 }
 
-// privateLabels returns this package's own among labels.
+// privateLabels returns this package's labels among labels.
 func privateLabels(labels map[string]string) map[string]string {
 	private := make(map[string]string)
 	for k, v := range labels {
@@ -72,8 +72,8 @@ func privateLabels(labels map[string]string) map[string]string {
 	return private
 }
 
-// committedLabels are the labels of a committed snapshot: those that were asked for, its own, and the label by which
-// containerd finds the snapshot from another namespace. Client-side unpacking does not ask for that one.
+// committedLabels returns the labels of a committed snapshot: the requested ones, its own, and the one by which
+// containerd finds the snapshot from another namespace. Client-side unpacking does not request the latter.
 func committedLabels(name string, asked, private map[string]string) map[string]string {
 	labels := publicLabels(asked)
 	maps.Copy(labels, private)
@@ -84,8 +84,8 @@ func committedLabels(name string, asked, private map[string]string) map[string]s
 	return labels
 }
 
-// clientName is the part of a key or name that containerd's client chose: the metadata service puts the namespace and
-// a number before it.
+// clientName returns the part of a key or name that containerd's client chose: the metadata service prefixes it with
+// the namespace and a number.
 func clientName(key string) string {
 	if parts := strings.SplitN(key, "/", 3); len(parts) == 3 {
 		return parts[2]
@@ -93,23 +93,24 @@ func clientName(key string) string {
 	return key
 }
 
-// isUnpackKey reports whether a key is one under which containerd unpacks an image. What is mounted under any other
-// key may be written through the mounts.
+// isUnpackKey reports whether containerd uses a key for unpacking an image. Snapshots under other keys may be written
+// to through their mounts.
 func isUnpackKey(key string) bool {
 	return strings.HasPrefix(clientName(key), snapshots.UnpackKeyPrefix+"-")
 }
 
-// content is what a committed snapshot consists of.
+// content describes the content of a committed snapshot.
 type content struct {
 	name     string // of the snapshot
 	id       string // of the snapshot
 	layer    objectstore.Checksum
 	checkout string        // below the root; "" if none was made
-	chainID  digest.Digest // "" if it is not known
-	blob     digest.Digest // that the layer was unpacked from; "" if it is not known
+	chainID  digest.Digest // "" if unknown
+	blob     digest.Digest // that the layer was unpacked from; "" if unknown
 }
 
-// LayerOf returns the layer that a committed snapshot adds to its parent. The error says why its label names none.
+// LayerOf returns the layer that a committed snapshot adds to its parent. The error names the label that holds no
+// layer.
 func LayerOf(info snapshots.Info) (objectstore.Checksum, error) {
 	sum, err := objectstore.ParseChecksum(info.Labels[LabelLayer])
 	if err != nil {
@@ -135,7 +136,7 @@ func contentOf(id string, info snapshots.Info) (content, error) {
 	return c, nil
 }
 
-// labels is the inverse of contentOf.
+// labels returns the labels from which contentOf reads c.
 func (c content) labels() map[string]string {
 	l := map[string]string{LabelLayer: c.layer.String()}
 	if c.checkout != "" {
@@ -150,8 +151,8 @@ func (c content) labels() map[string]string {
 	return l
 }
 
-// chainID is the chain ID of a snapshot whose layer has a diff ID, over the chain below it. It is "" if either has
-// none that this program computed.
+// chainID returns the chain ID of a snapshot whose layer has a diff ID, over the chain below it. It is "" if this
+// program did not compute either.
 func chainID(below []content, diffID digest.Digest) digest.Digest {
 	if len(below) == 0 || diffID == "" {
 		return diffID

@@ -6,10 +6,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// Names that a [Snapshotter] uses below its root, beside those of the layer store.
+// Names that a [Snapshotter] uses below its root, besides those of the layer store.
 const (
 	MetadataFile = "metadata.db"          // rows of containerd's storage package; see [CheckMetadata]
-	MetadataCopy = MetadataFile + ".copy" // takes its place when it is lost
+	MetadataCopy = MetadataFile + ".copy" // replaces it when it is lost
 	SnapshotsDir = "snapshots"            // directories of active snapshots, by ID
 	MountsDir    = "mounts"               // mount points of active snapshots, by ID; with composefs
 	LostDir      = "lost"                 // directories with content of snapshots whose rows were lost
@@ -27,7 +27,7 @@ const (
 	usageFile  = "usage"
 	blobFile   = "blob"
 
-	smallFile = 256 // none of these files is larger
+	smallFile = 256 // maximum size of these files
 )
 
 const (

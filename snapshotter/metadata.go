@@ -22,16 +22,15 @@ import (
 )
 
 const (
-	// databaseTimeout is how long to wait for another process that has metadata.db open.
+	// databaseTimeout limits how long to wait for another process that has metadata.db open.
 	databaseTimeout = 5 * time.Second
 
 	copyAfterLast  = 5 * time.Second  // after the last change of the rows
-	copyAfterFirst = 30 * time.Second // after the first one that is not in the copy
+	copyAfterFirst = 30 * time.Second // after the first change missing from the copy
 )
 
-// copyMetadata makes the copy anew, with the rows as they are when it is called, and has it on the disk. Nothing waits
-// for it: what it does inside a transaction is to copy to memory, since bbolt lets no writer make the database larger
-// while a transaction is open.
+// copyMetadata writes a new copy, with the current rows, and syncs it. No call waits for it: its transaction ends after
+// copying to memory, since bbolt cannot enlarge the database while a transaction is open.
 func (s *Snapshotter) copyMetadata() (err error) {
 	defer func() {
 		if err != nil {
@@ -43,7 +42,7 @@ func (s *Snapshotter) copyMetadata() (err error) {
 		return err
 	}
 	var data bytes.Buffer
-	if db, ok := tx.(interface { // a *bolt.Tx, of which package storage hides the rest
+	if db, ok := tx.(interface { // a *bolt.Tx, whose other methods package storage hides
 		io.WriterTo
 		Size() int64
 	}); ok {
@@ -58,8 +57,9 @@ func (s *Snapshotter) copyMetadata() (err error) {
 	return s.root.WriteFile(MetadataCopy, data.Bytes(), fileMode, true)
 }
 
-// WalkMetadata calls f for every snapshot in metadata.db, with its ID, in one transaction that only reads. A store that never
-// had a snapshot has none. The errors are those of [CheckMetadata], and what f returns, which ends it.
+// WalkMetadata calls f for every snapshot in metadata.db, with its ID, in one read-only transaction. It stops at the
+// first error of f and returns it; its other errors are those of [CheckMetadata]. A store that never had a snapshot is
+// empty.
 func WalkMetadata(ctx context.Context, root *atfs.Dir, f func(id string, info snapshots.Info) error) error {
 	if err := CheckMetadata(root); err != nil {
 		return err
@@ -80,7 +80,7 @@ func WalkMetadata(ctx context.Context, root *atfs.Dir, f func(id string, info sn
 	return errors.Join(err, ms.Close())
 }
 
-// CheckMetadata reads all of metadata.db. If it is damaged, which bbolt itself would not survive, the error is a
+// CheckMetadata reads all of metadata.db. If it is damaged, which would crash bbolt itself, the error is a
 // [DamagedMetadataError]; if it does not exist, an fs.ErrNotExist; while a daemon has it open, bbolt's ErrTimeout.
 func CheckMetadata(root *atfs.Dir) (err error) {
 	f, err := root.Open(MetadataFile)
@@ -102,7 +102,8 @@ func CheckMetadata(root *atfs.Dir) (err error) {
 	return err
 }
 
-// openMetadata opens a database that CheckMetadata or checkDatabase found whole. It waits for another process that has it open.
+// openMetadata opens a database that CheckMetadata or checkDatabase found intact. It waits for another process that has
+// it open.
 func openMetadata(file string, options ...func(*bolt.Options)) (*storage.MetaStore, error) {
 	return storage.NewMetaStore(file, func(o *bolt.Options) error {
 		o.Timeout = databaseTimeout
@@ -115,13 +116,13 @@ func openMetadata(file string, options ...func(*bolt.Options)) (*storage.MetaSto
 
 func readOnly(o *bolt.Options) { o.ReadOnly = true }
 
-// dontWait fails at once if another process has the database open, which to bbolt is the shortest time.
+// dontWait fails at once if another process has the database open: to bbolt, that is the shortest timeout.
 func dontWait(o *bolt.Options) { o.Timeout = time.Nanosecond }
 
 var errEmptyDatabase = errors.New("file is empty")
 
-// checkDatabase reads every page of a database below the root, and returns what is wrong with it; an fs.ErrNotExist if
-// there is none.
+// checkDatabase reads every page of a database below the root and returns the damage it finds. For a missing file that
+// is an fs.ErrNotExist.
 func checkDatabase(root *atfs.Dir, name string) (damage, err error) {
 	st, err := root.Lstat(name)
 	switch {

@@ -19,11 +19,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// restoreMetadata puts the copy of metadata.db in its place if that is missing or damaged, and reports whether it was. A
-// damaged file is kept under another name. Without a copy the store starts empty.
+// restoreMetadata replaces metadata.db with its copy if it is missing or damaged, and reports whether it was. A damaged
+// file is kept under another name. Without a copy the store starts empty.
 //
-// Directories with content of which the copy has no row are moved to lost/ before: from the moment that metadata.db is
-// there again they would be orphans, and swept. A start that was interrupted meanwhile finds it missing again.
+// Directories with content but without a row in the copy are moved to lost/ first: as soon as metadata.db exists again
+// they would be swept as orphans. If this start is interrupted, the next one finds metadata.db missing again.
 func (s *Snapshotter) restoreMetadata(ctx context.Context) (lost bool, err error) {
 	damage, err := checkDatabase(s.root, MetadataFile)
 	if err != nil || damage == nil {
@@ -58,7 +58,7 @@ func (s *Snapshotter) restoreMetadata(ctx context.Context) (lost bool, err error
 	return true, nil
 }
 
-// hadMetadata reports whether there ever was a metadata.db with something in it: anything else that it goes with is there.
+// hadMetadata reports whether a metadata.db with content ever existed: if so, it left other files behind.
 func (s *Snapshotter) hadMetadata(damage error) (bool, error) {
 	if !errors.Is(damage, fs.ErrNotExist) && !errors.Is(damage, errEmptyDatabase) {
 		return true, nil
@@ -79,22 +79,22 @@ func (s *Snapshotter) hadMetadata(damage error) (bool, error) {
 	return false, nil
 }
 
-// setAside gives a damaged file a name under which nothing looks at it.
+// setAside renames a damaged file so that nothing reads it any more.
 func (s *Snapshotter) setAside(name string) (aside string, err error) {
 	aside = name + ".damaged-" + rand.Text()
 	return aside, s.root.Rename(name, s.root, aside, 0)
 }
 
-// A metadataCopy is what is in the copy of metadata.db.
+// A metadataCopy holds the content of the copy of metadata.db.
 type metadataCopy struct {
-	damage  error // why there is none that can be used
+	damage  error // why no copy can be used
 	data    []byte
 	time    time.Time
 	count   int      // of snapshots
-	orphans []string // directories in snapshots/ that none of them needs
+	orphans []string // directories in snapshots/ that no row needs
 }
 
-// log says that metadata.db is lost, and what became of it.
+// log logs the loss of metadata.db and its consequences.
 func (c *metadataCopy) log(logger *log.Entry) {
 	if c.damage != nil {
 		logger.WithField("copy", c.damage.Error()).
@@ -139,10 +139,10 @@ func (s *Snapshotter) readCopy(ctx context.Context) (c metadataCopy, err error) 
 	return c, errors.Join(err, ms.Close())
 }
 
-// keepLost moves directories in snapshots/ that nobody needs and that have content to lost/, and returns how many.
+// keepLost moves unneeded directories in snapshots/ to lost/ if they have content, and returns how many.
 func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int, err error) {
 	for _, name := range orphans {
-		// One of which that cannot be told is kept too.
+		// Directories that cannot be read are kept too.
 		if pristine, err := s.isPristine(name); pristine || errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -160,7 +160,7 @@ func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int,
 	if err != nil {
 		return kept, atfs.IgnoreNotExist(err)
 	}
-	// Also if an interrupted start has moved them.
+	// Even if none moved now: an interrupted start may have moved some.
 	return kept, errors.Join(lost.Sync(), lost.Close(), s.snaps.Sync(), s.root.Sync())
 }
 

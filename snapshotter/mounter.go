@@ -16,54 +16,54 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
-// A mounter makes the layers of a chain appear as directories over which a snapshot can be mounted. Chains are topmost first.
-// Its methods may be called by many goroutines at once, sweep by one at a time.
+// A mounter provides the layers of a chain as directories over which a snapshot can be mounted. Chains are topmost
+// first. Its methods may be called concurrently, except start and sweep, which run one at a time.
 type mounter interface {
-	// start is called once, before any other method, with the snapshots that exist then.
+	// start is called once, before all other methods, with the snapshots that exist.
 	start(ctx context.Context, existing []snapshot) error
 	// mount returns the mounts of a snapshot whose row exists.
 	mount(ctx context.Context, r mountRequest) ([]mount.Mount, error)
-	// unmount lets go of the directories of an active snapshot, which was removed or changes what it is mounted over.
+	// unmount releases the directories of an active snapshot that was removed or will be mounted over other layers.
 	unmount(id string) error
-	// checkout prepares a layer for being mounted over the chain below it, and returns the name of its checkout, "" if it needs
-	// none, and what that added to the store. A layer that cannot be shown over this chain is an error.
+	// checkout prepares a layer for mounts over the chain below it. It returns the name of its checkout, "" if it needs
+	// none, and the space this added to the store. If the layer cannot lie on this chain, it returns an error.
 	checkout(ctx context.Context, top *layer.Layer, below []content) (name string, added layer.Usage, err error)
-	// openMerged opens what an upper directory and the chain below it show together. It returns nil if the upper directory is
-	// complete by itself.
+	// openMerged opens the merged view of an upper directory and the chain below it. It returns nil if the upper
+	// directory is complete by itself.
 	openMerged(ctx context.Context, upper *atfs.Dir, chain []content) (*atfs.Dir, error)
-	// openLower opens what is below an active snapshot, as directories, topmost first, if that is what lower mounts. The
+	// openLower opens the directories below an active snapshot, topmost first, if these are what lower mounts; its
 	// upper directory is complete by itself then. Otherwise the error is an errdefs.ErrNotImplemented.
 	openLower(ctx context.Context, id string, lower, mounts mount.Mount) ([]*atfs.Dir, error)
-	// sweep unmounts and removes what no snapshot needs: what this mounter made, and what one of the other kind left.
+	// sweep unmounts and removes everything that no snapshot needs, including leftovers of the other mounter.
 	sweep(ctx context.Context, locked lockedSnapshots) error
 }
 
-// A mountRequest is an active snapshot or a view that is to be mounted.
+// A mountRequest describes an active snapshot or a view to be mounted.
 type mountRequest struct {
 	id, key string
 	kind    snapshots.Kind
 	parent  []content // chain of the parent
 	ids     composefsmount.Mapping
-	created bool      // by the call that asks for the mounts
+	created bool      // by the call that requests the mounts
 	dir     directory // of an active snapshot
 
-	chain []content // what is mounted below: the parent's chain, under the layer that the snapshot was given
-	stack stack     // without lower directories, which the mounter adds
+	chain []content // mounted below: the parent's chain, under the layer that was applied
+	stack stack     // the mounter adds lower directories
 }
 
-// isUnpack reports whether the snapshot was created to unpack a layer to, by a client that lets our differ do it: it did so
-// for the layers below.
+// isUnpack reports whether the snapshot was created for unpacking a layer, by a client that uses our differ, as the
+// layers below show.
 func (r *mountRequest) isUnpack() bool {
 	return r.created && r.kind == snapshots.KindActive && isUnpackKey(r.key) && len(r.parent) > 0 && r.parent[0].chainID != ""
 }
 
-// errNotOverLower is the error of openLower for mounts that are not over lower.
+// errNotOverLower is the error of openLower for mounts that do not lie over lower.
 var errNotOverLower = fmt.Errorf("mounts are not a snapshot and what is below it: %w", errdefs.ErrNotImplemented)
 
-// lockedSnapshots calls a function with every snapshot while none is created, committed or removed.
+// lockedSnapshots calls f with every snapshot while none is created, committed or removed.
 type lockedSnapshots func(ctx context.Context, f func(all []snapshot) error) error
 
-// mappingOf returns the user namespace that the labels of a snapshot ask for.
+// mappingOf returns the user namespace that a snapshot's labels request.
 func mappingOf(labels map[string]string) (composefsmount.Mapping, error) {
 	m := composefsmount.Mapping{UID: labels[snapshots.LabelSnapshotUIDMapping], GID: labels[snapshots.LabelSnapshotGIDMapping]}
 	if m.IsZero() {
@@ -85,7 +85,7 @@ type mountTree struct {
 // abs returns the absolute path of a name below the root.
 func (t *mountTree) abs(name string) string { return filepath.Join(t.path, name) }
 
-// unmount unmounts a directory below the root and removes it. A removal and a sweep may do that at the same time.
+// unmount unmounts a directory below the root and removes it. A removal and a sweep may do so at the same time.
 func (t *mountTree) unmount(name string) error {
 	if err := atfs.IgnoreNotExist(composefsmount.Unmount(t.abs(name))); err != nil {
 		return err

@@ -23,14 +23,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
 
-// composefsMounter mounts snapshots over composefs images: one for a chain, whatever its length, mounted over the repository's
-// objects.
+// composefsMounter mounts snapshots over composefs images: one per chain, whatever its length, mounted over the
+// repository's objects.
 //
-// Snapshots are mounted here, and what containerd gets is a bind mount of that: since 2.4 its client opens the directories of
-// an overlay's option lowerdir itself, to look for users, and finds no content in an image. See ADR 0008.
+// It mounts the snapshot itself and gives containerd a bind mount of that: since 2.4 containerd's client opens the
+// directories of an overlay's lowerdir option, to look up users, and finds no content in an image. See ADR 0008.
 //
-// What is mounted is seen from the directory itself, and what has to be from the rows: nothing is kept in memory, so that a
-// daemon which has just started knows as much as one that has not.
+// Mount points show what is mounted, and rows show what should be: no state is kept in memory, so a daemon that has
+// just started knows as much as one that has been running.
 type composefsMounter struct {
 	mountTree
 	support    composefsmount.Support
@@ -40,7 +40,8 @@ type composefsMounter struct {
 	fromBefore map[string]struct{} // IDs of the active snapshots and views that existed at start
 }
 
-// newComposefsMounter returns a mounter for a root. parentOf returns the chain that an active snapshot lies on, topmost first.
+// newComposefsMounter returns a mounter for a root. parentOf returns the parent's chain of an active snapshot, topmost
+// first.
 func newComposefsMounter(t mountTree, support composefsmount.Support, parentOf func(ctx context.Context, id string) ([]content, error)) (*composefsMounter, error) {
 	objects, err := mountablePath(t.layers.Repo().ObjectsDir().Path())
 	if err != nil {
@@ -73,13 +74,13 @@ func (m *composefsMounter) build(ctx context.Context, chain []objectstore.Checks
 }
 
 func (m *composefsMounter) mount(ctx context.Context, r mountRequest) ([]mount.Mount, error) {
-	if len(r.chain) == 0 || r.dir.staged && r.created { // nobody mounts what is staged
+	if len(r.chain) == 0 || r.dir.staged && r.created { // staged snapshots are not mounted
 		return r.stack.mount(), nil
 	}
 	name := m.layers.RootfsName(layerIDs(r.chain))
 	if r.isUnpack() {
-		// Our differ does not look at what is below, and a chain is not yet what a container runs on. Where somebody mounts
-		// it all the same, there is no such directory.
+		// Our differ ignores the lower directory, and containers do not run on this chain yet. For anyone who mounts it
+		// all the same, the directory does not exist.
 		r.stack.lowers = []string{m.abs(path.Join(name, imageMount))}
 		return r.stack.mount(), nil
 	}
@@ -103,7 +104,7 @@ func (m *composefsMounter) mount(ctx context.Context, r mountRequest) ([]mount.M
 	return bind(m.abs(target), access), nil
 }
 
-// mountOverlay sees to it that an overlay is mounted.
+// mountOverlay mounts an overlay unless it is mounted.
 func (m *composefsMounter) mountOverlay(ctx context.Context, target string, o composefsmount.Overlay) error {
 	unlock, err := m.locks.Lock(ctx, target)
 	if err != nil {
@@ -136,7 +137,7 @@ func suffix(ids composefsmount.Mapping) string {
 	return "-" + hex.EncodeToString(sum[:8])
 }
 
-// mountImage sees to it that the image of a chain is mounted.
+// mountImage mounts the image of a chain unless it is mounted.
 func (m *composefsMounter) mountImage(ctx context.Context, chain []content, ids composefsmount.Mapping) error {
 	layers := layerIDs(chain)
 	name := m.layers.RootfsName(layers)
@@ -161,7 +162,7 @@ func (m *composefsMounter) mountImage(ctx context.Context, chain []content, ids 
 	return nil
 }
 
-// is asks about a directory, which need not be there.
+// is applies a check to a directory; it is false if the directory does not exist.
 func (m *composefsMounter) is(name string, mounted func(*atfs.Dir) (bool, error)) (bool, error) {
 	dir, err := m.openPath(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -174,8 +175,8 @@ func (m *composefsMounter) is(name string, mounted func(*atfs.Dir) (bool, error)
 	return ok, errors.Join(err, dir.Close())
 }
 
-// openPath opens a directory below the root by the path at which the host has it: what is mounted there is not seen by way of
-// a mount of this process's own.
+// openPath opens a directory below the root by its path on the host: a handle that reaches the root through another
+// mount would not see mounts made there.
 func (m *composefsMounter) openPath(name string) (*atfs.Dir, error) {
 	return atfs.Open(m.abs(name))
 }
@@ -211,7 +212,7 @@ func (m *composefsMounter) mountOn(name string, image *atfs.File, ids composefsm
 	return errors.Join(composefsmount.MountMapped(mounted, mapped, ids), mapped.Close())
 }
 
-// target opens a directory to mount on, which it makes.
+// target creates and opens a mount point.
 func (m *composefsMounter) target(name string) (*atfs.Dir, error) {
 	if err := m.mkdir(name); err != nil {
 		return nil, err
@@ -219,7 +220,7 @@ func (m *composefsMounter) target(name string) (*atfs.Dir, error) {
 	return m.openPath(name)
 }
 
-// mkdir makes a directory to mount on. The one that it is in is there, unless nobody needs it any more.
+// mkdir creates a mount point. Its parent exists unless no snapshot needs it any more.
 func (m *composefsMounter) mkdir(name string) error {
 	err := m.root.Mkdir(name, 0o700)
 	if errors.Is(err, fs.ErrExist) {
@@ -228,7 +229,7 @@ func (m *composefsMounter) mkdir(name string) error {
 	return err
 }
 
-// checkout makes nothing: the image of a chain is built when a snapshot runs on it.
+// checkout only resolves the layer: the image of a chain is built when a snapshot runs on it.
 func (m *composefsMounter) checkout(ctx context.Context, top *layer.Layer, below []content) (string, layer.Usage, error) {
 	if top.Unresolved == 0 {
 		return "", layer.Usage{}, nil
@@ -266,7 +267,7 @@ func (m *composefsMounter) openLower(ctx context.Context, id string, lower, _ mo
 	return []*atfs.Dir{dir}, nil
 }
 
-// open opens what the image of a rootfs, which is mounted, shows over the objects, below other directories, topmost first.
+// open opens an overlay of a mounted rootfs image and the objects, below other directories, topmost first.
 func (m *composefsMounter) open(name string, above ...*atfs.Dir) (_ *atfs.Dir, err error) {
 	i, err := m.openPath(path.Join(name, imageMount))
 	if err != nil {
@@ -281,14 +282,14 @@ func (m *composefsMounter) open(name string, above ...*atfs.Dir) (_ *atfs.Dir, e
 	return composefsmount.OpenOverlay(i, o, m.support, above...)
 }
 
-// sweep unmounts snapshots that were removed, and images on which none runs, and removes the images of chains that no committed
-// snapshot has, and the checkouts that no container of an earlier daemon can run on.
+// sweep unmounts removed snapshots and images that no snapshot runs on. It removes images of chains without a committed
+// snapshot, and checkouts that no container of an earlier daemon can run on.
 func (m *composefsMounter) sweep(ctx context.Context, locked lockedSnapshots) error {
 	if any, err := m.hasAny(MountsDir, layer.RootfsDir, layer.LayersDir); err != nil || !any {
 		return err
 	}
 	var discarded removals
-	// No snapshot is being created meanwhile; one that exists has what it needs mounted after its row.
+	// No snapshot is created meanwhile. Mounts are made after the row exists, so the rows name all that are needed.
 	err := locked(ctx, func(all []snapshot) error {
 		found, err := m.find()
 		if err != nil {
@@ -307,7 +308,7 @@ func (m *composefsMounter) sweep(ctx context.Context, locked lockedSnapshots) er
 	return errors.Join(err, discarded.run())
 }
 
-// hasAny reports whether one of some directories below the root has anything in it.
+// hasAny reports whether one of these directories below the root has any entry.
 func (m *composefsMounter) hasAny(dirs ...string) (bool, error) {
 	for _, dir := range dirs {
 		if names, err := m.names(dir); err != nil || len(names) > 0 {
@@ -317,8 +318,8 @@ func (m *composefsMounter) hasAny(dirs ...string) (bool, error) {
 	return false, nil
 }
 
-// discardCheckouts takes away the checkouts of hard links that only an earlier daemon without composefs has used. What
-// containers run on whose rows were lost is not known.
+// discardCheckouts discards hard-link checkouts that only an earlier daemon without composefs used. If rows were lost
+// it keeps all, since containers of lost snapshots may run on any of them.
 func (m *composefsMounter) discardCheckouts(live map[objectstore.Checksum]struct{}) (remove func() error, err error) {
 	if lost, err := m.names(LostDir); err != nil || len(lost) > 0 {
 		return nil, err
@@ -326,7 +327,8 @@ func (m *composefsMounter) discardCheckouts(live map[objectstore.Checksum]struct
 	return m.layers.DiscardCheckouts(live)
 }
 
-// live returns what snapshots need, and the layers whose checkouts may be below a container of an earlier daemon.
+// live returns the mounts that snapshots need, and the layers whose checkouts containers of an earlier daemon may run
+// on.
 func (m *composefsMounter) live(all []snapshot) (live liveMounts, checkouts map[objectstore.Checksum]struct{}) {
 	live = liveMounts{active: make(map[string]struct{}), rootfses: make(map[string]map[string]struct{})}
 	checkouts = make(map[objectstore.Checksum]struct{})
@@ -341,7 +343,7 @@ func (m *composefsMounter) live(all []snapshot) (live liveMounts, checkouts map[
 		}
 		layers, ok := layersIn(byName, top)
 		if !ok {
-			continue // a snapshot that cannot be used needs nothing
+			continue // an unusable snapshot needs nothing
 		}
 		m.addRootfs(live, layers)
 		if s.Kind == snapshots.KindCommitted {
@@ -377,7 +379,7 @@ func (m *composefsMounter) addRootfs(live liveMounts, layers []objectstore.Check
 	}
 }
 
-// layersIn returns the layers of a committed snapshot and those below it, lowest first. No name is no layers.
+// layersIn returns the layers of a committed snapshot and those below it, lowest first. An empty name has no layers.
 func layersIn(byName map[string]snapshot, name string) (layers []objectstore.Checksum, ok bool) {
 	for name != "" {
 		s := byName[name]

@@ -16,7 +16,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// hardlinkMounter mounts snapshots over checkouts made of hard links: a directory for each layer, made at Commit.
+// hardlinkMounter mounts snapshots over hard-link checkouts: one directory per layer, created at Commit.
 type hardlinkMounter struct{ mountTree }
 
 func newHardlinkMounter(t mountTree) *hardlinkMounter { return &hardlinkMounter{t} }
@@ -54,13 +54,13 @@ func (m *hardlinkMounter) mount(ctx context.Context, r mountRequest) ([]mount.Mo
 		r.stack.lowers = append(r.stack.lowers, m.abs(name))
 	}
 	if !r.ids.IsZero() {
-		// The upper directory is theirs already; containerd maps the directories below when it mounts.
+		// The upper directory has the mapped owner; containerd maps the directories below when it mounts them.
 		r.stack.mapped = []string{"uidmap=" + r.ids.UID, "gidmap=" + r.ids.GID}
 	}
 	return r.stack.mount(), nil
 }
 
-// checkoutOf returns the name of the checkout of a chain's topmost layer, which it makes if it is missing.
+// checkoutOf returns the name of the checkout of a chain's topmost layer, and rebuilds it if it is missing.
 func (m *hardlinkMounter) checkoutOf(ctx context.Context, chain []content) (string, error) {
 	top := chain[0]
 	if top.checkout != "" {
@@ -109,7 +109,7 @@ func (m *hardlinkMounter) openLower(_ context.Context, _ string, lower, mounts m
 	return lowers, nil
 }
 
-// lowerOf returns what is below in a mount without an upper directory, as the option lowerdir has it.
+// lowerOf returns the lower directories of a mount without an upper directory, in the form of the option lowerdir.
 func lowerOf(m mount.Mount) string {
 	if m.Type == "bind" {
 		return m.Source
@@ -120,8 +120,8 @@ func lowerOf(m mount.Mount) string {
 	return mountOption(m, lowerOption)
 }
 
-// sweep removes everything that a daemon with composefs has mounted and built: no snapshot is mounted over it now. Checkouts
-// are pruned with their layers.
+// sweep removes everything that a daemon with composefs mounted and built: no snapshot uses it now. Checkouts are
+// pruned with their layers.
 func (m *hardlinkMounter) sweep(context.Context, lockedSnapshots) error {
 	found, err := m.find()
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// What may be mounted in the directory of a rootfs image: the image, and, read-only, what image and objects show together. With
-// a suffix, the same with owners mapped.
+// Mount points in the directory of a rootfs image: the image, and a read-only overlay of image and objects. Those with
+// a suffix map owners.
 const (
 	imageMount = "fs"
 	viewMount  = "view"
@@ -18,13 +18,13 @@ const (
 // liveMounts are the mount points and images that snapshots need.
 type liveMounts struct {
 	active   map[string]struct{}            // IDs of active snapshots
-	rootfses map[string]map[string]struct{} // rootfs images, and the suffixes of the mounts of each on which a snapshot runs
+	rootfses map[string]map[string]struct{} // by rootfs image: suffixes of the mounts that snapshots run on
 }
 
 // foundMounts are the mount points and images below a root.
 type foundMounts struct {
 	active   []string            // names in MountsDir
-	rootfses map[string][]string // rootfs images, and the names in the directory of each
+	rootfses map[string][]string // by rootfs image: names in its directory
 }
 
 func (t *mountTree) find() (found foundMounts, err error) {
@@ -44,13 +44,13 @@ func (t *mountTree) find() (found foundMounts, err error) {
 	return found, nil
 }
 
-// A mountSweep is what there is to sweep.
+// A mountSweep is a plan to sweep mounts.
 type mountSweep struct {
 	unmount []string // names below the root, in this order
 	discard []string // rootfs images
 }
 
-// planMountSweep chooses what is not live.
+// planMountSweep selects everything that is not live.
 func planMountSweep(found foundMounts, live liveMounts) (plan mountSweep) {
 	for _, id := range found.active {
 		if _, ok := live.active[id]; !ok {
@@ -60,7 +60,7 @@ func planMountSweep(found foundMounts, live liveMounts) (plan mountSweep) {
 	for _, image := range slices.Sorted(maps.Keys(found.rootfses)) {
 		names := found.rootfses[image]
 		needed, kept := live.rootfses[image]
-		for _, prefix := range []string{viewMount, imageMount} { // the one is over the other
+		for _, prefix := range []string{viewMount, imageMount} { // the view lies over the image
 			for _, name := range names {
 				suffix, ok := strings.CutPrefix(name, prefix)
 				if _, needs := needed[suffix]; ok && !needs {
@@ -75,7 +75,7 @@ func planMountSweep(found foundMounts, live liveMounts) (plan mountSweep) {
 	return plan
 }
 
-// execute unmounts and discards, and returns what removes what was discarded, in either case.
+// execute unmounts and discards. It returns functions that remove the discarded images, also beside an error.
 func (t *mountTree) execute(plan mountSweep) (removals, error) {
 	for _, name := range plan.unmount {
 		if err := t.unmount(name); err != nil {
@@ -93,7 +93,7 @@ func (t *mountTree) execute(plan mountSweep) (removals, error) {
 	return discarded, nil
 }
 
-// removals remove what was discarded.
+// removals delete discarded files.
 type removals []func() error
 
 func (r removals) run() error {

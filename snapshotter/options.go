@@ -16,20 +16,20 @@ type options struct {
 // An Option configures a [Snapshotter].
 type Option func(*options)
 
-// WithStaging lets Prepare answer read-only mounts for a layer that the store has already: containerd 2.4 and later
-// take that for a layer that is neither to be fetched nor to be applied. allow is asked each time; it must be false
-// when the caller is an older containerd, which would apply the layer to the read-only mounts.
+// WithStaging lets Prepare return read-only mounts for a layer that the store already has: containerd 2.4 and later
+// then neither fetch nor apply it. allow is called each time; it must return false if the caller is an older
+// containerd, which would apply the layer to the read-only mounts.
 func WithStaging(allow func(context.Context) bool) Option {
 	return func(o *options) { o.staging = allow }
 }
 
-// WithSync makes AddLayer write everything to the disk before it returns, and Commit before it records the snapshot.
+// WithSync makes AddLayer sync everything before it returns, and Commit before it records the snapshot.
 func WithSync() Option {
 	return func(o *options) { o.sync = true }
 }
 
-// WithComposefs has snapshots run on one composefs image of all the layers below them, instead of on a checkout of each,
-// mounted as the kernel can do it.
+// WithComposefs runs snapshots on one composefs image of all layers below them, instead of on a checkout of each.
+// support describes how this kernel mounts images.
 func WithComposefs(support composefsmount.Support) Option {
 	return func(o *options) { o.composefs = &support }
 }

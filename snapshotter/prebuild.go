@@ -13,21 +13,21 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// prebuildDelay is how long no snapshot is committed, and no layer begun on a committed one, until an image counts as
-// unpacked. If it was not, the build that began too early is cancelled.
+// prebuildDelay is how long no snapshot must be committed, and no layer begun on a committed one, for an image to count
+// as unpacked. If it was not, the build that began too early is cancelled.
 const prebuildDelay = 5 * time.Millisecond
 
-// A prebuilder builds what a container of an image will be mounted from in the background, before anybody runs one. The chains
-// of an image's lower layers, on which nothing runs, are not built: they have a child by then, or a layer is being unpacked on
-// them. A nil prebuilder does nothing.
+// A prebuilder builds the rootfs images of unpacked images in the background, before a container needs them. It skips
+// the chains of an image's lower layers, on which nothing runs: they have a child by then, or a layer is being unpacked
+// on them. A nil prebuilder does nothing.
 type prebuilder struct {
 	build  func(ctx context.Context, name string, chain []objectstore.Checksum) error
 	worker *worker
 
 	mu       sync.Mutex
 	tips     map[string][]objectstore.Checksum // to be built, by name of the snapshot; lowest layer first
-	building string                            // name of the snapshot whose chain is being built; "" if none is
-	cancel   context.CancelFunc                // ends that
+	building string                            // name of the snapshot whose chain is being built; "" if none
+	cancel   context.CancelFunc                // cancels building
 	closed   bool
 }
 
@@ -37,8 +37,8 @@ func newPrebuilder(build func(ctx context.Context, name string, chain []objectst
 	return p
 }
 
-// committed has the chain of a committed snapshot built, lowest layer first, and that of its parent not. parent is "" if it has
-// none.
+// committed schedules the chain of a committed snapshot, lowest layer first, and cancels that of its parent, "" if it
+// has none.
 func (p *prebuilder) committed(name, parent string, chain []objectstore.Checksum) {
 	if p == nil {
 		return
@@ -86,7 +86,7 @@ func (p *prebuilder) buildAll() error {
 	}
 }
 
-// next takes one of the tips, to be built with a context that cancelPrebuild ends.
+// next takes a tip to build, with a context that cancelPrebuild cancels.
 func (p *prebuilder) next() (ctx context.Context, name string, chain []objectstore.Checksum, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,7 +106,7 @@ func (p *prebuilder) done() {
 	p.building, p.cancel = "", nil
 }
 
-// close cancels what is being built, and builds nothing more.
+// close cancels the current build and prevents further ones.
 func (p *prebuilder) close() {
 	if p == nil {
 		return
@@ -121,7 +121,7 @@ func (p *prebuilder) close() {
 	p.worker.stop()
 }
 
-// prebuild calls build for the chain of a committed snapshot, unless that is one of an image's lower layers.
+// prebuild calls build for the chain of a committed snapshot, unless it belongs to an image's lower layers.
 func (s *Snapshotter) prebuild(ctx context.Context, name string, chain []objectstore.Checksum, build func(context.Context, []objectstore.Checksum) error) error {
 	if lower, err := s.isLower(ctx, name); err != nil || lower {
 		return err
@@ -132,7 +132,7 @@ func (s *Snapshotter) prebuild(ctx context.Context, name string, chain []objects
 	if _, err := s.Stat(ctx, name); !errdefs.IsNotFound(err) {
 		return err
 	}
-	// It was removed meanwhile: a Cleanup that has seen no image leaves none.
+	// The snapshot was removed meanwhile: a Cleanup that saw no image did not remove it.
 	s.idle.Store(true)
 	return s.sweepMounts(ctx)
 }
@@ -140,7 +140,7 @@ func (s *Snapshotter) prebuild(ctx context.Context, name string, chain []objects
 // labelParentChain is the label on an unpack snapshot that names its future parent's chain ID.
 const labelParentChain = "containerd.io/snapshot/parent-chain-id"
 
-// isLower reports whether a layer is being unpacked that will be committed on a snapshot.
+// isLower reports whether a layer is being unpacked that will lie on a snapshot.
 func (s *Snapshotter) isLower(ctx context.Context, name string) (lower bool, err error) {
 	chainID := clientName(name)
 	err = s.read(ctx, func(ctx context.Context) error {

@@ -15,8 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// recover brings metadata, directories and layers to agreement after a stop of any kind, and reads what is kept in
-// memory.
+// recover reconciles metadata, directories and layers after a stop of any kind, and fills the indexes in memory.
 func (s *Snapshotter) recover(ctx context.Context) error {
 	if err := s.sweepUnfinished(); err != nil {
 		return err
@@ -51,9 +50,8 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	return s.mounter.start(ctx, existing)
 }
 
-// restoreRefs gives the layers of snapshots the refs that they have lost, by which they are kept and found. It returns
-// the layers of which more is lost, and what. That refs cannot be read is for fsck to repair, and does not keep the store
-// from being used.
+// restoreRefs restores lost refs of the snapshots' layers, which keep them and find them. It returns the layers that
+// lost more than that, each with its error. Unreadable refs are left to fsck and do not keep the store from being used.
 func (s *Snapshotter) restoreRefs(ctx context.Context) (map[objectstore.Checksum]error, error) {
 	r := layer.RestoredRefs{Damaged: make(map[objectstore.Checksum]error)}
 	blobs, err := s.blobs(ctx)
@@ -72,8 +70,8 @@ func (s *Snapshotter) restoreRefs(ctx context.Context) (map[objectstore.Checksum
 	return r.Damaged, nil
 }
 
-// blobs returns the layers that snapshots need, and the blobs that they are known to have been unpacked from. A snapshot
-// that does not say what it needs is passed over.
+// blobs returns the layers that snapshots need, each with the blobs it is known to have been unpacked from. It skips
+// snapshots that do not name their layer.
 func (s *Snapshotter) blobs(ctx context.Context) (map[objectstore.Checksum][]digest.Digest, error) {
 	blobs := make(map[objectstore.Checksum][]digest.Digest)
 	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
@@ -102,8 +100,8 @@ func (s *Snapshotter) blobs(ctx context.Context) (map[objectstore.Checksum][]dig
 	return blobs, nil
 }
 
-// checkLayer puts a committed snapshot into the index of chains. One whose layer is lost is logged and is not: to pull
-// the image again then makes the layer anew, instead of finding this snapshot.
+// checkLayer adds a committed snapshot to the index of chains. If its layer is lost it logs that instead: pulling the
+// image again then restores the layer rather than finding this snapshot.
 func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damaged map[objectstore.Checksum]error) error {
 	c, err := contentOf("", info)
 	if err != nil {
@@ -130,7 +128,7 @@ func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damag
 	return nil
 }
 
-// sweepUnfinished removes what was being made when the last process ended: directories, and copies of metadata.db.
+// sweepUnfinished removes directories and copies of metadata.db that the last process did not finish.
 func (s *Snapshotter) sweepUnfinished() error {
 	err := sweepNames(s.tmp, func(name string) bool { return strings.HasPrefix(name, newPrefix) })
 	return errors.Join(err, sweepNames(s.root, func(name string) bool {
@@ -148,7 +146,7 @@ func sweepNames(dir *atfs.Dir, match func(name string) bool) error {
 	return err
 }
 
-// checkDirectory logs an active snapshot whose directory is missing or damaged. Its mounts will say so too.
+// checkDirectory logs a missing or damaged directory of an active snapshot. Mounts will report it too.
 func (s *Snapshotter) checkDirectory(ctx context.Context, id string, info snapshots.Info) error {
 	_, err := s.readDirectory(id)
 	if errdefs.IsDataLoss(err) {

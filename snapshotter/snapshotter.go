@@ -24,13 +24,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
 
-// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Its methods may be called by many
-// goroutines at once, except Close. No other process may use the root meanwhile.
+// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Its methods may be called
+// concurrently, except Close. No other process may use the root meanwhile.
 type Snapshotter struct {
 	root   *atfs.Dir
 	snaps  *atfs.Dir
 	tmp    *atfs.Dir
-	path   string // of root, absolute and without symbolic links: it is in every mount
+	path   string // of root, absolute and without symbolic links; part of every mount
 	ms     *storage.MetaStore
 	layers *layer.Store
 	opts   options
@@ -40,10 +40,10 @@ type Snapshotter struct {
 	copies     *worker     // copies metadata.db
 	refs       refIndex
 	committed  layerIndex
-	locks      keylock.Map   // by ID: what is done to the directory of one active snapshot
-	cleaning   chan struct{} // has an element while a cleanup runs
-	garbage    atomic.Bool   // there may be layers or objects that nobody needs
-	idle       atomic.Bool   // there may be mounts, images or checkouts that nobody needs
+	locks      keylock.Map   // by ID: changes to the directory of an active snapshot
+	cleaning   chan struct{} // holds an element while a cleanup runs
+	garbage    atomic.Bool   // there may be unneeded layers or objects
+	idle       atomic.Bool   // there may be unneeded mounts, images or checkouts
 	sweeping   sync.Mutex    // held while these are removed
 	work       sync.WaitGroup
 	close      func() error
@@ -54,11 +54,11 @@ var (
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 )
 
-// New opens the snapshots kept below root, whose layers are in store, and brings what a crash left behind in order.
-// The snapshotter keeps its own handle of root; store stays the caller's and must outlive the snapshotter.
+// New opens the snapshots below root, whose layers are in store, and repairs what a crash left. The snapshotter opens
+// its own handle of root; store remains the caller's and must outlive the snapshotter.
 //
-// Snapshots whose layers are no longer in the store are logged by name; using one is a [LostLayerError]. If metadata.db is
-// missing or damaged, the last copy of it takes its place; that, and what else is lost or made again, is logged.
+// Snapshots whose layers are missing from the store are logged by name; using one returns a [LostLayerError]. If
+// metadata.db is missing or damaged, its last copy replaces it; that, and everything else lost or rebuilt, is logged.
 func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option) (_ *Snapshotter, err error) {
 	s := &Snapshotter{layers: store, cleaning: make(chan struct{}, 1), committed: newLayerIndex()}
 	s.copies = newWorker(s.copyMetadata, copyAfterLast, copyAfterFirst)
@@ -100,7 +100,7 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}
-	// A pull finds the layers that are there, whose rows were lost: that they are garbage is for the next removal to say.
+	// A pull finds the layers whose rows were lost. Only the next removal marks them as garbage.
 	s.garbage.Store(!lost)
 	if ok, err := s.root.Exists(MetadataCopy); err != nil || ok {
 		return s, err
@@ -109,7 +109,7 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	return s, nil
 }
 
-// openMounter chooses how snapshots are mounted. What a daemon with the other mounter left is idle.
+// openMounter chooses the way to mount snapshots. Leftovers of a daemon that used the other one count as idle.
 func (s *Snapshotter) openMounter() error {
 	tree := mountTree{root: s.root, snaps: s.snaps, path: s.path, layers: s.layers}
 	s.idle.Store(true)
@@ -128,8 +128,8 @@ func (s *Snapshotter) openMounter() error {
 	return nil
 }
 
-// mountablePath makes a path absolute and resolves symbolic links. One with a character that means something in the
-// options of a mount is refused.
+// mountablePath returns an absolute path without symbolic links. It refuses characters that have a meaning in mount
+// options.
 func mountablePath(name string) (string, error) {
 	abs, err := mount.CanonicalizePath(name)
 	if err != nil {
@@ -141,8 +141,8 @@ func mountablePath(name string) (string, error) {
 	return abs, nil
 }
 
-// Close copies metadata.db if it has changed, and closes the metadata store and the snapshotter's directories. Calls that
-// still run fail; a second call returns what the first did.
+// Close copies metadata.db if it has changed, and closes the metadata store and the snapshotter's directories. Calls
+// still running fail. A second call returns the result of the first.
 func (s *Snapshotter) Close() error { return s.close() }
 
 func (s *Snapshotter) closeAll() error {
@@ -164,7 +164,7 @@ func (s *Snapshotter) closeAll() error {
 	return err
 }
 
-// Layers returns the store that the snapshotter was opened with.
+// Layers returns the layer store that was passed to New.
 func (s *Snapshotter) Layers() *layer.Store { return s.layers }
 
 func (s *Snapshotter) read(ctx context.Context, f func(ctx context.Context) error) error {
@@ -179,7 +179,7 @@ func (s *Snapshotter) write(ctx context.Context, f func(ctx context.Context) err
 	return err
 }
 
-// Stat describes a snapshot.
+// Stat returns the description of a snapshot.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
 	err = s.read(ctx, func(ctx context.Context) error {
 		_, info, _, err = storage.GetInfo(ctx, key)
@@ -188,8 +188,8 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 	return info, err
 }
 
-// Update changes labels of a snapshot. Those that say what a committed snapshot consists of stay as they are, whatever
-// info has; they are not in the answer, which has the labels that can be changed.
+// Update changes labels of a snapshot. It ignores changes to the labels that describe the content of a committed
+// snapshot, and leaves these out of its result.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
 	if err := validLabels(info.Labels); err != nil {
 		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", info.Name, err)
@@ -208,11 +208,11 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 			info.Labels = committedLabels(info.Name, info.Labels, private)
 		}
 		public := publicPaths(fieldpaths)
-		if len(public) == 0 && len(fieldpaths) > 0 { // no path would mean everything
+		if len(public) == 0 && len(fieldpaths) > 0 { // no path at all would select everything
 			info.Labels = old.Labels
 		}
 		if updated, err = storage.UpdateInfo(ctx, info, public...); err == nil {
-			s.refs.put(updated) // while nobody can remove it
+			s.refs.put(updated) // before it can be removed
 		}
 		return err
 	})
@@ -223,9 +223,9 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 	return updated, nil
 }
 
-// Walk calls f for each snapshot that one of the filters matches, as they were when Walk was called. Every other method
-// may be called from f: no transaction is open then. With one, a method that f calls would wait for a writer that
-// waits, to make the database larger, for all transactions to end.
+// Walk calls f for each snapshot that one of the filters matches, as of the call to Walk. f may call every other
+// method, since no transaction is open then. Inside one, a method called by f would wait for a writer that waits for
+// all transactions to end, in order to enlarge the database.
 func (s *Snapshotter) Walk(ctx context.Context, f snapshots.WalkFunc, filters ...string) error {
 	var found []snapshots.Info
 	err := s.read(ctx, func(ctx context.Context) error {
@@ -245,9 +245,9 @@ func (s *Snapshotter) Walk(ctx context.Context, f snapshots.WalkFunc, filters ..
 	return nil
 }
 
-// Mounts returns the mounts of an active snapshot or a view. They are the host's: nothing has to be kept running for them.
-// In composefs mode, what they have below them is mounted when they are asked for, and stays so until the last snapshot that
-// needs it is removed, or the host restarts.
+// Mounts returns the mounts of an active snapshot or a view. They belong to the host: no process has to keep running
+// for them. With composefs, the file systems below them are mounted by this call, and stay mounted until the last
+// snapshot that needs them is removed, or the host restarts.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	r := mountRequest{key: key}
 	err := s.read(ctx, func(ctx context.Context) error {
@@ -277,7 +277,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return s.mount(ctx, r)
 }
 
-// mount completes a request, and has the mounter do it.
+// mount completes a request and passes it to the mounter.
 func (s *Snapshotter) mount(ctx context.Context, r mountRequest) (_ []mount.Mount, err error) {
 	r.stack = stack{
 		upper:    filepath.Join(s.path, SnapshotsDir, r.id, upperDir),
@@ -295,8 +295,8 @@ func (s *Snapshotter) mount(ctx context.Context, r mountRequest) (_ []mount.Moun
 	return s.mounter.mount(ctx, r)
 }
 
-// withLayer returns the chain of an active snapshot that was given a layer. A staged layer that lacks something only the
-// layers below can tell is not in it before its parent is known, which is at Commit.
+// withLayer returns the chain of an active snapshot that has a layer. A staged layer with entries that only the layers
+// below can resolve is left out until Commit, which knows the parent.
 func (s *Snapshotter) withLayer(ctx context.Context, d directory, below []content) ([]content, error) {
 	l, err := s.layers.Layer(ctx, d.layer)
 	if err != nil {
@@ -308,7 +308,7 @@ func (s *Snapshotter) withLayer(ctx context.Context, d directory, below []conten
 	return append([]content{{layer: d.layer}}, below...), nil
 }
 
-// Remove removes a snapshot that has no children. Its space is freed by Cleanup.
+// Remove removes a snapshot without children. Cleanup frees its space.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	var id string
 	var info snapshots.Info
@@ -317,7 +317,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 			return err
 		}
 		if _, _, err = storage.Remove(ctx, key); err == nil {
-			s.refs.remove(key) // before another can have the name
+			s.refs.remove(key) // before the name can be used again
 		}
 		return err
 	})
@@ -334,7 +334,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if ok, err := s.snaps.Exists(path.Join(id, AppliedFile)); err != nil || ok {
 		s.garbage.Store(true)
 	}
-	// The row is gone: what stays is an orphan, which Cleanup finds.
+	// The row is deleted: whatever remains is an orphan, which Cleanup finds.
 	if err := s.mounter.unmount(id); err != nil {
 		log.G(ctx).WithError(err).WithField("snapshot", key).Warn("mount of removed snapshot stays until cleanup")
 	}

@@ -9,17 +9,17 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 )
 
-// stack is what the mounts of one snapshot are made of.
+// stack describes the mounts of one snapshot.
 type stack struct {
 	upper, work string   // directories of the snapshot itself
 	lowers      []string // directories below it, topmost first
 	readOnly    bool     // a view, or an active snapshot that is staged
 	unpack      bool     // containerd applies an image layer to it
 	options     []string // for every overlay mount
-	mapped      []string // options by which containerd maps owners
+	mapped      []string // options for containerd to map owners
 }
 
-// mount returns the mounts of the stack: always one, which mount(8) understands.
+// mount returns the mounts of the stack: always exactly one, which mount(8) understands.
 func (s stack) mount() []mount.Mount {
 	s.lowers = topmost(s.lowers)
 	switch {
@@ -32,17 +32,17 @@ func (s stack) mount() []mount.Mount {
 	case len(s.lowers) > 0:
 		return s.overlay("workdir="+s.work, "upperdir="+s.upper, s.lower())
 	case s.unpack:
-		// There is nothing below to mount over, but an applier must not take this for a plain directory: on one it
-		// would execute the layer's whiteouts instead of keeping them, and the parent comes only at Commit. An
-		// overlay without a lower directory tells it so; nobody mounts it.
+		// There is nothing below to mount over, but an applier must not take this for a plain directory: there it would
+		// execute the layer's whiteouts instead of keeping them, and the parent is known only at Commit. An overlay
+		// without a lower directory tells it so; it is never mounted.
 		return s.overlay("workdir="+s.work, "upperdir="+s.upper)
 	}
 	return bind(s.upper, "rw", s.mapped...)
 }
 
-// topmost leaves out of a list of directories, topmost first, those that are in it already. The kernel refuses an
-// overlay with the same directory twice, and images do have a layer twice, most often an empty one. What is left shows
-// the same: whatever a layer adds or hides, it does so again where it is topmost, over everything that lies between.
+// topmost removes later duplicates from a list of directories, topmost first. The kernel refuses an overlay with the
+// same directory twice, and images do contain a layer twice, most often an empty one. The result shows the same:
+// whatever a layer adds or hides, its topmost occurrence does so again, over everything in between.
 func topmost(dirs []string) []string {
 	seen := make(map[string]struct{}, len(dirs))
 	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool {
@@ -63,15 +63,15 @@ func bind(source, access string, options ...string) []mount.Mount {
 	return []mount.Mount{{Type: "bind", Source: source, Options: append([]string{access, "rbind"}, options...)}}
 }
 
-// overlayParameters is where the kernel says what overlay mounts do by default.
+// overlayParameters is the directory of the kernel's defaults for overlay mounts.
 const overlayParameters = "/sys/module/overlay/parameters"
 
-// overlayOptions returns the options of every overlay mount, as the overlay module whose parameters are in dir needs
-// them. The module must be loaded.
+// overlayOptions returns the options that every overlay mount needs, given the overlay module's parameters in dir. The
+// module must be loaded.
 //
-// Without index=off, a write to one of two unrelated files that are links of one object can change the other, if the
-// kernel's default is index=on. With metacopy or redirect_dir, an upper directory is not readable by itself, and the
-// layer that Commit makes of it would be wrong.
+// Without index=off, a write to one of two unrelated files that are links to one object can change the other, if the
+// kernel defaults to index=on. With metacopy or redirect_dir, an upper directory is not readable by itself, and the
+// layer that Commit imports from it would be wrong.
 func overlayOptions(dir string) []string {
 	var options []string
 	if _, err := os.Stat(filepath.Join(dir, "index")); err == nil {

@@ -13,17 +13,17 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// Swept is what [Sweep] found.
+// Swept reports what [Sweep] found.
 type Swept struct {
 	Orphans []string // directories in snapshots/ that no snapshot needs
-	Removed int      // directories of snapshots that were being made or removed
-	Bytes   int64    // that all of these free on the disk
+	Removed int      // directories of snapshots that were being created or removed
+	Bytes   int64    // of disk space that removing all of these frees
 }
 
-// Sweep removes what a daemon that was killed left in the directories of snapshots, as the next one does when it starts,
-// or with dryRun says what that is. If a daemon uses the store the error is bbolt's ErrTimeout, and the daemon's own
-// Cleanup does it. Where metadata.db is damaged nothing is touched, since nobody knows what is needed: the next start of
-// the daemon puts its copy in its place.
+// Sweep removes the leftovers of a killed daemon from the directories of snapshots, as the next daemon does when it
+// starts. With dryRun it only reports them. If a daemon uses the store, the error is bbolt's ErrTimeout, and the
+// daemon's own Cleanup does this. If metadata.db is damaged nothing is touched, since it is unknown what is needed: the
+// next start of the daemon restores the copy.
 func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err error) {
 	if ok, err := root.Exists(MetadataFile); err != nil || !ok {
 		return &Swept{}, err
@@ -44,7 +44,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 	if s.ms, err = openMetadata(filepath.Join(root.Path(), MetadataFile), dontWait); err != nil {
 		return nil, err
 	}
-	// With the database open here no daemon can start, so all that begins with tmpPrefix has no owner.
+	// While the database is open here no daemon can start, so everything with tmpPrefix is abandoned.
 	swept := &Swept{}
 	if swept.Orphans, err = s.snaps.ReadNames(); err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 	return swept, nil
 }
 
-// sweepTree removes a directory and adds what that frees to bytes. A file that is an object too frees nothing.
+// sweepTree removes a directory and adds the space this frees to bytes. Files that are links to objects free nothing.
 func sweepTree(dir *atfs.Dir, name string, dryRun bool, bytes *int64) error {
 	err := dir.Walk(name, func(st *unix.Stat_t) error {
 		if st.Nlink == 1 || st.Mode&unix.S_IFMT == unix.S_IFDIR {

@@ -10,10 +10,9 @@ import (
 	continuity "github.com/containerd/continuity/fs"
 )
 
-// Usage returns the space that a snapshot takes, its parents not included. For a committed one that is what it added
-// to the store when it was committed: what was there already is not counted again, so that the sum over all snapshots
-// is what they take together. For an active one it is what its upper directory takes now, and what a layer that was
-// applied to it added.
+// Usage returns the space of a snapshot without its parents. For a committed snapshot that is what its commit added to
+// the store: content that was there already is not counted again, so the sum over all snapshots is what they take
+// together. For an active one it is the current size of its upper directory, plus what an applied layer added.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Usage, err error) {
 	var id string
 	var info snapshots.Info

@@ -5,29 +5,29 @@ import (
 	"time"
 )
 
-// A worker runs a task in the background, a while after it was last triggered, and never twice at once.
+// A worker runs a task in the background, some time after it was last triggered, and never twice at once.
 type worker struct {
 	task   func() error
-	failed func(error) // called with the error of a run in the background; may be nil if there never is one
+	failed func(error) // called with errors of background runs; nil if there are none
 	quiet  time.Duration
 	limit  time.Duration
 
 	mu      sync.Mutex
-	first   time.Time // first trigger since the last run began; zero if there was none
+	first   time.Time // first trigger since the last run began; zero if none
 	timer   *time.Timer
 	stopped bool
 
 	running sync.WaitGroup
-	turn    chan struct{} // has an element while the task runs: the run that begins last also ends last
+	turn    chan struct{} // holds an element while the task runs
 }
 
-// newWorker returns a worker that runs a task when nothing has triggered it for the time quiet, or when the time limit is over
-// since it was first triggered; 0 is no limit.
+// newWorker returns a worker that runs a task once nothing has triggered it for the duration quiet, or once limit has
+// passed since it was first triggered; 0 is no limit.
 func newWorker(task func() error, quiet, limit time.Duration) *worker {
 	return &worker{task: task, quiet: quiet, limit: limit, turn: make(chan struct{}, 1)}
 }
 
-// trigger has the task run later. It never waits for a run. After stop it does nothing.
+// trigger schedules the task. It never waits for a run. After stop it does nothing.
 func (w *worker) trigger() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -83,7 +83,7 @@ func (w *worker) flush() error {
 	return err
 }
 
-// stop begins no more runs in the background, and waits for the one that is running.
+// stop prevents further background runs, and waits for the current one.
 func (w *worker) stop() {
 	w.mu.Lock()
 	w.stopped = true
