@@ -20,36 +20,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Values of the gzip setting that are not the path of a program.
+// Values of the gzip setting besides the path of a program.
 const (
-	GzipAuto = "auto" // igzip if there is one on the host and it passes the self-test
+	GzipAuto = "auto" // igzip, if the host has it and it passes the self-test
 	GzipOff  = "off"  // always in this process
 )
 
 const (
-	// pipeSize is the size of the pipe from igzip: with the default of 64 KiB the two processes wait for each other.
+	// pipeSize is the size of the pipe from igzip. With the default of 64 KiB the two processes wait for each other.
 	pipeSize = 1 << 20
-	// igzipMinSize is the size below which starting a process takes longer than decompressing.
+	// igzipMinSize is the size of the smallest blob for igzip: starting a process for a smaller one takes longer than
+	// decompressing it.
 	igzipMinSize = 256 << 10
-	// memberProbe is how much of a blob is searched for the end of the first gzip member.
+	// memberProbe is the length of the search for the end of the first gzip member.
 	memberProbe = 64 << 10
 
 	nobody = 65534
 )
 
-// A Decompressor turns blobs into plain tars: gzip and zstd, and what is not compressed.
+// A Decompressor decompresses gzip and zstd blobs to plain tars, and passes uncompressed ones through.
 //
-// Whatever it uses, it accepts what Go's gzip accepts, which is a sequence of whole gzip members and nothing after
-// them. igzip ignores what follows the last member that it recognises.
+// With or without igzip it accepts the gzip blobs that Go's gzip accepts: a sequence of complete gzip members, and
+// nothing after them. igzip alone ignores anything after the last member that it recognises.
 //
-// Whatever a blob becomes, decompressing it takes some MB of memory, and for zstd twice the window that its frames ask for,
-// at most 128 MiB each.
+// Decompression takes a few MB of memory, however large the tar. zstd adds twice the window that its frames ask for, at
+// most 128 MiB each.
 type Decompressor struct {
-	igzip string // absolute path, "" for none
+	igzip string // absolute path; "" if igzip is not used
 }
 
-// NewDecompressor finds out what gzip is decompressed with: [GzipAuto], [GzipOff], or the absolute path of an igzip.
-// A program that is named and does not pass the self-test is an error.
+// NewDecompressor returns a decompressor for a gzip setting: [GzipAuto], [GzipOff], or the absolute path of an igzip,
+// which must pass the self-test.
 func NewDecompressor(ctx context.Context, gzip string) (*Decompressor, error) {
 	switch {
 	case gzip == GzipOff:
@@ -57,7 +58,7 @@ func NewDecompressor(ctx context.Context, gzip string) (*Decompressor, error) {
 	case gzip == GzipAuto || gzip == "":
 		path, err := exec.LookPath("igzip")
 		if err != nil || !filepath.IsAbs(path) {
-			return &Decompressor{}, nil //nolint:nilerr // the host has none
+			return &Decompressor{}, nil //nolint:nilerr // the host has no igzip
 		}
 		if err := selfTest(ctx, path); err != nil {
 			log.G(ctx).WithError(err).WithField("path", path).Warn("igzip does not pass the self-test and is not used")
@@ -73,19 +74,18 @@ func NewDecompressor(ctx context.Context, gzip string) (*Decompressor, error) {
 	return &Decompressor{igzip: gzip}, nil
 }
 
-// Gzip returns the path of the program that decompresses gzip, "" if this process does.
+// Gzip returns the path of the program that decompresses gzip, or "" if this process does it.
 func (d *Decompressor) Gzip() string { return d.igzip }
 
-// A tarStream is the plain tar of a blob. Read returns io.EOF only if the blob was decompressed without complaint to
-// its end.
+// A tarStream reads the plain tar of a blob. Read returns io.EOF only if the whole blob was decompressed without error.
 type tarStream struct {
 	io.Reader
-	name   string // of what decompresses
+	name   string // of the program or package that decompresses
 	accept func(diffID digest.Digest) error
 	close  func() error
 }
 
-// Close ends decompression, whether or not everything was read. Further calls do nothing.
+// Close ends decompression, also before the end. Further calls do nothing.
 func (s *tarStream) Close() error {
 	if s.close == nil {
 		return nil
@@ -95,9 +95,9 @@ func (s *tarStream) Close() error {
 	return f()
 }
 
-// useIgzip reports whether a gzip blob is one for igzip: a file, worth a process, and probably of one member. Of what
-// has several, like an eStargz layer with one for each file, only Go's gzip can say that nothing is left over; see
-// igzipReader.end.
+// useIgzip reports whether igzip should decompress a gzip blob: it must be a file that is large enough and probably has
+// a single member. With several members, such as one per file in an eStargz layer, only Go's gzip can tell that nothing
+// follows the last one; see igzipReader.end.
 func (d *Decompressor) useIgzip(v *verifier) (bool, error) {
 	if d.igzip == "" || v.file == nil || v.blob.Size() < igzipMinSize {
 		return false, nil
@@ -117,19 +117,19 @@ func (d *Decompressor) useIgzip(v *verifier) (bool, error) {
 	return false, err
 }
 
-// An igzipReader reads what igzip writes.
+// An igzipReader reads the output of igzip.
 type igzipReader struct {
 	v      *verifier
-	ctx    context.Context //nolint:containedctx // of one Apply
+	ctx    context.Context //nolint:containedctx // Read has no context
 	cmd    *exec.Cmd
 	pipe   *os.File
 	stderr *excerpt
 	total  int64
 	waited bool
-	err    error // after the end
+	err    error // returned by further reads
 }
 
-// igzipCommand is a run of igzip from standard input to standard output, as a user that owns nothing.
+// igzipCommand returns a command that runs igzip from standard input to standard output, as a user that owns no files.
 func igzipCommand(ctx context.Context, path string) (*exec.Cmd, *excerpt) {
 	cmd := exec.CommandContext(ctx, path, "-d", "-c")
 	cmd.Env = []string{"LC_ALL=C"}
@@ -143,7 +143,7 @@ func igzipCommand(ctx context.Context, path string) (*exec.Cmd, *excerpt) {
 	return cmd, stderr
 }
 
-// startIgzip starts igzip on the file of a blob, which it reads itself.
+// startIgzip starts igzip with the file of a blob as its standard input.
 func startIgzip(ctx context.Context, path string, v *verifier) (*tarStream, error) {
 	cmd, stderr := igzipCommand(ctx, path)
 	if _, err := v.file.Seek(0, io.SeekStart); err != nil {
@@ -154,7 +154,7 @@ func startIgzip(ctx context.Context, path string, v *verifier) (*tarStream, erro
 	if err != nil {
 		return nil, err
 	}
-	// A host may not allow a pipe of that size; the default one is slower, not wrong.
+	// The host may refuse a pipe of this size. The default size is slower, but works.
 	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeSize)
 	cmd.Stdout = w
 	err = cmd.Start()
@@ -165,7 +165,7 @@ func startIgzip(ctx context.Context, path string, v *verifier) (*tarStream, erro
 	return &tarStream{Reader: ir, name: path, close: ir.Close}, nil
 }
 
-// Read reads from the pipe. At its end it waits for the process, and returns io.EOF only if all went well.
+// Read reads from the pipe. At the end it waits for igzip, and returns io.EOF only if the whole blob was decompressed.
 func (r *igzipReader) Read(b []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
@@ -184,7 +184,7 @@ func (r *igzipReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// wait returns why igzip failed, nil if it did not.
+// wait waits for igzip to exit.
 func (r *igzipReader) wait() error {
 	r.waited = true
 	err := r.cmd.Wait()
@@ -197,10 +197,11 @@ func (r *igzipReader) wait() error {
 	return fmt.Errorf("decompress: %s%w", r.stderr.prefix(), err)
 }
 
-// end returns io.EOF if igzip's output is all that the blob holds.
+// end returns io.EOF if igzip has decompressed the whole blob.
 //
-// A gzip file ends with the length of its last member. If that is the length of the output, there was one member and
-// nothing behind it. Otherwise there are several, or igzip has ignored something: then Go's gzip reads it all again.
+// A gzip file ends with the length of its last member. If the output has this length, the blob is a single member and
+// nothing follows it. Otherwise the blob has several members, or igzip has ignored something, so Go's gzip reads it all
+// again.
 func (r *igzipReader) end() error {
 	var length [4]byte
 	if _, err := r.v.blob.ReadAt(length[:], r.v.blob.Size()-int64(len(length))); err != nil {
@@ -223,17 +224,17 @@ func (r *igzipReader) end() error {
 	return io.EOF
 }
 
-// Close kills the process if it still runs.
+// Close kills igzip if it still runs.
 func (r *igzipReader) Close() error {
 	r.err = os.ErrClosed
 	if !r.waited {
-		_ = r.cmd.Process.Kill() // it may have ended
-		_ = r.cmd.Wait()         // it was killed: how it ended says nothing
+		_ = r.cmd.Process.Kill() // it may have exited
+		_ = r.cmd.Wait()         // a killed process has no meaningful status
 	}
 	return r.pipe.Close()
 }
 
-// An excerpt keeps the beginning of what a program writes to standard error.
+// An excerpt keeps the beginning of a program's standard error.
 type excerpt struct{ buf bytes.Buffer }
 
 const excerptSize = 1 << 10
@@ -251,8 +252,8 @@ func (t *excerpt) prefix() string {
 	return fmt.Sprintf("%q: ", s)
 }
 
-// selfTest runs a program over gzip streams whose outcome is known. There are versions of igzip that read the first of
-// several members only.
+// selfTest runs a program on gzip streams with known results. Some versions of igzip read only the first of several
+// members.
 func selfTest(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -264,7 +265,7 @@ func selfTest(ctx context.Context, path string) error {
 	for _, c := range []struct {
 		name string
 		in   []byte
-		want []byte // nil: it must fail
+		want []byte // nil if the program must fail
 	}{
 		{"two members", append(bytes.Clone(one), two...), append(bytes.Clone(first), second...)},
 		{"truncated", one[:len(one)/2], nil},
@@ -277,7 +278,7 @@ func selfTest(ctx context.Context, path string) error {
 		out, err := cmd.Output()
 		switch {
 		case c.want == nil && err == nil:
-			return fmt.Errorf("self-test: accepts gzip that is not whole: %s", c.name)
+			return fmt.Errorf("self-test: accepts incomplete gzip: %s", c.name)
 		case c.want != nil && err != nil:
 			return fmt.Errorf("self-test: %s: %s%w", c.name, stderr.prefix(), err)
 		case c.want != nil && !bytes.Equal(out, c.want):
@@ -290,7 +291,7 @@ func selfTest(ctx context.Context, path string) error {
 func gzipped(b []byte) []byte {
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)
-	_, _ = w.Write(b) // a bytes.Buffer takes everything
+	_, _ = w.Write(b) // writing to a bytes.Buffer does not fail
 	_ = w.Close()
 	return buf.Bytes()
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// text is n bytes that compress to about half.
+// text returns n bytes that compress to about half their size.
 func text(n int) []byte {
 	r := rand.New(rand.NewPCG(1, uint64(n)))
 	b := make([]byte, n)
@@ -50,7 +50,7 @@ func zstded(tb testing.TB, b []byte, opts ...zstd.EOption) []byte {
 
 func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
-// putBlob makes a content store of one blob.
+// putBlob creates a content store with one blob.
 func putBlob(tb testing.TB, dir string, blob []byte) (Files, ocispec.Descriptor) {
 	tb.Helper()
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(blob), Size: int64(len(blob))}
@@ -64,7 +64,7 @@ func putBlob(tb testing.TB, dir string, blob []byte) (Files, ocispec.Descriptor)
 	return Files(dir), desc
 }
 
-// decompress reads a blob to its end and verifies it. It returns what decompressed it.
+// decompress reads a blob to its end, verifies it, and returns the name of the decompressor.
 func decompress(tb testing.TB, d *Decompressor, provider content.Provider, desc ocispec.Descriptor) (out []byte, name string, err error) {
 	tb.Helper()
 	tar, err := Open(tb.Context(), provider, d, desc)
@@ -78,9 +78,9 @@ func decompress(tb testing.TB, d *Decompressor, provider content.Provider, desc 
 	return out, tar.stream.name, tar.Accept(digest.FromBytes(out))
 }
 
-// An image must not depend on what the host decompresses it with: igzip and the built-in gzip accept the same blobs.
+// igzip and the built-in gzip must accept the same blobs, so that an image does not depend on the host.
 func TestIgzipIsLikeGzip(t *testing.T) {
-	path := testenv.NeedsTool(t, "igzip") // of the package isal
+	path := testenv.NeedsTool(t, "igzip") // from the package isal
 	fast, err := NewDecompressor(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
@@ -101,14 +101,14 @@ func TestIgzipIsLikeGzip(t *testing.T) {
 	for i := range 2000 {
 		many = append(many, gzipped(text(300+i))...)
 	}
-	// Garbage that ends with what would be the length of all that was decompressed before.
+	// Garbage that ends like a trailer with the length of the output.
 	tricky := join(z1, []byte("garbage"), z1[len(z1)-4:])
 	for _, c := range []struct {
 		name  string
 		blob  []byte
-		igzip bool // that igzip is tried, and not only the built-in gzip
+		igzip bool // igzip decompresses it
 		fails bool
-		same  bool // whatever the outcome
+		same  bool // igzip may fail, but must not return anything else
 	}{
 		{name: "one member", blob: z1, igzip: true},
 		{name: "two members", blob: join(z1, z2), igzip: true},
@@ -160,7 +160,7 @@ func TestIgzipIsLikeGzip(t *testing.T) {
 
 func TestDecompress(t *testing.T) {
 	plain := text(2 << 20)
-	// What a blob is compressed with does not depend on which of these it has.
+	// The format of a blob does not depend on its media type.
 	compressed := []string{"", ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd, images.MediaTypeDockerSchema2Layer}
 	for _, c := range []struct {
 		name       string
@@ -200,7 +200,7 @@ func TestDecompress(t *testing.T) {
 	}
 }
 
-// A blob whose bytes are not those that the descriptor names is refused, also where the decompressor is content.
+// A blob that does not have the descriptor's digest is refused, even if it can be decompressed.
 func TestDigestIsVerified(t *testing.T) {
 	plain := text(2 << 20)
 	other := digest.FromString("other")
@@ -306,7 +306,7 @@ func TestNewDecompressor(t *testing.T) {
 
 // The process must not outlive the call.
 func TestIgzipEndsWithItsContext(t *testing.T) {
-	path := testenv.NeedsTool(t, "igzip") // of the package isal
+	path := testenv.NeedsTool(t, "igzip") // from the package isal
 	files, desc := putBlob(t, t.TempDir(), gzipped(text(8<<20)))
 	for _, c := range []struct {
 		name string

@@ -1,5 +1,5 @@
-// Package blob turns the blob of a layer into its plain tar, and the tar into a layer of the store.
+// Package blob decompresses a layer's blob to its plain tar, verifies it, and imports the tar into the layer store.
 //
-// Nothing in a descriptor or a blob is trusted. A layer is accepted when the decompressor has ended without complaint
-// and the digest of the compressed bytes is the descriptor's; until then nothing refers to it.
+// Nothing in a descriptor or a blob is trusted. A layer is accepted only after the blob was decompressed to its end
+// without error and the digest of the compressed bytes matched the descriptor. Until then nothing refers to the layer.
 package blob

@@ -14,15 +14,15 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A format is one way to compress a layer.
+// A format is a compression format of layers.
 type format struct {
-	mediaTypes []string // of layers that have it in their name
+	mediaTypes []string // that name the format
 	detect     func(head []byte) bool
-	open       func(ctx context.Context, d *Decompressor, v *verifier) (*tarStream, error) // accept is set by the caller
+	open       func(ctx context.Context, d *Decompressor, v *verifier) (*tarStream, error) // the caller sets accept
 }
 
-// formats are the ways to compress that are known. Which one a blob has is decided by its first bytes and not by its
-// media type, as containerd does it.
+// formats lists the known formats. Like containerd, we tell the format of a blob by its first bytes and not by its
+// media type.
 var formats = []format{
 	{
 		mediaTypes: []string{
@@ -46,13 +46,14 @@ var formats = []format{
 }
 
 var (
-	// plainTypes are the media types of layers that are not compressed.
+	// plainTypes are the media types of uncompressed layers.
 	plainTypes = []string{ocispec.MediaTypeImageLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar"}
-	// vagueTypes are those of layers that may be compressed in any way.
+	// vagueTypes are the media types of layers that may have any format, or none.
 	vagueTypes = []string{images.MediaTypeDockerSchema2Layer, images.MediaTypeDockerSchema2LayerForeign}
 )
 
-// CheckType returns an errdefs.ErrNotImplemented if a media type is not that of a layer, or is that of an encrypted one.
+// CheckType returns an errdefs.ErrNotImplemented for a media type that does not belong to a layer, or belongs to an
+// encrypted one.
 func CheckType(mediaType string) error {
 	named := func(f format) bool { return slices.Contains(f.mediaTypes, mediaType) }
 	if IsTar(mediaType) || slices.Contains(vagueTypes, mediaType) || slices.ContainsFunc(formats, named) {
@@ -61,7 +62,7 @@ func CheckType(mediaType string) error {
 	return fmt.Errorf("media type %q: %w", mediaType, errdefs.ErrNotImplemented)
 }
 
-// IsTar reports whether blobs of a media type are never compressed, so that a blob's digest is that of its tar.
+// IsTar reports whether blobs of a media type are never compressed. The digest of such a blob is its diff ID.
 func IsTar(mediaType string) bool { return slices.Contains(plainTypes, mediaType) }
 
 func detects(c compression.Compression) func([]byte) bool {
@@ -69,13 +70,13 @@ func detects(c compression.Compression) func([]byte) bool {
 }
 
 const (
-	// headSize is how much of a blob is looked at to find out its format.
+	// headSize is the number of bytes that tell the format of a blob.
 	headSize = 512
-	// zstdMaxWindow bounds the memory that a zstd frame can demand. It is what zstd(1) accepts without --long=31.
+	// zstdMaxWindow bounds the memory that a zstd frame can demand. zstd(1) has the same limit without --long=31.
 	zstdMaxWindow = 128 << 20
 )
 
-// open begins to decompress a blob. When ctx is done, reading fails.
+// open starts to decompress a blob. Reads fail once ctx is done.
 func (d *Decompressor) open(ctx context.Context, v *verifier) (*tarStream, error) {
 	if IsTar(v.desc.MediaType) {
 		return openPlain(v), nil
@@ -120,7 +121,7 @@ func openZstd(_ context.Context, _ *Decompressor, v *verifier) (*tarStream, erro
 	return &tarStream{Reader: r, name: "zstd", close: func() error { r.Close(); return nil }}, nil
 }
 
-// openPlain passes a blob that is not compressed through. Its digest is the diff ID, which the import computes anyway.
+// openPlain passes an uncompressed blob through. Its digest is the diff ID, which the import computes anyway.
 func openPlain(v *verifier) *tarStream {
 	s := &tarStream{name: "none"}
 	if v.desc.Digest.Algorithm() != digest.SHA256 {

@@ -15,8 +15,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// FuzzDecompress decompresses anything, from a file and from containerd. What begins as gzip is accepted exactly if
-// Go's own gzip accepts it, and what begins as nothing known is passed through.
+// FuzzDecompress decompresses any bytes, from a file and from containerd. A blob that starts like gzip must be accepted
+// exactly if the standard library accepts it. A blob of unknown format must be passed through.
 func FuzzDecompress(f *testing.F) {
 	plain := text(2000)
 	z, s := gzipped(plain), zstded(f, plain)
@@ -62,7 +62,7 @@ func FuzzDecompress(f *testing.F) {
 	})
 }
 
-// FuzzFiles opens a blob by any digest. What is opened is where a blob of this digest is, and nowhere else.
+// FuzzFiles opens blobs by any digest. It must never open a file outside the place of the blob with this digest.
 func FuzzFiles(f *testing.F) {
 	dir := f.TempDir()
 	_, desc := putBlob(f, dir, []byte("blob"))

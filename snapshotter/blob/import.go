@@ -14,9 +14,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// Import unpacks the blob that desc describes, opened as [Open] does, into a layer of the store and returns it held. The
-// layer is accepted only if the blob has the descriptor's digest. Objects in distrust are replaced where the layer has
-// them.
+// Import unpacks a blob into a layer of the store, and returns the layer held. It opens the blob as [Open] does, and
+// accepts the layer only if the blob has the descriptor's digest. Objects of the layer that are in distrust are
+// replaced.
 func Import(ctx context.Context, layers *layer.Store, provider content.Provider, d *Decompressor, desc ocispec.Descriptor, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
 	start := time.Now()
 	tar, err := Open(ctx, provider, d, desc)
@@ -25,7 +25,7 @@ func Import(ctx context.Context, layers *layer.Store, provider content.Provider,
 	}
 	defer func() { err = errors.Join(err, tar.Close()) }()
 	options := layer.ImportOptions{
-		// The stream has been read to its end, so the decompressor is content with the blob.
+		// The tar was read to its end, so decompression has succeeded.
 		Accept:   func(diffID digest.Digest, _ int64) error { return tar.Accept(diffID) },
 		Distrust: distrust,
 	}

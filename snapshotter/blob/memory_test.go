@@ -14,7 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// repeated is a source of one blob: a piece, many times, which is not in memory.
+// repeated provides one blob, many copies of a piece, without keeping it in memory.
 type repeated struct {
 	piece []byte
 	size  int64
@@ -38,7 +38,7 @@ func (r repeated) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// gzipBomb is a gzip member of so many MiB of zeros.
+// gzipBomb returns a gzip member that holds size MiB of zeros.
 func gzipBomb(tb testing.TB, size int) []byte {
 	tb.Helper()
 	var b bytes.Buffer
@@ -55,21 +55,21 @@ func gzipBomb(tb testing.TB, size int) []byte {
 	return b.Bytes()
 }
 
-// zstdBomb is a zstd frame of so many MiB of zeros, whose window has 1<<windowLog bytes.
+// zstdBomb returns a zstd frame that holds size MiB of zeros and has a window of 1<<windowLog bytes.
 func zstdBomb(windowLog, size int) []byte {
-	const blockLog, runLength = 17, 1 // a block can have 128 KiB
+	const blockLog, runLength = 17, 1 // the largest block has 128 KiB
 	b := []byte{0x28, 0xb5, 0x2f, 0xfd, 0, byte(windowLog-10) << 3}
 	for i := range size << (20 - blockLog) {
 		header := uint32(1<<blockLog<<3 | runLength<<1)
 		if i == size<<(20-blockLog)-1 {
-			header |= 1 // the last
+			header |= 1 // last block
 		}
 		b = append(b, byte(header), byte(header>>8), byte(header>>16), 0)
 	}
 	return b
 }
 
-// TestMemoryOfDecompression decompresses blobs of next to nothing that become very long.
+// TestMemoryOfDecompression decompresses tiny blobs that become very long.
 func TestMemoryOfDecompression(t *testing.T) {
 	const fixed, pieceSize = 48, 256 // MiB
 	pieces := testenv.Scale(2, 40)   // 10 GiB

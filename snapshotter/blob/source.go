@@ -15,20 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FileBlob is a blob in a file. A decompressor can be given the file as its standard input.
+// A FileBlob is a blob in a file, which a decompressor can take as its standard input.
 type FileBlob struct {
 	*os.File
 	size int64
 }
 
-// Size returns the length that the file had when it was opened.
+// Size returns the length of the file when it was opened.
 func (b *FileBlob) Size() int64 { return b.size }
 
-// Files is the directory of containerd's local content store, where blobs are files called blobs/<algorithm>/<hex>.
-// Reading them there is ten times as fast as asking containerd for their bytes.
+// Files is the directory of containerd's local content store, which keeps blobs as files named blobs/<algorithm>/<hex>.
+// Reading the files is ten times as fast as asking containerd for their bytes.
 type Files string
 
-// ReaderAt opens the file of a blob, whatever it holds. Without the file the error is an errdefs.ErrNotFound.
+// ReaderAt opens the file of a blob, and does not verify its content. If there is no such file the error is an
+// errdefs.ErrNotFound.
 func (dir Files) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	if err := desc.Digest.Validate(); err != nil { // the digest becomes a path
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
@@ -36,10 +37,10 @@ func (dir Files) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.R
 	return openFile(filepath.Join(string(dir), "blobs", desc.Digest.Algorithm().String(), desc.Digest.Encoded()))
 }
 
-// File provides one blob, a file of any name.
+// File is a provider of one blob, a file of any name.
 type File string
 
-// ReaderAt opens the file, whatever the digest. Without the file the error is an errdefs.ErrNotFound.
+// ReaderAt opens the file for any digest. If there is no such file the error is an errdefs.ErrNotFound.
 func (name File) ReaderAt(context.Context, ocispec.Descriptor) (content.ReaderAt, error) {
 	return openFile(string(name))
 }
@@ -67,11 +68,11 @@ func openFile(name string) (_ *FileBlob, err error) {
 	return &FileBlob{File: f, size: fi.Size()}, nil
 }
 
-// First asks several providers in turn, until one has the blob.
+// First tries several providers in turn.
 type First []content.Provider
 
-// ReaderAt returns the blob of the first provider that can open it, or all errors. Errors other than an
-// errdefs.ErrNotFound are logged too.
+// ReaderAt returns the blob from the first provider that can open it, or else the errors of all providers. Errors other
+// than errdefs.ErrNotFound are also logged.
 func (providers First) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	if len(providers) == 0 {
 		return nil, fmt.Errorf("blob %s: %w", desc.Digest, errdefs.ErrNotFound)

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// providerOf is a content service that has one blob, whatever it is asked for.
+// providerOf returns a content service that has one blob, for any digest.
 func providerOf(blob []byte) content.Provider { return &memory{Reader: bytes.NewReader(blob)} }
 
 type memory struct {
@@ -36,7 +36,7 @@ func (m *memory) ReadAt(b []byte, off int64) (int, error) {
 	return m.Reader.ReadAt(b, off)
 }
 
-// Each read of the content service is a call: reads must be large.
+// Each read from the content service is a call, so reads must be large.
 func TestProviderIsReadInLargePieces(t *testing.T) {
 	plain := text(32 << 20)
 	for name, blob := range map[string][]byte{"gzip": gzipped(plain), "zstd": zstded(t, plain), "plain": plain} {

@@ -11,7 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A Tar is the plain tar of a layer's blob. It is for one goroutine.
+// A Tar reads the plain tar of a layer's blob. It must not be used by several goroutines at once.
 type Tar struct {
 	blob   content.ReaderAt
 	verify *verifier
@@ -19,12 +19,12 @@ type Tar struct {
 	cancel context.CancelFunc
 }
 
-// Open begins to read the tar of the layer's blob that desc describes. Its media type decides whether the blob may be
-// compressed; with an empty one, any blob may be. What it is compressed with is found out from its first bytes.
+// Open opens the blob that desc describes, and starts to decompress it. The media type decides whether the blob may be
+// compressed; with an empty media type it may be. The first bytes of the blob tell the compression format.
 //
-// A blob that the provider does not have is an errdefs.ErrNotFound, a media type that is not a layer's an
-// errdefs.ErrNotImplemented, and a size that is not the descriptor's an errdefs.ErrFailedPrecondition. When ctx is done,
-// reading fails.
+// The error is an errdefs.ErrNotFound if the provider does not have the blob, an errdefs.ErrNotImplemented if the media
+// type does not belong to a layer, and an errdefs.ErrFailedPrecondition if the blob's size is not the descriptor's.
+// Reads fail once ctx is done.
 func Open(ctx context.Context, provider content.Provider, d *Decompressor, desc ocispec.Descriptor) (_ *Tar, err error) {
 	if desc.MediaType != "" {
 		if err := CheckType(desc.MediaType); err != nil {
@@ -34,7 +34,7 @@ func Open(ctx context.Context, provider content.Provider, d *Decompressor, desc 
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	// Whatever ends the reading of the tar ends the decompressor and the reading of the blob too.
+	// Close cancels the context, which ends the decompressor and all reads from the blob.
 	ctx, cancel := context.WithCancel(ctx)
 	t := &Tar{cancel: cancel}
 	defer func() {
@@ -56,14 +56,14 @@ func Open(ctx context.Context, provider content.Provider, d *Decompressor, desc 
 	return t, nil
 }
 
-// Read returns io.EOF only if the blob was decompressed without complaint to its end.
+// Read returns io.EOF only if the whole blob was decompressed without error.
 func (t *Tar) Read(b []byte) (int, error) { return t.stream.Read(b) }
 
-// Accept says, when everything has been read, whether the blob has the digest that its descriptor names. diffID is the
-// digest of what was read.
+// Accept checks, after everything was read, that the blob has the digest of its descriptor. diffID is the digest of the
+// tar. A mismatch is an errdefs.ErrFailedPrecondition.
 func (t *Tar) Accept(diffID digest.Digest) error { return t.stream.accept(diffID) }
 
-// Close ends reading, whether or not everything was read.
+// Close closes the blob, also before everything was read.
 func (t *Tar) Close() error {
 	defer t.cancel()
 	var err error

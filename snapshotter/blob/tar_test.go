@@ -59,7 +59,7 @@ func TestOpen(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			// Go's gzip says once more what was wrong.
+			// Go's gzip returns its error again.
 			if err := tar.Close(); !errors.Is(err, tt.read) {
 				t.Error(err)
 			}
@@ -67,8 +67,8 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestOpenTarDigest: a blob that is not what its name says is not accepted.
-func TestOpenTarDigest(t *testing.T) {
+// A blob that does not have the descriptor's digest is not accepted.
+func TestOpenDigest(t *testing.T) {
 	plain := text(1000)
 	blob := gzipped(plain)
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("other")}

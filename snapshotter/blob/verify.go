@@ -15,24 +15,24 @@ import (
 )
 
 const (
-	// readSize is how much of a blob is read at once. Through containerd's content service each read is a call.
+	// readSize is the size of one read from a blob. Each read through containerd's content service is a call.
 	readSize = 4 << 20
-	// hashSize is how much of a file is hashed at once.
+	// hashSize is the size of one read while a file is hashed.
 	hashSize = 1 << 20
 )
 
-// A verifier is a blob whose digest is computed while it is read. A file is read twice, the second time from the page
-// cache, so that hashing does not hold up the decompressor; anything else once.
+// A verifier computes the digest of a blob while the blob is read. It reads a file twice, the second time from the page
+// cache, so that hashing does not hold up the decompressor. It reads other blobs once.
 type verifier struct {
-	ctx  context.Context //nolint:containedctx // of one Apply
+	ctx  context.Context //nolint:containedctx // a verifier lives as long as one Tar
 	blob content.ReaderAt
 	desc ocispec.Descriptor
 	hash hash.Hash
 
-	file   *os.File      // nil if the blob is not a file
-	done   chan struct{} // closed when the file is hashed; nil if that was not begun
-	err    error         // of hashing the file
-	stream io.Reader     // blobs that are not files, through the hash
+	file   *os.File      // nil for other blobs
+	done   chan struct{} // closed when the file is hashed; nil before hashing starts
+	err    error         // from hashing the file
+	stream io.Reader     // reads a blob that is not a file, and hashes it
 	once   sync.Once
 	quit   chan struct{}
 }
@@ -48,12 +48,12 @@ func newVerifier(ctx context.Context, blob content.ReaderAt, desc ocispec.Descri
 	return v, nil
 }
 
-// section reads the blob from its beginning.
+// section returns a reader of the whole blob.
 func (v *verifier) section() io.Reader {
 	return contextReader{v.ctx, io.NewSectionReader(v.blob, 0, v.blob.Size())}
 }
 
-// head returns the first bytes of the blob, fewer than n only if it is shorter.
+// head returns the first n bytes of the blob, or all of a shorter one.
 func (v *verifier) head(n int) ([]byte, error) {
 	b := make([]byte, min(int64(n), v.blob.Size()))
 	if _, err := v.blob.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
@@ -62,7 +62,7 @@ func (v *verifier) head(n int) ([]byte, error) {
 	return b, nil
 }
 
-// reader begins to hash the blob, and reads it from its beginning.
+// reader starts to hash the blob, and returns a reader of all of it.
 func (v *verifier) reader() io.Reader {
 	if v.file == nil {
 		v.stream = io.TeeReader(newChunkReader(v.section()), v.hash)
@@ -72,7 +72,7 @@ func (v *verifier) reader() io.Reader {
 	return v.section()
 }
 
-// startHash begins to hash a file.
+// startHash starts to hash a file in the background.
 func (v *verifier) startHash() {
 	v.done = make(chan struct{})
 	go func() {
@@ -82,7 +82,7 @@ func (v *verifier) startHash() {
 	}()
 }
 
-// verify waits until the whole blob is hashed and compares digests.
+// verify waits until the whole blob is hashed, and compares its digest with the descriptor.
 func (v *verifier) verify() error {
 	switch {
 	case v.done != nil:
@@ -91,7 +91,7 @@ func (v *verifier) verify() error {
 			return fmt.Errorf("hash blob: %w", v.err)
 		}
 	case v.stream != nil:
-		// A decompressor may stop before the end.
+		// A decompressor may stop before the end of the blob.
 		if _, err := io.Copy(io.Discard, v.stream); err != nil {
 			return fmt.Errorf("hash blob: %w", err)
 		}
@@ -105,7 +105,7 @@ func (v *verifier) verify() error {
 	return nil
 }
 
-// stop ends hashing, if it is still running, before the blob is closed.
+// stop ends hashing. The blob can be closed afterwards.
 func (v *verifier) stop() {
 	v.once.Do(func() { close(v.quit) })
 	if v.done != nil {
@@ -113,9 +113,9 @@ func (v *verifier) stop() {
 	}
 }
 
-// contextReader stops reading when the context is done.
+// A contextReader fails once its context is done.
 type contextReader struct {
-	ctx context.Context //nolint:containedctx // that is its purpose
+	ctx context.Context //nolint:containedctx // Read has no context
 	r   io.Reader
 }
 
@@ -142,7 +142,7 @@ func (r stopReader) Read(b []byte) (int, error) {
 	}
 }
 
-// chunkReader reads in large pieces, whatever it is asked for.
+// A chunkReader makes large reads, whatever the size of the reads from it.
 type chunkReader struct {
 	r    io.Reader
 	buf  []byte
