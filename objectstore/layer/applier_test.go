@@ -14,9 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// TestLikeApplier imports random tars, and compares the checkout with what containerd's applier makes of the same tar.
-// What the applier refuses, or does differently on purpose of ours, is in the table of TestTars; here are only tars that
-// both must take alike.
+// TestLikeApplier imports random tars, and compares the checkout with the result of containerd's applier. Tars that the
+// applier rejects or treats differently on purpose are in the table of TestTars; here both must agree.
 func TestLikeApplier(t *testing.T) {
 	for seed := range uint64(24) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
@@ -33,7 +32,7 @@ func TestLikeApplier(t *testing.T) {
 	}
 }
 
-// TestLikeApplierWithParents is the same for a layer over another, from which directories that the tar only implies
+// TestLikeApplierWithParents does the same for a layer over another, from which directories that the tar only implies
 // take their attributes.
 func TestLikeApplierWithParents(t *testing.T) {
 	for seed := range uint64(12) {
@@ -41,8 +40,8 @@ func TestLikeApplierWithParents(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 2))
 			s, root := newStore(t, Options{})
 			lower := makeTar(t, randomDirs(rnd)...)
-			// Directories with an entry come first: the applier lets one that was implied before keep the extended
-			// attributes that it was given from below, and its ACL changes the mode of the entry.
+			// Directories with an entry come first: the applier lets a directory that was implied before keep the
+			// extended attributes it got from below, and its ACL changes the mode of the entry.
 			g := newLayerGen(rnd)
 			g.add("d1", dir("d1", mode(0o700), withXattr("user.own", "1")))
 			g.add("d3/d2", dir("d3/d2", mode(0o1777), owner(3, 4)))
@@ -62,7 +61,7 @@ func TestLikeApplierWithParents(t *testing.T) {
 	}
 }
 
-// withoutHidden removes the whiteouts below opaque directories, which we drop on purpose: see TestTars.
+// withoutHidden removes the whiteouts below opaque directories, which the store drops on purpose: see TestTars.
 func withoutHidden(nodes map[string]*node) map[string]*node {
 	for name, n := range nodes {
 		if n.mode&unix.S_IFMT != unix.S_IFCHR || n.rdev != 0 {
@@ -81,7 +80,7 @@ func withoutHidden(nodes map[string]*node) map[string]*node {
 	return nodes
 }
 
-// randomDirs are directories, with attributes, of the names that randomLayer uses.
+// randomDirs are directories, with attributes, for the names that randomLayer uses.
 func randomDirs(rnd *rand.Rand) []tarEntry {
 	var entries []tarEntry
 	for a := range 4 {
@@ -97,13 +96,13 @@ func randomDirs(rnd *rand.Rand) []tarEntry {
 	return entries
 }
 
-// layerGen makes up a tar, and knows of each name what it is by then.
+// layerGen generates a tar, and tracks the type of each name.
 type layerGen struct {
 	*rand.Rand
 	entries []tarEntry
 	noDirs  bool // no more entries for directories
 	kinds   map[string]byte
-	caps    map[string]bool // files with capabilities, which the applier takes away when it makes a hard link
+	caps    map[string]bool // files with capabilities, which the applier removes when it makes a hard link
 }
 
 func newLayerGen(rnd *rand.Rand) *layerGen {
@@ -119,7 +118,7 @@ func (g *layerGen) run(n int) []tarEntry {
 	return g.entries
 }
 
-// pick returns a name of a kind, or "".
+// pick returns a name of the given type, or "".
 func (g *layerGen) pick(kind byte) string {
 	var names []string
 	for name, k := range g.kinds {
@@ -130,7 +129,7 @@ func (g *layerGen) pick(kind byte) string {
 	if len(names) == 0 {
 		return ""
 	}
-	// Map order is not the seed's.
+	// Map order does not depend on the seed.
 	best := names[0]
 	salt := g.Uint64()
 	score := func(s string) uint64 {
@@ -148,7 +147,7 @@ func (g *layerGen) pick(kind byte) string {
 	return best
 }
 
-// parent is a directory for a new name: one that is there, or is implied.
+// parent returns a directory for a new name: an existing or an implied one.
 func (g *layerGen) parent() string {
 	var p string
 	for range g.IntN(4) {
@@ -196,7 +195,7 @@ func (g *layerGen) step(i int) {
 	}
 	a := g.attributes()
 	kind, taken := g.kinds[name]
-	if kind == tar.TypeSymlink { // at the end the applier sets times of directories by the names they had
+	if kind == tar.TypeSymlink { // at the end the applier sets times of directories by their old names
 		return
 	}
 	switch g.IntN(12) {
@@ -248,7 +247,7 @@ func (g *layerGen) step(i int) {
 	}
 }
 
-// TestRandomLayers keeps the generator honest: its tars have to have all kinds of entries.
+// TestRandomLayers keeps the generator honest: its tars must have all types of entries.
 func TestRandomLayers(t *testing.T) {
 	kinds := make(map[byte]int)
 	for seed := range uint64(40) {

@@ -15,7 +15,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer/recipe"
 )
 
-// BenchmarkImport measures a plain tar, named by LAYER_TAR, into an empty store and into one that has every file.
+// BenchmarkImport measures importing a plain tar, named by LAYER_TAR, into an empty store and into one that has every
+// file.
 func BenchmarkImport(b *testing.B) {
 	name := testenv.NeedsEnv(b, "LAYER_TAR", "a plain layer tar")
 	run := func(b *testing.B, s *Store) Layer {
@@ -67,8 +68,8 @@ func BenchmarkImport(b *testing.B) {
 	})
 }
 
-// BenchmarkRecipe measures reading a plain tar, named by LAYER_TAR, with its recipe written and without, and writing it
-// again. The recipe's size is a metric.
+// BenchmarkRecipe measures reading a plain tar, named by LAYER_TAR, with and without recording its recipe, and writing
+// it again. The recipe's size is a metric.
 func BenchmarkRecipe(b *testing.B) {
 	name := testenv.NeedsEnv(b, "LAYER_TAR", "a plain layer tar")
 	data, err := os.ReadFile(name)

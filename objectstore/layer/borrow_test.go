@@ -17,8 +17,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// hostRepo makes the repository of a host with an operating system of n files of 4 KiB, whose names and contents are those
-// of libFile.
+// hostRepo makes the repository of a host whose operating system has n files of 4 KiB, with the names and contents of
+// libFile.
 func hostRepo(t *testing.T, path string, n int, mtime time.Time) *objectstore.Repo {
 	t.Helper()
 	testenv.Must(t, os.MkdirAll(path, 0o755))
@@ -45,7 +45,8 @@ func appTar(t *testing.T, n int) []byte {
 	return makeTar(t, entries...)
 }
 
-// inodes returns how many content objects of a store are inodes of the host's repository too, and the bytes of the others.
+// inodes returns how many content objects of a store share their inode with the host's repository, and the bytes of the
+// others.
 func inodes(t *testing.T, path string, host *objectstore.Repo) (shared int, own int64) {
 	t.Helper()
 	names, err := filepath.Glob(path + "/repo/objects/??/*.file")
@@ -72,8 +73,8 @@ func inodes(t *testing.T, path string, host *objectstore.Repo) (shared int, own 
 	return shared, own
 }
 
-// TestBorrow imports an application on a host whose system has most of its files: only the others take space, and either
-// side can go.
+// TestBorrow imports an application on a host whose system has most of its files: only the other files take space, and
+// either side can be removed.
 func TestBorrow(t *testing.T) {
 	testenv.NeedsRoot(t)
 	const n = 50
@@ -88,7 +89,7 @@ func TestBorrow(t *testing.T) {
 			if shared != n || own > 64<<10 {
 				t.Errorf("%d objects are the host's, %d bytes of others, want %d and less than 64 KiB", shared, own, n)
 			}
-			// Objects that are metadata count too, but not the files that are the host's.
+			// Metadata objects count too, but not the host's files.
 			if h.Added.Bytes < 12000 || h.Added.Bytes > 100<<10 {
 				t.Errorf("the layer has added %d bytes, want its own file and metadata", h.Added.Bytes)
 			}
@@ -122,13 +123,13 @@ func TestBorrow(t *testing.T) {
 	}
 }
 
-// TestBorrowTimes has files with another time on the host, as in each repository that ostree has pulled into: an exact
+// TestBorrowTimes has files with other times on the host, as in each repository that ostree has pulled into: an exact
 // checkout on a file system without reflinks would have to copy each of them.
 func TestBorrowTimes(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for _, tt := range []struct {
 		mtime  Mtime
-		fstype string // "": where temporary files are
+		fstype string // "": that of temporary files
 		want   int
 	}{
 		{MtimeExact, "ext4", 0},

@@ -28,7 +28,7 @@ func inodeOf(t testing.TB, p string) uint64 {
 	return n.ino
 }
 
-// TestCheckoutMtime checks out two layers that have a file in common, but for its time.
+// TestCheckoutMtime checks out two layers that share a file with different times.
 func TestCheckoutMtime(t *testing.T) {
 	for _, tt := range []struct {
 		mtime Mtime
@@ -59,7 +59,7 @@ func TestCheckoutMtime(t *testing.T) {
 	}
 }
 
-// TestCheckoutLinks checks which files of a checkout are one inode.
+// TestCheckoutLinks checks which files of a checkout share an inode.
 func TestCheckoutLinks(t *testing.T) {
 	s, root := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t,
@@ -86,7 +86,7 @@ func TestCheckoutLinks(t *testing.T) {
 	}
 }
 
-// TestCheckoutMaxLinks allows few hard links to an object. Further files are copies.
+// TestCheckoutMaxLinks allows only a few hard links to an object. Further files are copies.
 func TestCheckoutMaxLinks(t *testing.T) {
 	s, root := newStore(t, Options{MaxLinks: 4, Workers: 1})
 	var entries []tarEntry
@@ -104,14 +104,14 @@ func TestCheckoutMaxLinks(t *testing.T) {
 	wantTree(t, checkOut(t, s, root, l.ID), want...)
 }
 
-// TestCheckoutLinkLimit meets the real limit of a file system, 65,000 links on ext4, in the middle of a file with two
+// TestCheckoutLinkLimit reaches the real limit of a file system, 65,000 links on ext4, in the middle of a file with two
 // names.
 func TestCheckoutLinkLimit(t *testing.T) {
 	testenv.SkipShort(t, "makes 65,000 files")
 	s, root := openStore(t, testenv.NewDisk(t, "ext4", 256<<20, "-q", "-b", "4096").Dir, Options{Workers: 1})
 	const limit = 65000
 	var entries []tarEntry
-	for i := range limit - 2 { // less the object, and b/one
+	for i := range limit - 2 { // minus the object and b/one
 		entries = append(entries, file(fmt.Sprintf("a/%05d", i), "content"))
 	}
 	entries = append(entries, dir("b"), file("b/one", "content"), dir("c"), hardlink("c/two", "b/one"), file("d/more", "content"), dir("e"), hardlink("e/three", "b/one"))
@@ -139,7 +139,7 @@ func TestCheckoutLinkLimit(t *testing.T) {
 	}
 }
 
-// TestCheckoutOtherFileSystem has the repository where nothing can be linked from.
+// TestCheckoutOtherFileSystem has the repository on another file system, from which nothing can be linked.
 func TestCheckoutOtherFileSystem(t *testing.T) {
 	path := t.TempDir()
 	repo := filepath.Join(path, "repo")
@@ -157,7 +157,7 @@ func TestCheckoutOtherFileSystem(t *testing.T) {
 	}
 }
 
-// TestCheckoutReflink makes files with an inode of their own on file systems that can share their blocks.
+// TestCheckoutReflink makes files with their own inodes on file systems that can share blocks.
 func TestCheckoutReflink(t *testing.T) {
 	for _, tt := range []struct {
 		kind  string
@@ -188,7 +188,7 @@ func TestCheckoutReflink(t *testing.T) {
 	}
 }
 
-// TestCheckoutOnce has 20 callers want a checkout at once.
+// TestCheckoutOnce has 20 concurrent callers of one checkout.
 func TestCheckoutOnce(t *testing.T) {
 	plain, path := newStore(t, Options{})
 	l := importTar(t, plain, mixedTarWithout(t))
@@ -219,7 +219,7 @@ func TestCheckoutOnce(t *testing.T) {
 	}
 }
 
-// mixedTarWithout is a tar of some files, without hard links to other layers.
+// mixedTarWithout is a tar of several files, without hard links to other layers.
 func mixedTarWithout(t testing.TB) []byte {
 	t.Helper()
 	var entries []tarEntry
@@ -229,7 +229,7 @@ func mixedTarWithout(t testing.TB) []byte {
 	return makeTar(t, entries...)
 }
 
-// TestCheckoutTwoProcesses has two stores over the same directories, which do not know of each other, make a checkout.
+// TestCheckoutTwoProcesses makes a checkout from two stores over the same directories that do not know of each other.
 func TestCheckoutTwoProcesses(t *testing.T) {
 	s, path := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("a", "x")))
@@ -248,7 +248,7 @@ func TestCheckoutTwoProcesses(t *testing.T) {
 	wantTree(t, filepath.Join(path, name), `a: file 644 "x"`)
 }
 
-// TestCheckoutCancelled cancels the caller who makes a checkout. One who waits for it gets it all the same.
+// TestCheckoutCancelled cancels the caller that makes a checkout. A waiting caller gets it all the same.
 func TestCheckoutCancelled(t *testing.T) {
 	plain, path := newStore(t, Options{})
 	l := importTar(t, plain, mixedTarWithout(t))
@@ -277,7 +277,7 @@ func TestCheckoutCancelled(t *testing.T) {
 	}
 }
 
-// TestCheckoutLost removes checkouts. They are made again.
+// TestCheckoutLost removes checkouts. They are rebuilt.
 func TestCheckoutLost(t *testing.T) {
 	s, root := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("a", "x")))
@@ -288,7 +288,7 @@ func TestCheckoutLost(t *testing.T) {
 	}
 }
 
-// TestCheckoutCollision has the directory of a layer belong to another, whose ID begins alike.
+// TestCheckoutCollision has the directory of a layer belong to another layer, whose ID has the same beginning.
 func TestCheckoutCollision(t *testing.T) {
 	s, root := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("a", "x")))
@@ -305,7 +305,7 @@ func TestCheckoutCollision(t *testing.T) {
 	}
 }
 
-// TestCheckoutBadChain asks for checkouts of nothing, and of layers that are not there.
+// TestCheckoutBadChain asks for checkouts of an empty chain, and of missing layers.
 func TestCheckoutBadChain(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("a/b", "x")))
@@ -320,7 +320,7 @@ func TestCheckoutBadChain(t *testing.T) {
 	}
 }
 
-// TestCheckoutObjectMissing loses an object. Importing the layer again brings it back.
+// TestCheckoutObjectMissing removes an object. Importing the layer again restores it.
 func TestCheckoutObjectMissing(t *testing.T) {
 	s, root := newStore(t, Options{})
 	b := makeTar(t, file("a", "x"), file("d/b", "y"))
@@ -337,8 +337,8 @@ func TestCheckoutObjectMissing(t *testing.T) {
 	wantTree(t, checkOut(t, s, root, l.ID), `a: file 644 "x"`, "d: dir 755", `d/b: file 644 "y"`)
 }
 
-// TestCheckoutChain checks out the last of several layers whose tar leaves something to those below: the attributes of
-// directories without an entry, and hard links to files of a lower layer.
+// TestCheckoutChain checks out the last of several layers whose tar depends on those below: for the attributes of
+// directories without an entry, and for hard links to files of a lower layer.
 func TestCheckoutChain(t *testing.T) {
 	tmp := dir("tmp", mode(0o1777), owner(1, 2), withXattr("user.a", "1"))
 	for _, tt := range []struct {
@@ -395,7 +395,7 @@ func TestCheckoutChain(t *testing.T) {
 	}
 }
 
-// TestCheckoutVariants checks out one layer over different ones. What it looks like names the checkout.
+// TestCheckoutVariants checks out one layer over different ones. The name of the checkout depends on its content.
 func TestCheckoutVariants(t *testing.T) {
 	s, root := newStore(t, Options{})
 	upper := importTar(t, s, makeTar(t, file("tmp/f", "x")))
@@ -418,7 +418,7 @@ func TestCheckoutVariants(t *testing.T) {
 	}
 }
 
-// TestSweepTmp leaves a checkout half made, as a process that was killed does.
+// TestSweepTmp leaves an unfinished checkout, like a killed process.
 func TestSweepTmp(t *testing.T) {
 	s, root := newStore(t, Options{})
 	writeTree(t, root, [2]string{"tmp/checkout-X/fs/d/", ""}, [2]string{"tmp/checkout-X/fs/d/f", "x"}, [2]string{"tmp/other", ""})

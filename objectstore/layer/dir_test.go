@@ -30,7 +30,7 @@ func importDir(t testing.TB, s *Store, p, name string) Layer {
 	return h.Layer
 }
 
-// An active snapshot: an upper directory that was changed through an overlay over checkouts.
+// An active snapshot: an upper directory changed through an overlay over checkouts.
 type active struct {
 	upper, merged string
 	lower         []string
@@ -71,7 +71,7 @@ func baseTar(t testing.TB) []byte {
 	)
 }
 
-// TestImportDir changes things in an overlay, makes a layer of the upper directory, and looks whether a checkout of it
+// TestImportDir changes things in an overlay, makes a layer of the upper directory, and checks that a checkout of it
 // shows the same over the same layers.
 func TestImportDir(t *testing.T) {
 	for name, script := range map[string]string{
@@ -104,7 +104,7 @@ func TestImportDir(t *testing.T) {
 			a.shell(t, script)
 			a.umount()
 			want := mergedTree(t, lower, a.upper)
-			// Identical files may be one inode in a checkout; that is not what this test compares.
+			// Identical files may share an inode in a checkout; this test does not compare that.
 			l := importDir(t, s, a.upper, "1")
 			got := mergedTree(t, lower, checkOut(t, s, root, base.ID, l.ID))
 			if diff := diffTrees(got, want, func(n string, _ *node) bool { return n == "." }); len(withoutGroups(diff, got, want)) > 0 {
@@ -124,8 +124,8 @@ func TestImportDir(t *testing.T) {
 	}
 }
 
-// withoutGroups drops differences that are nothing but the names with which a file shares its inode, as long as the
-// ones that did still do: equal files of a checkout are links of their object.
+// withoutGroups drops differences in the names that share a file's inode, provided that names that shared one still do:
+// equal files of a checkout are links to their object.
 func withoutGroups(diff []string, got, want map[string]*node) []string {
 	return slices.DeleteFunc(slices.Clone(diff), func(line string) bool {
 		name, _, _ := strings.Cut(line, ": ")
@@ -139,7 +139,7 @@ func withoutGroups(diff []string, got, want map[string]*node) []string {
 	})
 }
 
-// TestImportDirLinks checks that files become objects where they are, without the marks that overlayfs made.
+// TestImportDirLinks checks that files become objects in place, without overlayfs's marks.
 func TestImportDirLinks(t *testing.T) {
 	s, root := newStore(t, Options{})
 	base := importTar(t, s, baseTar(t))
@@ -178,7 +178,7 @@ func TestImportDirLinks(t *testing.T) {
 			}
 		}
 	}
-	// What was open for writing can still be written to, and the layer does not change.
+	// Files that were open for writing can still be written to, and the layer does not change.
 	_, err = w.WriteString("more")
 	testenv.Must(t, err)
 	wantTree(t, filepath.Join(checkOut(t, s, root, base.ID, l.ID)), `new: file 644 "new\n"`, `open: file 644 "open\n"`, `etc: dir 755`,
@@ -186,7 +186,7 @@ func TestImportDirLinks(t *testing.T) {
 		`l1: file 644 "linked\n" = l1`, `l2: file 644 "linked\n" = l1`, `empty: file 644 ""`)
 }
 
-// TestImportDirGrowing has a file that is written to while it is copied. The layer has what was read.
+// TestImportDirGrowing has a file that grows while it is copied. The layer has what was read.
 func TestImportDirGrowing(t *testing.T) {
 	_, path := newStore(t, Options{})
 	upper := t.TempDir()
@@ -248,7 +248,7 @@ func TestImportDirWhiteouts(t *testing.T) {
 		`o: dir 755 trusted.overlay.opaque="y"`, `o/f: file 644 "x"`, `n: dir 755 trusted.overlay.overlay.opaque="y"`)
 }
 
-// TestImportDirRefused has upper directories that do not hold the layer.
+// TestImportDirRefused has upper directories that do not hold the whole layer.
 func TestImportDirRefused(t *testing.T) {
 	for name, xattr := range map[string]string{"d": overlayRedirect, "f": overlayMetacopy} {
 		s, _ := newStore(t, Options{})
@@ -267,7 +267,7 @@ func TestImportDirRefused(t *testing.T) {
 	}
 }
 
-// TestImportDirName has names that are no refs.
+// TestImportDirName has names that are no valid refs.
 func TestImportDirName(t *testing.T) {
 	s, root := newStore(t, Options{})
 	d, err := atfs.Open(t.TempDir())
@@ -284,7 +284,7 @@ func TestImportDirName(t *testing.T) {
 	}
 }
 
-// TestImportDirStops has one file fail, and looks for descriptors that are left.
+// TestImportDirStops has one file fail, and checks for leaked descriptors.
 func TestImportDirStops(t *testing.T) {
 	s, path := newStore(t, Options{})
 	upper := t.TempDir()

@@ -44,7 +44,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	// Until it is released, no prune takes the layer: this is where its ID is written down.
+	// Until it is released, no prune can remove the layer: record its ID now.
 	if err := imported.Release(); err != nil {
 		log.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func Example() {
 	// Prints: 2 entries, 15 bytes; known: true; 1 checkout
 }
 
-// TestExample runs the example, which as such could not be skipped.
+// TestExample runs the example, which could not be skipped by itself.
 func TestExample(t *testing.T) {
 	testenv.NeedsRoot(t)
 	Example()

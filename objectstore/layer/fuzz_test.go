@@ -21,8 +21,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// FuzzImport imports anything. What comes of it is a layer, whose tree can be checked out and is the one that its image
-// says, or an error that blames the tar.
+// FuzzImport imports anything. The result is a layer, whose checkout matches its image, or an error that blames the
+// tar.
 func FuzzImport(f *testing.F) {
 	testenv.NeedsRoot(f)
 	for _, tt := range tarCases() {
@@ -37,7 +37,7 @@ func FuzzImport(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = withChecksums(b)
 		if size := tarContent(b); size > 8<<20 {
-			t.Skip("sparse files would fill the disk") //nolint:forbidigo // the input is refused, whatever the machine
+			t.Skip("sparse files would fill the disk") //nolint:forbidigo // the input is rejected, whatever the machine
 		}
 		root := testenv.MemoryDir(t)
 		dir, err := atfs.Open(root)
@@ -56,7 +56,7 @@ func FuzzImport(f *testing.F) {
 
 		h, err := s.Import(t.Context(), bytes.NewReader(b), ImportOptions{})
 		if err != nil {
-			// ENOSPC: ext4 has no room for extended attributes of more than a block.
+			// ENOSPC: ext4 has no room for extended attributes larger than a block.
 			if !errors.Is(err, ErrInvalid) && !errors.Is(err, unix.ENOSPC) {
 				t.Fatalf("Import: got error %v, want one that is %v", err, ErrInvalid)
 			}
@@ -84,7 +84,7 @@ func FuzzImport(f *testing.F) {
 	})
 }
 
-// withChecksums gives each block that may be a header the checksum that it needs to be read.
+// withChecksums gives each block that may be a header the checksum it needs.
 func withChecksums(b []byte) []byte {
 	b = slices.Clone(b)
 	for h := range slices.Chunk(b, 512) {
@@ -147,8 +147,8 @@ func checkOutIs(t *testing.T, d *atfs.Dir, n *composefs.Inode) {
 	}
 }
 
-// FuzzNormalACL compares with the kernel: what normalACL makes of an ACL is what comes back from a file of that mode,
-// and what it refuses the kernel refuses.
+// FuzzNormalACL compares with the kernel: normalACL's result is what the kernel returns from a file of that mode, and
+// both reject the same ACLs.
 func FuzzNormalACL(f *testing.F) {
 	for _, v := range []string{"", acl(), userACL(5, 7, 7, 7, 7), userACL(noID, 7, 7, 7, 7), userACL(5, 8, 0, 0, 0), acl(aclUserObj, 7, noID), acl(aclUserObj, 7, noID, aclGroupObj, 5, 0, aclOther, 0, 9), acl(aclUserObj, 7, noID, aclGroupObj, 5, noID, aclMask, 5, noID, aclOther, 0, noID), "\x01\x00\x00\x00", "\x02\x00\x00\x00\x01"} {
 		f.Add([]byte(v), uint16(0o640), false)
@@ -264,7 +264,7 @@ func FuzzSplitName(f *testing.F) {
 	})
 }
 
-// FuzzDigestRef makes names of refs from digests that a manifest may have.
+// FuzzDigestRef makes ref names from digests as a manifest may have them.
 func FuzzDigestRef(f *testing.F) {
 	for _, s := range []string{
 		string(someBlob), "sha256:" + strings.Repeat("0", 64), "sha512:" + strings.Repeat("0", 128), "sha256:../../x", "", ":", "sha256:",

@@ -26,23 +26,23 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// outside stands, in the names and targets of a tarCase, for a directory outside the store, without its leading slash.
+// outside, in names and targets of a tarCase, stands for a directory outside the store, without its leading slash.
 const outside = "{outside}"
 
-// A tarCase is a tar and what becomes of it.
+// A tarCase is a tar and the expected result.
 type tarCase struct {
 	name    string
 	entries []tarEntry
 	raw     []byte // instead of entries
 	opts    Options
 
-	tree     []string // the checkout, as treeLines has it
+	tree     []string // the checkout, in the form of treeLines
 	err      error    // of Import
-	entry    string   // the entry that err names; "" if it is not about one
+	entry    string   // the entry that err names; "" if it names none
 	checkout error    // of Checkout
-	unlisted bool     // the checkout's paths are too long to be listed
+	unlisted bool     // the checkout's paths are too long to list
 
-	// differs says why containerd's applier makes something else of the tar. Empty: it makes the same.
+	// differs is the reason why containerd's applier treats the tar differently. Empty: it does not.
 	differs string
 }
 
@@ -58,7 +58,7 @@ var (
 	name255 = strings.Repeat("n", 255)
 	name256 = strings.Repeat("n", 256)
 
-	// Through l a name can be longer than any that a tar can spell.
+	// Through l a name can be longer than any in a tar.
 	longPath = strings.Repeat(name255+"/", 15)
 )
 
@@ -236,8 +236,8 @@ func tarCases() []tarCase {
 	}
 }
 
-// TestTars imports each tar, compares its checkout with what the table says, and with what containerd's applier makes
-// of it. Whatever a tar says, nothing outside the store changes.
+// TestTars imports each tar, and compares its checkout with the table and with the result of containerd's applier.
+// Whatever a tar contains, nothing outside the store changes.
 func TestTars(t *testing.T) {
 	for _, tt := range tarCases() {
 		t.Run(tt.name, func(t *testing.T) { testTar(t, tt) })
@@ -245,7 +245,7 @@ func TestTars(t *testing.T) {
 }
 
 func init() {
-	if err := log.SetLevel("error"); err != nil { // the applier warns of each extended attribute that it ignores
+	if err := log.SetLevel("error"); err != nil { // the applier warns of each extended attribute it ignores
 		panic(err)
 	}
 }
@@ -274,7 +274,7 @@ func testTar(t *testing.T, tt tarCase) {
 	}
 }
 
-// outside puts the name of a directory for the word outside.
+// outside replaces the word outside by the name of a directory.
 func (tt tarCase) outside(dir string) tarCase {
 	r := strings.NewReplacer(outside, strings.TrimPrefix(dir, "/"))
 	for _, e := range tt.entries {
@@ -323,7 +323,8 @@ func (tt tarCase) run(t *testing.T, s *Store, root string, b []byte) (string, er
 	return p, nil
 }
 
-// compareWithApplier has containerd's applier unpack the tar, too. Either it does what we do, or the case says why not.
+// compareWithApplier unpacks the tar with containerd's applier too. Either it does the same, or the case gives the
+// reason.
 func compareWithApplier(t *testing.T, tt tarCase, s *Store, b []byte, ours string, ourErr error) {
 	t.Helper()
 	dir := t.TempDir()
@@ -343,14 +344,14 @@ func compareWithApplier(t *testing.T, tt tarCase, s *Store, b []byte, ours strin
 	}
 }
 
-// apply is what the overlayfs snapshotter's applier does to an upper directory.
+// apply applies a tar to an upper directory as the overlayfs snapshotter does.
 func apply(ctx context.Context, dir string, b []byte, parents ...string) error {
 	_, err := archive.Apply(ctx, dir, bytes.NewReader(b), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(parents))
 	return err
 }
 
-// timeless tells files whose time comes from no tar: whiteouts, the root, and directories without an entry in the only
-// layer of the store.
+// timeless reports files whose time comes from no tar: whiteouts, the root, and directories without an entry in the
+// store's only layer.
 func timeless(t *testing.T, s *Store) func(string, *node) bool {
 	t.Helper()
 	layers, err := s.Layers(t.Context())
@@ -374,7 +375,7 @@ func walkImage(dir *composefs.Inode, name string, f func(string, *composefs.Inod
 	}
 }
 
-// TestTrailingBytes imports tars with something behind their end, which counts for the diff ID and for nothing else.
+// TestTrailingBytes imports tars with bytes behind their end, which count only for the diff ID.
 func TestTrailingBytes(t *testing.T) {
 	tarball := makeTar(t, file("a", "x"))
 	for name, tail := range map[string][]byte{
@@ -394,7 +395,7 @@ func TestTrailingBytes(t *testing.T) {
 	}
 }
 
-// TestDeepTree imports names of as many directories as a path can have, and one more.
+// TestDeepTree imports names with as many directories as a path can have, and one more.
 func TestDeepTree(t *testing.T) {
 	s, root := newStore(t, Options{})
 	const levels = 2000
@@ -416,7 +417,7 @@ func TestDeepTree(t *testing.T) {
 	}
 }
 
-// TestOpenBadMtime opens a store with a word that is not an option.
+// TestOpenBadMtime opens a store with an unknown option value.
 func TestOpenBadMtime(t *testing.T) {
 	s, path := newStore(t, Options{})
 	root, err := atfs.Open(path)
@@ -427,7 +428,7 @@ func TestOpenBadMtime(t *testing.T) {
 	}
 }
 
-// TestTimes checks the times that the table of tars cannot say.
+// TestTimes checks times that the table of tars cannot express.
 func TestTimes(t *testing.T) {
 	s, root := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t,

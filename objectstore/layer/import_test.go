@@ -22,7 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// hooked opens the store once more, with a hook on all that it does to the disk.
+// hooked opens the store again, with a hook on all its disk operations.
 func hooked(t testing.TB, path string, opts Options, hook atfs.Hook) *Store {
 	t.Helper()
 	plain, err := atfs.Open(path)
@@ -65,7 +65,7 @@ func mixedTar(t testing.TB) []byte {
 	return makeTar(t, entries...)
 }
 
-// TestImportPure imports a tar in different ways: the layer ID depends on its bytes alone.
+// TestImportPure imports a tar in different ways: the layer ID depends only on its bytes.
 func TestImportPure(t *testing.T) {
 	b := mixedTar(t)
 	var want Layer
@@ -90,8 +90,8 @@ func TestImportPure(t *testing.T) {
 	}
 }
 
-// TestImportKnown imports a tar twice. A file that the store has is not written again: one that is read into memory
-// whole not at all, a large one only to a file without a name.
+// TestImportKnown imports a tar twice. A file that the store has is not written again: not at all if it fits in memory,
+// and otherwise only to an unnamed file.
 func TestImportKnown(t *testing.T) {
 	s, path := newStore(t, Options{})
 	b := mixedTar(t)
@@ -127,7 +127,7 @@ func TestImportKnown(t *testing.T) {
 	}
 }
 
-// TestImportAdded checks what an import says it has added.
+// TestImportAdded checks the space that an import reports as added.
 func TestImportAdded(t *testing.T) {
 	s, root := newStore(t, Options{})
 	h, err := s.Import(t.Context(), bytes.NewReader(makeTar(t, file("a", strings.Repeat("a", 5000)), file("b", strings.Repeat("a", 5000)), file("c", "c"))), ImportOptions{})
@@ -180,7 +180,7 @@ func digestText(s string) string {
 	return fmt.Sprintf("%d bytes %s", len(s), digest.FromString(s).Encoded())
 }
 
-// TestRelabel gives files other attributes by the header of a hard link. Their objects are made anew.
+// TestRelabel changes attributes of files by the header of a hard link. Their objects are rebuilt.
 func TestRelabel(t *testing.T) {
 	s, root := newStore(t, Options{})
 	large := strings.Repeat("large", 500_000)
@@ -201,7 +201,7 @@ func TestRelabel(t *testing.T) {
 	}
 }
 
-// TestAccept refuses a layer when it has been read.
+// TestAccept rejects a layer after reading it.
 func TestAccept(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	b := makeTar(t, file("a", "x"))
@@ -218,7 +218,7 @@ func TestAccept(t *testing.T) {
 	wantNoRefs(t, s)
 }
 
-// TestReaderError has the stream fail at different places. The error stays what it is.
+// TestReaderError has the stream fail at different places. The error keeps its class.
 func TestReaderError(t *testing.T) {
 	b := makeTar(t, file("a", strings.Repeat("a", 3000)), file("large", strings.Repeat("l", 3<<20)), file("z", "z"))
 	broken := errors.New("broken pipe")
@@ -237,7 +237,7 @@ func TestReaderError(t *testing.T) {
 	}
 }
 
-// errReader returns an error where its source ends.
+// errReader returns an error at the end of its source.
 type errReader struct {
 	r   *bytes.Reader
 	err error
@@ -331,7 +331,7 @@ func TestRefs(t *testing.T) {
 	}
 }
 
-// TestErrorClasses checks the marks by which errdefs tells errors apart.
+// TestErrorClasses checks the marks by which errdefs classifies errors.
 func TestErrorClasses(t *testing.T) {
 	var invalid interface{ InvalidParameter() }
 	if err := error(&EntryError{Name: "x", Err: errNotDir}); !errors.As(err, &invalid) || err.Error() != `layer entry "x": parent is not a directory` {
@@ -343,7 +343,7 @@ func TestErrorClasses(t *testing.T) {
 	}
 }
 
-// TestXattrLimit has a worker find out that a file system cannot hold an attribute that is valid.
+// TestXattrLimit has a worker detect that a file system cannot hold a valid attribute.
 func TestXattrLimit(t *testing.T) {
 	s, path := newStore(t, Options{})
 	var st unix.Statfs_t

@@ -22,7 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// A bed is a store that can be closed and opened again, and whose operations on the disk are seen.
+// A bed is a store that can be closed and reopened, and whose disk operations are recorded.
 type bed struct {
 	path string
 	hook atfs.Hook
@@ -102,7 +102,7 @@ func (b *bed) close(t testing.TB) {
 	}
 }
 
-// crash closes the store as the death of the process would: nothing is synced and the journal stays.
+// crash closes the store like the death of the process: nothing is synced and the journal stays.
 func (b *bed) crash(t testing.TB) {
 	t.Helper()
 	j := &b.journal
@@ -160,7 +160,7 @@ func someTar(t testing.TB) []byte {
 	return makeTar(t, dir("d"), file("d/a", "content a"), file("d/b", "content b"), file("c", strings.Repeat("large", 1<<18)), symlink("l", "d"))
 }
 
-// The entry is on the disk, name included, before any ref is written, and lists everything that is new.
+// The entry is on the disk, name included, before any ref is written, and lists everything new.
 func TestJournalBeforeRefs(t *testing.T) {
 	b := newBed(t, Options{Journal: true, Boot: "this"})
 	var mu sync.Mutex
@@ -209,7 +209,7 @@ func TestJournalBeforeRefs(t *testing.T) {
 	}
 }
 
-// What is on the disk is not listed; what another layer has published and is not on the disk is listed again.
+// Objects on the disk are not listed; objects of another layer that are not on the disk are listed again.
 func TestJournalListsPending(t *testing.T) {
 	first := func(t *testing.T) []byte { t.Helper(); return makeTar(t, file("shared", "shared content")) }
 	second := func(t *testing.T) []byte {
@@ -227,7 +227,7 @@ func TestJournalListsPending(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		between func(t *testing.T, b *bed)
-		want    int // content objects that the second layer's entry lists, image and recipe among them
+		want    int // content objects in the second layer's entry, including image and recipe
 	}{
 		{"pending", func(*testing.T, *bed) {}, 4},
 		{"synced", func(t *testing.T, b *bed) {
@@ -286,7 +286,7 @@ func TestJournalNotWritten(t *testing.T) {
 	})
 }
 
-// A checkout that is made after the layer was synced has an entry of its own; one that is made before does not.
+// A checkout made after the layer was synced has its own entry; one made before does not.
 func TestJournalCheckout(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	l := importTar(t, b.Store, someTar(t))
@@ -306,7 +306,7 @@ func TestJournalCheckout(t *testing.T) {
 	}
 }
 
-// The journal is cleared 5 s after the last import, and not later than 30 s after the first.
+// The journal is cleared 5 s after the last import, and at most 30 s after the first.
 func TestJournalBackground(t *testing.T) {
 	b := newBed(t, Options{})
 	b.close(t)
@@ -336,7 +336,7 @@ func TestJournalBackground(t *testing.T) {
 	})
 }
 
-// While something is being synced, imports and checkouts go on, and what they add stays in the journal.
+// During a sync, imports and checkouts continue, and what they add stays in the journal.
 func TestJournalImportDuringSync(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	old := importTar(t, b.Store, someTar(t))
@@ -364,7 +364,7 @@ func TestJournalImportDuringSync(t *testing.T) {
 	}
 }
 
-// After a sync that failed the journal is never cleared again by this process: the kernel may have dropped the data.
+// After a failed sync this process never clears the journal again: the kernel may have dropped the data.
 func TestJournalSyncFails(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	importTar(t, b.Store, someTar(t))
@@ -446,7 +446,7 @@ func TestJournalPrune(t *testing.T) {
 	}
 }
 
-// Layers that another process prunes, as the command line does, leave the journal of the daemon too.
+// Layers pruned by another process, such as the command line, leave the daemon's journal too.
 func TestJournalPruneByAnother(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	tar := makeTar(t, dir("d"), file("d/a", "dead"))
@@ -465,7 +465,7 @@ func TestJournalPruneByAnother(t *testing.T) {
 		t.Fatalf("got %d entries after the layer was pruned, want none", len(r))
 	}
 
-	// It comes again. An entry that is on the disk must cover the checkout for as long as it is being made.
+	// It is imported again. An entry on the disk must cover the checkout while it is being made.
 	importTar(t, b.Store, tar)
 	b.hook = func(op atfs.Op, name string) error {
 		if op == atfs.OpRename && strings.HasPrefix(name, "tmp/"+checkoutTmpPrefix) {
@@ -490,7 +490,7 @@ func TestJournalPruneByAnother(t *testing.T) {
 	}
 }
 
-// After a clean stop there is nothing to look at.
+// After a clean stop there is nothing to check.
 func TestCleanStop(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	importTar(t, b.Store, someTar(t))

@@ -17,7 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// node is all that can be seen of a file.
+// node holds everything visible of a file.
 type node struct {
 	mode     uint32
 	uid, gid uint32
@@ -26,12 +26,12 @@ type node struct {
 	content  string // of a regular file; of a large one, its digest
 	target   string
 	xattrs   map[string]string
-	group    string // first name of a file that has several in the tree
+	group    string // first of the file's several names in the tree
 	ino      uint64
 	nlink    uint64
 }
 
-// listTree describes everything below a directory, by name from there. The directory itself is ".".
+// listTree describes everything below a directory, by relative name. The directory itself is ".".
 func listTree(t testing.TB, root string) map[string]*node {
 	t.Helper()
 	nodes := make(map[string]*node)
@@ -45,7 +45,7 @@ func listTree(t testing.TB, root string) map[string]*node {
 			return err
 		}
 		n, err := stat(p)
-		if errors.Is(err, unix.ENOENT) { // a whiteout: overlayfs reads a directory of one layer as it is
+		if errors.Is(err, unix.ENOENT) { // a whiteout: overlayfs does not interpret the only layer's directories
 			return nil
 		}
 		if err != nil {
@@ -110,7 +110,8 @@ func stat(p string) (*node, error) {
 	return n, nil
 }
 
-// String is the form that tests write down: mode, owner unless it is root, what the file holds, extended attributes
+// String is the form in tests: mode, owner unless it is root, content or target, extended attributes and the first of
+// several names. It has no times.
 // and the first of several names. Times are not in it.
 func (n *node) String() string {
 	var b strings.Builder
@@ -146,7 +147,7 @@ func (n *node) String() string {
 	return b.String()
 }
 
-// treeLines is a tree as tests write it down, without the root unless there is something special about it.
+// treeLines returns a tree in the form of tests, without the root unless that is special.
 func treeLines(nodes map[string]*node) []string {
 	lines := []string{}
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
@@ -158,7 +159,7 @@ func treeLines(nodes map[string]*node) []string {
 	return lines
 }
 
-// wantTree compares a tree with the lines a test has written down.
+// wantTree compares a tree with a test's lines.
 func wantTree(t testing.TB, root string, want ...string) {
 	t.Helper()
 	got := treeLines(listTree(t, root))
@@ -168,7 +169,7 @@ func wantTree(t testing.TB, root string, want ...string) {
 	}
 }
 
-// diffTrees says where two trees differ. skipTime names the files whose time does not count.
+// diffTrees returns the differences of two trees. skipTime selects the files whose time does not count.
 func diffTrees(got, want map[string]*node, skipTime func(name string, n *node) bool) []string {
 	var diff []string
 	names := maps.Clone(want)
@@ -191,7 +192,7 @@ func diffTrees(got, want map[string]*node, skipTime func(name string, n *node) b
 
 func never(string, *node) bool { return false }
 
-// writeTree makes files for a test below a directory, in order: {"d/", ""}, {"d/f", "content"}.
+// writeTree makes files below a directory, in order: {"d/", ""}, {"d/f", "content"}.
 func writeTree(t testing.TB, root string, files ...[2]string) {
 	t.Helper()
 	for _, f := range files {
@@ -204,7 +205,7 @@ func writeTree(t testing.TB, root string, files ...[2]string) {
 	}
 }
 
-// value is for calls that return a value and an error inside an expression.
+// value allows calls that return a value and an error inside an expression.
 func value[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()

@@ -22,14 +22,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// The bounds that Import documents, in bytes, beside what any process takes and the content in flight.
+// The bounds documented by Import, in bytes, beyond those of any process and the content in flight.
 const (
 	memoryFixed    = 48 << 20
 	memoryPerEntry = 1400
 	memoryPerText  = 6
 )
 
-// A tarGenerator is a tar of n entries, made while it is read.
+// A tarGenerator is a tar of n entries, generated as it is read.
 type tarGenerator struct {
 	n     int
 	entry func(i int) []byte
@@ -54,7 +54,7 @@ func (g *tarGenerator) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// nthName is a name that no other number gives, in directories of a thousand.
+// nthName returns a unique name, in directories of a thousand.
 func nthName(i int) string { return fmt.Sprintf("d%05d/f%08d", i/1000, i) }
 
 func nthLink(typ byte, target string) func(i int) []byte {
@@ -66,8 +66,8 @@ func nthLink(typ byte, target string) func(i int) []byte {
 	}
 }
 
-// TestMemoryOfEntries imports layers with as many entries of one kind as there may be, and layers with ten times as
-// many, which end with an error.
+// TestMemoryOfEntries imports layers with the maximal number of entries of one type, and layers with ten times as many,
+// which end with an error.
 func TestMemoryOfEntries(t *testing.T) {
 	const levels = 2000
 	deep := func(i int) []byte {
@@ -91,7 +91,7 @@ func TestMemoryOfEntries(t *testing.T) {
 	} {
 		for _, factor := range []int{1, 10} {
 			t.Run(fmt.Sprintf("%s/%d", tt.name, factor), func(t *testing.T) {
-				n := limit * 99 / 100 * factor // there are directories, too
+				n := limit * 99 / 100 * factor // directories count too
 				if tt.name == "deep directories" {
 					n = limit / levels * factor
 				}
@@ -103,7 +103,7 @@ func TestMemoryOfEntries(t *testing.T) {
 	}
 }
 
-// importBomb imports a tar that is made while it is read, and reads the layer's image.
+// importBomb imports a tar generated as it is read, and reads the layer's image.
 func importBomb(t *testing.T, o Options, n int, entry func(i int) []byte, want error) {
 	t.Helper()
 	s, _ := newStore(t, o)
@@ -120,7 +120,7 @@ func importBomb(t *testing.T, o Options, n int, entry func(i int) []byte, want e
 	testenv.Must(t, err)
 }
 
-// TestMemoryOfText imports layers whose names, targets and attributes are as long together as they may be, and longer.
+// TestMemoryOfText imports layers whose names, targets and attributes have the maximal total length, and longer ones.
 func TestMemoryOfText(t *testing.T) {
 	limit := testenv.Scale(1<<15, 1<<20)
 	budget := limit * textPerEntry
@@ -128,7 +128,7 @@ func TestMemoryOfText(t *testing.T) {
 	attribute := func(i int, name, value string) []byte {
 		return append(rawPAX(paxXattr+name, value), rawHeader(tar.TypeReg, nthName(i), 0, nil)...)
 	}
-	const name = 9 // bytes of what nthName ends with
+	const name = 9 // bytes of the variable end of nthName
 	for _, tt := range []struct {
 		name  string
 		text  int // of one entry
@@ -164,7 +164,7 @@ func TestMemoryOfText(t *testing.T) {
 	}
 }
 
-// TestMemoryOfStream imports streams that hold next to nothing and are very long.
+// TestMemoryOfStream imports very long streams with hardly any content.
 func TestMemoryOfStream(t *testing.T) {
 	zeros := make([]byte, 1<<20)
 	size := int64(testenv.Scale(256<<20, 10<<30))
@@ -209,14 +209,14 @@ func TestMemoryOfStream(t *testing.T) {
 	}
 }
 
-// binarySize writes a size that has no room in octal digits, as GNU tar does.
+// binarySize writes a size that does not fit into octal digits, as GNU tar does.
 func binarySize(h []byte, size int64) {
 	copy(h[124:128], "\x80\x00\x00\x00")
 	binary.BigEndian.PutUint64(h[128:], uint64(size))
 }
 
-// TestClaimedSize imports files that claim to be larger than the file system, with next to no data. They fail before
-// anything of them is written.
+// TestClaimedSize imports files that claim to be larger than the file system, with hardly any data. They fail before
+// any of it is written.
 func TestClaimedSize(t *testing.T) {
 	path := t.TempDir()
 	testenv.NeedsRoot(t)
@@ -257,7 +257,7 @@ func TestClaimedSize(t *testing.T) {
 	importTar(t, b.Store, gnuSparse(3<<20))
 }
 
-// TestTooManyObjects imports as many different files as a layer commit may name, and one more.
+// TestTooManyObjects imports the maximal number of different files of a layer commit, and one more.
 func TestTooManyObjects(t *testing.T) {
 	s, _ := newStore(t, Options{maxObjects: 3})
 	entries := []tarEntry{file("a", "1"), file("b", "2"), file("b2", "2"), file("c", "3"), file("empty", "")}
@@ -268,7 +268,7 @@ func TestTooManyObjects(t *testing.T) {
 	}
 }
 
-// TestMaxObjects checks that the dirtree of that many objects is one that ostree reads, and not of many more.
+// TestMaxObjects checks that ostree reads a dirtree of that many objects, and not of many more.
 func TestMaxObjects(t *testing.T) {
 	size := func(n int) int {
 		var set objectstore.DirTree
@@ -281,7 +281,7 @@ func TestMaxObjects(t *testing.T) {
 		testenv.Must(t, err)
 		return len(b)
 	}
-	// Offsets have 4 bytes from 64 KiB on, whatever the size: it grows evenly.
+	// Offsets have 4 bytes from 64 KiB on, whatever the size: growth is linear.
 	const some = 10_000
 	perObject := size(some+1) - size(some)
 	got := size(some) + perObject*(maxObjects-some)
@@ -290,7 +290,7 @@ func TestMaxObjects(t *testing.T) {
 	}
 }
 
-// TestHugeImage reads layers whose image's inode claims to be larger than any: a damaged file system can say so.
+// TestHugeImage reads layers whose image's inode claims an excessive size, as on a damaged file system.
 func TestHugeImage(t *testing.T) {
 	s, root := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("a", "x")))
@@ -306,7 +306,7 @@ func TestHugeImage(t *testing.T) {
 	testenv.Must(t, os.Truncate(name, st.Size()))
 }
 
-// TestRelabelMany changes the attributes of a file by many hard links: its object is made anew once, not each time.
+// TestRelabelMany changes the attributes of a file by many hard links: its object is rebuilt once, not each time.
 func TestRelabelMany(t *testing.T) {
 	b := newBed(t, Options{Workers: 1})
 	made := 0
@@ -332,7 +332,7 @@ func TestRelabelMany(t *testing.T) {
 	}
 }
 
-// TestLimitOfText counts up to the limit and one more, also where the limit is none.
+// TestLimitOfText counts up to the limit and one more, also for the maximal limit.
 func TestLimitOfText(t *testing.T) {
 	for _, tt := range []struct {
 		limit, text int

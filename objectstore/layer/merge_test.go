@@ -25,7 +25,7 @@ func merge(t testing.TB, s *Store, lower, upper objectstore.Checksum, name strin
 	return h.Layer
 }
 
-// wantMerged checks that two layers, merged into one, show over a base what they show one over the other.
+// wantMerged checks that two layers merged into one show over a base what they show one over the other.
 func wantMerged(t *testing.T, base, lower, upper []tarEntry) {
 	t.Helper()
 	s, root := newStore(t, Options{})
@@ -34,7 +34,7 @@ func wantMerged(t *testing.T, base, lower, upper []tarEntry) {
 	want := mergedTree(t, baseDir, checkOut(t, s, root, b.ID, l.ID), checkOut(t, s, root, b.ID, l.ID, u.ID))
 	m := merge(t, s, l.ID, u.ID, "m")
 	got := mergedTree(t, baseDir, checkOut(t, s, root, b.ID, m.ID))
-	// A hard link to a file of the lower layer is a link of it once both are in one layer.
+	// A hard link to a file of the lower layer is a link to it once both are in one layer.
 	for _, nodes := range []map[string]*node{got, want} {
 		for _, n := range nodes {
 			n.group = ""
@@ -134,7 +134,8 @@ func TestMergeRandom(t *testing.T) {
 	}
 }
 
-// randomChange is a layer that changes things below it. known are the regular files of the stack below, and with it.
+// randomChange is a layer that changes the layers below. known are the regular files of the stack below it, then also
+// its own.
 func randomChange(rnd *rand.Rand, known map[string]bool, n int) []tarEntry {
 	var entries []tarEntry
 	own := map[string]byte{}
@@ -204,7 +205,7 @@ func randomChange(rnd *rand.Rand, known map[string]bool, n int) []tarEntry {
 	return entries
 }
 
-// TestMergeUnknown merges layers that are not there.
+// TestMergeUnknown merges missing layers.
 func TestMergeUnknown(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("a", "x")))
@@ -218,7 +219,7 @@ func TestMergeUnknown(t *testing.T) {
 	}
 }
 
-// TestFlatten looks at what there is no stack to compare with.
+// TestFlatten covers cases that have no stack to compare with.
 func TestFlatten(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	l := importTar(t, s, makeTar(t, file("d/a", "x"), hardlink("d/b", "d/a"), whiteout("", "w"), dir("o"), whiteout("o", ".wh..opq")))

@@ -17,14 +17,14 @@ func mountOverlay(t testing.TB, lower []string, upper, work string) (string, fun
 	dir := t.TempDir()
 	var reversed []string
 	for _, l := range slices.Backward(lower) {
-		if !slices.Contains(reversed, l) { // overlayfs refuses a directory that is there twice; it counts where it is topmost
+		if !slices.Contains(reversed, l) { // overlayfs rejects a duplicate directory; it counts where it is topmost
 			reversed = append(reversed, l)
 		}
-		if value(stat(l))(t).xattrs[xattrOpaque] != "" { // on a layer's root overlayfs does not see it
+		if value(stat(l))(t).xattrs[xattrOpaque] != "" { // overlayfs does not see it on a layer's root
 			break
 		}
 	}
-	if upper == "" && len(reversed) == 1 { // overlay wants two
+	if upper == "" && len(reversed) == 1 { // overlayfs requires two
 		reversed = append(reversed, t.TempDir())
 	}
 	opts := "index=off,lowerdir=" + strings.Join(reversed, ":")
@@ -48,7 +48,7 @@ func mountOverlay(t testing.TB, lower []string, upper, work string) (string, fun
 	return dir, umount
 }
 
-// mergedTree is what an overlay of directories shows, lowest first.
+// mergedTree returns the view of an overlay of directories, lowest first.
 func mergedTree(t testing.TB, dirs ...string) map[string]*node {
 	t.Helper()
 	dir, umount := mountOverlay(t, dirs, "", "")

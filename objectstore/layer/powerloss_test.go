@@ -13,8 +13,8 @@ import (
 )
 
 // A layer is imported, a durable row names it, and the power fails: with the journal the next start heals the layer or
-// says that it is lost, and the repository is right. Without it, damaged objects stay under their names, which is what
-// this test would show of a journal that does not work.
+// reports it lost, and the repository is right. Without it, damaged objects stay under their names, which this test
+// would show of a broken journal.
 func TestPowerLoss(t *testing.T) {
 	tar := makeTar(t, manyFiles()...)
 	for _, fstype := range []string{"ext4", "xfs"} {
@@ -44,7 +44,7 @@ func TestPowerLoss(t *testing.T) {
 				if err := row.Close(); err != nil {
 					t.Fatal(err)
 				}
-				// At once: the kernel writes by itself what is some seconds old.
+				// At once: the kernel writes data by itself after some seconds.
 				copies := map[bool]string{true: before.PowerLoss(t).Dir, false: before.PowerLoss(t).Dir}
 				for blob, dir := range copies {
 					t.Run(fmt.Sprintf("blob=%v", blob), func(t *testing.T) {

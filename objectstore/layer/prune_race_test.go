@@ -19,8 +19,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// An import does not wait for a plan, which takes the longer the more there is, and what it reuses of the garbage in the
-// plan stays.
+// An import does not wait for a plan, which takes longer in a larger store, and the planned garbage that it reuses
+// stays.
 func TestImportDuringPlan(t *testing.T) {
 	b := newBed(t, Options{})
 	reused := makeTar(t, file("a", "planned to go"), file("b", "too"))
@@ -29,7 +29,7 @@ func TestImportDuringPlan(t *testing.T) {
 	var young Layer
 	calls := 0
 	plan, err := b.PlanPrune(t.Context(), func(ctx context.Context) (map[objectstore.Checksum]struct{}, error) {
-		if calls++; calls == 2 { // the plan is being made; nothing that it would wait for can go on before this returns
+		if calls++; calls == 2 { // the plan is in progress; nothing it would wait for can continue before this returns
 			young = importTar(t, b.Store, makeTar(t, file("a", "planned to go"), file("new", "new")))
 			checkOut(t, b.Store, b.path, young.ID)
 		}
@@ -57,7 +57,7 @@ func TestImportDuringPlan(t *testing.T) {
 	}
 }
 
-// A liveSet is what snapshots do for layers: those in it are needed.
+// A liveSet holds the needed layers, as snapshots do.
 type liveSet struct {
 	mu  sync.Mutex
 	ids map[objectstore.Checksum]int
@@ -81,7 +81,7 @@ func (l *liveSet) live(context.Context) (map[objectstore.Checksum]struct{}, erro
 	return ids, nil
 }
 
-// race runs functions again and again, each in a goroutine of its own, until time is up or one of them fails.
+// race runs functions repeatedly, each in its own goroutine, until time is up or one of them fails.
 func race(t *testing.T, functions ...func(r *rand.Rand) error) {
 	t.Helper()
 	seed := rand.Uint64()
@@ -106,7 +106,8 @@ func race(t *testing.T, functions ...func(r *rand.Rand) error) {
 	group.Wait()
 }
 
-// importer returns a function for race that imports a layer of files that others have too, uses it for a while as a
+// importer returns a function for race that imports a layer with shared files, uses it for a while as a snapshot would,
+// and drops it.
 // snapshot would, and lets it go.
 func (b *bed) importer(t *testing.T, needed *liveSet) func(r *rand.Rand) error {
 	t.Helper()
@@ -121,7 +122,7 @@ func (b *bed) importer(t *testing.T, needed *liveSet) func(r *rand.Rand) error {
 		if err != nil {
 			return err
 		}
-		needed.add(h.ID, 1) // before it is released, as the differ does
+		needed.add(h.ID, 1) // before it is released, as in the differ
 		if err := errors.Join(b.Whole(h.ID), h.Release()); err != nil {
 			return err
 		}
@@ -145,7 +146,7 @@ func (b *bed) importer(t *testing.T, needed *liveSet) func(r *rand.Rand) error {
 	}
 }
 
-// pruner returns a function for race that prunes, and counts what went.
+// pruner returns a function for race that prunes, and counts the removed layers.
 func (b *bed) pruner(t *testing.T, needed *liveSet, removed *atomic.Int64) func(r *rand.Rand) error {
 	t.Helper()
 	return func(r *rand.Rand) error {
@@ -153,14 +154,14 @@ func (b *bed) pruner(t *testing.T, needed *liveSet, removed *atomic.Int64) func(
 		if err != nil {
 			return err
 		}
-		time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond) // what the plan says is getting old
+		time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond) // let the plan become outdated
 		stats, err := plan.Execute(t.Context())
 		removed.Add(int64(stats.Objects))
 		return err
 	}
 }
 
-// checker returns a function for race that checks the repository: what comes and goes meanwhile is no problem.
+// checker returns a function for race that checks the repository: concurrent changes are no problem.
 func (b *bed) checker(t *testing.T) func(r *rand.Rand) error {
 	t.Helper()
 	return func(*rand.Rand) error {
@@ -172,8 +173,8 @@ func (b *bed) checker(t *testing.T) func(r *rand.Rand) error {
 	}
 }
 
-// An import that has decided to reuse an object is never broken by a prune that has planned to remove it
-// (ostree#2474), and neither is a layer that is needed.
+// A prune never breaks an import that has decided to reuse an object that the prune planned to remove (ostree#2474),
+// nor a needed layer.
 func TestPruneBesideImports(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	needed := &liveSet{ids: make(map[objectstore.Checksum]int)}
@@ -207,8 +208,8 @@ func (b *bed) endRace(t *testing.T) {
 	checkStore(t, b.path)
 }
 
-// Beside our imports and prunes, somebody commits to the repository with ostree and prunes it. What his refs and a
-// deployment's need stays too.
+// Beside our imports and prunes, another program commits to the repository with ostree and prunes it. The objects of
+// its refs and of a deployment must stay too.
 func TestPruneBesideOstree(t *testing.T) {
 	ostree := testenv.NeedsTool(t, "ostree")
 	b := newBed(t, Options{Journal: true})

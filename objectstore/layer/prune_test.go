@@ -18,7 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// live returns what tells a prune that these layers are needed.
+// live returns a Live of these layers.
 func live(layers ...Layer) Live {
 	return func(context.Context) (map[objectstore.Checksum]struct{}, error) {
 		ids := make(map[objectstore.Checksum]struct{})
@@ -29,7 +29,7 @@ func live(layers ...Layer) Live {
 	}
 }
 
-// allocated returns what the store takes on the disk, but for its refs, each inode once.
+// allocated returns the disk space of the store without its refs, each inode counted once.
 func (b *bed) allocated(t testing.TB) int64 {
 	t.Helper()
 	var bytes int64
@@ -54,7 +54,7 @@ func (b *bed) allocated(t testing.TB) int64 {
 	return bytes
 }
 
-// A prune removes exactly what it said that it would, and frees as many bytes.
+// A prune removes exactly what it planned, and frees the planned bytes.
 func TestPruneFrees(t *testing.T) {
 	b := newBed(t, Options{})
 	kept := importTar(t, b.Store, makeTar(t, file("shared", "in both"), dir("d"), file("d/kept", "kept")))
@@ -79,7 +79,7 @@ func TestPruneFrees(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The removal of a checkout had come half of its way: what it links to is garbage too.
+	// The removal of a checkout was interrupted: the objects it links to are garbage too.
 	checkout := filepath.Join(b.path, "layers", dead.ID.String()[:shortID])
 	if err := os.Link(checkout+"/fs/d/dead", filepath.Join(b.path, "tmp/checkout-dead-1/fs/dead")); err != nil {
 		t.Fatal(err)

@@ -14,8 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// rawHeader is the header of a tar entry, written without archive/tar's scruples. f changes it before it gets its
-// checksum.
+// rawHeader is the header of a tar entry, written without archive/tar's scruples. f changes it before the checksum is
+// computed.
 func rawHeader(typ byte, name string, size int64, f func(h []byte)) []byte {
 	h := make([]byte, 512)
 	copy(h, name)
@@ -55,8 +55,8 @@ func rawPAX(records ...string) []byte {
 
 var endOfTar = make([]byte, 1024)
 
-// sparseGNU is a file s with a hole as GNU tar writes it by default: 10,000 bytes, "hello" at offset 5,000. f changes the
-// header before it gets its checksum.
+// sparseGNU is a file s with a hole in GNU tar's default format: 10,000 bytes, "hello" at offset 5,000. f changes the
+// header before the checksum is computed.
 func sparseGNU(f func(h []byte)) []byte {
 	h := rawHeader(tar.TypeGNUSparse, "s", 5, func(h []byte) {
 		copy(h[257:], "ustar  \x00")
@@ -70,13 +70,13 @@ func sparseGNU(f func(h []byte)) []byte {
 	return bytes.Join([][]byte{h, pad([]byte("hello")), endOfTar}, nil)
 }
 
-// sparseExtension is a block that goes on with the map of a sparse file, has no entry, and says that another follows.
+// sparseExtension is a block that continues the map of a sparse file, has no entry, and announces another.
 var sparseExtension = append(make([]byte, 504), 1, 0, 0, 0, 0, 0, 0, 0)
 
 // sparseMap is that of sparsePAX: one piece of data, its offset and length.
 const sparseMap = "1\n5000\n5\n"
 
-// sparsePAX is the same as bsdtar and GNU tar with --format=pax write it.
+// sparsePAX is the same file as bsdtar and GNU tar with --format=pax write it.
 func sparsePAX(name, sparseMap string) []byte {
 	m := pad([]byte(sparseMap))
 	return bytes.Join([][]byte{
@@ -98,7 +98,7 @@ func acl(e ...uint32) string {
 	return string(b)
 }
 
-// userACL gives a user read and write access, beside owner, group, mask and others.
+// userACL gives a user read and write access, besides owner, group, mask and others.
 func userACL(uid, owner, group, mask, other uint32) string {
 	return acl(aclUserObj, owner, noID, aclUser, 6, uid, aclGroupObj, group, noID, aclMask, mask, noID, aclOther, other, noID)
 }
@@ -114,7 +114,7 @@ func caps(words ...uint32) string {
 
 var netRaw = caps(capsRevision2|capsEffective, 1<<13, 0, 0, 0)
 
-// gnu makes an entry that archive/tar writes in GNU's format, whose numbers are any 64-bit ones.
+// gnu makes an entry that archive/tar writes in GNU's format, which has 64-bit numbers.
 func gnu(h *tar.Header) {
 	h.Format = tar.FormatGNU
 	h.ModTime = h.ModTime.Truncate(time.Second)
@@ -128,7 +128,7 @@ func fifo(name string, f ...func(*tar.Header)) tarEntry {
 	return tarEntry{entry(tar.TypeFifo, name, f...), ""}
 }
 
-// symlinkWith is a symbolic link with more to its header.
+// symlinkWith is a symbolic link with additional header fields.
 func symlinkWith(name, target string, f ...func(*tar.Header)) tarEntry {
 	e := symlink(name, target)
 	for _, f := range f {

@@ -44,7 +44,7 @@ func TestRecipeGolden(t *testing.T) {
 	}
 }
 
-// TestRecipeSize states what a recipe takes, for a tar like those of images.
+// TestRecipeSize states the size of a recipe for a tar like those of images.
 func TestRecipeSize(t *testing.T) {
 	const files = 10_000
 	for _, format := range []tar.Format{tar.FormatUSTAR, tar.FormatPAX, tar.FormatGNU} {
@@ -71,7 +71,7 @@ func TestRecipeSize(t *testing.T) {
 	}
 }
 
-// TestWriteTarOdd writes tars again of which the layer keeps less than they have.
+// TestWriteTarOdd rewrites tars of which the layer keeps only a part.
 func TestWriteTarOdd(t *testing.T) {
 	padded := makeTar(t, file("a", "x", at(time.Unix(1, 0))), file("b", "y"))
 	copy(padded[512+1:], "not zeros, although they should be")
@@ -96,7 +96,7 @@ func TestWriteTarOdd(t *testing.T) {
 	}
 }
 
-// TestProve damages what a tar is written from.
+// TestProve damages the sources of a tar.
 func TestProve(t *testing.T) {
 	b := makeTar(t, file("a", "one"), file("b", "two"), file("a", "replaced"))
 	for _, tt := range []struct {
@@ -158,7 +158,7 @@ func TestProve(t *testing.T) {
 	})
 }
 
-// TestRecipeFaults fails each write of a recipe that is longer than what is buffered.
+// TestRecipeFaults fails each write of a recipe that is longer than the buffer.
 func TestRecipeFaults(t *testing.T) {
 	b := slices.Concat(makeTar(t, file("a", "x")), randomBytes(3*64<<10, 1))
 	path := t.TempDir()

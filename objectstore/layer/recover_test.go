@@ -25,7 +25,7 @@ func (b *bed) objectFile(typ objectstore.ObjectType, sum objectstore.Checksum) s
 	return filepath.Join(b.path, "repo/objects", objectstore.LoosePath(sum, typ))
 }
 
-// truncate leaves of a file what a power failure leaves of one that was never written back.
+// truncate leaves a file as a power failure does if it was never written back.
 func truncate(t testing.TB, name string) {
 	t.Helper()
 	if err := os.Truncate(name, 0); err != nil {
@@ -33,7 +33,7 @@ func truncate(t testing.TB, name string) {
 	}
 }
 
-// flip changes one bit of a file, and nothing else of it.
+// flip changes one bit of a file, and nothing else.
 func flip(t testing.TB, name string) {
 	t.Helper()
 	st, err := os.Stat(name)
@@ -58,10 +58,10 @@ func flip(t testing.TB, name string) {
 	}
 }
 
-// damages are what a power failure can do to a layer.
+// damages are the possible effects of a power failure on a layer.
 var damages = []struct {
 	name   string
-	refs   bool // only refs suffer: the layer is whole
+	refs   bool // only refs suffer: the layer is complete
 	damage func(t testing.TB, b *bed, l Layer)
 }{
 	{"empty content", false, func(t testing.TB, b *bed, l Layer) {
@@ -136,8 +136,8 @@ var damages = []struct {
 	}},
 }
 
-// After damage to what the journal lists, the store is right again: healed when the blob is there, without the layer
-// when it is not. Without the journal the damage stays.
+// After damage to objects in the journal, the store is right again: healed if the blob exists, without the layer if
+// not. Without the journal the damage stays.
 func TestRecover(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
@@ -216,7 +216,7 @@ func TestRecover(t *testing.T) {
 				if ok, err := b.HasCheckout("layers/" + l.ID.String()[:shortID]); ok || err != nil {
 					t.Errorf("checkout is there (%v)", err)
 				}
-				// A pull makes it work again.
+				// A pull restores it.
 				if again := b.importBlob(t, someTar(t), someBlob); again.ID != l.ID {
 					t.Errorf("got layer %s, want %s", again.ID, l.ID)
 				}
@@ -261,8 +261,8 @@ func TestRecoverSameBoot(t *testing.T) {
 	}
 }
 
-// An import is killed after it has written its entry and before it has written refs, and somebody else prunes before
-// the next start: nothing was lost.
+// An import is killed after writing its entry and before writing refs, and another program prunes before the next
+// start: nothing was lost.
 func TestRecoverPruned(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	killed := errors.New("killed")
@@ -296,8 +296,8 @@ func TestRecoverPruned(t *testing.T) {
 	}
 }
 
-// A container that runs on a damaged checkout sees the right content when the layer was imported again and the checkout
-// refreshed: links to the damaged inode, copies, what is missing and what does not belong there.
+// A container that runs on a damaged checkout sees the right content after an import of the layer and a refresh of the
+// checkout: links to the damaged inode, copies, missing and foreign files.
 func TestRefreshCheckout(t *testing.T) {
 	testenv.NeedsOverlay(t)
 	b := newBed(t, Options{})
@@ -325,7 +325,7 @@ func TestRefreshCheckout(t *testing.T) {
 	}()
 	want := strings.Split(tree(), "\n")
 
-	// What a container has open, or only looked up, is right afterwards too.
+	// Files that a container has open, or only looked up, are right afterwards too.
 	open := make(map[string]*os.File)
 	for _, name := range []string{"d/linked", "d/copy"} {
 		f, err := os.Open(filepath.Join(mnt, name))

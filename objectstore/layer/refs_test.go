@@ -18,7 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// refLayers are layers of each kind: one by blob, one by a tar alone, one of a directory.
+// refLayers are layers of each kind: one found by blob, one only by tar, one of a directory.
 func refLayers(t testing.TB, s *Store) map[objectstore.Checksum][]digest.Digest {
 	t.Helper()
 	h, err := s.Import(t.Context(), bytes.NewReader(someTar(t)), ImportOptions{Blob: someBlob})
@@ -39,7 +39,7 @@ func refLayers(t testing.TB, s *Store) map[objectstore.Checksum][]digest.Digest 
 	return map[objectstore.Checksum][]digest.Digest{h.ID: {someBlob}, tarOnly.ID: nil, made.ID: nil}
 }
 
-// Whatever refs are removed, they are there again: each layer is kept, and found by what it was found by.
+// Whatever refs are removed, they are restored: each layer is kept, and found by the same digests as before.
 func TestRestoreRefs(t *testing.T) {
 	for _, tt := range []struct {
 		name, remove string
@@ -101,7 +101,7 @@ func TestRestoreRefs(t *testing.T) {
 	}
 }
 
-// The journal has the refs before they are written, as it has those of an import.
+// The journal has the refs before they are written, as with those of an import.
 func TestRestoreRefsJournal(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	layers := refLayers(t, b.Store)
@@ -132,7 +132,8 @@ func TestRestoreRefsJournal(t *testing.T) {
 	}
 }
 
-// A layer that lacks an object, or its commit, must not be found; one whose name another has taken is kept by another.
+// A layer that lacks an object, or its commit, must not be found; one whose ref was taken by another is kept by another
+// ref.
 func TestRestoreRefsOfDamagedLayers(t *testing.T) {
 	b := newBed(t, Options{Journal: true})
 	layers := refLayers(t, b.Store)
@@ -144,7 +145,7 @@ func TestRestoreRefsOfDamagedLayers(t *testing.T) {
 	testenv.Must(t, os.RemoveAll(filepath.Join(b.path, "repo/refs")))
 	testenv.Must(t, os.Remove(b.objectFile(objectstore.TypeFile, sums[0])))
 	testenv.Must(t, os.Remove(b.objectFile(objectstore.TypeCommit, gone)))
-	// Another layer, of which nothing else is known here, has the name of a whole one.
+	// Another layer, otherwise unknown here, has the ref of a complete one.
 	l, err := b.Layer(t.Context(), whole)
 	testenv.Must(t, err)
 	taken := refDiff + l.DiffID.Encoded()
@@ -166,7 +167,7 @@ func TestRestoreRefsOfDamagedLayers(t *testing.T) {
 	}
 }
 
-// A restoringRefs case gives layers of all kinds the refs back that they have lost.
+// A restoringRefs case restores lost refs of layers of all kinds.
 func restoringRefs() sweepCase {
 	layers := func(t *testing.T, b *bed) map[objectstore.Checksum][]digest.Digest {
 		t.Helper()

@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// nameOf stands for a content by its beginning.
+// nameOf represents a content by its beginning.
 func nameOf(r io.Reader, size int64) (sum objectstore.Checksum, err error) {
 	b, err := io.ReadAll(r)
 	if err == nil && int64(len(b)) != size {
@@ -48,7 +48,7 @@ func TestScan(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	b.WriteString("behind the end") // which the digest is over, too
+	b.WriteString("behind the end") // which the digest covers too
 	accepted := digest.Digest("")
 	s, err := Scan(t.Context(), bytes.NewReader(b.Bytes()), ScanOptions{
 		Content: nameOf,

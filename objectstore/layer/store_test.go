@@ -16,8 +16,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// newStore opens a store in a temporary directory. When the test ends, the repository is checked by our own fsck and by
-// ostree(1), and there must be no temporary file left.
+// newStore opens a store in a temporary directory. When the test ends, our own fsck and ostree(1) check the repository,
+// and no temporary file may be left.
 func newStore(t testing.TB, opts Options) (*Store, string) {
 	t.Helper()
 	testenv.NeedsRoot(t)
@@ -75,7 +75,7 @@ func checkStore(t testing.TB, path string) {
 	checkOstree(t, path)
 }
 
-// checkOstree has ostree(1), where it is installed, judge a store.
+// checkOstree has ostree(1) check a store, where it is installed.
 func checkOstree(t testing.TB, path string) {
 	t.Helper()
 	if _, err := exec.LookPath("ostree"); err != nil {
@@ -157,7 +157,7 @@ func makeTar(t testing.TB, entries ...tarEntry) []byte {
 	return b.Bytes()
 }
 
-// importErr imports a tar that must be refused, and returns why.
+// importErr imports a tar that must be rejected, and returns the error.
 func importErr(t testing.TB, s *Store, r io.Reader, o ImportOptions) error {
 	t.Helper()
 	h, err := s.Import(t.Context(), r, o)

@@ -79,7 +79,7 @@ type emptyReader struct{}
 
 func (emptyReader) Read([]byte) (int, error) { return 0, nil }
 
-// TestDigesterRandom reads pieces of random size, and returns pieces of random size.
+// TestDigesterRandom reads pieces of random size from a source that returns pieces of random size.
 func TestDigesterRandom(t *testing.T) {
 	for seed := range uint64(50) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
@@ -120,7 +120,7 @@ func (r *pieces) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// TestDigesterClose drops digesters at different times. None of their goroutines is left: Close waits for them.
+// TestDigesterClose drops digesters at different times. No goroutine is left: Close waits for them.
 func TestDigesterClose(t *testing.T) {
 	data := randomBytes(2*blockCount*blockSize, 3) // more than all blocks hold
 	before := runtime.NumGoroutine()

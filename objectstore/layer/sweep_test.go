@@ -23,7 +23,7 @@ import (
 
 type sweepCase = faulttest.Case[*bed]
 
-// sweepCases are the operations of a store, as work on the tar of a layer.
+// sweepCases are the operations of a store, given the tar of a layer.
 var sweepCases = map[string]func(tar func(testing.TB) []byte) sweepCase{
 	"create":           func(func(testing.TB) []byte) sweepCase { return creating() },
 	"start":            starting,
@@ -40,7 +40,7 @@ var sweepCases = map[string]func(tar func(testing.TB) []byte) sweepCase{
 	"restore-refs":     func(func(testing.TB) []byte) sweepCase { return restoringRefs() },
 }
 
-// Whichever operation on the disk fails: the error says so, the store is whole, and the same again works.
+// Whichever disk operation fails: the error names it, the store is whole, and a retry works.
 func TestFaults(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for name, c := range sweepCases {
@@ -55,8 +55,7 @@ func TestFaults(t *testing.T) {
 	})
 }
 
-// Before whichever operation on the disk the process is killed: the store is whole at the next start, and the same again
-// works.
+// Whichever disk operation the process is killed before: the store is whole at the next start, and a retry works.
 func TestKills(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for name, c := range sweepCases {
@@ -67,7 +66,7 @@ func TestKills(t *testing.T) {
 	}
 }
 
-// With fs-verity, as TestFaults and TestKills, on a disk.
+// TestFaults and TestKills with fs-verity, on a disk.
 func TestVerityFaults(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsVerity(t, t.TempDir())
@@ -80,7 +79,7 @@ func TestVerityKills(t *testing.T) {
 	faulttest.KillSweep(t, makingRootfs(tinyTar, true))
 }
 
-// The order of operations on the disk, for reviewers.
+// The order of disk operations, for reviewers.
 func TestOrder(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for _, name := range []string{"import", "import-directory", "checkout", "prune", "recover", "repair"} {
@@ -88,7 +87,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// openSwept opens the store in path as the daemon does. The process died, and not the machine: nothing is lost.
+// openSwept opens the store in path as the daemon does. The process died, but not the machine: nothing is lost.
 func openSwept(t *testing.T, path string, hook atfs.Hook) *bed {
 	t.Helper()
 	b := &bed{path: path, hook: hook}
@@ -96,7 +95,7 @@ func openSwept(t *testing.T, path string, hook atfs.Hook) *bed {
 	return b
 }
 
-// start is what the daemon does when it starts.
+// start does what the daemon does at its start.
 func (b *bed) start(ctx context.Context) error {
 	err := b.tryOpen(Options{Journal: true, Workers: 1})
 	if err != nil {
@@ -117,7 +116,7 @@ func (b *bed) start(ctx context.Context) error {
 	return nil
 }
 
-// prepare is a Prepare that works on an open store.
+// prepare returns a Prepare that works on an open store.
 func prepare(f func(t *testing.T, b *bed)) func(*testing.T, string) {
 	return func(t *testing.T, path string) {
 		t.Helper()
@@ -129,8 +128,8 @@ func prepare(f func(t *testing.T, b *bed)) func(*testing.T, string) {
 
 var checks atomic.Int64
 
-// checkRepo demands that every object is what its name says, and that every ref leads to a whole layer. In tmp/ there
-// must be nothing that a start leaves there.
+// checkRepo fails the test unless every object matches its name, every ref leads to a complete layer, and tmp/ holds
+// only files that a start leaves there.
 func (b *bed) checkRepo(t *testing.T) {
 	t.Helper()
 	for _, p := range b.problems(t) {
@@ -143,7 +142,7 @@ func (b *bed) checkRepo(t *testing.T) {
 			t.Errorf("ref %s: %v", ref, err)
 		}
 	}
-	if checks.Add(1)%32 == 0 { // it takes long to start
+	if checks.Add(1)%32 == 0 { // slow to start
 		checkOstree(t, b.path)
 	}
 	testenv.Must(t, b.SweepTmp())
@@ -151,14 +150,14 @@ func (b *bed) checkRepo(t *testing.T) {
 	if err != nil || len(left) != 0 {
 		t.Errorf("tmp: got %v, %v, want nothing", left, err)
 	}
-	// What has a name on its way to another one can be left. There is one at a time.
+	// A file being moved may be left. There is one at a time.
 	left, err = os.ReadDir(filepath.Join(b.path, "repo/tmp"))
 	if err != nil || len(left) > 2 {
 		t.Errorf("repo/tmp: got %v, %v, want cache and another one at most", left, err)
 	}
 }
 
-// checkAll is checkRepo, and demands that all checkouts of layers are right that need no layer below them.
+// checkAll is checkRepo, and also checks all checkouts of layers that need no layer below them.
 func (b *bed) checkAll(t *testing.T) {
 	t.Helper()
 	b.checkRepo(t)
@@ -171,7 +170,7 @@ func (b *bed) checkAll(t *testing.T) {
 	}
 }
 
-// checkCheckout demands that the checkout of the last layer of a chain is right, if there is one.
+// checkCheckout checks the checkout of the last layer of a chain, if it exists.
 func (b *bed) checkCheckout(t *testing.T, chain ...objectstore.Checksum) {
 	t.Helper()
 	short := chain[len(chain)-1].String()[:shortID]
@@ -192,7 +191,7 @@ func faultTar(t testing.TB) []byte {
 		file("x", "x", withXattr("user.empty", "")))
 }
 
-// largeTar has a file that does not fit into memory, as far as an import is concerned.
+// largeTar has a file that an import does not hold in memory.
 func largeTar(t testing.TB) []byte {
 	t.Helper()
 	return makeTar(t, file("large", strings.Repeat("b", smallFile+1)), file("small", "small"))
@@ -209,7 +208,7 @@ func upperTar(t testing.TB) []byte {
 	return makeTar(t, hardlink("d/below", "d/a"), file("d/new", "new"), whiteout("", "b"))
 }
 
-// layerOf returns the layer that was imported from a tar.
+// layerOf returns the layer imported from a tar.
 func (b *bed) layerOf(t *testing.T, tar []byte) objectstore.Checksum {
 	t.Helper()
 	h, err := b.Acquire(t.Context(), digest.FromBytes(tar))
@@ -238,7 +237,7 @@ func creating() sweepCase {
 	}
 }
 
-// A starting case opens a store that a process has left without warning.
+// A starting case opens a store that a process left without warning.
 func starting(tar func(testing.TB) []byte) sweepCase {
 	c := creating()
 	c.Prepare = func(t *testing.T, path string) {
@@ -251,7 +250,7 @@ func starting(tar func(testing.TB) []byte) sweepCase {
 	return c
 }
 
-// AddBlob records that a compressed blob unpacks to a layer the caller holds.
+// AddBlob records that a compressed blob unpacks to a layer that the caller holds.
 func (s *Store) AddBlob(ctx context.Context, blob digest.Digest, id objectstore.Checksum) error {
 	ref, err := digestRef(refBlob, blob)
 	if err != nil {
@@ -265,7 +264,7 @@ func (s *Store) AddBlob(ctx context.Context, blob digest.Digest, id objectstore.
 	return errors.Join(err, txn.Abort())
 }
 
-// An importing case imports a tar as that of a blob, and finds that it is that of another one too.
+// An importing case imports a tar for a blob, and records another blob for it.
 func importing(tar func(testing.TB) []byte) sweepCase {
 	otherBlob := digest.FromString("another blob")
 	return sweepCase{
@@ -298,7 +297,7 @@ func importing(tar func(testing.TB) []byte) sweepCase {
 	}
 }
 
-// An importingDir case makes a layer of a directory whose files can be linked, but for one.
+// An importingDir case makes a layer of a directory whose files can be linked, except one.
 func importingDir() sweepCase {
 	return sweepCase{
 		Min: 20,
@@ -381,8 +380,8 @@ func checkingOut(tars ...func(testing.TB) []byte) sweepCase {
 	}
 }
 
-// A makingRootfs case makes the rootfs image of a layer. With verity the repository is to have fs-verity from then on, which its
-// objects do not have yet, and gets another layer.
+// A makingRootfs case makes the rootfs image of a layer. With verity the repository requires fs-verity from then on,
+// which its objects lack so far, and gets another layer.
 func makingRootfs(tar func(testing.TB) []byte, verity bool) sweepCase {
 	return sweepCase{
 		Min:  4,
@@ -463,7 +462,7 @@ func merging(lower, upper func(testing.TB) []byte) sweepCase {
 	}
 }
 
-// A refreshing case puts a checkout right that somebody has changed.
+// A refreshing case repairs a checkout that was changed.
 func refreshing(tar func(testing.TB) []byte) sweepCase {
 	return sweepCase{
 		Min: 20,
@@ -493,7 +492,7 @@ func refreshing(tar func(testing.TB) []byte) sweepCase {
 	}
 }
 
-// A repairing case imports the tar of a layer again that has a damaged object, and refreshes its checkout.
+// A repairing case reimports the tar of a layer with a damaged object, and refreshes its checkout.
 func repairing(tar func(testing.TB) []byte) sweepCase {
 	damaged := func(t *testing.T, b *bed) map[objectstore.ObjectName]struct{} {
 		t.Helper()
@@ -534,7 +533,7 @@ func repairing(tar func(testing.TB) []byte) sweepCase {
 	}
 }
 
-// A pruning case has a layer that is dead, one that is not and shares a file with it, and one that has lost its ref.
+// A pruning case has a dead layer, a live one that shares a file with it, and one that lost its ref.
 func pruning() sweepCase {
 	lost := func(t testing.TB) []byte { t.Helper(); return makeTar(t, file("lost", "lost")) }
 	live := func(t testing.TB) []byte { t.Helper(); return makeTar(t, file("b", "content b"), file("live", "live")) }
@@ -605,7 +604,7 @@ func pruning() sweepCase {
 	}
 }
 
-const rowFile = "rows" // what metadata.db is to the snapshotter: durable, one layer a line
+const rowFile = "rows" // durable, one layer a line, in place of the snapshotter's metadata.db
 
 func (b *bed) rows(t *testing.T) (ids []objectstore.Checksum) {
 	t.Helper()
@@ -619,8 +618,8 @@ func (b *bed) rows(t *testing.T) (ids []objectstore.Checksum) {
 	return ids
 }
 
-// A recovering case starts after a power failure: one layer lacks content and has a blob, another one has lost its
-// commit and has none.
+// A recovering case starts after a power failure: one layer lacks content and has a blob, another has lost its commit
+// and has none.
 func recovering() sweepCase {
 	orphan := func(t testing.TB) []byte { t.Helper(); return makeTar(t, file("orphan", "orphan")) }
 	var reported []LostLayer
@@ -666,7 +665,7 @@ func recovering() sweepCase {
 				if l.Blob != someBlob {
 					continue
 				}
-				// It could not be made again, and is reported. To pull the image does it.
+				// It could not be rebuilt, and is reported. Pulling the image rebuilds it.
 				if reported = append(reported, l); len(reported) == 1 {
 					return l.Cause
 				}
@@ -696,14 +695,14 @@ func recovering() sweepCase {
 	}
 }
 
-const syncedFile = "synced" // made when nothing is left to be lost
+const syncedFile = "synced" // exists once nothing is left to be lost
 
-// Killed at any operation, with all that was not synced lost on top: every layer that somebody recorded is whole after
-// the next start or reported as lost, and after the prune that follows each start no object is damaged.
+// Killed at any operation, with the loss of everything unsynced on top: after the next start every recorded layer is
+// complete or reported lost, and after the prune that follows each start no object is damaged.
 func TestKillAndPowerLoss(t *testing.T) {
 	testenv.NeedsRoot(t)
 	t.Parallel()
-	var recovered *Recovery // what the last Open found
+	var recovered *Recovery // result of the last Open
 	tar := func(t testing.TB, i int) []byte {
 		t.Helper()
 		return makeTar(t, file("same", "in both"), dir("d"), file("d/own", fmt.Sprint("only in ", i)))
@@ -784,7 +783,7 @@ func TestKillAndPowerLoss(t *testing.T) {
 	})
 }
 
-// truncateObjects is a power failure before anything was written back.
+// truncateObjects simulates a power failure before anything was written back.
 func truncateObjects(t testing.TB, path string) {
 	t.Helper()
 	testenv.Must(t, filepath.WalkDir(filepath.Join(path, "repo/objects"), func(name string, d fs.DirEntry, err error) error {

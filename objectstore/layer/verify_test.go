@@ -16,7 +16,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// TestVerifyCheckout changes one thing of a checkout: each is found, and a checkout as it was made is right.
+// TestVerifyCheckout changes one thing of a checkout at a time: each is found, and an unchanged checkout passes.
 func TestVerifyCheckout(t *testing.T) {
 	base := []tarEntry{dir("d", mode(0o750), owner(5, 6)), file("d/below", "below", owner(7, 8))}
 	top := []tarEntry{
@@ -91,7 +91,7 @@ func TestVerifyCheckout(t *testing.T) {
 
 func run(name string, args ...string) error { return exec.Command(name, args...).Run() }
 
-// keepTime calls f and gives a directory back the time it had before.
+// keepTime calls f and restores the time of a directory.
 func keepTime(dir string, f func() error) error {
 	st, err := os.Stat(dir)
 	if err != nil {
@@ -100,12 +100,12 @@ func keepTime(dir string, f func() error) error {
 	return errors.Join(f(), os.Chtimes(dir, time.Time{}, st.ModTime()))
 }
 
-// rewrite gives a file another content and leaves its time as it is.
+// rewrite replaces the content of a file and keeps its time.
 func rewrite(name, content string) error {
 	return keepTime(name, func() error { return os.WriteFile(name, []byte(content), 0) })
 }
 
-// TestVerify removes each object of a layer in turn: what is missing is the error.
+// TestVerify removes each object of a layer in turn: the error names it.
 func TestVerify(t *testing.T) {
 	s, _ := newStore(t, Options{})
 	id := importTar(t, s, makeTar(t, file("a", "a"), file("b", "b"), dir("d"))).ID
