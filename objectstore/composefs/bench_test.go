@@ -7,9 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// osTree is a tree with the shape of an operating system image: directories of
-// some twenty entries, each file with its own time, object and digest, two
-// attributes besides.
+// osTree is a tree with the shape of an operating system image: directories of some twenty entries; each file has its
+// own time, object and digest, and two attributes.
 func osTree(inodes int) *Inode {
 	root := dir()
 	left := inodes - 1

@@ -10,9 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WriteDump writes the tree in the text form of composefs-dump(5), one line for
-// each name, in the order in which [Marshal] numbers inodes: mkcomposefs
-// --from-file then makes the same image of it. Errors are those of Marshal for the
+// WriteDump writes the tree in the text form of composefs-dump(5), one line for each name, in the order in which
+// [Marshal] numbers inodes: mkcomposefs --from-file makes the same image of it. Errors are those of Marshal for the
 // same tree, or of w.
 func WriteDump(w io.Writer, root *Inode) error {
 	var t writer
@@ -53,7 +52,7 @@ func WriteDump(w io.Writer, root *Inode) error {
 	return bw.Flush()
 }
 
-// appendInode appends all fields of a line behind the path.
+// appendInode appends all fields of a line after the path.
 func appendInode(b []byte, n *node) []byte {
 	payload, content := n.Payload, n.Content
 	size := n.Size
@@ -93,8 +92,7 @@ func appendOptional(b []byte, s string) []byte {
 	return appendEscaped(b, s, false)
 }
 
-// appendEscaped appends s without anything that ends a field, in an attribute
-// name also without '='.
+// appendEscaped appends s, and escapes everything that ends a field; in an attribute name also '='.
 func appendEscaped(b []byte, s string, key bool) []byte {
 	for _, c := range []byte(s) {
 		switch {

@@ -122,7 +122,7 @@ func TestParseDumpInvalid(t *testing.T) {
 	}
 }
 
-// The reference implementation writes a link before its target when it sorts so.
+// The reference implementation writes a link before its target if it sorts first.
 func TestParseDumpLinkBeforeTarget(t *testing.T) {
 	root, err := parseDump(strings.NewReader("/ 0 40755 2 0 0 0 0.0 - - -\n/a 0 @100644 1 0 0 0 0.0 /b - -\n/b 0 100644 2 0 0 0 0.0 - - -"))
 	if err != nil {

@@ -33,8 +33,7 @@ const (
 	minChunkBits = blockBits
 	maxChunkBits = blockBits + 31 // EROFS_CHUNK_FORMAT_BLKBITS_MASK
 
-	// A remainder of a directory or of inline content above this size gets a
-	// block of its own.
+	// A tail of a directory or of inline content larger than this gets its own block.
 	maxTail = blockSize / 2
 
 	stubMode = unix.S_IFCHR | 0o644
@@ -52,7 +51,7 @@ const (
 	ftLnk
 )
 
-// fileType returns the directory entry type of mode, 0 if it has none.
+// fileType returns the directory entry type of mode, 0 if there is none.
 func fileType(mode uint32) uint8 {
 	switch mode & unix.S_IFMT {
 	case unix.S_IFREG:
@@ -73,8 +72,8 @@ func fileType(mode uint32) uint8 {
 	return 0
 }
 
-// stubName returns the i-th of the 256 names that the writer adds to the root:
-// they keep the directories of the object store from showing through.
+// stubName returns the i-th of the 256 names that the writer adds to the root: they keep the directories of the object
+// store from showing through.
 func stubName(i int) string {
 	const hex = "0123456789abcdef"
 	return string([]byte{hex[i>>4], hex[i&15]})
@@ -91,16 +90,16 @@ func chunkTable(size int64) int64 {
 	return ((size-1)>>b + 1) * 4
 }
 
-// shape is where an inode lies and what follows it.
+// shape is the location of an inode and the size of its data.
 type shape struct {
 	pos    int64 // of the inode
 	blocks int64 // data blocks
 	tail   int64 // bytes behind the inode and its attributes
 }
 
-// place decides where the next inode goes: s.pos is the end of the one before,
-// s.blocks and s.tail what its type asks for, meta the size of the inode with its
-// attributes. The kernel needs a tail, or a whole symlink, within one block.
+// place determines the location of the next inode: s.pos is the end of the previous one, s.blocks and s.tail are the
+// wishes of its type, meta is the size of the inode with its attributes. The kernel requires a tail, or a whole
+// symlink, to be within one block.
 func place(s shape, meta int64, symlink bool) shape {
 	s.pos = roundUp(s.pos, slotSize)
 	if symlink {

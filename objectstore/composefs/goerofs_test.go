@@ -17,7 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 )
 
-// goerofsView lists images as the erofs project's Go reader sees them: each a listing or an error.
+// goerofsView lists images with the erofs project's Go reader: each has a listing or an error.
 func goerofsView(tb testing.TB, repeat int, images ...[]byte) (views []map[string]seen, errs []error) {
 	tb.Helper()
 	program, err := testhost.Goerofs(tb.Context(), os.Stderr)
@@ -85,9 +85,8 @@ func (n goerofsNode) seen() seen {
 	return s
 }
 
-// suitsGoerofs reports whether go-erofs 0.3.1 can read an image of the tree: a
-// shared attribute has to lie within one block, and it joins paths, so that it
-// finds no name that path.Clean or fs.ValidPath object to.
+// suitsGoerofs reports whether go-erofs 0.3.1 can read an image of the tree: a shared attribute must lie within one
+// block, and names that path.Clean or fs.ValidPath object to are not found, because it joins paths.
 func suitsGoerofs(root *Inode) error {
 	for _, s := range view(root, 1) {
 		for name, value := range s.xattrs {
@@ -133,7 +132,7 @@ func TestGoerofsAgrees(t *testing.T) {
 	}
 }
 
-// BenchmarkGoerofs reads the same as BenchmarkRead through go-erofs. The start of its program counts too.
+// BenchmarkGoerofs reads the same as BenchmarkRead through go-erofs, including the start of its program.
 func BenchmarkGoerofs(b *testing.B) {
 	image := mustMarshal(b, osTree(12_000), ostree)
 	b.SetBytes(int64(len(image)))

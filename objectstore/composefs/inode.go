@@ -11,22 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrInvalid is wrapped by the error of a function that was given a tree or a
-// dump that has no image: a name with a slash, a directory reached twice, a
-// size without content, an extended attribute that the format keeps for itself.
+// ErrInvalid is wrapped by errors about a tree or a dump that has no image: a name with a slash, a directory reached
+// twice, a size without content, an extended attribute that the format reserves.
 var ErrInvalid = errors.New("composefs: invalid tree")
 
-// ErrCorrupt is wrapped by every error of [Read] that is about the bytes of the
-// image, whether they were damaged or never were a canonical image.
+// ErrCorrupt is wrapped by every error of [Read] about the bytes of the image, whether they were damaged or never were
+// a canonical image.
 var ErrCorrupt = errors.New("composefs: corrupt image")
 
-// ErrLimit is wrapped by the error of [Read] when an image that may be sound is
-// larger than the caller's [Limits].
+// ErrLimit is wrapped by the error of [Read] if an image, which may be valid, is larger than the caller's [Limits].
 var ErrLimit = errors.New("composefs: image exceeds limit")
 
 const (
-	// MaxDepth is the number of directories that may lie between the root and
-	// an entry. It is well above what a path of PATH_MAX bytes can express.
+	// MaxDepth is the maximal number of directories between the root and an entry. It is well above that in a path of
+	// PATH_MAX bytes.
 	MaxDepth = 4096
 
 	maxName      = 255   // NAME_MAX, also the width of XATTR_NAME_MAX
@@ -41,8 +39,7 @@ type Xattr struct {
 	Value []byte
 }
 
-// Inode is a file of any type. The same *Inode under two names is a hard link;
-// a directory has exactly one name.
+// Inode is a file of any type. The same *Inode under two names is a hard link; a directory has exactly one name.
 //
 // Fields that do not belong to the file type must be zero.
 type Inode struct {
@@ -53,15 +50,14 @@ type Inode struct {
 	Mtime unix.Timespec // normalised: 0 <= Nsec < 1e9, also before 1970
 	Size  int64         // regular files
 
-	// Xattrs is sorted bytewise by name, without duplicates. The attributes are
-	// those of the file in the tree: [Marshal] escapes trusted.overlay.*, and
-	// [Read] undoes it.
+	// Xattrs is sorted bytewise by name, without duplicates. The attributes are those of the file in the tree:
+	// [Marshal] escapes trusted.overlay.*, and [Read] reverses it.
 	Xattrs []Xattr
 
 	Target string // symbolic links: 1 to 4095 bytes
 
-	// A regular file of size > 0 has either Payload, the path of its object below
-	// the object directory without a leading slash, or Content, all of its bytes.
+	// A regular file of size > 0 has either Payload, the path of its object below the object directory without a
+	// leading slash, or Content, all of its bytes.
 	Payload string
 	Content []byte
 	Verity  []byte // SHA-256 fs-verity digest of the payload, or nil
@@ -78,13 +74,12 @@ type Entry struct {
 // IsDir reports whether the inode is a directory.
 func (i *Inode) IsDir() bool { return i.kind() == unix.S_IFDIR }
 
-// IsWhiteout reports whether the inode is an overlay whiteout, a character
-// device 0:0.
+// IsWhiteout reports whether the inode is an overlay whiteout, a character device 0:0.
 func (i *Inode) IsWhiteout() bool { return i.kind() == unix.S_IFCHR && i.Rdev == 0 }
 
 func (i *Inode) kind() uint32 { return i.Mode & unix.S_IFMT }
 
-// validate checks all that can be said about an inode without its parent.
+// validate checks an inode as far as possible without its parent.
 func (i *Inode) validate() error {
 	if i.Mode > math.MaxUint16 || fileType(i.Mode) == 0 {
 		return fmt.Errorf("%w: mode %#o", ErrInvalid, i.Mode)
@@ -103,7 +98,7 @@ func (i *Inode) validate() error {
 	case kind != unix.S_IFCHR && kind != unix.S_IFBLK && i.Rdev != 0:
 		return fmt.Errorf("%w: device number on mode %#o", ErrInvalid, i.Mode)
 	case i.Rdev > math.MaxUint32:
-		// The kernel's dev_t, too, has 12 bits of major and 20 of minor.
+		// The kernel's dev_t also has 12 bits of major and 20 of minor.
 		return fmt.Errorf("%w: device number %#x", ErrInvalid, i.Rdev)
 	}
 	if kind == unix.S_IFLNK && !validTarget(i.Target) {
@@ -158,9 +153,8 @@ func validTarget(s string) bool {
 	return s != "" && len(s) <= maxTarget && strings.IndexByte(s, 0) < 0
 }
 
-// validPayload reports whether s is a path that cannot leave the object
-// directory and that overlayfs accepts as a redirect once it has a slash before
-// it (ovl_get_redirect_xattr refuses empty components).
+// validPayload reports whether s is a path that cannot leave the object directory and that overlayfs accepts as a
+// redirect with a leading slash (ovl_get_redirect_xattr rejects empty components).
 func validPayload(s string) bool {
 	if len(s) > maxTarget || strings.IndexByte(s, 0) >= 0 {
 		return false
@@ -186,7 +180,7 @@ func compareTime(a, b unix.Timespec) int {
 	return cmp.Or(cmp.Compare(a.Sec, b.Sec), cmp.Compare(a.Nsec, b.Nsec))
 }
 
-// compareValue orders as the shared attribute table does within one name.
+// compareValue orders values as the shared attribute table does within one name.
 func compareValue(a, b []byte) int {
 	return cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b))
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// mount mounts for the length of the test, or skips it if the kernel cannot.
+// mount mounts until the test ends, or skips it if the kernel cannot.
 func mount(t *testing.T, source, fstype, options string) string {
 	t.Helper()
 	testenv.NeedsRoot(t)
@@ -107,10 +107,9 @@ func kernelStat(name string) (s seen, ino uint64, err error) {
 	return s, st.Ino, nil
 }
 
-// forKernel returns the tree without what the kernel does not show as it is
-// stored: the owner -1, which no one can be; attributes without a name behind the
-// prefix, with a name near XATTR_NAME_MAX once escaped or of no known kind; ACLs
-// and capabilities, which it interprets; and user.* but on files and directories.
+// forKernel returns the tree without anything that the kernel does not show in stored form: the owner -1, which is no
+// user; attributes without a name after the prefix, with an escaped name near XATTR_NAME_MAX or of an unknown type;
+// ACLs and capabilities, which it interprets; and user.* except on files and directories.
 func forKernel(root *Inode) *Inode {
 	seen := map[*Inode]bool{}
 	stack := []*Inode{root}
@@ -171,9 +170,8 @@ func TestKernelShowsTree(t *testing.T) {
 	}
 }
 
-// shrink takes away sizes that need a second chunk. Canonical images put a chunk
-// table that does not fit behind its inode into a data block, where fsck.erofs
-// does not look for it; nobody reads the table of a file whose data is elsewhere.
+// shrink reduces sizes that need a second chunk. Canonical images put a chunk table that does not fit behind its inode
+// into a data block, where fsck.erofs does not look; nobody reads the table of a file with external data.
 func shrink(i *Inode) {
 	i.Size = min(i.Size, 1<<maxChunkBits)
 	for _, e := range i.Entries {
@@ -196,8 +194,7 @@ func TestFsckAccepts(t *testing.T) {
 	}
 }
 
-// TestOverlayReadsObjects mounts an image over an object directory, as a container
-// has it.
+// TestOverlayReadsObjects mounts an image over an object directory, as for a container.
 func TestOverlayReadsObjects(t *testing.T) {
 	objects := t.TempDir()
 	content := map[string]string{"hello": "hello, world\n", "big": strings.Repeat("0123456789", 100_000), "empty": ""}

@@ -16,16 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxDumpLine is above what an inode with the longest of everything can need:
-// 256 KiB of attributes, each byte escaped in four.
+// maxDumpLine is above the longest line: 256 KiB of attributes, each byte escaped in four.
 const maxDumpLine = 4 << 20
 
-// parseDump reads a tree in the text form of composefs-dump(5). Parents come
-// before their children; a hard link may come before its target. The link counts
-// in the dump are ignored: Marshal derives them. Errors that are not r's wrap
-// [ErrInvalid] and name the line.
+// parseDump reads a tree in the text form of composefs-dump(5). Parents come before their children; a hard link may
+// come before its target. It ignores link counts: Marshal derives them. Errors other than r's wrap [ErrInvalid] and
+// name the line.
 //
-// The tree is checked by [Marshal], not here.
+// [Marshal] checks the tree.
 func parseDump(r io.Reader) (*Inode, error) {
 	p := dumpParser{inodes: map[string]*Inode{}}
 	br := bufio.NewReader(r)
@@ -180,7 +178,7 @@ func parseInode(f []string) (*Inode, error) {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		i.Rdev, i.Size = rdev, 0
 	default:
-		i.Size = 0 // of a directory: what the file system said
+		i.Size = 0 // of a directory: as the file system reported
 	}
 	i.Xattrs, err = parseXattrs(f[fieldXattrs:])
 	return i, err

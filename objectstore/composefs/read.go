@@ -10,27 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits bounds what [Read] accepts. A zero field is no limit.
+// Limits bounds the images that [Read] accepts. Zero means no limit.
 type Limits struct {
-	Inodes int // without the 256 stubs that the writer adds
-	Depth  int // directories between the root and an entry; never more than MaxDepth
+	Inodes int // without the writer's 256 stubs
+	Depth  int // directories between the root and an entry; at most MaxDepth
 }
 
-// Read is the exact inverse of [Marshal]: it returns the tree that the image was
-// made from, with hard links as shared inodes and without anything that the
-// writer added.
+// Read is the exact inverse of [Marshal]: it returns the tree from which the image was made, with hard links as shared
+// inodes and without the writer's additions.
 //
 // Byte slices of the tree point into b, which must not be changed afterwards.
 //
-// The image may come from anyone. Read accepts what Marshal lays out and nothing
-// else: inodes lie in breadth-first order and do not overlap, so that no
-// directory is reached twice and no byte is parsed for two inodes. Time is that of
-// one pass and of a binary search for each further name of an inode. All that is
-// allocated stays below 48 times len(b), for an image that is nothing but
-// attributes with distinct names; it is 3 times for that of an operating system.
+// The image may come from anyone. Read accepts only Marshal's layout: inodes lie in breadth-first order and do not
+// overlap, so no directory is reached twice and no byte is parsed for two inodes. It takes the time of one pass and of
+// a binary search for each additional name of an inode. Allocations stay below 48 times len(b), reached by an image of
+// nothing but attributes with distinct names; that of an operating system takes 3 times len(b).
 //
-// What does not fit gives an error that wraps [ErrCorrupt] or [ErrLimit] and says
-// where, never a partial tree. Padding is not looked at.
+// Errors wrap [ErrCorrupt] or [ErrLimit] and name the place. Read never returns a partial tree. It ignores padding.
 func Read(b []byte, limits Limits) (*Inode, error) {
 	r := reader{b: b, limits: limits, names: map[rawName]int32{}}
 	if err := r.readHeader(); err != nil {
@@ -52,7 +48,7 @@ func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
-// inodeRecord is an inode in the order of the image.
+// inodeRecord is an inode, in image order.
 type inodeRecord struct {
 	*Inode
 	pos       int64
@@ -70,7 +66,7 @@ type inodeRecord struct {
 
 type reader struct {
 	b       []byte
-	text    string // b as a string: names are parts of it
+	text    string // b as a string, of which names are parts
 	limits  Limits
 	version uint32
 	acl     bool
@@ -90,7 +86,7 @@ type reader struct {
 	attrNames []readName
 	table     []rawXattr // shared attributes in table order
 	byOffset  []int32    // offset in words from the end of the inodes -> table index + 1
-	xattrs    []Xattr    // what is left of the current slab
+	xattrs    []Xattr    // the rest of the current slab
 	scratch   []rawXattr
 }
 
@@ -155,7 +151,7 @@ func (r *reader) readHeader() error {
 	return nil
 }
 
-// readInodes reads all inodes in the order of the image, which is breadth first.
+// readInodes reads all inodes in image order, which is breadth first.
 func (r *reader) readInodes() error {
 	r.text = string(r.b)
 	r.slab = make([]Inode, r.count)
@@ -183,8 +179,7 @@ func (r *reader) readInodes() error {
 	return nil
 }
 
-// reach returns the inode at pos. The first name of an inode is met in the order
-// of the image; other names are hard links.
+// reach returns the inode at pos. The first name of an inode comes in image order; other names are hard links.
 func (r *reader) reach(dir int32, pos int64, typ uint8) (int32, error) {
 	n := len(r.nodes)
 	if n == 0 || pos > r.nodes[n-1].pos {
@@ -230,7 +225,7 @@ func (r *reader) discover(dir int32, pos int64, typ uint8) (int32, error) {
 	return int32(n), nil
 }
 
-// readInode reads everything of an inode but its attributes.
+// readInode reads an inode without its attributes.
 func (r *reader) readInode(i int32) error {
 	n := &r.nodes[i]
 	head, u, size, err := r.readFields(i)
@@ -362,7 +357,7 @@ func (r *reader) takeBlocks(u uint32, blocks int64) ([]byte, error) {
 	return r.b[at:r.data:r.data], nil
 }
 
-// readData checks where the data of anything but a directory lies, and takes it.
+// readData checks the location of an inode's data, unless it is a directory, and takes the data.
 func (r *reader) readData(n *inodeRecord, u uint32, size, tailAt int64, s shape) error {
 	kind := n.kind()
 	if n.layout == layoutChunk {
@@ -396,8 +391,7 @@ func (r *reader) readData(n *inodeRecord, u uint32, size, tailAt int64, s shape)
 	return nil
 }
 
-// readDir reads the entries of a directory and returns the blocks and the tail
-// that the writer would have asked for.
+// readDir reads the entries of a directory and returns the blocks and the tail that the writer would have asked for.
 func (r *reader) readDir(i int32, u uint32, size, tailAt int64) (blocks, tail int64, err error) {
 	inline := int64(0)
 	if r.nodes[i].layout == layoutInline {
@@ -454,7 +448,7 @@ func (d *dirReader) readBlock(at, size int64) error {
 	if size < direntSize {
 		return corrupt("directory block of %d bytes", size)
 	}
-	off := int(le.Uint16(b[8:])) // of the first name, behind all entries
+	off := int(le.Uint16(b[8:])) // of the first name, after all entries
 	count := off / direntSize
 	if off%direntSize != 0 || count == 0 || off > len(b) {
 		return corrupt("directory block has its first name at %d", off)
@@ -466,7 +460,7 @@ func (d *dirReader) readBlock(at, size int64) error {
 		if k+1 < count {
 			end = int(le.Uint16(e[direntSize+8:]))
 		} else if size == blockSize {
-			// The last name of a block ends at the block or at a NUL.
+			// The last name of a block ends at the block's end or at a NUL.
 			if n := strings.IndexByte(d.r.text[at+int64(off):at+size], 0); n >= 0 {
 				end = off + n
 			}
@@ -547,7 +541,7 @@ func (r *reader) readTable() error {
 	return nil
 }
 
-// readXattr reads the attribute at pos and returns the offset behind it.
+// readXattr reads the attribute at pos and returns the offset after it.
 func (r *reader) readXattr(pos, end int64) (x rawXattr, next int64, err error) {
 	if end-pos < xattrEntrySize {
 		return x, 0, corrupt("attribute at %d", pos)

@@ -80,10 +80,10 @@ func TestReadLimits(t *testing.T) {
 	}
 }
 
-// image is an image that a test damages.
+// image is an image for a test to damage.
 type image []byte
 
-// nodeAt returns where the inode of a path lies.
+// nodeAt returns the offset of the inode of a path.
 func (m image) nodeAt(path ...string) int {
 	at := int(le.Uint16(m[superOffset+14:])) << nidBits
 	for _, name := range path {
@@ -92,7 +92,7 @@ func (m image) nodeAt(path ...string) int {
 	return at
 }
 
-// direntAt returns where the entry of a name in the directory at lies.
+// direntAt returns the offset of the entry of a name in the directory at.
 func (m image) direntAt(at int, name string) int {
 	d := m.direntsAt(at)
 	for i := range int(le.Uint16(m[d+8:])) / direntSize {
@@ -111,7 +111,7 @@ func (m image) name(at int, name string) []byte {
 	return m[m.direntsAt(at)+int(le.Uint16(m[e+8:])):][:len(name)]
 }
 
-// direntsAt returns where the only block of the directory at lies.
+// direntsAt returns the offset of the only block of the directory at.
 func (m image) direntsAt(at int) int {
 	if le.Uint16(m[at:])>>1 == layoutPlain {
 		return int(le.Uint32(m[at+16:])) * blockSize
@@ -245,7 +245,7 @@ func TestReadCorrupt(t *testing.T) {
 	}
 }
 
-// checkHostile is what must hold for any input.
+// checkHostile checks what holds for any input.
 func checkHostile(t *testing.T, b []byte) {
 	t.Helper()
 	root, err := Read(b, Limits{})
@@ -284,8 +284,7 @@ func smallImages(tb testing.TB) (list [][]byte) {
 	return list
 }
 
-// TestReadDamaged flips bits, overwrites words and cuts, where it matters most:
-// in anything but zeros.
+// TestReadDamaged flips bits, overwrites words and truncates, in the parts that matter most: everything but zeros.
 func TestReadDamaged(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	rounds := 800
@@ -328,8 +327,7 @@ func TestReadDamaged(t *testing.T) {
 	}
 }
 
-// FuzzRead wants -fuzzminimizetime=10x: the seeds are large, and the default lets
-// one of them take a minute.
+// FuzzRead needs -fuzzminimizetime=10x: the seeds are large, and by default one of them may take a minute.
 func FuzzRead(f *testing.F) {
 	for _, b := range smallImages(f) {
 		f.Add(b)
@@ -341,7 +339,7 @@ func FuzzRead(f *testing.F) {
 // maxAmplification is the memory bound in the documentation of Read.
 const maxAmplification = 48
 
-// TestReadMemory measures what the most expensive kinds of image cost.
+// TestReadMemory measures the cost of the most expensive kinds of image.
 func TestReadMemory(t *testing.T) {
 	short := dir()
 	for d := range 200 {

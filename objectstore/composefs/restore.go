@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marks is a set of attributes that the writer adds.
+// marks is a set of attributes added by the writer.
 type marks uint16
 
 const (
@@ -36,7 +36,7 @@ var markNames = map[string]marks{
 	xattrUserWhiteout:     markUserWhiteout,
 	xattrEscapedWhiteouts: markWhiteouts,
 	xattrUserWhiteouts:    markUserWhiteouts,
-	xattrEscapedOpaque:    markOpaqueX,     // in version 1, where there are whiteouts;
+	xattrEscapedOpaque:    markOpaqueX,     // in version 1, with whiteouts;
 	xattrUserOpaque:       markUserOpaqueX, // otherwise the tree's own
 }
 
@@ -68,9 +68,9 @@ func newReadName(raw rawName) (readName, error) {
 	return n, nil
 }
 
-// restore turns inodes back into what they were before the writer rewrote them.
+// restore restores the inodes to their form before the writer rewrote them.
 func (r *reader) restore() error {
-	// A directory's attributes depend on the whiteouts in it: directories last.
+	// A directory's attributes depend on its whiteouts, so directories come last.
 	for _, dirs := range []bool{false, true} {
 		for i := range r.nodes {
 			if r.nodes[i].IsDir() != dirs {
@@ -185,8 +185,8 @@ func (r *reader) keepXattrs() []Xattr {
 	return list
 }
 
-// dropStubs removes the writer's entries from the root and checks that they are
-// the only devices 0:0: whiteouts are stored in another form.
+// dropStubs removes the writer's entries from the root and checks that these are the only devices 0:0: whiteouts are
+// stored in another form.
 func (r *reader) dropStubs() error {
 	root := r.nodes[0].Inode
 	want := Inode{Mode: stubMode, UID: root.UID, GID: root.GID, Mtime: root.Mtime, Xattrs: selinuxXattr(root)}
@@ -195,7 +195,7 @@ func (r *reader) dropStubs() error {
 			return corrupt("inode %d is a device 0:0", i)
 		}
 	}
-	// The names are sorted, and so are the entries and the stubs in them.
+	// The names are sorted, and so are the entries with their stubs.
 	kept := make([]Entry, 0, max(len(root.Entries)-len(r.stubs), 0))
 	names, stub := 0, 0
 	for _, e := range root.Entries {

@@ -13,8 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diffTrees returns the first difference between two trees, hard links
-// included, or "".
+// diffTrees returns the first difference between two trees, including hard links, or "".
 func diffTrees(got, want *Inode) string {
 	type pair struct {
 		got, want *Inode
@@ -115,7 +114,7 @@ func xattrs(pairs ...string) (list []Xattr) {
 	return list
 }
 
-// gen makes random trees that dwell on the edges of the format.
+// gen makes random trees near the limits of the format.
 type gen struct {
 	*rand.Rand
 	left  int // inodes still to make
@@ -136,7 +135,7 @@ func randomTree(seed uint64, size int) *Inode {
 	return root
 }
 
-// dropOpaque removes what a directory with whiteouts cannot have.
+// dropOpaque removes attributes that a directory with whiteouts cannot have.
 func dropOpaque(d *Inode) {
 	if slices.ContainsFunc(d.Entries, func(e Entry) bool { return e.Inode.IsWhiteout() }) {
 		d.Xattrs = slices.DeleteFunc(d.Xattrs, func(x Xattr) bool {
@@ -162,7 +161,7 @@ func (g *gen) bytes(n int) []byte {
 	return b
 }
 
-// text returns n bytes that a name may have.
+// text returns n bytes that are valid in a name.
 func (g *gen) text(n int) string {
 	b := g.bytes(n)
 	for i, c := range b {
@@ -212,7 +211,7 @@ func (g *gen) dir(depth int) *Inode {
 	return d
 }
 
-// attributes makes an inode with everything but what depends on its type.
+// attributes makes an inode without the fields that depend on its type.
 func (g *gen) attributes(kind uint32) *Inode {
 	i := &Inode{Mode: kind | g.Uint32N(0o10000)}
 	if g.IntN(4) == 0 {
@@ -377,8 +376,7 @@ func deep(depth int) *Inode {
 	return root
 }
 
-// dirOfSize makes a directory whose entries need that many bytes, counted as if
-// no block ended early.
+// dirOfSize makes a directory whose entries need that many bytes, as if no block ended early.
 func dirOfSize(used int) *Inode {
 	d := dir()
 	left := used - 2*direntSize - len(".") - len("..")

@@ -7,10 +7,9 @@ import (
 	"io"
 )
 
-// VerityDigest returns the fs-verity digest (SHA-256, blocks of 4096 bytes, no
-// salt) that FS_IOC_MEASURE_VERITY would report for a file with the content of r,
-// see Documentation/filesystems/fsverity.rst. It reads r to its end and needs
-// memory for a few blocks. An error of r is returned as it is.
+// VerityDigest returns the fs-verity digest (SHA-256, blocks of 4096 bytes, no salt) that FS_IOC_MEASURE_VERITY would
+// report for a file with the content of r, see Documentation/filesystems/fsverity.rst. It reads r to its end and needs
+// memory for a few blocks. Errors of r are returned unchanged.
 func VerityDigest(r io.Reader) ([32]byte, error) {
 	var (
 		tree  merkle
@@ -41,7 +40,7 @@ func VerityDigest(r io.Reader) ([32]byte, error) {
 	return sha256.Sum256(desc[:]), nil
 }
 
-// merkle holds, for each level, the hashes of the block that is being filled.
+// merkle holds, for each level, the hashes of the unfinished block.
 type merkle struct{ levels [][]byte }
 
 func (m *merkle) add(level int, sum [sha256.Size]byte) {

@@ -83,7 +83,7 @@ func TestVerityDigestShortReads(t *testing.T) {
 	}
 }
 
-// The kernel's word, where the file system has fs-verity.
+// The kernel's digest, where the file system has fs-verity.
 func TestVerityDigestKernel(t *testing.T) {
 	for _, size := range []int{0, 1, 4096, 4096*128 + 1} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -104,7 +104,7 @@ func TestVerityDigestKernel(t *testing.T) {
 	}
 }
 
-// measureVerity enables fs-verity on a file and asks for its digest.
+// measureVerity enables fs-verity on a file and returns its digest.
 func measureVerity(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// seen is what someone who knows EROFS, but not composefs, finds under a path.
+// seen is a file as seen by a reader that knows EROFS but not composefs.
 type seen struct {
 	mode     uint32
 	uid, gid uint32
@@ -24,8 +24,8 @@ type seen struct {
 	xattrs   map[string]string
 }
 
-// view lists an image of the tree, stubs and escapes included. It knows how the
-// format rewrites a tree from the specification, not from writer.
+// view lists an image of the tree, including stubs and escapes. It knows how the format rewrites a tree from the
+// specification, not from writer.
 func view(root *Inode, version uint32) map[string]seen {
 	type item struct {
 		path, dir string
@@ -122,7 +122,7 @@ func addStubs(out map[string]seen, root *Inode) {
 	}
 }
 
-// diffViews returns the differences between what a reader sees and what it should.
+// diffViews returns the differences between a reader's view and the expected one.
 func diffViews(got, want map[string]seen) error {
 	var errs []error
 	for _, path := range sortedKeys(want) {
@@ -155,7 +155,7 @@ func sortedKeys(m map[string]seen) (keys []string) {
 	return keys
 }
 
-// unixMode undoes what io/fs does to a mode.
+// unixMode reverses io/fs's conversion of a mode.
 func unixMode(m fs.FileMode) uint32 {
 	mode := uint32(m.Perm())
 	for bit, value := range map[fs.FileMode]uint32{

@@ -15,12 +15,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// Options selects the composefs format version (not to be confused with the
-// version of the image header, which is 1 in both).
+// Options selects the composefs format version (not the version of the image header, which is 1 in both).
 //
-// An image has version MinVersion, or version 1 if the tree contains whiteouts
-// and MaxVersion permits it. The two differ in the attributes of directories that
-// contain whiteouts. ostree and mkcomposefs(1) use 0 and 1.
+// An image has version MinVersion, or version 1 if the tree contains whiteouts and MaxVersion permits it. The two
+// differ in the attributes of directories that contain whiteouts. ostree and mkcomposefs(1) use 0 and 1.
 type Options struct {
 	MinVersion, MaxVersion uint32
 }
@@ -39,20 +37,17 @@ func (o Options) version(whiteouts bool) uint32 {
 	return o.MinVersion
 }
 
-// Marshal returns the canonical image of a tree: the same tree gives the same
-// bytes as mkcomposefs(1), so that the image can be named by its digest.
+// Marshal returns the canonical image of a tree: the same tree gives the same bytes as with mkcomposefs(1), so its
+// digest can name the image.
 //
-// An inode with several names belongs to the first of them in breadth-first
-// order, and its link count is the number of its names. The tree is not modified
-// and may be read by others meanwhile.
+// An inode with several names belongs to the first in breadth-first order, and its link count is the number of its
+// names. The tree is not modified and may be read by others meanwhile.
 //
-// What it allocates beside the image stays below 300 bytes for each name, and 600
-// for each attribute whose name no other has.
+// Allocations, apart from the image, stay below 300 bytes for each name, and 600 for each attribute with a unique name.
 //
-// A tree that has no image, or none that [Read] would turn into the same tree,
-// gives an error that wraps [ErrInvalid] and names the path. In version 1 this
-// includes an opaque directory with whiteouts in it: the format needs the opaque
-// attribute for itself there. The whiteouts in such a directory hide nothing.
+// A tree that has no image, or none that [Read] would turn into the same tree, gives an error that wraps [ErrInvalid]
+// and names the path. In version 1 this includes an opaque directory that contains whiteouts: the format needs the
+// opaque attribute there. The whiteouts in such a directory hide nothing.
 func Marshal(root *Inode, opts Options) ([]byte, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
@@ -114,7 +109,7 @@ func (n *node) size() int64 {
 	return n.Size
 }
 
-// kid is a directory entry, . and .. included.
+// kid is a directory entry, including . and ..
 type kid struct {
 	name string
 	node int32
@@ -138,8 +133,8 @@ type attr struct {
 	value  []byte
 }
 
-// What the writer adds at most: a file is elsewhere or a whiteout, a root directory
-// with whiteouts gets four marks and its own.
+// The maximal number of the writer's additions: a file has external data or is a whiteout, a root directory with
+// whiteouts gets four marks and its own.
 const (
 	maxFileMarks = 2
 	maxDirMarks  = 5
@@ -190,8 +185,8 @@ func (w *writer) number(root *Inode) error {
 	return nil
 }
 
-// countNames counts the names in a tree, with those of . and .. in each directory. It bounds the number of inodes, so that
-// lists need not grow, which takes three times as much memory.
+// countNames counts the names in a tree, including . and .. of each directory. It bounds the number of inodes, so that
+// lists need not grow, which would take three times as much memory.
 func countNames(root *Inode) (names int) {
 	dirs := []*Inode{root}
 	seen := map[*Inode]struct{}{root: {}}
@@ -201,7 +196,7 @@ func countNames(root *Inode) (names int) {
 			if e.Inode == nil || !e.Inode.IsDir() {
 				continue
 			}
-			if _, ok := seen[e.Inode]; !ok { // number refuses a directory with two names
+			if _, ok := seen[e.Inode]; !ok { // number rejects a directory with two names
 				seen[e.Inode] = struct{}{}
 				dirs = append(dirs, e.Inode)
 			}
@@ -210,7 +205,7 @@ func countNames(root *Inode) (names int) {
 	return names
 }
 
-// enter validates an inode and numbers the children that it is first to name.
+// enter validates an inode and numbers those children of which it is the first parent.
 func (w *writer) enter(i int32, seen map[*Inode]int32) error {
 	n := &w.nodes[i]
 	if err := n.validate(); err != nil {
@@ -260,7 +255,7 @@ func (w *writer) enter(i int32, seen map[*Inode]int32) error {
 	return nil
 }
 
-// child returns the number of an entry's inode, a new one for its first name.
+// child returns the number of an entry's inode, a new number for its first name.
 func (w *writer) child(dir int32, e Entry, seen map[*Inode]int32) (int32, error) {
 	depth := w.nodes[dir].depth + 1
 	if c, ok := seen[e.Inode]; ok {
@@ -288,8 +283,8 @@ func (w *writer) child(dir int32, e Entry, seen map[*Inode]int32) (int32, error)
 	return c, nil
 }
 
-// withStubs returns the entries of the root with a character device 0:0 for each
-// of the names 00 to ff that the tree does not have.
+// withStubs returns the entries of the root, with a character device 0:0 for each of the names 00 to ff that the tree
+// lacks.
 func (w *writer) withStubs(root *Inode) []Entry {
 	proto := Inode{Mode: stubMode, UID: root.UID, GID: root.GID, Mtime: root.Mtime, Xattrs: selinuxXattr(root)}
 	w.stubs = make(map[*Inode]struct{}, stubs)
@@ -321,7 +316,7 @@ func selinuxXattr(root *Inode) []Xattr {
 	return nil
 }
 
-// pathError names the inode that err is about.
+// pathError names the inode in err.
 func (w *writer) pathError(dir int32, name string, err error) error {
 	var path strings.Builder
 	for _, part := range slices.Backward(w.path(dir)) {
@@ -333,7 +328,7 @@ func (w *writer) pathError(dir int32, name string, err error) error {
 	return fmt.Errorf("write %q: %w", path.String(), err)
 }
 
-// path returns the names that lead to a node, the last one first.
+// path returns the names on the path to a node, the last one first.
 func (w *writer) path(i int32) (names []string) {
 	for i != 0 {
 		dir := &w.nodes[w.nodes[i].parent]
@@ -348,8 +343,7 @@ func (w *writer) path(i int32) (names []string) {
 	return names
 }
 
-// collectXattrs gives every inode its attributes as they will be written, and
-// counts the uses of each.
+// collectXattrs gives every inode its attributes in written form, and counts the uses of each.
 func (w *writer) collectXattrs() error {
 	if w.attrCount > math.MaxInt32/4 {
 		return fmt.Errorf("%w: too many xattrs", ErrInvalid)
@@ -373,8 +367,7 @@ func (w *writer) collectXattrs() error {
 	return nil
 }
 
-// rewrite appends the attributes of a node in the form that overlayfs reads,
-// sorted by name.
+// rewrite appends the attributes of a node in the form that overlayfs reads, sorted by name.
 func (w *writer) rewrite(list []Xattr, i int32) ([]Xattr, error) {
 	n := &w.nodes[i]
 	opaque := n.whiteouts && w.version >= 1
@@ -411,8 +404,8 @@ func (w *writer) rewrite(list []Xattr, i int32) ([]Xattr, error) {
 	return list, nil
 }
 
-// metacopy returns the value of the attribute that tells overlayfs that the data
-// is elsewhere, with its digest if there is one.
+// metacopy returns the value of the attribute that tells overlayfs that the data is external, with its digest if it has
+// one.
 func (w *writer) metacopy(digest []byte) []byte {
 	if digest == nil {
 		return nil
@@ -422,7 +415,7 @@ func (w *writer) metacopy(digest []byte) []byte {
 	return b
 }
 
-// redirect returns the value of the attribute that tells overlayfs where.
+// redirect returns the value of the attribute that gives overlayfs the path of the data.
 func (w *writer) redirect(payload string) []byte {
 	b := w.alloc(1 + len(payload))
 	b[0] = '/'
@@ -477,7 +470,7 @@ func (w *writer) pair(name int32, value []byte) int32 {
 	return int32(len(w.pairs) - 1)
 }
 
-// shareXattrs lays out the table of the attributes that several inodes have.
+// shareXattrs lays out the table of attributes that several inodes share.
 func (w *writer) shareXattrs() {
 	for id := range w.pairs {
 		if w.pairs[id].uses > 1 {
@@ -497,11 +490,11 @@ func (w *writer) shareXattrs() {
 	}
 }
 
-// nodeAttrs returns the indexes of a node's attributes. The first maxShared of them
-// that are in the shared table are written as references to it.
+// nodeAttrs returns the indexes of a node's attributes. The first maxShared of them that are in the shared table are
+// written as references to it.
 func (w *writer) nodeAttrs(n *node) []int32 { return w.attrs[n.firstAttr:n.endAttr] }
 
-// layOut decides where everything goes.
+// layOut determines the location of everything.
 func (w *writer) layOut() error {
 	pos := int64(firstInode)
 	for i := range w.nodes {
@@ -703,8 +696,7 @@ func (w *writer) emitXattr(b []byte, id int32) int64 {
 	return p.size
 }
 
-// emitDir writes the entries: the complete blocks, and the rest to the tail or to
-// the last block.
+// emitDir writes the entries: the complete blocks to blocks, the rest to the tail or to the last block.
 func (w *writer) emitDir(n *node, blocks, tail []byte) {
 	kids := w.kids[n.firstKid:n.endKid]
 	var p dirPacker
@@ -737,7 +729,7 @@ func (w *writer) emitDirents(b []byte, kids []kid) {
 
 func emitData(n *node, blocks, tail []byte) {
 	if n.external() {
-		// EROFS_NULL_ADDR: nothing is stored for any chunk.
+		// EROFS_NULL_ADDR: no chunk is stored.
 		for i := range blocks {
 			blocks[i] = 0xff
 		}

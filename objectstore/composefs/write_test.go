@@ -23,7 +23,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the dumps in testdata/golden")
 
-// ostree is what ostree and mkcomposefs(1) use.
+// ostree holds the options of ostree and mkcomposefs(1).
 var ostree = Options{MaxVersion: 1}
 
 func mustMarshal(tb testing.TB, root *Inode, opts Options) []byte {
@@ -54,7 +54,7 @@ func digest(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// The digests are those of images by the reference implementation's rules.
+// The digests are those of images made by the reference implementation's rules.
 func TestMarshalVectors(t *testing.T) {
 	for _, v := range []struct {
 		name    string
@@ -107,7 +107,7 @@ type namedTree struct {
 	root *Inode
 }
 
-// allTrees returns the trees of this package's properties in a fixed order.
+// allTrees returns the trees for this package's property tests in a fixed order.
 func allTrees(tb testing.TB) (list []namedTree) {
 	tb.Helper()
 	for name, root := range namedTrees(tb) {
@@ -135,7 +135,7 @@ func TestMarshalAgainstOracle(t *testing.T) {
 		args := []string{"testdata/cfsw.py", fmt.Sprint(opts.MinVersion), fmt.Sprint(opts.MaxVersion)}
 		var with []int
 		for i, tree := range trees {
-			// Python is slow: a random tree is built in one version only.
+			// Python is slow: a random tree is built in only one version.
 			if !strings.HasPrefix(tree.name, "random") || i%len(allOptions) == k {
 				with = append(with, i)
 				args = append(args, paths[i])
@@ -170,8 +170,8 @@ func compareImages(t *testing.T, name string, got, want []byte) {
 	t.Errorf("%s: got %d bytes, want %d", name, len(got), len(want))
 }
 
-// TestMarshalGolden compares with digests that testdata/cfsw.py made from the
-// dumps, so that the format is checked without Python too:
+// TestMarshalGolden compares with digests that testdata/cfsw.py made from the dumps, so that the format is checked even
+// without Python:
 //
 //	cd testdata/golden
 //	for v in 0:0 0:1 1:1; do
@@ -342,8 +342,8 @@ func TestMarshalErrorNamesPath(t *testing.T) {
 	}
 }
 
-// TestMarshalMemory measures what an image costs to make, beside the image itself. The bounds are those that Marshal
-// documents.
+// TestMarshalMemory measures the memory for making an image, apart from the image itself. The bounds are those that
+// Marshal documents.
 func TestMarshalMemory(t *testing.T) {
 	const perName, perAttr = 300, 600
 	for _, attrs := range []int{0, 10} {

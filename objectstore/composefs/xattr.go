@@ -30,12 +30,10 @@ const (
 	xattrACLDefault = "system.posix_acl_default"
 )
 
-// metacopyHeader is struct ovl_metacopy for a SHA-256 digest: version, length,
-// flags, FS_VERITY_HASH_ALG_SHA256.
+// metacopyHeader is struct ovl_metacopy for a SHA-256 digest: version, length, flags, FS_VERITY_HASH_ALG_SHA256.
 var metacopyHeader = [4]byte{0, 4 + digestSize, 0, 1}
 
-// xattrPrefixes maps e_name_index to the part of a name it stands for. Index 5
-// (lustre.) is not used by the format.
+// xattrPrefixes maps e_name_index to the prefix of a name. The format does not use index 5 (lustre.).
 var xattrPrefixes = [...]string{
 	1: "user.",
 	2: xattrACLAccess,
@@ -54,8 +52,8 @@ func xattrIndex(name string) (uint8, string) {
 	return 0, name
 }
 
-// reservedXattr reports whether the writer marks escaped whiteouts with the
-// attribute, so that a file of the tree cannot have it.
+// reservedXattr reports whether the writer marks escaped whiteouts with the attribute, so that a file of the tree
+// cannot have it.
 func reservedXattr(name string) bool {
 	switch name {
 	case overlayPrefix + "whiteout", overlayPrefix + "whiteouts", xattrUserWhiteout, xattrUserWhiteouts:
@@ -73,8 +71,8 @@ func xattrSize(suffix string, value []byte) int64 {
 	return roundUp(int64(xattrEntrySize+len(suffix)+len(value)), 4)
 }
 
-// xxh32 is XXH32 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md). The maintained
-// Go modules have the 64-bit variant or no seed.
+// xxh32 is XXH32 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md). The maintained Go modules implement the 64-bit
+// variant or take no seed.
 func xxh32(s string, seed uint32) uint32 {
 	const (
 		p1 uint32 = 2654435761
