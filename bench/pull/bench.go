@@ -17,6 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/mirror"
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/node"
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 )
 
 // An Image is one to measure. The provider has its manifests and blobs.
@@ -30,15 +31,20 @@ type Image struct {
 // images that were pulled into it have been removed.
 type Starter interface {
 	Start(ctx context.Context, snapshotter string) (*node.Node, error)
+	// Method describes, a sentence each, the containerd and the file system that runs are measured on.
+	Method() []string
 }
 
 // Options say what to measure.
 type Options struct {
+	Workload     *workload.Workload // for its name and description
 	Images       []Image
+	Failures     []report.Failure // of the workload's other images
 	Snapshotters []string
 	Rounds       int
 	Nodes        Starter
 	Self         string // our program, which containers run; it needs no libraries
+	Version      string // of our program
 	// Progress is told what was done, and how many of how many steps that makes.
 	Progress func(done, total int, what string)
 }
@@ -56,6 +62,8 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 		report: &report.Report{
 			Version: report.Version, Started: time.Now().UTC().Truncate(time.Second),
 			Snapshotters: o.Snapshotters, Baseline: baseline(o.Snapshotters), Rounds: o.Rounds, Machine: describeMachine(),
+			Workload: o.Workload.Name, Description: o.Workload.Description,
+			Method: append(slices.Clone(method), o.Nodes.Method()...), Failures: o.Failures,
 		},
 	}
 	b.report.Machine.Programs = versions(ctx)
@@ -69,7 +77,17 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 	}
 	b.report.Seconds = time.Since(b.report.Started).Seconds()
 	b.report.Interrupted = ctx.Err() != nil
+	ours := report.Program{Name: "ostree-snapshotter", Version: o.Version}
+	b.report.Machine.Programs = append([]report.Program{ours}, b.report.Machine.Programs...)
 	return b.report, m.Close()
+}
+
+// method describes how anything is measured.
+var method = []string{
+	"Snapshotters take turns in each round, and another one comes first in each. Ratios are formed within a round.",
+	"Images are pulled by containerd's transfer service, as \"ctr images pull\" does, from a registry in the benchmark itself: first the blobs, then once more to unpack them. The page cache is warm.",
+	"After each pull a container of the image lists, and hashes, every file that it sees. A pull after which that is not what the layers' tars say is no figure.",
+	"Cold: the store is empty. Warm: it has the images before this one in the list. Again: it has this image, which is pulled in another namespace of containerd.",
 }
 
 // baseline chooses the snapshotter that the others are compared with: containerd's default, or the first.
@@ -181,6 +199,9 @@ func (b *bench) try(ctx context.Context, round int, snapshotter, image string, f
 func (b *bench) describe(ctx context.Context, n *node.Node) {
 	if b.report.Machine.FileSystem == "" {
 		b.report.Machine.FileSystem = fileSystemOf(n.Root)
+		if n.NewDisk {
+			b.report.Machine.FileSystem += " on a loop device, new for each run"
+		}
 		if v, err := n.Client.Version(ctx); err == nil {
 			program := report.Program{Name: "containerd", Version: v.Version}
 			b.report.Machine.Programs = append([]report.Program{program}, b.report.Machine.Programs...)

@@ -144,20 +144,23 @@ func TestDedupOfContainerd(t *testing.T) {
 	if status != exitOK || stderr != "" {
 		t.Fatalf("exit status %d, stderr %q", status, stderr)
 	}
-	var r dedupReport
+	var r dedup.Document
 	if err := json.Unmarshal([]byte(stdout), &r); err != nil {
 		t.Fatal(err)
 	}
 	const kib = 1 << 10
-	for kind, want := range map[dedup.Kind]dedupSum{
-		dedup.Images:   {8, 864 * kib, 864 * kib}, // sh three times, a, b, lib/common twice, lib/sh
-		dedup.Layers:   {6, 672 * kib, 672 * kib},
-		dedup.Mtime:    {5, 472 * kib, 472 * kib},
-		dedup.Metadata: {4, 376 * kib, 376 * kib},
-		dedup.Content:  {4, 376 * kib, 376 * kib},
-		dedup.Fixed4K:  {4, 16 * kib, 16 * kib}, // each of them is one page again and again
+	sum := func(count, bytes, disk int64) dedup.DocumentSum {
+		return dedup.DocumentSum{Count: count, Bytes: bytes, Disk: disk}
+	}
+	for kind, want := range map[dedup.Kind]dedup.DocumentSum{
+		dedup.Images:   sum(8, 864*kib, 864*kib), // sh three times, a, b, lib/common twice, lib/sh
+		dedup.Layers:   sum(6, 672*kib, 672*kib),
+		dedup.Mtime:    sum(5, 472*kib, 472*kib),
+		dedup.Metadata: sum(4, 376*kib, 376*kib),
+		dedup.Content:  sum(4, 376*kib, 376*kib),
+		dedup.Fixed4K:  sum(4, 16*kib, 16*kib), // each of them is one page again and again
 	} {
-		if got := r.Kinds[kind]; got.dedupSum != want || got.Kind != kind.String() {
+		if got := r.Kinds[kind]; got.DocumentSum != want || got.Kind != kind.String() {
 			t.Errorf("%v: got %+v, want %+v", kind, got, want)
 		}
 	}
@@ -196,7 +199,7 @@ func TestDocsNameDedup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := append(jsonFields(reflect.TypeFor[dedupReport]()), jsonFields(reflect.TypeFor[dedupSum]())...)
+	names := append(jsonFields(reflect.TypeFor[dedup.Document]()), jsonFields(reflect.TypeFor[dedup.DocumentSum]())...)
 	for _, k := range dedup.Kinds() {
 		names = append(names, k.String())
 	}

@@ -1,30 +1,25 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/log"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull"
-	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/mirror"
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/node"
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/probe"
 	benchreport "github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
@@ -123,13 +118,16 @@ func (c *cli) bench(ctx context.Context, o benchOptions) (err error) {
 		return fmt.Errorf("make temporary directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	images, failed, err := c.benchImages(ctx, w, filepath.Join(tmp, "images"))
+	fetching := c.newProgress("fetching images:")
+	images, failed, err := pull.Find(containerd.Silent(ctx), w, filepath.Join(tmp, "images"), fetching.update)
+	fetching.stop()
 	if err != nil {
 		return err
 	}
 	bar := c.newProgress("measuring, runs:")
 	r, err := pull.Run(ctx, pull.Options{
-		Images: images, Snapshotters: o.snapshotters, Rounds: o.rounds, Nodes: nodes, Self: self,
+		Workload: w, Images: images, Failures: failed, Snapshotters: o.snapshotters, Rounds: o.rounds,
+		Nodes: nodes, Self: self, Version: buildVersion().String(),
 		Progress: func(done, total int, what string) {
 			if o.verbose {
 				bar.stop()
@@ -143,7 +141,6 @@ func (c *cli) bench(ctx context.Context, o benchOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	o.describe(c, r, w, failed)
 	return errors.Join(c.showBench(r, o.out), benchError(r))
 }
 
@@ -214,61 +211,8 @@ const (
 	maxDisk   = 16 << 40
 )
 
-// benchImages finds the images of a workload: layouts where they are, the others by fetching them into a directory. Those
-// that cannot be had are failures.
-func (c *cli) benchImages(ctx context.Context, w *workload.Workload, dir string) (found []pull.Image, failed []benchreport.Failure, err error) {
-	store, err := local.NewStore(dir)
-	if err != nil {
-		return nil, nil, fmt.Errorf("keep images: %w", err)
-	}
-	bar := c.newProgress("fetching images:")
-	defer bar.stop()
-	for i, img := range w.Images {
-		bar.update(int64(i), int64(len(w.Images)))
-		b := pull.Image{Name: img.Name}
-		if name, ok := img.Layout(); ok {
-			b.Target, b.Provider, err = openLayout(containerd.Silent(ctx), name)
-		} else {
-			b.Provider = store
-			b.Target, err = mirror.Fetch(containerd.Silent(ctx), img.Ref, store)
-		}
-		if err := context.Cause(ctx); err != nil {
-			return nil, nil, err
-		}
-		if err != nil {
-			failed = append(failed, benchreport.NewFailure("", img.Name, 0, err))
-			continue
-		}
-		found = append(found, b)
-	}
-	return found, failed, nil
-}
-
-// describe completes the report with what only we know.
-func (o benchOptions) describe(c *cli, r *benchreport.Report, w *workload.Workload, failed []benchreport.Failure) {
-	r.Workload, r.Description = w.Name, w.Description
-	r.Failures = append(failed, r.Failures...)
-	ours := benchreport.Program{Name: "ostree-snapshotter", Version: buildVersion().String()}
-	r.Machine.Programs = append([]benchreport.Program{ours}, r.Machine.Programs...)
-	r.Method = []string{
-		"Snapshotters take turns in each round, and another one comes first in each. Ratios are formed within a round.",
-		"Images are pulled by containerd's transfer service, as \"ctr images pull\" does, from a registry in the benchmark itself: first the blobs, then once more to unpack them. The page cache is warm.",
-		"After each pull a container of the image lists, and hashes, every file that it sees. A pull after which that is not what the layers' tars say is no figure.",
-		"Cold: the store is empty. Warm: it has the images before this one in the list. Again: it has this image, which is pulled in another namespace of containerd.",
-	}
-	if c.containerdAddress != "" {
-		r.Method = append(r.Method, "A containerd that ran already was measured as it is configured; the images were removed after each run.")
-		return
-	}
-	r.Method = append(r.Method, "Each run has a new containerd with one snapshotter, with its default configuration but for three layers unpacked at once, where the snapshotter can, and --sort=none for mkfs.erofs.")
-	if o.fileSystem != "none" {
-		r.Method = append(r.Method, fmt.Sprintf("Each run is on a new %s, on a loop device: no run pays for what another one has removed.", o.fileSystem))
-		r.Machine.FileSystem += " on a loop device, new for each run"
-	}
-}
-
 // showBench writes a report to standard output, and all forms of it to a directory.
-func (c *cli) showBench(r *benchreport.Report, out string) (err error) {
+func (c *cli) showBench(r *benchreport.Report, out string) error {
 	show := benchreport.WriteText
 	if c.json {
 		show = benchreport.WriteJSON
@@ -279,38 +223,7 @@ func (c *cli) showBench(r *benchreport.Report, out string) (err error) {
 	if out == "" {
 		return nil
 	}
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	dir, err := atfs.Open(out)
-	if err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
-	const chart = "chart.svg"
-	write := func(name string, write func(io.Writer) error) error {
-		var b bytes.Buffer
-		if err := write(&b); err != nil {
-			return fmt.Errorf("write %s: %w", name, err)
-		}
-		if err := dir.WriteFile(name, b.Bytes(), 0o644, false); err != nil {
-			return fmt.Errorf("write report: %w", err)
-		}
-		return nil
-	}
-	var markdown benchreport.MarkdownOptions
-	var errs []error
-	if len(r.Runs) > 0 {
-		markdown.Chart = chart
-		errs = append(errs, write(chart, func(w io.Writer) error {
-			return benchreport.SVGChart(w, r, benchreport.Unpack, benchreport.Cold, benchreport.Warm)
-		}))
-	}
-	return errors.Join(append(errs,
-		write("report.json", func(w io.Writer) error { return benchreport.WriteJSON(w, r) }),
-		write("report.html", func(w io.Writer) error { return benchreport.WriteHTML(w, r) }),
-		write("report.md", func(w io.Writer) error { return benchreport.WriteMarkdown(w, r, markdown) }),
-	)...)
+	return pull.WriteReports(out, r)
 }
 
 // benchError is the error of a benchmark of which something could not be measured; the report has said what.
@@ -329,14 +242,7 @@ func benchError(r *benchreport.Report) error {
 func benchFailed(r *benchreport.Report, status int) error {
 	var errs []error
 	for _, f := range r.Failures {
-		var what []string
-		if f.Image != "" {
-			what = append(what, "image "+f.Image)
-		}
-		if f.Snapshotter != "" {
-			what = append(what, "snapshotter "+f.Snapshotter)
-		}
-		errs = append(errs, fmt.Errorf("measure %s: %s", strings.Join(what, ", "), f.Error))
+		errs = append(errs, f.Err())
 	}
 	return withStatus(status, errors.Join(errs...))
 }

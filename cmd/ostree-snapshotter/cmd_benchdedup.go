@@ -7,10 +7,12 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
 // dedupOptions are the flags of "bench dedup".
@@ -58,31 +60,38 @@ func (c *cli) benchDedup(ctx context.Context, refs []string, opts dedupOptions) 
 			return withHint(usagef("platform %q is none: %v", opts.platform, err), "one is like linux/amd64 or linux/arm/v7")
 		}
 	}
-	finder, err := c.newImageFinder(ctx, platform)
+	cfg, err := c.loadConfig()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, finder.close()) }()
-	images, failed, err := c.find(ctx, finder, refs)
+	finder := &images.Finder{
+		Platform: platform, Namespace: c.imageNamespace, ContentRoot: cfg.Containerd.ContentRoot,
+		Dial: func() (*containerd.Client, error) { return c.dialContainerd(cfg) },
+	}
+	if finder.Decompressor, err = blob.NewDecompressor(containerd.Silent(ctx), cfg.Decompress.Gzip); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, finder.Close()) }()
+	found, failed, err := finder.Find(ctx, refs)
 	if err != nil {
 		return err
 	}
 	bar := c.newProgress("reading layers, MiB:")
-	report, err := dedup.Measure(ctx, images, dedup.Options{Progress: func(n int64) { bar.update(n>>20, 0) }})
+	report, err := dedup.Measure(ctx, found, dedup.Options{Progress: func(n int64) { bar.update(n>>20, 0) }})
 	bar.stop()
 	if err != nil {
 		return err
 	}
 	failed = append(failed, report.Failed...)
 	if len(report.Images) > 0 {
-		if err := c.showDedup(newDedupReport(report, platform, failed), opts.verbose); err != nil {
+		if err := c.showDedup(dedup.NewDocument(report, platforms.Format(platform), failed), opts.verbose); err != nil {
 			return err
 		}
 	}
 	return dedupError(failed, len(report.Images) > 0)
 }
 
-// dedupError makes one error of those of images, a line each.
+// dedupError joins the errors of images, a line each.
 func dedupError(failed []*dedup.ImageError, some bool) error {
 	if len(failed) == 0 {
 		return nil
@@ -104,118 +113,6 @@ func dedupError(failed []*dedup.ImageError, some bool) error {
 	return err
 }
 
-// dedupReport is the output of "bench dedup --json".
-type dedupReport struct {
-	Platform string        `json:"platform"`
-	Images   []dedupImage  `json:"images"`
-	Kinds    []dedupKind   `json:"kinds"`
-	Failed   []dedupFailed `json:"failed,omitempty"`
-
-	Layers      int   `json:"layers"`
-	Unique      int   `json:"unique_layers"`
-	Blobs       int64 `json:"blob_bytes"`
-	UniqueBlobs int64 `json:"unique_blob_bytes"`
-	Tars        int64 `json:"tar_bytes"`
-	UniqueTars  int64 `json:"unique_tar_bytes"`
-
-	// Over distinct layers.
-	HardLinks  dedupSum `json:"hard_links"`
-	EmptyFiles int64    `json:"empty_files"`
-	Symlinks   int64    `json:"symlinks"`
-	Devices    int64    `json:"devices"`
-	Whiteouts  int64    `json:"whiteouts"`
-	LinksBelow int64    `json:"links_below"`
-
-	Block  int64 `json:"block_bytes"`
-	Hashes int   `json:"hashes"`
-}
-
-// dedupSum is a number of files or chunks.
-type dedupSum struct {
-	Count int64 `json:"count"`
-	Bytes int64 `json:"bytes"`
-	Disk  int64 `json:"disk_bytes"`
-}
-
-// dedupKind is what is left of all images if one kind of thing is kept once. Ratios are 0 if nothing is left.
-type dedupKind struct {
-	Kind string `json:"kind"`
-	dedupSum
-	Ratio     float64 `json:"dedup_ratio"`
-	Saved     int64   `json:"saved_bytes"`
-	DiskRatio float64 `json:"disk_dedup_ratio"`
-	DiskSaved int64   `json:"saved_disk_bytes"`
-}
-
-// dedupImage is an image, with what it adds to those before it.
-type dedupImage struct {
-	Name     string     `json:"name"`
-	Layers   int        `json:"layers"`
-	Blobs    int64      `json:"blob_bytes"`
-	Tars     int64      `json:"tar_bytes"`
-	NewBlobs int64      `json:"new_blob_bytes"`
-	New      []dedupNew `json:"new"`
-}
-
-type dedupNew struct {
-	Kind string `json:"kind"`
-	dedupSum
-}
-
-type dedupFailed struct {
-	Name  string `json:"name"`
-	Error string `json:"error"`
-}
-
-func newDedupReport(r *dedup.Report, platform ocispec.Platform, failed []*dedup.ImageError) *dedupReport {
-	out := &dedupReport{
-		Platform:    platforms.Format(platform),
-		Images:      []dedupImage{},
-		Layers:      r.Layers,
-		Unique:      r.UniqueLayers,
-		Blobs:       r.Blobs,
-		UniqueBlobs: r.UniqueBlobs,
-		Tars:        r.Tars,
-		UniqueTars:  r.UniqueTars,
-		HardLinks:   dedupSum(r.HardLinks),
-		EmptyFiles:  r.Others.EmptyFiles,
-		Symlinks:    r.Others.Symlinks,
-		Devices:     r.Others.Devices,
-		Whiteouts:   r.Others.Whiteouts,
-		LinksBelow:  r.Others.LinksBelow,
-		Block:       dedup.BlockSize,
-		Hashes:      r.Hashes,
-	}
-	all := r.Kinds[dedup.Images]
-	for _, k := range dedup.Kinds() {
-		left := r.Kinds[k]
-		saved := all.Minus(left)
-		out.Kinds = append(out.Kinds, dedupKind{
-			Kind: k.String(), dedupSum: dedupSum(left),
-			Ratio: ratio(all.Bytes, left.Bytes), Saved: saved.Bytes,
-			DiskRatio: ratio(all.Disk, left.Disk), DiskSaved: saved.Disk,
-		})
-	}
-	for _, img := range r.Images {
-		row := dedupImage{Name: img.Name, Layers: img.Layers, Blobs: img.Blobs, Tars: img.Tars, NewBlobs: img.NewBlobs}
-		for _, k := range dedup.Kinds() {
-			row.New = append(row.New, dedupNew{k.String(), dedupSum(img.New[k])})
-		}
-		out.Images = append(out.Images, row)
-	}
-	for _, f := range failed {
-		out.Failed = append(out.Failed, dedupFailed{f.Name, f.Err.Error()})
-	}
-	return out
-}
-
-func ratio(all, left int64) float64 {
-	if left <= 0 {
-		return 0
-	}
-	return float64(all) / float64(left)
-}
-
 // dedupTitles are what the table calls the kinds.
 var dedupTitles = map[dedup.Kind]string{
 	dedup.Images:    "nothing",
@@ -228,7 +125,7 @@ var dedupTitles = map[dedup.Kind]string{
 	dedup.CDC64K:    "content-defined chunks",
 }
 
-func (c *cli) showDedup(r *dedupReport, verbose bool) error {
+func (c *cli) showDedup(r *dedup.Document, verbose bool) error {
 	if c.json {
 		return c.writeJSON(r)
 	}

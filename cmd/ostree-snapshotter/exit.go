@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	dedupimages "github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/layout"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bootloader"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
@@ -227,10 +229,17 @@ func hintFor(err error) string {
 		damaged *snapshotter.DamagedMetadataError
 		lost    *inspect.LostMetadataError
 		locked  *inspect.LockedError
+		absent  *dedupimages.AbsentError
 	)
 	switch {
 	case errors.As(err, &hint):
 		return hint.hint
+	case errors.As(err, &absent) && absent.Name != "":
+		return fmt.Sprintf("\"ctr -n %s content fetch %s\" brings what is missing, and does not unpack it", absent.Namespace, absent.Name)
+	case errors.As(err, new(*dedupimages.PlatformError)):
+		return "--platform chooses another"
+	case errors.As(err, new(*layout.TagsError)):
+		return "oci:DIR:TAG chooses one"
 	case errors.As(err, &img) && imageHint(img) != "":
 		return imageHint(img)
 	case errors.As(err, &reg):

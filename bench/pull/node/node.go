@@ -39,6 +39,7 @@ type Node struct {
 	RuncRoot    string // where runc keeps its state; "" for its default
 	FIFODir     string // where pipes of containers are made; "" for the default
 	Cgroup      string // parent of the containers' control groups
+	NewDisk     bool   // Root is on a file system made for this node
 
 	close func() error
 }
@@ -77,7 +78,7 @@ type Private struct {
 // does not slow down the next. A snapshotter that cannot be had is an UnavailableError. On error nothing is left.
 func (o Private) Start(ctx context.Context, snapshotter string) (_ *Node, err error) {
 	p := &private{snapshotter: snapshotter, options: o}
-	n := &Node{Snapshotter: snapshotter, close: p.stop}
+	n := &Node{Snapshotter: snapshotter, NewDisk: o.FileSystem != "", close: p.stop}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -100,6 +101,17 @@ func (o Private) Start(ctx context.Context, snapshotter string) (_ *Node, err er
 	}
 	n.Root, err = find(ctx, n.Client, snapshotter)
 	return n, err
+}
+
+// Method describes the containerd and the file system of runs, a sentence each.
+func (o Private) Method() []string {
+	method := []string{
+		"Each run has a new containerd with one snapshotter, with its default configuration but for three layers unpacked at once, where the snapshotter can, and --sort=none for mkfs.erofs.",
+	}
+	if o.FileSystem != "" {
+		method = append(method, fmt.Sprintf("Each run is on a new %s, on a loop device: no run pays for what another one has removed.", o.FileSystem))
+	}
+	return method
 }
 
 // runDir is where sockets, logs and state are, as those of a containerd are otherwise: paths there are short, and that of a
@@ -224,6 +236,11 @@ func (e Existing) Start(ctx context.Context, snapshotter string) (_ *Node, err e
 		n.Pids = append(n.Pids, pid)
 	}
 	return n, nil
+}
+
+// Method describes the containerd of runs.
+func (Existing) Method() []string {
+	return []string{"A containerd that ran already was measured as it is configured; the images were removed after each run."}
 }
 
 // serverPid returns the process that listens on a unix socket.

@@ -2,6 +2,7 @@
 package report
 
 import (
+	"fmt"
 	"strings"
 	"time"
 )
@@ -137,4 +138,16 @@ type Failure struct {
 // NewFailure makes one line of an error. What is "" or 0 does not count.
 func NewFailure(snapshotter, image string, round int, err error) Failure {
 	return Failure{Snapshotter: snapshotter, Image: image, Round: round, Error: strings.Join(strings.Fields(err.Error()), " ")}
+}
+
+// Err returns the failure as an error.
+func (f Failure) Err() error {
+	var of []string
+	if f.Image != "" {
+		of = append(of, "image "+f.Image)
+	}
+	if f.Snapshotter != "" {
+		of = append(of, "snapshotter "+f.Snapshotter)
+	}
+	return fmt.Errorf("measure %s: %s", strings.Join(of, ", "), f.Error)
 }
