@@ -23,7 +23,6 @@ type cli struct {
 
 	daemonAddress     string // our daemon's socket; "" stands for the configuration's
 	containerdAddress string // containerd's socket; "" stands for the environment's or the configuration's
-	namespace         string // containerd namespace; "" stands for all
 	imageNamespace    string // containerd namespace that has the image to deploy
 
 	openDir func(name string) (*atfs.Dir, error) // opens the directories of a store; tests see there what is done to them

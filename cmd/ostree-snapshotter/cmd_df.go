@@ -62,6 +62,7 @@ const (
 )
 
 func (c *cli) dfCommand() *cobra.Command {
+	var namespace string
 	cmd := &cobra.Command{
 		Use:   "df",
 		Short: "Show what images take on the disk, and what sharing saves",
@@ -78,23 +79,23 @@ For each image, "unique" is what would be freed if it and the containers made fr
 "shared" is the rest of what it needs. An image that has several names in containerd is listed once. Without
 containerd, there is a line for each chain of snapshots.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.df(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.df(cmd.Context(), namespace) },
 	}
 	c.jsonFlag(cmd)
 	c.daemonFlag(cmd)
 	c.containerdFlags(cmd)
-	cmd.Flags().StringVarP(&c.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"),
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"),
 		"list only images of this containerd `NAMESPACE`; all still count as sharing [$CONTAINERD_NAMESPACE]")
 	return cmd
 }
 
-func (c *cli) df(ctx context.Context) (err error) {
+func (c *cli) df(ctx context.Context, namespace string) (err error) {
 	s, err := c.openStore()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	report, damage := c.measure(ctx, s)
+	report, damage := c.measure(ctx, s, namespace)
 	if report == nil {
 		return damage
 	}
@@ -110,7 +111,7 @@ func (c *cli) df(ctx context.Context) (err error) {
 }
 
 // measure makes the report. It can return one beside an error that names damaged layers, which it leaves out.
-func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
+func (c *cli) measure(ctx context.Context, s *store, namespace string) (*dfReport, error) {
 	images, source := c.images(ctx, s.cfg)
 	p := c.newProgress("measuring files")
 	use, damage := s.Usage(ctx, inspected(images), func(n int64) { p.update(n, 0) })
@@ -123,7 +124,7 @@ func (c *cli) measure(ctx context.Context, s *store) (*dfReport, error) {
 	if chosen := s.checkout(); chosen.Checkout != "" {
 		r.Checkout = chosen.String()
 	}
-	r.keepNamespace(c.namespace)
+	r.keepNamespace(namespace)
 	return r, damage
 }
 

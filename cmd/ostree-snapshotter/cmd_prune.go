@@ -6,10 +6,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
 // pruneReport is the output of "prune --json".
@@ -49,32 +47,15 @@ func (c *cli) prune(ctx context.Context, dryRun bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	swept, err := snapshotter.Sweep(ctx, s.Root, dryRun)
-	inUse := errors.Is(err, bolterrors.ErrTimeout)
-	if inUse {
-		swept, err = &snapshotter.Swept{}, nil // the daemon knows which of its directories it is using
-	}
-	if err != nil {
-		return fmt.Errorf("sweep snapshots: %w", err)
-	}
-	plan, err := s.Layers.PlanPrune(ctx, s.Live(swept.Orphans...))
-	if err != nil {
+	stats, err := s.Prune(ctx, dryRun)
+	if stats == nil {
 		return err
 	}
-	stats := plan.Stats()
-	if !dryRun {
-		stats, err = plan.Execute(ctx)
-		if err == nil && inUse {
-			err = s.Cleanup(ctx)
-		}
-	}
-	stats.Leftovers += len(swept.Orphans) + swept.Removed
-	stats.Bytes += swept.Bytes
 	return errors.Join(c.pruned(stats, dryRun), err)
 }
 
 // pruned says what was removed, or would be.
-func (c *cli) pruned(stats layer.PruneStats, dryRun bool) error {
+func (c *cli) pruned(stats *layer.PruneStats, dryRun bool) error {
 	if c.json {
 		return c.writeJSON(pruneReport{
 			DryRun:    dryRun,

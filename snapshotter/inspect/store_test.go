@@ -521,3 +521,37 @@ func TestUnpacked(t *testing.T) {
 		t.Errorf("another image: got %v, %v, want ErrNotUnpacked", got, err)
 	}
 }
+
+// Prune removes the layer of a removed snapshot and the directory of a killed daemon, beside a daemon or without one.
+func TestPrune(t *testing.T) {
+	for _, daemon := range []bool{false, true} {
+		t.Run("daemon: "+strconv.FormatBool(daemon), func(t *testing.T) {
+			f, s := newFixture(t)
+			if err := f.Remove(t.Context(), snaptest.SnapshotName(f.ChainB.String())); err != nil {
+				t.Fatal(err)
+			}
+			if daemon {
+				serve(t, f, s)
+			} else {
+				stop(t, f)
+			}
+			for _, tt := range []struct {
+				dryRun bool
+				layers int
+			}{{true, 1}, {false, 1}, {false, 0}} {
+				stats, err := s.Prune(t.Context(), tt.dryRun)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if stats.Layers != tt.layers || (stats.Objects > 0) != (tt.layers > 0) {
+					t.Errorf("dry run: %t: got %+v, want %d layers", tt.dryRun, stats, tt.layers)
+				}
+			}
+			for id, want := range map[objectstore.Checksum]bool{f.A: true, f.B: false} {
+				if ok, err := s.Repo.Has(objectstore.TypeCommit, id); err != nil || ok != want {
+					t.Errorf("layer %s exists: %t, %v, want %t", id, ok, err, want)
+				}
+			}
+		})
+	}
+}
