@@ -58,7 +58,9 @@ func TestScript(t *testing.T) {
 			env.Setenv("CONTAINERD_ADDRESS", filepath.Join(env.WorkDir, "no-containerd.sock"))
 			env.Setenv("OS_CONTAINERD", containerd.Address)
 			env.Setenv("GOARCH", runtime.GOARCH)
-			return nil
+			old, err := filepath.Abs("testdata/sysroot-021a6dd.tar.gz")
+			env.Setenv("OLD_SYSROOT", old)
+			return err
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond != "booted" { // this machine, from an ostree deployment
