@@ -53,7 +53,8 @@ func (p *prebuilder) committed(name, parent string, chain []objectstore.Checksum
 	p.worker.trigger()
 }
 
-// cancelPrebuild cancels building for a snapshot that nothing will run on: a layer is being unpacked on it, or it was removed.
+// cancelPrebuild cancels building for a snapshot that nothing will run on: a layer is being unpacked on it, or it was
+// removed.
 func (p *prebuilder) cancelPrebuild(name string) {
 	if p == nil {
 		return

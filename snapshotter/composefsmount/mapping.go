@@ -6,15 +6,15 @@ import (
 	"strings"
 )
 
-// A Mapping says which owners of files a container's user namespace has, in the form of containerd's labels: numbers
-// "container:host:count", with commas between several.
+// A Mapping describes the owners in a container's user namespace, in the form of containerd's labels: ranges
+// "container:host:count", separated by commas.
 type Mapping struct{ UID, GID string }
 
-// IsZero reports whether owners stay as they are.
+// IsZero reports whether owners are not mapped.
 func (m Mapping) IsZero() bool { return m == Mapping{} }
 
-// Host returns what an owner in the user namespace is on the host. It is an error if the namespace does not have it, or if the
-// mapping is none.
+// Host maps an owner in the user namespace to the host. It fails if the namespace does not contain it, or if the
+// mapping is malformed.
 func (m Mapping) Host(uid, gid uint32) (hostUID, hostGID uint32, err error) {
 	if hostUID, err = toHost(m.UID, uid); err != nil {
 		return 0, 0, fmt.Errorf("map user %d by %q: %w", uid, m.UID, err)
@@ -39,7 +39,7 @@ func toHost(ranges string, id uint32) (host uint32, err error) {
 			}
 		}
 		container, first, count := n[0], n[1], n[2]
-		if first+count > 1<<32-1 || container+count > 1<<32-1 { // the last number is nobody's
+		if first+count > 1<<32-1 || container+count > 1<<32-1 { // the last number is not a valid ID
 			return 0, fmt.Errorf("%q goes beyond what numbers there are", r)
 		}
 		if off := uint64(id) - container; uint64(id) >= container && off < count {

@@ -1,8 +1,8 @@
 // Package composefsmount mounts composefs images over the objects that they name.
 //
-// A composefs image is an EROFS file system without file content. overlayfs shows it with the content: the image is its
-// lower layer, and the directory of objects a data-only layer below that, see "Data-only lower layers" in
-// Documentation/filesystems/overlayfs.rst. What of this a kernel can do, and how, differs: Probe tries it.
+// A composefs image is an EROFS file system without file content. overlayfs adds the content: the image is its lower
+// layer, and the directory of objects a data-only layer below that, see "Data-only lower layers" in
+// Documentation/filesystems/overlayfs.rst. Kernels differ in what they support of this, and how: Probe tries it.
 package composefsmount
 
 import (
@@ -18,21 +18,21 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// Support is how a kernel mounts composefs images.
+// Support describes how a kernel mounts composefs images.
 type Support struct {
-	// Loop says that EROFS needs a loop device, which kernels before 6.12 do.
+	// Loop means that EROFS needs a loop device, as before Linux 6.12.
 	Loop bool
-	// Metacopy says that the overlay needs metacopy=on, which kernels before 6.16 do. The upper directory is not complete by
-	// itself then: a file of which only the owner or the mode was changed has its content below.
+	// Metacopy means that the overlay needs metacopy=on, as before Linux 6.16. The upper directory is not complete by
+	// itself then: the content of a file with only a new owner or mode is in the layers below.
 	Metacopy bool
-	// IDMap says that mounts of images can have their owners mapped.
+	// IDMap means that mounts of images can map owners.
 	IDMap bool
-	// Verity says that images have the fs-verity digests of their objects, and that a file whose object has another, or none, is
-	// not to be read. It comes with Metacopy. See [Support.ProbeVerity].
+	// Verity means that images contain the fs-verity digests of their objects, and that files whose object has another
+	// digest, or none, cannot be read. It implies Metacopy. See [Support.ProbeVerity].
 	Verity bool
 }
 
-// String says it for a log.
+// String returns a description for logs.
 func (s Support) String() string {
 	text := "file-backed EROFS"
 	if s.Loop {
@@ -50,14 +50,14 @@ func (s Support) String() string {
 	return text
 }
 
-// Mount mounts an image on a directory, read-only. It stays mounted until it is unmounted, whoever has it open.
+// Mount mounts an image read-only on a directory. It stays mounted until it is unmounted, even without open files.
 func Mount(image *atfs.File, target *atfs.Dir, s Support) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("mount image on %s: %w", target.Path(), err)
 		}
 	}()
-	// What was checked is what is mounted, whatever has the file's name by now.
+	// Mount the file that was checked, even if another one has its name by now.
 	source := procPath(image.FD())
 	if s.Loop {
 		loop, err := mount.SetupLoop(source, mount.LoopParams{Readonly: true, Autoclear: true})
@@ -97,7 +97,7 @@ func attach(mnt int, target *atfs.Dir) error {
 	return os.NewSyscallError("move_mount", err)
 }
 
-// MountMapped mounts what is mounted on source on target too, with owners mapped.
+// MountMapped also mounts the file system at source on target, with owners mapped.
 func MountMapped(source, target *atfs.Dir, m Mapping) (err error) {
 	defer func() {
 		if err != nil {
@@ -121,7 +121,7 @@ func MountMapped(source, target *atfs.Dir, m Mapping) (err error) {
 	return attach(mnt, target)
 }
 
-// IsMounted reports whether an image is mounted on a directory, which was opened by its name.
+// IsMounted reports whether an image is mounted on a directory, which must have been opened by its name.
 func IsMounted(dir *atfs.Dir) (bool, error) { return isType(dir, unix.EROFS_SUPER_MAGIC_V1) }
 
 func isType(dir *atfs.Dir, magic int64) (bool, error) {
@@ -132,11 +132,12 @@ func isType(dir *atfs.Dir, magic int64) (bool, error) {
 	return st.Type == magic, nil
 }
 
-// Unmount unmounts everything that is mounted on a directory. Who uses it, as an overlay mount does, goes on doing so.
+// Unmount unmounts everything that is mounted on a directory. Users of the file system, such as overlay mounts, keep
+// it.
 func Unmount(name string) error {
 	for {
 		switch err := unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); {
-		case errors.Is(err, unix.EINVAL): // nothing is mounted there any more
+		case errors.Is(err, unix.EINVAL): // nothing more is mounted there
 			return nil
 		case err != nil:
 			return &os.PathError{Op: "unmount", Path: name, Err: err}
@@ -144,11 +145,11 @@ func Unmount(name string) error {
 	}
 }
 
-// An Overlay is what an overlay mount is made of: a mounted image over the directory of its objects, and what is written.
-// Paths have no commas, colons or backslashes.
+// An Overlay describes an overlay mount: a mounted image over the directory of its objects, and an upper directory.
+// Paths contain no commas, colons or backslashes.
 type Overlay struct {
 	Image, Objects string
-	Upper, Work    string // "" for one that is read-only
+	Upper, Work    string // "" for a read-only overlay
 	Options        []string
 }
 
@@ -173,12 +174,12 @@ func (o Overlay) Mount(target string, s Support) error {
 	return nil
 }
 
-// IsOverlay reports whether an overlay is mounted on a directory, which was opened by its name.
+// IsOverlay reports whether an overlay is mounted on a directory, which must have been opened by its name.
 func IsOverlay(dir *atfs.Dir) (bool, error) { return isType(dir, unix.OVERLAYFS_SUPER_MAGIC) }
 
-// OpenOverlay opens an overlay that is mounted nowhere: of a mounted image and the directory of its objects, below the other
-// directories, topmost first, that are given. It is read-only. It goes when it, and what was opened below it, is closed. It
-// demands no digests: what is above may be older than these.
+// OpenOverlay opens a read-only overlay without a mount point, made of a mounted image and the directory of its
+// objects, below the given directories, topmost first. It exists until the result, and everything opened below it, is
+// closed. It requires no digests: the directories above may be older than these.
 func OpenOverlay(image, objects *atfs.Dir, s Support, above ...*atfs.Dir) (*atfs.Dir, error) {
 	lower := ""
 	for _, d := range append(above, image) {
@@ -186,7 +187,7 @@ func OpenOverlay(image, objects *atfs.Dir, s Support, above ...*atfs.Dir) (*atfs
 	}
 	options := map[string]string{"lowerdir": lower + ":" + procPath(objects.FD())}
 	if s.Metacopy || len(above) > 0 {
-		options["metacopy"] = "on" // also what an upper directory has that is above
+		options["metacopy"] = "on" // needed also by upper directories above the image
 	}
 	fd, err := OverlayFD(options)
 	if err != nil {
@@ -197,7 +198,8 @@ func OpenOverlay(image, objects *atfs.Dir, s Support, above ...*atfs.Dir) (*atfs
 
 func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// OverlayFD returns the descriptor of an overlay with these options that is mounted nowhere. Values have at most 255 bytes.
+// OverlayFD returns the descriptor of an overlay with these options and without a mount point. Values have at most 255
+// bytes.
 func OverlayFD(options map[string]string) (int, error) {
 	fsfd, err := openOverlay()
 	if err != nil {

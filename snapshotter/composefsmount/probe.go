@@ -17,9 +17,8 @@ import (
 
 const probePrefix = "probe-erofs-"
 
-// Probe finds out how this kernel mounts composefs images, by doing it in a new directory in dir, which is removed again, as
-// are those of processes that were killed meanwhile: no other process may probe in dir. The error says what the kernel
-// cannot do.
+// Probe determines how this kernel mounts composefs images by mounting one in a new directory in dir. It removes that
+// directory, and those of killed processes: no other process may probe in dir. The error names what the kernel lacks.
 func Probe(dir *atfs.Dir) (s Support, err error) {
 	err = inScratch(dir, func(d *atfs.Dir) error {
 		s, err = probe(d)
@@ -28,7 +27,7 @@ func Probe(dir *atfs.Dir) (s Support, err error) {
 	return s, err
 }
 
-// inScratch calls f with a new directory in dir, which is removed again.
+// inScratch calls f with a new directory in dir, which it removes afterwards.
 func inScratch(dir *atfs.Dir, f func(*atfs.Dir) error) (err error) {
 	if err := sweepProbes(dir); err != nil {
 		return err
@@ -49,8 +48,8 @@ func probe(d *atfs.Dir) (s Support, err error) {
 	if err := fillProbe(d, nil); err != nil {
 		return s, err
 	}
-	// The cheapest first. What a file-backed EROFS cannot do a loop device may: kernels have counted the former as a level
-	// of stacking, so that a container could not have an overlay of its own.
+	// Cheapest first. A loop device may work where file-backed EROFS does not: some kernels counted the latter as a
+	// level of stacking, so that a container could not have an overlay of its own.
 	var errs []error
 	for i, s := range ways {
 		err := s.try(d, strconv.Itoa(i))
@@ -68,8 +67,8 @@ func probe(d *atfs.Dir) (s Support, err error) {
 	return s, fmt.Errorf("%w: %w", ErrUnsupported, errors.Join(errs[0], errs[len(errs)-1]))
 }
 
-// ProbeVerity finds out, as [Probe] does, whether images can be mounted as s says and the overlay demand the fs-verity digests
-// of objects, and returns how.
+// ProbeVerity determines, as [Probe] does, whether images can be mounted as described by s with overlays that require
+// the fs-verity digests of objects. It returns the resulting support.
 func (s Support) ProbeVerity(dir *atfs.Dir) (Support, error) {
 	s.Verity, s.Metacopy = true, true
 	return s, inScratch(dir, func(d *atfs.Dir) error {
@@ -89,7 +88,7 @@ func (s Support) tryVerity(d *atfs.Dir) (err error) {
 	if err := fillProbe(d, digest[:]); err != nil {
 		return err
 	}
-	// The object is refused as long as it does not have fs-verity, and is read when it has.
+	// The object must be refused without fs-verity, and readable with it.
 	if err := s.try(d, "0"); !errors.Is(err, unix.EIO) {
 		return fmt.Errorf("file without fs-verity is read: %w", orWrong(err))
 	}
@@ -105,10 +104,11 @@ func (s Support) tryVerity(d *atfs.Dir) (err error) {
 
 var ways = []Support{{}, {Metacopy: true}, {Loop: true}, {Loop: true, Metacopy: true}}
 
-// ErrUnsupported says that the kernel cannot mount composefs images.
+// ErrUnsupported means that the kernel cannot mount composefs images.
 var ErrUnsupported = errors.New("kernel cannot mount composefs images")
 
-// isInability reports whether an error says that the kernel cannot do something, and not that something else went wrong.
+// isInability reports whether an error means that the kernel lacks a feature, rather than that something else went
+// wrong.
 func isInability(err error) bool {
 	for _, target := range []error{
 		errWrong, errors.ErrUnsupported, unix.EINVAL, unix.ENODEV, unix.ENOTBLK, unix.ENXIO, unix.ELOOP, unix.EPERM,
@@ -147,7 +147,7 @@ const (
 	probeObject  = "objects/00/a.file"
 )
 
-// fillProbe makes what there is to mount, with an fs-verity digest or without.
+// fillProbe creates the files to mount, with or without an fs-verity digest.
 func fillProbe(d *atfs.Dir, digest []byte) error {
 	dirs := []string{"image", "mapped", "objects", "objects/00", "merged", "nested"}
 	for i := range ways {
@@ -172,8 +172,8 @@ func fillProbe(d *atfs.Dir, digest []byte) error {
 	return d.WriteFile("img", image, 0o600, false)
 }
 
-// try mounts the image in one way, runs an overlay over it, changes a file as chmod(1) in a container does, and mounts
-// another overlay over that.
+// try mounts the image in one way, mounts an overlay over it, changes a file as chmod(1) in a container does, and
+// mounts another overlay over that.
 func (s Support) try(d *atfs.Dir, suffix string) (err error) {
 	unmount, err := mountProbe(d, s)
 	if err != nil {

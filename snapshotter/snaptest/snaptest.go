@@ -24,7 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
-// Env is a snapshotter and what it stands on.
+// Env is a snapshotter with its root, repository and layer store.
 type Env struct {
 	Path  string
 	Root  *atfs.Dir
@@ -32,15 +32,15 @@ type Env struct {
 	Store *layer.Store
 	*snapshotter.Snapshotter
 
-	Recovery *layer.Recovery // of what the last process left
+	Recovery *layer.Recovery // of the last process's leftovers
 }
 
-// Open opens the snapshotter below path, making what is missing. Close closes it all.
+// Open opens the snapshotter below path and creates what is missing. Close closes all of it.
 func Open(ctx context.Context, path string, opts ...snapshotter.Option) (*Env, error) {
 	return OpenWith(ctx, path, layer.Options{}, opts...)
 }
 
-// OpenWith is Open with a layer store that has options.
+// OpenWith is Open with options for the layer store.
 func OpenWith(ctx context.Context, path string, layers layer.Options, opts ...snapshotter.Option) (*Env, error) {
 	root, err := atfs.Open(path)
 	if err != nil {
@@ -49,8 +49,8 @@ func OpenWith(ctx context.Context, path string, layers layer.Options, opts ...sn
 	return OpenAt(ctx, root, layers, opts...)
 }
 
-// OpenAt is OpenWith below a directory, which Close closes too. Its hook sees what all but metadata.db do. As when the
-// daemon starts, what the last process left is brought in order; a layer that lacks something is lost.
+// OpenAt is OpenWith below a directory, which Close closes too. The directory's hook sees all operations except those
+// on metadata.db. Like the daemon's start, it recovers from the last process's leftovers; incomplete layers are lost.
 func OpenAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...snapshotter.Option) (_ *Env, err error) {
 	mode, err := checkoutMode(root)
 	if err != nil {
@@ -59,7 +59,7 @@ func OpenAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 	return openAt(ctx, root, layers, append(mode, opts...)...)
 }
 
-// OpenBare is Open with hard links unless the options say something else, whatever tests run on.
+// OpenBare is Open with hard links unless the options choose otherwise, whatever mode the tests run in.
 func OpenBare(ctx context.Context, path string, opts ...snapshotter.Option) (*Env, error) {
 	root, err := atfs.Open(path)
 	if err != nil {
@@ -109,19 +109,19 @@ func openAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 	return e, err
 }
 
-// checkoutVariable names what the snapshotters of tests run on; see [plugin.Config].
+// checkoutVariable chooses the snapshotters' mode in tests; see [plugin.Config].
 const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
 
-// composefsVerity is composefs with fs-verity on the file systems that have it.
+// composefsVerity is composefs, with fs-verity on file systems that support it.
 const composefsVerity = "composefs-verity"
 
-// Composefs reports whether the snapshotters of tests run on composefs images.
+// Composefs reports whether the tests run in composefs mode.
 func Composefs() bool {
 	mode := os.Getenv(checkoutVariable)
 	return mode == "composefs" || mode == composefsVerity
 }
 
-// checkoutMode returns the option for it.
+// checkoutMode returns the option for the tests' mode.
 func checkoutMode(root *atfs.Dir) ([]snapshotter.Option, error) {
 	if !Composefs() {
 		return nil, nil
@@ -130,7 +130,7 @@ func checkoutMode(root *atfs.Dir) ([]snapshotter.Option, error) {
 	return []snapshotter.Option{snapshotter.WithComposefs(support)}, err
 }
 
-// verityOn reports whether what is stored below a directory has fs-verity.
+// verityOn reports whether objects below a directory have fs-verity.
 func verityOn(root *atfs.Dir) (bool, error) {
 	if os.Getenv(checkoutVariable) != composefsVerity {
 		return false, nil
@@ -152,8 +152,8 @@ var probed struct {
 	support map[int64]composefsmount.Support
 }
 
-// probe asks the kernel once for each type of file system: one in memory takes loop devices. The disk that a test has made
-// may be full.
+// probe probes the kernel once per type of file system, since one in memory needs loop devices. It does so in a
+// directory of its own: the disk of a test may be full.
 func probe(fsType int64) (s composefsmount.Support, err error) {
 	probed.mu.Lock()
 	defer probed.mu.Unlock()
@@ -193,7 +193,7 @@ func probe(fsType int64) (s composefsmount.Support, err error) {
 	return s, nil
 }
 
-// Close closes the snapshotter and what it stands on, and unmounts what it has mounted, as a restart of the host does.
+// Close closes everything, and unmounts the snapshotter's mounts, as a restart of the host does.
 func (e *Env) Close() error {
 	var err error
 	if e.Snapshotter != nil {
@@ -212,7 +212,7 @@ func (e *Env) Close() error {
 	return err
 }
 
-// Kernel returns how this kernel mounts composefs images of tests. A test is skipped where it cannot.
+// Kernel returns how this kernel mounts composefs images. It skips the test where it cannot.
 func Kernel(tb testing.TB) composefsmount.Support {
 	tb.Helper()
 	testenv.NeedsRoot(tb)
@@ -226,12 +226,12 @@ func Kernel(tb testing.TB) composefsmount.Support {
 	return s
 }
 
-// Unmount unmounts all that the snapshotter has mounted.
+// Unmount unmounts all mounts of the snapshotter.
 func (e *Env) Unmount() error {
 	return errors.Join(process.UnmountBelow(filepath.Join(e.Path, "mounts")), process.UnmountBelow(filepath.Join(e.Path, "rootfs")))
 }
 
-// New opens a snapshotter in a temporary directory. When the test ends it is closed and its repository checked.
+// New opens a snapshotter in a temporary directory. When the test ends, it checks the repository and closes everything.
 func New(tb testing.TB, opts ...snapshotter.Option) *Env {
 	tb.Helper()
 	testenv.NeedsRoot(tb)
@@ -251,7 +251,7 @@ func New(tb testing.TB, opts ...snapshotter.Option) *Env {
 	return e
 }
 
-// Reopen closes everything and opens it again, as a restart of the daemon does.
+// Reopen closes and opens everything, as a restart of the daemon does.
 func (e *Env) Reopen(tb testing.TB, opts ...snapshotter.Option) {
 	tb.Helper()
 	if err := e.Close(); err != nil {
@@ -264,7 +264,7 @@ func (e *Env) Reopen(tb testing.TB, opts ...snapshotter.Option) {
 	*e = *again
 }
 
-// Check verifies the repository with our fsck, and with ostree(1) where there is one.
+// Check verifies the repository with our fsck, and with ostree(1) if it is installed.
 func (e *Env) Check(ctx context.Context) error {
 	report, err := e.Repo.Fsck(ctx, objectstore.FsckOptions{})
 	if err == nil {
@@ -280,7 +280,7 @@ func (e *Env) Check(ctx context.Context) error {
 	return err
 }
 
-// checkLive verifies that the layer of every committed snapshot counts as needed.
+// checkLive verifies that the layers of all committed snapshots are live.
 func (e *Env) checkLive(ctx context.Context) error {
 	live, err := e.Live(ctx)
 	if err != nil {
@@ -301,7 +301,7 @@ func (e *Env) checkLive(ctx context.Context) error {
 	})
 }
 
-// SocketDir returns a directory for a unix socket, whose path must be short.
+// SocketDir returns a directory with a short path for a unix socket.
 func SocketDir(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "s-")
@@ -316,8 +316,8 @@ func SocketDir(tb testing.TB) string {
 	return dir
 }
 
-// Mount mounts the mounts in a temporary directory until the test ends, and returns the directory and what unmounts it
-// before.
+// Mount mounts in a temporary directory until the test ends, and returns the directory and a function that unmounts it
+// earlier.
 func Mount(tb testing.TB, mounts []mount.Mount) (target string, unmount func()) {
 	tb.Helper()
 	target = tb.TempDir()

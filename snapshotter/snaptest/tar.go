@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Time is the modification time of what is in a Tar and has none of its own.
+// Time is the modification time of entries in a Tar that have no other.
 var Time = time.Unix(1700000000, 0)
 
-// Tar returns a tar of the headers. A regular file's content is what its PAXRecords have under "content".
+// Tar returns a tar of the headers. The content of a regular file is in its PAXRecords, under "content".
 func Tar(tb testing.TB, headers ...tar.Header) []byte {
 	tb.Helper()
 	var buf bytes.Buffer

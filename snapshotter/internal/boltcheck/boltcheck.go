@@ -1,5 +1,5 @@
-// Package boltcheck checks the pages of a bbolt database. bbolt itself maps the file and believes what it finds there: a
-// damaged page leads it out of the file, or round in circles, and ends the process. This package reads bytes.
+// Package boltcheck checks the pages of a bbolt database. bbolt itself maps the file and trusts its content: a damaged
+// page leads it beyond the end of the file, or in circles, and crashes the process. This package reads bytes.
 package boltcheck
 
 import (
@@ -12,7 +12,7 @@ import (
 	"os"
 )
 
-// The format of bbolt's files, version 2, in the byte order of the machine.
+// The format of bbolt's files, version 2, in the machine's byte order.
 const (
 	magic   = 0xED0CDAED
 	version = 2
@@ -29,14 +29,14 @@ const (
 	bucketLeaf = 0x01
 
 	noFreelist = math.MaxUint64
-	manyFree   = math.MaxUint16 // count of a freelist whose number is the first in it
+	manyFree   = math.MaxUint16 // count of a freelist that starts with its real count
 )
 
 var order = binary.NativeEndian
 
-// Check returns what is wrong with a database, nil if bbolt can read all of it and write to it: each page that can be
-// reached can be so in one way and is not free, and every bucket is in order. A page that is neither in use nor free is
-// wasted, which is no damage.
+// Check returns the damage to a database, nil if bbolt can read all of it and write to it: every reachable page is
+// reachable in one way and not free, and every bucket is in order. Pages neither in use nor free are wasted, not
+// damaged.
 func Check(data []byte) error {
 	m, err := newestMeta(data)
 	if err != nil {
@@ -56,7 +56,7 @@ func Check(data []byte) error {
 
 type meta struct{ pageSize, root, freelist, pages, txid uint64 }
 
-// newestMeta returns the valid one of the two meta pages, or the newer one.
+// newestMeta returns the newer valid one of the two meta pages.
 func newestMeta(data []byte) (*meta, error) {
 	first := parseMeta(data, 0)
 	second := uint64(os.Getpagesize())
@@ -95,10 +95,10 @@ func parseMeta(data []byte, at uint64) *meta {
 type checker struct {
 	data  []byte
 	meta  *meta
-	state map[uint64]string // what a page that was met is
+	state map[uint64]string // use of each visited page
 }
 
-// take returns the bytes of a page that must not have been met before, with those that belong to it behind it.
+// take returns the bytes of a page not visited before, including its overflow pages.
 func (c *checker) take(id uint64, what string) ([]byte, error) {
 	if id < 2 || id >= c.meta.pages {
 		return nil, fmt.Errorf("page %d of %d", id, c.meta.pages)
@@ -160,11 +160,11 @@ func (c *checker) free() error {
 	return nil
 }
 
-// tree is a bucket that is being walked through, in order.
+// tree is a bucket being walked in order.
 type tree struct{ last []byte } // key; nil before the first
 
-// page checks a page and those below it, whose keys begin with first or behind it. No page is met twice, so that this
-// ends.
+// page checks a page and those below it, whose keys must not be lower than first. It ends, since no page is visited
+// twice.
 func (c *checker) page(id uint64, t *tree, first []byte) error {
 	b, err := c.take(id, "in use")
 	if err != nil {
@@ -176,7 +176,7 @@ func (c *checker) page(id uint64, t *tree, first []byte) error {
 	return nil
 }
 
-// elements checks what is in a page, of which b is all.
+// elements checks the elements of a page, of which b is the whole.
 func (c *checker) elements(b []byte, t *tree, first []byte) error {
 	n, branch := count(b), flags(b) == branchPage
 	if !branch && flags(b) != leafPage {
@@ -214,7 +214,7 @@ func (c *checker) elements(b []byte, t *tree, first []byte) error {
 	return nil
 }
 
-// bucket checks a bucket. A small one is a page inside the value.
+// bucket checks a bucket. A small bucket is a page inside the value.
 func (c *checker) bucket(b []byte) error {
 	if len(b) < bucketSize {
 		return fmt.Errorf("%d bytes", len(b))

@@ -15,7 +15,7 @@ import (
 
 const pageSize = 4096
 
-// database makes a database with buckets of all sizes in it, free pages, and values that take several pages.
+// database returns a database with buckets of all sizes, free pages, and values that span pages.
 func database(tb testing.TB, options *bolt.Options) []byte {
 	tb.Helper()
 	name := filepath.Join(tb.TempDir(), "db")
@@ -56,7 +56,8 @@ func database(tb testing.TB, options *bolt.Options) []byte {
 	return data
 }
 
-// bboltErr is what bbolt says of a database, except of wasted pages. It must not be asked of a damaged one.
+// bboltErr returns the errors of bbolt's own check, except for wasted pages. It must not be called on a damaged
+// database.
 func bboltErr(tb testing.TB, data []byte) error {
 	tb.Helper()
 	name := filepath.Join(tb.TempDir(), "db")
@@ -79,12 +80,12 @@ func bboltErr(tb testing.TB, data []byte) error {
 	return errors.Join(err, db.Close())
 }
 
-// readVersion is the version of bbolt whose page format this package was compared with: internal/common/page.go, meta.go and
-// bucket.go, and what tx_check.go demands.
+// readVersion is the version of bbolt against which this package was checked: internal/common/page.go, meta.go and
+// bucket.go, and the rules in tx_check.go.
 const readVersion = "v1.5.0"
 
-// TestVersion fails when bbolt moves: a page that the new version writes differently would be damage to this package, and the
-// store would fall back to a copy. Compare the files above between the two versions, then change readVersion.
+// TestVersion fails when bbolt moves: this package would take pages that the new version writes differently for damage,
+// and the store would fall back to a copy. Compare the files above between the two versions, then change readVersion.
 func TestVersion(t *testing.T) {
 	mod, err := os.ReadFile("../../../go.mod")
 	if err != nil {
@@ -115,7 +116,7 @@ func TestWholeDatabases(t *testing.T) {
 	}
 }
 
-// Whatever is done to a page, it is found or bbolt finds nothing either.
+// TestDamagedPages damages pages in several ways: Check finds each damage, unless bbolt finds none either.
 func TestDamagedPages(t *testing.T) {
 	data := database(t, &bolt.Options{})
 	pages := len(data) / pageSize
@@ -135,7 +136,7 @@ func TestDamagedPages(t *testing.T) {
 			copy(b[page*pageSize:][:pageSize], data[(page*7+3)%pages*pageSize:])
 			return b
 		},
-		// As if the page had been written to the wrong place: only what it holds tells.
+		// As if the page had been written to the wrong place: only its content shows it.
 		"another page with this one's number": func(b []byte, page int) []byte {
 			copy(b[page*pageSize+8:][:pageSize-8], data[(page*7+3)%pages*pageSize+8:])
 			return b
@@ -148,7 +149,7 @@ func TestDamagedPages(t *testing.T) {
 				if Check(bad) != nil {
 					found++
 				} else if page < 2 {
-					continue // one of the two meta pages is enough: a write that was interrupted leaves one
+					continue // one meta page is enough: an interrupted write leaves one
 				} else if err := bboltErr(t, bad); err != nil {
 					t.Errorf("page %d: passes, but bbolt says %v", page, err)
 				}
@@ -161,14 +162,14 @@ func TestDamagedPages(t *testing.T) {
 	}
 }
 
-// FuzzCheck changes a few bytes of a database: Check ends without a panic, whatever they are.
+// FuzzCheck changes a few bytes of a database: Check must not panic or hang.
 func FuzzCheck(f *testing.F) {
 	data := database(f, &bolt.Options{})
 	f.Add([]byte{})
 	f.Add([]byte("\x00\x10\x00\x01\x20\x00\x02\x02"))
 	f.Fuzz(func(_ *testing.T, changes []byte) {
 		bad := bytes.Clone(data)
-		for ; len(changes) >= 4; changes = changes[4:] { // three bytes say where
+		for ; len(changes) >= 4; changes = changes[4:] { // three bytes are the position
 			at := int(changes[0]) | int(changes[1])<<8 | int(changes[2])<<16
 			bad[at%len(bad)] = changes[3]
 		}

@@ -1,4 +1,4 @@
-// Package keylock has mutexes that are named by strings and exist while somebody wants them.
+// Package keylock provides mutexes named by strings, which exist while they are held or waited for.
 package keylock
 
 import (
@@ -13,12 +13,12 @@ type Map struct {
 }
 
 type entry struct {
-	held chan struct{} // has an element while somebody holds the mutex
+	held chan struct{} // holds an element while the mutex is locked
 	refs int           // holders and waiters
 }
 
-// Lock waits for the mutex called key and returns what unlocks it, or the cause that ended ctx before. The unlock
-// function does nothing when it is called again.
+// Lock locks the mutex called key and returns its unlock function, or the cause of ctx if that ends first. Further
+// calls of the unlock function do nothing.
 func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	m.mu.Lock()
 	e := m.locks[key]

@@ -20,7 +20,7 @@ func TestLockExcludesHoldersOfTheSameKey(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				*n++ // the race detector sees it when the lock does not exclude
+				*n++ // the race detector reports it if the lock does not exclude
 				unlock()
 			})
 		}
@@ -56,7 +56,7 @@ func TestLockEndsWithItsContext(t *testing.T) {
 			t.Errorf("got %v, want the cause of the context", err)
 		}
 		unlock()
-		unlock() // must not unlock for somebody else
+		unlock() // must not unlock for another holder
 		again, err := m.Lock(t.Context(), "a")
 		if err != nil {
 			t.Fatal(err)
