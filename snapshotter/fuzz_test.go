@@ -14,8 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// FuzzDirectory puts garbage into the files beside the upper directory of an active snapshot, as a damaged disk may. Each
-// method works, or returns an error that says data is lost; the snapshot can be removed, and the next start copes.
+// FuzzDirectory writes garbage to the files beside the upper directory of an active snapshot, as a damaged disk may.
+// Each method works or returns a data loss; the snapshot can be removed, and the next start succeeds.
 func FuzzDirectory(f *testing.F) {
 	testenv.NeedsRoot(f)
 	zero := strings.Repeat("0", 64)
@@ -58,7 +58,7 @@ func FuzzDirectory(f *testing.F) {
 		if _, err := e.Prepare(t.Context(), "k", ""); err != nil {
 			t.Fatal(err)
 		}
-		// A script can name the layer that there is.
+		// Let inputs name the existing layer.
 		layerFile = bytes.ReplaceAll(layerFile, []byte("layer"), []byte(held.ID.String()))
 		for name, content := range map[string][]byte{"layer": layerFile, "usage": usageFile} {
 			if err := os.WriteFile(filepath.Join(path, "snapshots/1", name), content, 0o600); err != nil {
@@ -71,7 +71,7 @@ func FuzzDirectory(f *testing.F) {
 			}
 		}
 		check := func(what string, err error) {
-			unmarked := what == "locate" && snaptest.Composefs() && errdefs.IsNotImplemented(err) // mounts of a staged one name no layer
+			unmarked := what == "locate" && snaptest.Composefs() && errdefs.IsNotImplemented(err) // mounts of a staged snapshot name no layer
 			if err != nil && !errdefs.IsDataLoss(err) && !unmarked {
 				t.Errorf("%s: got %v, want nothing or an error of data loss", what, err)
 			}

@@ -20,8 +20,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// While the store is being written to the disk in the background, which can take minutes, nothing that a pull, a
-// container start or a removal does waits for it.
+// TestNothingWaitsForTheSync checks that no step of a pull, a container start or a removal waits while the store is
+// synced in the background, which can take minutes.
 func TestNothingWaitsForTheSync(t *testing.T) {
 	testenv.NeedsRoot(t)
 	plain, err := atfs.Open(t.TempDir())
@@ -82,7 +82,7 @@ func useWhileSyncing(t *testing.T, e *snaptest.Env, before string) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	// Files that are there and files that are not, so that what is pending for the sync is used too.
+	// Existing and new files, so that those pending for the sync are used too.
 	tar := snaptest.Tar(t, snaptest.File("same", "same"), snaptest.File("new", "new"))
 	held, err := e.Store.Import(ctx, bytes.NewReader(tar), layer.ImportOptions{Blob: digest.FromString("blob")})
 	if err != nil {
@@ -114,8 +114,8 @@ func useWhileSyncing(t *testing.T, e *snaptest.Env, before string) {
 	check("clean up", e.Cleanup(ctx))
 }
 
-// With durability "sync", what Apply and Commit have written is on the disk when they return. Without it, and without a
-// caller that asks, neither waits.
+// TestSync checks that with durability "sync", everything that Apply and Commit wrote is on the disk when they return.
+// Without it, and without a caller that requests it, neither waits.
 func TestSync(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for _, on := range []bool{true, false} {

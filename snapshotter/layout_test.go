@@ -20,7 +20,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// TestDirs makes everything that a root can hold: Dirs and Files of both packages name all of it, with its modes.
+// TestDirs creates everything that a root can hold, and checks that Dirs and Files of both packages list all of it,
+// with its modes.
 func TestDirs(t *testing.T) {
 	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
 	tar := snaptest.Tar(t, snaptest.File("f", "content"))

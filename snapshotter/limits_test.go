@@ -27,7 +27,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// bulkyImage has two layers, no file of which is like another.
+// bulkyImage has two layers, all of whose files differ.
 func bulkyImage(t *testing.T, files int) (img image, want map[string]string) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(1, 1))
@@ -49,8 +49,8 @@ func bulkyImage(t *testing.T, files int) (img image, want map[string]string) {
 	return img, want
 }
 
-// use unpacks an image, runs a container on it, commits what the container wrote and removes that again. It passes over
-// what is there already, as containerd does, and begins anew with what was not finished.
+// use unpacks an image, runs a container on it, commits the container's files and removes everything again. It skips
+// finished steps, as containerd does, and repeats unfinished ones.
 func use(ctx context.Context, e *snaptest.Env, img image) error {
 	for i := range img.tars {
 		if err := unpackOnce(ctx, e, img, i); err != nil {
@@ -103,7 +103,7 @@ func unpackOnce(ctx context.Context, e *snaptest.Env, img image, i int) error {
 	return e.Commit(ctx, name, extract)
 }
 
-// anew prepares a snapshot after it has removed what an earlier attempt left.
+// anew prepares a snapshot after removing leftovers of an earlier attempt.
 func anew(ctx context.Context, e *snaptest.Env, key, parent string) ([]mount.Mount, error) {
 	for _, name := range []string{"saved", key} {
 		if err := e.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
@@ -113,7 +113,7 @@ func anew(ctx context.Context, e *snaptest.Env, key, parent string) ([]mount.Mou
 	return e.Prepare(ctx, key, parent)
 }
 
-// empty removes all snapshots, after which nothing may be left.
+// empty removes all snapshots. The store must be empty then.
 func empty(t *testing.T, e *snaptest.Env, img image) {
 	t.Helper()
 	for _, name := range []string{"saved", "container", extract, img.unpacked(2), img.unpacked(1)} {
@@ -127,8 +127,8 @@ func empty(t *testing.T, e *snaptest.Env, img image) {
 	}
 }
 
-// plain fails the test if an error says anything but want. It has a second line when cleaning up fails for the same
-// reason: what else runs in the process may take the file that had become free.
+// plain fails the test if an error has another text than want. A second line is allowed: cleaning up can fail for the
+// same reason, if the rest of the process takes the file descriptor that became free.
 func plain(t *testing.T, err error, want unix.Errno) {
 	t.Helper()
 	if err == nil {
@@ -141,12 +141,12 @@ func plain(t *testing.T, err error, want unix.Errno) {
 	}
 }
 
-// A resource of a disk can be used up.
+// A resource of a disk can run out.
 type resource struct {
 	name  string
-	slack int // that is needed for a moment, beside what stays in use
+	slack int // needed for a moment, besides permanent use
 	free  func(*unix.Statfs_t) int
-	take  func(t *testing.T, dir string, n int) // puts something into an empty directory that takes n of it
+	take  func(t *testing.T, dir string, n int) // uses n of it in an empty directory
 }
 
 var resources = []resource{
@@ -164,8 +164,8 @@ var resources = []resource{
 	}},
 }
 
-// On a disk that gets full at any point, what is done fails with a plain error and the store stays whole. With what is free
-// after that, the same works, and nothing was lost or is left over.
+// TestFullDisk checks that on a disk that fills up at any point, operations fail with a plain error and the store stays
+// whole. After space is freed, they work, and nothing was lost or is left over.
 func TestFullDisk(t *testing.T) {
 	testenv.NeedsOverlay(t)
 	silence(t)
@@ -178,14 +178,14 @@ func TestFullDisk(t *testing.T) {
 				testenv.Must(t, unix.Statfs(path, &st))
 				return r.free(&st)
 			}
-			need := 0 // how much it takes
+			need := 0 // total need
 			const levels = 20
 			failed := 0
-			for level := -1; level <= levels; level++ { // on the first one, there is room enough
+			for level := -1; level <= levels; level++ { // the first level has room enough
 				t.Run(fmt.Sprintf("%d", level), func(t *testing.T) {
 					disk := testenv.NewDisk(t, "ext4", 12<<20, "-q", "-m", "0", "-b", "1024", "-N", "600")
 					e := openSwept(t, disk.Dir, nil)
-					checkRepo(t, e) // makes the file that is locked
+					checkRepo(t, e) // creates the lock file
 					ballast := filepath.Join(disk.Dir, "ballast")
 					testenv.Must(t, os.Mkdir(ballast, 0o700))
 					before := free(disk.Dir)
@@ -198,7 +198,7 @@ func TestFullDisk(t *testing.T) {
 					if err != nil {
 						t.Log(err)
 						failed++
-						if level%2 == 0 { // garbage can be removed from a full disk, or that fails as plainly
+						if level%2 == 0 { // removing garbage from a full disk works or fails as plainly
 							plain(t, e.Cleanup(t.Context()), unix.ENOSPC)
 							checkRepo(t, e)
 						}
@@ -224,8 +224,8 @@ func TestFullDisk(t *testing.T) {
 
 const fewFilesEnv = "OSTREE_SNAPSHOTTER_TEST_FEW_FILES"
 
-// With any number of files that the process may open, what is done fails with a plain error or works, and the store stays
-// whole. A check that is kept from its work does not call anything damaged. With more files the same works.
+// TestFewFiles checks that with any limit of open files, operations fail with a plain error or work, and the store
+// stays whole. A check that cannot do its work reports no damage. With more files the same operations work.
 func TestFewFiles(t *testing.T) {
 	testenv.NeedsOverlay(t)
 	if os.Getenv(fewFilesEnv) == "" {
@@ -279,7 +279,7 @@ func TestFewFiles(t *testing.T) {
 	}
 }
 
-// fsckAnew opens the repository and checks it, as the command does. There must be nothing that it calls damaged.
+// fsckAnew opens the repository and checks it, as the command does. It must report no damage.
 func fsckAnew(t *testing.T, root *atfs.Dir) (err error) {
 	t.Helper()
 	dir, err := root.OpenDir("repo")

@@ -51,7 +51,7 @@ func writeInto(tb testing.TB, e *snaptest.Env, key, content string) {
 	unmount()
 }
 
-// lostEnv is a store that was closed. Its copy of metadata.db has the image and the container "copied", but not "late",
+// lostEnv returns a closed store. Its copy of metadata.db has the image and the container "copied", but not "late",
 // which has content, and "unused", which has none.
 func lostEnv(t *testing.T) (path string, img image) {
 	t.Helper()
@@ -74,11 +74,11 @@ func lostEnv(t *testing.T) (path string, img image) {
 	return path, img
 }
 
-// damages are what can happen to a database.
+// damages are ways to lose a database.
 var damages = []struct {
 	name   string
 	damage func(name string) error
-	kept   bool // it is set aside
+	kept   bool // set aside
 }{
 	{"deleted", os.Remove, false},
 	{"empty", func(name string) error { return os.Truncate(name, 0) }, true},
@@ -95,7 +95,7 @@ var damages = []struct {
 	}, true},
 }
 
-// What a container wrote is not taken for garbage because metadata.db is damaged.
+// TestSweepOfDamagedMetadata checks that a container's files are not taken for garbage because metadata.db is damaged.
 func TestSweepOfDamagedMetadata(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
@@ -119,7 +119,8 @@ func TestSweepOfDamagedMetadata(t *testing.T) {
 	}
 }
 
-// However metadata.db is lost, its copy takes its place: what the copy has works on, what it has not is kept.
+// TestMetadataIsRestored checks that the copy replaces metadata.db in whatever way it is lost: copied snapshots work
+// on, and directories of the others are kept.
 func TestMetadataIsRestored(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
@@ -194,7 +195,7 @@ func TestMetadataIsRestored(t *testing.T) {
 }
 
 // wantLost checks that lost/ has exactly the directories with these contents of the file written, and that the log, if
-// there is one, names each.
+// given, names each.
 func wantLost(t *testing.T, e *snaptest.Env, text *bytes.Buffer, want map[string]string) {
 	t.Helper()
 	dirs, err := filepath.Glob(filepath.Join(e.Path, "lost", "*"))
@@ -220,8 +221,8 @@ func wantLost(t *testing.T, e *snaptest.Env, text *bytes.Buffer, want map[string
 	}
 }
 
-// Without a copy that can be used the store starts empty. What containers wrote is kept, and so are the layers, until a
-// pull has found them again.
+// TestMetadataIsLost checks that without a usable copy the store starts empty. It keeps what containers wrote, and the
+// layers until a pull finds them again.
 func TestMetadataIsLost(t *testing.T) {
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
@@ -265,7 +266,7 @@ func TestMetadataIsLost(t *testing.T) {
 	}
 }
 
-// A new store has lost nothing, also if it was killed before there was anything in metadata.db.
+// TestNewStore checks that a new store has lost nothing, even if it was killed before metadata.db had any content.
 func TestNewStore(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for _, size := range []int64{-1, 0} {
@@ -288,7 +289,8 @@ func TestNewStore(t *testing.T) {
 	}
 }
 
-// A database that another process keeps to itself, or that may not be read, is not damaged: it stays where it is.
+// TestMetadataInUse checks that a database locked by another process, or unreadable, does not count as damaged and
+// stays in place.
 func TestMetadataInUse(t *testing.T) {
 	path, _ := lostEnv(t)
 	db, err := bolt.Open(filepath.Join(path, "metadata.db"), 0o600, nil)
@@ -303,7 +305,7 @@ func TestMetadataInUse(t *testing.T) {
 	}
 }
 
-// newDatabase makes a metadata.db with n committed snapshots, each with the labels of one, in one transaction.
+// newDatabase creates a metadata.db with n committed snapshots, each with the labels of one, in one transaction.
 func newDatabase(tb testing.TB, name string, n int) {
 	tb.Helper()
 	ms, err := storage.NewMetaStore(name)
@@ -333,7 +335,8 @@ func newDatabase(tb testing.TB, name string, n int) {
 	testenv.Must(tb, ms.Close())
 }
 
-// While a copy is written to the disk, snapshots are made, committed and mounted, and the database grows.
+// TestCopyBlocksNobody checks that snapshots are created, committed and mounted, and the database grows, while a copy
+// is written to the disk.
 func TestCopyBlocksNobody(t *testing.T) {
 	testenv.NeedsRoot(t)
 	reached, release := make(chan struct{}), make(chan struct{})
@@ -392,7 +395,7 @@ func openHooked(t *testing.T, path string, hook atfs.Hook) (*snaptest.Env, error
 
 var errInjected = errors.New("injected fault")
 
-// faults fails the n-th operation, and with all every one from then on, as if the process had ended there.
+// faults fails the n-th operation and, with all, every later one, as if the process had ended there.
 type faults struct {
 	mu     sync.Mutex
 	n      int
@@ -418,7 +421,8 @@ func (f *faults) arm(n int, all bool) {
 	f.n, f.all, f.failed = n, all, ""
 }
 
-// sweep calls run with a fault at the first operation, then at the second and so on, until there is none left to fail.
+// sweep calls run with a fault at the first operation, then at the second and so on, until no operation is left to
+// fail.
 func sweep(t *testing.T, least int, run func(t *testing.T, f *faults, n int, all bool)) {
 	t.Helper()
 	for _, all := range []bool{false, true} {
@@ -438,7 +442,7 @@ func sweep(t *testing.T, least int, run func(t *testing.T, f *faults, n int, all
 	}
 }
 
-// Whatever fails while the copy is made, there is a whole one: the old or the new.
+// TestCopyFaults checks that a whole copy exists whatever fails while it is written: the old or the new one.
 func TestCopyFaults(t *testing.T) {
 	testenv.NeedsRoot(t)
 	sweep(t, 6, func(t *testing.T, f *faults, n int, all bool) {
@@ -471,8 +475,8 @@ func TestCopyFaults(t *testing.T) {
 	})
 }
 
-// Whatever fails while metadata.db is restored, and wherever the process ends then, the next start restores it, and keeps
-// what containers wrote.
+// TestRestoreFaults checks that whatever fails while metadata.db is restored, and wherever the process ends then, the
+// next start restores it and keeps what containers wrote.
 func TestRestoreFaults(t *testing.T) {
 	for _, tt := range damages[:2] {
 		t.Run(tt.name, func(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// mountedRootfses returns the directories below rootfs/ on which something is mounted.
+// mountedRootfses returns the mount points below rootfs/ and mounts/.
 func mountedRootfses(t *testing.T, e *snaptest.Env) (names []string) {
 	t.Helper()
 	table, err := mountinfo.GetMounts(mountinfo.PrefixFilter(e.Path))
@@ -46,8 +46,8 @@ func rootfsImages(t *testing.T, e *snaptest.Env) []string {
 	return names
 }
 
-// An image is mounted when a snapshot runs on it and until none does, whatever happens to the daemon and the host meanwhile,
-// and is there for as long as its image is.
+// TestRootfsLifetime checks that a rootfs image is mounted for as long as a snapshot runs on it, through restarts of
+// daemon and host, and exists for as long as its container image.
 func TestRootfsLifetime(t *testing.T) {
 	composefs := snapshotter.WithComposefs(snaptest.Kernel(t))
 	e := snaptest.New(t, composefs)
@@ -68,7 +68,7 @@ func TestRootfsLifetime(t *testing.T) {
 	t.Run("unpacked", func(t *testing.T) { wantMounted(t, 0) })
 	t.Run("one container", func(t *testing.T) {
 		prepare(t, e, "a", name)
-		wantMounted(t, 2) // its image, and itself
+		wantMounted(t, 2) // the image and the container
 	})
 	t.Run("two containers", func(t *testing.T) {
 		prepare(t, e, "b", name)
@@ -93,7 +93,7 @@ func TestRootfsLifetime(t *testing.T) {
 		wantFiles(t, files(t, running), imageFiles)
 	})
 	stop()
-	t.Run("host restarts", func(t *testing.T) { // Mounts mounts it again
+	t.Run("host restarts", func(t *testing.T) { // Mounts mounts the image again
 		wantFiles(t, activeFiles(t, e, "a"), imageFiles)
 		value(e.Mounts(t.Context(), "b"))(t)
 	})
@@ -131,7 +131,7 @@ func mountIDs(t *testing.T, e *snaptest.Env) (ids []string) {
 	return ids
 }
 
-// Nothing is left of a thousand containers.
+// TestRootfsCycles checks that a thousand containers leave nothing behind.
 func TestRootfsCycles(t *testing.T) {
 	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
 	name := newImage(t).unpackAll(t, e)
@@ -169,7 +169,8 @@ func openFiles(t *testing.T) int {
 	return len(fds)
 }
 
-// With either mode over what the other has made, containers of the other go on running and new ones run.
+// TestSwitchOfCheckouts checks that when a daemon starts in the other mode, containers of the earlier one keep running
+// and new ones run.
 func TestSwitchOfCheckouts(t *testing.T) {
 	composefs := []snapshotter.Option{snapshotter.WithComposefs(snaptest.Kernel(t))}
 	for to, modes := range map[string][2][]snapshotter.Option{
@@ -194,7 +195,7 @@ func TestSwitchOfCheckouts(t *testing.T) {
 			testenv.Must(t, os.WriteFile(filepath.Join(running, "dir", "more"), []byte("y"), 0o600))
 			want = files(t, running)
 			stop()
-			wantFiles(t, activeFiles(t, e, "old"), want) // it is started again
+			wantFiles(t, activeFiles(t, e, "old"), want) // as after a restart
 			prepare(t, e, "new", name)
 			wantFiles(t, activeFiles(t, e, "new"), imageFiles)
 
@@ -218,7 +219,7 @@ func TestSwitchOfCheckouts(t *testing.T) {
 	}
 }
 
-// An image that is lost or damaged is made again when it is mounted.
+// TestRootfsIsMadeAgain checks that lost or damaged images are rebuilt when they are mounted.
 func TestRootfsIsMadeAgain(t *testing.T) {
 	for name, damage := range map[string]func(t *testing.T, image string){
 		"lost": func(t *testing.T, image string) { t.Helper(); testenv.Must(t, os.RemoveAll(filepath.Dir(image))) },
@@ -262,7 +263,7 @@ func TestRootfsIsMadeAgain(t *testing.T) {
 	}
 }
 
-// Sweeps at once do not trip over each other, nor over removals.
+// TestRootfsSweepsAtOnce checks that concurrent sweeps and removals do not disturb each other.
 func TestRootfsSweepsAtOnce(t *testing.T) {
 	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
 	for round := range 20 {
@@ -275,7 +276,7 @@ func TestRootfsSweepsAtOnce(t *testing.T) {
 				if _, err := e.Prepare(t.Context(), key, ""); err != nil {
 					return err
 				}
-				if err := e.Remove(t.Context(), key); err != nil { // so that there is something to sweep
+				if err := e.Remove(t.Context(), key); err != nil { // leaves something to sweep
 					return err
 				}
 				return e.Cleanup(t.Context())
@@ -297,14 +298,14 @@ func TestRootfsSweepsAtOnce(t *testing.T) {
 	}
 }
 
-// replace gives a file, which may have fs-verity, other content.
+// replace replaces the content of a file, which may have fs-verity.
 func replace(t *testing.T, name string, content []byte) {
 	t.Helper()
 	testenv.Must(t, os.Remove(name))
 	testenv.Must(t, os.WriteFile(name, content, 0o600))
 }
 
-// An image is made before anybody runs it.
+// TestRootfsIsMadeAhead checks that an image is built before a container needs it.
 func TestRootfsIsMadeAhead(t *testing.T) {
 	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
 	img := newImage(t)
@@ -329,12 +330,13 @@ func TestRootfsIsMadeAhead(t *testing.T) {
 	}
 }
 
-// The images of chains are not built while layers are being unpacked that will lie on them: nobody runs those chains.
+// TestRootfsOfLowerLayers checks that images of chains are not built while a layer is being unpacked that will lie on
+// them: nothing runs on those chains.
 func TestRootfsOfLowerLayers(t *testing.T) {
 	e := snaptest.New(t, snapshotter.WithComposefs(snaptest.Kernel(t)))
 	img := newImage(t)
 	top := img.name(len(img.chain) - 1)
-	for i := range img.chain { // not of the last one alone: unpacking the next may begin late on a slow machine
+	for i := range img.chain { // all, since a slow machine may begin the next layer too late
 		name := img.name(i)
 		prepare(t, e, "default/9/extract-9 on "+name, "", snapshots.WithLabels(map[string]string{
 			"containerd.io/snapshot/parent-chain-id": name[strings.Index(name, "sha256:"):],
@@ -350,8 +352,8 @@ func TestRootfsOfLowerLayers(t *testing.T) {
 	wantFiles(t, activeFiles(t, e, "c"), imageFiles)
 }
 
-// A container with a user namespace sees the owners of its image as its own, and what it writes has the owners of the host.
-// The image is not touched.
+// TestUserNamespace checks that a container in a user namespace owns the files of its image, and that its own files
+// have the host's owners. The image does not change.
 func TestUserNamespace(t *testing.T) {
 	labels := snapshots.WithLabels(map[string]string{
 		snapshots.LabelSnapshotUIDMapping: "0:100000:65536", snapshots.LabelSnapshotGIDMapping: "0:200000:65536",
@@ -414,8 +416,8 @@ func wantOwner(t *testing.T, name string, uid, gid uint32) {
 	}
 }
 
-// Where the kernel needs metacopy=on, a layer is made of what the container saw: files of which only the mode was changed have
-// no content in the upper directory, and directories that were renamed are somewhere else.
+// TestCommitWithMetacopy checks that where the kernel needs metacopy=on, layers hold the container's view: in the upper
+// directory, files with only a new mode have no content, and renamed directories are incomplete.
 func TestCommitWithMetacopy(t *testing.T) {
 	support := snaptest.Kernel(t)
 	support.Metacopy = true
@@ -445,8 +447,8 @@ func TestCommitWithMetacopy(t *testing.T) {
 	})
 }
 
-// With fs-verity what containers run on is compared with the digests of the image: an object that somebody has exchanged is not
-// read, and an image that lacks something is found.
+// TestVerity checks that with fs-verity, an object exchanged for a copy cannot be read, VerifyRootfs reports it, and
+// RemakeRootfs restores its fs-verity.
 func TestVerity(t *testing.T) {
 	support := snaptest.Kernel(t)
 	e := snaptest.New(t, snapshotter.WithComposefs(support))
@@ -467,7 +469,7 @@ func TestVerity(t *testing.T) {
 		t.Errorf("open the image for writing: got %v, want %v", err, unix.EPERM)
 	}
 
-	// All objects are exchanged for copies.
+	// Exchange all objects for copies.
 	objects, err := filepath.Glob(filepath.Join(e.Path, "repo/objects/*/*.file"))
 	testenv.Must(t, err)
 	for _, name := range objects {

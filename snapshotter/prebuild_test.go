@@ -11,7 +11,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// The images of chains that have a child, or get one, are not built.
+// TestPrebuild checks that images of chains with a child, or that get one, are not built.
 func TestPrebuild(t *testing.T) {
 	const long = time.Second // that an image takes
 	for name, tt := range map[string]struct {

@@ -24,7 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// logged returns a context whose log of warnings and errors is text.
+// logged returns a context, and the text of the warnings and errors logged with it.
 func logged(ctx context.Context) (_ context.Context, text *bytes.Buffer) {
 	text = &bytes.Buffer{}
 	logger := logrus.New()
@@ -33,15 +33,15 @@ func logged(ctx context.Context) (_ context.Context, text *bytes.Buffer) {
 	return log.WithLogger(ctx, logrus.NewEntry(logger)), text
 }
 
-// name is what unpackAll calls the snapshot of a layer.
+// name returns the name that unpackAll gives the snapshot of a layer.
 func (i image) name(layer int) string {
 	return "default/1/" + identity.ChainIDs(slices.Clone(i.chain))[layer].String()
 }
 
-// blobs are what the layers of an image are unpacked from, as far as tests go.
+// blobs stand for the blobs that the layers of an image are unpacked from.
 var blobs = []digest.Digest{digest.FromString("the lower blob"), digest.FromString("the upper blob")}
 
-// unpackBlobs is unpackAll for layers that are unpacked from blobs.
+// unpackBlobs is unpackAll with layers unpacked from blobs.
 func (i image) unpackBlobs(tb testing.TB, e *snaptest.Env) {
 	tb.Helper()
 	parent := ""
@@ -57,7 +57,7 @@ func (i image) unpackBlobs(tb testing.TB, e *snaptest.Env) {
 	}
 }
 
-// When all refs are lost, the rows say what the layers are to be found by.
+// TestRefsAreRestored checks that lost refs are restored from the rows and the snapshots' directories.
 func TestRefsAreRestored(t *testing.T) {
 	for _, remove := range []string{"repo/refs", "repo/refs/heads", "repo/refs/heads/oci/blob"} {
 		t.Run(remove, func(t *testing.T) {
@@ -69,7 +69,7 @@ func TestRefsAreRestored(t *testing.T) {
 					t.Errorf("label of layer %d is %q, want %s", n, got, blobs[n])
 				}
 			}
-			// One that is being unpacked has no row yet.
+			// A layer being unpacked has no row yet.
 			third := digest.FromString("another blob")
 			id, _, err := e.Locate(t.Context(), prepare(t, e, "default/9/extract-9 x", ""))
 			testenv.Must(t, err)
@@ -99,7 +99,7 @@ func TestRefsAreRestored(t *testing.T) {
 			}
 			testenv.Must(t, e.Cleanup(t.Context()))
 			wantFiles(t, view(t, e, img.name(1)), imageFiles)
-			// The label is made again from what is beside the layer.
+			// The label is restored from the file beside the layer.
 			commit(t, e, "third", "default/9/extract-9 x")
 			if got := labelsOf(t, e, "third")[snapshotter.LabelBlob]; got != third.String() {
 				t.Errorf("label after the restart is %q, want %s", got, third)
@@ -108,7 +108,7 @@ func TestRefsAreRestored(t *testing.T) {
 	}
 }
 
-// The file blob counts for the layer that it names alone.
+// TestBlobOfAnotherLayer checks that the file blob counts only for the layer that it names.
 func TestBlobOfAnotherLayer(t *testing.T) {
 	for name, content := range map[string]string{
 		"another layer": strings.Repeat("0", 64) + " " + blobs[0].String() + "\n",
@@ -134,10 +134,10 @@ func TestBlobOfAnotherLayer(t *testing.T) {
 	}
 }
 
-// Checkouts that are missing are counted at start, and made again when they are used.
+// TestCheckoutsAreCounted checks that missing checkouts are counted at start and rebuilt when used.
 func TestCheckoutsAreCounted(t *testing.T) {
 	testenv.NeedsRoot(t)
-	e, err := snaptest.OpenBare(t.Context(), t.TempDir()) // with composefs there is none that could be missing
+	e, err := snaptest.OpenBare(t.Context(), t.TempDir()) // with composefs none could be missing
 	testenv.Must(t, err)
 	defer func() { testenv.Must(t, errors.Join(e.Check(context.WithoutCancel(t.Context())), e.Close())) }()
 	img := newImage(t)

@@ -13,8 +13,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// addRows adds committed snapshots that have what an existing one has, all in one transaction, which the snapshotter
-// itself has no way to do. The environment is reopened.
+// addRows adds committed snapshots with the content of an existing one, in one transaction, which the snapshotter
+// itself cannot do. The environment is reopened.
 func addRows(t *testing.T, e *snaptest.Env, like string, n int) {
 	t.Helper()
 	info, err := e.Stat(t.Context(), like)
@@ -53,13 +53,13 @@ func addRows(t *testing.T, e *snaptest.Env, like string, n int) {
 	*e = *again
 }
 
-// What pulls and container starts wait for costs the same in a store of 10 snapshots and in one of 10,000. Compared are
-// the shortest times, of calls on the two stores in turn, so that a busy machine makes no difference.
+// TestCostDoesNotGrow checks that operations on the path of pulls and container starts cost the same with 10 snapshots
+// and with 10,000. It compares the shortest times of alternating calls, so that a busy machine makes no difference.
 func TestCostDoesNotGrow(t *testing.T) {
 	const rounds, most = 20, 3.0
 	img := newImage(t)
 	stores := map[int]*snaptest.Env{10: snaptest.New(t), 10_000: snaptest.New(t)}
-	var top string // called the same in both
+	var top string // the same name in both
 	for n, e := range stores {
 		top = img.unpackAll(t, e)
 		addRows(t, e, top, n-2)

@@ -49,7 +49,7 @@ func apply(tb testing.TB, e *snaptest.Env, mounts []mount.Mount, tar []byte) dig
 	return held.DiffID
 }
 
-// unpack does what containerd's unpacker does for a layer in namespace default. It returns the name of the snapshot.
+// unpack unpacks a layer as containerd does in namespace default. It returns the name of the snapshot.
 func unpack(tb testing.TB, e *snaptest.Env, chain []digest.Digest, tar []byte) string {
 	tb.Helper()
 	ids := identity.ChainIDs(slices.Clone(chain))
@@ -145,7 +145,7 @@ func wantFiles(tb testing.TB, got, want map[string]string) {
 	}
 }
 
-// image is two layers: the second changes, deletes and hides what the first has.
+// image has two layers: the second changes, deletes and hides files of the first.
 type image struct {
 	tars  [][]byte
 	chain []digest.Digest
@@ -201,7 +201,8 @@ func TestUnpackSequentially(t *testing.T) {
 	}
 }
 
-// In parallel mode every layer is prepared without a parent and gets it at Commit. Whiteouts must survive that.
+// TestUnpackInParallel prepares every layer without a parent and names it at Commit, as parallel unpacking does.
+// Whiteouts must survive that.
 func TestUnpackInParallel(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)
@@ -293,7 +294,7 @@ func TestAlreadyExistsAcrossNamespaces(t *testing.T) {
 	}
 	check("after unpack")
 
-	// containerd then looks for the snapshot like this.
+	// containerd then searches for the snapshot like this.
 	var found []string
 	err := e.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
 		found = append(found, info.Name)
@@ -306,7 +307,7 @@ func TestAlreadyExistsAcrossNamespaces(t *testing.T) {
 	e.Reopen(t)
 	check("after restart")
 
-	// Whoever takes the label away makes the snapshot unfindable for containerd; it comes back by itself.
+	// Without the label containerd could not find the snapshot; it is restored.
 	if _, err := e.Update(t.Context(), snapshots.Info{Name: top}); err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +321,8 @@ func TestAlreadyExistsAcrossNamespaces(t *testing.T) {
 	}
 }
 
-// Client-side unpacking gives no labels; the reference is the name then, if that is true.
+// TestReferenceOfUnlabelledCommit checks that a snapshot without labels, as from client-side unpacking, gets its name
+// as reference if that is its chain ID.
 func TestReferenceOfUnlabelledCommit(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)
@@ -333,7 +335,7 @@ func TestReferenceOfUnlabelledCommit(t *testing.T) {
 		t.Errorf("reference is %q, want %s", got, img.chain[0])
 	}
 
-	// A snapshot that only claims to be a chain must not be handed to other namespaces.
+	// Other namespaces must not get a snapshot that only claims to be a chain.
 	prepared("ns/1/liar")
 	lie := digest.FromString("another chain").String()
 	commit(t, e, "ns/3/"+lie, "ns/1/liar", snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotRef: lie}))
@@ -345,7 +347,7 @@ func TestReferenceOfUnlabelledCommit(t *testing.T) {
 
 func TestStaging(t *testing.T) {
 	img := newImage(t)
-	implied := snaptest.Tar(t, snaptest.File("a/b/c", "implied parents")) // must be resolved against the layers below
+	implied := snaptest.Tar(t, snaptest.File("a/b/c", "implied parents")) // resolved against the layers below
 	ids := identity.ChainIDs(slices.Clone(img.chain))
 	label := func(d digest.Digest) snapshots.Opt {
 		return snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotDiffID: d.String()})
@@ -429,7 +431,7 @@ func TestStaging(t *testing.T) {
 			if m[0].ReadOnly() {
 				t.Errorf("staged: %v", m)
 			}
-			// Nothing holds the store.
+			// Nothing may hold the store.
 			if err := e.Cleanup(t.Context()); err != nil {
 				t.Error(err)
 			}
@@ -437,7 +439,7 @@ func TestStaging(t *testing.T) {
 	}
 }
 
-// A staged layer must live although nothing else needs it.
+// TestStagedLayerSurvivesPrune checks that a staged layer stays although nothing else needs it.
 func TestStagedLayerSurvivesPrune(t *testing.T) {
 	e := snaptest.New(t, allowed)
 	img := newImage(t)
@@ -450,7 +452,7 @@ func TestStagedLayerSurvivesPrune(t *testing.T) {
 	wantFiles(t, view(t, e, "b/2/x"), lowerFiles)
 }
 
-// Labels come from image authors. Ours are not theirs to set.
+// TestPrivateLabelsCannotBeSet checks that callers cannot set our labels: their labels come from image authors too.
 func TestPrivateLabelsCannotBeSet(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)
@@ -573,7 +575,7 @@ func TestCheckoutIsMadeAgain(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(e.Path, "layers"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			e.Reopen(t) // nobody takes the directory away below a running process
+			e.Reopen(t) // no directory is removed below a running process
 			target, unmount := snaptest.Mount(t, c.use(t, e, top))
 			defer unmount()
 			wantFiles(t, files(t, target), imageFiles)
@@ -600,7 +602,7 @@ func TestLostLayer(t *testing.T) {
 	if text := err.Error(); !strings.Contains(text, name) || !strings.Contains(text, short) || !strings.Contains(text, "pull it again") {
 		t.Errorf("error %q names neither snapshot, layer nor remedy", text)
 	}
-	// To pull it again must work, and make the first snapshot whole again: a layer's ID is a function of its tar.
+	// Pulling the image again must work, and repair the first snapshot: a layer's ID is a function of its tar.
 	again := snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotRef: img.chain[0].String()})
 	m, err := e.Prepare(t.Context(), "k8s.io/2/extract-1 x", "", again)
 	if err != nil {
@@ -629,7 +631,8 @@ func TestLostDirectory(t *testing.T) {
 	}
 }
 
-// After a power failure a file may be empty. That must not become an empty layer, nor keep the store from being pruned.
+// TestDamagedLayerFile checks that an empty file, as after a power failure, neither becomes an empty layer nor keeps
+// the store from being pruned.
 func TestDamagedLayerFile(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)
@@ -649,7 +652,7 @@ func TestDamagedLayerFile(t *testing.T) {
 	}
 }
 
-// A writer and a reader inside Walk must not wait for each other.
+// TestWriteInWalk checks that a writer and a reader inside Walk do not wait for each other.
 func TestWriteInWalk(t *testing.T) {
 	e := snaptest.New(t)
 	for i := range 20 {
@@ -692,7 +695,8 @@ func TestOrphansAreSwept(t *testing.T) {
 	}
 }
 
-// A snapshot whose directory cannot be made leaves nothing, and the error says one thing.
+// TestFailedPrepareLeavesNothing checks that a snapshot whose directory cannot be created leaves nothing, with one
+// plain error.
 func TestFailedPrepareLeavesNothing(t *testing.T) {
 	testenv.NeedsRoot(t)
 	e, err := openHooked(t, t.TempDir(), func(_ atfs.Op, name string) error {
@@ -712,7 +716,7 @@ func TestFailedPrepareLeavesNothing(t *testing.T) {
 	}
 }
 
-// What a failed Prepare cannot remove, for the same reason, the next Cleanup removes.
+// TestCleanupFinishesFailedPrepare checks that Cleanup removes what a failed Prepare could not, for the same reason.
 func TestCleanupFinishesFailedPrepare(t *testing.T) {
 	testenv.NeedsRoot(t)
 	failing := false
@@ -783,7 +787,8 @@ func TestCleanupPrunesWhatNobodyNeeds(t *testing.T) {
 	}
 }
 
-// A snapshot that is removed as soon as it is committed is neither found nor needed afterwards.
+// TestCommitAndRemoveAtOnce checks that a snapshot removed as soon as it is committed is neither found nor needed
+// afterwards.
 func TestCommitAndRemoveAtOnce(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)
@@ -816,13 +821,14 @@ func TestCommitAndRemoveAtOnce(t *testing.T) {
 	}
 }
 
-// Cleanup does not wait for a snapshot that is being made, and leaves its directory alone.
+// TestCleanupBesideAWriter checks that Cleanup does not wait for a snapshot being created, and leaves its directory
+// alone.
 func TestCleanupBesideAWriter(t *testing.T) {
 	e := snaptest.New(t)
 	prepare(t, e, "running", "")
 	calls, inside, gate := 0, make(chan struct{}), make(chan struct{})
 	slow := snapshots.Opt(func(info *snapshots.Info) error {
-		if calls++; calls == 2 { // the second time is inside the transaction
+		if calls++; calls == 2 { // the second call is inside the transaction
 			close(inside)
 			<-gate
 		}
@@ -860,7 +866,7 @@ func TestCleanupBesideAWriter(t *testing.T) {
 	}
 }
 
-// While something is being pulled, Cleanup must neither fail nor take anything away.
+// TestCleanupBesideAPull checks that during a pull Cleanup neither fails nor removes anything.
 func TestCleanupBesideAPull(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)
@@ -886,7 +892,7 @@ func TestCleanupBesideAPull(t *testing.T) {
 	}
 }
 
-// The sum of the usages is what the store and the upper directories take, whatever is shared.
+// TestUsage checks that the usages add up to the space of the store and the upper directories, whatever they share.
 func TestUsage(t *testing.T) {
 	e := snaptest.New(t)
 	big := strings.Repeat("0123456789abcdef", 1<<16)
@@ -1063,7 +1069,7 @@ func TestAddLayerToWrittenSnapshot(t *testing.T) {
 	}
 }
 
-// What is committed twice at once is committed once.
+// TestConcurrentCommits checks that of two concurrent commits of a snapshot one succeeds.
 func TestConcurrentCommits(t *testing.T) {
 	e := snaptest.New(t)
 	m := prepare(t, e, "key", "")
@@ -1090,7 +1096,8 @@ func TestConcurrentCommits(t *testing.T) {
 	}
 }
 
-// An image may have a layer twice. What lies between must be seen, and what the layer hides must not.
+// TestLayerTwice mounts an image with a layer twice. Layers in between must be visible, and files that the layer hides
+// must not.
 func TestLayerTwice(t *testing.T) {
 	e := snaptest.New(t)
 	img := newImage(t)

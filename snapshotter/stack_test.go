@@ -89,7 +89,8 @@ func TestMounts(t *testing.T) {
 	}
 }
 
-// mount(2) takes one page of options; containerd leaves the common part of the lower directories out of it.
+// TestMountsOf128LayersFitIntoAPage checks the size of the options: mount(2) takes one page. containerd omits the
+// common prefix of the lower directories.
 func TestMountsOf128LayersFitIntoAPage(t *testing.T) {
 	const page = 4096
 	root := "/var/lib/ostree-snapshotter"

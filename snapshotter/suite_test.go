@@ -20,11 +20,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// suiteName is the snapshotter whose limits are ours: a directory of a lower layer cannot be renamed.
+// suiteName is a snapshotter with the same limits as ours: a directory of a lower layer cannot be renamed.
 const suiteName = "overlayfs"
 
-// suiteLayers gives each file of a checkout its own inode. The suite writes equal files within one tick of the clock, now
-// and then; linked to one object they are what its comparison takes for hard links. README names that limit.
+// suiteLayers gives each file of a checkout its own inode. The suite now and then writes equal files within one tick of
+// the clock; linked to one object, its comparison would take them for hard links. README names that limit.
 var suiteLayers = layer.Options{MaxLinks: 2}
 
 func TestSuiteInProcess(t *testing.T) {

@@ -30,7 +30,7 @@ import (
 
 type sweepCase = faulttest.Case[*snaptest.Env]
 
-// sweepCases are what a snapshotter does to the disk.
+// sweepCases are the snapshotter's operations on the disk.
 var sweepCases = map[string]func(*testing.T) sweepCase{
 	"start":          starting,
 	"prepare":        preparing,
@@ -45,8 +45,8 @@ var sweepCases = map[string]func(*testing.T) sweepCase{
 	"remove":         func(t *testing.T) sweepCase { t.Helper(); return removing(t, true) },
 }
 
-// Whichever operation on the disk fails: the error says so, the store is whole, all snapshots can be used, and the same
-// again works.
+// TestFaults checks that, whichever operation on the disk fails, the error says so, the store is whole, all snapshots
+// can be used, and a retry works.
 func TestFaults(t *testing.T) {
 	needsOverlay(t)
 	silence(t)
@@ -58,8 +58,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// Before whichever operation on the disk the process is killed: at the next start the store is whole, all snapshots can
-// be used, and the same again works.
+// TestKills checks that, wherever the process is killed, at the next start the store is whole, all snapshots can be
+// used, and a retry works.
 func TestKills(t *testing.T) {
 	needsOverlay(t)
 	silence(t)
@@ -71,8 +71,8 @@ func TestKills(t *testing.T) {
 	}
 }
 
-// At the first write after any rename the process dies: that is in a transaction of metadata.db where a directory is moved
-// inside one.
+// TestKillsInTransactions kills the process at the first write after any rename: that is inside a transaction of
+// metadata.db if it moves a directory.
 func TestKillsInTransactions(t *testing.T) {
 	needsOverlay(t)
 	silence(t)
@@ -84,7 +84,7 @@ func TestKillsInTransactions(t *testing.T) {
 	}
 }
 
-// The order of operations on the disk, for reviewers.
+// TestOrder records the order of operations on the disk, for reviewers.
 func TestOrder(t *testing.T) {
 	needsOverlay(t)
 	silence(t)
@@ -97,7 +97,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// needsOverlay is testenv.NeedsOverlay, which takes long, once for all children.
+// needsOverlay is testenv.NeedsOverlay, which is slow, once for all children.
 func needsOverlay(t *testing.T) {
 	t.Helper()
 	if !faulttest.IsChild() {
@@ -105,7 +105,7 @@ func needsOverlay(t *testing.T) {
 	}
 }
 
-// silence drops what is logged until the test ends: everything that a sweep makes fail.
+// silence drops log messages until the test ends: a sweep makes everything fail.
 func silence(t *testing.T) {
 	t.Helper()
 	old := log.L.Logger.Out
@@ -113,7 +113,7 @@ func silence(t *testing.T) {
 	t.Cleanup(func() { log.L.Logger.SetOutput(old) })
 }
 
-// openSwept opens the store in path as the daemon does. The process died, and not the machine: nothing is lost.
+// openSwept opens the store in path as the daemon does. Only the process died, not the machine: nothing is lost.
 func openSwept(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
 	t.Helper()
 	plain, err := atfs.Open(path)
@@ -123,14 +123,14 @@ func openSwept(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
 	testenv.Must(t, err)
 	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true, Workers: 1}, allowed)
 	testenv.Must(t, err)
-	e.StopPrebuild() // what it does would be at any time
+	e.StopPrebuild() // its operations would come at any time
 	if r := e.Recovery; len(r.Damaged)+len(r.Lost)+r.Checkouts != 0 {
 		t.Errorf("after the death of a process: got %+v", r)
 	}
 	return e
 }
 
-// prepared is a Prepare that works on an open store.
+// prepared runs Prepare on an open store.
 func prepared(f func(t *testing.T, e *snaptest.Env)) func(*testing.T, string) {
 	return func(t *testing.T, path string) {
 		t.Helper()
@@ -140,17 +140,18 @@ func prepared(f func(t *testing.T, e *snaptest.Env)) func(*testing.T, string) {
 	}
 }
 
-// survives says what may fail without the caller being told: what a later Cleanup does again, or removes.
+// survives reports whether an operation may fail without an error for the caller: a later Cleanup repeats it, or
+// removes the rest.
 func survives(_ atfs.Op, name string) bool {
 	return strings.HasPrefix(name, "tmp/snapshot-old-") || strings.HasPrefix(name, "mounts/")
 }
 
 var checks atomic.Int64
 
-// checkRepo demands that fsck finds nothing.
+// checkRepo checks that fsck finds nothing.
 func checkRepo(t *testing.T, e *snaptest.Env) {
 	t.Helper()
-	if checks.Add(1)%32 == 0 { // ostree(1) takes long to start
+	if checks.Add(1)%32 == 0 { // ostree(1) is slow to start
 		testenv.Must(t, e.Check(t.Context()))
 		return
 	}
@@ -161,8 +162,8 @@ func checkRepo(t *testing.T, e *snaptest.Env) {
 	testenv.Must(t, err)
 }
 
-// checkStore demands that fsck finds nothing, and that every snapshot can be used. With done, committed ones have the files
-// that want says by name; else it is enough that what they consist of is there, since to mount takes long.
+// checkStore checks that fsck finds nothing and that every snapshot can be used. With done, it compares the files of
+// committed ones with want, by name; otherwise it only checks that their content exists, since mounting is slow.
 func checkStore(t *testing.T, e *snaptest.Env, want map[string]map[string]string, done bool) {
 	t.Helper()
 	checkRepo(t, e)
@@ -186,7 +187,7 @@ func checkStore(t *testing.T, e *snaptest.Env, want map[string]map[string]string
 	}))
 }
 
-// checkMounts demands that the directories that mounts name are there.
+// checkMounts checks that the directories of mounts exist.
 func checkMounts(t *testing.T, mounts []mount.Mount) {
 	t.Helper()
 	for _, m := range mounts {
@@ -204,7 +205,7 @@ func checkMounts(t *testing.T, mounts []mount.Mount) {
 	}
 }
 
-// has reports whether there is a snapshot.
+// has reports whether a snapshot exists.
 func has(t *testing.T, e *snaptest.Env, name string) bool {
 	t.Helper()
 	_, err := e.Stat(t.Context(), name)
@@ -214,7 +215,8 @@ func has(t *testing.T, e *snaptest.Env, name string) bool {
 	return err == nil
 }
 
-// mounted calls f with a directory that shows an active snapshot. What is to be unpacked onto nothing is its own directory.
+// mounted calls f with a directory that shows an active snapshot. A snapshot for unpacking without parent is its own
+// directory.
 func mounted(t *testing.T, e *snaptest.Env, key string, f func(dir string)) {
 	t.Helper()
 	mounts, err := e.Mounts(t.Context(), key)
@@ -251,7 +253,7 @@ func write(t *testing.T, e *snaptest.Env, key, name, content string) {
 	mounted(t, e, key, func(dir string) { testenv.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)) })
 }
 
-// left returns what is in the store, but for what stays when it is empty.
+// left returns the names in the store that an empty one does not have.
 func left(t *testing.T, e *snaptest.Env) (names []string) {
 	t.Helper()
 	for _, pattern := range []string{"snapshots/*", "layers/*", "rootfs/*", "mounts/*", "tmp/*", "repo/objects/??/*", "repo/tmp/*", "repo/refs/heads/oci/*/*"} {
@@ -266,7 +268,7 @@ func left(t *testing.T, e *snaptest.Env) (names []string) {
 	return names
 }
 
-// newSweptImage is as newImage, as small as can be.
+// newSweptImage is a small newImage.
 func newSweptImage(tb testing.TB) image {
 	tb.Helper()
 	tars := [][]byte{
@@ -281,19 +283,18 @@ var (
 	sweptImage = map[string]string{"dir/new": "new", "same": "same"}
 )
 
-// unpacked is the name of the topmost of the first n snapshots of an image.
+// unpacked returns the name of the topmost of the first n snapshots of an image.
 func (i image) unpacked(n int) string {
 	ids := identity.ChainIDs(slices.Clone(i.chain[:n]))
 	return "default/1/" + ids[n-1].String()
 }
 
-// files are those of an image's snapshots, by name.
+// files returns the files of an image's snapshots, by name.
 func (i image) files() map[string]map[string]string {
 	return map[string]map[string]string{i.unpacked(1): sweptLower, i.unpacked(2): sweptImage}
 }
 
-// A started store is one that is closed again: what is swept is opening it, in a state that a process left which died
-// with everything unfinished.
+// A started store is closed again: the sweep covers opening it after a process died with everything unfinished.
 func starting(t *testing.T) sweepCase {
 	t.Helper()
 	img := newSweptImage(t)
@@ -344,7 +345,7 @@ func starting(t *testing.T) sweepCase {
 		Check: func(t *testing.T, e *snaptest.Env, done bool) {
 			t.Helper()
 			if !done {
-				return // the next start begins again
+				return // the next start repeats it
 			}
 			opened := openSwept(t, e.Path, nil)
 			check(t, opened)
@@ -353,8 +354,8 @@ func starting(t *testing.T) sweepCase {
 	}
 }
 
-// A preparing case makes one snapshot of each kind: over an image, without parent, read-only, and staged with a layer that
-// is known.
+// A preparing case creates one snapshot of each kind: on an image, without parent, read-only, and staged with a known
+// layer.
 func preparing(t *testing.T) sweepCase {
 	t.Helper()
 	img := newSweptImage(t)
@@ -397,7 +398,7 @@ func preparing(t *testing.T) sweepCase {
 			wantFiles(t, activeFiles(t, e, "view"), sweptLower)
 			wantFiles(t, activeFiles(t, e, keys[1]), sweptLower)
 			wantFiles(t, activeFiles(t, e, "alone"), map[string]string{})
-			if names, err := os.ReadDir(filepath.Join(e.Path, "snapshots")); err != nil || len(names) != 4 { // a view over an image has none
+			if names, err := os.ReadDir(filepath.Join(e.Path, "snapshots")); err != nil || len(names) != 4 { // a view on an image has none
 				t.Errorf("snapshots: got %v, %v, want 4 directories", names, err)
 			}
 		},
@@ -406,7 +407,7 @@ func preparing(t *testing.T) sweepCase {
 
 const extract = "default/2/extract-1 sha256:x"
 
-// An applying case applies a layer to an active snapshot that has got some before.
+// An applying case applies a layer to an active snapshot that has one already.
 func applying(t *testing.T, before int) sweepCase {
 	t.Helper()
 	img := newSweptImage(t)
@@ -449,7 +450,7 @@ func applying(t *testing.T, before int) sweepCase {
 	}
 }
 
-// A committing case commits a snapshot that a layer was applied to, or that was written to, or both.
+// A committing case commits a snapshot with an applied layer, with written files, or with both.
 func committing(t *testing.T, applied, written bool) sweepCase {
 	t.Helper()
 	img := newSweptImage(t)
@@ -479,7 +480,7 @@ func committing(t *testing.T, applied, written bool) sweepCase {
 			t.Helper()
 			err := e.Commit(t.Context(), "committed", extract)
 			if errdefs.IsNotFound(err) && has(t, e, "committed") {
-				return nil // by a process that was killed afterwards
+				return nil // by a killed process
 			}
 			return err
 		},
@@ -497,7 +498,7 @@ func committing(t *testing.T, applied, written bool) sweepCase {
 	}
 }
 
-// A committingWithParent case gives a snapshot its parent at last, and its layer what it lacks.
+// A committingWithParent case gives a snapshot its parent at last, and resolves its layer.
 func committingWithParent(t *testing.T) sweepCase {
 	t.Helper()
 	lower := snaptest.Tar(t, snaptest.Dir("dir"), snaptest.File("dir/old", "old"))
@@ -525,7 +526,7 @@ func committingWithParent(t *testing.T) sweepCase {
 			t.Helper()
 			if has(t, e, "upper") {
 				checkStore(t, e, want, done)
-			} else { // what lacks its parent cannot be mounted yet
+			} else { // without its parent it cannot be mounted yet
 				checkRepo(t, e)
 			}
 			if !has(t, e, "lower") || done && !has(t, e, "upper") {
@@ -565,8 +566,7 @@ func mounting(t *testing.T) sweepCase {
 	}
 }
 
-// A removing case removes a container and its image, of which nothing is to be left, or stays as far as another image
-// has it too.
+// A removing case removes a container and its image. Nothing stays except what another image shares.
 func removing(t *testing.T, all bool) sweepCase {
 	t.Helper()
 	img := newSweptImage(t)
@@ -603,7 +603,7 @@ func removing(t *testing.T, all bool) sweepCase {
 					t.Errorf("snapshot %q is there", name)
 				}
 			}
-			testenv.Must(t, e.Cleanup(t.Context())) // after those of the check
+			testenv.Must(t, e.Cleanup(t.Context())) // after the containers of the check
 			names := left(t, e)
 			if all && len(names) != 0 {
 				t.Errorf("left: %q", names)

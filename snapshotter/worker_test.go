@@ -9,12 +9,13 @@ import (
 	"time"
 )
 
-// testWorker waits as the one that copies metadata.db does.
+// testWorker returns a worker with the delays of the one that copies metadata.db.
 func testWorker(task func() error) *worker {
 	return newWorker(task, copyAfterLast, copyAfterFirst)
 }
 
-// The task runs once for triggers that follow each other, and half a minute after the first at the latest.
+// TestWorkerWaits checks that the task runs once for triggers that follow each other, and half a minute after the first
+// at the latest.
 func TestWorkerWaits(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -54,7 +55,8 @@ func every(step, end time.Duration) []time.Duration {
 	return at
 }
 
-// A trigger during a run does not wait, and causes another run. Stop waits for the one, and flush does the other.
+// TestWorkerBusy checks that a trigger during a run does not wait, and causes another run. stop waits for the first
+// run, and flush does the second.
 func TestWorkerBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs, atOnce atomic.Int64
@@ -86,7 +88,7 @@ func TestWorkerBusy(t *testing.T) {
 	})
 }
 
-// A trigger during a run that takes longer than the delay does not begin a second one beside it.
+// TestWorkerRunsOnceAtATime checks that a run that takes longer than the delay is not joined by a second one.
 func TestWorkerRunsOnceAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs, atOnce atomic.Int64
@@ -110,7 +112,7 @@ func TestWorkerRunsOnceAtATime(t *testing.T) {
 	})
 }
 
-// After an error the task runs at the next trigger, or when flushed.
+// TestWorkerFails checks that after an error the task runs at the next trigger, or when flushed.
 func TestWorkerFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := errors.New("no space left on device")
