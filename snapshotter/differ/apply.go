@@ -20,19 +20,19 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/internal/keylock"
 )
 
-// Snapshots is what the differ needs of the snapshotter.
+// Snapshots is the part of the snapshotter that the differ needs.
 type Snapshots interface {
-	// Locate returns the active snapshot that mounts belong to, or, if the snapshot was made with its layer, that
-	// layer. Mounts that are not the snapshotter's are an errdefs.ErrNotImplemented.
+	// Locate returns the active snapshot that mounts belong to. If the snapshot was created with its layer, Locate
+	// returns that layer instead. Mounts of another snapshotter are an errdefs.ErrNotImplemented.
 	Locate(ctx context.Context, mounts []mount.Mount) (id string, staged objectstore.Checksum, err error)
-	// AddLayer puts a layer over what the snapshot has. The layer may be released when it returns; with sync,
-	// everything is on the disk then.
+	// AddLayer puts a layer on top of an active snapshot. The layer may be released when AddLayer returns. With sync,
+	// everything has reached the disk by then.
 	AddLayer(ctx context.Context, id string, held *layer.Held, sync bool) error
-	// OpenUpper returns the upper directory of the active snapshot that mounts belong to, if it is all that the snapshot
-	// has over what lower mounts, and the directories that are below it, topmost first. Otherwise, the error is an
-	// errdefs.ErrNotImplemented.
+	// OpenUpper returns the upper directory of the active snapshot that mounts belong to, and the directories below it,
+	// topmost first. The upper directory must be the only difference between the snapshot and lower. Otherwise the error
+	// is an errdefs.ErrNotImplemented.
 	OpenUpper(ctx context.Context, lower, mounts []mount.Mount) (upper *atfs.Dir, lowers []*atfs.Dir, err error)
-	// MarkGarbage is called when something was stored that nobody will need.
+	// MarkGarbage is called after objects were stored that nothing will need.
 	MarkGarbage()
 }
 
@@ -43,7 +43,7 @@ type Differ struct {
 	content      content.Provider
 	target       Target
 	decompressor *blob.Decompressor
-	blobs        keylock.Map // by digest: being unpacked
+	blobs        keylock.Map // by digest; held while a blob is unpacked
 }
 
 var (
@@ -51,13 +51,13 @@ var (
 	_ diff.Comparer = (*Differ)(nil)
 )
 
-// New returns a differ that unpacks blobs of provider into layers, for snapshots, and writes blobs to target.
+// New returns a differ that unpacks blobs from provider into layers, and writes the blobs of Compare to target.
 func New(snapshots Snapshots, layers *layer.Store, provider content.Provider, target Target, d *blob.Decompressor) *Differ {
 	return &Differ{snapshots: snapshots, layers: layers, content: provider, target: target, decompressor: d}
 }
 
-// Apply applies the layer that desc describes to the active snapshot that mounts belong to, and returns a descriptor
-// of the uncompressed tar. Calls for one blob unpack it once.
+// Apply applies the layer that desc describes to the active snapshot that mounts belong to, and returns a descriptor of
+// the uncompressed tar. Concurrent calls for one blob unpack it once.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	var config diff.ApplyConfig
 	for _, o := range opts {
@@ -109,7 +109,7 @@ func tarDescriptor(l *layer.Layer) (ocispec.Descriptor, error) {
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: l.TarSize, Digest: l.DiffID}, nil
 }
 
-// obtain returns, held, the layer that a blob unpacks to.
+// obtain returns the layer of a blob, held. It unpacks the blob if the layer is not known.
 func (d *Differ) obtain(ctx context.Context, desc ocispec.Descriptor) (*layer.Held, error) {
 	if held, err := d.known(ctx, desc); held != nil || err != nil {
 		return held, err
@@ -120,12 +120,12 @@ func (d *Differ) obtain(ctx context.Context, desc ocispec.Descriptor) (*layer.He
 	}
 	defer unlock()
 	if held, err := d.known(ctx, desc); held != nil || err != nil {
-		return held, err // somebody else has unpacked it meanwhile
+		return held, err // another call has unpacked it meanwhile
 	}
 	return d.unpack(ctx, desc)
 }
 
-// known returns, held, the layer of a blob that was unpacked before, nil if it was not.
+// known returns the layer of a blob, held, or nil if the blob was not unpacked before.
 func (d *Differ) known(ctx context.Context, desc ocispec.Descriptor) (*layer.Held, error) {
 	if desc.Digest.Algorithm() != digest.SHA256 {
 		return nil, nil
@@ -146,7 +146,7 @@ func (d *Differ) known(ctx context.Context, desc ocispec.Descriptor) (*layer.Hel
 	return held, nil
 }
 
-// unpack imports the layer from the blob.
+// unpack imports the layer of a blob.
 func (d *Differ) unpack(ctx context.Context, desc ocispec.Descriptor) (_ *layer.Held, err error) {
 	defer func() {
 		if err != nil {

@@ -39,13 +39,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// world is a differ over a real snapshotter and a content store that counts how often it is opened.
+// world is a differ over a real snapshotter and a content store that counts reads.
 type world struct {
 	*snaptest.Env
 	differ *differ.Differ
 	dir    string
 	opened atomic.Int64
-	gate   chan struct{} // if not nil, ReaderAt waits until it is closed
+	gate   chan struct{} // ReaderAt waits until it is closed; nil for no wait
 }
 
 func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
@@ -118,7 +118,7 @@ func zst(tb testing.TB, b []byte) []byte {
 	return e.EncodeAll(b, nil)
 }
 
-// noise is n characters that do not compress to nothing.
+// noise returns n characters that compress badly.
 func noise(n int) string {
 	var b strings.Builder
 	for i := 0; b.Len() < n; i++ {
@@ -127,7 +127,7 @@ func noise(n int) string {
 	return b.String()[:n]
 }
 
-// layers are the tars of an image that uses what a layer can do to those below.
+// layers returns the tars of an image whose layers change the ones below in every way.
 func layers(tb testing.TB) [][]byte {
 	tb.Helper()
 	symlink := snaptest.File("usr/lib/link", "")
@@ -151,7 +151,7 @@ func layers(tb testing.TB) [][]byte {
 	}
 }
 
-// What a container sees must be what containerd's own applier makes of the layers.
+// A container must see the tree that containerd's own applier creates.
 func TestApplyIsLikeContainerd(t *testing.T) {
 	tars := layers(t)
 	flat := t.TempDir()
@@ -164,7 +164,7 @@ func TestApplyIsLikeContainerd(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i == 0 && snaptest.Composefs() {
-			// With an overlay, the file that a later layer has a link to is copied up and is no longer the same as this one.
+			// An overlay copies up a file that a later layer links to, so that the two names are different files.
 			tool2 := filepath.Join(flat, "usr/bin/tool2")
 			if err := errors.Join(os.Rename(tool2, tool2+"-"), exec.Command("cp", "-a", tool2+"-", tool2).Run(), os.Remove(tool2+"-")); err != nil {
 				t.Fatal(err)
@@ -266,7 +266,7 @@ func TestApplyOnce(t *testing.T) {
 	}
 }
 
-// A call that waits for another one's unpacking ends with its own context, and the failure of one is not that of others.
+// A call that waits for another one ends with its own context, and does not fail because the other one does.
 func TestApplyWaitsForAnother(t *testing.T) {
 	w := newWorld(t, blob.GzipOff)
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, layers(t)[0]))
@@ -315,7 +315,7 @@ func TestApplyKnown(t *testing.T) {
 		}
 	}
 	apply("n/1/extract-1 x", zipped)
-	if err := os.RemoveAll(w.dir); err != nil { // nothing needs to be read again
+	if err := os.RemoveAll(w.dir); err != nil { // no blob is read again
 		t.Fatal(err)
 	}
 	apply("n/2/extract-1 x", zipped)
@@ -335,7 +335,7 @@ func TestApplyToStaged(t *testing.T) {
 	}
 	label := snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotDiffID: digest.FromBytes(tar).String()})
 	m := w.prepare(t, "n/2/extract-1 x", "", label)
-	// containerd 2.3 would apply it all the same, perhaps from another blob.
+	// containerd 2.3 applies the layer all the same, perhaps from another blob.
 	other := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("other"), Size: 1}
 	got, err := w.differ.Apply(t.Context(), other, m)
 	if err != nil || got.Digest != digest.FromBytes(tar) {
@@ -383,7 +383,7 @@ func TestApplyRefuses(t *testing.T) {
 	}
 }
 
-// A bad blob leaves nothing behind that anything refers to, and the good one can be applied afterwards.
+// Nothing refers to the remains of a bad blob, and the good one can be applied afterwards.
 func TestApplyCorrupted(t *testing.T) {
 	tar := layers(t)[0]
 	for _, c := range []struct {
@@ -425,7 +425,7 @@ func TestApplyCorrupted(t *testing.T) {
 	}
 }
 
-// Through the socket, errors must keep their class: containerd tries the next differ on not implemented only.
+// Errors must keep their class through the socket: containerd tries the next differ only after a "not implemented".
 func TestApplyOverSocket(t *testing.T) {
 	w := newWorld(t, blob.GzipAuto)
 	tar := layers(t)[0]

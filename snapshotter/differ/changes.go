@@ -18,23 +18,23 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// changes writes the tar of what an overlay's upper directory changes in the tree below it: byte for byte the one that
-// containerd's walking differ writes, which compares the two whole trees (continuity's fs.Changes, and archive.ChangeWriter).
-// Files of the tree below are looked at only where the upper directory has one of the same name.
+// changes writes the tar of the changes that an overlay's upper directory makes to the tree below. It is byte for byte
+// the tar of containerd's walking differ, which compares the two whole trees (continuity's fs.Changes, and
+// archive.ChangeWriter). A file of the tree below is read only if the upper directory has one of the same name.
 type changes struct {
 	ctx    context.Context
 	upper  *atfs.Dir
-	latest *time.Time // modification times after it become it
+	latest *time.Time // bound of modification times; later ones are set to it
 	tar    *tar.Writer
 
-	links   map[uint64]string   // by inode of the upper directory: the name that was written
-	same    map[uint64][]string // the same: names that are not changed but may become links of a changed one
-	parents map[string]bool     // directories that were written
+	links   map[uint64]string   // written name of each inode in the upper directory
+	same    map[uint64][]string // unchanged names of each inode, which become links if another name is new
+	parents map[string]bool     // written directories
 	buf     []byte
 }
 
-// writeChanges writes the tar. What only a mount could read, a file whose content or name is kept elsewhere, is an
-// errdefs.ErrNotImplemented.
+// writeChanges writes the tar. A file that only a mount can read, because the overlay keeps its content or name
+// elsewhere, is an errdefs.ErrNotImplemented.
 func writeChanges(ctx context.Context, w io.Writer, lower lowers, upper *atfs.Dir, latest *time.Time) error {
 	c := &changes{
 		ctx: ctx, upper: upper, latest: latest, tar: tar.NewWriter(w),
@@ -47,7 +47,7 @@ func writeChanges(ctx context.Context, w io.Writer, lower lowers, upper *atfs.Di
 	return c.tar.Close()
 }
 
-// A file is one in either tree.
+// A file is a file in either tree.
 type file struct {
 	unix.Stat_t
 	xattrs map[string][]byte
@@ -58,7 +58,7 @@ func (f *file) is(kind uint32) bool { return f.Mode&unix.S_IFMT == kind }
 // linked reports whether the file may have other names.
 func (f *file) linked() bool { return !f.is(unix.S_IFDIR) && f.Nlink > 1 }
 
-// stat returns nil if there is no such file.
+// stat returns nil if the file does not exist.
 func stat(dir *atfs.Dir, name string) (*file, error) {
 	st, err := dir.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -71,13 +71,13 @@ func stat(dir *atfs.Dir, name string) (*file, error) {
 	return &file{st, x}, err
 }
 
-// whiteout reports whether the file says that there is none.
+// whiteout reports whether the file marks a removed file.
 func (f *file) whiteout() bool { return f.is(unix.S_IFCHR) && f.Rdev == 0 }
 
-// opaque reports whether a directory hides what those of its name below have.
+// opaque reports whether a directory hides the directories of the same name below.
 func (f *file) opaque() bool { return string(f.xattrs["trusted.overlay.opaque"]) == "y" }
 
-// readable is an error unless a file of an upper directory is all that a mount would show.
+// readable returns an error if a mount would show more than this file of the upper directory.
 func (f *file) readable(name string) error {
 	for _, x := range []string{"trusted.overlay.metacopy", "trusted.overlay.redirect", "trusted.overlay.whiteout"} {
 		if _, ok := f.xattrs[x]; ok {
@@ -90,8 +90,8 @@ func (f *file) readable(name string) error {
 	return nil
 }
 
-// dir writes the changes below a directory of the upper one. Below is what the lower tree has there, and hidden says whether
-// the upper one hides that.
+// dir writes the changes in a directory of the upper tree. below is the same directory in the lower tree, and hidden
+// tells whether the upper tree hides it.
 func (c *changes) dir(name string, below lowers, hidden bool) error {
 	names, err := readNames(c.upper, name)
 	if err != nil {
@@ -134,7 +134,7 @@ func (c *changes) entry(name string, below lowers, hidden bool) error {
 	if err != nil {
 		return err
 	}
-	if f == nil || f.whiteout() { // nil if it is hidden
+	if f == nil || f.whiteout() { // nil if the directory hides it
 		if old == nil {
 			return nil
 		}
@@ -155,7 +155,7 @@ func (c *changes) entry(name string, below lowers, hidden bool) error {
 	return c.subdir(name, below, hidden || f.opaque())
 }
 
-// subdir is dir for a directory in one that below has.
+// subdir calls dir for a subdirectory. below is its parent in the lower tree.
 func (c *changes) subdir(name string, below lowers, hidden bool) (err error) {
 	sub, err := below.sub(path.Base(name))
 	defer func() { err = errors.Join(err, sub.close()) }()
@@ -167,8 +167,8 @@ func (c *changes) subdir(name string, below lowers, hidden bool) (err error) {
 
 const capability = "security.capability"
 
-// unchanged is continuity's sameFile: time and content do not count for directories, and content does only where neither
-// time has nanoseconds.
+// unchanged compares like continuity's sameFile: it ignores time and content of directories, and compares content only
+// if neither time has nanoseconds.
 func (c *changes) unchanged(name string, old, f *file, layer *atfs.Dir) (bool, error) {
 	switch {
 	case old == nil:
@@ -240,7 +240,7 @@ func (c *changes) remove(name string) error {
 	return c.tar.WriteHeader(h)
 }
 
-// keep remembers an unchanged name of a file that has others: if one of these is new, this one is written as a link.
+// keep records an unchanged name of a file with several names: if another name is new, this one is written as a link.
 func (c *changes) keep(name string, f *file) error {
 	if _, ok := c.links[f.Ino]; ok {
 		return c.add(name, f)
@@ -251,7 +251,7 @@ func (c *changes) keep(name string, f *file) error {
 	return nil
 }
 
-// kinds are the types of tar entries by those of st_mode. A socket is nothing that can be in a tar.
+// kinds maps file types of st_mode to types of tar entries. A tar cannot hold a socket.
 var kinds = map[uint32]byte{
 	unix.S_IFREG: tar.TypeReg, unix.S_IFDIR: tar.TypeDir, unix.S_IFLNK: tar.TypeSymlink,
 	unix.S_IFCHR: tar.TypeChar, unix.S_IFBLK: tar.TypeBlock, unix.S_IFIFO: tar.TypeFifo,
@@ -330,7 +330,7 @@ func (c *changes) header(name string, kind byte, f *file) (*tar.Header, error) {
 	return h, nil
 }
 
-// parent writes the directory that an entry is in, unless that is the root or was written.
+// parent writes the parent directory of an entry, unless it is the root or was written before.
 func (c *changes) parent(name string) error {
 	dir := path.Dir(name)
 	if dir == "." || c.parents[dir] {
@@ -352,10 +352,10 @@ func (c *changes) content(name string, size int64) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	// The header says how long it is, whatever a container does to the file now.
+	// The length is that of the header, even if a container changes the file now.
 	n, err := io.CopyBuffer(struct{ io.Writer }{c.tar}, io.LimitReader(f, size), c.buf)
 	if err == nil && n < size {
-		err = errdefs.ErrUnavailable.WithMessage("it became shorter while it was read")
+		err = errdefs.ErrUnavailable.WithMessage("file became shorter while it was read")
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

@@ -22,21 +22,21 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A Target is where Compare writes blobs: containerd's content store, and leases to keep them there.
+// A Target is the content store to which Compare writes blobs, and the leases that keep them there.
 type Target struct {
 	Store  content.Store
 	Leases leases.Manager
 }
 
-// leaseTime is how long a blob is kept that nobody refers to yet. Who commits a container does so at once.
+// leaseTime is how long containerd keeps an unreferenced blob. Clients that commit a container refer to it at once.
 const leaseTime = 10 * time.Minute
 
-// Compare writes a blob with what an active snapshot has changed in what is below it, and returns its descriptor. It looks at
-// the snapshot's upper directory and not at what is below, so it takes as long as there are changes. The blob is the one that
-// containerd's walking differ makes. Mounts that are no such pair are an errdefs.ErrNotImplemented: the walking differ can
-// have them.
+// Compare writes a blob with the changes that an active snapshot makes to lower, and returns its descriptor. It reads
+// the snapshot's upper directory and not the whole tree, so its duration depends on the changes alone. The blob is
+// identical to that of containerd's walking differ. Mounts other than those of an active snapshot and its parent are an
+// errdefs.ErrNotImplemented: the walking differ can compare them.
 //
-// The lease that the caller has in containerd is not told to a proxy. Without one, the blob is kept for ten minutes.
+// containerd does not pass the caller's lease to a proxy. Without a lease the blob is kept for ten minutes.
 func (d *Differ) Compare(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error) {
 	var config diff.Config
 	for _, o := range opts {
@@ -67,7 +67,7 @@ func (d *Differ) compare(ctx context.Context, lower, upper []mount.Mount, config
 	}
 	defer func() { err = errors.Join(err, dir.Close(), lowers(below).close()) }()
 	if ns, ok := namespaces.Namespace(ctx); ok {
-		ctx = namespaces.WithNamespace(ctx, ns) // onto the calls that follow
+		ctx = namespaces.WithNamespace(ctx, ns) // for the calls that follow
 	}
 	if ctx, err = d.lease(ctx); err != nil {
 		return desc, err
@@ -77,10 +77,10 @@ func (d *Differ) compare(ctx context.Context, lower, upper []mount.Mount, config
 	})
 }
 
-// compressor returns how a blob of the wanted media type is compressed.
+// compressor returns the compression of a blob with the requested media type.
 func compressor(config *diff.Config) (compression.Compression, error) {
 	if config.Compressor != nil {
-		return 0, fmt.Errorf("compressor of the caller's: %w", errdefs.ErrNotImplemented)
+		return 0, fmt.Errorf("compressor of the caller: %w", errdefs.ErrNotImplemented)
 	}
 	switch config.MediaType {
 	case "":
@@ -96,7 +96,7 @@ func compressor(config *diff.Config) (compression.Compression, error) {
 	return 0, fmt.Errorf("media type %q: %w", config.MediaType, errdefs.ErrNotImplemented)
 }
 
-// lease makes a lease unless there is one. It ends by itself.
+// lease creates a lease that expires, unless the context has one.
 func (d *Differ) lease(ctx context.Context) (context.Context, error) {
 	if _, ok := leases.FromContext(ctx); ok {
 		return ctx, nil
@@ -108,7 +108,7 @@ func (d *Differ) lease(ctx context.Context) (context.Context, error) {
 	return leases.WithLease(ctx, l.ID), nil
 }
 
-// write writes a blob to containerd's content store: what produce writes, compressed.
+// write compresses the output of produce, and writes it as a blob to containerd's content store.
 func (d *Differ) write(ctx context.Context, config diff.Config, c compression.Compression, produce func(io.Writer) error) (desc ocispec.Descriptor, err error) {
 	ref := config.Reference
 	if ref == "" {
@@ -123,7 +123,7 @@ func (d *Differ) write(ctx context.Context, config diff.Config, c compression.Co
 		err = errors.Join(err, cw.Close())
 		if err != nil && config.Reference == "" {
 			if aerr := store.Abort(context.WithoutCancel(ctx), ref); aerr != nil && !errdefs.IsNotFound(aerr) {
-				log.G(ctx).WithError(aerr).WithField("ref", ref).Warn("unfinished blob stays")
+				log.G(ctx).WithError(aerr).WithField("ref", ref).Warn("unfinished blob was not removed")
 			}
 		}
 	}()
@@ -156,7 +156,7 @@ func (d *Differ) write(ctx context.Context, config diff.Config, c compression.Co
 		return desc, err
 	}
 	if v, ok := labeled[labels.LabelUncompressed]; ok && info.Labels[labels.LabelUncompressed] == "" {
-		// It was there before, without the label.
+		// The blob existed before, without the label.
 		info.Labels = map[string]string{labels.LabelUncompressed: v}
 		if _, err := store.Update(ctx, info, "labels."+labels.LabelUncompressed); err != nil {
 			return desc, fmt.Errorf("label blob: %w", err)

@@ -12,8 +12,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// BenchmarkCompare compares our differ with containerd's on a container that has changed three files of an image with ten
-// thousand.
+// BenchmarkCompare measures our differ and containerd's on a container that changes three of an image's ten thousand
+// files.
 func BenchmarkCompare(b *testing.B) {
 	headers := []tar.Header{snaptest.Dir("files")}
 	for i := range 10_000 {

@@ -35,7 +35,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// newTarget is a content store of containerd's with its leases.
+// newTarget returns a content store of containerd with its leases.
 func newTarget(tb testing.TB) differ.Target {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -55,7 +55,7 @@ func newTarget(tb testing.TB) differ.Target {
 	return differ.Target{Store: m.ContentStore(), Leases: metadata.NewLeaseManager(m)}
 }
 
-// A container is an active snapshot on a layer, with what containerd compares when somebody commits it.
+// A container is an active snapshot on a layer, with the mounts that containerd compares to commit it.
 type container struct {
 	*world
 	target differ.Target
@@ -64,7 +64,7 @@ type container struct {
 	upper  []mount.Mount
 }
 
-// compareBase is a layer that has a bit of everything; its times have no nanoseconds, as those of every layer.
+// compareBase returns a layer with files of all kinds. As in every layer, times have no nanoseconds.
 func compareBase(tb testing.TB) []byte {
 	tb.Helper()
 	set := func(h tar.Header, f func(*tar.Header)) tar.Header {
@@ -99,7 +99,7 @@ func newContainer(tb testing.TB) *container {
 	))
 }
 
-// newContainerOn makes a container of an image with these layers.
+// newContainerOn creates a container from an image with these layers.
 func newContainerOn(tb testing.TB, layers ...[]byte) *container {
 	tb.Helper()
 	c := &container{world: newWorld(tb, blob.GzipOff), target: newTarget(tb)}
@@ -141,7 +141,7 @@ func (c *container) change(tb testing.TB, script string) {
 	}
 }
 
-// entries lists the tar in a blob.
+// entries lists the entries of a blob's tar.
 func (c *container) entries(tb testing.TB, desc ocispec.Descriptor) (list []string) {
 	tb.Helper()
 	ra, err := c.target.Store.ReaderAt(c.ctx, desc)
@@ -166,7 +166,7 @@ func (c *container) entries(tb testing.TB, desc ocispec.Descriptor) (list []stri
 	}
 }
 
-// upperDir is the container's upper directory.
+// upperDir returns the container's upper directory.
 func (c *container) upperDir() string {
 	for _, o := range c.upper[0].Options {
 		if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
@@ -176,8 +176,8 @@ func (c *container) upperDir() string {
 	return filepath.Join(c.Path, "snapshots", filepath.Base(c.upper[0].Source), "fs")
 }
 
-// overlay returns the container's mounts as an overlay. The walking differ, given the container's mount itself, where that is
-// what there is, does not see that what was linked to is what was copied up.
+// overlay returns the container's mounts as an overlay. Given a mount of another type, the walking differ does not
+// recognise a file that was copied up as the one that others link to.
 func (c *container) overlay() []mount.Mount {
 	if c.upper[0].Type == "overlay" {
 		return c.upper
@@ -187,7 +187,7 @@ func (c *container) overlay() []mount.Mount {
 	}}}
 }
 
-// sameAsWalking compares the blob with that of containerd's walking differ, which must be the same one.
+// sameAsWalking checks that the blob is identical to that of containerd's walking differ.
 func (c *container) sameAsWalking(t *testing.T, opts ...diff.Opt) {
 	t.Helper()
 	want, err := walking.NewWalkingDiff(c.target.Store).Compare(c.ctx, c.lower, c.overlay(), opts...)
@@ -195,7 +195,7 @@ func (c *container) sameAsWalking(t *testing.T, opts ...diff.Opt) {
 		t.Fatal(err)
 	}
 	list := c.entries(t, want)
-	// It must be made anew, and not only be found to be there.
+	// The blob must be written, and not found in the store.
 	if err := c.target.Store.Delete(c.ctx, want.Digest); err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestCompareRandom does so for many scripts one after the other.
+// TestCompareRandom compares after each of many scripts.
 func TestCompareRandom(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -263,7 +263,7 @@ func TestCompareRandom(t *testing.T) {
 	scripts := slices.Sorted(maps.Values(compareScripts))
 	for range 25 {
 		script := scripts[r.IntN(len(scripts))]
-		c.change(t, "(set +e; "+script+") 2>/dev/null || :") // what an earlier script has removed is not there
+		c.change(t, "(set +e; "+script+") 2>/dev/null || :") // an earlier script may have removed files
 		c.sameAsWalking(t)
 		if t.Failed() {
 			t.Fatalf("after %s", script)
@@ -271,7 +271,7 @@ func TestCompareRandom(t *testing.T) {
 	}
 }
 
-// TestCompareOptions has every media type, an epoch, labels and a reference.
+// TestCompareOptions compares with every media type, an epoch, labels and a reference.
 func TestCompareOptions(t *testing.T) {
 	c := newContainer(t)
 	c.change(t, compareScripts["create"])
@@ -302,7 +302,7 @@ func TestCompareOptions(t *testing.T) {
 	}
 }
 
-// TestCompareLease looks whether the blob is kept for a while, and by the caller's lease if there is one.
+// The blob is kept by the caller's lease, or else by one that expires.
 func TestCompareLease(t *testing.T) {
 	c := newContainer(t)
 	c.change(t, compareScripts["create"])
@@ -336,8 +336,8 @@ func TestCompareLease(t *testing.T) {
 	}
 }
 
-// Mounts that are not an active snapshot and what is below it are for another differ; so are files that only a mount can
-// read.
+// Mounts other than those of an active snapshot and its parent are left to another differ, and so are files that only a
+// mount can read.
 func TestCompareRefuses(t *testing.T) {
 	c := newContainer(t)
 	c.change(t, compareScripts["modify"])
@@ -383,7 +383,7 @@ func TestCompareRefuses(t *testing.T) {
 	}
 }
 
-// An error while the blob is written is the error of the call, and leaves no blob.
+// A write error fails the call, and leaves no blob.
 func TestCompareFails(t *testing.T) {
 	c := newContainer(t)
 	c.change(t, compareScripts["create"])
@@ -403,7 +403,7 @@ func TestCompareFails(t *testing.T) {
 	}
 }
 
-// brokenStore is on a disk that is full.
+// brokenStore is a content store on a full disk.
 type brokenStore struct{ content.Store }
 
 func (s brokenStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {

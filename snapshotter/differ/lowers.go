@@ -8,11 +8,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// lowers are one directory of the tree below an overlay's upper one, as the directories of the layers that it is merged of,
-// topmost first. They show what a mount would, without one. None of them is no directory.
+// lowers is a directory of the tree below an overlay's upper directory, as the list of the layers' directories that a
+// mount would merge, topmost first. An empty list is a directory that does not exist.
 type lowers []*atfs.Dir
 
-// find returns a file and the directory that has it, nil if there is none.
+// find returns a file and the layer directory that has it, or nil if it does not exist.
 func (l lowers) find(base string) (*file, *atfs.Dir, error) {
 	for _, layer := range l {
 		f, err := stat(layer, base)
@@ -29,7 +29,7 @@ func (l lowers) find(base string) (*file, *atfs.Dir, error) {
 	return nil, nil, nil
 }
 
-// sub returns a directory in it, for the caller to close, also with an error.
+// sub returns a subdirectory. The caller closes it, also after an error.
 func (l lowers) sub(base string) (sub lowers, err error) {
 	for _, layer := range l {
 		f, err := stat(layer, base)
@@ -39,7 +39,7 @@ func (l lowers) sub(base string) (sub lowers, err error) {
 		if f == nil {
 			continue
 		}
-		if !f.is(unix.S_IFDIR) { // a whiteout, or a file that hides what is below it
+		if !f.is(unix.S_IFDIR) { // a whiteout, or a file that hides the directories below it
 			return sub, nil
 		}
 		dir, err := layer.OpenDir(base)
@@ -53,7 +53,8 @@ func (l lowers) sub(base string) (sub lowers, err error) {
 	return sub, nil
 }
 
-// names returns the names in it, in any order and perhaps more than once. Some may be hidden: find tells.
+// names returns the names in the directory, in any order, with duplicates and with hidden names, which find does not
+// find.
 func (l lowers) names() (names []string, err error) {
 	for _, layer := range l {
 		more, err := layer.ReadNames()
