@@ -31,21 +31,21 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
-// questionTimeout bounds the small questions that the daemon asks containerd, which waits for our answer meanwhile.
+// questionTimeout bounds the questions of the daemon to a containerd that waits for the daemon meanwhile.
 const questionTimeout = 2 * time.Second
 
-// maxRetry is how long at most it takes until containerd is connected to again after it was restarted.
+// maxRetry bounds the time until a client connects again to a containerd that was restarted.
 const maxRetry = 5 * time.Second
 
-// ErrNoContentRoot is the error of a containerd that does not tell the directory of its content store.
-var ErrNoContentRoot = errors.New("containerd does not say where its content store is")
+// ErrNoContentRoot: containerd does not report the directory of its content store.
+var ErrNoContentRoot = errors.New("containerd does not report the directory of its content store")
 
-// A Client asks the containerd at one socket. Its methods may be called by many goroutines at once.
+// A Client is a client of the containerd at one socket. Its methods may be called concurrently.
 type Client struct{ conn *grpc.ClientConn }
 
-// Dial returns a client of the containerd at a unix socket, which may have the form that ctr takes, unix:///run/….
-// containerd need not run yet: the first call connects, and fails at once if that is not possible; later calls connect
-// again when the connection was lost.
+// Dial returns a client of the containerd at a unix socket. The address may start with unix://, as that of ctr may.
+// containerd need not run yet: the first call connects, and fails at once if it cannot. After the connection was lost,
+// later calls connect again.
 func Dial(address string) (*Client, error) {
 	path := strings.TrimPrefix(address, "unix://")
 	retry := backoff.DefaultConfig
@@ -53,7 +53,7 @@ func Dial(address string) (*Client, error) {
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
-	conn, err := grpc.NewClient("passthrough:///containerd", // the dialer knows the path, which needs no quoting there
+	conn, err := grpc.NewClient("passthrough:///containerd", // the dialer has the path, which would have to be quoted here
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dial),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: maxRetry}),
@@ -66,16 +66,16 @@ func Dial(address string) (*Client, error) {
 	return &Client{conn}, nil
 }
 
-// Conn returns the connection, for containerd's own client packages.
+// Conn returns the connection, for use with containerd's own client packages. Close closes it.
 func (c *Client) Conn() *grpc.ClientConn { return c.conn }
 
 // Close closes the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Content returns containerd's content store. Its calls need a namespace in their context.
+// Content returns containerd's content store. Calls need a context with a namespace.
 func (c *Client) Content() content.Store { return contentproxy.NewContentStore(c.conn) }
 
-// Leases returns containerd's leases. Its calls need a namespace in their context.
+// Leases returns containerd's leases. Calls need a context with a namespace.
 func (c *Client) Leases() leases.Manager {
 	return leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(c.conn))
 }
@@ -89,19 +89,19 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 	return resp.Version, nil
 }
 
-// StagesMounts reports whether containerd takes read-only mounts for a layer that exists already. Without an answer
-// within two seconds it is false: then the layer is fetched, which is never wrong.
+// StagesMounts reports whether containerd accepts read-only mounts for a layer that exists already. If containerd does
+// not answer within two seconds the result is false, and the layer is fetched, which is always correct.
 func (c *Client) StagesMounts(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
 	defer cancel()
 	text, err := c.Version(ctx)
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("containerd does not tell its version, the layer is fetched")
+		log.G(ctx).WithError(err).Warn("containerd does not report its version, the layer is fetched")
 		return false
 	}
 	v, err := ParseVersion(text)
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("containerd's version is not known, the layer is fetched")
+		log.G(ctx).WithError(err).Warn("containerd has an unknown version, the layer is fetched")
 	}
 	return v.StagesMounts()
 }
@@ -120,7 +120,7 @@ func (c *Client) ContentRoot(ctx context.Context) (string, error) {
 	return "", ErrNoContentRoot
 }
 
-// CheckPlugin makes sure that containerd has loaded a plugin.
+// CheckPlugin checks that containerd has loaded a plugin. A plugin that is not configured is a [NoPluginError].
 func (c *Client) CheckPlugin(ctx context.Context, kind, id string) error {
 	list, err := c.plugins(ctx, kind, id)
 	switch {
@@ -134,7 +134,7 @@ func (c *Client) CheckPlugin(ctx context.Context, kind, id string) error {
 	return nil
 }
 
-// A NoPluginError is the error of a containerd that is not configured to have a plugin.
+// A NoPluginError reports that containerd is not configured to load a plugin.
 type NoPluginError struct{ ID string }
 
 func (e *NoPluginError) Error() string { return "containerd has no plugin " + e.ID }
@@ -148,31 +148,31 @@ func (c *Client) plugins(ctx context.Context, kind, id string) ([]*introspection
 	return resp.Plugins, nil
 }
 
-// Blobs reads blobs of containerd's content store: from the files, or else the bytes that containerd sends. Its methods
-// may be called by many goroutines at once.
+// Blobs provides the blobs of containerd's content store, from its files or else through containerd. Its methods may be
+// called concurrently.
 type Blobs struct {
 	client *Client
 
 	mu   sync.Mutex
-	root blob.Files // "" before it is known
+	root blob.Files // "" while unknown
 }
 
-// Blobs returns the blobs of containerd. contentRoot is the directory of its content store, "" to ask for it when the
-// first blob is read, and again with each blob until containerd answers.
+// Blobs returns a provider of containerd's blobs. contentRoot is the directory of the content store. If it is "", the
+// provider asks containerd for it with the first blob, and again with each blob until containerd answers.
 func (c *Client) Blobs(contentRoot string) *Blobs {
 	return &Blobs{client: c, root: blob.Files(contentRoot)}
 }
 
-// ReaderAt opens a blob. The bytes are not compared with the digest.
+// ReaderAt opens a blob, and does not verify its content.
 func (b *Blobs) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	providers := make(blob.First, 0, 2)
 	if root, err := b.contentRoot(ctx); err != nil {
-		log.G(ctx).WithError(err).Debug("directory of containerd's content store is not known, blobs are read through containerd")
+		log.G(ctx).WithError(err).Debug("directory of containerd's content store is unknown, blobs are read through containerd")
 	} else {
 		providers = append(providers, root)
 	}
 	if ns, ok := namespaces.Namespace(ctx); ok {
-		ctx = namespaces.WithNamespace(ctx, ns) // onto the calls that follow
+		ctx = namespaces.WithNamespace(ctx, ns) // for the calls that follow
 	}
 	return append(providers, b.client.Content()).ReaderAt(ctx, desc)
 }
@@ -194,7 +194,7 @@ func (b *Blobs) contentRoot(ctx context.Context) (blob.Files, error) {
 	return b.root, nil
 }
 
-// Silent returns a context in which containerd's packages do not log: what they have to report is in their errors.
+// Silent returns a context in which containerd's packages do not log. Their errors have the same information.
 func Silent(ctx context.Context) context.Context {
 	logger := logrus.New()
 	logger.SetOutput(io.Discard)

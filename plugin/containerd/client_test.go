@@ -27,7 +27,7 @@ func dial(t testing.TB, address string) *containerd.Client {
 	return c
 }
 
-// TestDial asks containerd at sockets of any name, before and after it is there.
+// TestDial dials sockets with unusual names, before and after they exist.
 func TestDial(t *testing.T) {
 	for _, tt := range []struct{ name, prefix string }{
 		{"containerd.sock", ""},
@@ -36,7 +36,7 @@ func TestDial(t *testing.T) {
 		{"a name?with#odd %zz.sock", "unix://"},
 	} {
 		t.Run(tt.prefix+tt.name, func(t *testing.T) {
-			dir, err := os.MkdirTemp("", "dial") // short enough for the name of a socket
+			dir, err := os.MkdirTemp("", "dial") // a short name, for the limit of socket paths
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -55,7 +55,7 @@ func TestDial(t *testing.T) {
 	}
 }
 
-// TestRestart asks a containerd that was stopped and comes back.
+// A client reconnects to a containerd that was restarted.
 func TestRestart(t *testing.T) {
 	first := containerdtest.New(t)
 	c := dial(t, first.Address)
@@ -134,8 +134,8 @@ func TestBlobs(t *testing.T) {
 	text := []byte("blob")
 	for _, c := range []struct {
 		name   string
-		root   func(store string) string // what containerd tells
-		config func(store string) string // what the configuration has
+		root   func(store string) string // reported by containerd
+		config func(store string) string // from the configuration
 		file   bool
 		asked  int
 	}{

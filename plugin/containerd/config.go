@@ -8,18 +8,18 @@ import (
 	"github.com/containerd/platforms"
 )
 
-// The names of containerd's plugins for our snapshotter and differ. They are keys of one table, so they must differ.
+// Names of our snapshotter and differ in containerd. They must differ, since both are keys of one table.
 const (
 	SnapshotterID = "ostree"
 	DifferID      = "ostree-diff"
 )
 
-// Proxies are the tables of containerd's configuration that make our daemon one of its snapshotters and differs.
+// Proxies are the tables of containerd's configuration that make our daemon a snapshotter and a differ.
 type Proxies struct {
-	ID      string // of the snapshotter; "" stands for SnapshotterID
+	ID      string // of the snapshotter; SnapshotterID if it is ""
 	Address string // the daemon's socket
 	Root    string // of the store
-	Old     bool   // for containerd 1.7, which does not know capabilities
+	Old     bool   // leave out capabilities, which containerd 1.7 does not have
 }
 
 var proxyTemplate = template.Must(template.New("proxies").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(
@@ -44,14 +44,14 @@ func (p Proxies) String() string {
 	return execute(proxyTemplate, p)
 }
 
-// Config is what has to be in containerd's configuration for our daemon.
+// Config is the configuration that containerd needs for our daemon.
 type Config struct {
-	Format        int    // version of the configuration's format, 2 to 4
+	Format        int    // version of containerd's configuration format, 2 to 4
 	Address, Root string // of the daemon
 }
 
-// Every key is one that containerd documents. A list in a drop-in replaces the list of the main file, so that the
-// entries for the built-in snapshotter have to be repeated.
+// Every key is documented by containerd. A list in a drop-in file replaces the list of the main file, so the entries
+// for the built-in snapshotter are repeated.
 var configTemplate = template.Must(template.New("config").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(
 	`# Configuration for containerd {{if eq .Format 2}}1.7{{else if eq .Format 3}}2.0 to 2.2{{else}}2.3 and later{{end}}, to be merged into /etc/containerd/config.toml
 {{- if gt .Format 2}}, or saved beside
@@ -100,7 +100,7 @@ version = {{.Format}}
 // String returns the configuration as TOML, with comments.
 func (c Config) String() string {
 	platform := "linux"
-	if c.Format < 4 { // before containerd 2.3, which has format 4, a platform is matched whole
+	if c.Format < 4 { // before containerd 2.3, which has format 4, a platform has to match completely
 		platform = platforms.Format(platforms.DefaultSpec())
 	}
 	return execute(configTemplate, map[string]any{
@@ -111,7 +111,7 @@ func (c Config) String() string {
 func execute(t *template.Template, data any) string {
 	var b strings.Builder
 	if err := t.Execute(&b, data); err != nil {
-		panic(err) // the templates are constants that every test executes
+		panic(err) // tests execute the templates, which are constant
 	}
 	return b.String()
 }

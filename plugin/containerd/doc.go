@@ -1,5 +1,6 @@
-// Package containerd is everything that is asked of containerd, by the daemon and by the commands: its version, its
-// content store, its images. Nothing else of the project connects to it.
+// Package containerd is our client of containerd, for the daemon and the commands: version, plugins, content store,
+// images, pulls, and the configuration that makes our daemon one of its plugins. No other package connects to
+// containerd.
 //
-// What is read of an image is bounded, and compared with its digest.
+// Documents of images are bounded in size and verified by their digests.
 package containerd

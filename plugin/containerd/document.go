@@ -17,14 +17,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// MaxDocument is the size of the largest index, manifest or config that is read: the largest that containerd pulls.
+// MaxDocument bounds the size of an index, manifest or config. containerd pulls no larger ones.
 const MaxDocument = 4 << 20
 
-// documents provides the indexes, manifests and configs of images, whole. Those that are larger than [MaxDocument], that
-// do not have their digest, or that are not UTF-8 are errors. Every error is a [DocumentError].
+// documents provides the indexes, manifests and configs of images. Documents larger than [MaxDocument], with another
+// digest than their descriptor's, or in another encoding than UTF-8 are errors. All errors are a [DocumentError].
 type documents struct{ content.Provider }
 
-// ReaderAt reads the document that desc describes into memory.
+// ReaderAt reads a document into memory.
 func (d documents) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	b, err := d.read(ctx, desc)
 	if err != nil {
@@ -62,7 +62,7 @@ type document struct{ *bytes.Reader }
 
 func (document) Close() error { return nil }
 
-// A DocumentError is the error of an index, manifest or config that cannot be read or decoded.
+// A DocumentError reports an index, manifest or config that cannot be read or decoded.
 type DocumentError struct {
 	Kind   string // index, manifest or config
 	Digest digest.Digest
@@ -78,7 +78,7 @@ func (e *DocumentError) Error() string {
 
 func (e *DocumentError) Unwrap() error { return e.Err }
 
-// documentError adds to an error which document it is about, unless it has that already.
+// documentError returns err as a DocumentError about desc, unless it is one already.
 func documentError(desc ocispec.Descriptor, err error) error {
 	var known *DocumentError
 	if errors.As(err, &known) {
@@ -94,13 +94,12 @@ func documentError(desc ocispec.Descriptor, err error) error {
 	return &DocumentError{Kind: kind, Digest: desc.Digest, Err: err}
 }
 
-// readError is an error of the provider, and not of the document that it should have provided.
+// A readError is an error of the provider, as opposed to one in the document.
 type readError struct{ error }
 
 func (e readError) Unwrap() error { return e.error }
 
-// isUnusable reports whether an error is the fault of a document, or is that it is absent. Other errors do not tell
-// whether it can be used.
+// isUnusable reports whether a document is absent or invalid. After other errors, nothing is known about the document.
 func isUnusable(err error) bool {
 	var doc *DocumentError
 	var read readError

@@ -31,7 +31,7 @@ func (m blobMap) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.R
 	return nil, fmt.Errorf("blob %q: %w", desc.Digest, errdefs.ErrNotFound)
 }
 
-// FuzzImage reads an image whose index, manifest and configuration are anything, and may lead anywhere.
+// FuzzImage reads an image whose index, manifest and config are arbitrary bytes, and may refer to anything.
 func FuzzImage(f *testing.F) {
 	diffID := digest.FromString("layer")
 	marshal := func(v any) []byte {
@@ -70,8 +70,8 @@ func FuzzImage(f *testing.F) {
 	})
 }
 
-// TestMemoryOfManifests reads an index of as many empty entries as there is room for, and a configuration of as many
-// layers.
+// TestMemoryOfManifests reads an index with as many empty entries, and a config with as many layers, as MaxDocument
+// permits.
 func TestMemoryOfManifests(t *testing.T) {
 	full := func(head, entry, tail string) []byte {
 		return []byte(head + strings.Repeat(entry+",", (MaxDocument-len(head)-len(tail)-len(entry))/(len(entry)+1)) + entry + tail)

@@ -16,26 +16,24 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// An ImageName is one name of an image in one namespace of containerd.
+// An ImageName is the name of an image in a namespace of containerd.
 type ImageName struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 }
 
-// An Image is what containerd has under one target digest, by all its names. Images have several as a rule: Kubernetes
-// gives each three.
+// An Image is an image of containerd with all its names. Most images have several: Kubernetes gives each image three.
 type Image struct {
 	Target digest.Digest
 	Names  []ImageName                     // sorted
-	Chains []digest.Digest                 // chain ID of every layer of every manifest that containerd has, lowest first
-	Blobs  map[digest.Digest]digest.Digest // chain ID -> digest of the blob of its uppermost layer
+	Chains []digest.Digest                 // chain IDs of the layers of all manifests that containerd has, lowest first
+	Blobs  map[digest.Digest]digest.Digest // digest of the topmost layer's blob, by chain ID
 
-	known map[digest.Digest]struct{} // in Chains
+	known map[digest.Digest]struct{} // the set of Chains
 }
 
-// Images lists the images of all namespaces, sorted by target digest. All platforms of an image count: one pulled for a
-// foreign platform takes space like any other. Documents of an image that containerd does not have, or that are no good,
-// are left out with all that they lead to.
+// Images lists the images of all namespaces, sorted by target digest. It includes all platforms of an image, since an
+// image pulled for a foreign platform takes space like any other. Absent and invalid documents of an image are skipped.
 func (c *Client) Images(ctx context.Context) ([]Image, error) {
 	resp, err := namespacesapi.NewNamespacesClient(c.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
@@ -57,7 +55,7 @@ func (c *Client) Images(ctx context.Context) ([]Image, error) {
 				byTarget[target.Digest] = img
 			}
 			img.Names = append(img.Names, ImageName{Namespace: ns.Name, Name: entry.Name})
-			// The namespace of the next name may have a manifest that this one lacks.
+			// Another namespace may have a manifest that this one lacks.
 			if err := img.read(nsctx, provider, target); err != nil {
 				return nil, fmt.Errorf("read image %s in containerd namespace %s: %w", entry.Name, ns.Name, err)
 			}
@@ -78,7 +76,7 @@ func newImage(target digest.Digest) *Image {
 	return &Image{Target: target, Blobs: make(map[digest.Digest]digest.Digest), known: make(map[digest.Digest]struct{})}
 }
 
-// read adds the chains of every manifest that target leads to.
+// read adds the chains of all manifests below target.
 func (i *Image) read(ctx context.Context, provider content.Provider, target ocispec.Descriptor) error {
 	w := newWalk(provider)
 	w.skip = isUnusable
@@ -107,7 +105,7 @@ func (i *Image) read(ctx context.Context, provider content.Provider, target ocis
 	return nil
 }
 
-// ImageNames returns the names of the images of a namespace.
+// ImageNames returns the names of all images in a namespace.
 func (c *Client) ImageNames(ctx context.Context, namespace string) ([]string, error) {
 	list, err := imagesapi.NewImagesClient(c.conn).List(namespaces.WithNamespace(ctx, namespace), &imagesapi.ListImagesRequest{})
 	if err != nil {

@@ -95,8 +95,7 @@ func TestImages(t *testing.T) {
 	}
 }
 
-// TestImagesFail has a content store that fails: that nothing is known about an image must not look like an image without
-// layers.
+// If the content store fails, an image must not look like one without layers.
 func TestImagesFail(t *testing.T) {
 	broken := errors.New("broken")
 	target := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("x"), Size: 1}
@@ -113,7 +112,7 @@ func (f failing) ReaderAt(context.Context, ocispec.Descriptor) (content.ReaderAt
 	return nil, f.err
 }
 
-// TestRepeatedIndex reads an index that names one manifest very often, which must not be read as often.
+// A manifest that an index names many times must be read once.
 func TestRepeatedIndex(t *testing.T) {
 	f := containerdtest.New(t)
 	m := f.Manifest(containerdtest.Image{DiffIDs: []digest.Digest{digest.FromString("1")}})
@@ -131,7 +130,7 @@ func TestRepeatedIndex(t *testing.T) {
 	}
 }
 
-// countingProvider counts reads, and of how many digests they are.
+// countingProvider counts reads, and records their digests.
 type countingProvider struct {
 	content.Provider
 	n     int
@@ -147,7 +146,7 @@ func (p *countingProvider) ReaderAt(ctx context.Context, desc ocispec.Descriptor
 	return p.Provider.ReaderAt(ctx, desc)
 }
 
-// TestResolveErrors: every error has what a caller needs to tell its user what to do.
+// Each error must have the data that a hint needs.
 func TestResolveErrors(t *testing.T) {
 	f := containerdtest.New(t)
 	here := ocispec.Platform{OS: "linux", Architecture: "amd64"}

@@ -17,27 +17,27 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxIndexDepth is how many indexes may be in each other.
+// maxIndexDepth bounds the nesting of indexes.
 const maxIndexDepth = 4
 
-// unknownPlatform is the operating system of manifests that are not images: attestations of BuildKit.
+// unknownPlatform is the operating system of BuildKit's attestations, whose manifests are not images.
 const unknownPlatform = "unknown"
 
-// A Manifest is an image for one platform, with its config. Its layers, diff IDs and version are what its author wrote, and
-// are not checked.
+// A Manifest is the manifest of an image for one platform, with its config. Layers, diff IDs and version are as the
+// image's author wrote them, unchecked.
 type Manifest struct {
 	Digest     digest.Digest
-	JSON       []byte // of the manifest, byte for byte
-	ConfigJSON []byte // byte for byte
+	JSON       []byte // the manifest, byte for byte
+	ConfigJSON []byte // the config, byte for byte
 	Layers     []ocispec.Descriptor
 	DiffIDs    []digest.Digest
 	Version    string    // "" if the image has none
 	Created    time.Time // zero if the image has none
 
-	platform ocispec.Platform // of the config; zero if it has none
+	platform ocispec.Platform // from the config; zero if it has none
 }
 
-// A PlatformError is the error of an image that has manifests, but none for the platform that is wanted.
+// A PlatformError reports that an image exists for other platforms only.
 type PlatformError struct {
 	Want string
 	Have []string // sorted
@@ -47,12 +47,14 @@ func (e *PlatformError) Error() string {
 	return fmt.Sprintf("it is for %s, this host is %s", strings.Join(e.Have, ", "), e.Want)
 }
 
-// ErrNoManifest is the error of an image that leads to no manifest at all.
+// ErrNoManifest: the image has no manifest for any platform.
 var ErrNoManifest = errors.New("no manifest")
 
-// FindManifest returns the manifest that is best for a platform, of those that descs lead to. A manifest that does not tell
-// its platform is taken for any. Errors in documents are a [DocumentError], which is an errdefs.ErrNotFound if the provider
-// does not have the document; without a manifest for the platform the error is a [PlatformError] or [ErrNoManifest].
+// FindManifest returns the best manifest for a platform among all below descs. A manifest without a platform, in the
+// index and in its config, matches any.
+//
+// A document that cannot be read is a [DocumentError], which is an errdefs.ErrNotFound if the provider does not have
+// it. If there is no manifest for the platform the error is a [PlatformError] or [ErrNoManifest].
 func FindManifest(ctx context.Context, provider content.Provider, want ocispec.Platform, descs ...ocispec.Descriptor) (*Manifest, error) {
 	w := newWalk(documents{provider})
 	for _, desc := range descs {
@@ -87,20 +89,19 @@ func FindManifest(ctx context.Context, provider content.Provider, want ocispec.P
 	return nil, &PlatformError{Want: platforms.Format(want), Have: slices.Compact(others)}
 }
 
-// walk finds manifests. Each document is read once: an index that names a manifest a thousand times, or itself, costs no
-// more than one that does not.
+// A walk finds manifests. It reads each document once, even if an index names it a thousand times or names itself.
 type walk struct {
 	provider  content.Provider
-	skip      func(error) bool // errors of an index that is left out
+	skip      func(error) bool // reports whether to skip an index that causes the error
 	seen      map[digest.Digest]bool
-	manifests []ocispec.Descriptor // found
+	manifests []ocispec.Descriptor // in the order of the indexes
 }
 
 func newWalk(provider content.Provider) *walk {
 	return &walk{provider: provider, skip: func(error) bool { return false }, seen: make(map[digest.Digest]bool)}
 }
 
-// add adds the manifests that a descriptor leads to, through depth indexes at most.
+// add adds the manifests below a descriptor, through at most depth indexes.
 func (w *walk) add(ctx context.Context, desc ocispec.Descriptor, depth int) error {
 	index := images.IsIndexType(desc.MediaType)
 	if w.seen[desc.Digest] || !index && !images.IsManifestType(desc.MediaType) {
@@ -138,7 +139,7 @@ func (w *walk) index(ctx context.Context, desc ocispec.Descriptor, depth int) ([
 	return children, nil
 }
 
-// platformOf returns the platform that an index has for a manifest, the zero value if it has none.
+// platformOf returns the platform of a descriptor, or the zero value if it has none.
 func platformOf(desc ocispec.Descriptor) ocispec.Platform {
 	if desc.Platform == nil {
 		return ocispec.Platform{}
@@ -146,7 +147,7 @@ func platformOf(desc ocispec.Descriptor) ocispec.Platform {
 	return platforms.Normalize(*desc.Platform)
 }
 
-// sortByPlatform sorts manifests, those that match best first.
+// sortByPlatform sorts manifests, the best match first.
 func sortByPlatform(list []ocispec.Descriptor, match platforms.MatchComparer) {
 	slices.SortStableFunc(list, func(a, b ocispec.Descriptor) int {
 		switch pa, pb := platformOf(a), platformOf(b); {
@@ -161,7 +162,7 @@ func sortByPlatform(list []ocispec.Descriptor, match platforms.MatchComparer) {
 
 // readManifest reads a manifest and its config.
 func readManifest(ctx context.Context, provider content.Provider, desc ocispec.Descriptor) (*Manifest, error) {
-	// Times are texts here: one that is not a time does not spoil the rest.
+	// Times are decoded as strings, so that an invalid time does not make the rest unusable.
 	var manifest struct {
 		Config      ocispec.Descriptor   `json:"config"`
 		Layers      []ocispec.Descriptor `json:"layers"`
@@ -202,7 +203,7 @@ func readJSON(ctx context.Context, provider content.Provider, desc ocispec.Descr
 	return b, nil
 }
 
-// firstTime returns the first of some texts that is a time.
+// firstTime returns the first text that is a time, or the zero time.
 func firstTime(texts ...string) time.Time {
 	for _, text := range texts {
 		if t, err := time.Parse(time.RFC3339Nano, text); err == nil {

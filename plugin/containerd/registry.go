@@ -27,30 +27,30 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// leaseLife is how long containerd keeps what is pulled if this program does not come to release it.
+// leaseLife is how long containerd keeps pulled blobs if this process dies before it can release them.
 const leaseLife = 24 * time.Hour
 
-// DefaultHostsDir is where containerd's registries are described, unless its configuration names another directory.
+// DefaultHostsDir is the directory that describes registries, unless containerd's configuration names another one.
 const DefaultHostsDir = "/etc/containerd/certs.d"
 
-// A Registry is how to reach the registries that images come from.
+// A Registry has the options for access to registries.
 type Registry struct {
-	HostsDir  string // that describes registries
-	PlainHTTP bool   // instead of TLS
+	HostsDir  string // directory that describes registries
+	PlainHTTP bool   // do without TLS
 	User      string // USER:PASSWORD, "" for none
 }
 
-// A RegistryError is the error of a registry that cannot be asked, or that does not have the image.
+// A RegistryError reports that a registry cannot be reached, or does not have an image.
 type RegistryError struct {
 	Op, Ref     string
-	Snapshotter string // of a pull
+	Snapshotter string // that a pull unpacks with
 	Err         error
 }
 
 func (e *RegistryError) Error() string { return e.Op + " " + e.Ref + ": " + e.Err.Error() }
 func (e *RegistryError) Unwrap() error { return e.Err }
 
-// GetCredentials answers a registry that asks who is there.
+// GetCredentials returns the credentials for a registry that demands them.
 func (r *Registry) GetCredentials(_ context.Context, _, host string) (registry.Credentials, error) {
 	name, secret, _ := strings.Cut(r.User, ":")
 	return registry.Credentials{Host: host, Username: name, Secret: secret}, nil
@@ -67,9 +67,8 @@ func (r *Registry) open(ctx context.Context, ref, hostsDir string) (*registry.OC
 	return registry.NewOCIRegistry(ctx, ref, opts...)
 }
 
-// Manifest asks the registry for the digest of the manifest that a reference names now for this platform. Nothing is
-// downloaded but an index, if the reference names one. Without HostsDir, [DefaultHostsDir] counts if it exists. Every error
-// is a [RegistryError].
+// Manifest asks a registry for the current manifest of a reference for this platform, and returns its digest. It
+// downloads at most an index. HostsDir defaults to [DefaultHostsDir] if that exists. All errors are a [RegistryError].
 func (r *Registry) Manifest(ctx context.Context, ref string) (digest.Digest, error) {
 	d, err := r.manifest(Silent(ctx), ref)
 	if err != nil {
@@ -109,7 +108,7 @@ func (r *Registry) manifest(ctx context.Context, ref string) (digest.Digest, err
 	return "", fmt.Errorf("no image for %s", platforms.FormatAll(platforms.DefaultSpec()))
 }
 
-// fetched provides the documents that a registry has.
+// fetched provides documents from a registry.
 type fetched struct{ transfer.Fetcher }
 
 func (f fetched) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
@@ -124,10 +123,10 @@ func (f fetched) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content
 	return document{bytes.NewReader(data)}, nil
 }
 
-// Pull has containerd pull an image into a namespace and unpack it with a snapshotter, as "ctr images pull --snapshotter"
-// does. Without HostsDir, containerd takes its own. progress, which may be nil, is called with the KiB that are here and
-// those that all known blobs have. What the registry or containerd reports is a [RegistryError], an
-// errdefs.ErrNotImplemented with containerd before 2.0.
+// Pull makes containerd pull an image into a namespace and unpack it with a snapshotter, like "ctr images pull
+// --snapshotter". HostsDir defaults to containerd's own. progress, which may be nil, is called with the KiB downloaded
+// and the size of all known blobs in KiB. An error of the transfer is a [RegistryError], which is an
+// errdefs.ErrNotImplemented for containerd before 2.0.
 func (c *Client) Pull(ctx context.Context, namespace, snapshotter, ref string, r *Registry, progress func(done, total int64)) error {
 	ctx = namespaces.WithNamespace(Silent(ctx), namespace)
 	reg, err := r.open(ctx, ref, r.HostsDir)
@@ -139,7 +138,7 @@ func (c *Client) Pull(ctx context.Context, namespace, snapshotter, ref string, r
 	if err != nil {
 		return fmt.Errorf("pull %s: %w", ref, err)
 	}
-	defer func() { _ = lm.Delete(context.WithoutCancel(ctx), lease) }() // it would expire
+	defer func() { _ = lm.Delete(context.WithoutCancel(ctx), lease) }() // otherwise it expires
 	platform := platforms.DefaultSpec()
 	dst := transferimage.NewStore(ref,
 		transferimage.WithPlatforms(platform),
@@ -158,13 +157,13 @@ func (c *Client) Pull(ctx context.Context, namespace, snapshotter, ref string, r
 	return nil
 }
 
-// pullCount adds up what containerd reports of the blobs that it downloads.
+// pullCount adds up the progress that containerd reports for each blob.
 type pullCount struct {
 	mu    sync.Mutex
 	blobs map[string]transfer.Progress
 }
 
-// add takes in one report, and returns how many KiB are here, and how many all known blobs have.
+// add adds a report, and returns the KiB downloaded and the size of all known blobs in KiB.
 func (c *pullCount) add(p transfer.Progress) (done, total int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// serveManifests serves manifests as a registry does, by tag and digest, and returns its address.
+// serveManifests starts a registry that serves manifests by tag and digest, and returns its address.
 func serveManifests(t *testing.T, manifests map[string]ocispec.Descriptor) string {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -40,7 +40,7 @@ func serveManifests(t *testing.T, manifests map[string]ocispec.Descriptor) strin
 	return strings.TrimPrefix(srv.URL, "http://")
 }
 
-// describe makes a descriptor that has its content with it.
+// describe returns a descriptor that contains its content.
 func describe(t *testing.T, mediaType string, v any) ocispec.Descriptor {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -69,7 +69,7 @@ func TestRegistryManifest(t *testing.T) {
 	lying.Digest = digest.FromString("lie")
 	address := serveManifests(t, map[string]ocispec.Descriptor{"one": manifest, "index": index, "foreign": foreign, "lying": lying})
 
-	hosts := t.TempDir() // that send mirror.example.org to the same registry
+	hosts := t.TempDir() // redirects mirror.example.org to the same registry
 	if err := os.MkdirAll(filepath.Join(hosts, "mirror.example.org"), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -16,33 +16,34 @@ import (
 )
 
 var (
-	// ErrNoImage is the error of an image that containerd does not have, or not completely, or not for the platform.
+	// ErrNoImage: containerd does not have the image, has only a part of it, or has it for other platforms only.
 	ErrNoImage = errors.New("no such image")
-	// ErrNoAnswer is the error of a containerd that cannot be asked for an image.
+	// ErrNoAnswer: containerd cannot be asked for the image.
 	ErrNoAnswer = errors.New("ask containerd")
 )
 
-// An ImageError is why an image cannot be used, with the names that containerd is asked for it by.
+// An ImageError reports why an image of containerd cannot be used. It has the text of Err.
 type ImageError struct {
 	Namespace, Name string
-	FoundIn         string // another namespace that has the name, if this one does not
+	FoundIn         string // another namespace that has an image of this name; "" if none does
 	Err             error
 }
 
 func (e *ImageError) Error() string { return e.Err.Error() }
 func (e *ImageError) Unwrap() error { return e.Err }
 
-// A Resolved is what containerd has under the name of an image, for one platform.
+// A Resolved is an image of containerd for one platform.
 type Resolved struct {
 	Name, Namespace string
-	Target          digest.Digest // of what the name stands for: a manifest, or an index of some
+	Target          digest.Digest // manifest or index that the name refers to
 	Manifest        *Manifest
 }
 
-// Resolve finds the image that containerd has under a name in a namespace, as it knows it: without short names.
+// Resolve finds an image by its name in a namespace of containerd. containerd has no short names.
 //
-// Its errors are an [ImageError] that wraps [ErrNoAnswer]; [ErrNoImage], if the name or one of the image's documents is
-// absent, and with a [PlatformError] or [ErrNoManifest] if it is not for the platform; or a [DocumentError].
+// All errors are an [ImageError]. It wraps [ErrNoAnswer] if containerd cannot be asked, [ErrNoImage] if the name or one
+// of the image's documents does not exist, [ErrNoImage] and a [PlatformError] or [ErrNoManifest] if there is no
+// manifest for the platform, and otherwise a [DocumentError].
 func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocispec.Platform) (*Resolved, error) {
 	r := &Resolved{Name: name, Namespace: namespace}
 	fail := func(err error) (*Resolved, error) {
@@ -75,7 +76,7 @@ func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocisp
 	return fail(err)
 }
 
-// noImageError is an [ErrNoImage] for the reason err, with a text of its own.
+// noImageError is an ErrNoImage that also wraps err, and has a text of its own.
 type noImageError struct {
 	text string
 	err  error
@@ -84,7 +85,7 @@ type noImageError struct {
 func (e noImageError) Error() string   { return e.text }
 func (e noImageError) Unwrap() []error { return []error{ErrNoImage, e.err} }
 
-// otherNamespace returns a namespace that has an image of a name, "" if none is known.
+// otherNamespace returns a namespace that has an image of this name, or "" if none does.
 func (c *Client) otherNamespace(ctx context.Context, name string) string {
 	resp, err := namespacesapi.NewNamespacesClient(c.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"strconv"
 )
 
-// A Version is a version of containerd, as far as its features depend on it.
+// A Version is the part of a containerd version that features depend on.
 type Version struct{ Major, Minor int }
 
 var versionPattern = regexp.MustCompile(`^v?([0-9]{1,4})\.([0-9]{1,4})(?:[^0-9]|$)`)
@@ -18,15 +18,16 @@ func ParseVersion(text string) (Version, error) {
 		return Version{}, fmt.Errorf("containerd version %q is not of the form 2.4.2", text)
 	}
 	var v Version
-	v.Major, _ = strconv.Atoi(m[1]) // the pattern has digits there, and few of them
+	v.Major, _ = strconv.Atoi(m[1]) // cannot fail: the pattern matches a few digits
 	v.Minor, _ = strconv.Atoi(m[2])
 	return v, nil
 }
 
-// StagesMounts reports whether containerd takes read-only mounts for a layer that exists already, instead of fetching it.
+// StagesMounts reports whether containerd accepts read-only mounts for a layer that exists already, and does not fetch
+// it.
 func (v Version) StagesMounts() bool { return v.atLeast(2, 4) }
 
-// ConfigFormat returns the newest version of the configuration format that containerd reads.
+// ConfigFormat returns the newest version of the configuration format that containerd supports.
 func (v Version) ConfigFormat() int {
 	switch {
 	case v.atLeast(2, 3):

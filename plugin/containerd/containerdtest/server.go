@@ -1,4 +1,4 @@
-// Package containerdtest serves what tests need of containerd's API, at a socket.
+// Package containerdtest serves the part of containerd's API that tests need.
 package containerdtest
 
 import (
@@ -31,16 +31,16 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// A Server serves versions, plugins, namespaces and images from memory, and a real content store. Its fields can be set
-// until the first call, and afterwards between calls.
+// A Server serves a version, plugins, namespaces and images from memory, and a real content store. Fields must not be
+// set while a call runs.
 type Server struct {
-	Address string        // path of its socket
+	Address string        // path of the socket
 	Content content.Store // shared by all namespaces
-	Dir     string        // of the content store
+	Dir     string        // directory of the content store
 
-	Version     string            // that it reports
-	Plugins     map[string]string // the error that a plugin failed to load with, "" for none, by the plugin's ID
-	ContentRoot string            // that it reports, "" for none
+	Version     string            // reported
+	Plugins     map[string]string // IDs of loaded plugins, and the error of each; "" for none
+	ContentRoot string            // reported directory of the content store; "" for none
 
 	t      testing.TB
 	server *grpc.Server
@@ -49,13 +49,13 @@ type Server struct {
 	asked  int
 }
 
-// New starts a server at a socket in a temporary directory. It has no image, and stops when the test ends.
+// New starts a server without images at a socket in a temporary directory. It stops when the test ends.
 func New(t testing.TB) *Server {
 	t.Helper()
 	return NewAt(t, filepath.Join(t.TempDir(), "containerd.sock"))
 }
 
-// NewAt is New at a given path.
+// NewAt is like New, with a socket at the given path.
 func NewAt(t testing.TB, address string) *Server {
 	t.Helper()
 	dir := t.TempDir()
@@ -80,7 +80,7 @@ func NewAt(t testing.TB, address string) *Server {
 	return s
 }
 
-// Stop stops the server before the test ends, and ends its connections.
+// Stop stops the server, and closes its connections.
 func (s *Server) Stop() { s.server.Stop() }
 
 // Blob stores bytes, or the JSON of anything else, and returns their descriptor.
@@ -100,7 +100,7 @@ func (s *Server) Blob(mediaType string, v any) ocispec.Descriptor {
 	return desc
 }
 
-// An Image is what the author of an image can write into its manifest and config.
+// An Image has the parts of a manifest and config that tests vary.
 type Image struct {
 	Platform    ocispec.Platform
 	Created     string // in the config
@@ -110,7 +110,7 @@ type Image struct {
 	DiffIDs     []digest.Digest
 }
 
-// Manifest stores manifest and config of an image. Nothing is checked.
+// Manifest stores the manifest and config of an image, unchecked, and returns the descriptor of the manifest.
 func (s *Server) Manifest(i Image) ocispec.Descriptor {
 	s.t.Helper()
 	c := map[string]any{
@@ -135,7 +135,7 @@ func (s *Server) Manifest(i Image) ocispec.Descriptor {
 	return desc
 }
 
-// Index stores an index of manifests.
+// Index stores an index of manifests, and returns its descriptor.
 func (s *Server) Index(manifests ...ocispec.Descriptor) ocispec.Descriptor {
 	s.t.Helper()
 	return s.Blob(ocispec.MediaTypeImageIndex, ocispec.Index{
@@ -143,14 +143,14 @@ func (s *Server) Index(manifests ...ocispec.Descriptor) ocispec.Descriptor {
 	})
 }
 
-// Namespace makes a namespace, without images.
+// Namespace creates a namespace without images.
 func (s *Server) Namespace(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.images[name] = append(s.images[name], nil...)
 }
 
-// Tag gives an image a name.
+// Tag adds an image to a namespace.
 func (s *Server) Tag(namespace, name string, target ocispec.Descriptor) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,7 +160,7 @@ func (s *Server) Tag(namespace, name string, target ocispec.Descriptor) {
 	})
 }
 
-// PluginsAsked returns how often the server was asked for plugins.
+// PluginsAsked returns the number of requests for plugins.
 func (s *Server) PluginsAsked() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
