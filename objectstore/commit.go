@@ -53,7 +53,7 @@ func (c *Commit) MetaUint64(key string) (uint64, bool) {
 // Validate returns ErrInvalid if c cannot be stored as a commit object.
 func (c *Commit) Validate() error {
 	if !validString(c.Subject) || !validString(c.Body) {
-		return invalidf("subject or body of a commit that is not UTF-8")
+		return invalidf("subject or body of the commit is not UTF-8")
 	}
 	if c.Tree.IsZero() || c.Meta.IsZero() {
 		return invalidf("commit without a tree")

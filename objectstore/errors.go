@@ -32,7 +32,7 @@ func (notExistError) Is(target error) bool { return target == fs.ErrNotExist }
 
 type noEntryError struct{ name string }
 
-func (e noEntryError) Error() string      { return "there is no /" + e.name }
+func (e noEntryError) Error() string      { return "the tree has no /" + e.name }
 func (noEntryError) Is(target error) bool { return target == ErrNoEntry }
 
 type corruptError struct{}

@@ -452,7 +452,7 @@ func (w *refWriter) set(c refChange) (err error) {
 		return err
 	})
 	if errors.Is(err, unix.EISDIR) {
-		return fmt.Errorf("there are refs below it: %w", err)
+		return fmt.Errorf("refs exist below it: %w", err)
 	}
 	if err == nil {
 		w.touch(path.Dir(c.name))

@@ -300,7 +300,7 @@ func (r *Repo) readMetadata(t ObjectType, sum Checksum) ([]byte, error) {
 	if n, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	} else if n < len(b) {
-		return nil, corruptf("it shrank while it was read")
+		return nil, corruptf("shrank while being read")
 	}
 	if t.hashed() && sha256.Sum256(b) != sum {
 		return nil, corruptf("its content has another checksum")

@@ -345,7 +345,7 @@ func TestRefs(t *testing.T) {
 	}
 	txn = begin(t, repo)
 	txn.SetRef("dir", a)
-	if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); err == nil || !strings.Contains(err.Error(), "there are refs below it") {
+	if err := txn.Commit(t.Context(), objectstore.CommitOptions{}); err == nil || !strings.Contains(err.Error(), "refs exist below it") {
 		t.Errorf("ref where there is a directory of refs: got %v", err)
 	}
 	before, err := repo.Dir().Lstat(".")

@@ -68,7 +68,7 @@ func mountID(d *atfs.Dir) (int, error) {
 			return strconv.Atoi(strings.TrimSpace(v))
 		}
 	}
-	return 0, fmt.Errorf("/proc/self/fdinfo says no mount: %w", unix.ENOSYS)
+	return 0, fmt.Errorf("no mnt_id in /proc/self/fdinfo: %w", unix.ENOSYS)
 }
 
 // ReopenVia opens a directory again, through the mount through which via was opened. If the directory is not below that
@@ -76,7 +76,7 @@ func mountID(d *atfs.Dir) (int, error) {
 func ReopenVia(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open %s by way of the mount of %s: %w", dir.Path(), via.Path(), err)
+			err = fmt.Errorf("open %s through the mount of %s: %w", dir.Path(), via.Path(), err)
 		}
 	}()
 	mounts, err := mountinfo.GetMounts(nil)
@@ -118,7 +118,7 @@ func ReopenVia(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 func Unify(dirs ...*atfs.Dir) (_ []*atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open directories by way of one mount: %w", err)
+			err = fmt.Errorf("open directories through one mount: %w", err)
 		}
 	}()
 	if one, err := onOne(dirs); err != nil || one {

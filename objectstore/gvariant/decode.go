@@ -85,7 +85,7 @@ func (t *Type) Elements(data []byte) (Elements, error) {
 	}
 	e := Elements{data: data, elem: elem, n: (len(data) - table) / z, z: z, table: table}
 	if offsetSize(table, e.n) != z {
-		return Elements{}, t.abnormal("its offsets are larger than they need be")
+		return Elements{}, t.abnormal("its offsets are larger than necessary")
 	}
 	last := 0
 	for i := range e.n {
@@ -116,7 +116,7 @@ func (t *Type) Members(data []byte, dst [][]byte) ([][]byte, error) {
 		return nil, t.abnormal("too short")
 	}
 	if t.offsets > 0 && offsetSize(body, t.offsets) != z {
-		return nil, t.abnormal("its offsets are larger than they need be")
+		return nil, t.abnormal("its offsets are larger than necessary")
 	}
 	pos, nextOffset := 0, len(data)
 	for i, m := range t.members {
@@ -141,7 +141,7 @@ func (t *Type) Members(data []byte, dst [][]byte) ([][]byte, error) {
 		pos = end
 	}
 	if t.fixed == 0 && pos != body || !allZero(data[pos:body]) {
-		return nil, t.abnormal("there is something behind its last member")
+		return nil, t.abnormal("data follows its last member")
 	}
 	return dst, nil
 }

@@ -196,7 +196,7 @@ func (d *dirReader) attributes(n *inode, st unix.Stat_t, xattrs map[string][]byt
 		case name == overlayRedirect && n.IsDir() && d.merged == nil:
 			return errors.New("directory was renamed by an overlay mounted with redirect_dir=on")
 		case name == overlayMetacopy && d.merged == nil:
-			return errors.New("content is below: the overlay was mounted with metacopy=on")
+			return errors.New("content is in a lower layer: the overlay was mounted with metacopy=on")
 		case name == atfs.XattrSELinux, !keepUpperXattr(name):
 		case len(v) > maxXattrValue:
 			return errXattr

@@ -16,7 +16,7 @@ func (e notFoundError) Error() string { return string(e) }
 func (notFoundError) NotFound() {}
 
 // ErrNoTar reports a layer whose tar cannot be written again: it was made of a directory, or of other layers.
-var ErrNoTar = errors.New("layer was not made of a tar")
+var ErrNoTar = errors.New("layer was not made from a tar")
 
 // ErrInvalid marks errors in a layer's bytes: errors.Is(err, ErrInvalid) tells a bad layer from a bad disk.
 var ErrInvalid = invalidError("invalid layer")
@@ -42,12 +42,12 @@ func (e *EntryError) Unwrap() []error { return []error{e.Err, ErrInvalid} }
 var (
 	errOutside      = errors.New("name leads outside the layer")
 	errNameLong     = errors.New("name is too long")
-	errName         = errors.New("name is not one that a file can have")
+	errName         = errors.New("name is not a valid file name")
 	errNotDir       = errors.New("parent is not a directory")
 	errLinkLoop     = errors.New("too many symbolic links")
 	errLinkDir      = errors.New("hard link to a directory")
 	errLinkWhiteout = errors.New("hard link to a whiteout")
-	errWhiteout     = errors.New("whiteout names nothing")
+	errWhiteout     = errors.New("whiteout without a name")
 	errType         = errors.New("entry type is not supported")
 	errDevice       = errors.New("device number is out of range")
 	errXattr        = errors.New("extended attributes are longer than the kernel allows")

@@ -325,7 +325,7 @@ func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer
 			}
 		}
 		if err != nil {
-			lost.Cause = fmt.Errorf("%w (and cannot be made again: %w)", lost.Cause, err)
+			lost.Cause = fmt.Errorf("%w (and cannot be rebuilt: %w)", lost.Cause, err)
 			r.report.Lost = append(r.report.Lost, lost)
 			continue
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-var errNoLinkTarget = errors.New("hard link target is not in this layer nor in one below")
+var errNoLinkTarget = errors.New("hard link target is in neither this layer nor a lower one")
 
 // Resolve checks that the last layer of a chain, lowest first, can be shown over the others: a hard link whose target
 // is in none of them is an [EntryError].
