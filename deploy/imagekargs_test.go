@@ -66,7 +66,7 @@ func TestImageKargs(t *testing.T) {
 			got, err := imageKargs(repo, commit)
 			if tt.bad != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.bad) {
-					t.Errorf("error is %v, want one that says %q", err, tt.bad)
+					t.Errorf("error is %v, want %q in it", err, tt.bad)
 				}
 				return
 			}

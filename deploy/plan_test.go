@@ -56,7 +56,7 @@ func TestPlan(t *testing.T) {
 		t.Errorf("a dry run has changed refs from %q to %q", before, after)
 	}
 	if next := b.deploy(t, s, Request{Image: two}); next.New.Commit != dry.New.Commit {
-		t.Errorf("deployed %s, the dry run said %s", next.New.Commit, dry.New.Commit)
+		t.Errorf("deployed %s, the dry run planned %s", next.New.Commit, dry.New.Commit)
 	}
 }
 
@@ -213,7 +213,7 @@ func TestCleanup(t *testing.T) {
 	done, err := s.Cleanup(t.Context(), b.load(t, s), CleanupOptions{})
 	testenv.Must(t, err)
 	if done.Objects == 0 || done.Objects != found.Objects || done.Freed != found.Freed {
-		t.Errorf("removed %d objects, %d bytes, the dry run said %d, %d", done.Objects, done.Freed, found.Objects, found.Freed)
+		t.Errorf("removed %d objects, %d bytes, the dry run found %d, %d", done.Objects, done.Freed, found.Objects, found.Freed)
 	}
 	if names := refs(t, s.Repo()); len(names) != 1 {
 		t.Errorf("refs are %q, want that of the deployed image", names)

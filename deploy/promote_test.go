@@ -132,7 +132,7 @@ func TestPromoteElsewhere(t *testing.T) {
 	small := sysrootRepo(t, testenv.NewDisk(t, "ext4", 256<<10, "-O", "^has_journal").Dir+"/ostree/repo")
 	_, err := Promote(t.Context(), b.layers, small, img, PromoteOptions{})
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "are free") {
-		t.Errorf("got error %v, want one that says how much is free", err)
+		t.Errorf("got error %v, want one with the free space", err)
 	}
 }
 

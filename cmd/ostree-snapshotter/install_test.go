@@ -20,7 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 )
 
-// run runs a command of ours in this process, against the bed's store and, as the environment says, its containerd.
+// run runs a command in this process, with the bed's store and, through the environment, its containerd.
 func (b *imageBed) run(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	t.Setenv("CONTAINERD_ADDRESS", b.containerd.Address)
@@ -29,7 +29,7 @@ func (b *imageBed) run(t *testing.T, args ...string) (status int, stdout, stderr
 	return status, out.String(), errs.String()
 }
 
-// needsInstall ends the test where "install" cannot work.
+// needsInstall skips the test where "install" cannot work.
 func needsInstall(t *testing.T) {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
@@ -79,7 +79,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// checkInstalled looks at a disk with the tools of others.
+// checkInstalled checks a disk with other tools.
 func (b *imageBed) checkInstalled(t *testing.T, disk string, img *deploy.Image) {
 	t.Helper()
 	run := func(name string, args ...string) string {
@@ -113,7 +113,8 @@ func (b *imageBed) checkInstalled(t *testing.T, disk string, img *deploy.Image) 
 	if status := run("ostree", "admin", "status", "--sysroot="+dir); !strings.Contains(status, "Version: 1") {
 		t.Errorf("ostree admin status:\n%s", status)
 	}
-	// Nobody knows the partitions of the image: who only looks is told, who changes something must say where the ESP is.
+	// The kernel does not know the partitions of the image: status notes it, and changes need to be told where the ESP
+	// is.
 	status, out, errs := b.run(t, "status", "--sysroot", dir)
 	if status != exitOK || !strings.Contains(out, img.Name) || !strings.Contains(errs, "/dev/disk/by-partuuid/") {
 		t.Errorf("status: got status %d, %s%s", status, out, errs)
@@ -134,7 +135,7 @@ func (b *imageBed) checkInstalled(t *testing.T, disk string, img *deploy.Image) 
 	}
 }
 
-// Whatever is wrong, there is a message, a status and no disk.
+// Every refusal has a message and a status, and leaves no disk.
 func TestInstallRefuses(t *testing.T) {
 	needsInstall(t)
 	b := newImageBed(t)

@@ -25,7 +25,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 )
 
-// osFiles are the layer that makes an operating system of the fixture's base.
+// osFiles is the layer that turns the fixture's base into an operating system.
 var osFiles = []tarFile{
 	{name: "boot/"},
 	{name: "dev/"},
@@ -130,8 +130,7 @@ func TestResolveImage(t *testing.T) {
 	}
 }
 
-// TestResolveBuiltImage has an image whose uppermost layer was made of a directory, as builders do: only its snapshot says
-// which it is.
+// TestResolveBuiltImage: a builder made the uppermost layer from a directory, so only its snapshot identifies it.
 func TestResolveBuiltImage(t *testing.T) {
 	f, s := newFixture(t)
 	b := &imageBed{fixture: f, store: s, containerd: newContainerd(t)}
@@ -196,7 +195,7 @@ func TestResolveImageErrors(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name   string
-		target ocispec.Descriptor // zero: there is no such image
+		target ocispec.Descriptor // zero: the image does not exist
 		status int
 		want   string // in the error
 		hint   string // in the hint
@@ -300,7 +299,7 @@ func (b *imageBed) allocated(t *testing.T, layers []objectstore.Checksum, with *
 	return sum
 }
 
-// TestDfOfSharedStore has df say what of an image the host's system has too, and what the image alone.
+// TestDfOfSharedStore: df reports which part of an image the host's system shares, and which only the image has.
 func TestDfOfSharedStore(t *testing.T) {
 	b := newImageBed(t)
 	img := b.osImage(t)
@@ -326,7 +325,7 @@ func TestDfOfSharedStore(t *testing.T) {
 		t.Fatalf("the image is not among %+v", r.Images)
 		return nil
 	}
-	// The base's shell is needed by the images of the fixture too.
+	// Images of the fixture need the base's shell too.
 	shell := b.allocated(t, []objectstore.Checksum{b.base}, to)
 	if before.Elsewhere != 0 || row(&before).Elsewhere != 0 || after.Elsewhere != shared || row(&after).Elsewhere != shared {
 		t.Errorf("elsewhere: %d and %d bytes, then %d and %d, want none, then %d", before.Elsewhere, row(&before).Elsewhere,

@@ -67,7 +67,7 @@ func TestFellBack(t *testing.T) {
 	}
 }
 
-// A system whose commits are gone, or that ostree alone has made, has gaps in the table and not in the document.
+// A system without its commits, or one that only ostree has changed, leaves gaps in the table and none in the document.
 func TestPrintStatus(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	r := &statusReport{Deployments: []deploymentRow{

@@ -20,8 +20,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 )
 
-// The layers of the operating systems that scripts deploy. All have osBase below; the first two are versions of one image,
-// with other defaults in /etc and other wishes for kernel arguments, and with a large file in common.
+// The layers of the operating systems that scripts deploy. All have osBase below. The first two are versions of one
+// image, with different defaults in /etc and kernel arguments, and a large file in common.
 var (
 	osBase = append([]tarFile{
 		{name: "etc/app.conf", content: "default\n", mtime: 1000},
@@ -39,7 +39,7 @@ var (
 		{name: "usr/lib/bootc/kargs.d/10-os.toml", content: "kargs = [\"quiet\", \"new\"]\n", mtime: 3000},
 		{name: "usr/share/own", content: kib("two", 60), mtime: 3000},
 	}
-	conflictFiles = []tarFile{ // what an administrator has as a file is a directory
+	conflictFiles = []tarFile{ // an administrator's file is a directory
 		{name: "etc/added/file", content: "a directory\n", mtime: 3000},
 	}
 	selinuxFiles = []tarFile{
@@ -70,7 +70,7 @@ var osImages = []osImage{
 	{"example.org/app:1", "", [][]tarFile{baseFiles}},
 }
 
-// newOSContainerd serves the images that scripts deploy, and one that nobody has unpacked.
+// newOSContainerd serves the images that scripts deploy, and one that is not unpacked.
 func newOSContainerd(t *testing.T) *containerdtest.Server {
 	t.Helper()
 	f := newContainerd(t)
@@ -107,7 +107,7 @@ func scriptOSStore(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(makeOSStore(context.Background(), dir))
 }
 
-// makeOSStore makes a store with all images of newOSContainerd unpacked that can be, and closes it.
+// makeOSStore makes a store with the images of newOSContainerd unpacked, and closes it.
 func makeOSStore(ctx context.Context, dir string) (err error) {
 	if err := createRepo(filepath.Join(dir, "repo")); err != nil {
 		return err
@@ -137,7 +137,7 @@ func makeOSStore(ctx context.Context, dir string) (err error) {
 	return nil
 }
 
-// chainOf is the chain ID of a layer on a chain.
+// chainOf returns the chain ID of a layer on a chain.
 func chainOf(parent digest.Digest, files []tarFile) (digest.Digest, error) {
 	data, err := makeTar(files)
 	id := digest.FromBytes(data)
@@ -147,7 +147,7 @@ func chainOf(parent digest.Digest, files []tarFile) (digest.Digest, error) {
 	return id, err
 }
 
-// sysroot DIR: makes a directory that is to become a sysroot, and can be removed when the script ends.
+// sysroot DIR: makes a directory for a sysroot, which can be removed when the script ends.
 func scriptSysroot(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: sysroot DIR")
@@ -172,7 +172,7 @@ func scriptDeployment(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[2], filepath.Join(args[0], d.Path()))
 }
 
-// thaw has the deployments of a sysroot be removable.
+// thaw makes the deployments of a sysroot removable.
 func thaw(dir string) error {
 	names, err := filepath.Glob(filepath.Join(dir, "ostree/deploy/*/deploy/*"))
 	for _, name := range names {
@@ -188,8 +188,8 @@ func thaw(dir string) error {
 	return err
 }
 
-// meanwhile DIR COMMAND [ARG...]: runs a command while this process works on the sysroot in DIR, and lets go of that when the
-// command has said that it waits. The command must succeed then.
+// meanwhile DIR COMMAND [ARG...]: runs a command while this process works on the sysroot in DIR, and stops that once
+// the command waits for it. The command must succeed then.
 func scriptMeanwhile(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: meanwhile DIR COMMAND [ARG...]")
@@ -214,7 +214,7 @@ func scriptMeanwhile(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(errors.Join(err, unlock(), cmd.Wait()))
 }
 
-// TestSystemInterrupted ends each command that can take long before it has begun. The system stays as it is.
+// TestSystemInterrupted interrupts each long command before it begins. The system stays as it is.
 func TestSystemInterrupted(t *testing.T) {
 	testenv.NeedsRoot(t)
 	containerd := newOSContainerd(t)

@@ -307,7 +307,7 @@ func TestTries(t *testing.T) {
 	}
 	tries(map[string]*bls.Tries{arg(1, "c"): nil, arg(1, "a"): nil})
 	if err := m.Bless(t.Context(), arg(0, "c")); err != nil {
-		t.Errorf("bless what is not there: %v", err)
+		t.Errorf("bless an absent entry: %v", err)
 	}
 }
 
@@ -527,7 +527,7 @@ func TestFind(t *testing.T) {
 			b, err := find(c.mountPoints, fat(c.fat...))
 			if c.want == "" {
 				if !errors.Is(err, ErrNone) || !strings.Contains(err.Error(), c.mountPoints[1]) {
-					t.Errorf("got %v, want ErrNone that says where was looked", err)
+					t.Errorf("got %v, want ErrNone with the places searched", err)
 				}
 				return
 			}
@@ -544,7 +544,7 @@ func TestFind(t *testing.T) {
 		t.Errorf("open a directory without entries: got %v, want ErrNone", err)
 	}
 	if _, err := Open(filepath.Join(dir, "nowhere")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("open what is not there: got %v", err)
+		t.Errorf("open an absent directory: got %v", err)
 	}
 }
 

@@ -101,8 +101,8 @@ const (
 
 var partUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// SetESP records in the configuration of a sysroot's repository that its boot entries are on an ESP, so that nobody
-// takes those in /boot for them while the ESP is not mounted.
+// SetESP records in the configuration of a sysroot's repository that its boot entries are on an ESP, so that
+// those in /boot are not taken for them while the ESP is not mounted.
 func SetESP(config *keyfile.File, uuid string) {
 	config.Set(configGroup, configKey, strings.ToLower(uuid))
 }

@@ -192,7 +192,7 @@ func TestMergeIsThatOfOSTree(t *testing.T) {
 	want := maps.Clone(read(t, ours))
 	maps.Copy(want, differs)
 	if diff := cmp.Diff(want, theirs); diff != "" {
-		t.Errorf("new etc of ostree is not ours but for what is known to differ (-want +got):\n%s", diff)
+		t.Errorf("ostree's new etc has unknown differences from ours (-want +got):\n%s", diff)
 	}
 	for name, n := range differs {
 		if got := read(t, ours)[name]; got == n {
@@ -202,7 +202,7 @@ func TestMergeIsThatOfOSTree(t *testing.T) {
 	p.Changes = seen
 	modified, removed, added := p.Counts()
 	if line := fmt.Sprintf("%d modified, %d removed, %d added", modified, removed, added); !strings.Contains(said, line) {
-		t.Errorf("ostree does not say %q: %s", line, said)
+		t.Errorf("ostree does not print %q: %s", line, said)
 	}
 }
 

@@ -145,7 +145,7 @@ func TestDisk(t *testing.T) {
 				t.Errorf("file on the root file system: got %q, %v", b, err)
 			}
 			if _, err := os.Stat(filepath.Join(root, espDir)); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("what was laid out for the ESP is still there: %v", err)
+				t.Errorf("the layout of the ESP still exists: %v", err)
 			}
 		})
 	}
@@ -228,7 +228,7 @@ func TestNotEmpty(t *testing.T) {
 			}
 			for _, want := range c.want {
 				if !strings.Contains(err.Error(), want) {
-					t.Errorf("got %v, want it to say %s", err, want)
+					t.Errorf("got %v, want %s in it", err, want)
 				}
 			}
 			opts := options()
@@ -236,7 +236,7 @@ func TestNotEmpty(t *testing.T) {
 			p := mustPlan(t, image, opts)
 			for _, want := range c.want {
 				if !strings.Contains(p.String(), want) {
-					t.Errorf("got the plan\n%s, want it to say that %s is wiped", p, want)
+					t.Errorf("got the plan\n%s, want that %s is wiped", p, want)
 				}
 			}
 			if stampOf(t, image) != before {
@@ -298,7 +298,7 @@ func TestInUse(t *testing.T) {
 			opts.Size = 0
 		}
 		if _, err := NewPlan(t.Context(), image, opts); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v, want ErrInUse that says %s", err, want)
+			t.Errorf("got %v, want ErrInUse with %s", err, want)
 		}
 	}
 	t.Run("mounted image", func(t *testing.T) {

@@ -107,7 +107,7 @@ func TestStoreLinks(t *testing.T) {
 		t.Errorf("commit %s, in the store it is %s", sum, want)
 	}
 	if need, err = tree.Need(to, b.repo); err != nil || need.Objects+need.Shared != 0 || need.Metadata != 0 {
-		t.Errorf("need of what is there: got %+v, %v, want nothing", need, err)
+		t.Errorf("need of a complete commit: got %+v, %v, want nothing", need, err)
 	}
 }
 
@@ -159,7 +159,7 @@ func TestStoreWithoutRoom(t *testing.T) {
 	}
 	for _, want := range []string{"20 MiB", to.Dir().Path(), "are free"} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("got error %v, want that it says %q", err, want)
+			t.Errorf("got error %v, want %q in it", err, want)
 		}
 	}
 	if n := len(contentObjects(t, to)); n != 0 {

@@ -306,12 +306,12 @@ func TestBootloader(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if _, err := os.Stat(filepath.Join(b.path, old.Path())); !os.IsNotExist(err) {
-		t.Errorf("what nothing leads to any more: got error %v", err)
+		t.Errorf("an entry that nothing leads to: got error %v", err)
 	}
 	r.check = unix.ENOSPC
 	st = b.load()
 	if _, err := b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "1")}); err == nil {
-		t.Error("what the boot loader says beforehand is not heard")
+		t.Error("the boot loader's check is ignored")
 	}
 }
 

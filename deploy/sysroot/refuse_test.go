@@ -156,7 +156,7 @@ func TestRefusedRequests(t *testing.T) {
 	}
 	b.do(func(st *sysroot.State) (*sysroot.Plan, error) { return b.PlanPin(st, 1, true) })
 	if _, err := b.PlanUndeploy(b.load(), 1); !errors.Is(err, sysroot.ErrInUse) || !strings.Contains(err.Error(), "pinned") {
-		t.Errorf("undeploy what is pinned: got error %v, want %v", err, sysroot.ErrInUse)
+		t.Errorf("undeploy a pinned deployment: got error %v, want %v", err, sysroot.ErrInUse)
 	}
 	b.do(func(st *sysroot.State) (*sysroot.Plan, error) { return b.PlanPin(st, 1, false) })
 	b.do(func(st *sysroot.State) (*sysroot.Plan, error) { return b.PlanUndeploy(st, 1) })

@@ -124,7 +124,7 @@ func TestStagedGoes(t *testing.T) {
 			st := b.load()
 			stays := st.Staged != nil && st.Staged.Name() == was.Name()
 			if stays != (tt.note == "") || !strings.Contains(p.String(), tt.note) {
-				t.Errorf("stays: %t; the plan says\n%s", stays, p)
+				t.Errorf("stays: %t; plan\n%s", stays, p)
 			}
 			said := false
 			for _, d := range p.Removed {
@@ -153,7 +153,7 @@ func TestStagedInUse(t *testing.T) {
 		t.Errorf("merged: got error %v, want %v", err, sysroot.ErrInUse)
 	}
 	if _, err := b.PlanPin(st, 0, true); !errors.Is(err, sysroot.ErrInvalid) {
-		t.Errorf("pin what is staged: got error %v, want %v", err, sysroot.ErrInvalid)
+		t.Errorf("pin a staged deployment: got error %v, want %v", err, sysroot.ErrInvalid)
 	}
 }
 

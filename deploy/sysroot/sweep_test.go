@@ -392,7 +392,7 @@ func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
 			}
 			if done && want != "" {
 				if diff := cmp.Diff(want, b.snapshot()); diff != "" {
-					t.Errorf("not what it is if nothing fails (-want +got):\n%s", diff)
+					t.Errorf("differs from the result without failures (-want +got):\n%s", diff)
 				}
 			}
 		},
