@@ -17,7 +17,7 @@ func (c *cli) configCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Print and check configuration",
-		Long:  "Print and check the configuration of this program, and what containerd's must say about it." + exitHelp(),
+		Long:  "Print and check the configuration of this program, and print the configuration that containerd needs for it." + exitHelp(),
 		Args:  knownCommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -28,9 +28,9 @@ func (c *cli) configCommand() *cobra.Command {
 func (c *cli) configDefaultCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "default",
-		Short: "Print every key with its default and what it means",
-		Long: "Print a configuration file that has every key with its default, and says what it means. It goes to\n" +
-			plugin.DefaultConfigFile + "; keys that are left out have these values." + exitHelp(),
+		Short: "Print every key with its default and its meaning",
+		Long: "Print a configuration file with every key, its default and its meaning. The program reads\n" +
+			plugin.DefaultConfigFile + "; missing keys have their defaults." + exitHelp(),
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			b, err := plugin.DefaultConfig().Encode()
@@ -47,12 +47,12 @@ func (c *cli) configContainerdCommand() *cobra.Command {
 	var version int
 	cmd := &cobra.Command{
 		Use:   "containerd",
-		Short: "Print what containerd's configuration must say",
-		Long: `Print what containerd's configuration must say to use this snapshotter and differ, with the socket and root of this
+		Short: "Print the configuration that containerd needs",
+		Long: `Print the configuration that containerd needs to use this snapshotter and differ, with the socket and root of this
 program's configuration.
 
-The format is that of the containerd that runs, or of --version: 2 for containerd 1.7, 3 for 2.0 to 2.2, 4 for 2.3 and
-later. Without either it is 3, which later releases read too.` + exitHelp(),
+The format is that of --version, else that of the running containerd: 2 for containerd 1.7, 3 for 2.0 to 2.2, 4 for 2.3
+and later. Without either it is 3, which later releases read too.` + exitHelp(),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.containerdConfig(cmd.Context(), version) },
 	}
@@ -80,7 +80,7 @@ func (c *cli) containerdConfig(ctx context.Context, version int) error {
 	return err
 }
 
-// containerdVersion returns the version of the containerd that runs.
+// containerdVersion returns the version of the running containerd.
 func (c *cli) containerdVersion(ctx context.Context, cfg *plugin.Config) (containerd.Version, error) {
 	client, err := c.dialContainerd(cfg)
 	if err != nil {
@@ -97,10 +97,10 @@ func (c *cli) configCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration, the host and containerd",
-		Long: `Check the configuration file, whether the host's kernel and the root's file system can do what is needed, and whether
-the containerd that runs is configured for this snapshotter. Nothing is changed.
+		Long: `Check the configuration file, whether the kernel and the root's file system have all that "serve" needs, and whether the
+running containerd is configured for this snapshotter. Nothing is changed.
 
-What cannot be checked, because nothing is there yet, is skipped and is no failure.` + exitHelp(),
+A check is skipped, without failing, if the file or program to check does not exist yet.` + exitHelp(),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.configCheck(cmd.Context()) },
 	}

@@ -23,26 +23,26 @@ type dfReport struct {
 	// Snapshots is the number of committed snapshots, Logical the sum of the sizes of the regular files in each.
 	Snapshots int   `json:"snapshots"`
 	Logical   int64 `json:"logical_bytes"`
-	// Stored is what is allocated on the disk, each inode once. The four figures below it add up to it.
+	// Stored is the space allocated on the disk, each inode counted once. It is the sum of the next four figures.
 	Stored    int64  `json:"stored_bytes"`
 	Objects   int64  `json:"objects_bytes"`
 	Checkouts int64  `json:"checkouts_bytes"`
-	Checkout  string `json:"checkout,omitempty"` // what the daemon chose, and why
+	Checkout  string `json:"checkout,omitempty"` // the daemon's choice, and the reason
 	Active    int64  `json:"active_bytes"`
 	Metadata  int64  `json:"metadata_bytes"`
-	// Elsewhere is what of the objects is shared with others on the disk: other repositories, and deployments.
+	// Elsewhere is the part of Objects that other repositories or deployments on the disk share.
 	Elsewhere int64 `json:"elsewhere_bytes"`
-	// Ratio is logical bytes by the stored bytes that are not of active snapshots; 0 for an empty store.
+	// Ratio is Logical / (Stored - Active); 0 for an empty store.
 	Ratio float64 `json:"dedup_ratio"`
-	// Unneeded is what layers take that no snapshot needs, Unreferenced what objects take that no layer has.
+	// Unneeded is the space of layers that no snapshot needs, Unreferenced that of objects in no layer.
 	Unneeded     int64   `json:"unneeded_bytes"`
 	Unreferenced int64   `json:"unreferenced_bytes"`
 	Images       []dfRow `json:"images"`
-	// Source says whether images were asked of containerd, or are one for each chain of snapshots.
+	// Source tells whether Images lists the images of containerd, or the chains of snapshots.
 	Source string `json:"images_from"`
 }
 
-// dfRow is one image, or one chain of snapshots that belongs to none.
+// dfRow is one image, or one chain of snapshots that belongs to no image.
 type dfRow struct {
 	Digest digest.Digest          `json:"digest,omitempty"`
 	Names  []containerd.ImageName `json:"names,omitempty"`
@@ -51,7 +51,7 @@ type dfRow struct {
 	Size   int64                  `json:"size_bytes"`   // regular files of its layers
 	Unique int64                  `json:"unique_bytes"` // freed if only this went
 	Shared int64                  `json:"shared_bytes"` // stored, and needed by others too
-	// Elsewhere is what of Shared others on the disk have: other repositories, and deployments.
+	// Elsewhere is the part of Shared that other repositories or deployments on the disk share.
 	Elsewhere int64 `json:"elsewhere_bytes"`
 	Active    int   `json:"active_snapshots"`
 }
@@ -65,19 +65,20 @@ func (c *cli) dfCommand() *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use:   "df",
-		Short: "Show what images take on the disk, and what sharing saves",
-		Long: `Show what images take on the disk, and what sharing saves.
+		Short: "Show the disk space of images, and what sharing saves",
+		Long: `Show the disk space of images, and what sharing saves.
 
-"logical" is the size of the regular files in every committed snapshot, as if each had its own. "stored" is what is
-allocated on the disk, each inode once: it is what du says about the root. Their ratio is without the writable layers
-of active snapshots, and does not flatter: stored counts whole blocks and metadata, logical does not.
+"logical" is the size of the regular files in all committed snapshots, as if each had files of its own. "stored" is the
+space allocated on the disk, each inode counted once, as du counts the root. Their ratio excludes the writable layers of
+active snapshots. It is a lower bound: stored includes whole blocks and metadata, logical does not.
 
-"elsewhere" is what is on the disk for others too, as the same inodes: repositories of dedup_repos, the one of a system that
-an image was deployed to, its deployments. To remove it here frees nothing, so that it is never "unique" or "unneeded".
+"elsewhere" is the space of inodes that others on the disk have too: repositories of dedup_repos, and the repository and
+deployments of a system that an image was deployed to. Removing them here frees nothing, so they are never "unique" or
+"unneeded".
 
-For each image, "unique" is what would be freed if it and the containers made from it went and all else stayed;
-"shared" is the rest of what it needs. An image that has several names in containerd is listed once. Without
-containerd, there is a line for each chain of snapshots.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
+For each image, "unique" is the space that would be freed by removing the image and its containers, and "shared" is the
+rest of its space. An image with several names in containerd is listed once. Without containerd, each chain of snapshots
+has a line.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.df(cmd.Context(), namespace) },
 	}
@@ -110,7 +111,7 @@ func (c *cli) df(ctx context.Context, namespace string) (err error) {
 	return err
 }
 
-// measure makes the report. It can return one beside an error that names damaged layers, which it leaves out.
+// measure returns the report. A report beside an error leaves out the damaged layers that the error names.
 func (c *cli) measure(ctx context.Context, s *store, namespace string) (*dfReport, error) {
 	images, source := c.images(ctx, s.cfg)
 	p := c.newProgress("measuring files")
@@ -128,7 +129,7 @@ func (c *cli) measure(ctx context.Context, s *store, namespace string) (*dfRepor
 	return r, damage
 }
 
-// inspected returns what the store has to know of images.
+// inspected returns images as package inspect takes them.
 func inspected(images []containerd.Image) []inspect.Image {
 	list := make([]inspect.Image, len(images))
 	for i, img := range images {
@@ -140,7 +141,8 @@ func inspected(images []containerd.Image) []inspect.Image {
 	return list
 }
 
-// images asks containerd for its images. Without it the report is still true, only by chains: say so and go on.
+// images lists the images of containerd. Without containerd it notes that on stderr: reports are still correct, only by
+// chains.
 func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]containerd.Image, string) {
 	client, err := c.dialContainerd(cfg)
 	if err == nil {
@@ -153,7 +155,7 @@ func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]containerd.Imag
 	if ctx.Err() != nil {
 		return nil, fromSnapshots
 	}
-	c.note("containerd at %s does not answer, so that images have no names: %v", c.containerdSocket(cfg), err)
+	c.note("containerd at %s does not answer, image names are unavailable: %v", c.containerdSocket(cfg), err)
 	return nil, fromSnapshots
 }
 
@@ -185,7 +187,7 @@ func newDfReport(use *inspect.Usage, images []containerd.Image) *dfReport {
 	return r
 }
 
-// keepNamespace leaves only what has a name in one namespace of containerd; "" leaves everything.
+// keepNamespace keeps only images with a name in one namespace of containerd; "" keeps all.
 func (r *dfReport) keepNamespace(ns string) {
 	if ns == "" {
 		return
@@ -203,9 +205,9 @@ func (c *cli) printDf(r *dfReport) error {
 		fmt.Sprintf("  checkouts\t%s\t%s", size(r.Checkouts), cmp.Or(r.Checkout, "directories, and files that could not be linked")),
 		fmt.Sprintf("  active\t%s\twritable layers of containers", size(r.Active)),
 		fmt.Sprintf("  metadata\t%s\t", size(r.Metadata)),
-		fmt.Sprintf("elsewhere\t%s\tof the objects, that other repositories or deployments have too", size(r.Elsewhere)),
+		fmt.Sprintf("elsewhere\t%s\tobjects shared with other repositories or deployments", size(r.Elsewhere)),
 		fmt.Sprintf("unneeded\t%s\tlayers that no snapshot needs", size(r.Unneeded)),
-		fmt.Sprintf("unreferenced\t%s\tobjects that no layer has", size(r.Unreferenced)),
+		fmt.Sprintf("unreferenced\t%s\tobjects in no layer", size(r.Unreferenced)),
 		fmt.Sprintf("ratio\t%.2f\tlogical / (stored - active)", r.Ratio),
 	}
 	if err := c.table(rows...); err != nil || len(r.Images) == 0 {
@@ -222,7 +224,7 @@ func (c *cli) printDf(r *dfReport) error {
 	return c.table(rows...)
 }
 
-// title is what a line of the table calls an image: its first name, or the chain where there is none.
+// title returns an image's name in the table: its first name, or its chain if it has no name.
 func (r *dfRow) title() string {
 	switch {
 	case len(r.Names) == 1:
@@ -237,7 +239,7 @@ func (r *dfRow) title() string {
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
-// shortDigest is enough of a digest to tell it from others in a table.
+// shortDigest returns the part of a digest that identifies it in a table.
 func shortDigest(d digest.Digest) string {
 	if d.Validate() != nil {
 		return string(d)

@@ -23,20 +23,20 @@ type fsckReport struct {
 	Objects   int           `json:"objects"`
 	Layers    int           `json:"layers"`
 	Snapshots int           `json:"snapshots"`
-	Partial   int           `json:"partial_commits"` // not damage: a pull of ostree's did not end
-	Deep      *deepReport   `json:"deep,omitempty"`  // of --deep
+	Partial   int           `json:"partial_commits"` // of interrupted pulls by ostree; not damage
+	Deep      *deepReport   `json:"deep,omitempty"`  // with --deep
 	Problems  []fsckProblem `json:"problems"`
-	Repaired  []fsckProblem `json:"repaired,omitempty"` // were problems before --repair
+	Repaired  []fsckProblem `json:"repaired,omitempty"` // problems that --repair solved
 }
 
-// deepReport says how many layers were proved back to their diff IDs.
+// deepReport counts the layers that were proved back to their diff IDs.
 type deepReport struct {
 	Proved     int   `json:"proved_layers"`
 	ProvedSize int64 `json:"proved_bytes"` // of their tars
-	WithoutTar int   `json:"without_tar"`  // layers of directories, which have no diff ID
+	WithoutTar int   `json:"without_tar"`  // layers made of directories, which have no diff ID
 }
 
-// fsckProblem is one thing that is damaged or missing, and what suffers from it.
+// fsckProblem is something damaged or missing, and what it affects.
 type fsckProblem struct {
 	Kind      string   `json:"kind"` // object, ref, layer, snapshot, checkout or rootfs
 	Name      string   `json:"name"`
@@ -46,11 +46,11 @@ type fsckProblem struct {
 	Images    []string `json:"images,omitempty"`
 }
 
-// fsckOptions are the flags of fsck.
+// fsckOptions holds the flags of fsck.
 type fsckOptions struct {
 	deep        bool
 	repair      bool
-	contentRoot string // of containerd, with repair; "" to find it
+	contentRoot string // of containerd; "" to ask containerd
 }
 
 func (c *cli) fsckCommand() *cobra.Command {
@@ -58,20 +58,20 @@ func (c *cli) fsckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fsck",
 		Short: "Check everything in the store",
-		Long: `Check everything in the store: every object is hashed again, every ref leads to a commit that is complete, every
-layer's image can be read and its objects are there, every snapshot's layer, directory and checkout exist, every checkout
-holds exactly what its layer's image says, and every composefs image what the images of its layers say together.
+		Long: `Check everything in the store: each object has its checksum, each ref leads to a complete commit, each layer's image is
+readable and its objects exist, each snapshot's layer, directory and checkout exist, each checkout matches its layer's
+image, and each composefs image matches the images of its layers.
 
-What is damaged is named with the snapshots and images that suffer from it. It runs beside the daemon, and what the
-daemon removes meanwhile is not missed.
+Each problem is listed with the snapshots and images that it affects. The check runs beside the daemon; files that the
+daemon removes meanwhile are not reported.
 
-With --deep, the tar of every layer is also written again from the store, and its digest compared with the layer's diff
-ID: the store has all of what was pulled, byte for byte. That reads every file of every layer once more. Layers that were
-not made of a tar (nerdctl commit, builds) have no diff ID to compare with, and are counted.
+With --deep, the tar of each layer is also reassembled from the store, and its digest compared with the layer's diff ID:
+this proves that the store has every byte that was pulled. It reads every file of every layer once more. Layers that were
+not made of a tar (nerdctl commit, builds) have no diff ID; they are only counted.
 
-With --repair, damaged and missing objects, layers and refs are made again from the layers' blobs in containerd's content
-store, whatever namespace they are in, and checkouts are put right in place, also under running containers. Then
-everything is checked again, and what is still wrong is named. Without it nothing is changed.` +
+With --repair, damaged and missing objects, layers and refs are rebuilt from the layers' blobs in containerd's content
+store, in any namespace, and checkouts are repaired in place, even under running containers. Then everything is checked
+again, and the remaining problems are listed. Without --repair nothing is changed.` +
 			exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -79,7 +79,7 @@ everything is checked again, and what is still wrong is named. Without it nothin
 		},
 	}
 	cmd.Flags().BoolVar(&opts.deep, "deep", false, "also prove each layer back to its diff ID")
-	cmd.Flags().BoolVar(&opts.repair, "repair", false, "make again what is damaged or missing")
+	cmd.Flags().BoolVar(&opts.repair, "repair", false, "rebuild what is damaged or missing")
 	cmd.Flags().StringVar(&opts.contentRoot, "content-root", "", "`DIRECTORY` of containerd's content store, instead of the configuration's")
 	c.jsonFlag(cmd)
 	c.daemonFlag(cmd)
@@ -98,7 +98,7 @@ func (c *cli) fsck(ctx context.Context, opts fsckOptions) (err error) {
 		return err
 	}
 	if opts.repair && report.Unread != nil && len(report.Repaired) == 0 {
-		return withStatus(exitPartly, fmt.Errorf("snapshots cannot be read, so that nothing is repaired: %w", report.Unread))
+		return withStatus(exitPartly, fmt.Errorf("nothing is repaired, because snapshots cannot be listed: %w", report.Unread))
 	}
 	if err := c.showFsck(newFsckReport(report)); err != nil {
 		return err
@@ -111,15 +111,15 @@ func (c *cli) fsck(ctx context.Context, opts fsckOptions) (err error) {
 		return nil
 	case !opts.repair:
 		return withHint(withStatus(exitCorrupt, fmt.Errorf("the store has problems: %d", left)),
-			"\"ostree-snapshotter fsck --repair\" makes again what it can")
+			"\"ostree-snapshotter fsck --repair\" rebuilds what it can")
 	case len(report.Repaired) > 0:
 		return withStatus(exitPartly, fmt.Errorf("problems that could not be repaired: %d", left))
 	}
 	return withHint(withStatus(exitCorrupt, fmt.Errorf("problems that could not be repaired: %d", left)),
-		"remove every image and snapshot that is named, so that what is damaged is pruned, and pull the images again")
+		"remove the listed images and snapshots, so that damaged objects are pruned, and pull the images again")
 }
 
-// check checks the store and, if it is to, repairs it.
+// check checks the store and, with --repair, repairs it.
 func (c *cli) check(ctx context.Context, s *store, opts fsckOptions) (*fsck.Report, error) {
 	verb := "checking layers"
 	if opts.deep {
@@ -146,16 +146,16 @@ func (c *cli) check(ctx context.Context, s *store, opts fsckOptions) (*fsck.Repo
 	}
 	blobs := func(ctx context.Context) (b fsck.Blobs, err error) {
 		if b.Provider, err = c.contentRoot(ctx, s.cfg, opts.contentRoot); err != nil {
-			c.note("blobs cannot be read, so that only checkouts and refs are repaired: %v", err)
+			c.note("only checkouts and refs are repaired, because blobs cannot be read: %v", err)
 		}
 		b.Decompressor, err = blob.NewDecompressor(ctx, s.cfg.Decompress.Gzip)
 		return b, err
 	}
-	// Log messages of an import are for the daemon.
+	// The log messages of imports are meant for the daemon.
 	return fsck.CheckAndRepair(containerd.Silent(ctx), s.Store, o, blobs, func(err error) { c.note("%v", err) })
 }
 
-// contentRoot returns the directory of containerd's content store: blobs of every namespace are there.
+// contentRoot returns the directory of containerd's content store, which has the blobs of all namespaces.
 func (c *cli) contentRoot(ctx context.Context, cfg *plugin.Config, flag string) (content.Provider, error) {
 	dir := cmp.Or(flag, cfg.Containerd.ContentRoot)
 	if dir != "" {

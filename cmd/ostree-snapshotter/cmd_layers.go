@@ -17,9 +17,9 @@ type layerRow struct {
 	DiffID  digest.Digest        `json:"diff_id,omitempty"` // none for a layer made of a directory
 	Entries int64                `json:"entries"`
 	Size    int64                `json:"size_bytes"`
-	// Snapshots is the number of snapshots, committed or not, that have the layer. Those that rest on them not counted.
+	// Snapshots is the number of snapshots, committed or not, that have the layer, without those on top of them.
 	Snapshots int `json:"snapshots"`
-	// Unique is what would be freed on the disk if only this layer went.
+	// Unique is the disk space that would be freed by removing only this layer.
 	Unique int64 `json:"unique_bytes"`
 }
 
@@ -27,8 +27,8 @@ func (c *cli) layersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "layers",
 		Short: "List the layers in the store",
-		Long: `List the layers in the store: how many entries and bytes each has, how many snapshots have it, and what would be
-freed on the disk if only this one went.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
+		Long: `List the layers in the store, each with the number of its entries and bytes, the number of snapshots that have it, and
+the disk space that would be freed by removing only this layer.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.listLayers(cmd.Context()) },
 	}
@@ -67,7 +67,7 @@ func (c *cli) listLayers(ctx context.Context) (err error) {
 	return err
 }
 
-// layerRows makes the list. It can return one beside an error that names damaged layers, which it leaves out.
+// layerRows returns the list. A list beside an error leaves out the damaged layers that the error names.
 func (c *cli) layerRows(ctx context.Context, s *store) ([]layerRow, error) {
 	p := c.newProgress("measuring files")
 	layers, damage := s.LayerUsage(ctx, func(n int64) { p.update(n, 0) })

@@ -25,17 +25,17 @@ func (c *cli) pruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove layers, checkouts and objects that no snapshot needs",
-		Long: `Remove layers, checkouts and objects that no snapshot needs, and what interrupted operations left over. The running
-daemon does so itself when containerd removes snapshots; this is for what is left after a crash, and for a store without
-a daemon.
+		Long: `Remove layers, checkouts and objects that no snapshot needs, and leftovers of interrupted operations. A running daemon
+does so itself when containerd removes snapshots; this command is for leftovers of a crash, and for a store without a
+daemon.
 
-What a snapshot of containerd needs, or a ref that is not ours, is never removed. What is garbage is found without
-disturbing anybody; it is removed under the repository's exclusive lock, for which a running pull is waited.` +
+Files that a snapshot of containerd or a ref of another program needs are never removed. Garbage is found without a lock
+and removed under the repository's exclusive lock, which waits for running pulls.` +
 			exitHelp(exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.prune(cmd.Context(), dryRun) },
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be removed and remove nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "report what would be removed, and remove nothing")
 	c.jsonFlag(cmd)
 	c.daemonFlag(cmd)
 	return cmd
@@ -54,7 +54,7 @@ func (c *cli) prune(ctx context.Context, dryRun bool) (err error) {
 	return errors.Join(c.pruned(stats, dryRun), err)
 }
 
-// pruned says what was removed, or would be.
+// pruned reports what was removed, or would be.
 func (c *cli) pruned(stats *layer.PruneStats, dryRun bool) error {
 	if c.json {
 		return c.writeJSON(pruneReport{

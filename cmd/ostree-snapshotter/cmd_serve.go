@@ -11,7 +11,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 )
 
-// serveFlags are the keys of the configuration that can be given on the command line too.
+// serveFlags holds the flags that override keys of the configuration.
 type serveFlags struct {
 	address           string
 	containerdAddress string
@@ -23,11 +23,10 @@ func (c *cli) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the snapshotter and differ",
-		Long: `Run the snapshotter and differ that containerd's proxy_plugins name, on one unix socket.
+		Long: `Run the snapshotter and differ of containerd's proxy_plugins, on one unix socket.
 
-The store is made when there is none. SIGTERM and SIGINT end the daemon when the calls that run have come to their end,
-or after ten seconds; a second one ends it at once. Containers are not affected by either: their mounts are the
-kernel's.` + exitHelp(exitNoRepo),
+The store is created if it does not exist. SIGTERM and SIGINT end the daemon when its running calls have finished, or
+after ten seconds; a second signal ends it at once. Containers keep running: their mounts belong to the kernel.` + exitHelp(exitNoRepo),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := c.loadConfig()
@@ -47,7 +46,7 @@ kernel's.` + exitHelp(exitNoRepo),
 	return cmd
 }
 
-// apply puts what the flags say over the configuration.
+// apply overrides the configuration with the flags.
 func (f *serveFlags) apply(cfg *plugin.Config) error {
 	for _, p := range []struct{ flag, key *string }{
 		{&f.address, &cfg.Address},
@@ -76,7 +75,7 @@ func serve(ctx context.Context, cfg *plugin.Config) (err error) {
 	if err := cfg.Log.Apply(); err != nil {
 		return err
 	}
-	// What is opened outlives ctx: calls that run when it is done are to come to their end.
+	// Open files outlive ctx, so that running calls can finish.
 	s, err := plugin.Assemble(context.WithoutCancel(ctx), cfg)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)

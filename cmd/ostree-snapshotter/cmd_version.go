@@ -38,7 +38,7 @@ func (c *cli) versionCommand() *cobra.Command {
 	return cmd
 }
 
-// String is the version, and the revision if it is known.
+// String returns the version, and the revision if it is known.
 func (v versionInfo) String() string {
 	if v.Revision == "" {
 		return v.Version
@@ -46,7 +46,7 @@ func (v versionInfo) String() string {
 	return v.Version + " (" + v.Revision + ")"
 }
 
-// buildVersion is the version the build gave, else what the Go tool recorded in the binary.
+// buildVersion returns the version set by the build, or else the one that the Go tool recorded in the binary.
 func buildVersion() versionInfo {
 	v := versionInfo{
 		Version:   version,

@@ -49,18 +49,18 @@ var exitMeaning = map[int]string{
 	exitFailed:      "failed",
 	exitUsage:       "wrong usage",
 	exitPartly:      "partly done; standard error says what is missing",
-	exitNoRepo:      "there is no repository at the root",
+	exitNoRepo:      "no repository at the root",
 	exitLocked:      "the repository, its metadata or the system is locked by another process",
-	exitCorrupt:     "something in the store or the system is corrupt",
-	exitNoSysroot:   "there is no ostree system, or no stateroot, at the place",
+	exitCorrupt:     "the store or the system is corrupt",
+	exitNoSysroot:   "no ostree system, or no stateroot, at the given place",
 	exitNotBootable: "the image cannot be booted",
-	exitConflict:    "changes of /etc conflict with the image",
+	exitConflict:    "changes in /etc conflict with the image",
 	exitNoImage:     "containerd does not have the image, or this snapshotter has not unpacked it",
-	exitNoUpdate:    "there is no update",
+	exitNoUpdate:    "no update available",
 	exitInterrupted: "interrupted",
 }
 
-// exitHelp is the end of a command's help text: the statuses that every command can end with, and those in codes.
+// exitHelp returns the end of a command's help text: the statuses of every command, and those in codes.
 func exitHelp(codes ...int) string {
 	codes = append(codes, exitOK, exitFailed, exitUsage)
 	slices.Sort(codes)
@@ -72,7 +72,7 @@ func exitHelp(codes ...int) string {
 	return b.String()
 }
 
-// statusError is an error with the exit status that it ends the process with.
+// statusError is an error with an exit status.
 type statusError struct {
 	status int
 	err    error
@@ -87,7 +87,7 @@ func usagef(format string, args ...any) error {
 	return withStatus(exitUsage, fmt.Errorf(format, args...))
 }
 
-// hintError is an error with what its reader can do about it.
+// hintError is an error with a hint for its reader.
 type hintError struct {
 	err  error
 	hint string
@@ -102,10 +102,10 @@ func withHint(err error, format string, args ...any) error {
 
 var errInterrupted = withStatus(exitInterrupted, errors.New("interrupted"))
 
-// errQuiet is an error that has nothing to say: its status is the answer.
+// errQuiet is an error without a message: the exit status is the result.
 var errQuiet = errors.New("quiet")
 
-// report writes err to stderr in the form that users and scripts see, and returns the exit status for it.
+// report writes err and its hint to stderr, and returns its exit status.
 func report(stderr io.Writer, err error) int {
 	if err == nil {
 		return exitOK
@@ -113,7 +113,7 @@ func report(stderr io.Writer, err error) int {
 	if errors.Is(err, errQuiet) {
 		return statusOf(err)
 	}
-	for line := range strings.SplitSeq(err.Error(), "\n") { // errors.Join makes lines
+	for line := range strings.SplitSeq(err.Error(), "\n") { // of errors.Join
 		fmt.Fprintf(stderr, "ostree-snapshotter: error: %s\n", line)
 	}
 	if hint := hintFor(err); hint != "" {
@@ -161,7 +161,7 @@ func is(err error, targets ...error) bool {
 	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
-// deployHints are what a user can do about errors of package deploy and those below it. The first that fits counts.
+// deployHints holds hints for errors of package deploy and the packages below it. The first match counts.
 var deployHints = []struct {
 	kind error
 	hint string
@@ -266,7 +266,7 @@ func hintFor(err error) string {
 	return ""
 }
 
-// imageHint is what to do about an image that containerd or the store does not have, "" for other errors.
+// imageHint returns the hint for an image that containerd or the store does not have, "" for other errors.
 func imageHint(e *containerd.ImageError) string {
 	pull := func(flags string) string {
 		return fmt.Sprintf("ctr -n %s images pull %s--snapshotter %s %s", e.Namespace, flags, containerd.SnapshotterID, e.Name)
@@ -293,7 +293,7 @@ func imageHint(e *containerd.ImageError) string {
 	return fmt.Sprintf("%q pulls it", pull(""))
 }
 
-// fullName is a hint for names that containerd does not complete, "" for those that are complete.
+// fullName returns a hint with the full name of an image if name is short, which containerd does not complete; else "".
 func fullName(name string) string {
 	host, rest, ok := strings.Cut(name, "/")
 	if ok && (strings.ContainsAny(host, ".:") || host == "localhost") {
@@ -320,7 +320,7 @@ func registryHint(e *containerd.RegistryError) string {
 	return "--hosts-dir, --plain-http and --user say how to reach a registry, as with \"ctr images pull\""
 }
 
-// note writes something that is not an error to stderr.
+// note writes a message that is not an error to stderr.
 func (c *cli) note(format string, args ...any) {
 	fmt.Fprintf(c.stderr, "ostree-snapshotter: "+format+"\n", args...)
 }

@@ -57,7 +57,7 @@ func (c *cli) findings(ctx context.Context, cfg *plugin.Config) []finding {
 	return list
 }
 
-// containerdCheck asks a running containerd what it knows.
+// containerdCheck checks a running containerd.
 type containerdCheck struct {
 	ctx     context.Context
 	address string
@@ -87,7 +87,7 @@ func (k *containerdCheck) connect() (string, error) {
 	return release + " at " + k.address, nil
 }
 
-// plugin makes sure that containerd has loaded one of its proxy plugins.
+// plugin checks that containerd has loaded a proxy plugin.
 func (k *containerdCheck) plugin(kind, id string) (string, error) {
 	if !k.up {
 		return "", fmt.Errorf("%w: containerd was not asked", plugin.ErrNotChecked)

@@ -1,13 +1,13 @@
 // Command ostree-snapshotter is a containerd snapshotter and differ that keep image layers in an ostree repository.
 //
-// "ostree-snapshotter serve" is the daemon. The other commands look at the repository beside it, or without it.
+// "ostree-snapshotter serve" is the daemon. The other commands work beside it, or without it.
 //
 // The rules of the interface:
-//   - Standard output is data: what the command was asked for, as a table or, with --json, as one JSON document.
-//   - Everything else goes to standard error with an "ostree-snapshotter:" prefix. No capitalised initials and no
-//     full stops at the end. A hint says what to do about an error.
+//   - Standard output is data: the result of the command as a table or, with --json, as one JSON document.
+//   - Everything else goes to standard error with an "ostree-snapshotter:" prefix. Messages begin in lower case and
+//     have no full stop at the end. A hint tells what to do about an error.
 //   - Progress is shown on a terminal and never on a pipe.
-//   - The exit status tells kinds of failure apart; each help text lists those the command can end with.
+//   - The exit status tells kinds of failure apart; each help text lists those of the command.
 //   - Only main ends the process.
 package main
 
@@ -26,8 +26,8 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run executes one command line and returns its exit status. The first SIGINT or SIGTERM cancels what is being done,
-// a second one ends the process at once.
+// run executes one command line and returns its exit status. The first SIGINT or SIGTERM cancels the command, a second
+// one ends the process at once.
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -35,13 +35,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return execute(ctx, args, stdout, stderr)
 }
 
-// execute is run until ctx is done.
+// execute is like run, but ctx cancels the command.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	c := cli{stdout: stdout, stderr: stderr, openDir: atfs.Open}
 	return c.execute(ctx, args)
 }
 
-// execute parses the arguments into c and does what they say.
+// execute parses the arguments into c and runs the command.
 func (c *cli) execute(ctx context.Context, args []string) int {
 	root := c.rootCommand()
 	root.SetArgs(args)

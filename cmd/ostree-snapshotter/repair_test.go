@@ -112,7 +112,7 @@ func TestRepairStatus(t *testing.T) {
 			if status != tt.want || (len(r.Repaired) > 0) != tt.repaired || (len(r.Problems) > 0) != tt.left {
 				t.Errorf("status %d, want %d: %d repaired, %d left\n%s", status, tt.want, len(r.Repaired), len(r.Problems), stderr)
 			}
-			if hinted := strings.Contains(stderr, "hint: remove every image"); hinted != tt.hinted {
+			if hinted := strings.Contains(stderr, "hint: remove the listed images"); hinted != tt.hinted {
 				t.Errorf("stderr: %s", stderr)
 			}
 		})

@@ -13,8 +13,8 @@ import (
 
 const defaultConfigFile = plugin.DefaultConfigFile
 
-// loadConfig reads the configuration and applies the flags that go before it. The default file need not exist; one
-// that --config names must.
+// loadConfig reads the configuration and applies the flags that override it. The default file need not exist; a file
+// named by --config must.
 func (c *cli) loadConfig() (*plugin.Config, error) {
 	name := c.configFile
 	if name == "" {
@@ -35,14 +35,14 @@ func (c *cli) loadConfig() (*plugin.Config, error) {
 	return cfg, nil
 }
 
-// store is the store that a command reads.
+// store is the store that a command works on.
 type store struct {
 	*inspect.Store
 	cfg   *plugin.Config
 	close func() error
 }
 
-// openStore opens the store that the configuration names. It changes nothing on the disk when there is none.
+// openStore opens the configured store. If no store exists it changes nothing on the disk.
 func (c *cli) openStore() (*store, error) {
 	cfg, err := c.loadConfig()
 	if err != nil {
@@ -63,8 +63,8 @@ func newStore(cfg *plugin.Config, s *plugin.Store, daemon string) *store {
 	}
 }
 
-// checkout returns the checkouts that the daemon chose at its last start; the zero value if there was none, or if its record is
-// damaged.
+// checkout returns the daemon's choice of checkouts at its last start. It is the zero value if the daemon never
+// started, or if its record is damaged.
 func (s *store) checkout() plugin.Chosen {
 	c, err := plugin.ReadCheckout(s.Root)
 	if err != nil {

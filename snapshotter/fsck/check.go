@@ -27,8 +27,8 @@ type Options struct {
 	Deep bool
 	// Composefs says that the daemon runs containers on composefs images: snapshots need no checkouts.
 	Composefs bool
-	// Images returns the images whose names a report gives. It is called at most once by each Check, and only if there is a
-	// problem. nil is no images.
+	// Images returns the images whose names a report gives. It is called at most once by each Check, and only if there
+	// is a problem. nil is no images.
 	Images func(context.Context) []inspect.Image
 	// Progress is told how many steps of a stage are done. Many goroutines may call it at once. nil is nobody.
 	Progress func(stage Stage, done, total int64)
@@ -88,8 +88,8 @@ type Deep struct {
 	WithoutTar  int   // layers made of directories, which have no diff ID
 }
 
-// Check checks the whole store and changes nothing. Problems, and snapshots that cannot be listed, are in the report; the error
-// says what kept Check from its work.
+// Check checks the whole store and changes nothing. Problems, and snapshots that cannot be listed, are in the report;
+// the error says what kept Check from its work.
 func Check(ctx context.Context, s *inspect.Store, o Options) (*Report, error) {
 	if o.Progress == nil {
 		o.Progress = func(Stage, int64, int64) {}
@@ -298,8 +298,8 @@ func (k *checker) refs(layers []layer.Layer) error {
 // errNoRef is the problem of a layer that a snapshot needs and that an ostree prune would remove.
 var errNoRef = errors.New("no ref keeps it; \"ostree-snapshotter prune\" gives it one")
 
-// directories checks that active snapshots have directories, and that these name their layers. The daemon, which does not
-// tell the IDs of its snapshots, does so itself when it starts.
+// directories checks that active snapshots have directories, and that these name their layers. The daemon, which does
+// not tell the IDs of its snapshots, does so itself when it starts.
 func (k *checker) directories(list []inspect.Snapshot) error {
 	_, damaged, err := snapshotter.AppliedLayers(k.store.Root)
 	if err != nil {
@@ -452,8 +452,8 @@ func (k *checker) blameLayers(layers []layer.Layer, list []inspect.Snapshot) {
 	}
 }
 
-// affects returns the problem with its layers, the snapshots that have one of them or rest on one that has, and the images of
-// those.
+// affects returns the problem with its layers, the snapshots that have one of them or rest on one that has, and the
+// images of those.
 func (p *problem) affects(list []inspect.Snapshot, groups []inspect.Group, images []inspect.Image) Problem {
 	for id := range p.layers {
 		p.Layers = append(p.Layers, id)

@@ -20,8 +20,8 @@ type Blobs struct {
 	Decompressor *blob.Decompressor
 }
 
-// Remake imports a layer again from the first of some blobs that is there and unpacks to it. Objects in distrust are replaced
-// where the layer has them. If no blob will do, the error tells why of each.
+// Remake imports a layer again from the first of some blobs that is there and unpacks to it. Objects in distrust are
+// replaced where the layer has them. If no blob will do, the error tells why of each.
 func (b Blobs) Remake(ctx context.Context, layers *layer.Store, id objectstore.Checksum, blobs []digest.Digest, distrust map[objectstore.ObjectName]struct{}) error {
 	if b.Provider == nil {
 		return errors.New("no blobs")

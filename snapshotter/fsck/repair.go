@@ -14,11 +14,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
-// CheckAndRepair checks the store, repairs it, and checks it again. The report is that of the last check; its Repaired lists the
-// problems that were found and are gone. If snapshots cannot be listed nothing is repaired, and the report has an Unread.
+// CheckAndRepair checks the store, repairs it, and checks it again. The report is that of the last check; its Repaired
+// lists the problems that were found and are gone. If snapshots cannot be listed nothing is repaired, and the report
+// has an Unread.
 //
-// blobs is called once if there is something to repair. failed is called with everything that could not be repaired; it may be
-// nil.
+// blobs is called once if there is something to repair. failed is called with everything that could not be repaired; it
+// may be nil.
 func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func(context.Context) (Blobs, error), failed func(error)) (*Report, error) {
 	removed, err := RemoveDamagedRefs(ctx, s)
 	if err != nil {
@@ -37,13 +38,13 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 		return nil, err
 	}
 	found, known := report.Problems, make(map[string]bool)
-	// A pull that runs meanwhile may copy a damaged file, where it cannot link to it, before the file is repaired. So problems
-	// that appear during a repair are repaired too.
+	// A pull that runs meanwhile may copy a damaged file, where it cannot link to it, before the file is repaired. So
+	// problems that appear during a repair are repaired too.
 	//
-	// The loop ends. Another round takes a problem that no check before it found, and a repair makes none: it verifies all that
-	// it writes. Only a pull can, by a copy of an object that is still damaged. Objects that can be repaired are after the
-	// first round, so nothing of theirs is new after the second. An object without a blob can be copied for as long as layers
-	// that have it are pulled, and such a pull brings the blob.
+	// The loop ends. Another round takes a problem that no check before it found, and a repair makes none: it verifies
+	// all that it writes. Only a pull can, by a copy of an object that is still damaged. Objects that can be repaired
+	// are after the first round, so nothing of theirs is new after the second. An object without a blob can be copied
+	// for as long as layers that have it are pulled, and such a pull brings the blob.
 	for more := true; more && report.Unread == nil; {
 		for _, p := range report.Problems {
 			known[p.id()] = true
@@ -73,8 +74,8 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 	return report, nil
 }
 
-// RemoveDamagedRefs removes refs of layers that cannot be read, and returns them as problems. Repair restores them. While there
-// is one, refs cannot be listed, so that Check fails.
+// RemoveDamagedRefs removes refs of layers that cannot be read, and returns them as problems. Repair restores them.
+// While there is one, refs cannot be listed, so that Check fails.
 func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) (removed []Problem, err error) {
 	for {
 		_, err := s.Repo.Refs(layer.RefPrefix)
@@ -89,12 +90,13 @@ func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) (removed []Problem
 	}
 }
 
-// Repair repairs the problems of a report of the same store as far as it can, in the order of their causes: damaged and missing
-// layers are imported again from their blobs, refs are restored, then checkouts and rootfs images are put right in place, also
-// under running containers. When it returns everything is on the disk. Only another Check tells what is right.
+// Repair repairs the problems of a report of the same store as far as it can, in the order of their causes: damaged and
+// missing layers are imported again from their blobs, refs are restored, then checkouts and rootfs images are put right
+// in place, also under running containers. When it returns everything is on the disk. Only another Check tells what is
+// right.
 //
-// What cannot be repaired is no error; failed, which may be nil, is called with it. After an error, and after a crash, the store
-// has no damage that it did not have before, and another Repair continues.
+// What cannot be repaired is no error; failed, which may be nil, is called with it. After an error, and after a crash,
+// the store has no damage that it did not have before, and another Repair continues.
 func Repair(ctx context.Context, s *inspect.Store, report *Report, b Blobs, o Options, failed func(error)) error {
 	list, err := s.Snapshots(ctx)
 	if err != nil {
@@ -125,7 +127,7 @@ func Repair(ctx context.Context, s *inspect.Store, report *Report, b Blobs, o Op
 			if ctx.Err() != nil {
 				return err
 			}
-			failed(fmt.Errorf("layer %s cannot be made again: %w", id, err))
+			failed(fmt.Errorf("layer %s cannot be rebuilt: %w", id, err))
 		}
 	}
 	if _, err := s.Layers.RestoreRefs(ctx, unpackedFrom(list)); err != nil {
@@ -148,8 +150,8 @@ func unpackedFrom(list []inspect.Snapshot) map[objectstore.Checksum][]digest.Dig
 	return blobs
 }
 
-// blobsOf returns the blobs of layers that refs, snapshots and the manifests of images name. The diff ID is the digest of the
-// blob of a layer that is not compressed.
+// blobsOf returns the blobs of layers that refs, snapshots and the manifests of images name. The diff ID is the digest
+// of the blob of a layer that is not compressed.
 func blobsOf(s *inspect.Store, list []inspect.Snapshot, images []inspect.Image) (map[objectstore.Checksum][]digest.Digest, error) {
 	refs, err := s.Repo.Refs(layer.RefPrefix)
 	if err != nil {
@@ -294,8 +296,8 @@ func (r *repairer) rootfs(ctx context.Context, chain []objectstore.Checksum) err
 	return nil
 }
 
-// isAffected reports whether the checkout of the last layer of a chain may be wrong: because that layer was, or one below that
-// it takes something from.
+// isAffected reports whether the checkout of the last layer of a chain may be wrong: because that layer was, or one
+// below that it takes something from.
 func (r *repairer) isAffected(ctx context.Context, chain []objectstore.Checksum) bool {
 	top := chain[len(chain)-1]
 	if _, ok := r.affected[top]; ok {

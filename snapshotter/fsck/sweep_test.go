@@ -21,8 +21,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// Whichever operation of a repair fails, and before whichever the process is killed: nothing else is damaged, and another
-// repair makes everything right.
+// Whichever operation of a repair fails, and before whichever the process is killed: nothing else is damaged, and
+// another repair makes everything right.
 func TestRepairInterrupted(t *testing.T) {
 	testenv.NeedsRoot(t)
 	silence(t)
@@ -123,8 +123,8 @@ func sweptBed(dir string) bed {
 	return bed{root: filepath.Join(dir, "root"), blobs: filepath.Join(dir, "content")}
 }
 
-// makeDamagedStore unpacks layers, and damages one of the files that lib/ has, with its object, the checkout of the other
-// and a ref.
+// makeDamagedStore unpacks layers, and damages one of the files that lib/ has, with its object, the checkout of the
+// other and a ref.
 func makeDamagedStore(t *testing.T, b bed, layers [][]snaptest.TarFile) {
 	t.Helper()
 	if err := os.MkdirAll(b.root, 0o711); err != nil {

@@ -78,8 +78,8 @@ func (a *account) objectClaims() map[objectstore.ObjectName]claim {
 	return claims
 }
 
-// unique returns the unshared bytes of each of n owners, and the unclaimed bytes. Inodes with names outside the store count
-// as neither.
+// unique returns the unshared bytes of each of n owners, and the unclaimed bytes. Inodes with names outside the store
+// count as neither.
 func (a *account) unique(n int) (each []int64, unclaimed int64) {
 	each = make([]int64, n)
 	add := func(c claim, bytes int64) {

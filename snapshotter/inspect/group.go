@@ -20,8 +20,8 @@ type Group struct {
 	Active int                 // number of active snapshots and views on top of them
 }
 
-// Groups assigns committed snapshots to the images that have their chain IDs. Those of no image form a group for each chain
-// that no committed snapshot rests on. An image without snapshots has no group.
+// Groups assigns committed snapshots to the images that have their chain IDs. Those of no image form a group for each
+// chain that no committed snapshot rests on. An image without snapshots has no group.
 func Groups(list []Snapshot, images []Image) []Group {
 	byKey := index(list)
 	byChain := make(map[digest.Digest][]*Snapshot)

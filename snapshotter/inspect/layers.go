@@ -19,8 +19,9 @@ import (
 // ErrNotUnpacked is the error of an image that was pulled, but not all of whose layers are in the store.
 var ErrNotUnpacked = errors.New("it is pulled, but this snapshotter has not unpacked it")
 
-// Unpacked returns the layers with diff IDs, lowest first. Layers that were built here instead of pulled have no diff ID; they
-// are found by the snapshot of the image's chain. If the store does not have them all the error is ErrNotUnpacked.
+// Unpacked returns the layers with diff IDs, lowest first. Layers that were built here instead of pulled have no diff
+// ID; they are found by the snapshot of the image's chain. If the store does not have them all the error is
+// ErrNotUnpacked.
 func (s *Store) Unpacked(ctx context.Context, diffIDs []digest.Digest) ([]objectstore.Checksum, error) {
 	layers, err := s.byDiffID(ctx, diffIDs)
 	if err != nil || layers != nil {
@@ -69,8 +70,8 @@ func (s *Store) byChain(ctx context.Context, chain digest.Digest) ([]objectstore
 	return chainOf(top, index(list)), nil
 }
 
-// AllLayers describes the layers that refs or snapshots name, ordered by ID. Damaged ones are left out, and the error names
-// them: it can come with a list.
+// AllLayers describes the layers that refs or snapshots name, ordered by ID. Damaged ones are left out, and the error
+// names them: it can come with a list.
 func (s *Store) AllLayers(ctx context.Context, list []Snapshot) ([]layer.Layer, error) {
 	layers, err := s.Layers.Layers(ctx)
 	errs := []error{err}

@@ -11,11 +11,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
-// Prune removes layers, checkouts and objects that no snapshot needs, and leftovers of interrupted operations. With dryRun
-// it only counts them. A running daemon removes the directories of its own snapshots.
+// Prune removes layers, checkouts and objects that no snapshot needs, and leftovers of interrupted operations. With
+// dryRun it only counts them. A running daemon removes the directories of its own snapshots.
 //
-// If metadata.db is damaged or lost, or the daemon does not answer for this store, it removes nothing and the errors are
-// those of [Store.Snapshots]. A result beside an error counts what was removed before the error.
+// If metadata.db is damaged or lost, or the daemon does not answer for this store, it removes nothing and the errors
+// are those of [Store.Snapshots]. A result beside an error counts what was removed before the error.
 func (s *Store) Prune(ctx context.Context, dryRun bool) (*layer.PruneStats, error) {
 	swept, err := snapshotter.Sweep(ctx, s.Root, dryRun)
 	daemon := errors.Is(err, bolterrors.ErrTimeout)

@@ -46,8 +46,8 @@ func (e *LostMetadataError) Error() string { return e.File + " is lost" }
 
 // Snapshots lists the snapshots of the store. A store that never had one has none.
 //
-// If metadata.db is damaged the error is a [snapshotter.DamagedMetadataError], if it is lost a [LostMetadataError], and if it
-// is locked and the daemon does not answer a [LockedError].
+// If metadata.db is damaged the error is a [snapshotter.DamagedMetadataError], if it is lost a [LostMetadataError], and
+// if it is locked and the daemon does not answer a [LockedError].
 func (s *Store) Snapshots(ctx context.Context) ([]Snapshot, error) {
 	list, err := s.snapshots(ctx)
 	if err != nil {
@@ -111,8 +111,8 @@ func (s *Snapshot) name() string {
 	return parts[len(parts)-1]
 }
 
-// Staged returns the layers of active snapshots that no row names yet, by snapshot ID. Snapshots with damage to the file
-// that names the layer are left out: nothing can use them.
+// Staged returns the layers of active snapshots that no row names yet, by snapshot ID. Snapshots with damage to the
+// file that names the layer are left out: nothing can use them.
 func (s *Store) Staged() (map[string]objectstore.Checksum, error) {
 	staged, _, err := snapshotter.AppliedLayers(s.Root)
 	return staged, err
@@ -121,12 +121,12 @@ func (s *Store) Staged() (map[string]objectstore.Checksum, error) {
 // Live returns the function that tells a prune which layers are in use. Directories of snapshots with IDs in orphans do
 // not count.
 //
-// It fails if the layer of a committed snapshot is unknown, as [snapshotter.Snapshotter.Live] does: nothing may be removed
-// then.
+// It fails if the layer of a committed snapshot is unknown, as [snapshotter.Snapshotter.Live] does: nothing may be
+// removed then.
 func (s *Store) Live(orphans ...string) layer.Live {
 	return func(ctx context.Context) (map[objectstore.Checksum]struct{}, error) {
-		// Before the rows, always: a commit moves the layer from the directory to the row, so a layer that is in the one no
-		// longer is in the other.
+		// Before the rows, always: a commit moves the layer from the directory to the row, so a layer that is in the
+		// one no longer is in the other.
 		staged, err := s.Staged()
 		if err != nil {
 			return nil, err
@@ -153,8 +153,8 @@ func (s *Store) Live(orphans ...string) layer.Live {
 	}
 }
 
-// Chains returns the layers of each committed snapshot and those below it, lowest first, by key. A missing parent ends a
-// chain.
+// Chains returns the layers of each committed snapshot and those below it, lowest first, by key. A missing parent ends
+// a chain.
 func Chains(list []Snapshot) map[string][]objectstore.Checksum {
 	byKey := index(list)
 	chains := make(map[string][]objectstore.Checksum)

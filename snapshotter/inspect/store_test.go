@@ -96,8 +96,8 @@ func TestDiskUsageCountsLinksOnce(t *testing.T) {
 	if objects != use.objects {
 		t.Errorf("objects take %d bytes each by itself and %d together", objects, use.objects)
 	}
-	// Checkouts take directories, empty files, and the one copy: that of lib/sh, whose mtime is not the object's. The base's
-	// 96 KiB, and a's 248 KiB, are links.
+	// Checkouts take directories, empty files, and the one copy: that of lib/sh, whose mtime is not the object's. The
+	// base's 96 KiB, and a's 248 KiB, are links.
 	for _, tt := range []struct {
 		name    string
 		id      objectstore.Checksum

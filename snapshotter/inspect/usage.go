@@ -34,7 +34,8 @@ type Usage struct {
 // Stored returns the allocated bytes of the whole store.
 func (u *Usage) Stored() int64 { return u.Objects + u.Checkouts + u.Active + u.Metadata }
 
-// Ratio returns the logical bytes divided by the stored bytes that do not belong to active snapshots; 0 for an empty store.
+// Ratio returns the logical bytes divided by the stored bytes that do not belong to active snapshots; 0 for an empty
+// store.
 func (u *Usage) Ratio() float64 {
 	if stored := u.Stored() - u.Active; u.Logical > 0 && stored > 0 {
 		return float64(u.Logical) / float64(stored)
@@ -59,7 +60,8 @@ type LayerUsage struct {
 	Unique    int64 // freed if only this layer went
 }
 
-// Usage measures the store and shares its layers out among images. progress is called with the number of files met so far.
+// Usage measures the store and shares its layers out among images. progress is called with the number of files met so
+// far.
 //
 // Damaged layers are left out, and the error names them: it can come with a result.
 func (s *Store) Usage(ctx context.Context, images []Image, progress func(files int64)) (*Usage, error) {

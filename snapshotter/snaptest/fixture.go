@@ -64,8 +64,8 @@ func MakeTar(files []TarFile) ([]byte, error) {
 	return b.Bytes(), w.Close()
 }
 
-// Layers of the images of a [Fixture]. "lib/common" is one file in both upper layers; "lib/sh" has the content of the base's
-// "bin/sh" and another mtime, so that a checkout needs a copy of it.
+// Layers of the images of a [Fixture]. "lib/common" is one file in both upper layers; "lib/sh" has the content of the
+// base's "bin/sh" and another mtime, so that a checkout needs a copy of it.
 var (
 	BaseFiles = []TarFile{
 		{Name: "bin/sh", Content: KiB("shell", 96), Mtime: 1000},
@@ -83,8 +83,8 @@ var (
 	}
 )
 
-// A Fixture is a store with hard-link checkouts and two images, each of a base and a layer of its own. A container runs on
-// image A.
+// A Fixture is a store with hard-link checkouts and two images, each of a base and a layer of its own. A container runs
+// on image A.
 type Fixture struct {
 	*Env
 	Base, A, B            objectstore.Checksum // layers
