@@ -32,8 +32,8 @@ func lostEnv(t *testing.T) (e *env, fulls []string, id string) {
 // images, also into another namespace, makes everything work and unpacks nothing.
 func TestLost(t *testing.T) {
 	const (
-		restored = "metadata.db is lost, and its copy takes its place: what was changed since is not in it"
-		remade   = "checkouts of layers are missing: they are made again when they are used"
+		restored = "metadata.db is lost, and its copy takes its place without later changes"
+		remade   = "checkouts of layers are missing: they are rebuilt when used"
 		refs     = "refs of layers were lost and are restored"
 	)
 	for _, tt := range []struct {
@@ -96,7 +96,7 @@ func TestMetadataLost(t *testing.T) {
 	e, fulls, id := lostEnv(t)
 	e.must(errors.Join(os.Remove(filepath.Join(e.Root, "metadata.db")), os.Remove(filepath.Join(e.Root, "metadata.db.copy"))))
 	e.must(e.StartDaemon(t.Context()))
-	const msg = "metadata.db is lost, and there is no copy of it: the store starts empty; remove containers and images, and pull the images again"
+	const msg = "metadata.db is lost and has no copy: the store starts empty; remove containers and images, and pull the images again"
 	if lines := e.daemonLog(msg); len(lines) != 1 || lines[0].Level != "error" {
 		t.Errorf("the daemon's log says so in %v, want one error", lines)
 	}

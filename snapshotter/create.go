@@ -169,7 +169,7 @@ func (s *Snapshotter) stage(ctx context.Context, kind snapshots.Kind, key string
 	held, err := s.layers.Acquire(ctx, diffID)
 	if err != nil {
 		if !errdefs.IsNotFound(err) {
-			log.G(ctx).WithError(err).WithField("diffID", diffID).Warn("known layer cannot be used, it will be fetched")
+			log.G(ctx).WithError(err).WithField("diffID", diffID).Warn("known layer cannot be used, fetching it")
 		}
 		return nil, nil
 	}

@@ -98,11 +98,11 @@ type metadataCopy struct {
 func (c *metadataCopy) log(logger *log.Entry) {
 	if c.damage != nil {
 		logger.WithField("copy", c.damage.Error()).
-			Error("metadata.db is lost, and there is no copy of it: the store starts empty; remove containers and images, and pull the images again")
+			Error("metadata.db is lost and has no copy: the store starts empty; remove containers and images, and pull the images again")
 		return
 	}
 	logger.WithFields(log.Fields{"snapshots": c.count, "copied": c.time, "age": time.Since(c.time).Round(time.Second)}).
-		Warn("metadata.db is lost, and its copy takes its place: what was changed since is not in it")
+		Warn("metadata.db is lost, and its copy takes its place without later changes")
 }
 
 func (s *Snapshotter) readCopy(ctx context.Context) (c metadataCopy, err error) {
@@ -154,7 +154,7 @@ func (s *Snapshotter) keepLost(ctx context.Context, orphans []string) (kept int,
 			return kept, err
 		}
 		kept++
-		log.G(ctx).WithField("directory", to).Warn("what a container wrote is kept, but its snapshot is lost: copy from fs/ what is needed, and remove the directory")
+		log.G(ctx).WithField("directory", to).Warn("snapshot of a container is lost, its files are kept: copy the files you need from fs/, then remove the directory")
 	}
 	lost, err := s.root.OpenDir(LostDir)
 	if err != nil {

@@ -40,7 +40,7 @@ func (m *hardlinkMounter) start(ctx context.Context, existing []snapshot) error 
 		}
 	}
 	if missing > 0 {
-		log.G(ctx).WithField("checkouts", missing).Warn("checkouts of layers are missing: they are made again when they are used")
+		log.G(ctx).WithField("checkouts", missing).Warn("checkouts of layers are missing: they are rebuilt when used")
 	}
 	return nil
 }
@@ -68,7 +68,7 @@ func (m *hardlinkMounter) checkoutOf(ctx context.Context, chain []content) (stri
 		if err != nil || ok {
 			return top.checkout, err
 		}
-		log.G(ctx).WithField("snapshot", top.name).WithField("layer", top.layer.String()).Info("checkout is missing, making it again")
+		log.G(ctx).WithField("snapshot", top.name).WithField("layer", top.layer.String()).Info("checkout is missing, rebuilding it")
 	}
 	name, _, err := m.layers.Checkout(ctx, layerIDs(chain))
 	return name, lost(top, err)

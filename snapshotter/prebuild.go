@@ -81,7 +81,7 @@ func (p *prebuilder) buildAll() error {
 		err := p.build(ctx, name, chain)
 		// The snapshot may be gone. Layer errors are reported when the layer is used.
 		if err != nil && !errors.Is(err, context.Canceled) {
-			log.G(ctx).WithError(err).WithField("snapshot", name).Debug("rootfs image is not made ahead")
+			log.G(ctx).WithError(err).WithField("snapshot", name).Debug("rootfs image not prebuilt")
 		}
 		p.done()
 	}

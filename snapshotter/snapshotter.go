@@ -96,7 +96,7 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if s.ms, err = openMetadata(filepath.Join(s.path, MetadataFile)); err != nil {
 		return nil, err
 	}
-	s.copies.failed = func(err error) { log.G(ctx).WithError(err).Error("metadata.db is not copied, it will be tried again") }
+	s.copies.failed = func(err error) { log.G(ctx).WithError(err).Error("metadata.db not copied, will retry") }
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}

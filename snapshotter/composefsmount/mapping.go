@@ -40,14 +40,14 @@ func toHost(ranges string, id uint32) (host uint32, err error) {
 		}
 		container, first, count := n[0], n[1], n[2]
 		if first+count > 1<<32-1 || container+count > 1<<32-1 { // the last number is not a valid ID
-			return 0, fmt.Errorf("%q goes beyond what numbers there are", r)
+			return 0, fmt.Errorf("%q exceeds the range of IDs", r)
 		}
 		if off := uint64(id) - container; uint64(id) >= container && off < count {
 			host, found = uint32(first+off), true
 		}
 	}
 	if !found {
-		return 0, fmt.Errorf("the user namespace has no %d", id)
+		return 0, fmt.Errorf("user namespace has no ID %d", id)
 	}
 	return host, nil
 }
