@@ -285,7 +285,7 @@ func (m *composefsMounter) open(name string, above ...*atfs.Dir) (_ *atfs.Dir, e
 // sweep unmounts removed snapshots and images that no snapshot runs on. It removes images of chains without a committed
 // snapshot, and checkouts that no container of an earlier daemon can run on.
 func (m *composefsMounter) sweep(ctx context.Context, locked lockedSnapshots) error {
-	if any, err := m.hasAny(MountsDir, layer.RootfsDir, layer.LayersDir); err != nil || !any {
+	if found, err := m.hasAny(MountsDir, layer.RootfsDir, layer.LayersDir); err != nil || !found {
 		return err
 	}
 	var discarded removals

@@ -37,15 +37,18 @@ func TestPlanMountSweep(t *testing.T) {
 		},
 		"run with mapped owners": {
 			liveMounts{active: set("1", "2"), rootfses: map[string]map[string]struct{}{"rootfs/a": set("", "-m"), "rootfs/b": set("")}},
-			nil, nil,
+			nil,
+			nil,
 		},
 		"run without": {
 			liveMounts{active: set("1", "2", "3"), rootfses: map[string]map[string]struct{}{"rootfs/a": set(""), "rootfs/b": set("")}},
-			[]string{"rootfs/a/fs-m"}, nil,
+			[]string{"rootfs/a/fs-m"},
+			nil,
 		},
 		"image of which nothing is there": {
 			liveMounts{active: set("1", "2"), rootfses: map[string]map[string]struct{}{"rootfs/a": set("", "-m"), "rootfs/b": set(""), "rootfs/c": set("")}},
-			nil, nil,
+			nil,
+			nil,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

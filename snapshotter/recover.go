@@ -36,11 +36,10 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	for _, sn := range existing {
-		switch sn.Kind {
-		case snapshots.KindCommitted:
+		if sn.Kind == snapshots.KindCommitted {
 			s.committed.put(sn.id, sn.Info)
 			err = s.checkLayer(ctx, sn.Info, damaged)
-		case snapshots.KindActive:
+		} else if sn.Kind == snapshots.KindActive {
 			err = s.checkDirectory(ctx, sn.id, sn.Info)
 		}
 		if err != nil {
