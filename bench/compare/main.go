@@ -1,9 +1,9 @@
-// Command compare compares the Go benchmarks of a revision with those of the working tree: it builds both, runs them
-// in turn, so that what else the machine does falls on both, and prints what benchstat says.
+// Command compare compares the Go benchmarks of a revision with those of the working tree. It builds both, runs them in
+// turn, so that other load on the machine slows both, and prints the output of benchstat.
 //
 //	go run ./bench/compare -base REV [flags] [package ...]
 //
-// The revision is checked out in a temporary directory, which is gone afterwards. Benchmarks that mount need root.
+// The revision is checked out in a temporary directory, which is removed at the end. Benchmarks that mount need root.
 package main
 
 import (
@@ -44,7 +44,7 @@ func main() {
 	}
 }
 
-// A comparison is one call of the command.
+// A comparison is one run of the command.
 type comparison struct {
 	base      string
 	bench     string
@@ -71,11 +71,11 @@ func (c *comparison) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	worktree := filepath.Join(tmp, "base")
-	// Also when we are interrupted, which ends git too.
+	// An interrupt ends git too, so ignore it here.
 	defer func() {
 		_, gone := output(context.WithoutCancel(ctx), repo, "git", "worktree", "remove", "--force", worktree)
 		if err == nil {
-			err = gone // or there may be nothing to remove
+			err = gone // if the comparison failed, there may be nothing to remove
 		}
 	}()
 	if _, err := output(ctx, repo, "git", "worktree", "add", "--detach", worktree, strings.TrimSpace(commit)); err != nil {
@@ -93,7 +93,7 @@ func (c *comparison) run(ctx context.Context) (err error) {
 	for i := range c.count {
 		fmt.Fprintf(os.Stderr, "compare: round %d of %d\n", i+1, c.count)
 		for j := range sides {
-			s := sides[(i+j)%len(sides)] // either goes first as often
+			s := sides[(i+j)%len(sides)] // each side goes first equally often
 			if err := s.run(ctx, c.bench, c.benchtime); err != nil {
 				return fmt.Errorf("run the benchmarks of %s: %w", s.label, err)
 			}
@@ -110,23 +110,23 @@ func (c *comparison) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// A side is one of the trees that are compared.
+// A side is one of the compared trees.
 type side struct {
 	label string
-	dir   string // the tree
-	bin   string // directory of its test binaries
-	out   string // what its benchmarks have printed
+	dir   string // of the source
+	bin   string // directory of the test binaries
+	out   string // file with the output of the benchmarks
 	tests []test
 }
 
-// A test is the binary of a package with benchmarks.
+// A test is the test binary of a package with benchmarks.
 type test struct{ binary, dir string }
 
-// arg is how benchstat is told of the side.
+// arg returns the benchstat argument for the side.
 func (s *side) arg() string { return s.label + "=" + s.out }
 
-// build builds the test binaries of the packages that have benchmarks. A tree that lacks a package has none of its
-// benchmarks.
+// build builds the test binaries of the packages that have benchmarks. A package that is missing in the tree is
+// skipped.
 func (s *side) build(ctx context.Context, packages []string) error {
 	if err := os.Mkdir(s.bin, 0o755); err != nil {
 		return err
@@ -176,7 +176,7 @@ func (s *side) run(ctx context.Context, bench, benchtime string) (err error) {
 	return nil
 }
 
-// output runs a program and returns what it prints. The error has what a program that failed has printed.
+// output runs a program and returns its standard output. If the program fails, the error contains all of its output.
 func output(ctx context.Context, dir, name string, args ...string) (string, error) {
 	var stdout, stderr strings.Builder
 	cmd := exec.CommandContext(ctx, name, args...)

@@ -20,23 +20,23 @@ const (
 	largeChunk = 128 << 10
 
 	cdcAlgorithm = "fastcdc-v1.0.0"
-	cdcMin       = 16 << 10 // as casync and desync have it by default, with the next two
+	cdcMin       = 16 << 10 // the defaults of casync and desync, as are the next two
 	cdcNormal    = 64 << 10
 	cdcMax       = 256 << 10
 )
 
-// A key is the beginning of a hash.
+// A key is the first bytes of a hash.
 type key [16]byte
 
 func keyOf(sum []byte) key { return key(sum[:len(key{})]) }
 
-// A chunk is a part of a file's content, or a whole one.
+// A chunk is a part of a file's content, or all of it.
 type chunk struct {
 	key  key
 	size uint32
 }
 
-// chunks are what a file's content consists of, for each way of cutting. One that follows an equal one is left out.
+// chunks holds the chunks of a file's content for each method. A chunk equal to the one before it is left out.
 type chunks struct{ large, small, cdc []chunk }
 
 func (p *chunks) count() int { return len(p.large) + len(p.small) + len(p.cdc) }
@@ -49,17 +49,17 @@ func appendChunk(list []chunk, sum []byte, size int) []chunk {
 	return append(list, p)
 }
 
-// A cutter hashes contents, whole and in chunks. It is for one goroutine.
+// A cutter hashes contents, whole and in chunks. It must not be used concurrently.
 type cutter struct {
 	chunker *chunkers.Chunker
-	found   chunks // of the content that is being read; memory that is used again
+	found   chunks // of the current content; the memory is reused
 
 	hash  hash.Hash
 	sum   []byte
-	buf   []byte    // of a small chunk that is not complete
-	inner hash.Hash // of the sums of the small chunks of a large one
-	held  int       // bytes in the large chunk that is not complete
-	outer hash.Hash // of the sums of the large chunks
+	buf   []byte    // of the incomplete small chunk
+	inner hash.Hash // of the sums of small chunks in a large chunk
+	held  int       // bytes in the incomplete large chunk
+	outer hash.Hash // of the sums of large chunks
 	size  int64
 }
 
@@ -74,8 +74,8 @@ func newCutter() (*cutter, error) {
 	return c, nil
 }
 
-// cut reads a content to its end. It returns what tells it from others: the hash of the hashes of its large chunks, which
-// are those of their small ones. c.found has its chunks, until the next call.
+// cut reads a content to its end and returns its identity: the hash of the hashes of its large chunks, which are the
+// hashes of their small chunks. c.found holds the chunks until the next call.
 func (c *cutter) cut(r io.Reader) (sum objectstore.Checksum, err error) {
 	c.found = chunks{c.found.large[:0], c.found.small[:0], c.found.cdc[:0]}
 	c.inner.Reset()
@@ -107,12 +107,12 @@ func (c *cutter) cut(r io.Reader) (sum objectstore.Checksum, err error) {
 	return sum, nil
 }
 
-// take returns the chunks that the last cut has found, in memory of their own.
+// take returns a copy of the chunks found by the last cut.
 func (c *cutter) take() *chunks {
 	return &chunks{slices.Clone(c.found.large), slices.Clone(c.found.small), slices.Clone(c.found.cdc)}
 }
 
-// digest is valid until the next call.
+// digest returns a hash that is valid until the next call.
 func (c *cutter) digest(b []byte) []byte {
 	c.hash.Reset()
 	c.hash.Write(b)
@@ -120,7 +120,7 @@ func (c *cutter) digest(b []byte) []byte {
 	return c.sum
 }
 
-// Write takes the next bytes of a content for the chunks of fixed size.
+// Write adds content to the chunks of fixed size.
 func (c *cutter) Write(b []byte) (int, error) {
 	n := len(b)
 	c.size += int64(n)

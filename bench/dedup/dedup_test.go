@@ -21,7 +21,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// entry is an entry of a tar: a regular file of mode 644 and time 1 where it does not say otherwise.
+// entry is an entry of a tar. The default is a regular file of mode 644 and time 1.
 type entry struct {
 	name    string
 	content string
@@ -101,7 +101,7 @@ func measure(t testing.TB, images ...dedup.Image) *dedup.Report {
 	return r
 }
 
-// random is content that can be compressed with nothing but itself.
+// random returns content without repetitions inside.
 func random(seed uint64, n int) string {
 	b := make([]byte, n)
 	rnd := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), 1})
@@ -109,7 +109,7 @@ func random(seed uint64, n int) string {
 	return string(b)
 }
 
-// sum is a Sum of files of these sizes.
+// sum returns the Sum of files of these sizes.
 func sum(sizes ...int64) (s dedup.Sum) {
 	for _, n := range sizes {
 		s = s.Plus(dedup.Sum{Count: 1, Bytes: n, Disk: (n + 4095) / 4096 * 4096})
@@ -117,7 +117,7 @@ func sum(sizes ...int64) (s dedup.Sum) {
 	return s
 }
 
-// TestKinds has figures that can be calculated by hand. Contents of less than 16 KiB are one chunk for FastCDC.
+// TestKinds compares with figures calculated by hand. FastCDC makes one chunk of contents shorter than 16 KiB.
 func TestKinds(t *testing.T) {
 	x, x2 := random(1, 4096), random(2, 100)
 	big, tail := random(3, 128<<10), random(4, 5000)
@@ -255,7 +255,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// randomEntries are files that have much in common with each other.
+// randomEntries returns files that have much in common.
 func randomEntries(rnd *rand.Rand) []entry {
 	var list []entry
 	for i := range 1 + rnd.IntN(30) {
@@ -270,8 +270,8 @@ func randomEntries(rnd *rand.Rand) []entry {
 	return list
 }
 
-// TestProperties: a kind that shares more never has more left, and neither the order of files in a tar nor how many layers
-// are read at once matters.
+// TestProperties checks that a kind that shares more never leaves more, and that neither the order of files in a tar
+// nor the number of layers read at once matters.
 func TestProperties(t *testing.T) {
 	for seed := range uint64(20) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
@@ -307,7 +307,8 @@ func TestProperties(t *testing.T) {
 	}
 }
 
-// TestShifted: one byte before a content changes every chunk of fixed size, and few that are cut by content.
+// TestShifted checks that one byte inserted before a content changes every chunk of fixed size, and few content-defined
+// chunks.
 func TestShifted(t *testing.T) {
 	content := random(1, 4<<20)
 	r := measure(t, image("i", makeTar(t, entry{name: "a", content: content}, entry{name: "b", content: "!" + content})))
@@ -360,7 +361,7 @@ func TestFailures(t *testing.T) {
 		{"more content than is measured", huge, "more than 64 GiB of file content", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			// The bad image comes first, and has layers that others have too.
+			// The bad image comes first and shares layers with others.
 			bad := dedup.Image{Name: "bad", Layers: []dedup.Layer{memoryLayer(good), memoryLayer(other), tt.bad}}
 			r := measure(t, bad, image("good", good), dedup.Image{Name: "bad too", Layers: []dedup.Layer{tt.bad}}, image("none"))
 			var names []string
@@ -385,7 +386,7 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// endless is a tar of one file that does not end.
+// endless is a tar of one file without an end.
 type endless struct {
 	header *bytes.Reader
 	read   func()

@@ -1,6 +1,6 @@
 package dedup
 
-// A Document is a report as JSON. Its keys are interface.
+// A Document is a report as JSON. Its keys are a stable interface.
 type Document struct {
 	Platform string            `json:"platform"`
 	Images   []DocumentImage   `json:"images"`
@@ -65,7 +65,8 @@ type DocumentFailure struct {
 	Error string `json:"error"`
 }
 
-// NewDocument returns the document of a report on images for a platform. Failed are all images that are not in it.
+// NewDocument returns the document of a report on images for a platform. failed lists all images that are not in the
+// report.
 func NewDocument(r *Report, platform string, failed []*ImageError) *Document {
 	out := &Document{
 		Platform:    platform,

@@ -1,9 +1,9 @@
 package dedup
 
-// A Kind is what is kept once.
+// A Kind is a kind of deduplication: the unit that is kept once.
 type Kind int
 
-// The kinds, in the order in which they share more and more.
+// The kinds, in the order of increasing sharing.
 const (
 	Images    Kind = iota // nothing is shared
 	Layers                // layers
@@ -12,7 +12,7 @@ const (
 	Content               // files of equal content
 	Fixed128K             // 128 KiB of a file's content
 	Fixed4K               // 4 KiB of it
-	CDC64K                // what FastCDC cuts out of it
+	CDC64K                // a chunk cut by FastCDC
 	kinds
 )
 
@@ -25,19 +25,19 @@ func Kinds() []Kind {
 	return list
 }
 
-// String returns the name of the kind, which is interface.
+// String returns the name of the kind, which is a stable interface.
 func (k Kind) String() string {
 	return [...]string{"images", "layers", "mtime", "metadata", "content", "fixed128k", "fixed4k", "cdc64k"}[k]
 }
 
-// BlockSize is the size of the blocks that files are counted in.
+// BlockSize is the size of the blocks in which files are counted.
 const BlockSize = 4 << 10
 
-// A Sum is a number of files, or of chunks of files.
+// A Sum counts files, or chunks of files.
 type Sum struct {
 	Count int64
 	Bytes int64
-	Disk  int64 // bytes in whole blocks, if each is a file of its own
+	Disk  int64 // bytes in whole blocks, if each file or chunk is a file of its own
 }
 
 // add adds n files of one size.
@@ -50,7 +50,7 @@ func (s *Sum) add(n, size int64) {
 // Plus returns the sum of both.
 func (s Sum) Plus(t Sum) Sum { return Sum{s.Count + t.Count, s.Bytes + t.Bytes, s.Disk + t.Disk} }
 
-// Minus returns what s has more than t.
+// Minus returns the difference of both.
 func (s Sum) Minus(t Sum) Sum { return Sum{s.Count - t.Count, s.Bytes - t.Bytes, s.Disk - t.Disk} }
 
 // blocks rounds a size up to whole blocks.

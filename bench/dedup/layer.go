@@ -15,12 +15,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// MaxContent is how much file content a layer may have. Content that a few bytes in a tar stand for, as zeros that are
-// compressed, counts in full.
+// MaxContent bounds the file content of a layer. Content that takes few bytes in a tar, such as compressed zeros,
+// counts in full.
 const MaxContent = 64 << 30
 
-// MaxHashes is how many distinct files and chunks a measurement may have: of that many, the tables take 5 GB. It is enough
-// for 400 GB of content that is all distinct.
+// MaxHashes bounds the number of distinct files and chunks of a measurement. The tables for that many take 5 GB, enough
+// for 400 GB of distinct content.
 const MaxHashes = 1 << 27
 
 var (
@@ -32,24 +32,24 @@ var (
 // A Tar is the plain tar of a layer.
 type Tar interface {
 	io.ReadCloser
-	// Accept is called when everything has been read, with the digest of that. It says whether the tar is the one that
-	// was asked for.
+	// Accept is called after the last byte has been read, with the digest of the tar. It returns an error if this is
+	// not the requested tar.
 	Accept(diffID digest.Digest) error
 }
 
 // A Layer is a layer of an image, as the image describes it.
 type Layer struct {
-	DiffID   digest.Digest // what Open gives must have it; layers with the same one are read once
-	Blob     digest.Digest // of the compressed blob
+	DiffID   digest.Digest // must be the digest of Open's tar; layers with equal diff IDs are read once
+	Blob     digest.Digest // digest of the compressed blob
 	BlobSize int64
 	Open     func(ctx context.Context) (Tar, error)
 }
 
-// Others counts what a layer has beside files with content: it has nothing that could be shared.
+// Others counts the files of a layer without content to share.
 type Others struct {
 	EmptyFiles int64
 	Symlinks   int64
-	Devices    int64 // and fifos and sockets
+	Devices    int64 // including fifos and sockets
 	Whiteouts  int64
 	LinksBelow int64 // hard links to files of a layer below
 }
@@ -62,7 +62,7 @@ func (o *Others) add(p Others) {
 	o.LinksBelow += p.LinksBelow
 }
 
-// layerSums are the figures of one layer by itself.
+// layerSums holds the figures of one layer alone.
 type layerSums struct {
 	tar       int64
 	files     Sum
@@ -76,14 +76,14 @@ type file struct {
 	size int64
 }
 
-// contents are what a layer consists of: to be merged into the sets of a measurement.
+// contents is the content of a layer, to be merged into the sets of a measurement.
 type contents struct {
 	layerSums
 	exact, meta, content []file
-	chunks               []*chunks // of content, in the same order
+	chunks               []*chunks // of the contents, in the same order
 }
 
-// hashes is how many hashes there are at most.
+// hashes returns an upper bound of the number of hashes.
 func (c *contents) hashes() (n int) {
 	n = len(c.exact) + len(c.meta) + len(c.content)
 	for _, p := range c.chunks {
@@ -99,7 +99,7 @@ func readLayer(ctx context.Context, l *Layer, cut *cutter, read func(n int)) (_ 
 		return nil, err
 	}
 	defer func() {
-		if closed := tar.Close(); err == nil { // a decompressor repeats there what was wrong
+		if closed := tar.Close(); err == nil { // a decompressor repeats its error there
 			err = closed
 		}
 	}()
@@ -170,7 +170,7 @@ func (c *contents) count(f layer.ScannedFile) bool {
 	return false
 }
 
-// identify returns what tells a file from others of another content or metadata, and of another time besides.
+// identify returns two identities of a file: by content and metadata, and by time as well.
 func identify(f layer.ScannedFile) (meta, exact key, err error) {
 	m := layer.FileMeta(f.Inode)
 	header, err := m.Header()
@@ -183,7 +183,7 @@ func identify(f layer.ScannedFile) (meta, exact key, err error) {
 	b = binary.BigEndian.AppendUint64(b, uint64(f.Mtime.Sec))
 	b = binary.BigEndian.AppendUint32(b, uint32(f.Mtime.Nsec))
 	for _, x := range f.Xattrs {
-		if len(x.Value) == 0 { // which an object cannot have
+		if len(x.Value) == 0 { // an object cannot have it
 			b = append(append(b, x.Name...), 0)
 		}
 	}
@@ -191,7 +191,7 @@ func identify(f layer.ScannedFile) (meta, exact key, err error) {
 	return meta, keyOf(sum[:]), nil
 }
 
-// countReader tells how much is read.
+// countReader reports the number of bytes read.
 type countReader struct {
 	r    io.Reader
 	read func(n int)
@@ -203,7 +203,7 @@ func (r *countReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// contextReader stops when the context is done: a file can be long.
+// contextReader stops when the context is done, because a file can be long.
 type contextReader struct {
 	ctx context.Context //nolint:containedctx // that is its purpose
 	r   io.Reader

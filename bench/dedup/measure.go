@@ -12,46 +12,46 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// An Image is what is measured: layers, lowest first.
+// An Image is an image to measure: layers, lowest first.
 type Image struct {
 	Name   string
 	Layers []Layer
 }
 
-// Options configure [Measure]. Zero values stand for the defaults named.
+// Options configure [Measure]. Zero values stand for the defaults.
 type Options struct {
-	Parallel int         // layers that are read at once; the number of processors
-	Progress func(int64) // told, by several goroutines, how many bytes of tars have been read; nobody
+	Parallel int         // layers that are read at once; default: the number of processors
+	Progress func(int64) // called concurrently with the number of tar bytes read so far; default: none
 }
 
-// A Report says what each kind of deduplication saves.
+// A Report holds the savings of each kind of deduplication.
 type Report struct {
-	Images []ImageReport // that could be measured, in the order given
-	Failed []*ImageError // the others
+	Images []ImageReport // measured images, in the given order
+	Failed []*ImageError // the other images
 
-	Kinds [kinds]Sum // what is kept of all images
+	Kinds [kinds]Sum // remaining content of all images
 
-	Blobs, Tars  int64 // bytes of the compressed and of the plain layers of each image
-	UniqueBlobs  int64 // bytes of those with different digests
+	Blobs, Tars  int64 // sums over all images of the sizes of their compressed and plain layers
+	UniqueBlobs  int64 // the same, with each digest counted once
 	UniqueTars   int64
-	Layers       int // of each image
+	Layers       int // sum over all images
 	UniqueLayers int
-	HardLinks    Sum // further names of files, over distinct layers, and what they would take as files of their own
+	HardLinks    Sum // additional names of files in distinct layers, and their size as separate files
 	Others       Others
-	Hashes       int // kept of distinct files and chunks
+	Hashes       int // number of hashes kept
 }
 
-// An ImageReport says what one image adds to those before it.
+// An ImageReport holds the amount that one image adds to the images before it.
 type ImageReport struct {
 	Name     string
 	Layers   int
 	Blobs    int64 // bytes of its compressed layers
-	Tars     int64 // of its plain ones
-	NewBlobs int64 // bytes of the compressed layers that the images before it do not have
+	Tars     int64 // bytes of its plain layers
+	NewBlobs int64 // bytes of its compressed layers that no image before it has
 	New      [kinds]Sum
 }
 
-// An ImageError says why an image is not in a report.
+// An ImageError is the reason why an image is not in a report.
 type ImageError struct {
 	Name string
 	Err  error
@@ -62,9 +62,9 @@ func (e *ImageError) Unwrap() error { return e.Err }
 
 var errNoLayers = errors.New("it has no layers")
 
-// Measure reads the layers of images and reports what sharing would save. An image of which a layer cannot be read is left
-// out, and the others are measured as if it had not been given; for that they may have to be read again. The error is
-// that of ctx, when it is done.
+// Measure reads the layers of images and reports the savings of sharing. An image with a layer that cannot be read is
+// left out, and the others are measured as if it had not been given, which may mean that they are read again. The error
+// is that of ctx, when it is done.
 func Measure(ctx context.Context, images []Image, o Options) (*Report, error) {
 	if o.Parallel <= 0 {
 		o.Parallel = runtime.GOMAXPROCS(0)
@@ -122,7 +122,7 @@ type measurement struct {
 	bad map[int]error // by index of the image
 }
 
-// A distinctLayer is a layer with the images that have it, the first one first.
+// A distinctLayer is a layer with the images that have it, in order.
 type distinctLayer struct {
 	Layer
 	images []int
@@ -177,7 +177,7 @@ func (m *measurement) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// wanted reports whether an image has the layer that can still be measured.
+// wanted reports whether the layer belongs to an image that can still be measured.
 func (m *measurement) wanted(d *distinctLayer) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -214,7 +214,7 @@ func (m *measurement) layer(ctx context.Context, d *distinctLayer, cut *cutter) 
 	m.sets[CDC64K].addChunks(c.chunks, func(p *chunks) []chunk { return p.cdc }, first)
 }
 
-// report is called when every layer has been read.
+// report returns the report, after every layer has been read.
 func (m *measurement) report() *Report {
 	r := &Report{Images: make([]ImageReport, len(m.images)), UniqueLayers: len(m.distinct)}
 	blobs := make(map[digest.Digest]bool)
@@ -255,7 +255,7 @@ func (m *measurement) report() *Report {
 	return r
 }
 
-// hashes returns how many hashes are kept.
+// hashes returns the number of hashes kept.
 func (m *measurement) hashes() (n int) {
 	for k := Mtime; k < kinds; k++ {
 		n += m.sets[k].len()

@@ -2,18 +2,18 @@ package dedup
 
 import "sync"
 
-// A set is what is kept once of one kind. It may be used by many goroutines at once.
+// A set holds the distinct items of one kind. It is safe for concurrent use.
 type set struct {
 	mu    sync.Mutex
-	first map[key]uint32 // image that has it first
-	sums  []Sum          // what each image has first
+	first map[key]uint32 // the first image that has the item
+	sums  []Sum          // items that each image is the first to have
 }
 
 func newSet(images int) *set {
 	return &set{first: make(map[key]uint32), sums: make([]Sum, images)}
 }
 
-// add takes note that an image has something. In what order images are added does not matter.
+// add records that an image has an item. Images may be added in any order.
 func (s *set) add(k key, size int64, image uint32) {
 	was, known := s.first[k]
 	switch {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestSetMemory holds a set to what the package's documentation says of its size.
+// TestSetMemory checks the size of a set that the package documents.
 func TestSetMemory(t *testing.T) {
 	heap := func() uint64 {
 		runtime.GC()

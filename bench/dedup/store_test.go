@@ -24,7 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
-// store is a layer store with nothing in it.
+// store is an empty layer store.
 func store(t *testing.T) *layer.Store {
 	t.Helper()
 	testenv.NeedsRoot(t)
@@ -45,7 +45,7 @@ func store(t *testing.T) *layer.Store {
 	return s
 }
 
-// objects imports layers and returns number and bytes of the different content objects that they have.
+// objects imports layers and returns the number and bytes of their distinct content objects.
 func objects(t *testing.T, s *layer.Store, layers []dedup.Layer) (n dedup.Sum) {
 	t.Helper()
 	seen := make(map[objectstore.Checksum]bool)
@@ -81,7 +81,7 @@ func objects(t *testing.T, s *layer.Store, layers []dedup.Layer) (n dedup.Sum) {
 	return n
 }
 
-// TestObjects compares what is measured with what a store has after it was given the same layers.
+// TestObjects compares a measurement with a store that has the same layers.
 func TestObjects(t *testing.T) {
 	check := func(t *testing.T, layers ...dedup.Layer) {
 		t.Helper()
@@ -117,7 +117,7 @@ func TestObjects(t *testing.T) {
 	}
 }
 
-// gzipTar is the tar of a layer of a test image.
+// gzipTar returns the tar of a test image's layer.
 type gzipTar struct {
 	*gzip.Reader
 	f *os.File
@@ -161,7 +161,7 @@ func openGzip(name string) func(context.Context) (dedup.Tar, error) {
 	}
 }
 
-// pages is a tar of one file, n pages that all differ, made while it is read.
+// pages is a tar of one file with n distinct pages, generated while it is read.
 type pages struct {
 	n, at int
 	rest  []byte
@@ -187,7 +187,7 @@ func (p *pages) Read(b []byte) (int, error) {
 func (p *pages) Close() error             { return nil }
 func (*pages) Accept(digest.Digest) error { return nil }
 
-// TestMemory holds the package to what its documentation says of a hash and of a chunk of a layer that is being read.
+// TestMemory checks the memory for a hash and for a chunk of a layer being read that the package documents.
 func TestMemory(t *testing.T) {
 	const n = 150_000 // 0.6 GB of content
 	var header bytes.Buffer
@@ -200,7 +200,7 @@ func TestMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := dedup.Layer{DiffID: id, Blob: id, Open: func(context.Context) (dedup.Tar, error) { return open(), nil }}
-	// The program itself takes less than 32 MiB. Nothing is shared: each hash is kept twice for a while.
+	// The program itself takes less than 32 MiB. Nothing is shared, so each hash is kept twice for a while.
 	testenv.LimitMemory(t, 32<<20+n*(50+40), func() {
 		r := measure(t, dedup.Image{Name: "i", Layers: []dedup.Layer{l}})
 		if len(r.Failed) > 0 || r.Kinds[dedup.Fixed4K].Count != n {

@@ -19,20 +19,21 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
-// A Layout is a directory with an OCI image layout, and the manifests and indexes that a tag stands for in it.
+// A Layout is an OCI image layout in a directory, with the manifests and indexes of one of its tags.
 type Layout struct {
 	blob.Files // provides the blobs
 	Manifests  []ocispec.Descriptor
 }
 
-// A TagsError is the error of a layout with several tags when none was named.
+// A TagsError is the error for a layout with several tags, when the name has none.
 type TagsError struct{ Tags []string } // quoted, sorted
 
 func (e *TagsError) Error() string {
 	return "the layout has several tags: " + strings.Join(e.Tags, ", ")
 }
 
-// Open opens DIR or DIR:TAG. Without a tag, the layout may have one tag at most; the error for more is a [TagsError].
+// Open opens DIR or DIR:TAG. Without a tag, the layout must not have more than one; otherwise the error is a
+// [TagsError].
 func Open(ctx context.Context, name string) (*Layout, error) {
 	dir, tag := name, ""
 	if _, err := os.Stat(name); err != nil {
@@ -82,7 +83,8 @@ func readIndex(ctx context.Context, dir string) (_ *ocispec.Index, err error) {
 	return index, nil
 }
 
-// tagged returns the manifests with a tag. Without a tag there may be one at most, of several platforms.
+// tagged returns the manifests with a tag, or all of them if the tag is "" and the list has no more than one tag.
+// Several manifests may share a tag, for different platforms.
 func tagged(list []ocispec.Descriptor, tag string) ([]ocispec.Descriptor, error) {
 	var found []ocispec.Descriptor
 	var tags []string

@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
-// write makes a layout whose index has manifests with these tags.
+// write makes a layout with a manifest for each tag in its index.
 func write(t *testing.T, dir string, tags ...string) string {
 	t.Helper()
 	var index ocispec.Index

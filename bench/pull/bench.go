@@ -1,5 +1,5 @@
-// Package pull measures what images cost with one snapshotter of containerd and with another: the time to unpack, to
-// start a container and to remove, disk, memory and page cache.
+// Package pull compares the costs of images with different snapshotters of containerd: the time to unpack, to start a
+// container and to remove; disk space, memory and page cache.
 package pull
 
 import (
@@ -20,37 +20,37 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 )
 
-// An Image is one to measure. The provider has its manifests and blobs.
+// An Image is an image to measure. The provider has its manifests and blobs.
 type Image struct {
 	Name     string
 	Target   ocispec.Descriptor
 	Provider content.Provider
 }
 
-// A Starter gives a node for one run. What it has stored before must not be seen by the run: either it is new, or the
-// images that were pulled into it have been removed.
+// A Starter provides a node for one run. The run must not see what the node stored before: either the node is new, or
+// the images that were pulled into it have been removed.
 type Starter interface {
 	Start(ctx context.Context, snapshotter string) (*node.Node, error)
-	// Method describes, a sentence each, the containerd and the file system that runs are measured on.
+	// Method describes the containerd and the file system of the runs, in sentences.
 	Method() []string
 }
 
-// Options say what to measure.
+// Options configure [Run].
 type Options struct {
-	Workload     *workload.Workload // for its name and description
+	Workload     *workload.Workload // provides name and description
 	Images       []Image
 	Failures     []report.Failure // of the workload's other images
 	Snapshotters []string
 	Rounds       int
 	Nodes        Starter
-	Self         string // our program, which containers run; it needs no libraries
+	Self         string // our program, which runs in containers; it must be static
 	Version      string // of our program
-	// Progress is told what was done, and how many of how many steps that makes.
+	// Progress is called after each step, with the number of steps done, the number of all steps, and a description.
 	Progress func(done, total int, what string)
 }
 
-// Run measures. Snapshotters take turns in each round, and what cannot be measured is in the report, once, while the rest
-// goes on. The report is that of what was done when the context ends, too. An error is one that leaves nothing to do.
+// Run measures. Snapshotters take turns in each round. A failure is recorded in the report once, and the rest goes on.
+// When the context ends, the report covers the steps done so far. An error means that nothing could be measured.
 func Run(ctx context.Context, o Options) (*report.Report, error) {
 	m, err := mirror.Start(ctx)
 	if err != nil {
@@ -82,7 +82,7 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 	return b.report, m.Close()
 }
 
-// method describes how anything is measured.
+// method describes how every benchmark measures.
 var method = []string{
 	"Snapshotters take turns in each round, and another one comes first in each. Ratios are formed within a round.",
 	"Images are pulled by containerd's transfer service, as \"ctr images pull\" does, from a registry in the benchmark itself: first the blobs, then once more to unpack them. The page cache is warm.",
@@ -90,7 +90,7 @@ var method = []string{
 	"Cold: the store is empty. Warm: it has the images before this one in the list. Again: it has this image, which is pulled in another namespace of containerd.",
 }
 
-// baseline chooses the snapshotter that the others are compared with: containerd's default, or the first.
+// baseline chooses the snapshotter to compare with: containerd's default, or the first.
 func baseline(snapshotters []string) string {
 	if slices.Contains(snapshotters, "overlayfs") || len(snapshotters) == 0 {
 		return "overlayfs"
@@ -98,12 +98,12 @@ func baseline(snapshotters []string) string {
 	return snapshotters[0]
 }
 
-// A bench is one benchmark.
+// A bench is one run of the benchmark.
 type bench struct {
 	options Options
 	images  []*mirrored
-	broken  map[string]bool // what has failed once: snapshotters, and images with a snapshotter
-	steps   int             // done
+	broken  map[string]bool // after the first failure: snapshotters, and images with a snapshotter
+	steps   int             // done so far
 	report  *report.Report
 }
 
@@ -133,7 +133,7 @@ func (b *bench) addImage(ctx context.Context, m *mirror.Mirror, img Image) error
 	return nil
 }
 
-// fail notes what could not be measured. It is not tried again.
+// fail records a failure. The measurement is not tried again.
 func (b *bench) fail(round int, snapshotter, image string, err error) {
 	b.report.Failures = append(b.report.Failures, report.NewFailure(snapshotter, image, round, err))
 }
@@ -142,7 +142,7 @@ func (b *bench) record(round int, snapshotter, image string, state report.State,
 	b.report.Runs = append(b.report.Runs, report.Run{Round: round, Snapshotter: snapshotter, Image: image, State: state, Values: v})
 }
 
-// done tells how far the benchmark is.
+// done reports progress.
 func (b *bench) done(format string, args ...any) {
 	b.steps++
 	each := len(b.images)
@@ -154,7 +154,7 @@ func (b *bench) done(format string, args ...any) {
 
 // round measures each image with each snapshotter alone, and then all images together with each.
 func (b *bench) round(ctx context.Context, round int) {
-	// Who comes first changes, so that nobody always comes after the same other one.
+	// The order changes each round, so that no snapshotter always follows the same other one.
 	turns := slices.Clone(b.options.Snapshotters)
 	k := (round - 1) % len(turns)
 	turns = append(turns[k:], turns[:k]...)
@@ -171,7 +171,7 @@ func (b *bench) round(ctx context.Context, round int) {
 	}
 }
 
-// try starts a node and calls f, unless that has failed before.
+// try starts a node and calls f, unless f failed before.
 func (b *bench) try(ctx context.Context, round int, snapshotter, image string, f func(*session) error) {
 	if ctx.Err() != nil || b.broken[snapshotter] || b.broken[snapshotter+" "+image] {
 		return
@@ -195,7 +195,7 @@ func (b *bench) try(ctx context.Context, round int, snapshotter, image string, f
 	}
 }
 
-// describe notes what the first node says of itself.
+// describe records the description of the first node.
 func (b *bench) describe(ctx context.Context, n *node.Node) {
 	if b.report.Machine.FileSystem == "" {
 		b.report.Machine.FileSystem = fileSystemOf(n.Root)
@@ -209,7 +209,7 @@ func (b *bench) describe(ctx context.Context, n *node.Node) {
 	}
 }
 
-// alone measures an image in an empty store, and the same layers once more.
+// alone measures an image in an empty store, and then the same layers again.
 func (b *bench) alone(ctx context.Context, round int, s *session, img *mirrored) (err error) {
 	again := &session{s.Node, s.self, otherNamespace}
 	defer func() { err = errors.Join(err, s.clear(ctx, img.ref), again.clear(ctx, img.ref)) }()
@@ -250,8 +250,8 @@ func (s *session) pull(ctx context.Context, img *mirrored, v values) error {
 	return s.unpack(ctx, img.ref, v)
 }
 
-// together pulls one image after the other into a store, and then measures what they take together. Images that could not
-// be measured alone are left out, and then there is nothing to say of all of them.
+// together pulls all images into one store, one after the other, and measures them together. Images that failed alone
+// are left out; then there is no result for all of them.
 func (b *bench) together(ctx context.Context, round int, s *session) (err error) {
 	whole := slices.DeleteFunc(slices.Clone(b.images), func(img *mirrored) bool { return b.broken[s.Snapshotter+" "+img.name] })
 	if len(whole) < 2 {
@@ -300,8 +300,7 @@ func (b *bench) together(ctx context.Context, round int, s *session) (err error)
 	return nil
 }
 
-// clear removes what is left of images after a run that failed. A node that is new for each run needs it not, but it
-// does no harm there.
+// clear removes images left by a failed run. Nodes that are new for each run do not need it, but it does no harm.
 func (s *session) clear(ctx context.Context, refs ...string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()

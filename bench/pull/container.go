@@ -22,10 +22,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 )
 
-// ProbeCommand are the words by which our program does what probe.Run does. One more says what.
+// ProbeCommand are the arguments with which our program runs probe.Run. One more argument chooses the action.
 var ProbeCommand = []string{"bench", "probe"}
 
-// A container runs our program in an image's tree.
+// A container runs our program in the tree of an image.
 type container struct {
 	session *session
 	box     containerd.Container
@@ -34,7 +34,7 @@ type container struct {
 	out     *output
 }
 
-// output is what a process prints. The two streams are copied at the same time, so each has its own buffer.
+// output is the output of a process. The streams are copied concurrently, so each has its own buffer.
 type output struct{ stdout, stderr bytes.Buffer }
 
 // start starts the probe in a new container of an image.
@@ -75,7 +75,8 @@ func (s *session) io(out *output) cio.Creator {
 	return cio.NewCreator(cio.WithStreams(nil, &out.stdout, &out.stderr), cio.WithFIFODir(s.FIFODir))
 }
 
-// spec is what runs in a container: our program, over the image's tree with nothing mounted but what runc needs.
+// spec returns the spec of a container: our program over the tree of the image, with nothing else mounted except what
+// runc needs.
 func (s *session) spec(id, do string) oci.SpecOpts {
 	return oci.Compose(
 		oci.WithProcessArgs(probeArgs(do)...),
@@ -97,7 +98,7 @@ func probeArgs(do string) []string {
 	return append(append([]string{probe.Program}, ProbeCommand...), do)
 }
 
-// wait waits until the container ends, by itself, and returns what it printed.
+// wait waits until the container ends by itself, and returns its output.
 func (c *container) wait(ctx context.Context) (string, error) {
 	select {
 	case st := <-c.exit:
@@ -107,7 +108,7 @@ func (c *container) wait(ctx context.Context) (string, error) {
 	}
 }
 
-// result returns what a process printed, if it ended well.
+// result returns the output of a process that succeeded.
 func result(st containerd.ExitStatus, streams cio.IO, out *output) (string, error) {
 	code, _, err := st.Result()
 	if err != nil {
@@ -120,7 +121,7 @@ func result(st containerd.ExitStatus, streams cio.IO, out *output) (string, erro
 	return out.stdout.String(), nil
 }
 
-// exec runs the probe once more in a container that runs, and returns what it printed.
+// exec runs the probe again in a running container, and returns its output.
 func (c *container) exec(ctx context.Context, do string) (_ string, err error) {
 	ctx = c.session.in(ctx)
 	spec, err := c.box.Spec(ctx)
@@ -153,7 +154,7 @@ func (c *container) exec(ctx context.Context, do string) (_ string, err error) {
 	}
 }
 
-// remove ends a container and removes it and its snapshot. It may have been started in part.
+// remove ends a container and removes it and its snapshot. The container may be incomplete.
 func (c *container) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -176,8 +177,7 @@ func (c *container) remove(ctx context.Context) error {
 	return nil
 }
 
-// run runs the probe in a container of its own and returns what it printed, and how long that took from making the
-// container to its end.
+// run runs the probe in a new container. It returns the output, and the time from creating the container to its end.
 func (s *session) run(ctx context.Context, ref, do string) (out string, d time.Duration, err error) {
 	start := time.Now()
 	c, err := s.start(ctx, ref, do)
@@ -189,7 +189,7 @@ func (s *session) run(ctx context.Context, ref, do string) (out string, d time.D
 	return out, time.Since(start), err
 }
 
-// firstStart measures the start of a container that does nothing.
+// firstStart measures the start of a container whose program does nothing.
 func (s *session) firstStart(ctx context.Context, ref string, v values) error {
 	_, d, err := s.run(ctx, ref, "nothing")
 	if err != nil {
@@ -199,7 +199,7 @@ func (s *session) firstStart(ctx context.Context, ref string, v values) error {
 	return nil
 }
 
-// verify compares what a container sees with what is in the image.
+// verify compares the files in a container with those of the image.
 func (s *session) verify(ctx context.Context, ref string, want tree) error {
 	out, _, err := s.run(ctx, ref, "list")
 	if err != nil {
@@ -208,8 +208,8 @@ func (s *session) verify(ctx context.Context, ref string, want tree) error {
 	return want.compare(strings.NewReader(out))
 }
 
-// pageCache reads all files of images in containers that run at the same time, and returns how many bytes of page cache
-// hold them: what had not been there already when its turn came.
+// pageCache reads all files of the images in simultaneous containers. It returns the number of bytes of page cache that
+// hold them, which is what was not cached when its turn came.
 func (s *session) pageCache(ctx context.Context, refs []string) (bytes int64, err error) {
 	var boxes []*container
 	defer func() {

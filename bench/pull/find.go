@@ -12,9 +12,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 )
 
-// Find opens the images of a workload: layouts where they are, and the others by fetching them into a directory. Images
-// that it cannot open are failures. Progress is told the number of images that were looked at, and of all. The error is that
-// of ctx, when it is done, or of the directory.
+// Find opens the images of a workload: layouts in place, and the others by fetching them into a directory. Images that
+// it cannot open are failures. It calls progress with the number of images processed and of all images. The error is
+// that of ctx, when it is done, or of the directory.
 func Find(ctx context.Context, w *workload.Workload, dir string, progress func(done, total int64)) (found []Image, failed []report.Failure, err error) {
 	store, err := local.NewStore(dir)
 	if err != nil {

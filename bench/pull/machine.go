@@ -14,7 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 )
 
-// describeMachine says where the benchmark runs. What cannot be found out is left empty.
+// describeMachine describes this machine. Unknown fields are empty.
 func describeMachine() report.Machine {
 	m := report.Machine{CPUs: runtime.NumCPU()}
 	m.OS = strings.Trim(value("/etc/os-release", "PRETTY_NAME", "="), `"`)
@@ -31,7 +31,7 @@ func describeMachine() report.Machine {
 	return m
 }
 
-// value returns the first value of a key in a file with a key and a value in each line.
+// value returns the first value of a key in a file with one key and value per line.
 func value(file, key, separator string) string {
 	f, err := os.Open(file)
 	if err != nil {
@@ -47,7 +47,7 @@ func value(file, key, separator string) string {
 	return ""
 }
 
-// versions returns the versions of programs on the PATH that do part of the work, those that are there.
+// versions returns the versions of the programs on the PATH that do part of the work. Missing programs are left out.
 func versions(ctx context.Context) (list []report.Program) {
 	for _, argv := range [][]string{
 		{"runc", "--version"}, {"mkfs.erofs", "-V"}, {"igzip", "--version"}, {"unpigz", "--version"},
@@ -62,7 +62,8 @@ func versions(ctx context.Context) (list []report.Program) {
 	return list
 }
 
-// fileSystemOf names the file system of a directory by its number, for those that containerd is used on.
+// fileSystemOf returns the name of a directory's file system, if it is one that containerd is used on, or else its
+// number.
 func fileSystemOf(dir string) string {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

@@ -17,13 +17,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/report"
 )
 
-// The namespaces that the images are pulled in. The second is for an image whose layers are there already.
+// The namespaces into which images are pulled. The second is for an image whose layers exist already.
 const (
 	namespace      = "ostree-snapshotter-bench"
 	otherNamespace = "ostree-snapshotter-bench-again"
 )
 
-// A session is the use of one node in one namespace.
+// A session is a use of one node in one namespace.
 type session struct {
 	*node.Node
 	self      string // our program
@@ -34,8 +34,8 @@ func (s *session) in(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, s.namespace)
 }
 
-// transfer lets containerd pull an image, as "ctr images pull" does: the blobs that are missing, and if they are to be
-// unpacked, the layers that are not. It returns how long that took.
+// transfer makes containerd pull an image, as "ctr images pull" does: the missing blobs, and with unpack the missing
+// layers. It returns the duration.
 func (s *session) transfer(ctx context.Context, ref string, unpack bool) (time.Duration, error) {
 	reg, err := registry.NewOCIRegistry(ctx, ref, registry.WithDefaultScheme("http"))
 	if err != nil {
@@ -61,7 +61,7 @@ func (s *session) download(ctx context.Context, ref string, v values) error {
 	return nil
 }
 
-// unpack unpacks an image that was downloaded.
+// unpack unpacks a downloaded image.
 func (s *session) unpack(ctx context.Context, ref string, v values) error {
 	before, err := s.space(ctx)
 	if err != nil {
@@ -97,8 +97,8 @@ func (s *session) unpack(ctx context.Context, ref string, v values) error {
 	return nil
 }
 
-// space is what the snapshotter has on the disk, after containerd has collected its garbage: the snapshot of a container
-// that was removed, for instance.
+// space returns the disk space of the snapshotter after containerd has collected its garbage, such as the snapshot of a
+// removed container.
 func (s *session) space(ctx context.Context) (space, error) {
 	service := s.Client.LeasesService()
 	l, err := service.Create(s.in(ctx), leases.WithRandomID())
@@ -111,7 +111,7 @@ func (s *session) space(ctx context.Context) (space, error) {
 	return measureSpace(s.Root)
 }
 
-// remove removes images and waits until containerd has removed what only they needed.
+// remove removes images and waits until containerd has removed everything that only they needed.
 func (s *session) remove(ctx context.Context, v values, refs ...string) error {
 	start := time.Now()
 	for i, ref := range refs {
@@ -127,7 +127,7 @@ func (s *session) remove(ctx context.Context, v values, refs ...string) error {
 	return nil
 }
 
-// values are what was measured in one run.
+// values holds the results of one run.
 type values map[report.Metric]float64
 
 func (v values) seconds(m report.Metric, d time.Duration) {
@@ -136,7 +136,7 @@ func (v values) seconds(m report.Metric, d time.Duration) {
 	}
 }
 
-// space is never less than nothing, though others may free space beside us.
+// space records disk space. It is never negative, though other processes may free space at the same time.
 func (v values) space(s space) {
 	v[report.Disk], v[report.Inodes] = float64(max(s.bytes, 0)), float64(max(s.inodes, 0))
 }

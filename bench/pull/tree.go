@@ -22,8 +22,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/probe"
 )
 
-// A tree is what a container of an image must see: its files by their paths, the root excepted. It is made of the layers'
-// tars by the rules of the OCI image specification, without any snapshotter.
+// A tree holds the files that a container of an image must see, by path, except the root. It is built from the layers'
+// tars by the rules of the OCI image specification, without a snapshotter.
 type tree map[string]leaf
 
 type leaf struct {
@@ -106,7 +106,7 @@ func (t tree) add(h *tar.Header, r io.Reader, layer int) error {
 	return nil
 }
 
-// put sets an entry, and removes what was below one that is no directory any more.
+// put sets an entry, and removes everything below an entry that is no longer a directory.
 func (t tree) put(name string, l leaf) {
 	if l.Mode&unix.S_IFMT != unix.S_IFDIR && t[name].Mode&unix.S_IFMT == unix.S_IFDIR {
 		t.removeBelow(name, l.layer+1)
@@ -116,11 +116,11 @@ func (t tree) put(name string, l leaf) {
 		if _, ok := t[dir]; ok {
 			break
 		}
-		t[dir] = leaf{probe.Entry{Mode: unix.S_IFDIR | 0o755}, l.layer} // not in the tar: as containerd makes them
+		t[dir] = leaf{probe.Entry{Mode: unix.S_IFDIR | 0o755}, l.layer} // not in the tar; with containerd's defaults
 	}
 }
 
-// removeBelow removes what layers below one have put below a directory.
+// removeBelow removes files of lower layers below a directory.
 func (t tree) removeBelow(dir string, layer int) {
 	prefix := strings.TrimSuffix(dir, "/") + "/"
 	for name, l := range t {
@@ -130,10 +130,10 @@ func (t tree) removeBelow(dir string, layer int) {
 	}
 }
 
-// maxLinks is how many symbolic links are followed in a path, as the kernel has it.
+// maxLinks bounds the symbolic links followed in a path, like the kernel's limit.
 const maxLinks = 40
 
-// resolve returns the path of an entry, in which symbolic links to directories are followed, the last part excepted.
+// resolve returns the path of an entry after following symbolic links to directories, except in the last part.
 func (t tree) resolve(name string) string {
 	rest := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
 	done := "/"
@@ -154,7 +154,7 @@ func (t tree) resolve(name string) string {
 	return path.Join(append([]string{done}, rest...)...)
 }
 
-// types are the file types of st_mode by those of tars.
+// types maps file types of tars to those of st_mode.
 var types = map[byte]uint32{
 	tar.TypeReg: unix.S_IFREG, tar.TypeDir: unix.S_IFDIR, tar.TypeSymlink: unix.S_IFLNK,
 	tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
@@ -183,7 +183,7 @@ func entry(h *tar.Header, r io.Reader) (probe.Entry, error) {
 	return e, nil
 }
 
-// compare reads what "probe list" has printed in a container, and returns an error that names the first difference.
+// compare reads the output of "probe list" in a container, and returns an error that names the first difference.
 func (t tree) compare(list io.Reader) error {
 	seen := make(map[string]bool, len(t))
 	lines := bufio.NewScanner(list)
@@ -218,7 +218,7 @@ func (t tree) compare(list io.Reader) error {
 	return nil
 }
 
-// size returns how many files there are, and the bytes in regular ones.
+// size returns the number of files, and the bytes in regular files.
 func (t tree) size() (files int, bytes int64) {
 	for _, l := range t {
 		files, bytes = files+1, bytes+l.Size

@@ -20,7 +20,7 @@ func dir(name string) *tar.Header {
 	return &tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}
 }
 
-// file has its size as mode and owner, too.
+// file makes an entry whose mode and owner follow from its size.
 func file(name string, size int) *tar.Header {
 	return &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: int64(size), Uid: size, Size: int64(size)}
 }
@@ -33,7 +33,7 @@ func hardlink(name, target string) *tar.Header {
 	return &tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: target}
 }
 
-// newTree makes the tree of layers, gzipped.
+// newTree makes the tree of gzipped layers.
 func newTree(t *testing.T, layers ...[]*tar.Header) (tree, error) {
 	t.Helper()
 	store, err := local.NewStore(t.TempDir())
@@ -61,7 +61,7 @@ func TestTree(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		layers [][]*tar.Header
-		want   string // names, with the size of regular files
+		want   string // names, with the sizes of regular files
 	}{
 		{"one layer", [][]*tar.Header{{dir("a/"), file("a/b", 1), symlink("c", "a/b")}}, "/a /a/b=1 /c->a/b"},
 		{"a file over another", [][]*tar.Header{{file("a", 1)}, {file("./a", 2)}}, "/a=2"},
@@ -107,7 +107,7 @@ func describe(t tree) string {
 	return strings.Join(words, " ")
 }
 
-// What a container sees is compared in every respect.
+// TestCompare changes every attribute that is compared.
 func TestCompare(t *testing.T) {
 	image, err := newTree(t, []*tar.Header{dir("a/"), file("a/b", 1), symlink("c", "a/b"), dir("dev/"), file("dev/null", 2)})
 	testenv.Must(t, err)

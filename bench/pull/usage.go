@@ -14,13 +14,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// space is what a directory takes on the disk.
+// space is the disk space of a directory.
 type space struct{ bytes, inodes int64 }
 
 func (s space) minus(t space) space { return space{s.bytes - t.bytes, s.inodes - t.inodes} }
 
-// measureSpace counts the allocated blocks and the inodes of a directory and all below it on its file system, each inode
-// once, as du does. What was written is allocated first: before that, a file system may not know how many blocks it takes.
+// measureSpace counts the allocated blocks and the inodes of a directory and everything below it on its file system,
+// each inode once, like du. It syncs first, because a file system may allocate blocks only then.
 func measureSpace(dir string) (s space, err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -36,7 +36,7 @@ func measureSpace(dir string) (s space, err error) {
 	}
 	seen := make(map[uint64]bool) // inodes with several names
 	err = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) { // a daemon works there
+		if errors.Is(err, fs.ErrNotExist) { // a daemon is at work there
 			return nil
 		}
 		if err != nil {
@@ -70,10 +70,10 @@ func measureSpace(dir string) (s space, err error) {
 	return s, nil
 }
 
-// clockTicks is the unit of times in /proc, USER_HZ, which is 100 on every architecture of Linux that Go has.
+// clockTicks is the unit of times in /proc, USER_HZ. It is 100 on every Linux architecture that Go supports.
 const clockTicks = 100
 
-// processorTime returns the seconds of processor time that processes, and children of theirs that have ended, have used.
+// processorTime returns the seconds of processor time used by processes and by their children that have ended.
 func processorTime(pids []int) (float64, error) {
 	var ticks int64
 	for _, pid := range pids {
@@ -81,7 +81,8 @@ func processorTime(pids []int) (float64, error) {
 		if err != nil {
 			return 0, fmt.Errorf("measure processor time: %w", err)
 		}
-		// Behind the name, which may hold anything; utime, stime, cutime, cstime are fields 14 to 17 of proc_pid_stat(5).
+		// The fields follow the name, which may contain any character; utime, stime, cutime and cstime are fields 14 to
+		// 17 of proc_pid_stat(5).
 		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 		if len(fields) < 15 {
 			return 0, fmt.Errorf("measure processor time: /proc/%d/stat has %d fields", pid, len(fields))
@@ -97,7 +98,7 @@ func processorTime(pids []int) (float64, error) {
 	return float64(ticks) / clockTicks, nil
 }
 
-// resetPeakMemory makes peakMemory count from now on. See clear_refs in proc(5).
+// resetPeakMemory restarts the measurement of peakMemory. See clear_refs in proc(5).
 func resetPeakMemory(pids []int) error {
 	for _, pid := range pids {
 		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/clear_refs", pid), os.O_WRONLY, 0)
@@ -112,7 +113,7 @@ func resetPeakMemory(pids []int) error {
 	return nil
 }
 
-// peakMemory returns the sum of the largest resident sets that processes have had, in bytes.
+// peakMemory returns the sum of the largest resident sets of processes, in bytes.
 func peakMemory(pids []int) (int64, error) {
 	var sum int64
 	for _, pid := range pids {

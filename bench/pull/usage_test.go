@@ -10,7 +10,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// The space of a directory is what du counts: holes, hard links, directories.
+// TestSpaceIsThatOfDu compares with du on holes, hard links and directories.
 func TestSpaceIsThatOfDu(t *testing.T) {
 	root := t.TempDir()
 	for i := range 50 {

@@ -11,8 +11,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// WriteReports writes report.html, report.json, report.md and, if there are runs, chart.svg into a directory, creating it
-// if it does not exist. A form that cannot be written does not keep it from writing the others.
+// WriteReports writes report.html, report.json, report.md and, if there are runs, chart.svg into a directory, which it
+// creates if necessary. If one form cannot be written, the others still are.
 func WriteReports(name string, r *report.Report) (err error) {
 	if err := os.MkdirAll(name, 0o755); err != nil {
 		return fmt.Errorf("write report: %w", err)

@@ -1,10 +1,10 @@
-// Command run measures the snapshotters on images made here, with the containerd and the mkfs.erofs that the tests have,
-// and writes a page with what it found: DIR/YYYY-MM-DD.md and a chart for each workload. What DIR has of the same day is
-// replaced. It needs root and what setup makes.
+// Command run measures the snapshotters on test images, with the containerd and the mkfs.erofs of the tests. It writes
+// the results to DIR/YYYY-MM-DD.md, and a chart for each workload; files of the same day are replaced. It needs root,
+// and everything that setup installs.
 //
 //	go run ./bench/run [flags] [-- flags of "ostree-snapshotter bench"]
 //
-// A workload that could be measured in part is in the page, and said at the end.
+// A workload that could only be measured in part is on the page, and is named at the end.
 package main
 
 import (
@@ -45,19 +45,19 @@ func main() {
 	}
 }
 
-// A bench is one call of the command.
+// A bench is one run of the command.
 type bench struct {
 	binary    string
 	results   string
 	keep      bool
 	workloads []string
-	flags     []string // of the user's
+	flags     []string // given by the user
 
 	env    []string
 	tmp    string
 	day    string
 	page   bytes.Buffer
-	partly []string // workloads
+	partly []string // names of the workloads that were measured in part
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
@@ -85,7 +85,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		if err := b.measure(ctx, w); err != nil {
 			return fmt.Errorf("measure %s: %w", w, err)
 		}
-		// After each, since the next may take an hour and fail.
+		// Write after each workload, since the next may take an hour and fail.
 		if err := b.write(w); err != nil {
 			return fmt.Errorf("write the results of %s: %w", w, err)
 		}
@@ -96,7 +96,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// environment returns ours with the programs of the tests first on the PATH.
+// environment returns our environment with the programs of the tests first in PATH.
 func environment(ctx context.Context) ([]string, error) {
 	tools, err := testhost.BuildTools(ctx, os.Stderr)
 	if err != nil {
@@ -114,7 +114,7 @@ func (b *bench) layouts() string { return filepath.Join(b.tmp, "layouts") }
 
 func (b *bench) out(workload string) string { return filepath.Join(b.tmp, "out-"+workload) }
 
-// partial is the exit status of a command that could do a part of what it was to do.
+// partial is the exit status of a command that did part of its work.
 const partial = 3
 
 // measure runs the benchmark of a workload.
@@ -128,7 +128,7 @@ func (b *bench) measure(ctx context.Context, workload string) error {
 	cmd := exec.CommandContext(ctx, b.binary, append(args, b.flags...)...)
 	fmt.Fprintf(os.Stderr, "+ %s\n", strings.Join(cmd.Args, " "))
 	cmd.Env, cmd.Stdout, cmd.Stderr = b.env, os.Stdout, os.Stderr
-	// It takes its mounts away when it is interrupted: once, by us, and not by the terminal as well.
+	// The benchmark removes its mounts when interrupted. Send it one signal, and not a second one from the terminal.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 2 * time.Minute

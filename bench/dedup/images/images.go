@@ -25,7 +25,7 @@ type Finder struct {
 	Platform     ocispec.Platform
 	Decompressor *blob.Decompressor
 
-	Dial        func() (*containerd.Client, error) // called when the first image of containerd is looked up
+	Dial        func() (*containerd.Client, error) // called for the first image of containerd
 	Namespace   string                             // of containerd
 	ContentRoot string                             // directory of containerd's content store; "" to ask containerd
 
@@ -37,7 +37,7 @@ type PlatformError struct{ Platform string }
 
 func (e *PlatformError) Error() string { return "there is no manifest for " + e.Platform }
 
-// An AbsentError is the error of an image of which a document or blob is missing. It is an errdefs.ErrNotFound.
+// An AbsentError is the error of an image with a missing document or blob. It is an errdefs.ErrNotFound.
 type AbsentError struct {
 	Text            string
 	Namespace, Name string // of the image in containerd; "" for an image of a layout
@@ -56,8 +56,8 @@ func (f *Finder) Close() error {
 	return f.client.Close()
 }
 
-// Find returns the images that can be found, and an error for each of the others. A reference is oci:DIR[:TAG] or the name
-// of an image in containerd. The error is that of ctx, when it is done.
+// Find returns the images that it can find, and an error for each of the others. A reference is oci:DIR[:TAG] or the
+// name of an image in containerd. The returned error is that of ctx, when it is done.
 func (f *Finder) Find(ctx context.Context, refs []string) (found []dedup.Image, failed []*dedup.ImageError, err error) {
 	for _, ref := range refs {
 		layers, err := f.layers(containerd.Silent(ctx), ref)
@@ -110,7 +110,7 @@ func (f *Finder) inContainerd(ctx context.Context, name string) ([]dedup.Layer, 
 	return f.layersOf(ctx, img.Manifest, f.client.Blobs(f.ContentRoot))
 }
 
-// manifestError replaces errors whose texts are about pulling an image for this host.
+// manifestError replaces errors that talk about pulling an image for this host.
 func (f *Finder) manifestError(err error) error {
 	switch {
 	case errors.As(err, new(*containerd.DocumentError)) && errdefs.IsNotFound(err):
@@ -144,7 +144,7 @@ func (f *Finder) layersOf(ctx context.Context, m *containerd.Manifest, provider 
 	return layers, nil
 }
 
-// check finds out whether a blob is here, before any time is spent on others.
+// check checks that a blob exists, before any time is spent on others.
 func check(ctx context.Context, provider content.Provider, desc ocispec.Descriptor) error {
 	if err := desc.Digest.Validate(); err != nil {
 		return err

@@ -12,8 +12,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Fetch copies an image of this platform from its registry, without credentials, and returns what leads to it. What the
-// store has already is not copied again.
+// Fetch copies the image for this platform from its registry, without credentials, and returns the descriptor of its
+// target. Blobs that the store has are not copied.
 func Fetch(ctx context.Context, ref string, store content.Store) (ocispec.Descriptor, error) {
 	name, target, err := resolver().Resolve(ctx, ref)
 	if err != nil {

@@ -8,11 +8,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxManifest is how many bytes of a manifest are read, the limit of registries.
+// maxManifest bounds the bytes of a manifest that are read. It is the limit of registries.
 const maxManifest = 4 << 20
 
-// manifestType returns the media type of a manifest or index: that of its descriptor, or else what it says itself. An OCI
-// manifest need not say it; what it has tells then.
+// manifestType returns the media type of a manifest or index: that of its descriptor, or that in the document. An OCI
+// manifest may lack it; then its fields decide.
 func manifestType(desc ocispec.Descriptor, r io.Reader) (string, error) {
 	if desc.MediaType != "" {
 		return desc.MediaType, nil

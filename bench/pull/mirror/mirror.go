@@ -1,5 +1,5 @@
-// Package mirror serves images from this machine by the registry protocol, to this machine alone: what is measured when
-// they are pulled is then neither somebody's network nor somebody's registry.
+// Package mirror serves images from this machine to this machine by the registry protocol, so that measured pulls
+// depend on no network and no remote registry.
 package mirror
 
 import (
@@ -20,8 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A Mirror is a read-only registry without TLS on the loopback interface. Its methods may be called at once by several
-// goroutines.
+// A Mirror is a read-only registry without TLS on the loopback interface. It is safe for concurrent use.
 type Mirror struct {
 	listener net.Listener
 	server   *http.Server
@@ -31,13 +30,13 @@ type Mirror struct {
 	images []image
 }
 
-// An image is served under the name that its index gives it.
+// An image is served under the name made of its index.
 type image struct {
 	target   ocispec.Descriptor
 	provider content.Provider
 }
 
-// Start starts a mirror without images. Close ends it.
+// Start starts a mirror without images. Close stops it.
 func Start(ctx context.Context) (*Mirror, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -49,7 +48,7 @@ func Start(ctx context.Context) (*Mirror, error) {
 	return m, nil
 }
 
-// Close ends the mirror.
+// Close stops the mirror.
 func (m *Mirror) Close() error {
 	err := m.server.Close()
 	if serr := <-m.served; !errors.Is(serr, http.ErrServerClosed) {
@@ -58,7 +57,7 @@ func (m *Mirror) Close() error {
 	return err
 }
 
-// Add adds an image, whose manifests and blobs the provider has, and returns the reference to pull it by.
+// Add adds an image and returns the reference to pull it by. The provider must have its manifests and blobs.
 func (m *Mirror) Add(target ocispec.Descriptor, provider content.Provider) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -66,7 +65,7 @@ func (m *Mirror) Add(target ocispec.Descriptor, provider content.Provider) strin
 	return fmt.Sprintf("%s/bench/image-%d:latest", m.listener.Addr(), len(m.images)-1)
 }
 
-// handler answers what a pull asks, as the distribution specification has it.
+// handler answers the requests of a pull, as defined by the distribution specification.
 func (m *Mirror) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v2/{$}", func(http.ResponseWriter, *http.Request) {})

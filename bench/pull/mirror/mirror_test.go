@@ -40,7 +40,7 @@ func putJSON(t *testing.T, store content.Store, mediaType string, v any) ocispec
 	return put(t, store, mediaType, b)
 }
 
-// index is an image for this platform and for another one, whose manifest is not there.
+// index makes an image for this platform and for another one, whose manifest is missing.
 func index(t *testing.T, store content.Store) (target, layer ocispec.Descriptor) {
 	t.Helper()
 	layer = put(t, store, ocispec.MediaTypeImageLayer, []byte("layer"))

@@ -10,8 +10,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
-// Everything that containerd keeps lies below the temporary directories, and only the snapshotter that is measured is there.
-// max_concurrent_unpacks is 3 for all of them; those that cannot unpack layers in parallel do not.
+// Everything that containerd stores is below the temporary directories, and the measured snapshotter is the only one.
+// max_concurrent_unpacks is 3 for all snapshotters; those that cannot unpack layers in parallel do not.
 var config = template.Must(template.New("containerd.toml").Parse(`version = 3
 root = "{{.Store}}/containerd"
 state = "{{.Dir}}/state"

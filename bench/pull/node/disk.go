@@ -8,15 +8,15 @@ import (
 	"strings"
 )
 
-// FileSystems are those that a disk can be made with, and the arguments of mkfs by which all of its work is done at once:
-// what is left for later would be done while something is measured.
+// fileSystems maps the supported file systems to arguments of mkfs that make it do all of its work at once. Deferred
+// work would run during a measurement.
 var fileSystems = map[string][]string{
 	"ext4":  {"-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"},
 	"xfs":   {"-q"},
 	"btrfs": {"-q"},
 }
 
-// FileSystem tells whether a disk can be made with a file system.
+// FileSystem reports whether a file system is supported.
 func FileSystem(name string) bool { return fileSystems[name] != nil }
 
 // newDisk makes a file system in a sparse file and mounts it.

@@ -1,4 +1,4 @@
-// Package node runs, or finds, the containerd whose snapshotters are measured.
+// Package node starts or connects to the containerd whose snapshotters are measured.
 package node
 
 import (
@@ -18,8 +18,8 @@ import (
 	ours "github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
-// Ostree is the name that our snapshotter has in containerd. OstreeHardlink is the same with checkouts of hard links, whatever
-// the kernel can do.
+// Ostree is the name of our snapshotter in containerd. OstreeHardlink is our snapshotter with checkouts of hard links,
+// on every kernel.
 const (
 	Ostree         = "ostree"
 	OstreeHardlink = "ostree-hardlink"
@@ -27,24 +27,25 @@ const (
 
 func isOurs(snapshotter string) bool { return snapshotter == Ostree || snapshotter == OstreeHardlink }
 
-// Known are the snapshotters that a private containerd can be set up with.
+// Known returns the snapshotters that a private containerd can be set up with.
 func Known() []string { return []string{Ostree, OstreeHardlink, "overlayfs", "erofs", "native"} }
 
-// A Node is a containerd with a snapshotter to be measured.
+// A Node is a containerd with a snapshotter to measure.
 type Node struct {
 	Client      *containerd.Client
 	Snapshotter string
-	Root        string // directory of the snapshotter's
-	Pids        []int  // of containerd and, if it has one, the snapshotter's daemon
-	RuncRoot    string // where runc keeps its state; "" for its default
-	FIFODir     string // where pipes of containers are made; "" for the default
+	Root        string // directory of the snapshotter
+	Pids        []int  // of containerd and, if it has one, the daemon of the snapshotter
+	RuncRoot    string // state directory of runc; "" for its default
+	FIFODir     string // directory for the pipes of containers; "" for the default
 	Cgroup      string // parent of the containers' control groups
 	NewDisk     bool   // Root is on a file system made for this node
 
 	close func() error
 }
 
-// Close ends what was started and removes what was made, and leaves a containerd that was there before as it is.
+// Close ends the processes and removes the files that Start made. It leaves a containerd that was running before as it
+// is.
 func (n *Node) Close() error {
 	if n.close == nil {
 		return nil
@@ -54,7 +55,7 @@ func (n *Node) Close() error {
 	return err
 }
 
-// UnavailableError says that containerd does not have a snapshotter, and why.
+// An UnavailableError is the error for a snapshotter that containerd does not have.
 type UnavailableError struct {
 	Snapshotter string
 	Cause       string
@@ -65,17 +66,18 @@ func (e *UnavailableError) Error() string {
 	return fmt.Sprintf("find snapshotter %s: %s", e.Snapshotter, e.Cause)
 }
 
-// Private says how to start a containerd of our own.
+// Private starts private containerds.
 type Private struct {
-	Dir        string // temporary files go below it
-	FileSystem string // of the disk that is made for the stores: ext4, xfs or btrfs; "" for that of Dir
-	DiskSize   int64  // bytes, of a sparse file
-	Containerd string // program; a shim and runc are found by PATH
-	Self       string // our program, for the daemon
+	Dir        string // parent of the temporary files
+	FileSystem string // of the disk made for the stores: ext4, xfs or btrfs; "" for that of Dir
+	DiskSize   int64  // size of the sparse file in bytes
+	Containerd string // path of the program; the shim and runc are found by PATH
+	Self       string // path of our program, for the daemon
 }
 
-// Start starts a containerd with one snapshotter. What it stores is on a new file system: how one of them removes files
-// does not slow down the next. A snapshotter that cannot be had is an UnavailableError. On error nothing is left.
+// Start starts a containerd with one snapshotter. The stores are on a new file system, so that removed files of one do
+// not slow down the next. The error for a snapshotter that is not available is an [UnavailableError]. On error nothing
+// is left.
 func (o Private) Start(ctx context.Context, snapshotter string) (_ *Node, err error) {
 	p := &private{snapshotter: snapshotter, options: o}
 	n := &Node{Snapshotter: snapshotter, NewDisk: o.FileSystem != "", close: p.stop}
@@ -103,7 +105,7 @@ func (o Private) Start(ctx context.Context, snapshotter string) (_ *Node, err er
 	return n, err
 }
 
-// Method describes the containerd and the file system of runs, a sentence each.
+// Method describes the containerd and the file system of the runs, in sentences.
 func (o Private) Method() []string {
 	method := []string{
 		"Each run has a new containerd with one snapshotter, with its default configuration but for three layers unpacked at once, where the snapshotter can, and --sort=none for mkfs.erofs.",
@@ -114,11 +116,11 @@ func (o Private) Method() []string {
 	return method
 }
 
-// runDir is where sockets, logs and state are, as those of a containerd are otherwise: paths there are short, and that of a
-// unix socket has at most 107 bytes.
+// runDir is the parent of sockets, logs and state, as for any containerd. Its paths are short; the path of a unix
+// socket has at most 107 bytes.
 const runDir = "/run"
 
-// private is what Start has started.
+// private holds what Start has started.
 type private struct {
 	options     Private
 	snapshotter string
@@ -131,11 +133,11 @@ type private struct {
 
 func (p *private) path(name string) string { return filepath.Join(p.dir, name) }
 
-// store is where the new file system is mounted.
+// store returns the mount point of the new file system.
 func (p *private) store() string { return filepath.Join(p.data, "store") }
 
 func (p *private) start(ctx context.Context) error {
-	// Processes of other users in containers must get through to their root file systems.
+	// Processes of other users in containers must be able to reach their root file systems.
 	if err := errors.Join(os.Chmod(p.dir, 0o711), os.Chmod(p.data, 0o711), os.Mkdir(p.store(), 0o711)); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
@@ -149,7 +151,7 @@ func (p *private) start(ctx context.Context) error {
 	}
 	var err error
 	if isOurs(p.snapshotter) {
-		// Its configuration is the default, whatever this machine's is.
+		// The daemon gets the default configuration, whatever this machine has.
 		p.daemon, err = process.Start(p.path("ostree.log"), nil, p.options.Self, "serve", "--config", p.path("ostree.toml"),
 			"--root", filepath.Join(p.store(), "ostree"), "--address", p.path("o.sock"), "--containerd-address", p.path("c.sock"))
 		if err != nil {
@@ -174,7 +176,7 @@ func (p *private) stop() error {
 	if p.client != nil {
 		errs = append(errs, p.client.Close())
 	}
-	// containerd first, so that it does not clean up after the shims while they are killed.
+	// Stop containerd first, so that it does not clean up after shims while they are killed.
 	if p.containerd != nil {
 		errs = append(errs, p.containerd.Signal(unix.SIGKILL))
 	}
@@ -202,7 +204,7 @@ func connect(ctx context.Context, address string) (*containerd.Client, error) {
 	return c, nil
 }
 
-// Existing is a containerd that runs already.
+// Existing connects to a running containerd.
 type Existing struct {
 	Address string // of its socket
 	Daemon  string // of our daemon's socket
@@ -238,12 +240,12 @@ func (e Existing) Start(ctx context.Context, snapshotter string) (_ *Node, err e
 	return n, nil
 }
 
-// Method describes the containerd of runs.
+// Method describes the containerd of the runs.
 func (Existing) Method() []string {
 	return []string{"A containerd that ran already was measured as it is configured; the images were removed after each run."}
 }
 
-// serverPid returns the process that listens on a unix socket.
+// serverPid returns the ID of the process that listens on a unix socket.
 func serverPid(ctx context.Context, address string) (pid int, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", address)
 	if err != nil {
@@ -264,7 +266,8 @@ func serverPid(ctx context.Context, address string) (pid int, err error) {
 	return int(cred.Pid), nil
 }
 
-// find looks whether containerd has a snapshotter, and a differ for it if it needs one, and returns its directory.
+// find checks that containerd has a snapshotter, and a differ for it if it needs one, and returns the snapshotter's
+// directory.
 func find(ctx context.Context, client *containerd.Client, snapshotter string) (root string, err error) {
 	resp, err := client.IntrospectionService().Plugins(ctx)
 	if err != nil {

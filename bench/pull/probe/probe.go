@@ -1,5 +1,5 @@
-// Package probe is what the benchmark runs in containers, as a program of its own: it says what a container sees. It
-// needs nothing of the image.
+// Package probe is the program that the benchmark runs in containers. It reports what a container sees, and needs
+// nothing from the image.
 package probe
 
 import (
@@ -19,18 +19,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Program is where a container has our program.
+// Program is the path of our program in a container.
 const Program = "/.ostree-snapshotter-bench"
 
-// mounted are the places in a container that are not the image's.
+// mounted are the paths in a container that do not belong to the image.
 var mounted = []string{"/proc", "/dev", Program}
 
-// Mounted tells whether a path in a container is at or below something that is not the image's.
+// Mounted reports whether a path in a container is, or is below, one that does not belong to the image.
 func Mounted(name string) bool {
 	return slices.ContainsFunc(mounted, func(m string) bool { return name == m || strings.HasPrefix(name, m+"/") })
 }
 
-// An Entry is a file of a container's tree, as far as it is compared: all but times and most extended attributes.
+// An Entry holds the compared attributes of a file in a container: all except times and most extended attributes.
 type Entry struct {
 	Mode       uint32 // as in st_mode
 	UID, GID   uint32
@@ -41,13 +41,13 @@ type Entry struct {
 	Capability string // the attribute security.capability
 }
 
-// Line is the entry in the form that List prints.
+// Line returns the entry in the form that "list" prints.
 func (e Entry) Line() string {
 	return fmt.Sprintf("%o %d:%d %d %s %q %d %x", e.Mode, e.UID, e.GID, e.Size, e.Digest, e.Target, e.Device, e.Capability)
 }
 
-// Run does what the arguments say: "nothing", "wait" until it is killed, "list" the tree at the root, "evict" its files
-// from the page cache, or "read" them and say how many bytes there were and how many were in the page cache before.
+// Run performs the action in args: "nothing"; "wait" until killed; "list" the tree at the root; "evict" its files from
+// the page cache; or "read" them and print the number of bytes, and of bytes that were in the page cache before.
 func Run(ctx context.Context, w io.Writer, args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("run probe: got %q, want one word", args)
@@ -79,7 +79,7 @@ func Run(ctx context.Context, w io.Writer, args []string) error {
 	return fmt.Errorf("run probe: it cannot %q", args[0])
 }
 
-// walk calls f for each file below root that is the image's, root itself excepted. Names begin with "/".
+// walk calls f for each file of the image below root, except root itself. Names begin with "/".
 func walk(ctx context.Context, root string, f func(name, file string, st *unix.Stat_t) error) error {
 	return filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -105,7 +105,7 @@ func walk(ctx context.Context, root string, f func(name, file string, st *unix.S
 	})
 }
 
-// list prints a line for each file: its name, quoted, and its entry.
+// list prints a line for each file: its quoted name and its entry.
 func list(ctx context.Context, w io.Writer, root string) error {
 	out := bufio.NewWriter(w)
 	err := walk(ctx, root, func(name, file string, st *unix.Stat_t) error {
@@ -172,10 +172,10 @@ func walkFiles(ctx context.Context, root string, do func(f *os.File, size int64)
 	})
 }
 
-// evict asks the kernel to drop a file from the page cache. It does so with what is clean and not mapped.
+// evict asks the kernel to drop a file from the page cache. The kernel drops clean pages that are not mapped.
 func evict(f *os.File, _ int64) error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
-// read reads a file and returns how many bytes of it were in the page cache before.
+// read reads a file and returns the number of its bytes that were in the page cache before.
 func read(f *os.File, size int64) (cached int64, err error) {
 	b, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {

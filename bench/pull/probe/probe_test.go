@@ -48,7 +48,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// What was read is in the page cache until it is evicted.
+// A file that was read is in the page cache until it is evicted.
 func TestRead(t *testing.T) {
 	root := t.TempDir()
 	const size = 1<<20 + 17

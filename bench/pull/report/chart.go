@@ -8,15 +8,15 @@ import (
 	"unicode/utf8"
 )
 
-// Sizes in a chart, in units of its view box. Text has 13 units; no letter of a usual sans-serif is wider than wideLetter
-// on average, so that what fits by count of letters fits in pixels.
+// Sizes in a chart, in units of its view box. Text has 13 units. No letter of a usual sans-serif font is wider than
+// wideLetter on average, so text that fits by its number of letters also fits in pixels.
 const (
 	panelWidth  = 340
-	chartWidth  = 640 // of a chart in a file of its own
+	chartWidth  = 640 // of a chart in its own file
 	lineHeight  = 17
 	barHeight   = 9
 	rowGap      = 15
-	ratioColumn = 70 // right of the values
+	ratioColumn = 70 // to the right of the values
 	valueColumn = 130
 	wideLetter  = 8.0
 )
@@ -24,13 +24,13 @@ const (
 // A chart is drawn by the template "svg".
 type chart struct {
 	Width, Height float64
-	Alone         bool   // in a file, with its own colours
-	Name          string // for who does not see it
+	Alone         bool   // in its own file, with its own colours
+	Name          string // for screen readers
 	Texts         []text // headings
 	Bars          []bar
 }
 
-// FullHeight is that of a chart alone, with its margin.
+// FullHeight returns the height of a chart in its own file, with its margin.
 func (c *chart) FullHeight() float64 { return c.Height + 24 }
 
 type text struct {
@@ -39,11 +39,11 @@ type text struct {
 	Text  string
 }
 
-// A bar is a snapshotter's in a chart.
+// A bar shows a snapshotter in a chart.
 type bar struct {
-	Series       int // which colour
+	Series       int // selects the colour
 	Tip          string
-	Names        []text // the snapshotter's, in lines
+	Names        []text // of the snapshotter, in lines
 	Value        text
 	PlusMinus    string
 	Ratio        text
@@ -55,7 +55,7 @@ type bar struct {
 
 type whisker struct{ Lo, Hi, Top, Middle, Bottom float64 }
 
-// series tells the colour of a snapshotter: 0 is the baseline's, the others have theirs in the user's order.
+// series returns the number of a snapshotter's colour: 0 for the baseline, and then in the user's order.
 func (r *Report) series(snapshotter string) int {
 	const colours = 5
 	n := 0
@@ -74,7 +74,7 @@ func (r *Report) series(snapshotter string) int {
 	return 0
 }
 
-// scale returns the largest value that a chart of these figures has to show.
+// scale returns the largest value that a chart of these figures must show.
 func scale(figures []Figure) float64 {
 	most := 0.0
 	for _, f := range figures {
@@ -105,7 +105,7 @@ func (c *chart) addBars(r *Report, figures []Figure, y, most float64) float64 {
 		c.Bars = append(c.Bars, b)
 		y += height
 	}
-	return y + 4 // for the end of a whisker
+	return y + 4 // leaves room for the end of a whisker
 }
 
 func (c *chart) bar(r *Report, f *Figure, y, most float64, height *float64) bar {
@@ -132,8 +132,8 @@ func (c *chart) bar(r *Report, f *Figure, y, most float64, height *float64) bar 
 	b.Y = y + 2
 	if most > 0 {
 		x := func(v float64) float64 { return v / most * (c.Width - 2) }
-		b.Width = max(x(f.Value.Median), 1)                          // one that is there can be seen
-		if f.Value.Lo != nil && x(*f.Value.Hi)-x(*f.Value.Lo) >= 1 { // less is not to be seen
+		b.Width = max(x(f.Value.Median), 1)                          // a bar is always visible
+		if f.Value.Lo != nil && x(*f.Value.Hi)-x(*f.Value.Lo) >= 1 { // a shorter whisker would be invisible
 			b.Whisker = &whisker{x(*f.Value.Lo), x(*f.Value.Hi), b.Y - 2, b.Y + barHeight/2., b.Y + barHeight + 2}
 		}
 	}
@@ -141,7 +141,7 @@ func (c *chart) bar(r *Report, f *Figure, y, most float64, height *float64) bar 
 	return b
 }
 
-// tip says of a figure in a sentence what a bar shows.
+// tip describes a figure in a sentence.
 func tip(f *Figure, info MetricInfo) string {
 	s := fmt.Sprintf("%s: median %s of %s", clean(f.Snapshotter), info.format(f.Value.Median), count(f.Value.N, "round"))
 	if f.Value.Lo != nil {
@@ -166,8 +166,8 @@ func panelName(r *Report, figures []Figure) string {
 	return fmt.Sprintf("%s, %s: %s", what(r, f), f.State, strings.Join(parts, ", "))
 }
 
-// SVGChart writes the chart of a metric as a file: the bars of every image in the given states, or in all. It is an error
-// if nothing was measured there.
+// SVGChart writes the chart of a metric as a file: the bars of every image in the given states, or in all. It is an
+// error if there are no figures for it.
 func SVGChart(w io.Writer, r *Report, m Metric, states ...State) error {
 	s := Summarize(r)
 	info := infoOf(m)
@@ -214,8 +214,8 @@ func groups(figures []Figure) [][]Figure {
 	return all
 }
 
-// wrap breaks text into lines of at most width letters, those of other scripts counted twice: behind a space or a mark if
-// there is one in the second half of the line.
+// wrap breaks text into lines of at most width letters. Letters of other scripts count twice. It breaks after a space
+// or punctuation mark, if there is one in the second half of the line.
 func wrap(s string, width int) []string {
 	var lines []string
 	for {

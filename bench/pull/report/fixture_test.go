@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// noise makes factors around 1 with a standard deviation of sigma, never zero.
+// noise generates factors around 1 with a standard deviation of sigma. They are never zero.
 type noise struct {
 	rng   *rand.Rand
 	sigma float64
@@ -14,8 +14,8 @@ type noise struct {
 
 func (n noise) factor() float64 { return max(0.05, 1+n.sigma*n.rng.NormFloat64()) }
 
-// example is a report as a benchmark of three images makes it: related images, so that the second and third cost ostree
-// little, a third snapshotter that failed once, and names of anybody's.
+// example returns a typical report: related images, so that the second and third cost ostree little, and a third
+// snapshotter that failed once.
 func example(rounds int, sigma float64, seed uint64) *Report {
 	n := noise{rand.New(rand.NewPCG(seed, 1)), sigma}
 	images := []Image{
@@ -40,7 +40,7 @@ func example(rounds int, sigma float64, seed uint64) *Report {
 			{Snapshotter: "fuse-overlayfs", Image: images[2].Name, Round: 2, Error: "start container: exec /bin/true: input/output error"},
 		},
 	}
-	cold := []float64{1.31, 9.42, 10.6} // s, to unpack by the baseline
+	cold := []float64{1.31, 9.42, 10.6} // seconds to unpack with the baseline
 	warm := map[string][]float64{"overlayfs": {1, 0.99, 0.31}, "ostree": {0.71, 0.22, 0.09}, "fuse-overlayfs": {1.02, 1.01, 0.33}}
 	speed := map[string]float64{"overlayfs": 1, "ostree": 0.71, "fuse-overlayfs": 1.04}
 	used := map[string]float64{"overlayfs": 1, "ostree": 0.61, "fuse-overlayfs": 1}

@@ -9,7 +9,7 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// stateHelp says what a state means.
+// stateHelp explains the states.
 func stateHelp(s State) string {
 	switch s {
 	case Cold:
@@ -24,7 +24,7 @@ func stateHelp(s State) string {
 	return ""
 }
 
-// formatValue writes a value for a person, with about three digits.
+// formatValue formats a value for people, with about three digits.
 func formatValue(v float64, u Unit) string {
 	switch u {
 	case Bytes:
@@ -39,7 +39,7 @@ func formatValue(v float64, u Unit) string {
 	return humanize.Comma(int64(math.Round(v)))
 }
 
-// formatNumber writes three digits, or all those before the point; fewer of what is next to nothing.
+// formatNumber formats three digits, or all digits before the point; fewer for values close to zero.
 func formatNumber(v float64) string {
 	switch {
 	case v == 0:
@@ -58,20 +58,20 @@ func formatNumber(v float64) string {
 
 func formatRatio(q *Ratio) string { return formatNumber(q.Median) + "×" }
 
-// percent writes a part of one.
+// percent formats a fraction.
 func percent(p float64) string {
 	switch {
 	case p == 0:
 		return "0 %"
 	case p < 0.001:
-		return "0.1 %" // rather too much than nothing
+		return "0.1 %" // do not round to nothing
 	case p < 0.0995:
 		return fmt.Sprintf("%.1f %%", 100*p)
 	}
 	return fmt.Sprintf("%.0f %%", 100*p)
 }
 
-// plusMinus writes how certain a median is, or "" if that is unknown.
+// plusMinus formats the uncertainty of a median, "" if it is unknown.
 func plusMinus(s *Spread) string {
 	if u, known := s.Uncertainty(); known {
 		return "±" + percent(u)
@@ -79,7 +79,7 @@ func plusMinus(s *Spread) string {
 	return ""
 }
 
-// interval writes a confidence interval.
+// interval formats a confidence interval.
 func interval(s *Spread, format func(float64) string) string {
 	if s.Lo == nil || s.Hi == nil {
 		return "unknown"
@@ -104,7 +104,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// enumerate writes "a, b and c".
+// enumerate returns "a, b and c".
 func enumerate(words []string) string {
 	if len(words) < 2 {
 		return strings.Join(words, "")
@@ -113,7 +113,7 @@ func enumerate(words []string) string {
 	return strings.Join(words[:last], ", ") + " and " + words[last]
 }
 
-// clean makes text of anybody's fit for one line of a terminal or of XML.
+// clean makes untrusted text safe for one line of a terminal or of XML.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -126,8 +126,8 @@ func clean(s string) string {
 	}, s)
 }
 
-// label is what an image is called where there is little room: without Docker's registry, and with the begin of a digest.
-// It is the whole name if another image would be called the same.
+// label returns the name of an image for narrow places: without Docker's registry, and with a short digest. It is the
+// whole name if another image would have the same label.
 func (r *Report) label(name string) string {
 	short := shorten(name)
 	for _, image := range r.Images {
@@ -152,7 +152,7 @@ func shorten(name string) string {
 	return name
 }
 
-// failure is a line about one.
+// failure formats a failure as a line.
 func (r *Report) failure(f *Failure) string {
 	var where []string
 	if f.Snapshotter != "" {
@@ -170,7 +170,7 @@ func (r *Report) failure(f *Failure) string {
 	return strings.Join(where, ", ") + ": " + clean(f.Error)
 }
 
-// measured says in a line what was.
+// measured describes the measurement in a line.
 func (r *Report) measured() string {
 	var names []string
 	for _, s := range r.Snapshotters {
@@ -179,7 +179,7 @@ func (r *Report) measured() string {
 	return fmt.Sprintf("%s pulled by %s, %s.", count(len(r.Images), "image"), enumerate(names), count(r.Rounds, "round"))
 }
 
-// facts are the lines about the machine.
+// facts returns the lines about the machine.
 func (m *Machine) facts() [][2]string {
 	var facts [][2]string
 	add := func(name, value string) {

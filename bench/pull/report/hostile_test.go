@@ -2,7 +2,7 @@ package report
 
 import "strings"
 
-// hostile is a report whose every text wants to be more than text.
+// hostile returns a report in which every text attempts an injection.
 func hostile() *Report {
 	const script = `<script>document.title = "owned"</script>`
 	image := `"><img src=x onerror='document.title="owned"'>|` + "\x1b[2J\n" + strings.Repeat("long", 40)

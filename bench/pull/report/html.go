@@ -16,20 +16,20 @@ import (
 var files embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	// num writes a coordinate.
+	// num formats a coordinate.
 	"num": func(v float64) string { return strconv.FormatFloat(math.Round(v*10)/10, 'f', -1, 64) },
-	// parts splits a name where it may go on in another line: browsers break it anywhere.
+	// parts splits a name where a line may break. Browsers would break it anywhere.
 	"parts": func(s string) []string {
 		return strings.Split(strings.NewReplacer("/", "/\n", ":", ":\n", "@", "@\n", "-", "-\n").Replace(s), "\n")
 	},
-	// style is the colours and text of charts, which the page and each file of a chart have.
+	// style holds the colours and text styles of charts, for the page and for chart files.
 	"style": func() (template.CSS, error) {
 		b, err := files.ReadFile("style.css")
 		return template.CSS(b), err
 	},
 }).ParseFS(files, "*.tmpl"))
 
-// A page is what the template "page" shows.
+// A page is the data of the template "page".
 type page struct {
 	Title       string
 	Workload    string
@@ -37,7 +37,7 @@ type page struct {
 	Measured    string
 	Date        string
 	Duration    string
-	Machine     []string // in short
+	Machine     []string // short
 	Baseline    string
 	Interrupted bool
 	Tiles       []tiles
@@ -53,7 +53,7 @@ type page struct {
 	Runs        [][]string
 }
 
-// Tiles are the headlines of a snapshotter.
+// Tiles show the headlines of a snapshotter.
 type tiles struct {
 	Snapshotter string
 	Series      int
@@ -100,7 +100,7 @@ type pageImage struct {
 	Blobs, Files, FileBytes string
 }
 
-// WriteHTML writes a report as a page: one file that loads nothing, and runs no script.
+// WriteHTML writes a report as a page: one file that loads nothing and runs no script.
 func WriteHTML(w io.Writer, r *Report) error {
 	s := Summarize(r)
 	p := &page{
@@ -210,7 +210,7 @@ func pageRow(r *Report, f *Figure, info MetricInfo) figureRow {
 	return row
 }
 
-// pageRuns returns the runs as a table of the metrics that they have.
+// pageRuns returns the runs as a table of their metrics.
 func pageRuns(r *Report, s *Summary) (columns []string, rows [][]string) {
 	columns = []string{"round", "snapshotter", "image", "state"}
 	var metrics []MetricInfo

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	maxSize  = 64 << 20 // of report.json, in bytes; a run takes about 400
-	maxValue = 1e18     // of a value: a quotient and a sum of two of them are finite
-	// maxImages and maxSnapshotters bound how many charts a page may have.
+	maxSize  = 64 << 20 // size of report.json in bytes; a run takes about 400
+	maxValue = 1e18     // a quotient and a sum of two values stay finite
+	// maxImages and maxSnapshotters bound the number of charts in a page.
 	maxImages       = 1000
 	maxSnapshotters = 50
 	maxRounds       = 100000
@@ -32,8 +32,8 @@ func WriteJSON(w io.Writer, r *Report) error {
 	return nil
 }
 
-// ReadJSON reads what WriteJSON wrote, apart from the summary, which can be worked out. It refuses other versions, and
-// reports that are too large or not sound. It is for tests, and for programs that compare reports.
+// ReadJSON reads the output of WriteJSON, except for the summary, which can be computed. It refuses other versions, and
+// reports that are too large or inconsistent. It is for tests, and for programs that compare reports.
 func ReadJSON(rd io.Reader) (*Report, error) {
 	b, err := io.ReadAll(io.LimitReader(rd, maxSize+1))
 	if err != nil {
@@ -45,7 +45,7 @@ func ReadJSON(rd io.Reader) (*Report, error) {
 	var v struct {
 		Version *int `json:"version"`
 	}
-	// Of another version the rest may have another form.
+	// The rest of another version may have another form.
 	if err := json.Unmarshal(b, &v); err != nil {
 		return nil, fmt.Errorf("read report: %w", err)
 	}
@@ -65,7 +65,7 @@ func ReadJSON(rd io.Reader) (*Report, error) {
 	return &r, nil
 }
 
-// check finds what no benchmark writes.
+// check finds content that no benchmark writes.
 func (r *Report) check() error {
 	switch {
 	case len(r.Images) > maxImages:

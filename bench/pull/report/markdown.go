@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// MarkdownOptions are what a report does not know of itself.
+// MarkdownOptions add to a report.
 type MarkdownOptions struct {
-	Title   string // "" for one made of the workload
-	Command string // that made the report, if it is to be shown
-	Chart   string // path of an image to show, if any
+	Title   string // "" for a title made from the workload
+	Command string // that made the report, shown unless ""
+	Chart   string // path of an image to show, unless ""
 }
 
 // WriteMarkdown writes a report as a page for a repository.
@@ -109,5 +109,5 @@ var escaper = strings.NewReplacer(
 	"~", `\~`, "#", `\#`,
 )
 
-// escape makes anybody's text plain text of one line, in a cell or outside: no markup.
+// escape makes untrusted text plain text without markup, on one line, for table cells and elsewhere.
 func escape(s string) string { return escaper.Replace(clean(s)) }

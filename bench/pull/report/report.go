@@ -1,4 +1,4 @@
-// Package report holds what a benchmark of snapshotters measured, and shows it: as a table, JSON, Markdown and a page.
+// Package report holds the results of a benchmark of snapshotters, and shows them as text, JSON, Markdown and HTML.
 package report
 
 import (
@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// Version is that of the form of report.json. It changes when a field gets another meaning or goes away.
+// Version is the version of report.json. It changes when a field changes its meaning or is removed.
 const Version = 1
 
-// A Report is a benchmark: every run of it, and where it ran. Times are in seconds, sizes in bytes.
+// A Report is the result of a benchmark: every run, and the machine it ran on. Times are in seconds, sizes in bytes.
 type Report struct {
 	Version      int       `json:"version"`
 	Started      time.Time `json:"started"`
 	Seconds      float64   `json:"seconds"`
-	Workload     string    `json:"workload"`    // its name, "" for images that the user named
+	Workload     string    `json:"workload"`    // name, "" for images that the user named
 	Description  string    `json:"description"` // of the workload
 	Images       []Image   `json:"images"`
 	Snapshotters []string  `json:"snapshotters"` // in the user's order
-	Baseline     string    `json:"baseline"`     // one of them: ratios are to it
+	Baseline     string    `json:"baseline"`     // the snapshotter that ratios refer to
 	Rounds       int       `json:"rounds"`
 	Machine      Machine   `json:"machine"`
 	Method       []string  `json:"method"` // sentences
@@ -28,7 +28,7 @@ type Report struct {
 	Interrupted  bool      `json:"interrupted"`
 }
 
-// An Image is one that was pulled.
+// An Image is an image that was pulled.
 type Image struct {
 	Name      string `json:"name"`   // as the user named it
 	Digest    string `json:"digest"` // of the manifest
@@ -38,7 +38,7 @@ type Image struct {
 	FileBytes int64  `json:"file_bytes"` // content of its regular files
 }
 
-// A Machine is where a benchmark ran.
+// A Machine describes where a benchmark ran.
 type Machine struct {
 	OS         string    `json:"os"`
 	Kernel     string    `json:"kernel"`
@@ -49,13 +49,13 @@ type Machine struct {
 	Programs   []Program `json:"programs"`    // versions
 }
 
-// A Program is one whose version matters for the figures.
+// A Program is a program whose version matters for the figures.
 type Program struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
 }
 
-// A State is what the store holds when an image is pulled.
+// A State is the content of the store when an image is pulled.
 type State string
 
 // The states.
@@ -63,29 +63,29 @@ const (
 	Cold  State = "cold"  // nothing
 	Warm  State = "warm"  // the images before it in the list
 	Again State = "again" // the same image, in another namespace
-	All   State = "all"   // not of one image: all of them are in the store
+	All   State = "all"   // for all images together
 )
 
-// States returns them in the order in which they are shown.
+// States returns the states in the order in which they are shown.
 func States() []State { return []State{Cold, Warm, Again, All} }
 
-// A Metric is something that is measured.
+// A Metric is a measured quantity.
 type Metric string
 
 // The metrics.
 const (
-	Download Metric = "download"   // s, of the blobs into the content store
-	Unpack   Metric = "unpack"     // s, of the blobs that are there, until the snapshots are committed
-	Start    Metric = "start"      // s, from making a container to the end of a program that does nothing
-	Remove   Metric = "remove"     // s, of the image, until its snapshots and blobs are gone
-	Disk     Metric = "disk"       // bytes of allocated blocks that it added to the snapshotter's directory
-	Inodes   Metric = "inodes"     // that it added there
-	CPU      Metric = "cpu"        // s of processor time while unpacking, containerd and the snapshotter's daemon
-	Memory   Metric = "memory"     // bytes, the largest resident set while unpacking, both processes
+	Download Metric = "download"   // s, to download blobs into the content store
+	Unpack   Metric = "unpack"     // s, to unpack downloaded blobs, until the snapshots are committed
+	Start    Metric = "start"      // s, from creating a container to the end of a program that does nothing
+	Remove   Metric = "remove"     // s, to remove an image, until its snapshots and blobs are gone
+	Disk     Metric = "disk"       // bytes of allocated blocks added to the snapshotter's directory
+	Inodes   Metric = "inodes"     // added there
+	CPU      Metric = "cpu"        // s of processor time while unpacking, of containerd and the snapshotter's daemon
+	Memory   Metric = "memory"     // bytes, the largest resident set while unpacking, of both processes
 	Cached   Metric = "page-cache" // bytes of page cache after all files of all images were read in containers
 )
 
-// Unit is what a metric is counted in.
+// Unit is the unit of a metric.
 type Unit string
 
 // The units.
@@ -95,7 +95,7 @@ const (
 	Count   Unit = ""
 )
 
-// MetricInfo says what a metric is. Of all metrics less is better.
+// MetricInfo describes a metric. Less is better for all metrics.
 type MetricInfo struct {
 	Metric Metric
 	Title  string // short, for tables and charts
@@ -103,7 +103,7 @@ type MetricInfo struct {
 	Unit   Unit
 }
 
-// Metrics returns them in the order in which they are shown.
+// Metrics returns the metrics in the order in which they are shown.
 func Metrics() []MetricInfo {
 	return []MetricInfo{
 		{Unpack, "unpack", "From blobs in the content store to committed snapshots.", Seconds},
@@ -118,7 +118,7 @@ func Metrics() []MetricInfo {
 	}
 }
 
-// A Run is one time that one image was pulled by one snapshotter, with all that was measured then.
+// A Run is one pull of one image by one snapshotter, with everything measured during it.
 type Run struct {
 	Round       int                `json:"round"` // from 1
 	Snapshotter string             `json:"snapshotter"`
@@ -127,15 +127,15 @@ type Run struct {
 	Values      map[Metric]float64 `json:"values"`
 }
 
-// A Failure is something that could not be measured.
+// A Failure is a measurement that failed.
 type Failure struct {
 	Snapshotter string `json:"snapshotter,omitempty"`
 	Image       string `json:"image,omitempty"`
-	Round       int    `json:"round,omitempty"` // 0: in none, or in all
+	Round       int    `json:"round,omitempty"` // 0: in no round, or in all
 	Error       string `json:"error"`           // one line
 }
 
-// NewFailure makes one line of an error. What is "" or 0 does not count.
+// NewFailure returns a failure with the error on one line. Arguments that are "" or 0 do not apply.
 func NewFailure(snapshotter, image string, round int, err error) Failure {
 	return Failure{Snapshotter: snapshotter, Image: image, Round: round, Error: strings.Join(strings.Fields(err.Error()), " ")}
 }

@@ -13,51 +13,51 @@ import (
 
 const (
 	confidence = 0.95
-	// minRounds is the least number of values that have a confidence interval of their median at that level: all of n are
-	// on one side of the true median with a probability of 2·½ⁿ, which is under 5 % from 6 on.
+	// minRounds is the smallest number of values whose median has a confidence interval of that level: all n values are
+	// on one side of the true median with a probability of 2·½ⁿ, which is below 5 % from 6 on.
 	minRounds = 6
-	// maxNoise is how far the interval of a ratio may reach from the median. If it is kept by two runs, and both intervals
-	// hold the true ratio, then their medians are within 1 - 0.95/1.05 = 9.5 % of each other.
+	// maxNoise bounds the distance of a ratio's interval from its median. If two runs keep it, and both intervals hold
+	// the true ratio, then their medians are within 1 - 0.95/1.05 = 9.5 % of each other.
 	maxNoise = 0.05
-	// maxNamed is how many noisy ratios the sentence about them names.
+	// maxNamed bounds the number of noisy ratios named in the sentence about them.
 	maxNamed = 6
 )
 
-// A Summary is what the runs of a report come to.
+// A Summary holds the medians and ratios of a report.
 type Summary struct {
 	Figures   []Figure   `json:"figures"` // by metric, state, image and snapshotter, each in the order of the report
 	Headlines []Headline `json:"headlines"`
-	Noisy     []Figure   `json:"noisy"` // those whose ratio is of times and noisy, the worst first
-	Noise     string     `json:"noise"` // what that means for the reader, in sentences
+	Noisy     []Figure   `json:"noisy"` // uncertain ratios of times, the worst first
+	Noise     string     `json:"noise"` // explains the noise to the reader, in sentences
 
 	index map[key]int
 }
 
-// A Figure is what one snapshotter did with one image, over all rounds.
+// A Figure is the result of one snapshotter with one image, over all rounds.
 type Figure struct {
 	Metric      Metric `json:"metric"`
 	State       State  `json:"state"`
 	Image       string `json:"image"` // "" in state All
 	Snapshotter string `json:"snapshotter"`
 	Value       Spread `json:"value"`
-	// Ratio is the value divided by the baseline's of the same round. It is nil for the baseline itself, and where no round
-	// has a value of both, or the baseline's is zero.
+	// Ratio is the value divided by the baseline's of the same round. It is nil for the baseline itself, if no round
+	// has both values, or if the baseline's is zero.
 	Ratio *Ratio `json:"ratio,omitempty"`
 }
 
-// A Spread is a median and how certain it is.
+// A Spread is a median and its uncertainty.
 type Spread struct {
 	N      int     `json:"n"`
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
-	// Lo and Hi are the 95 % confidence interval of the median; nil if there are too few values for one.
+	// Lo and Hi are the 95 % confidence interval of the median. They are nil if there are too few values.
 	Lo *float64 `json:"lo,omitempty"`
 	Hi *float64 `json:"hi,omitempty"`
 }
 
-// Uncertainty is how far the confidence interval reaches from the median, on its longer side and in parts of the median.
-// It is unknown if there is no interval or the median is zero.
+// Uncertainty is the distance from the median to the farther end of the confidence interval, as a fraction of the
+// median. It is unknown if there is no interval or the median is zero.
 func (s *Spread) Uncertainty() (u float64, known bool) {
 	if s.Lo == nil || s.Hi == nil {
 		return 0, false
@@ -69,10 +69,10 @@ func (s *Spread) Uncertainty() (u float64, known bool) {
 	return u, finite(u)
 }
 
-// A Ratio is that of a snapshotter to the baseline.
+// A Ratio is the ratio of a snapshotter to the baseline.
 type Ratio struct {
 	Spread
-	Noise *float64 `json:"noise,omitempty"` // the uncertainty of the spread; nil if unknown
+	Noise *float64 `json:"noise,omitempty"` // uncertainty of the spread; nil if unknown
 	Noisy bool     `json:"noisy"`           // more than 5 %, or unknown
 }
 
@@ -81,14 +81,14 @@ type Headline struct {
 	Snapshotter string  `json:"snapshotter"`
 	Metric      Metric  `json:"metric"`
 	State       State   `json:"state"`
-	Images      int     `json:"images"` // that have a ratio
+	Images      int     `json:"images"` // number with a ratio
 	Median      float64 `json:"median"` // of the images' ratios
 	Min         float64 `json:"min"`
 	Max         float64 `json:"max"`
-	Noisy       bool    `json:"noisy"` // one of them is
+	Noisy       bool    `json:"noisy"` // if one of the ratios is
 }
 
-// headlines are the figures that a reader wants first.
+// headlines are the figures that matter most to readers.
 var headlines = []struct {
 	metric Metric
 	state  State
@@ -108,8 +108,8 @@ type key struct {
 	snapshotter string
 }
 
-// Summarize works out the medians and ratios of a report. Values that are negative or not finite are left out. Of two
-// values of the same round the later one counts.
+// Summarize computes the medians and ratios of a report. Values that are negative or not finite are left out. Of two
+// values in the same round the later one counts.
 func Summarize(r *Report) *Summary {
 	values := make(map[key]map[int]float64)
 	for _, run := range r.Runs {
@@ -139,7 +139,7 @@ func Summarize(r *Report) *Summary {
 	return s
 }
 
-// imagesOf returns what images there are figures of in a state.
+// imagesOf returns the images with figures in a state.
 func (r *Report) imagesOf(state State) []string {
 	if state == All {
 		return []string{""}
@@ -151,7 +151,7 @@ func (r *Report) imagesOf(state State) []string {
 	return names
 }
 
-// add makes the figure of a key, unless there is none to make or it is there.
+// add adds the figure of a key, unless there are no values for it or it was added before.
 func (s *Summary) add(values map[key]map[int]float64, k key, baseline string) {
 	rounds := values[k]
 	if _, ok := s.index[k]; ok || len(rounds) == 0 {
@@ -188,7 +188,7 @@ func ratio(of, baseline map[int]float64) *Ratio {
 	return q
 }
 
-// spread takes at least one value.
+// spread computes the spread of at least one value.
 func spread(values []float64) Spread {
 	sample := benchmath.NewSample(values, &benchmath.DefaultThresholds) // sorts them
 	sum := benchmath.AssumeNothing.Summary(sample, confidence)
@@ -201,7 +201,7 @@ func spread(values []float64) Spread {
 
 func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 
-// Figure returns that of a snapshotter and an image, or nil.
+// Figure returns the figure of a snapshotter and an image, or nil.
 func (s *Summary) Figure(m Metric, state State, image, snapshotter string) *Figure {
 	if i, ok := s.index[key{m, state, image, snapshotter}]; ok {
 		return &s.Figures[i]
@@ -232,7 +232,7 @@ func (s *Summary) addHeadlines(r *Report) {
 	}
 }
 
-// addNoise finds the noisy ratios of times. Those of sizes and counts are not the machine's noise.
+// addNoise finds noisy ratios of times. Ratios of sizes and counts do not depend on the machine's noise.
 func (s *Summary) addNoise(r *Report) {
 	times, rounds := 0, 0
 	var unknown int
@@ -287,7 +287,7 @@ func (f *Figure) noise() float64 {
 	return *f.Ratio.Noise
 }
 
-// what says what was measured of what, like "unpack of base:1".
+// what describes the subject of a figure, like "unpack of base:1".
 func what(r *Report, f *Figure) string {
 	title := infoOf(f.Metric).Title
 	if f.State == All {

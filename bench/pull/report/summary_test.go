@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// two is a report of one image, by a baseline and another snapshotter.
+// two returns a report of one image, by a baseline and another snapshotter.
 func two(m Metric, baseline, other []float64) *Report {
 	r := &Report{
 		Version: Version, Images: []Image{{Name: "base:1"}}, Snapshotters: []string{"overlayfs", "ostree"}, Baseline: "overlayfs",
@@ -24,7 +24,7 @@ func two(m Metric, baseline, other []float64) *Report {
 
 func near(a, b float64) bool { return math.Abs(a-b) < 1e-12 }
 
-// TestSummarize has values whose summary is worked out by hand.
+// TestSummarize compares with a summary computed by hand.
 func TestSummarize(t *testing.T) {
 	// Ratios by round: .5, .6, .55, .5, .52, .56; sorted .5, .5, .52, .55, .56, .6. The interval of six values reaches from
 	// the least to the greatest, since all six are on one side of the median in 2 of 64 cases, and five are in more than 5 %.
@@ -55,8 +55,8 @@ func TestSummarize(t *testing.T) {
 	}
 }
 
-// TestInterval has more values: of nine the interval is from the second to the eighth, since in 2·(1+9) of 512 cases it is
-// not, and from the third it would be so in 2·(1+9+36).
+// TestInterval has more values. Of nine values, the interval is from the second to the eighth: it misses the median in
+// 2·(1+9) of 512 cases, and from the third on it would miss it in 2·(1+9+36).
 func TestInterval(t *testing.T) {
 	s := spread([]float64{9, 1, 8, 2, 7, 3, 6, 4, 5})
 	if s.Median != 5 || *s.Lo != 2 || *s.Hi != 8 || s.Min != 1 || s.Max != 9 {
@@ -167,14 +167,14 @@ func TestHeadlines(t *testing.T) {
 	}
 }
 
-// TestTwoRuns makes pairs of reports with noise of all strengths, from the same true ratio, and looks whether one of a pair
-// says that it is noisy when the two ratios are more than 10 % apart.
+// TestTwoRuns makes pairs of reports from the same true ratio, with noise of all strengths. If the two ratios are more
+// than 10 % apart, at least one report must say that it is noisy.
 //
-// Both saying nothing means two intervals within 5 % of their medians, which are 10 % apart (of the larger): they cannot
-// both hold the true ratio. An interval misses it in at most 5 % of reports (3.1 % with six rounds), so both are silent in
-// at most 10 % of all pairs; in truth in far fewer, for an interval that misses is seldom a short one. Of the pairs that
-// differ at least 95 % must be flagged. Noise that a run has in all its rounds alike can be seen in no run alone; pairing
-// values by round takes it out of the ratios.
+// If neither does, two intervals are within 5 % of their medians, which are 10 % apart (of the larger), and cannot both
+// hold the true ratio. An interval misses it in at most 5 % of reports (3.1 % with six rounds), so both are silent in
+// at most 10 % of all pairs; in fact in far fewer, because an interval that misses is seldom short. Of the pairs that
+// differ, at least 95 % must be flagged. Noise that affects all rounds of a run alike cannot be seen in one run;
+// pairing values by round removes it from the ratios.
 func TestTwoRuns(t *testing.T) {
 	const trials = 200
 	for _, rounds := range []int{6, 10, 20} {
@@ -184,12 +184,12 @@ func TestTwoRuns(t *testing.T) {
 			sigma := 0.01 + 0.09*rng.Float64()
 			var q [2]*Ratio
 			for i := range q {
-				machine := math.Exp(0.5 * rng.NormFloat64()) // how slow it is in this run
+				machine := math.Exp(0.5 * rng.NormFloat64()) // slowness of this run
 				values := func(mean float64) []float64 {
 					v := make([]float64, rounds)
 					for j := range v {
 						v[j] = machine * mean * math.Exp(sigma*rng.NormFloat64())
-						if rng.IntN(10) == 0 { // something else ran
+						if rng.IntN(10) == 0 { // another process ran
 							v[j] *= 1.5
 						}
 					}

@@ -9,14 +9,15 @@ import (
 	"unicode/utf8"
 )
 
-// textWidth is how wide a table for the terminal may be: one with more metrics than fit goes on below.
+// textWidth bounds the width of a table for the terminal. Metrics that do not fit are in a second table below it.
 const textWidth = 118
 
-// textName is how much of an image's name there is in a table for the terminal: its end, which tells it from others.
+// textName bounds the width of an image name in a table for the terminal. The end of the name is shown, which tells
+// images apart.
 const textName = 30
 
-// WriteText writes a report for the terminal: a table for each state, and how certain the ratios are. A ratio of times that
-// is not certain has a ~ before it. What failed is not in it: that is for standard error.
+// WriteText writes a report for the terminal: a table for each state, and the uncertainty of the ratios. A ratio of
+// times that is not certain is marked with ~. Failures are not included; they go to standard error.
 func WriteText(w io.Writer, r *Report) error {
 	s := Summarize(r)
 	var b bytes.Buffer
@@ -40,7 +41,7 @@ func WriteText(w io.Writer, r *Report) error {
 	return nil
 }
 
-// fold writes words in lines that are no longer than a table.
+// fold writes words in lines that are not longer than a table.
 func fold(b *bytes.Buffer, text string) {
 	n := 0
 	for _, word := range strings.Fields(text) {

@@ -13,11 +13,11 @@ import (
 //go:embed *.toml
 var builtin embed.FS
 
-// Names returns the names of the workloads that are built in, sorted.
+// Names returns the names of the built-in workloads, sorted.
 func Names() []string {
 	files, err := builtin.ReadDir(".")
 	if err != nil {
-		panic(err) // of a directory in the program itself
+		panic(err) // the directory is part of the program
 	}
 	var names []string
 	for _, f := range files {
@@ -27,7 +27,7 @@ func Names() []string {
 	return names
 }
 
-// Builtin returns a copy of the workload of that name that is built in.
+// Builtin returns a copy of a built-in workload.
 func Builtin(name string) (*Workload, bool) {
 	if !slices.Contains(Names(), name) {
 		return nil, false
@@ -43,8 +43,8 @@ func Builtin(name string) (*Workload, bool) {
 	return w, true
 }
 
-// Load returns the workload that an argument means: one that is built in, or that of a file, if it ends in .toml, or one
-// of a single image with that reference. The last has no name.
+// Load returns the workload of an argument: a built-in workload; that of a file, if the argument ends in .toml; or else
+// a workload of one image with that reference, without a name.
 func Load(arg string) (*Workload, error) {
 	if w, ok := Builtin(arg); ok {
 		return w, nil
@@ -56,7 +56,7 @@ func Load(arg string) (*Workload, error) {
 		}
 		return Parse(arg, data)
 	}
-	if !strings.ContainsAny(arg, "/:@") { // no reference of an image without a registry; more likely a slip of the hand
+	if !strings.ContainsAny(arg, "/:@") { // not the reference of an image without a registry, but more likely a typing error
 		return nil, fmt.Errorf("find workload %q: is none of %s, no file FILE.toml, and no reference of an image", arg, strings.Join(Names(), ", "))
 	}
 	img := Image{Ref: arg, Name: arg}
@@ -66,7 +66,7 @@ func Load(arg string) (*Workload, error) {
 	return &Workload{Images: []Image{img}}, nil
 }
 
-// readFile reads a file as far as a workload may be long, and a byte more.
+// readFile reads a file up to one byte more than a workload may have.
 func readFile(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -76,8 +76,8 @@ func readFile(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile+1))
 }
 
-// Join returns the images of all arguments, see [Load], as one workload. An image that several of them have counts where it
-// comes first. Name and description are those of the only argument; of several there are none.
+// Join returns the images of all arguments as one workload; see [Load]. An image that occurs several times counts at
+// its first place. A single argument keeps its name and description.
 func Join(args []string) (*Workload, error) {
 	joined := new(Workload)
 	seen := make(map[string]bool)

@@ -15,7 +15,7 @@ import (
 
 // Bounds of a workload.
 const (
-	maxFile         = 1 << 20 // bytes, as the lengths below
+	maxFile         = 1 << 20 // in bytes, as are the lengths below
 	maxImages       = 1000
 	maxWorkloadName = 64
 	maxDescription  = 500
@@ -23,26 +23,26 @@ const (
 	maxName         = 200
 )
 
-// LayoutPrefix begins a reference that is a directory with an OCI layout.
+// LayoutPrefix is the prefix of references to OCI layouts.
 const LayoutPrefix = "oci:"
 
-// A Workload is a list of images, in the order in which they are pulled. No two of them have the same reference or name.
+// A Workload is a list of images in the order in which they are pulled. References and names are unique.
 type Workload struct {
 	Name        string  `toml:"name"`        // "": images that the user named
 	Description string  `toml:"description"` // one line
 	Images      []Image `toml:"images"`
 }
 
-// An Image is one that is pulled.
+// An Image is an image to pull.
 type Image struct {
 	Ref  string `toml:"ref"`  // of an OCI layout, see [LayoutPrefix], or of a registry
-	Name string `toml:"name"` // what reports call it; a parsed workload has always one
+	Name string `toml:"name"` // shown in reports; never empty after parsing
 }
 
-// Layout returns the DIR or DIR:TAG of an image that is an OCI layout.
+// Layout returns DIR or DIR:TAG for an image that is an OCI layout.
 func (img Image) Layout() (name string, ok bool) { return strings.CutPrefix(img.Ref, LayoutPrefix) }
 
-// Parse reads a workload. Errors begin with file, the name of what is read, and say the line where there is one. Unknown
+// Parse reads a workload. Errors begin with file, which names the source, and have the line if it is known. Unknown
 // keys are errors.
 func Parse(file string, data []byte) (*Workload, error) {
 	w, err := parse(data)
@@ -74,13 +74,13 @@ func parse(data []byte) (*Workload, error) {
 	return w, w.check()
 }
 
-// workloadName is what can be part of a file's name.
+// workloadName matches names that can be part of a file name.
 var workloadName = regexp.MustCompile(`^[a-z0-9](-?[a-z0-9])*$`)
 
-// registryRef is every reference of a registry, and more. Whoever pulls it parses it.
+// registryRef matches every reference to a registry, and more. The pull parses it.
 var registryRef = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$`)
 
-// check returns an error about the first image that makes no sense.
+// check returns an error for the first invalid image.
 func (w *Workload) check() error {
 	if len(w.Images) == 0 {
 		return errors.New("no images")
@@ -121,7 +121,7 @@ func (img Image) check() error {
 	return nil
 }
 
-// line reports whether a text, which reports show as it is, is one line of at most a number of bytes.
+// line checks that a text, which reports show as it is, is one line of at most limit bytes.
 func line(s string, limit int) error {
 	switch {
 	case len(s) > limit:
@@ -132,7 +132,7 @@ func line(s string, limit int) error {
 	return nil
 }
 
-// positioned says where in the file an error of the TOML parser is.
+// positioned adds the line number to an error of the TOML parser.
 func positioned(err error) error {
 	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		e := strict.Errors[0]
@@ -147,10 +147,10 @@ func positioned(err error) error {
 	return err
 }
 
-// goType is what an error of the TOML parser says about our program instead of the file.
+// goType matches the part of a TOML parser's error that is about our program, not about the file.
 var goType = regexp.MustCompile(`struct field \S+ of type `)
 
-// Resolve makes the directories of relative OCI layouts those below a directory.
+// Resolve places relative OCI layouts below a directory.
 func (w *Workload) Resolve(layouts string) {
 	for i := range w.Images {
 		if dir, ok := w.Images[i].Layout(); ok && !filepath.IsAbs(dir) {

@@ -206,7 +206,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// What parses is within the bounds, and what is written of it is the same again.
+// FuzzParse checks that a parsed workload is within the bounds, and is the same after it is written and read again.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(example))
 	f.Add([]byte("name = \"x\"\n[[images]]\nref = \"oci:a:b\"\nname = \"\\u202e\"\n"))
@@ -238,7 +238,7 @@ func FuzzParse(f *testing.F) {
 			fmt.Fprintf(&again, "[[images]]\nref = %q\nname = %q\n", img.Ref, img.Name)
 		}
 		if again.Len() > maxFile {
-			return // a table in one line is shorter
+			return // a table on one line is shorter
 		}
 		got, err := Parse("again", []byte(again.String()))
 		if err != nil {
