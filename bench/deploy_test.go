@@ -18,12 +18,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// BenchmarkDeploy compares the deployment of an image whose layers are in the store already, all of it: merging layers, OS
-// commit in the sysroot's repository, deployment; with "ostree admin deploy" of the same commit from a repository that has
-// it. Each in a new sysroot on the file system of the store. "store" is the part of ours up to the commit.
+// BenchmarkDeploy compares two deployments, each in a new sysroot on the file system of the store: that of an image
+// whose layers are in the store, including merging the layers and storing the OS commit in the sysroot's repository;
+// and "ostree admin deploy" of the same commit from a repository that has it. "store" is our part up to the commit.
 //
-// The images are an operating system with a real kernel, of 2,000 files, and base:1 with something in the place of one, of
-// 14,000.
+// The images are an operating system of 2,000 files with a real kernel, and base:1 with a fake one, of 14,000.
 func BenchmarkDeploy(b *testing.B) {
 	ostree := testenv.NeedsTool(b, "ostree")
 	for _, ref := range []string{images.OSBase, "base:1"} {
@@ -60,7 +59,7 @@ func BenchmarkDeploy(b *testing.B) {
 	}
 }
 
-// importOS imports the layer of an image, and one that makes an operating system of it if it is none.
+// importOS imports the layer of an image, and a layer that makes it an operating system if it is not one.
 func importOS(b *testing.B, store *layer.Store, ref, blob string) (chain []objectstore.Checksum) {
 	b.Helper()
 	load := func(r io.Reader) {
@@ -111,7 +110,7 @@ func openSysroot(b *testing.B, path string) *sysroot.Sysroot {
 	return s
 }
 
-// storeOS makes the OS commit of an image, on the disk.
+// storeOS stores the OS commit of an image durably.
 func storeOS(b *testing.B, store *layer.Store, chain []objectstore.Checksum, to *objectstore.Repo) objectstore.Checksum {
 	b.Helper()
 	root, err := store.Flatten(b.Context(), chain)

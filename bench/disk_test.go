@@ -19,14 +19,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// freshDisk mounts a new ext4 file system and returns where. Every cold run gets one: ext4 is slow to reuse inodes
-// that were freed in the last minutes, so that on one file system a run would pay for what the run before removed.
+// freshDisk mounts a new ext4 file system and returns its mount point. Every cold run needs one: ext4 is slow to reuse
+// inodes freed in the last minutes, so a run would pay for what the previous run removed.
 func freshDisk(b *testing.B, size string) (dir string, remove func()) {
 	b.Helper()
 	return newDisk(b, size, false)
 }
 
-// ramDisk is freshDisk in memory, where to sync costs next to nothing. Mkfs are more arguments of mkfs.ext4.
+// ramDisk is freshDisk in memory, where syncing costs almost nothing. mkfs are additional arguments of mkfs.ext4.
 func ramDisk(b *testing.B, size string, mkfs ...string) (dir string, remove func()) {
 	b.Helper()
 	return newDisk(b, size, true, mkfs...)
@@ -65,7 +65,7 @@ func run(b *testing.B, name string, args ...string) {
 	}
 }
 
-// layerBlob is the compressed blob of a test image's largest layer.
+// layerBlob returns the compressed blob of a test image's largest layer.
 func layerBlob(b *testing.B, ref string) string {
 	b.Helper()
 	layout, err := images.Layout(b.Context(), os.Stderr, ref)
@@ -84,7 +84,7 @@ func layerBlob(b *testing.B, ref string) string {
 	return largest
 }
 
-// A gunzip opens a blob decompressed. What it returns must be read to its end and closed.
+// A gunzip opens a blob decompressed. The result must be read to its end and closed.
 type gunzip func(ctx context.Context, blob string) (io.ReadCloser, error)
 
 func klauspost(_ context.Context, blob string) (io.ReadCloser, error) {
@@ -128,7 +128,7 @@ type readCloser struct {
 
 func (r readCloser) Close() error { return r.close() }
 
-// drain reads a stream in the way that costs least.
+// drain reads a stream in the cheapest way.
 func drain(r io.ReadCloser) (int64, error) {
 	buf := make([]byte, 1<<20)
 	var n int64
@@ -144,7 +144,7 @@ func drain(r io.ReadCloser) (int64, error) {
 	}
 }
 
-// series collects durations of the variants that a benchmark runs in turn.
+// series collects durations of variants that a benchmark runs in turn.
 type series map[string][]time.Duration
 
 func (s series) time(b *testing.B, name string, f func() error) {
@@ -156,8 +156,8 @@ func (s series) time(b *testing.B, name string, f func() error) {
 	s[name] = append(s[name], time.Since(start))
 }
 
-// report gives each variant's median, and the median over the rounds of its ratio to the baseline. Ratios are formed
-// within a round, so that a machine that is slow for a while slows both sides.
+// report reports the median of each variant, and the median over the rounds of its ratio to the baseline. Ratios are
+// formed within a round, so that a temporary slowdown affects both sides.
 func (s series) report(b *testing.B, baseline string) {
 	b.Helper()
 	for name, d := range s {
@@ -171,7 +171,7 @@ func (s series) report(b *testing.B, baseline string) {
 		}
 		b.ReportMetric(median(ratios), fmt.Sprintf("%s/%s", name, baseline))
 	}
-	b.ReportMetric(0, "ns/op") // the sum of the variants says nothing
+	b.ReportMetric(0, "ns/op") // the sum of the variants is meaningless
 }
 
 func median[T int64 | float64 | time.Duration](v []T) T {

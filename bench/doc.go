@@ -1,2 +1,2 @@
-// Package bench measures what the product promises, beside baselines, in one run: see README.md.
+// Package bench compares the product with baselines in one run. See README.md.
 package bench

@@ -10,10 +10,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// BenchmarkImport compares, for one real gzip layer of 340 MB and 16,000 entries, decompressing alone with importing
-// and checking out into an empty store (cold) and into one that has every file but not the layer's blob (known). Of the
-// former, checkout is what the hard links take; with composefs it is rootfs instead.
-// Each with Go's and with Intel's decompressor.
+// BenchmarkImport compares decompressing a real gzip layer of 340 MB and 16,000 entries with importing it and checking
+// it out: into an empty store (cold), and into one that has every file but not the layer's blob (known). checkout is
+// the share of the hard links in the former; with composefs, rootfs takes its place. It runs with Go's and with Intel's
+// decompressor.
 func BenchmarkImport(b *testing.B) {
 	blob := layerBlob(b, "base:1")
 	for _, d := range []struct {
@@ -22,7 +22,7 @@ func BenchmarkImport(b *testing.B) {
 	}{{"klauspost", klauspost}, {"igzip", igzip}} {
 		b.Run(d.name, func(b *testing.B) {
 			if d.name == "igzip" {
-				testenv.NeedsTool(b, "igzip") // of the Debian package isal
+				testenv.NeedsTool(b, "igzip") // from the Debian package isal
 			}
 			s := make(series)
 			for b.Loop() {
@@ -61,7 +61,7 @@ func BenchmarkImport(b *testing.B) {
 					}
 					return image.Close()
 				})
-				run(b, "sync", "-f", dir) // what cold wrote is not for known to pay
+				run(b, "sync", "-f", dir) // known must not pay for the writes of cold
 				s.time(b, "known", func() error { return load("known-checkout") })
 				testenv.Must(b, errors.Join(store.Close(), store.Repo().Close()))
 				remove()

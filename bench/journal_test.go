@@ -12,15 +12,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// BenchmarkJournal compares a cold pull of one real gzip layer of 340 MB and 16,000 entries with the journal and without:
-// decompress, import, check out, and write a row durably, as Commit does with metadata.db. The two take turns, each time
+// BenchmarkJournal compares a cold pull of a real gzip layer of 340 MB and 16,000 entries with the journal and without:
+// decompress, import, check out, and write a row durably, as Commit does in metadata.db. The two take turns, each time
 // on a new file system.
 func BenchmarkJournal(b *testing.B) {
 	blob := layerBlob(b, "base:1")
 	s := make(series)
 	for i := 0; b.Loop(); i++ {
 		variants := []string{"off", "journal"}
-		if i%2 == 1 { // neither is always the first
+		if i%2 == 1 { // each is first in every other round
 			variants[0], variants[1] = variants[1], variants[0]
 		}
 		for _, name := range variants {

@@ -23,9 +23,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/composefsmount"
 )
 
-// BenchmarkRead compares what a container does with the files of its image, on containerd's overlayfs snapshotter and on
-// both kinds of checkouts of ours: to mount it the first time and the 100th, to look at every file, and to read every file.
-// All is in the page cache. Ratios are to overlayfs.
+// BenchmarkRead compares work on the files of an image, on containerd's overlayfs snapshotter and on both kinds of our
+// checkouts: mounting it the first time and the 100th, visiting every file, and reading every file. Everything is in
+// the page cache. Ratios are to overlayfs.
 func BenchmarkRead(b *testing.B) {
 	blob := layerBlob(b, "base:1")
 	s := make(map[string]series)
@@ -58,7 +58,7 @@ func BenchmarkRead(b *testing.B) {
 			}
 			use("first", "c0")
 			for what, visit := range map[string]func(string, fs.DirEntry) error{"stat": lookAt, "read": readAll} {
-				testenv.Must(b, walk(target, visit)) // into the caches
+				testenv.Must(b, walk(target, visit)) // fill the caches
 				if s[what] == nil {
 					s[what] = make(series)
 				}
@@ -134,7 +134,7 @@ func openOverlayfs(b *testing.B, dir, blob string) (snapshots.Snapshotter, func(
 	return sn, func() { testenv.Must(b, sn.Close()) }
 }
 
-// openOurs does so with ours.
+// openOurs does the same with our snapshotter.
 func openOurs(b *testing.B, dir, blob string, composefs bool) (snapshots.Snapshotter, func()) {
 	b.Helper()
 	store := openStore(b, dir)

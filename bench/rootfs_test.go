@@ -9,7 +9,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// BenchmarkRootfs makes the image of the root file system of base:1, which has one layer, in memory.
+// BenchmarkRootfs makes the root file system image of base:1, which has one layer, in memory.
 func BenchmarkRootfs(b *testing.B) {
 	blob := layerBlob(b, "base:1")
 	dir, remove := freshDisk(b, "4G")

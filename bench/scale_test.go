@@ -16,13 +16,13 @@ import (
 )
 
 const (
-	scaleDepth = 5   // layers below the snapshots that are measured
-	scaleFiles = 100 // of the layer that comes and goes
+	scaleDepth = 5   // layers below the measured snapshots
+	scaleFiles = 100 // of the layer that is added and removed
 )
 
-// BenchmarkScale measures what the snapshotter's calls cost in stores of different sizes: of many snapshots, each with
-// a layer of its own, and of many objects, in layers of 1,000 files. The stores take turns. Reported are the shortest
-// times: what else runs on the machine makes a call slower, never faster.
+// BenchmarkScale measures the snapshotter's calls in stores of different sizes: of many snapshots, each with a layer of
+// its own, and of many objects, in layers of 1,000 files. The stores take turns. It reports the shortest times, because
+// other load makes a call slower, never faster.
 func BenchmarkScale(b *testing.B) {
 	for _, of := range []struct {
 		name  string
@@ -50,7 +50,7 @@ func BenchmarkScale(b *testing.B) {
 			t := make(series)
 			for i := 0; b.Loop(); i++ {
 				for j := range of.sizes {
-					size := of.sizes[(i+j)%len(of.sizes)] // none is always the first
+					size := of.sizes[(i+j)%len(of.sizes)] // each is first in turn
 					stores[size].measure(b, t, fmt.Sprint(size))
 				}
 			}
@@ -65,8 +65,8 @@ func BenchmarkScale(b *testing.B) {
 type scaleStore struct {
 	dir  string
 	env  *snaptest.Env
-	made int    // names given
-	top  string // snapshot with scaleDepth-1 below it
+	made int    // number of names used
+	top  string // snapshot with scaleDepth-1 snapshots below it
 }
 
 func (s *scaleStore) open(b *testing.B) {
@@ -81,7 +81,7 @@ func (s *scaleStore) name(prefix string) string {
 	return fmt.Sprintf("%s-%d", prefix, s.made)
 }
 
-// layerTar is a tar of small files whose content nothing else has.
+// layerTar returns a tar of small files with unique contents.
 func layerTar(b *testing.B, seed string, files int) []byte {
 	b.Helper()
 	var buf bytes.Buffer
@@ -97,7 +97,7 @@ func layerTar(b *testing.B, seed string, files int) []byte {
 	return buf.Bytes()
 }
 
-// fill makes snapshots, each on the one before until scaleDepth of them lie on each other.
+// fill makes chains of scaleDepth snapshots.
 func (s *scaleStore) fill(b *testing.B, snapshots, files int) {
 	b.Helper()
 	parent := ""
@@ -127,7 +127,7 @@ func (s *scaleStore) apply(b *testing.B, key, parent string, tar []byte) {
 	testenv.Must(b, errors.Join(s.env.AddLayer(b.Context(), id, held, false), held.Release()))
 }
 
-// measure does everything once and adds the times to t.
+// measure makes every call once and adds the times to t.
 func (s *scaleStore) measure(b *testing.B, t series, size string) {
 	b.Helper()
 	ctx := b.Context()

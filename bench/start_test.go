@@ -11,9 +11,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// BenchmarkStart times "ctr run --detach" of the first container after a pull and of the 91st to the 100th, with all of them
-// running, on containerd's overlayfs snapshotter and on both kinds of our checkouts. The image is base:1, 16,000 entries. It
-// needs bin/ostree-snapshotter.
+// BenchmarkStart times "ctr run --detach" of the first container after a pull, and of the 91st to the 100th while all
+// of them run, on containerd's overlayfs snapshotter and on both kinds of our checkouts. The image is base:1, with
+// 16,000 entries. It needs bin/ostree-snapshotter.
 func BenchmarkStart(b *testing.B) {
 	testenv.NeedsRoot(b)
 	testenv.Must(b, testhost.InstallPackages(b.Context(), os.Stderr))

@@ -21,7 +21,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
 )
 
-// The images of scriptLayout, by their tags.
+// layoutImages are the images of scriptLayout, by tag.
 var layoutImages = map[string][][]tarFile{
 	"base": {baseFiles},
 	"a":    {baseFiles, aFiles},
@@ -67,7 +67,7 @@ func imageBlobs(put func(mediaType string, b []byte) (ocispec.Descriptor, error)
 	return put(ocispec.MediaTypeImageManifest, b)
 }
 
-// layout DIR TAG...: makes an OCI layout of images, with their tags; without, of one that has none.
+// layout DIR TAG...: makes an OCI layout with images by tag; without tags, with one untagged image.
 func scriptLayout(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: layout DIR TAG...")
@@ -94,7 +94,7 @@ func scriptLayout(ts *testscript.TestScript, neg bool, args []string) {
 	b, err := json.Marshal(index)
 	ts.Check(err)
 	ts.Check(os.WriteFile(filepath.Join(dir, ocispec.ImageIndexFile), b, 0o644))
-	for _, tag := range args[1:] { // for scripts that damage one
+	for _, tag := range args[1:] { // for scripts that damage a layer
 		layers := layoutImages[tag]
 		plain, err := makeTar(layers[len(layers)-1])
 		ts.Check(err)
@@ -158,7 +158,7 @@ func TestDedupOfContainerd(t *testing.T) {
 		dedup.Mtime:    sum(5, 472*kib, 472*kib),
 		dedup.Metadata: sum(4, 376*kib, 376*kib),
 		dedup.Content:  sum(4, 376*kib, 376*kib),
-		dedup.Fixed4K:  sum(4, 16*kib, 16*kib), // each of them is one page again and again
+		dedup.Fixed4K:  sum(4, 16*kib, 16*kib), // each is one repeated page
 	} {
 		if got := r.Kinds[kind]; got.DocumentSum != want || got.Kind != kind.String() {
 			t.Errorf("%v: got %+v, want %+v", kind, got, want)

@@ -83,7 +83,7 @@ With --out, DIR gets report.html, report.json, with every run, report.md and cha
 	return cmd
 }
 
-// benchProbeCommand is what containers of the benchmark run.
+// benchProbeCommand returns the command that runs in the benchmark's containers.
 func (c *cli) benchProbeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    pull.ProbeCommand[1] + " nothing|wait|list|evict|read",
@@ -95,7 +95,7 @@ func (c *cli) benchProbeCommand() *cobra.Command {
 }
 
 func (c *cli) bench(ctx context.Context, o benchOptions) (err error) {
-	if err := log.SetLevel("error"); err != nil { // containerd's packages log what they do
+	if err := log.SetLevel("error"); err != nil { // containerd's packages log their work
 		return err
 	}
 	w, err := o.workload()
@@ -164,7 +164,7 @@ func (o benchOptions) workload() (*workload.Workload, error) {
 	return w, nil
 }
 
-// benchNodes says where what is measured runs, and refuses flags that make no sense.
+// benchNodes returns the nodes to measure on. It refuses flags that do not fit.
 func (c *cli) benchNodes(o benchOptions, self string) (pull.Starter, error) {
 	if o.rounds < 1 || o.rounds > maxRounds {
 		return nil, usagef("--runs is %d, want 1 to %d", o.rounds, maxRounds)
@@ -226,7 +226,7 @@ func (c *cli) showBench(r *benchreport.Report, out string) error {
 	return pull.WriteReports(out, r)
 }
 
-// benchError is the error of a benchmark of which something could not be measured; the report has said what.
+// benchError returns the error of an incomplete benchmark. The report has the details.
 func benchError(r *benchreport.Report) error {
 	switch {
 	case r.Interrupted:

@@ -113,7 +113,7 @@ func dedupError(failed []*dedup.ImageError, some bool) error {
 	return err
 }
 
-// dedupTitles are what the table calls the kinds.
+// dedupTitles are the names of the kinds in the table.
 var dedupTitles = map[dedup.Kind]string{
 	dedup.Images:    "nothing",
 	dedup.Layers:    "layers",
@@ -160,7 +160,7 @@ func (c *cli) showDedup(r *dedup.Document, verbose bool) error {
 	return c.tables(rows)
 }
 
-// tables writes rows as several tables, with an empty line where there is an empty row.
+// tables writes rows as several tables. An empty row separates two tables.
 func (c *cli) tables(rows []string) error {
 	for len(rows) > 0 {
 		n := 0
@@ -180,7 +180,7 @@ func (c *cli) tables(rows []string) error {
 	return nil
 }
 
-// percent says what part of a whole is.
+// percent formats a part of a whole.
 func percent(part, whole int64) string {
 	if whole <= 0 {
 		return "-"
