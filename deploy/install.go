@@ -51,7 +51,10 @@ func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r Instal
 	if i.Plan, err = install.NewPlan(ctx, disk, i.options(found)); err != nil {
 		return nil, &InstallError{err}
 	}
-	return i, i.rehearse(ctx)
+	if err := i.rehearse(ctx); err != nil {
+		return nil, err
+	}
+	return i, nil
 }
 
 // look returns the OS of the image.

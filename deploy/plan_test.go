@@ -51,6 +51,9 @@ func TestPlan(t *testing.T) {
 	if got := dry.New.Kargs.String(); got != "quiet rw nosmt new" || !strings.HasPrefix(dry.String(), "deploy os ") {
 		t.Errorf("kernel arguments of the next are %q in the plan\n%s", got, dry)
 	}
+	if err := dry.Execute(t.Context()); err == nil {
+		t.Error("the plan of a dry run was executed")
+	}
 	testenv.Must(t, dry.Close())
 	if after := refs(t, s.Repo()); !slices.Equal(before, after) {
 		t.Errorf("a dry run has changed refs from %q to %q", before, after)
@@ -157,6 +160,7 @@ func TestUpdate(t *testing.T) {
 	if err != nil || p.Plan != nil || p.Same != nil || p.OS != nil {
 		t.Errorf("untried: got %+v, %v, want nothing to do", p, err)
 	}
+	testenv.Must(t, p.Execute(t.Context()))
 	testenv.Must(t, p.Close())
 
 	if _, _, err := s.UpgradeFrom(&sysroot.State{}, "os"); !errors.Is(err, ErrNothingDeployed) {
