@@ -14,10 +14,10 @@ import (
 // Import brings a content object of another repository into this one, with the guarantees of [Txn.StoreFile]. It does
 // the first of these that the kernel allows:
 //
-//   - The inode gets another name. This requires a single mount, not only a single file system. Content is not read: both
-//     repositories have the same bytes, good or bad, and a repair of one repairs the other.
-//   - A new inode shares the blocks of the other (reflink). Content is not read either: both sides share the same blocks,
-//     and reading them all would cost half a copy. Fsck of either repository finds damage.
+//   - The inode gets another name. This requires a single mount, not only a single file system. Content is not read:
+//     both repositories have the same bytes, good or bad, and a repair of one repairs the other.
+//   - A new inode shares the blocks of the other (reflink). Content is not read either: both sides share the same
+//     blocks, and reading them all would cost half a copy. Fsck of either repository finds damage.
 //   - The content is copied, and hashed on the way: wrong content is not taken over, and is an ErrCorrupt.
 //
 // A new inode gets owner, mode, extended attributes and mtime of the other. A symbolic link gets no mtime, and is

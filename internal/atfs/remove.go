@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RemoveAll removes name and everything below it, without following links or entering mounts. A name that does not exist is
-// success.
+// RemoveAll removes name and everything below it, without following links or entering mounts. A name that does not
+// exist is success.
 //
 // Files and directories that it removes lose their immutable and append-only flags if these are in the way: a container
-// can set them on its own files. What cannot be removed all the same, such as a mount point, does not stop the rest: the
-// error names each such file, up to maxRemoveErrors.
+// can set them on its own files. A file that still cannot be removed, such as a mount point, does not stop the rest:
+// the error names each such file, up to maxRemoveErrors.
 func (d *Dir) RemoveAll(name string) error {
 	var r remover
 	r.remove(d, name, false)
@@ -34,7 +34,7 @@ type remover struct {
 	more int // errors beyond maxRemoveErrors
 }
 
-// failed records an error. Its result is that of remove.
+// failed records an error. It returns the result of remove.
 func (r *remover) failed(err error) (gone bool) {
 	if len(r.errs) < maxRemoveErrors {
 		r.errs = append(r.errs, err)
@@ -44,12 +44,12 @@ func (r *remover) failed(err error) (gone bool) {
 	return false
 }
 
-// remove removes name in d, and reports whether it is gone. Below says that d is being removed, too: its flags may be
-// cleared.
+// remove removes name in d, and reports whether it is gone. below is set if d is being removed too, so that its flags
+// may be cleared.
 func (r *remover) remove(d *Dir, name string, below bool) (gone bool) {
 	err := d.Unlink(name)
 	if errors.Is(err, unix.EPERM) {
-		// Immutable or append-only, or in such a directory. A directory gets this error before EISDIR.
+		// Immutable or append-only, or in such a directory. A directory returns this error rather than EISDIR.
 		st, serr := d.Lstat(name)
 		switch {
 		case serr != nil:
@@ -102,7 +102,7 @@ func (r *remover) removeDir(d *Dir, name string, below bool) (gone bool) {
 	return true
 }
 
-// openSameMount opens the directory name unless something is mounted on it, which is EBUSY, as for rmdir(2).
+// openSameMount opens the directory name, unless it is a mount point: then the error is EBUSY, as for rmdir(2).
 func (d *Dir) openSameMount(name string) (*Dir, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
@@ -118,7 +118,7 @@ func (d *Dir) openSameMount(name string) (*Dir, error) {
 	return &Dir{fd: fd, name: path.Join(d.name, name), root: d.root, hook: d.hook}, nil
 }
 
-// unprotect clears the immutable and append-only flags of name, and with self those of d.
+// unprotect clears the immutable and append-only flags of name and, with self, those of d.
 func (d *Dir) unprotect(name string, self bool) error {
 	if err := d.before(OpSetFlags, name); err != nil {
 		return err
@@ -133,7 +133,7 @@ func (d *Dir) unprotect(name string, self bool) error {
 	return nil
 }
 
-// clearProtection opens only regular files and directories: opening a device could do something.
+// clearProtection opens only regular files and directories: opening a device could have effects.
 func (d *Dir) clearProtection(name string) error {
 	pathFD, err := d.openat(name, unix.O_PATH, 0)
 	if err != nil {

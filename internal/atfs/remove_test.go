@@ -24,7 +24,7 @@ func openDir(t *testing.T, name string) *atfs.Dir {
 	return d
 }
 
-// TestRemoveAllProtected removes trees in which chattr(1) has protected something.
+// TestRemoveAllProtected removes trees with files protected by chattr(1).
 func TestRemoveAllProtected(t *testing.T) {
 	testenv.NeedsRoot(t)
 	const immutable, appendOnly = testenv.Immutable, testenv.AppendOnly
@@ -84,7 +84,8 @@ func TestRemoveAllParentProtected(t *testing.T) {
 	}
 }
 
-// TestRemoveAllMountPoint removes all but a mount point and the directories above it, and nothing of what is mounted.
+// TestRemoveAllMountPoint removes everything but a mount point and the directories above it, and nothing on the mounted
+// file system.
 func TestRemoveAllMountPoint(t *testing.T) {
 	testenv.NeedsRoot(t)
 	dir := t.TempDir()
@@ -123,7 +124,7 @@ func TestRemoveAllMountPoint(t *testing.T) {
 	}
 }
 
-// TestRemoveAllGoesOn has every removal of some files fail: the others go, and the error has a bound.
+// TestRemoveAllGoesOn makes every removal of some files fail: the others are removed, and the error is bounded.
 func TestRemoveAllGoesOn(t *testing.T) {
 	top := openDir(t, t.TempDir())
 	d, err := top.WithHook(func(op atfs.Op, name string) error {

@@ -13,8 +13,8 @@ const (
 	AppendOnly = 0x20
 )
 
-// SetFlags sets inode flags of a file or directory, as chattr(1) does, until the function returned is called or the test
-// ends. The test needs root and a file system with these flags: ext4, XFS or Btrfs.
+// SetFlags sets inode flags of a file or directory, as chattr(1) does, until the returned function is called or the
+// test ends. The test needs root and a file system with these flags: ext4, XFS or Btrfs.
 func SetFlags(tb testing.TB, name string, flags int) (undo func()) {
 	tb.Helper()
 	NeedsRoot(tb)

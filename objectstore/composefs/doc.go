@@ -26,8 +26,8 @@
 //   - trusted.overlay.X becomes trusted.overlay.overlay.X;
 //   - a file with data gets trusted.overlay.metacopy, which holds its fs-verity digest if it has one, and
 //     trusted.overlay.redirect, the path of its object;
-//   - a whiteout becomes an empty file with two marks, and its directory is marked too; an opaque directory of the layer
-//     itself remains an extended attribute;
+//   - a whiteout becomes an empty file with two marks, and its directory is marked too; an opaque directory of the
+//     layer itself remains an extended attribute;
 //   - the root becomes opaque and gets 256 character devices 0:0 named 00 to ff, so that the directories of the object
 //     store do not show through.
 //

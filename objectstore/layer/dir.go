@@ -243,7 +243,9 @@ func (d *dirReader) file(dir *atfs.Dir, name string, n *inode, found map[string]
 }
 
 // adopt makes the file's own inode the object, without attributes that the object must not have.
-func adopt(txn *objectstore.Txn, meta *objectstore.FileMeta, f *atfs.File, dir *atfs.Dir, name string, found map[string][]byte) (objectstore.Stored, error) {
+func adopt(
+	txn *objectstore.Txn, meta *objectstore.FileMeta, f *atfs.File, dir *atfs.Dir, name string, found map[string][]byte,
+) (objectstore.Stored, error) {
 	for x := range found {
 		if !inMeta(meta, x) {
 			if err := f.Removexattr(x); err != nil {

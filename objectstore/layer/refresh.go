@@ -199,11 +199,14 @@ func (r *refresher) file(old, fresh *atfs.Dir, name string) error {
 		}
 	}
 	r.changed++
-	if regular := uint32(unix.S_IFREG); have.Mode&unix.S_IFMT == regular && want.Mode&unix.S_IFMT == regular && have.Nlink == 1 && want.Nlink == 1 {
+	if overwritable(&have) && overwritable(&want) {
 		return overwrite(old, fresh, name)
 	}
 	return fresh.Rename(name, old, name, 0)
 }
+
+// overwritable reports whether an inode is a regular file with one name.
+func overwritable(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 1 }
 
 // overwrite makes a file equal to that of the same name in fresh, in place.
 func overwrite(old, fresh *atfs.Dir, name string) (err error) {
@@ -216,7 +219,8 @@ func overwrite(old, fresh *atfs.Dir, name string) (err error) {
 }
 
 func sameFile(a, b *atfs.Dir, name string, sta, stb unix.Stat_t) (bool, error) {
-	if sta.Mode != stb.Mode || sta.Uid != stb.Uid || sta.Gid != stb.Gid || sta.Size != stb.Size || sta.Rdev != stb.Rdev || sta.Mtim != stb.Mtim {
+	if sta.Mode != stb.Mode || sta.Uid != stb.Uid || sta.Gid != stb.Gid || sta.Size != stb.Size || sta.Rdev != stb.Rdev ||
+		sta.Mtim != stb.Mtim {
 		return false, nil
 	}
 	xa, err := a.Xattrs(name)

@@ -63,7 +63,9 @@ func missingBlobRefs(refs map[string]objectstore.Checksum, blobs []digest.Digest
 
 // restoreLayerRefs writes refs of a complete layer, and adds the layer's own unless one keeps it already. It returns
 // how many it wrote.
-func (s *Store) restoreLayerRefs(ctx context.Context, id objectstore.Checksum, refs map[string]objectstore.Checksum, missing []string, kept bool) (_ int, err error) {
+func (s *Store) restoreLayerRefs(
+	ctx context.Context, id objectstore.Checksum, refs map[string]objectstore.Checksum, missing []string, kept bool,
+) (_ int, err error) {
 	// From here on no prune can remove the objects found.
 	txn, err := s.repo.Begin(ctx)
 	if err != nil {

@@ -62,7 +62,9 @@ func (s *Store) MarshalRootfs(ctx context.Context, chain []objectstore.Checksum)
 	return s.marshalRootfs(ctx, chain, s.verityDigest)
 }
 
-func (s *Store) marshalRootfs(ctx context.Context, chain []objectstore.Checksum, digestOf digestFunc) (image []byte, digest objectstore.Checksum, err error) {
+func (s *Store) marshalRootfs(
+	ctx context.Context, chain []objectstore.Checksum, digestOf digestFunc,
+) (image []byte, digest objectstore.Checksum, err error) {
 	root, err := s.rootfsTree(ctx, chain, digestOf)
 	if err != nil {
 		return nil, digest, err
@@ -131,7 +133,8 @@ func (s *Store) verityDigest(sum objectstore.Checksum) (objectstore.Checksum, er
 func (s *Store) enabledDigest(sum objectstore.Checksum) (objectstore.Checksum, error) {
 	digest, ok, err := s.repo.MeasureVerity(sum)
 	if err == nil && !ok {
-		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: fmt.Errorf("%w: it does not have fs-verity", objectstore.ErrCorrupt)}
+		err = fmt.Errorf("%w: it does not have fs-verity", objectstore.ErrCorrupt)
+		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: err}
 	}
 	return digest, err
 }

@@ -297,7 +297,8 @@ func (s *Store) copyObject(w io.Writer, sum objectstore.Checksum, size int64) (e
 	defer func() { err = errors.Join(err, f.Close()) }()
 	n, err := io.Copy(w, f)
 	if err == nil && n != size {
-		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: fmt.Errorf("size is %d, not %d: %w", n, size, objectstore.ErrCorrupt)}
+		err = fmt.Errorf("size is %d, not %d: %w", n, size, objectstore.ErrCorrupt)
+		err = &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: err}
 	}
 	return err
 }
