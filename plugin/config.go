@@ -29,8 +29,8 @@ const configVersion = 1
 type Durability string
 
 const (
-	// DurabilityJournal keeps a list of layers that are not on the disk yet, to find what a power failure damaged at
-	// the next start.
+	// DurabilityJournal lists layers that are not on the disk yet, so that the next start finds damage by a power
+	// failure.
 	DurabilityJournal Durability = "journal"
 	// DurabilitySync writes everything before a snapshot is committed.
 	DurabilitySync Durability = "sync"

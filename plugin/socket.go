@@ -73,7 +73,7 @@ func removeStale(address string) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	if fi.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("listen on %s: something that is not a socket is there", address)
+		return fmt.Errorf("listen on %s: file exists and is not a socket", address)
 	}
 	conn, err := net.DialTimeout("unix", address, time.Second)
 	if err == nil {

@@ -46,8 +46,8 @@ type Store struct {
 // An opener opens a directory at a path chosen by the operator, as atfs.Open does.
 type opener func(name string) (*atfs.Dir, error)
 
-// OpenStore opens the configured store for this process alone, and creates what is missing. It checks that the file
-// system and the kernel have all that is needed, by the checks of [Probe]. Call Recover before anything else uses the
+// OpenStore opens the configured store for this process alone, and creates missing parts. It checks that the kernel and
+// the file system have every required feature, by the checks of [Probe]. Call Recover before anything else uses the
 // store.
 func OpenStore(ctx context.Context, c *Config) (*Store, error) { return openStore(ctx, c, atfs.Open) }
 
@@ -364,7 +364,7 @@ func (s *Store) openRepos(c *Config, open opener, name string, create bool) (err
 }
 
 // oneMount reopens directories through one mount and closes the old handles. If no such mount exists it returns them
-// unchanged: checkLinks finds what cannot be linked.
+// unchanged; checkLinks then tells which directories cannot be linked.
 func oneMount(dirs []*atfs.Dir) ([]*atfs.Dir, error) {
 	again, err := mounts.Unify(dirs...)
 	switch {

@@ -85,7 +85,7 @@ func TestOpenStoreSweepsTmp(t *testing.T) {
 	}
 	defer s.Close()
 	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("what a dead process was making is still there: %v", err)
+		t.Errorf("the unfinished checkout of a dead process still exists: %v", err)
 	}
 }
 

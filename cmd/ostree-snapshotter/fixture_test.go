@@ -84,15 +84,15 @@ func createRepo(name string) error {
 	return errors.Join(err, dir.Close())
 }
 
-// snapshotName is what containerd calls a snapshot here.
+// snapshotName returns containerd's key for a snapshot.
 func snapshotName(name string) string { return snaptest.SnapshotName(name) }
 
-// unpack does what containerd and the differ do for one layer.
+// unpack unpacks one layer, as containerd and the differ do.
 func (f *fixture) unpack(ctx context.Context, parent digest.Digest, files []tarFile) (id objectstore.Checksum, chain digest.Digest, err error) {
 	return f.Unpack(ctx, parent, tarFiles(files))
 }
 
-// run makes the snapshot of a container and writes to it.
+// run creates the snapshot of a container and writes to it.
 func (f *fixture) run(ctx context.Context, key string, chain digest.Digest, content string) error {
 	return f.Run(ctx, key, chain, content)
 }

@@ -94,7 +94,7 @@ func (k *containerdCheck) plugin(kind, id string) (string, error) {
 	}
 	err := k.client.CheckPlugin(k.ctx, kind, id)
 	if absent := new(containerd.NoPluginError); errors.As(err, &absent) {
-		err = fmt.Errorf("%w: \"ostree-snapshotter config containerd\" prints what its configuration needs", err)
+		err = fmt.Errorf("%w: \"ostree-snapshotter config containerd\" prints the configuration that it needs", err)
 	}
 	return id, err
 }

@@ -45,7 +45,7 @@ func remountMain() {
 	}
 }
 
-// TestScript runs testdata/script. What a script can say beyond testscript's own commands is below.
+// TestScript runs testdata/script. The commands beyond testscript's own are below.
 func TestScript(t *testing.T) {
 	testenv.NeedsRoot(t)
 	containerd := newOSContainerd(t)
@@ -126,7 +126,7 @@ func scriptFixture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(f.close())
 }
 
-// forget DIR NAME: removes a snapshot as a daemon does that crashes before it cleans up.
+// forget DIR NAME: removes a snapshot like a daemon that crashes before it cleans up.
 func scriptForget(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: forget DIR NAME")
@@ -173,8 +173,8 @@ func scriptDamage(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(errors.Join(err, f.Close()))
 }
 
-// lock DIR: holds the lock of the repository in DIR, as a pull does, until the script ends. Those who want it
-// exclusively do not wait.
+// lock DIR: holds the lock of the repository in DIR, as a pull does, until the script ends. Commands that need it
+// exclusively fail at once.
 func scriptLock(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: lock DIR")
@@ -205,7 +205,7 @@ func scriptWaitFor(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s has not appeared in ten seconds", args[0])
 }
 
-// same DIR FILE: FILE lists what is in DIR: names, types, sizes, inode numbers. It is made the first time.
+// same DIR FILE: FILE lists the content of DIR: names, types, sizes, inode numbers. The first call creates FILE.
 func scriptSame(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: same DIR FILE")

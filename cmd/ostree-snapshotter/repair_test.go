@@ -59,7 +59,7 @@ func (b repairBed) objects(t *testing.T) []string {
 	return names
 }
 
-// fsck runs the command and decodes what it writes.
+// fsck runs the command and decodes its output.
 func (b repairBed) fsck(t *testing.T, args ...string) (int, fsckReport, string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -130,8 +130,8 @@ func writeConfig(t *testing.T, lines ...string) string {
 	return name
 }
 
-// A repair imports layers with the daemon's options: what is too large for the configuration is refused, and what the
-// daemon has accepted is not.
+// A repair imports layers with the daemon's limits: it refuses a layer that is too large for the configuration, and
+// accepts every layer that the daemon does.
 func TestRepairHasTheDaemonsLimits(t *testing.T) {
 	for _, tt := range []struct {
 		maxEntries, want int
@@ -162,7 +162,7 @@ func TestRepairHasTheDaemonsLimits(t *testing.T) {
 	}
 }
 
-// A repair does not write what a repository of dedup_repos has.
+// A repair links files that a repository of dedup_repos has, instead of writing them.
 func TestRepairBorrows(t *testing.T) {
 	b := newRepairBed(t)
 	names, err := filepath.Glob(filepath.Join(b.root, "repo/objects/*/*.file"))
@@ -197,7 +197,7 @@ func TestRepairBorrows(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(b.root, "layers")); err != nil {
 		t.Fatal(err)
 	}
-	absent := filepath.Join(b.root, "absent") // a host that was set up anew: nothing is borrowed from it
+	absent := filepath.Join(b.root, "absent") // is ignored
 	config := writeConfig(t, fmt.Sprintf("dedup_repos = [%q, %q]", absent, host))
 	status, r, stderr := b.fsck(t, "--repair", "--content-root", b.blobs, "--config", config)
 	if status != exitOK {

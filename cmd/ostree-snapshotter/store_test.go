@@ -29,7 +29,7 @@ func newFixture(t *testing.T) (*fixture, *store) {
 	return f, newStore(&plugin.Config{Root: dir}, &plugin.Store{Root: f.root, Repo: f.repo, Layers: f.layers}, "")
 }
 
-// stopDaemon closes what only the daemon has open.
+// stopDaemon closes the snapshotter, as when the daemon stops.
 func (f *fixture) stopDaemon(t *testing.T) {
 	t.Helper()
 	if err := f.sn.Close(); err != nil {

@@ -21,11 +21,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
-// Options say what [Check] does beyond checking objects, layers and snapshots. The zero value is valid.
+// Options configure [Check] and [Repair]. The zero value is valid.
 type Options struct {
 	// Deep also proves each layer back to its diff ID.
 	Deep bool
-	// Composefs says that the daemon runs containers on composefs images: snapshots need no checkouts.
+	// Composefs reports that the daemon runs containers on composefs images, so that snapshots need no checkouts.
 	Composefs bool
 	// Images returns the images whose names a report gives. It is called at most once by each Check, and only if there
 	// is a problem. nil is no images.
@@ -43,7 +43,7 @@ const (
 	StageLayers               // checking, and with Options.Deep proving, layers
 )
 
-// Kind says what a problem is about.
+// Kind is the kind of thing that has a problem.
 type Kind string
 
 // Kinds of problems.
@@ -56,7 +56,7 @@ const (
 	KindRootfs   Kind = "rootfs"
 )
 
-// A Problem is something that is damaged or missing, and what it affects.
+// A Problem is something damaged or missing, and what it affects.
 type Problem struct {
 	Kind      Kind
 	Name      string // of the object, ref, layer, snapshot, checkout or image
@@ -71,7 +71,7 @@ func (p *Problem) id() string { return string(p.Kind) + " " + p.Name }
 
 // A Report is the result of a check.
 type Report struct {
-	Objects   int // numbers of what was checked
+	Objects   int // number of objects checked; so below
 	Layers    int
 	Snapshots int
 	Partial   int       // commits that an interrupted pull of ostree's left incomplete; not a problem
@@ -89,7 +89,7 @@ type Deep struct {
 }
 
 // Check checks the whole store and changes nothing. Problems, and snapshots that cannot be listed, are in the report;
-// the error says what kept Check from its work.
+// the error is about Check itself.
 func Check(ctx context.Context, s *inspect.Store, o Options) (*Report, error) {
 	if o.Progress == nil {
 		o.Progress = func(Stage, int64, int64) {}
@@ -406,7 +406,7 @@ func (k *checker) forgetRemoved(ctx context.Context, haveSnapshots bool) error {
 	return nil
 }
 
-// blame returns the problems in order, each with what it affects.
+// blame returns the problems in order, each with the layers, snapshots and images that it affects.
 func (k *checker) blame(layers []layer.Layer, list []inspect.Snapshot, images []inspect.Image) []Problem {
 	k.blameLayers(layers, list)
 	groups := inspect.Groups(list, images)

@@ -24,7 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
-// A layer is unpacked from a blob, one of its objects is damaged, and the store is checked, repaired and checked again.
+// The example unpacks a layer from a blob, damages one of its objects, and checks, repairs and checks the store.
 func Example() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "example-")

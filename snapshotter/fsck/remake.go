@@ -14,14 +14,14 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
-// Blobs is where the blobs of layers are read.
+// Blobs reads the blobs of layers.
 type Blobs struct {
 	Provider     content.Provider // nil if blobs cannot be read
 	Decompressor *blob.Decompressor
 }
 
-// Remake imports a layer again from the first of some blobs that is there and unpacks to it. Objects in distrust are
-// replaced where the layer has them. If no blob will do, the error tells why of each.
+// Remake rebuilds a layer from the first of blobs that can be read and unpacks to it. It replaces those objects of the
+// layer that are in distrust. If every blob fails, the error has the reason for each.
 func (b Blobs) Remake(ctx context.Context, layers *layer.Store, id objectstore.Checksum, blobs []digest.Digest, distrust map[objectstore.ObjectName]struct{}) error {
 	if b.Provider == nil {
 		return errors.New("no blobs")

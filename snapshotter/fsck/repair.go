@@ -14,12 +14,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
 
-// CheckAndRepair checks the store, repairs it, and checks it again. The report is that of the last check; its Repaired
-// lists the problems that were found and are gone. If snapshots cannot be listed nothing is repaired, and the report
-// has an Unread.
+// CheckAndRepair checks the store, repairs it, and checks it again. It returns the report of the last check, whose
+// Repaired lists the problems that are solved. If snapshots cannot be listed it repairs nothing, and the report has an
+// Unread.
 //
-// blobs is called once if there is something to repair. failed is called with everything that could not be repaired; it
-// may be nil.
+// blobs is called once, if the store has problems. failed is called with the error of each failed repair; it may be
+// nil.
 func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func(context.Context) (Blobs, error), failed func(error)) (*Report, error) {
 	removed, err := RemoveDamagedRefs(ctx, s)
 	if err != nil {
@@ -38,13 +38,14 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 		return nil, err
 	}
 	found, known := report.Problems, make(map[string]bool)
-	// A pull that runs meanwhile may copy a damaged file, where it cannot link to it, before the file is repaired. So
-	// problems that appear during a repair are repaired too.
+	// A running pull may copy a damaged file, where it cannot link to it, before the file is repaired. So problems that
+	// appear during a repair are repaired too.
 	//
-	// The loop ends. Another round takes a problem that no check before it found, and a repair makes none: it verifies
-	// all that it writes. Only a pull can, by a copy of an object that is still damaged. Objects that can be repaired
-	// are after the first round, so nothing of theirs is new after the second. An object without a blob can be copied
-	// for as long as layers that have it are pulled, and such a pull brings the blob.
+	// The loop ends: each round needs a problem that no earlier check found. A repair causes none, since it verifies
+	// everything that it writes. Only a pull does, by copying an object that is still damaged. Objects that can be
+	// repaired are whole after the first round, so the second finds the last copies of them. Only an object that cannot
+	// be repaired for want of a blob may be copied later, and only by pulls of layers that have it: these download
+	// the blob.
 	for more := true; more && report.Unread == nil; {
 		for _, p := range report.Problems {
 			known[p.id()] = true
@@ -75,7 +76,7 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 }
 
 // RemoveDamagedRefs removes refs of layers that cannot be read, and returns them as problems. Repair restores them.
-// While there is one, refs cannot be listed, so that Check fails.
+// While such a ref exists, refs cannot be listed, and Check fails.
 func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) (removed []Problem, err error) {
 	for {
 		_, err := s.Repo.Refs(layer.RefPrefix)
@@ -90,13 +91,12 @@ func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) (removed []Problem
 	}
 }
 
-// Repair repairs the problems of a report of the same store as far as it can, in the order of their causes: damaged and
-// missing layers are imported again from their blobs, refs are restored, then checkouts and rootfs images are put right
-// in place, also under running containers. When it returns everything is on the disk. Only another Check tells what is
-// right.
+// Repair repairs the problems of a report of the same store as far as possible. It imports damaged and missing layers
+// from their blobs, restores refs, and then repairs checkouts and rootfs images in place, even under running
+// containers. When it returns everything is on the disk. Run Check to find out what was repaired.
 //
-// What cannot be repaired is no error; failed, which may be nil, is called with it. After an error, and after a crash,
-// the store has no damage that it did not have before, and another Repair continues.
+// A failed repair is not an error; failed, which may be nil, is called with it. After an error or a crash the store has
+// no additional damage, and another Repair continues.
 func Repair(ctx context.Context, s *inspect.Store, report *Report, b Blobs, o Options, failed func(error)) error {
 	list, err := s.Snapshots(ctx)
 	if err != nil {
@@ -189,7 +189,7 @@ type repairer struct {
 	failed   func(error)
 }
 
-// collect takes from the report what to repair.
+// collect reads the damage from the report.
 func (r *repairer) collect(report *Report) {
 	for _, p := range report.Problems {
 		if name, err := objectstore.ParseObjectName(p.Name); p.Kind == KindObject && err == nil {
@@ -207,7 +207,7 @@ func (r *repairer) collect(report *Report) {
 	}
 }
 
-// layer imports a layer again if something of it is still bad.
+// layer rebuilds a layer unless it is whole by now.
 func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
 	if r.whole(id) {
 		return nil
@@ -238,7 +238,7 @@ func (r *repairer) whole(id objectstore.Checksum) bool {
 
 // checkouts puts the affected checkouts of committed snapshots right, as far as their layers are whole.
 func (r *repairer) checkouts(ctx context.Context, list []inspect.Snapshot) (err error) {
-	// Nothing is pruned meanwhile: what is read of the layers stays.
+	// Against a prune of the layers that are read.
 	lock, err := r.store.Repo.Lock(ctx, objectstore.LockShared)
 	if err != nil {
 		return err
@@ -280,7 +280,7 @@ func (r *repairer) checkouts(ctx context.Context, list []inspect.Snapshot) (err 
 	return nil
 }
 
-// rootfs makes the rootfs image of a chain again if it is wrong. Where it is mounted, the mount keeps the old one.
+// rootfs rebuilds the rootfs image of a chain if it is wrong. Existing mounts keep the old image.
 func (r *repairer) rootfs(ctx context.Context, chain []objectstore.Checksum) error {
 	name := r.store.Layers.RootfsName(chain)
 	if _, ok := r.rootfses[name]; !ok {

@@ -36,7 +36,7 @@ func manyFiles() []snaptest.TarFile {
 // A bed is a store whose daemon is stopped, and containerd's content store with the blobs of its layers.
 type bed struct {
 	root, blobs string
-	hook        atfs.Hook // sees what is done to the store, if it is set
+	hook        atfs.Hook // sees all operations on the store; may be nil
 }
 
 func newBed(t *testing.T) bed {
@@ -130,7 +130,7 @@ func (b bed) check(t *testing.T) *Report {
 	return r
 }
 
-// repair checks and repairs the store, and returns what could not be repaired too.
+// repair checks and repairs the store. It also returns the errors of failed repairs.
 func (b bed) repair(t *testing.T) (*Report, []error) {
 	t.Helper()
 	r, failed, err := b.tryRepair(t)
@@ -325,7 +325,7 @@ func TestRepair(t *testing.T) {
 	}
 }
 
-// What has no blob stays, and is named.
+// Damage that cannot be repaired without a blob is reported.
 func TestRepairWithoutBlobs(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -366,7 +366,7 @@ func TestRepairWithoutBlobs(t *testing.T) {
 				t.Errorf("%d repaired, %d left, failed: %v", len(r.Repaired), len(r.Problems), failed)
 			}
 			if !slices.ContainsFunc(r.Problems, func(p Problem) bool { return len(p.Snapshots) > 0 }) {
-				t.Error("what stays damaged does not name snapshots")
+				t.Error("the remaining problems name no snapshots")
 			}
 		})
 	}

@@ -54,7 +54,7 @@ func repairing() faulttest.Case[sweptRepair] {
 		{{Name: "bin/sh", Content: "shell", Mtime: 1}},
 		{{Name: "lib/a", Content: "library", Mtime: 2}, {Name: "lib/b", Content: "another", Mtime: 2}},
 	}
-	told := false // the last repair has said that an operation failed
+	told := false // the last repair reported a failed operation
 	return faulttest.Case[sweptRepair]{
 		Min: 25,
 		Prepare: func(t *testing.T, dir string) {
@@ -76,7 +76,7 @@ func repairing() faulttest.Case[sweptRepair] {
 			}
 			return fmt.Errorf("repair: %w", all)
 		},
-		// What fails after everything is right again is said, and does no harm.
+		// Failures after everything is repaired are reported, and do no harm.
 		Survives: func(atfs.Op, string) bool { return told },
 		Check: func(t *testing.T, s sweptRepair, done bool) {
 			t.Helper()
@@ -111,7 +111,7 @@ func repairing() faulttest.Case[sweptRepair] {
 	}
 }
 
-// silence drops what is logged until the test ends.
+// silence drops log messages until the test ends.
 func silence(t *testing.T) {
 	t.Helper()
 	old := log.L.Logger.Out

@@ -103,7 +103,7 @@ func TestClaimWith(t *testing.T) {
 	}
 }
 
-// summary is what a test compares of a group.
+// summary holds the parts of a group that a test compares.
 type summary struct {
 	Name   string
 	Keys   []string

@@ -50,7 +50,7 @@ func (e *LockedError) Error() string {
 
 func (e *LockedError) Unwrap() error { return e.Err }
 
-// Cleanup asks the daemon that uses this store to remove what removed snapshots left. If the daemon does not answer,
+// Cleanup asks the daemon that uses this store to remove leftovers of removed snapshots. If the daemon does not answer,
 // the error is a [LockedError].
 func (s *Store) Cleanup(ctx context.Context) error {
 	return s.askDaemon(ctx, func(sn snapshots.Snapshotter) error {

@@ -83,7 +83,7 @@ func (w *usageWalk) top(dir *atfs.Dir, add func(name string, st *unix.Stat_t)) e
 	if err != nil {
 		return err
 	}
-	if !w.first(st) { // the repository, again below the root
+	if !w.first(st) { // the repository, which was measured already
 		return nil
 	}
 	w.device = st.Dev

@@ -43,7 +43,7 @@ func newFixture(t *testing.T) (*snaptest.Fixture, *Store) {
 	return f, &Store{Root: f.Root, Repo: f.Repo, Layers: f.Store, Daemon: filepath.Join(t.TempDir(), "none")}
 }
 
-// stop closes what only the daemon has open.
+// stop closes the snapshotter, as when the daemon stops.
 func stop(t *testing.T, f *snaptest.Fixture) {
 	t.Helper()
 	if err := f.Snapshotter.Close(); err != nil {

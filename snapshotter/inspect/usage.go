@@ -104,7 +104,7 @@ func (s *Store) LayerUsage(ctx context.Context, progress func(files int64)) ([]L
 	return list, damage
 }
 
-// measurement is what a store has, and how large that is.
+// measurement holds the contents of a store and their sizes.
 type measurement struct {
 	staged    map[string]objectstore.Checksum
 	snapshots []Snapshot
@@ -112,7 +112,7 @@ type measurement struct {
 	layers    []layerUse
 }
 
-// layerUse is a layer and what it has on the disk.
+// layerUse is a layer with its files on the disk.
 type layerUse struct {
 	layer.Layer
 	objects []objectstore.ObjectName // in the repository, no object twice

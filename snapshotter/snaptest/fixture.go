@@ -114,7 +114,7 @@ func MakeFixture(ctx context.Context, dir string) (_ *Fixture, err error) {
 	return f, f.Run(ctx, "container", f.ChainA, "written by a container\n")
 }
 
-// OpenFixture opens the store in a directory as a daemon does, and makes what is missing.
+// OpenFixture opens the store in a directory as a daemon does, and creates missing parts.
 func OpenFixture(ctx context.Context, dir string) (*Fixture, error) {
 	unix.Umask(0) // as the daemon does
 	e, err := OpenBare(ctx, dir)
@@ -127,7 +127,7 @@ func OpenFixture(ctx context.Context, dir string) (*Fixture, error) {
 // SnapshotName returns the key that containerd makes of a client's name for a snapshot.
 func SnapshotName(name string) string { return "default/1/" + name }
 
-// Unpack does what containerd and the differ do for one layer.
+// Unpack unpacks one layer, as containerd and the differ do.
 func (f *Fixture) Unpack(ctx context.Context, parent digest.Digest, files []TarFile) (id objectstore.Checksum, chain digest.Digest, err error) {
 	data, err := MakeTar(files)
 	if err != nil {
