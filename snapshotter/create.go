@@ -72,7 +72,9 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		s.prebuilder.cancelPrebuild(parent)
 	}
 	// The row exists by now and keeps the layers below.
-	mounts, err := s.mount(ctx, mountRequest{id: id, key: key, kind: kind, parent: below, ids: ids, dir: dir.directory(id), created: true})
+	mounts, err := s.mount(ctx, mountRequest{
+		id: id, key: key, kind: kind, parent: below, ids: ids, created: true, dir: dir.directory(id),
+	})
 	if err != nil {
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}

@@ -228,7 +228,11 @@ func Kernel(tb testing.TB) composefsmount.Support {
 
 // Unmount unmounts all mounts of the snapshotter.
 func (e *Env) Unmount() error {
-	return errors.Join(process.UnmountBelow(filepath.Join(e.Path, "mounts")), process.UnmountBelow(filepath.Join(e.Path, "rootfs")))
+	var errs []error
+	for _, dir := range []string{snapshotter.MountsDir, layer.RootfsDir} {
+		errs = append(errs, process.UnmountBelow(filepath.Join(e.Path, dir)))
+	}
+	return errors.Join(errs...)
 }
 
 // New opens a snapshotter in a temporary directory. When the test ends, it checks the repository and closes everything.
