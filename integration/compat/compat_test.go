@@ -22,9 +22,7 @@ import (
 
 // TestCompat works with everything that earlier revisions made, with each kind of checkout.
 func TestCompat(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs a real containerd, left out by -short")
-	}
+	testenv.SkipShort(t, "needs a real containerd")
 	testenv.NeedsRoot(t)
 	testenv.NeedsOverlay(t)
 	archives, err := filepath.Glob("testdata/*.tar.gz")
@@ -45,7 +43,7 @@ func TestCompat(t *testing.T) {
 			name := strings.TrimSuffix(filepath.Base(archive), ".tar.gz") + "/" + checkout
 			t.Run(name, func(t *testing.T) {
 				if checkout == "composefs" && composefs != nil {
-					t.Skipf("needs composefs images: %v", composefs)
+					testenv.Unsupported(t, "needs composefs images: %v", composefs)
 				}
 				b := extract(t, binary, archive)
 				b.snapshotsAreThere(checkout)
