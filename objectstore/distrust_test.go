@@ -153,15 +153,11 @@ func testMend(t *testing.T, repo *Repo, path string, name ObjectName, store func
 		}
 	}
 
-	other := filepath.Join(path, "other")
-	testenv.Must(t, os.WriteFile(other, []byte("another object"), 0o644))
 	txn, err := repo.Begin(t.Context())
 	testenv.Must(t, err)
-	d, err := atfs.Open(path)
+	stored, err := txn.StoreFile(&FileMeta{Mode: unix.S_IFREG | 0o644}, unix.Timespec{}, []byte("another object"))
 	testenv.Must(t, err)
-	defer d.Close()
-	_, err = txn.AdoptFile(nil, d, "other")
-	testenv.Must(t, err)
+	other := filepath.Join(path, "objects", LoosePath(stored.Checksum, TypeFile))
 	testenv.Must(t, txn.Abort())
 	testenv.Must(t, os.Remove(file))
 	testenv.Must(t, os.Link(other, file))

@@ -417,7 +417,7 @@ func TestBorrow(t *testing.T) {
 	}
 	large := strings.Repeat("large", 2000)
 	objecttest.Commit(t, lender, "r", objecttest.Dir(0o755, map[string]*objecttest.Node{
-		"small": file("small"), "large": file(large), "empty": file(""), "cut": file("cut off"), "adopt": file("adopt"),
+		"small": file("small"), "large": file(large), "empty": file(""), "cut": file("cut off"), "copy": file("copy"),
 	}))
 	// Truncated by a power failure that the lender does not know of.
 	cut := objectSum(t, file("cut off"))
@@ -429,11 +429,8 @@ func TestBorrow(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	adopted := objecttest.OpenDir(t, t.TempDir())
-	if err := adopted.WriteFile("f", []byte("adopt"), 0o644, false); err != nil {
-		t.Fatal(err)
-	}
-	if err := adopted.Utimes("f", mtime); err != nil {
+	copied := objecttest.OpenDir(t, t.TempDir())
+	if err := copied.WriteFile("f", []byte("copy"), 0o644, false); err != nil {
 		t.Fatal(err)
 	}
 
@@ -451,8 +448,13 @@ func TestBorrow(t *testing.T) {
 			}
 			return w.Commit()
 		},
-		"adopt": func(txn *objectstore.Txn, _ unix.Timespec) (objectstore.Stored, error) {
-			return txn.AdoptFile(nil, adopted, "f")
+		"copy": func(txn *objectstore.Txn, mtime unix.Timespec) (objectstore.Stored, error) {
+			f, err := copied.Open("f")
+			if err != nil {
+				return objectstore.Stored{}, err
+			}
+			stored, _, err := txn.CopyFile(file("copy").FileMeta(), mtime, f)
+			return stored, errors.Join(err, f.Close())
 		},
 		"empty": func(txn *objectstore.Txn, mtime unix.Timespec) (objectstore.Stored, error) {
 			return txn.StoreFile(file("").FileMeta(), mtime, nil)
@@ -475,7 +477,7 @@ func TestBorrow(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				want := name == "adopt" || (name == "small" || name == "large") && (at == mtime || !same)
+				want := (name == "small" || name == "large" || name == "copy") && (at == mtime || !same)
 				if stored.Linked != want || !stored.Added || want && stored.Blocks != 0 {
 					t.Errorf("%s, only with its time: %t, it has it: %t: got %+v, want linked: %t", name, same, at == mtime, stored, want)
 				}

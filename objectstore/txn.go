@@ -26,10 +26,6 @@ type Stored struct {
 	Blocks   int64 // disk space if it was added: its size in whole blocks
 }
 
-// ErrMetadataDiffers reports that an inode cannot become an object unchanged, because its owner, mode or extended
-// attributes are not the required ones.
-var ErrMetadataDiffers = errors.New("owner, mode or extended attributes of the inode differ")
-
 // Txn is a transaction: objects are added, then refs are moved to them. It holds the shared lock from Begin to Commit
 // or Abort, so that no prune removes an object, new or reused, before a ref reaches it.
 //
@@ -234,7 +230,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false, err
 	}
-	if is, _, _, err := t.identify(nil, d, name); err == nil && is != sum {
+	if is, _, _, err := t.identify(d, name); err == nil && is != sum {
 		if other, err := t.repo.stat(&is, TypeFile); err == nil && other.Ino == st.Ino {
 			return false, nil
 		}
@@ -250,7 +246,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 		}
 		return false, err
 	}
-	is, _, _, err := t.identify(nil, d, name)
+	is, _, _, err := t.identify(d, name)
 	return is == sum, err
 }
 
@@ -467,30 +463,63 @@ func (t *Txn) setLinkAttr(name string, m *FileMeta) error {
 	return nil
 }
 
-// AdoptFile makes an existing inode an object, by a hard link: no content is copied, and the inode keeps its mtime.
-// Owner, mode, extended attributes and content are read and hashed. They must match m, else the error is
-// ErrMetadataDiffers; if m is nil they are taken as they are. Nobody may write to the inode from now on: its content is
-// part of the repository.
-//
-// EXDEV, EMLINK and EPERM of link(2) are returned so that the caller can copy the file instead.
-func (t *Txn) AdoptFile(m *FileMeta, from *atfs.Dir, name string) (Stored, error) {
-	sum, got, st, err := t.identify(m, from, name)
+// CopyFile makes an object of a copy of an open regular file, whose content is read from its start: a reflink where the
+// file system can, unless the file is small, else the bytes. The copy is hashed, not the file: a process that has the file
+// open may go on writing to it, and neither the object nor its name is affected. It returns the size of the content, with
+// the guarantees of [Txn.StoreFile].
+func (t *Txn) CopyFile(m *FileMeta, mtime unix.Timespec, from *atfs.File) (_ Stored, size int64, err error) {
+	buf := getCopyBuffer()
+	defer copyBuffers.Put(buf)
+	switch n, err := from.ReadAt(buf[:], 0); {
+	case errors.Is(err, io.EOF): // small: hashed in memory, and not written if the repository has it
+		stored, err := t.StoreFile(m, mtime, buf[:n])
+		return stored, int64(n), err
+	case err != nil:
+		return Stored{}, 0, fmt.Errorf("copy file: %w", err)
+	}
+	w, err := t.NewFile(m, mtime)
 	if err != nil {
-		return Stored{}, fmt.Errorf("adopt file: %w", err)
+		return Stored{}, 0, err
 	}
-	have, err := t.repo.Has(TypeFile, sum)
-	if err != nil || have {
-		return Stored{Checksum: sum}, err
+	defer func() { err = errors.Join(err, w.Abort()) }()
+	if err := w.copyFrom(from, buf[:]); err != nil {
+		return Stored{}, 0, fmt.Errorf("copy file: %w", err)
 	}
-	if stored, ok, err := t.borrow(sum, got, st.Size, st.Mtim); err != nil || ok {
-		return stored, storeError(TypeFile, sum, err)
-	}
-	added, err := t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return from.Link(name, d, looseName(&sum, TypeFile)) })
-	return t.stored(sum, added, st.Size), storeError(TypeFile, sum, err)
+	size = w.size
+	stored, err := w.Commit()
+	return stored, size, err
 }
 
-// identify computes the checksum of an inode. Unless want is nil, the metadata must match it.
-func (t *Txn) identify(want *FileMeta, from *atfs.Dir, name string) (Checksum, *FileMeta, unix.Stat_t, error) {
+// copyFrom writes the content of an open file, of which nothing else is written.
+func (w *FileWriter) copyFrom(from *atfs.File, buf []byte) error {
+	cloned, err := w.file.TryCloneFrom(from)
+	if err != nil {
+		return err
+	}
+	src, write := from, w.Write
+	if cloned {
+		src = w.file
+		write = func(b []byte) (int, error) { w.size += int64(len(b)); return w.h.hash.Write(b) }
+	}
+	for off := int64(0); ; {
+		n, rerr := src.ReadAt(buf, off)
+		if n > 0 {
+			if _, err := write(buf[:n]); err != nil {
+				return err
+			}
+			off += int64(n)
+		}
+		if errors.Is(rerr, io.EOF) {
+			return nil
+		}
+		if rerr != nil {
+			return rerr
+		}
+	}
+}
+
+// identify computes the checksum of an inode.
+func (t *Txn) identify(from *atfs.Dir, name string) (Checksum, *FileMeta, unix.Stat_t, error) {
 	got, st, err := statFile(from, name)
 	if err != nil {
 		return Checksum{}, nil, st, err
@@ -498,17 +527,8 @@ func (t *Txn) identify(want *FileMeta, from *atfs.Dir, name string) (Checksum, *
 	if err := got.Validate(); err != nil {
 		return Checksum{}, nil, st, fmt.Errorf("%s: %w", name, err)
 	}
-	if want != nil && !got.equal(want) {
-		return Checksum{}, nil, st, fmt.Errorf("%s: %w", name, ErrMetadataDiffers)
-	}
 	sum, err := hashFile(from, name, got)
 	return sum, got, st, err
-}
-
-// equal reports whether two files have the same header.
-func (m *FileMeta) equal(o *FileMeta) bool {
-	return m.UID == o.UID && m.GID == o.GID && m.Mode == o.Mode && m.Target == o.Target &&
-		slices.EqualFunc(m.Xattrs, o.Xattrs, func(a, b Xattr) bool { return a.Name == b.Name && string(a.Value) == string(b.Value) })
 }
 
 // hashFile computes the checksum of the content object with metadata m and the content of the file name.

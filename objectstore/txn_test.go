@@ -246,60 +246,68 @@ func TestDamagedObjectIsReplaced(t *testing.T) {
 	objecttest.Fsck(t, repo)
 }
 
-func TestAdoptFile(t *testing.T) {
+// TestCopyFile makes objects of files that another process has open: whatever is done to these, the objects stay.
+func TestCopyFile(t *testing.T) {
 	testenv.NeedsRoot(t)
-	repo := objecttest.NewRepo(t)
-	if err := repo.Dir().Mkdir("upper", 0o700); err != nil { // on the same file system
-		t.Fatal(err)
-	}
-	src := repo.Dir().Path() + "/upper"
-	d := objecttest.OpenDir(t, src)
-	if err := os.WriteFile(src+"/f", []byte("content"), 0o640); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("f", src+"/l"); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(src+"/fifo", 0o600); err != nil {
-		t.Fatal(err)
-	}
-	txn := begin(t, repo)
-	want := &objectstore.FileMeta{Mode: unix.S_IFREG | 0o640}
-	other := &objectstore.FileMeta{Mode: unix.S_IFREG | 0o644}
-	if _, err := txn.AdoptFile(other, d, "f"); !errors.Is(err, objectstore.ErrMetadataDiffers) {
-		t.Errorf("another mode: got %v, want ErrMetadataDiffers", err)
-	}
-	got, err := txn.AdoptFile(want, d, "f")
-	if err != nil || !got.Added {
-		t.Fatalf("got %+v, %v", got, err)
-	}
-	st, err := d.Lstat("f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if ost, err := repo.Stat(got.Checksum); err != nil || ost.Ino != st.Ino || ost.Mtim != st.Mtim {
-		t.Errorf("the object is inode %d with mtime %v (%v), want %d with %v", ost.Ino, ost.Mtim, err, st.Ino, st.Mtim)
-	}
-	if same, err := txn.StoreFile(want, unix.Timespec{}, []byte("content")); err != nil || same.Added || same.Checksum != got.Checksum {
-		t.Errorf("stored from memory: %+v, %v, want %s", same, err, got.Checksum)
-	}
-	if again, err := txn.AdoptFile(nil, d, "f"); err != nil || again.Added || again.Checksum != got.Checksum {
-		t.Errorf("again: %+v, %v", again, err)
-	}
-	if l, err := txn.AdoptFile(nil, d, "l"); err != nil || !l.Added {
-		t.Errorf("symbolic link: %+v, %v", l, err)
-	}
-	if _, err := txn.AdoptFile(nil, d, "fifo"); !errors.Is(err, objectstore.ErrInvalid) {
-		t.Errorf("fifo: got %v, want ErrInvalid", err)
-	}
-	if _, err := txn.AdoptFile(nil, d, "absent"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("absent: got %v, want fs.ErrNotExist", err)
-	}
-	if err := repo.LinkFile(got.Checksum, d, "linked"); err != nil {
-		t.Error(err)
-	}
-	if err := repo.LinkFile(objectstore.Checksum{1}, d, "nothing"); !errors.Is(err, objectstore.ErrNotExist) {
-		t.Errorf("link of nothing: got %v, want ErrNotExist", err)
+	large := strings.Repeat("large file ", 100_000)
+	for _, fstype := range []string{"ext4", "btrfs"} { // without reflinks and with
+		t.Run(fstype, func(t *testing.T) {
+			disk := testenv.NewDisk(t, fstype, 256<<20).Dir
+			repo := repoAt(t, disk+"/repo")
+			d := objecttest.OpenDir(t, disk)
+			txn := begin(t, repo)
+			for name, content := range map[string]string{"small": "content", "large": large, "empty": ""} {
+				path := disk + "/" + name
+				if err := os.WriteFile(path, []byte(content), 0o640); err != nil {
+					t.Fatal(err)
+				}
+				writer, err := os.OpenFile(path, os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer writer.Close()
+				f, err := d.Open(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				want := objecttest.File(0o640, content).Own(3, 4)
+				mtime := unix.Timespec{Sec: 1700000000, Nsec: 7}
+				got, size, err := txn.CopyFile(want.FileMeta(), mtime, f)
+				if err != nil || !got.Added || got.Checksum != objectSum(t, want) || size != int64(len(content)) {
+					t.Fatalf("%s: got %+v, %d bytes, %v, want object %s with %d", name, got, size, err, objectSum(t, want), len(content))
+				}
+				if again, _, err := txn.CopyFile(want.FileMeta(), mtime, f); err != nil || again.Added || again.Checksum != got.Checksum {
+					t.Errorf("%s again: %+v, %v, want the same, not added", name, again, err)
+				}
+				reopened, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.FD()), os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer reopened.Close()
+				for _, w := range []*os.File{writer, reopened} {
+					if _, err := w.WriteAt([]byte("changed"), 0); err != nil {
+						t.Fatal(err)
+					}
+					if err := errors.Join(w.Truncate(1), w.Chmod(0o666), w.Chown(9, 9)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				st, err := repo.Stat(got.Checksum)
+				if err != nil || st.Mtim != mtime || st.Uid != 3 || st.Mode != unix.S_IFREG|0o640 {
+					t.Errorf("%s: the object has time %v, owner %d, mode %o (%v)", name, st.Mtim, st.Uid, st.Mode, err)
+				}
+				if err := repo.Verify(objectstore.TypeFile, got.Checksum); err != nil {
+					t.Error(err)
+				}
+				if err := repo.LinkFile(got.Checksum, d, "linked-"+name); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := repo.LinkFile(objectstore.Checksum{1}, d, "nothing"); !errors.Is(err, objectstore.ErrNotExist) {
+				t.Errorf("link of nothing: got %v, want ErrNotExist", err)
+			}
+		})
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path"
 	"strings"
 
@@ -30,8 +29,8 @@ const (
 // ImportDir makes a layer of the upper directory of an overlay mount that is no longer in use, and returns it held. Its
 // ref is oci/snapshot/<name>.
 //
-// A file that nothing has open for writing becomes an object by a link: it is not copied, and must not change from then
-// on. Other files are copied. The directory itself stays in place.
+// Files are copied, by a reflink where the file system can: a process that still has one open for writing, or opens it
+// again through /proc, cannot change the object. The directory itself stays in place.
 //
 // merged is the overlay's view, needed for a mount with metacopy=on: it has the content of files of which only metadata
 // changed, and the entries of renamed directories. Without it such files and directories are an error.
@@ -66,7 +65,6 @@ func (s *Store) ImportDir(ctx context.Context, upper, merged *atfs.Dir, name str
 type dirReader struct {
 	*ingest
 	merged *atfs.Dir             // nil if the upper directory is complete on its own
-	within bool                  // merged is being read
 	seen   map[atfs.Inode]*inode // files with several names
 }
 
@@ -140,10 +138,7 @@ func (d *dirReader) entry(dir *atfs.Dir, prefix, name string, parent *inode) err
 		if _, ok := x[overlayMetacopy]; ok {
 			return d.copied(d.merged, path.Join(prefix, name), n)
 		}
-		if d.within {
-			return d.copied(dir, name, n)
-		}
-		return d.file(dir, name, n, x)
+		return d.copied(dir, name, n)
 	}
 	return nil
 }
@@ -156,10 +151,7 @@ func (d *dirReader) renamed(name string, n *inode) error {
 	if err != nil {
 		return err
 	}
-	d.within = true
-	err = d.dir(sub, name, n)
-	d.within = false
-	return errors.Join(err, sub.Close())
+	return errors.Join(d.dir(sub, name, n), sub.Close())
 }
 
 // copied makes an object of a copy of a regular file.
@@ -171,7 +163,9 @@ func (d *dirReader) copied(dir *atfs.Dir, name string, n *inode) error {
 	meta := FileMeta(&n.Inode)
 	return d.pub.send(job{n: n, drop: func() { _ = f.Close() }, open: func(txn *objectstore.Txn) (_ objectstore.Stored, err error) {
 		defer func() { err = errors.Join(err, f.Close()) }()
-		return copyFile(txn, &meta, n, f)
+		stored, size, err := txn.CopyFile(&meta, n.Mtime, f)
+		n.Size = size // as the file was copied: it may still be written to
+		return stored, err
 	}})
 }
 
@@ -216,103 +210,4 @@ func keepUpperXattr(name string) bool {
 		return false
 	}
 	return true
-}
-
-// file makes an object of a regular file. The worker gets its own descriptor.
-func (d *dirReader) file(dir *atfs.Dir, name string, n *inode, found map[string][]byte) error {
-	f, err := dir.Open(name)
-	if err != nil {
-		return err
-	}
-	own, err := dir.OpenDir(".")
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
-	meta := FileMeta(&n.Inode)
-	done := func() error { return errors.Join(f.Close(), own.Close()) }
-	return d.pub.send(job{n: n, drop: func() { _ = done() }, open: func(txn *objectstore.Txn) (_ objectstore.Stored, err error) {
-		defer func() { err = errors.Join(err, done()) }()
-		if linkable(f, n) {
-			stored, err := adopt(txn, &meta, f, own, name, found)
-			if !notAdoptable(err) {
-				return stored, err
-			}
-		}
-		return copyFile(txn, &meta, n, f)
-	}})
-}
-
-// adopt makes the file's own inode the object, without attributes that the object must not have.
-func adopt(
-	txn *objectstore.Txn, meta *objectstore.FileMeta, f *atfs.File, dir *atfs.Dir, name string, found map[string][]byte,
-) (objectstore.Stored, error) {
-	for x := range found {
-		if !inMeta(meta, x) {
-			if err := f.Removexattr(x); err != nil {
-				return objectstore.Stored{}, err
-			}
-		}
-	}
-	return txn.AdoptFile(meta, dir, name)
-}
-
-// notAdoptable reports whether the error means that the inode cannot be the object where it is: the repository is on
-// another file system (EXDEV), the inode has the maximum of names or is immutable, or it has an attribute that the
-// kernel does not remove (security.selinux).
-func notAdoptable(err error) bool {
-	for _, target := range []error{unix.EXDEV, unix.EMLINK, unix.EPERM, unix.EACCES, objectstore.ErrMetadataDiffers} {
-		if errors.Is(err, target) {
-			return true
-		}
-	}
-	return false
-}
-
-// linkable reports whether the file's own inode can be the object. It cannot if something may still write to it, which
-// a read lease detects (fcntl(2): it is refused while the file is open for writing), or if it has an empty extended
-// attribute, which the file must keep and an object cannot have.
-func linkable(f *atfs.File, n *inode) bool {
-	if hasEmptyXattr(&n.Inode) {
-		return false
-	}
-	if _, err := unix.FcntlInt(uintptr(f.FD()), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
-		return false
-	}
-	_, err := unix.FcntlInt(uintptr(f.FD()), unix.F_SETLEASE, unix.F_UNLCK)
-	return err == nil
-}
-
-func inMeta(m *objectstore.FileMeta, name string) bool {
-	for _, x := range m.Xattrs {
-		if x.Name == name {
-			return true
-		}
-	}
-	return false
-}
-
-// copyFile copies the file in its present state, and records that size: something may still write to the file.
-func copyFile(txn *objectstore.Txn, meta *objectstore.FileMeta, n *inode, f *atfs.File) (_ objectstore.Stored, err error) {
-	w, err := txn.NewFile(meta, n.Mtime)
-	if err != nil {
-		return objectstore.Stored{}, err
-	}
-	defer func() { err = errors.Join(err, w.Abort()) }()
-	buf := make([]byte, 256<<10)
-	for off := int64(0); ; {
-		c, rerr := f.ReadAt(buf, off)
-		if c > 0 {
-			if _, err := w.Write(buf[:c]); err != nil {
-				return objectstore.Stored{}, err
-			}
-			off += int64(c)
-		}
-		if rerr != nil {
-			if c < len(buf) && errors.Is(rerr, io.EOF) {
-				n.Size = off
-				return w.Commit()
-			}
-			return objectstore.Stored{}, rerr
-		}
-	}
 }
