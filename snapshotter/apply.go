@@ -155,8 +155,8 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 // MarkGarbage records that the store has something that no snapshot may need: the next Cleanup prunes.
 func (s *Snapshotter) MarkGarbage() { s.garbage.Store(true) }
 
-// OpenUpper returns the upper directory of the active snapshot that mounts belong to, if that is the only difference to
-// what lower mounts, and the directories below it, topmost first. The caller closes them. Otherwise, and for mounts of
+// OpenUpper returns the upper directory of the active snapshot that mounts belong to, and the directories below it,
+// topmost first, provided that lower mounts exactly the latter. The caller closes them. Otherwise, and for mounts of
 // another snapshotter, the error is an errdefs.ErrNotImplemented.
 func (s *Snapshotter) OpenUpper(ctx context.Context, lower, mounts []mount.Mount) (upper *atfs.Dir, lowers []*atfs.Dir, err error) {
 	id, _, err := s.Locate(ctx, mounts)

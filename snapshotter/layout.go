@@ -20,7 +20,8 @@ const (
 	upperDir = "fs"
 	workDir  = "work"
 
-	// AppliedFile holds the ID of the layer that was applied to the snapshot, or with which it is staged; see [AppliedLayers].
+	// AppliedFile holds the ID of the layer that was applied to the snapshot, or with which it is staged; see
+	// [AppliedLayers].
 	AppliedFile = "layer"
 
 	stagedMark = "staged" // empty; exists if the snapshot was created with its layer, and is mounted read-only

@@ -29,8 +29,8 @@ import (
 // It mounts the snapshot itself and gives containerd a bind mount of that: since 2.4 containerd's client opens the
 // directories of an overlay's lowerdir option, to look up users, and finds no content in an image. See ADR 0008.
 //
-// Mount points show what is mounted, and rows show what should be: no state is kept in memory, so a daemon that has
-// just started knows as much as one that has been running.
+// The mount points show the current mounts, and the rows show the needed ones. Neither is kept in memory, so a daemon
+// that has just started knows as much as one that has been running.
 type composefsMounter struct {
 	mountTree
 	support    composefsmount.Support

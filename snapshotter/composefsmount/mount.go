@@ -234,8 +234,8 @@ func openOverlay() (int, error) {
 
 var errNoOverlay = errors.New(`kernel has no overlay file system: load it with "modprobe overlay"`)
 
-// CheckOverlay returns an error unless the kernel has overlayfs. To a process that may mount, a module that the kernel can
-// load counts too.
+// CheckOverlay returns an error unless the kernel has overlayfs. To a process that may mount, a loadable module counts
+// too.
 func CheckOverlay() error {
 	fd, err := openOverlay()
 	if err == nil {

@@ -176,7 +176,7 @@ func (c *checker) page(id uint64, t *tree, first []byte) error {
 	return nil
 }
 
-// elements checks the elements of a page, of which b is the whole.
+// elements checks the elements of a page; b is the whole page.
 func (c *checker) elements(b []byte, t *tree, first []byte) error {
 	n, branch := count(b), flags(b) == branchPage
 	if !branch && flags(b) != leafPage {
