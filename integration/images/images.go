@@ -1,4 +1,4 @@
-// Package images makes the images the integration tests pull, from Debian packages and from hand-made layers.
+// Package images makes the images of the integration tests, from Debian packages and from hand-made layers.
 //
 //	tiny:1         a static busybox, for tests that only need a container
 //	pause:1        the same, its command does nothing: the sandbox of a pod
@@ -18,7 +18,7 @@
 //	web:1          Debian with nginx and all updates
 //	os-base:1-gzip, os-base:2-gzip    os-base:1 compressed, and the same packages with all updates
 //
-// Each is an OCI layout in the cache of package testhost, under the hash of its recipe.
+// Each is an OCI layout in the cache of package testhost, with the hash of its recipe as key.
 package images
 
 import (
@@ -27,6 +27,9 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"go/parser"
+	"go/printer"
+	"go/token"
 	"io"
 	"maps"
 	"path/filepath"
@@ -36,7 +39,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 )
 
-// A media is how the layers of an image are compressed and named.
+// A media is the compression and media type of layers.
 type media int
 
 const (
@@ -46,13 +49,13 @@ const (
 	dockerGzip
 )
 
-// A recipe is how an image is made.
+// A recipe describes an image.
 type recipe struct {
-	base   string                 // reference of the image whose layers come first
+	base   string                 // reference of the image with the lowest layers
 	rootfs *rootfs                // then one layer of packages
-	keep   func(*tar.Header) bool // what of them is copied; nil: everything
-	split  int                    // into how many layers, with all that is in it; 0: one
-	edit   func(*layerWriter)     // added to that layer
+	keep   func(*tar.Header) bool // selects the entries to copy; nil: all
+	split  int                    // number of layers to split everything into; 0: one
+	edit   func(*layerWriter)     // adds to that layer
 	layers []func(*layerWriter)
 	media  media
 	cmd    []string
@@ -80,12 +83,12 @@ var recipes = map[string]recipe{
 	"os-base:2-gzip": {rootfs: &os2Rootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, extra: true},
 }
 
-// Names returns the references of the images that tests pull each of, sorted. Nothing in the others would be news to them.
+// Names returns the references of the images that every pull test uses, sorted. The others would add nothing there.
 func Names() []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(recipes)), func(ref string) bool { return recipes[ref].extra })
 }
 
-// SameContent returns the image that has the same layers, uncompressed, in gzip; often the image itself.
+// SameContent returns the image with the same layers, uncompressed, in gzip; often the image itself.
 func SameContent(ref string) string {
 	switch {
 	case strings.HasPrefix(ref, "layers:"):
@@ -102,7 +105,7 @@ func SameContent(ref string) string {
 //go:embed *.go
 var sources embed.FS
 
-// key is the hash of an image's recipe: of this package's source, and of the packages it is made from.
+// key returns the hash of an image's recipe: of the source of this package without its comments, and of the packages.
 func (r recipe) key(ref string) (string, error) {
 	inputs := []string{ref}
 	entries, err := sources.ReadDir(".")
@@ -117,12 +120,27 @@ func (r recipe) key(ref string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		inputs = append(inputs, e.Name(), string(b))
+		code, err := withoutComments(b)
+		if err != nil {
+			return "", err
+		}
+		inputs = append(inputs, e.Name(), code)
 	}
 	return testhost.Key(inputs...), nil
 }
 
-// Layout returns the directory of an image's OCI layout, making the image if the cache does not have it.
+// withoutComments returns Go source without comments, which do not change an image.
+func withoutComments(source []byte) (string, error) {
+	var b strings.Builder
+	files := token.NewFileSet()
+	f, err := parser.ParseFile(files, "", source, parser.SkipObjectResolution)
+	if err == nil {
+		err = printer.Fprint(&b, token.NewFileSet(), f)
+	}
+	return b.String(), err
+}
+
+// Layout returns the directory of an image's OCI layout. It makes the image unless the cache has it.
 func Layout(ctx context.Context, log io.Writer, ref string) (string, error) {
 	r, ok := recipes[ref]
 	if !ok {

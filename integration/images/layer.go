@@ -17,11 +17,11 @@ import (
 // epoch is the mtime of hand-made entries.
 var epoch = time.Date(2024, 2, 29, 12, 30, 15, 0, time.UTC)
 
-// A layerWriter writes one layer's tar. Its methods note the first error, after which they do nothing.
+// A layerWriter writes the tar of a layer. After the first error, its methods do nothing.
 type layerWriter struct {
 	w    io.Writer
 	tw   *tar.Writer
-	seen map[string]tar.Header // what hard links take their attributes from
+	seen map[string]tar.Header // the attributes for hard links
 	err  error
 }
 
@@ -78,7 +78,7 @@ func (l *layerWriter) stream(name string, r io.Reader, size int64, options ...op
 	l.entry(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size}, r, options)
 }
 
-// fileFrom writes a file with the content of one on the disk.
+// fileFrom writes a file with the content of a file on disk.
 func (l *layerWriter) fileFrom(name, source string, options ...option) {
 	if l.err != nil {
 		return
@@ -101,8 +101,8 @@ func (l *layerWriter) symlink(name, target string, options ...option) {
 	l.entry(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, nil, options)
 }
 
-// link writes a hard link to an entry before it. Like tar, it says the file's attributes once more: containerd sets
-// them again.
+// link writes a hard link to an earlier entry. Like tar, it repeats the attributes of the file, which containerd sets
+// again.
 func (l *layerWriter) link(name, target string) {
 	h, ok := l.seen[target]
 	if !ok && l.err == nil {
@@ -116,17 +116,17 @@ func (l *layerWriter) node(typ byte, name string, major, minor int64, options ..
 	l.entry(&tar.Header{Typeflag: typ, Name: name, Mode: 0o600, Devmajor: major, Devminor: minor}, nil, options)
 }
 
-// whiteout deletes a name that lower layers hold.
+// whiteout deletes a name of lower layers.
 func (l *layerWriter) whiteout(name string) {
 	dir, base := path.Split(name)
 	l.file(dir+".wh."+base, "", mode(0))
 }
 
-// opaque hides everything that lower layers hold in a directory.
+// opaque hides the content of a directory in lower layers.
 func (l *layerWriter) opaque(dir string) { l.file(dir+"/.wh..wh..opq", "", mode(0)) }
 
-// copyRootfs copies the entries of a root file system. Times are cut to seconds, as image builders do. The root
-// directory's own entry is kept. Only what keep says is copied, if there is a keep.
+// copyRootfs copies the entries of a root file system that keep selects, or all if keep is nil. Times are truncated to
+// seconds, like those of image builders. The entry of the root directory is kept.
 func (l *layerWriter) copyRootfs(name string, keep func(*tar.Header) bool) {
 	if l.err != nil {
 		return
@@ -152,7 +152,7 @@ func (l *layerWriter) copyTar(name string, keep func(*tar.Header) bool) error {
 	})
 }
 
-// eachEntry calls f with each entry of a tar that is compressed with zstd.
+// eachEntry calls f for each entry of a zstd-compressed tar.
 func eachEntry(name string, f func(h *tar.Header, content io.Reader) error) error {
 	file, err := os.Open(name)
 	if err != nil {
@@ -178,7 +178,7 @@ func eachEntry(name string, f func(h *tar.Header, content io.Reader) error) erro
 	}
 }
 
-// gnuTar makes the whole layer with GNU tar, which writes forms that archive/tar does not. fill makes the files.
+// gnuTar makes the whole layer with GNU tar, which writes formats that archive/tar does not. fill creates the files.
 func (l *layerWriter) gnuTar(fill func(dir string) error, args ...string) {
 	if l.err != nil {
 		return
@@ -203,7 +203,7 @@ func (l *layerWriter) gnuTar(fill func(dir string) error, args ...string) {
 	l.tw = nil
 }
 
-// close ends the tar.
+// close finishes the tar.
 func (l *layerWriter) close() error {
 	if l.err != nil || l.tw == nil {
 		return l.err

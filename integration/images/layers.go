@@ -20,7 +20,7 @@ var applets = []string{
 	"tail", "grep", "readlink", "od", "date", "uname", "hostname", "ps", "kill", "du", "cmp", "mknod", "tee",
 }
 
-// addBusybox makes busybox's commands and what else a container wants.
+// addBusybox adds busybox's commands, and other files that containers need.
 func addBusybox(l *layerWriter) {
 	for _, name := range applets {
 		if name == "sh" || name == "cat" {
@@ -34,7 +34,7 @@ func addBusybox(l *layerWriter) {
 	l.dir("./tmp", mode(0o1777))
 }
 
-// appLayers are an application on base:1.
+// appLayers are the layers of an application on base:1.
 var appLayers = []func(*layerWriter){
 	func(l *layerWriter) {
 		l.dir("srv")
@@ -53,8 +53,8 @@ var appLayers = []func(*layerWriter){
 	},
 }
 
-// changeLayers change what lower layers hold. The lowest of them makes the tree that the others change; the root file
-// system below has /usr/share/zoneinfo, /etc and busybox.
+// changeLayers change content of lower layers. The lowest makes the tree that the others change. The root file system
+// below has /usr/share/zoneinfo, /etc and busybox.
 var changeLayers = []func(*layerWriter){
 	func(l *layerWriter) {
 		for _, dir := range []string{
@@ -97,7 +97,7 @@ var changeLayers = []func(*layerWriter){
 		l.whiteout("data/linked-2")
 		l.whiteout("data/never-was-there")
 	},
-	func(l *layerWriter) { // opaque directories: the marker first, and after the new entries
+	func(l *layerWriter) { // opaque directories: with the marker first, and after the new entries
 		l.dir("data/opaque", mode(0o750), owner(7, 8))
 		l.opaque("data/opaque")
 		l.file("data/opaque/new", "only this is left\n")
@@ -108,7 +108,7 @@ var changeLayers = []func(*layerWriter){
 		l.opaque("usr/share/zoneinfo/America")
 		l.file("usr/share/zoneinfo/America/README", "the others are hidden\n")
 	},
-	func(l *layerWriter) { // one type in place of another
+	func(l *layerWriter) { // replaced types
 		l.file("data/dir-to-file", "a file now\n")
 		l.symlink("data/dir-to-link", "kept")
 		l.dir("data/file-to-dir")
@@ -123,7 +123,7 @@ var changeLayers = []func(*layerWriter){
 		l.opaque("data/recreated")
 		l.file("data/recreated/new", "made anew\n")
 	},
-	func(l *layerWriter) { // only attributes
+	func(l *layerWriter) { // attributes only
 		l.file("data/modes/file", strings.Repeat("the same content\n", 500), mode(0o600))
 		l.file("data/modes/owner", "the same content, other owner\n", owner(1000, 1001))
 		l.file("data/modes/time", "the same content, other time\n", later(1500*time.Millisecond))
@@ -139,11 +139,11 @@ var changeLayers = []func(*layerWriter){
 		l.file("data/after/inside", "before its directory\n")
 		l.dir("data/after", mode(0o711), owner(5, 6))
 		l.file("data/hidden-parent/child/other", "a parent that only a lower layer has an entry for\n")
-		l.file("data/kept", "content of data/kept\n") // once more, just as it was
+		l.file("data/kept", "content of data/kept\n") // unchanged
 	},
 }
 
-// capability is the value of security.capability, version 2, with the given permitted and effective capabilities.
+// capability returns the value of security.capability, version 2, with the given permitted and effective capabilities.
 func capability(permitted uint32) string {
 	b := make([]byte, 20)
 	binary.LittleEndian.PutUint32(b[0:], 0x02000001)
@@ -151,7 +151,7 @@ func capability(permitted uint32) string {
 	return string(b)
 }
 
-// oddLayers hold everything a file can be. GNU's own sparse format is not among them: containerd refuses it.
+// oddLayers contain every kind of file. GNU's own sparse format is left out because containerd refuses it.
 var oddLayers = []func(*layerWriter){
 	oddFiles,
 	func(l *layerWriter) { l.gnuTar(sparseFile("odd/sparse"), "--format=pax", "--sparse") },
@@ -224,7 +224,7 @@ func oddFiles(l *layerWriter) {
 	l.stream("odd/large-zero-odd-size", io.LimitReader(zeros{}, 8<<20+1), 8<<20+1, mode(0o640))
 }
 
-// sparseFile returns a function that makes one file with holes, below dir.
+// sparseFile returns a function that makes a file with holes below dir.
 func sparseFile(name string) func(dir string) error {
 	return func(dir string) error {
 		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755); err != nil {

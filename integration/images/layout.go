@@ -73,7 +73,7 @@ func newLayoutWriter(dir string, m media) (*layoutWriter, error) {
 
 func (w *layoutWriter) blob(hex string) string { return filepath.Join(w.dir, "blobs/sha256", hex) }
 
-// addLayer adds a layer that fill writes.
+// addLayer adds a layer written by fill.
 func (w *layoutWriter) addLayer(fill func(*layerWriter)) (err error) {
 	f, err := os.CreateTemp(w.dir, "layer")
 	if err != nil {
@@ -180,7 +180,7 @@ func (w *layoutWriter) putJSON(mediaType string, v any) (ocispec.Descriptor, err
 	return d, os.WriteFile(w.blob(d.Digest.Encoded()), b, 0o644)
 }
 
-// An Image is an OCI layout with one image, read.
+// An Image is the image of an OCI layout.
 type Image struct {
 	dir        string
 	Descriptor ocispec.Descriptor // of the manifest

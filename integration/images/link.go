@@ -11,8 +11,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 )
 
-// Link makes the layouts that the workloads of these names refer to, and links to them in a directory, which is made if
-// need be: base-1 for base:1. What has the name of such a link is replaced if it is a link.
+// Link makes the layouts of the given workloads and links to them in a directory, which it creates if necessary: base-1
+// for base:1. It replaces existing links.
 func Link(ctx context.Context, log io.Writer, dir string, workloads ...string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("link layouts: %w", err)
@@ -43,7 +43,7 @@ func Link(ctx context.Context, log io.Writer, dir string, workloads ...string) e
 	return nil
 }
 
-// linked returns the image that workloads refer to by a name of a directory.
+// linked returns the image for a directory name in a workload.
 func linked(name string) (ref string, err error) {
 	for ref := range recipes {
 		if strings.ReplaceAll(ref, ":", "-") == name {

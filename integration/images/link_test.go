@@ -6,7 +6,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 )
 
-// Every layout that a workload refers to is one that can be made.
+// TestWorkloads checks that every layout of a workload can be made.
 func TestWorkloads(t *testing.T) {
 	n := 0
 	for _, name := range workload.Names() {

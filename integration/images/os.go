@@ -15,21 +15,21 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// OSBase is the reference of the image that the OS images have in common: Debian bookworm with a kernel, systemd,
-// systemd-boot and ostree, laid out like any image that becomes a deployment. It is none of Names.
+// OSBase is the reference of the common base of the OS images: Debian bookworm with a kernel, systemd, systemd-boot and
+// ostree, laid out like any image that becomes a deployment. Names does not return it.
 const OSBase = "os-base:1"
 
-// A File is a file of the OS images that is not Debian's.
+// A File is a file of the OS images that is not part of Debian.
 type File struct {
 	Name   string // relative to the root
 	Mode   int64
-	Data   string // the content,
-	Source string // or the file that has it
-	Target string // or where it points: a symbolic link
+	Data   string // content,
+	Source string // or path of a file with the content,
+	Target string // or target of a symbolic link
 }
 
-// OS writes three versions of an operating system as OCI layouts below a directory, and returns them by their
-// references. They have OSBase's layer, and a small one with the files.
+// OS writes three versions of an operating system as OCI layouts below a directory, and returns them by reference. They
+// have OSBase's layer, and a small one with the files.
 //
 //	os:1         version 1
 //	os:2         version 2: os:1, and a layer that changes, adds and deletes defaults in /etc/example, and changes /usr
@@ -69,7 +69,7 @@ func OS(ctx context.Context, log io.Writer, dir string, files []File) (map[strin
 	return images, nil
 }
 
-// osMedia is what costs an emulated processor the least time.
+// osMedia is the media that costs an emulated processor the least time.
 const osMedia = ociTar
 
 func osFirst(l *layerWriter, files []File) {
@@ -98,7 +98,7 @@ func osSecond(l *layerWriter) {
 	l.file("usr/lib/example-version", "2\n", later(time.Hour))
 }
 
-// osBroken replaces systemd, which the initramfs starts by this name. The kernel panics when the first process ends.
+// osBroken replaces systemd, which the initramfs starts by this name. The kernel panics when the first process exits.
 func osBroken(l *layerWriter) {
 	l.file("usr/lib/example-version", "3\n", later(2*time.Hour))
 	l.file("usr/lib/systemd/systemd", "#!/bin/sh\necho 'this init is broken' >/dev/console\nexit 1\n", mode(0o755), later(2*time.Hour))
@@ -109,13 +109,13 @@ var osPackages = []string{
 	"e2fsprogs", "util-linux", "mount", "passwd", "login", "usr-is-merged",
 }
 
-// These have what boots as an ostree deployment, from systemd-boot on.
+// These packages contain what an ostree deployment needs to boot, from systemd-boot on.
 var (
 	osRootfs  = rootfs{variant: "essential", packages: osPackages, args: osArgs()}
 	os2Rootfs = rootfs{variant: "essential", packages: osPackages, args: osArgs(), updates: true}
 )
 
-// osExcludes are the files of packages that a virtual machine does not need. Patterns that begin with + are kept.
+// osExcludes are files of packages that a virtual machine does not need. Patterns that begin with + are kept.
 var osExcludes = []string{
 	"/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/i18n/*", "/usr/share/lintian/*",
 	"/usr/share/bash-completion/*", "/usr/share/zsh/*", "/usr/share/bug/*", "/usr/share/polkit-1/*", "/usr/lib/x86_64-linux-gnu/gconv/*",
@@ -134,8 +134,8 @@ var osExcludes = []string{
 	"+/lib/modules/*/kernel/fs/autofs/*", "+/lib/modules/*/kernel/fs/configfs/*",
 }
 
-// osInitramfs makes the initramfs and puts the kernel beside it, where an ostree deployment has them. dracut must run
-// before /root is a link to nowhere.
+// osInitramfs builds the initramfs and puts the kernel beside it, where an ostree deployment has them. dracut must run
+// before /root is a dangling link.
 const osInitramfs = `chroot "$1" sh -euc '
 k=$(ls /usr/lib/modules)
 mv "/boot/vmlinuz-$k" "/usr/lib/modules/$k/vmlinuz"
@@ -145,7 +145,7 @@ dracut --quiet --force --no-hostonly --no-hostonly-cmdline --zstd --reproducible
   "/usr/lib/modules/$k/initramfs.img" "$k"'`
 
 func osArgs() []string {
-	args := []string{"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"} // and no package usrmerge, which wants all of Perl
+	args := []string{"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"} // without the package usrmerge, which needs all of Perl
 	for _, pattern := range osExcludes {
 		if include, ok := strings.CutPrefix(pattern, "+"); ok {
 			args = append(args, "--dpkgopt=path-include="+include)
@@ -156,21 +156,21 @@ func osArgs() []string {
 	return append(args, "--customize-hook="+osInitramfs)
 }
 
-// osLinks are the directories of a Debian system that a deployment has in /var, or that are made at each boot.
+// osLinks are the directories of a Debian system that a deployment has in /var, or that are created at each boot.
 var osLinks = map[string]string{
 	"home": "var/home", "root": "var/roothome", "opt": "var/opt", "srv": "var/srv", "mnt": "var/mnt", "media": "run/media",
 	"usr/local": "../var/usrlocal", "ostree": "sysroot/ostree",
 }
 
-// osEmpty are the directories that have nothing of Debian's in them.
+// osEmpty are directories whose content from Debian is left out.
 var osEmpty = []string{"boot", "dev", "proc", "run", "sys", "tmp", "var"}
 
-// osReplaced are the files that osEdit has others for, or nothing.
+// osReplaced are files that osEdit replaces or that are left out.
 var osReplaced = []string{
 	"etc/fstab", "etc/hostname", "etc/machine-id", "etc/resolv.conf", "vmlinuz", "vmlinuz.old", "initrd.img", "initrd.img.old",
 }
 
-// osKeep tells which files of the root file system an OS image has.
+// osKeep reports whether an OS image has a file of the root file system.
 func osKeep(h *tar.Header) bool {
 	name := path.Clean(h.Name)
 	if slices.Contains(osReplaced, name) {
@@ -184,19 +184,19 @@ func osKeep(h *tar.Header) bool {
 	return true
 }
 
-// osMasked are units that a virtual machine does not want. A getty would hang up a serial line that others write to.
+// osMasked are units that a virtual machine does not need. A getty would hang up a serial line that others write to.
 var osMasked = []string{
 	"getty.target", "getty-static.service", "getty@tty1.service", "serial-getty@ttyS0.service", "systemd-firstboot.service",
 	"systemd-timesyncd.service", "systemd-hwdb-update.service", "dpkg-db-backup.timer", "e2scrub_all.timer",
 	"e2scrub_reap.service", "fstrim.timer", "apt-daily.timer", "apt-daily-upgrade.timer",
 }
 
-// osEdit makes what the root file system lacks to be one of a deployment.
+// osEdit adds what the root file system lacks to become a deployment.
 func osEdit(l *layerWriter) {
 	for _, dir := range osEmpty {
 		l.dir("./" + dir)
 	}
-	l.dir("./efi") // where systemd looks for the ESP while something else uses /boot
+	l.dir("./efi") // systemd looks for the ESP here if /boot is in use otherwise
 	l.dir("./sysroot")
 	var tmpfiles strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(osLinks)) {
@@ -210,9 +210,9 @@ func osEdit(l *layerWriter) {
 		l.symlink("./etc/systemd/system/"+unit, "/dev/null")
 	}
 	l.symlink("./etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target")
-	// The root of a deployment cannot be written to, so /tmp is a file system in memory.
+	// The root of a deployment is read-only, so /tmp is a file system in memory.
 	l.symlink("./usr/lib/systemd/system/local-fs.target.wants/tmp.mount", "/usr/share/systemd/tmp.mount")
-	l.file("./etc/machine-id", "") // not the builder's
+	l.file("./etc/machine-id", "") // do not keep the builder's
 	l.file("./etc/fstab", "")
 	l.file("./etc/hostname", "example\n")
 }

@@ -12,8 +12,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Push puts an image into a registry that speaks plain HTTP, under a reference such as "base:1". Blobs the registry has
-// are not sent again.
+// Push pushes an image to a registry that speaks plain HTTP, under a reference such as "base:1". It does not send blobs
+// that the registry has.
 func (img *Image) Push(ctx context.Context, registry, ref string) error {
 	name, tag, ok := strings.Cut(ref, ":")
 	if !ok {
@@ -56,7 +56,7 @@ func (img *Image) pushBlob(ctx context.Context, base string, d ocispec.Descripto
 	return err
 }
 
-// request does one HTTP request and returns the address of the Location header, if there is one.
+// request makes an HTTP request and returns the address in the Location header, if there is one.
 func request(ctx context.Context, method, addr, contentType string, body io.Reader, size int64, want int) (*url.URL, error) {
 	req, err := http.NewRequestWithContext(ctx, method, addr, body)
 	if err != nil {

@@ -23,7 +23,7 @@ type rootfs struct {
 	variant  string
 	packages []string
 	updates  bool     // with bookworm-updates and bookworm-security
-	args     []string // more of mmdebstrap's
+	args     []string // additional arguments of mmdebstrap
 }
 
 var basePackages = []string{"python3", "python3-numpy", "python3-pip", "perl", "git", "iputils-ping", "ca-certificates"}
@@ -35,7 +35,7 @@ var (
 	smallRootfs = rootfs{variant: "extract", packages: []string{"busybox-static", "base-files", "netbase", "tzdata"}}
 )
 
-// sources returns the apt sources, on the mirror the host itself uses.
+// sources returns the apt sources, on the mirror of the host.
 func (r *rootfs) sources() []string {
 	main, security := testhost.Mirrors()
 	lines := []string{"deb " + main + " bookworm main"}
@@ -45,7 +45,7 @@ func (r *rootfs) sources() []string {
 	return lines
 }
 
-// make returns the directory with the root file system's tar, running mmdebstrap if the cache does not have it.
+// make returns the directory with the root file system's tar. It runs mmdebstrap unless the cache has the tar.
 func (r *rootfs) make(ctx context.Context, log io.Writer) (string, error) {
 	args := []string{
 		"--mode=root", "--variant=" + r.variant, "--format=tar", "--include=" + strings.Join(r.packages, ","),
@@ -64,7 +64,7 @@ func (r *rootfs) make(ctx context.Context, log io.Writer) (string, error) {
 			return err
 		}
 		cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-		cmd.Env = append(os.Environ(), "INITRD=No") // a kernel's package makes no initramfs
+		cmd.Env = append(os.Environ(), "INITRD=No") // keeps the kernel's package from building an initramfs
 		cmd.Stdout, cmd.Stderr = enc, log
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("run mmdebstrap: %w", err)

@@ -6,18 +6,18 @@ import (
 	"path"
 )
 
-// A splitter divides the entries of a tar into layers of about the same size. Each has the directories that its files are in, as
-// layers of image builders do, and hard links are in the layer of what they link to.
+// A splitter divides the entries of a tar into layers of about the same size. Each layer has the directories of its
+// files, as layers of image builders do. Hard links are in the layer of their target.
 type splitter struct {
 	layers int
-	of     map[string]int              // layer of each name that is no directory
-	dirs   map[string]map[int]struct{} // layers that have a directory
+	of     map[string]int              // layer of each name that is not a directory
+	dirs   map[string]map[int]struct{} // layers of each directory
 }
 
-// entryWeight is what an entry counts beside its content: making a file takes as long as writing so many bytes.
+// entryWeight is the weight of an entry without content: creating a file takes as long as writing that many bytes.
 const entryWeight = 30_000
 
-// newSplitter looks at the entries of a tar.
+// newSplitter reads the entries of a tar.
 func newSplitter(name string, layers int) (*splitter, error) {
 	s := &splitter{layers: layers, of: make(map[string]int), dirs: make(map[string]map[int]struct{})}
 	var headers []*tar.Header
@@ -53,7 +53,7 @@ func newSplitter(name string, layers int) (*splitter, error) {
 	return s, nil
 }
 
-// in takes notice that a layer has a directory.
+// in records that a layer has a directory.
 func (s *splitter) in(dir string, layer int) {
 	if s.dirs[dir] == nil {
 		s.dirs[dir] = make(map[int]struct{})
@@ -61,7 +61,7 @@ func (s *splitter) in(dir string, layer int) {
 	s.dirs[dir][layer] = struct{}{}
 }
 
-// keep returns what says of an entry whether it is in a layer.
+// keep returns a function that reports whether an entry is in a layer.
 func (s *splitter) keep(layer int) func(*tar.Header) bool {
 	return func(h *tar.Header) bool {
 		name := path.Clean(h.Name)
@@ -73,7 +73,7 @@ func (s *splitter) keep(layer int) func(*tar.Header) bool {
 	}
 }
 
-// addSplit adds the entries of a tar as so many layers.
+// addSplit adds the entries of a tar in n layers.
 func (w *layoutWriter) addSplit(name string, layers int) error {
 	s, err := newSplitter(name, layers)
 	if err != nil {

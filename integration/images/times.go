@@ -16,8 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// UnsaidTimes returns the directories of the image whose modification time no layer says, sorted: the root directory,
-// and those that the uppermost layer which touches them has no entry for, only something in them.
+// UnsaidTimes returns the directories of the image whose modification time is not in any layer, sorted: the root
+// directory, and directories for which the uppermost layer with files in them has no entry.
 func (img *Image) UnsaidTimes() ([]string, error) {
 	said := map[string]bool{".": false}
 	for _, layer := range img.Manifest.Layers {
@@ -43,7 +43,7 @@ func (img *Image) UnsaidTimes() ([]string, error) {
 	return unsaid, nil
 }
 
-// directories returns the directories that have an entry in a layer, and those that something in it lies in.
+// directories returns the directories that have an entry in a layer, and those of its files.
 func (img *Image) directories(layer ocispec.Descriptor) (entries, parents map[string]bool, err error) {
 	f, err := os.Open(img.Blob(layer.Digest))
 	if err != nil {
