@@ -24,7 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// layout is a test image as "bench" takes it.
+// layout returns a test image as an argument of "bench".
 func layout(t *testing.T, ref string) string {
 	t.Helper()
 	dir, err := images.Layout(t.Context(), os.Stderr, ref)
@@ -34,15 +34,15 @@ func layout(t *testing.T, ref string) string {
 	return "oci:" + dir
 }
 
-// A benchRun is what one call of "bench" did.
+// A benchRun is the result of one run of "bench".
 type benchRun struct {
-	report *report.Report // nil if it wrote none
+	report *report.Report // nil if none was written
 	status int
 	errors []string // lines
 	out    string   // directory with the reports
 }
 
-// bench runs the command on the programs of the tests. Nothing may be left of it.
+// bench runs the command with the programs of the tests, and checks that nothing is left of it.
 func bench(ctx context.Context, t *testing.T, args ...string) benchRun {
 	t.Helper()
 	tmp, out := t.TempDir(), t.TempDir()
@@ -88,7 +88,7 @@ func bench(ctx context.Context, t *testing.T, args ...string) benchRun {
 	return run
 }
 
-// value returns what the first run of a kind measured.
+// value returns a result of the first run of a kind.
 func (b benchRun) value(t *testing.T, snapshotter, image string, state report.State, m report.Metric) float64 {
 	t.Helper()
 	for _, r := range b.report.Runs {
@@ -104,8 +104,7 @@ func (b benchRun) value(t *testing.T, snapshotter, image string, state report.St
 	return math.NaN()
 }
 
-// TestBench measures two images that share files and no layer with two snapshotters, and looks whether the figures are of
-// what they say.
+// TestBench measures two images that share files but no layer, with two snapshotters, and checks the figures.
 func TestBench(t *testing.T) {
 	needsHost(t)
 	testenv.NeedsLoop(t)
@@ -152,8 +151,8 @@ func TestBench(t *testing.T) {
 	wantSpace(t, "base:1", b.value(t, ours, first, report.Cold, report.Disk))
 }
 
-// wantSpace pulls an image outside the benchmark and compares what it takes, by du, by df of the product and by what the
-// benchmark says, which may differ by a hundredth.
+// wantSpace pulls an image outside the benchmark and compares its disk space by du, by df of the product and by the
+// benchmark. They may differ by one percent.
 func wantSpace(t *testing.T, ref string, got float64) {
 	t.Helper()
 	disk := testenv.NewDisk(t, "ext4", 1<<30, "-q")
@@ -197,7 +196,7 @@ func wantSpace(t *testing.T, ref string, got float64) {
 	}
 }
 
-// TestBenchFailures lets one thing after the other be missing: each is one line, and the rest is measured.
+// TestBenchFailures runs without one requirement after another. Each failure is one line, and the rest is measured.
 func TestBenchFailures(t *testing.T) {
 	needsHost(t)
 	testenv.NeedsLoop(t)
@@ -206,7 +205,7 @@ func TestBenchFailures(t *testing.T) {
 		name   string
 		args   []string
 		status int
-		want   []string // an end of each line of error, in order
+		want   []string // the end of each error line, in order
 		ran    []string // snapshotters that have figures
 	}{
 		{
@@ -267,8 +266,8 @@ func TestBenchFailures(t *testing.T) {
 	}
 }
 
-// TestBenchWrongFiles measures a snapshotter that shows other files than the image has: there must be no figure of it. Debian
-// 13's mkfs.erofs gives a directory that is in a layer below, and not in the layer itself, another mode.
+// TestBenchWrongFiles measures a snapshotter that shows other files than the image has. It must have no figures. Debian
+// 13's mkfs.erofs changes the mode of a directory that a lower layer has and the layer itself does not.
 func TestBenchWrongFiles(t *testing.T) {
 	needsHost(t)
 	testenv.NeedsLoop(t)
@@ -293,8 +292,7 @@ func TestBenchWrongFiles(t *testing.T) {
 	}
 }
 
-// TestBenchInterrupted stops the benchmark with what a Ctrl-C sends, early and later. The check that nothing is left is
-// in bench.
+// TestBenchInterrupted interrupts the benchmark as Ctrl-C does, early and late. bench checks that nothing is left.
 func TestBenchInterrupted(t *testing.T) {
 	needsHost(t)
 	testenv.NeedsLoop(t)
@@ -312,7 +310,7 @@ func TestBenchInterrupted(t *testing.T) {
 	}
 }
 
-// TestBenchExisting measures a containerd that runs with images of its own, which stay.
+// TestBenchExisting measures a running containerd. Its images stay.
 func TestBenchExisting(t *testing.T) {
 	e := start(t, nil)
 	ref := push(t, "odd:1")

@@ -10,7 +10,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// TestClients lets all of containerd's clients work with one daemon, one after the other.
+// TestClients runs all clients of containerd on one daemon, one after the other.
 func TestClients(t *testing.T) {
 	pause := ""
 	e := start(t, func(o *stack.Options) {
@@ -26,7 +26,7 @@ func TestClients(t *testing.T) {
 	sub("cri", testCRI)
 }
 
-// changeScript changes the root file system in every way a container can, and prints what it then sees.
+// changeScript changes the root file system in every way a container can, and prints checksums of the result.
 const changeScript = `set -e
 cd /data
 echo changed >> kept
@@ -46,7 +46,7 @@ cat kept made-link/link late-opaque/file renamed/upper-2 | sha256sum
 find /data | sort | sha256sum
 `
 
-// runChanges runs changeScript in a container of layers:1 and returns what it printed.
+// runChanges runs changeScript in a container of layers:1 and returns its output.
 func (e *env) runChanges(namespace, full string) string {
 	e.t.Helper()
 	return e.printed(namespace, full, "/bin/sh", "-c", changeScript)
@@ -94,7 +94,7 @@ func testNerdctl(e *env) {
 	if n := len(e.daemonLog("changes written")); n != 1 {
 		e.t.Errorf("the daemon has written the changes of %d containers, want those of one", n)
 	}
-	// The exit status tells: nerdctl at times loses what a short container prints (containerd/nerdctl#3877).
+	// Check the exit status, because nerdctl can lose the output of a short container (containerd/nerdctl#3877).
 	nerdctl("run", parent, "--rm", "--net", "none", "committed:1", "/bin/sh", "-c",
 		`[ "$(cat /committed /data/made-link/link; ls /data/late-opaque)" = "$(printf 'kept-by-commit\nnew\nfile')" ]`)
 	nerdctl("rm", name)
@@ -166,7 +166,7 @@ func (e *env) runPod(image string) string {
 	return out
 }
 
-// config writes a file of crictl's into the stack's directory and returns its path.
+// config writes a configuration file for crictl into the stack's directory and returns its path.
 func (e *env) config(name string, v any) string {
 	e.t.Helper()
 	b, err := json.Marshal(v)

@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// TestImageDigest compares the digest of an image's root file system with that of the image which mkcomposefs makes of it.
+// TestImageDigest compares the digest of an image's root file system with that of mkcomposefs.
 func TestImageDigest(t *testing.T) {
 	e := start(t, nil)
 	dir, err := testhost.Mkcomposefs(t.Context(), t.Output())
@@ -26,7 +26,7 @@ func TestImageDigest(t *testing.T) {
 		if !e.composefs() {
 			continue
 		}
-		// It is the digest of what a container runs on.
+		// Containers run on an image with this digest.
 		e.view(defaultNS, full)
 		files, err := filepath.Glob(filepath.Join(e.Root, "rootfs/*/digest"))
 		e.must(err)
@@ -42,7 +42,7 @@ func TestImageDigest(t *testing.T) {
 	}
 }
 
-// TestImageDigestWithVerity does it with images that have the digests of their files, and looks at these.
+// TestImageDigestWithVerity compares images that contain the digests of their files, and checks these digests.
 func TestImageDigestWithVerity(t *testing.T) {
 	e := start(t, nil)
 	dir, err := testhost.Mkcomposefs(t.Context(), t.Output())
@@ -75,7 +75,7 @@ func TestImageDigestWithVerity(t *testing.T) {
 	}
 }
 
-// wantDigest compares the digest of an image with that of mkcomposefs, which is in a directory, and returns it.
+// wantDigest compares the digest of an image with that of the mkcomposefs in dir, and returns it.
 func (e *env) wantDigest(dir, image string) string {
 	e.t.Helper()
 	digest := strings.TrimSpace(e.ours("image", "digest", image))
@@ -89,7 +89,7 @@ func (e *env) wantDigest(dir, image string) string {
 	return digest
 }
 
-// ours runs a command of our program beside the daemon and returns what it prints.
+// ours runs a command of our program beside the daemon and returns its output.
 func (e *env) ours(args ...string) string {
 	e.t.Helper()
 	args = append(args, "--root", e.Root, "--daemon-address", e.Daemon, "--address", e.Containerd)
@@ -100,7 +100,8 @@ func (e *env) ours(args ...string) string {
 	return string(out)
 }
 
-// TestSwitchCheckouts restarts the daemon with other checkouts, there and back: a container that runs goes on, and new ones run.
+// TestSwitchCheckouts restarts the daemon with other checkouts, there and back. A running container goes on, and new
+// ones run.
 func TestSwitchCheckouts(t *testing.T) {
 	testenv.NeedsEROFS(t)
 	e := start(t, func(o *stack.Options) { o.Config = "checkout = \"hardlink\"\n" })
@@ -139,7 +140,7 @@ func TestSwitchCheckouts(t *testing.T) {
 	e.empty()
 }
 
-// TestDamagedRootfs changes a bit of an image on which a container runs: fsck names it, and --repair makes it again.
+// TestDamagedRootfs flips a bit in the image that a container runs on. fsck names it, and --repair rebuilds it.
 func TestDamagedRootfs(t *testing.T) {
 	testenv.NeedsEROFS(t)
 	e := start(t, func(o *stack.Options) { o.Config = "checkout = \"composefs\"\n" })

@@ -12,7 +12,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// TestEqualFilesStaySeparate writes to one of several files that may share an inode in the store: the others, other
+// TestEqualFilesStaySeparate writes to one of several files that may share an inode in the store. The others, other
 // containers and the image must not change.
 func TestEqualFilesStaySeparate(t *testing.T) {
 	e := start(t, nil)
@@ -49,7 +49,7 @@ func TestImport(t *testing.T) {
 			e := start(t, nil)
 			full := e.pull(defaultNS, "layers:1")
 			archive := filepath.Join(e.Dir, "image.tar")
-			// Not through the transfer API: there ctr may leave before it has written all that containerd sent it.
+			// Do not use the transfer API: with it, ctr may exit before it has written everything from containerd.
 			e.ctr(defaultNS, "images", "export", "--local", archive, full)
 			e.ctr(defaultNS, "images", "rm", "--sync", full)
 			e.empty()
@@ -61,8 +61,9 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// TestUserNamespace runs containers whose root is another user. With labels that say so, nothing of the image is changed or
-// copied. Without them containerd changes the owner of every file in a snapshot of its own, which is then committed.
+// TestUserNamespace runs containers with a mapped root user. With labels for the mapping, no file of the image is
+// changed or copied. Without them, containerd changes the owner of every file in an additional snapshot, and commits
+// it.
 func TestUserNamespace(t *testing.T) {
 	e := start(t, nil)
 	full := e.pull(defaultNS, "layers:1")
@@ -89,7 +90,7 @@ func TestUserNamespace(t *testing.T) {
 	if after := e.committed(defaultNS); after != before {
 		t.Errorf("%d snapshots are committed, want %d as before: the image was copied", after, before)
 	}
-	// Without the labels containerd's client makes a copy of the image with other owners, once.
+	// Without the labels, containerd's client copies the image with other owners once.
 	remapped()
 	remapped()
 	e.compare("layers:1", e.view(defaultNS, full))
@@ -105,7 +106,7 @@ func (e *env) committed(namespace string) (n int) {
 	return n
 }
 
-// TestDurabilitySync pulls with everything written out before a snapshot is committed.
+// TestDurabilitySync pulls with everything synced before a snapshot is committed.
 func TestDurabilitySync(t *testing.T) {
 	e := start(t, func(o *stack.Options) {
 		o.Config = "durability = \"sync\"\n"
@@ -116,7 +117,7 @@ func TestDurabilitySync(t *testing.T) {
 	e.run(defaultNS, full, "/bin/true")
 }
 
-// TestBuiltInGzip pulls without igzip, and with blobs that containerd hands out itself.
+// TestBuiltInGzip pulls without igzip, with blobs read through containerd.
 func TestBuiltInGzip(t *testing.T) {
 	for _, tc := range []struct{ name, config string }{
 		{"gzip", "[decompress]\ngzip = \"off\"\n"},

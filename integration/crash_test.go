@@ -10,10 +10,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// writeScript adds lines to /log, which grows watches.
+// writeScript appends lines to /log. grows checks that it does.
 const writeScript = "while true; do echo line >> /log; sleep 0.05; done"
 
-// lines returns how many lines writeScript has written in a container.
+// lines returns the number of lines that writeScript has written in a container.
 func (e *env) lines(id string) int {
 	e.t.Helper()
 	n, err := strconv.Atoi(strings.TrimSpace(e.exec(defaultNS, id, "wc -l < /log")))
@@ -21,7 +21,7 @@ func (e *env) lines(id string) int {
 	return n
 }
 
-// grows fails the test unless writeScript goes on in the container.
+// grows fails the test unless writeScript makes progress in the container.
 func (e *env) grows(id string) {
 	e.t.Helper()
 	before := e.lines(id)
@@ -33,8 +33,8 @@ func (e *env) grows(id string) {
 	})
 }
 
-// TestDaemonKilled kills the daemon while a container runs: the container does not notice, and after a restart
-// everything works on.
+// TestDaemonKilled kills the daemon while a container runs. The container goes on, and everything works after a
+// restart.
 func TestDaemonKilled(t *testing.T) {
 	e := start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
 	full := e.pull(defaultNS, "layers:1")
@@ -68,8 +68,8 @@ func TestDaemonKilled(t *testing.T) {
 	e.empty()
 }
 
-// TestKilledWhilePulling kills the daemon again and again while it unpacks. Each time the store must pass fsck, and in
-// the end the pull must succeed.
+// TestKilledWhilePulling kills the daemon repeatedly while it unpacks. The store must pass fsck each time, and the last
+// pull must succeed.
 func TestKilledWhilePulling(t *testing.T) {
 	e := start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
 	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
@@ -82,7 +82,7 @@ func TestKilledWhilePulling(t *testing.T) {
 		if strings.HasPrefix(ref, "app") || strings.HasPrefix(ref, "base") {
 			wait *= 4
 		}
-		time.Sleep(wait) // how far the pull comes is left to chance
+		time.Sleep(wait) // stops the pull at a random point
 		e.must(e.KillDaemon())
 		e.must(e.StartDaemon(t.Context()))
 		err := <-pulled
@@ -103,7 +103,7 @@ func TestKilledWhilePulling(t *testing.T) {
 	e.empty()
 }
 
-// TestReboot loses everything that is not on the disk: images and containers are still there.
+// TestReboot loses everything that is not on disk. Images and containers are still there.
 func TestReboot(t *testing.T) {
 	e := start(t, nil)
 	full := e.pull(defaultNS, "layers:1")

@@ -1,8 +1,10 @@
-// Package integration tests the daemon as its users meet it: a real containerd pulls real images from a real registry,
-// runs containers on them, and its clients (ctr, nerdctl, CRI) see what containerd's own overlayfs snapshotter shows.
+// Package integration tests the daemon from the user's side: a real containerd pulls real images from a real registry
+// and runs containers on them, and its clients (ctr, nerdctl, crictl) see the same files as with containerd's overlayfs
+// snapshotter.
 //
-// The tests need root, a kernel with overlayfs, and what package testhost installs and builds; without root and with
-// -short they are skipped. Everything runs below temporary directories, on unix sockets and the loopback interface.
+// The tests need root, a kernel with overlayfs, and the programs that package testhost installs and builds. Without
+// root and with -short they are skipped. Everything runs below temporary directories, on unix sockets and the loopback
+// interface.
 //
 // The environment variable OSTREE_SNAPSHOTTER_BINARY names a binary to test instead of one built from this tree.
 package integration

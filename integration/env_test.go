@@ -27,10 +27,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// defaultNS is the namespace tests use that need only one.
+// defaultNS is the namespace of tests that need only one.
 const defaultNS = "default"
 
-// checkoutVariable names the key "checkout" of daemons for which a test does not choose it.
+// checkoutVariable names the environment variable with the key "checkout" for daemons whose test does not set it.
 const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
 
 // An env is a running stack whose failures end the test.
@@ -39,7 +39,7 @@ type env struct {
 	t *testing.T
 }
 
-// needsHost skips the test where the host was not made ready, and ends it where a kernel feature is missing.
+// needsHost skips the test if the host was not prepared, and ends it if a kernel feature is missing.
 func needsHost(t *testing.T) {
 	t.Helper()
 	testenv.SkipShort(t, "needs a real containerd")
@@ -47,8 +47,8 @@ func needsHost(t *testing.T) {
 	testenv.NeedsOverlay(t)
 }
 
-// start starts a stack for the test. At the end of the test the repository must pass ostree fsck, and nothing may be
-// left of the stack.
+// start starts a stack for the test. At the end of the test, the repository must pass ostree fsck and nothing of the
+// stack may be left.
 func start(t *testing.T, change func(*stack.Options)) *env {
 	t.Helper()
 	needsHost(t)
@@ -65,7 +65,7 @@ func start(t *testing.T, change func(*stack.Options)) *env {
 		if mode := os.Getenv(checkoutVariable); mode != "" && !strings.Contains(opts.Config, "checkout = ") {
 			opts.Config = fmt.Sprintf("checkout = %q\n%s", mode, opts.Config)
 		}
-		opts.Config += "[log]\nformat = \"json\"\n" // which daemonLog reads
+		opts.Config += "[log]\nformat = \"json\"\n" // daemonLog reads it
 	}
 	s, err := stack.Start(t.Context(), opts)
 	if err != nil {
@@ -90,8 +90,8 @@ func start(t *testing.T, change func(*stack.Options)) *env {
 	return e
 }
 
-// processesOf returns the command lines, and the processes' numbers, of those that name a path, but for our own. A process
-// that ends meanwhile is left out.
+// processesOf returns process IDs and command lines of all processes but ours whose command line contains a path.
+// Processes that end meanwhile are left out.
 func processesOf(t *testing.T, path string) (found []string) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -118,7 +118,7 @@ func daemonBinary(t *testing.T) string {
 	return binary
 }
 
-// fsck lets ostree check the repository, then our own fsck everything, down to the diff IDs.
+// fsck checks the repository with ostree, and then everything with our own fsck, down to the diff IDs.
 func (e *env) fsck() {
 	e.t.Helper()
 	repo := filepath.Join(e.Root, "repo")
@@ -126,7 +126,8 @@ func (e *env) fsck() {
 		e.t.Errorf("check the repository: %v", err)
 		return
 	}
-	// ostree's fsck takes no lock, so it misses what the daemon prunes beside it: what is really wrong stays wrong.
+	// ostree's fsck takes no lock, so the daemon may prune objects meanwhile. Real damage is still there in the next
+	// try.
 	e.eventually("check the repository", func() string {
 		out, err := exec.Command("ostree", "fsck", "--repo="+repo).CombinedOutput()
 		if err != nil {
@@ -150,7 +151,7 @@ type logLine struct {
 	Checkout string `json:"checkout"`
 }
 
-// daemonLog returns the lines of the daemon's log with a message.
+// daemonLog returns the lines with a message in the daemon's log.
 func (e *env) daemonLog(msg string) []logLine {
 	e.t.Helper()
 	b, err := os.ReadFile(e.DaemonLog())
@@ -168,7 +169,7 @@ func (e *env) daemonLog(msg string) []logLine {
 	return lines
 }
 
-// imported returns how often each layer was unpacked.
+// imported counts how often each layer was unpacked.
 func (e *env) imported() map[string]int {
 	e.t.Helper()
 	times := make(map[string]int)
@@ -206,7 +207,7 @@ func image(t *testing.T, ref string) *images.Image {
 	return img
 }
 
-// eventually calls try until it returns "", at most for ten seconds; then the test fails with what it returned.
+// eventually calls try until it returns "". After ten seconds the test fails with its last result.
 func (e *env) eventually(what string, try func() string) {
 	e.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -220,7 +221,7 @@ func (e *env) eventually(what string, try func() string) {
 	}
 }
 
-// push puts a test image into the registry and returns the name to pull it by.
+// push pushes a test image to the registry and returns the name to pull it by.
 func push(t *testing.T, ref string) string {
 	t.Helper()
 	full, err := shared.registry.Push(t.Context(), t.Output(), ref)
@@ -238,7 +239,7 @@ func (e *env) must(err error) {
 	}
 }
 
-// ctr runs ctr and returns what it printed.
+// ctr runs ctr and returns its output.
 func (e *env) ctr(namespace string, args ...string) string {
 	e.t.Helper()
 	out, err := e.Ctr(e.t.Context(), namespace, args...)
@@ -254,7 +255,7 @@ func (e *env) pull(namespace, ref string, flags ...string) string {
 	return full
 }
 
-// run runs a command in a new container and returns what it printed.
+// run runs a command in a new container and returns its output.
 func (e *env) run(namespace, full string, command ...string) string {
 	e.t.Helper()
 	out, err := e.RunContainer(e.t.Context(), namespace, full, containerID(), command...)
@@ -262,8 +263,8 @@ func (e *env) run(namespace, full string, command ...string) string {
 	return out
 }
 
-// printed is run for a command that prints something. ctr closes its pipes as soon as the task has ended (Task.Delete of
-// containerd's client): what it has not read by then is lost on a busy machine, and the command is run again.
+// printed is run for a command with output. ctr closes its pipes when the task ends (Task.Delete of containerd's
+// client), so on a busy machine output can be lost; then the command runs again.
 func (e *env) printed(namespace, full string, command ...string) (out string) {
 	e.t.Helper()
 	e.eventually("read what a container prints", func() string {
@@ -275,7 +276,7 @@ func (e *env) printed(namespace, full string, command ...string) (out string) {
 	return out
 }
 
-// exec runs a shell script in a running container and returns what it printed.
+// exec runs a shell script in a running container and returns its output.
 func (e *env) exec(namespace, id, script string) string {
 	e.t.Helper()
 	out, err := e.Exec(e.t.Context(), namespace, id, "/bin/sh", "-c", script)
@@ -285,7 +286,7 @@ func (e *env) exec(namespace, id, script string) string {
 
 var containers atomic.Int64
 
-// containerID returns a name no other container has.
+// containerID returns a unique container name.
 func containerID() string {
 	return fmt.Sprintf("c%d-%d", os.Getpid(), containers.Add(1))
 }
@@ -301,17 +302,17 @@ func (e *env) chainID(namespace, full string) string {
 	return identity.ChainID(ids).String()
 }
 
-// view reads the tree that a container of the image would see.
+// view reads the files that a container of the image would see.
 func (e *env) view(namespace, full string) tree.Tree {
 	e.t.Helper()
 	return e.viewOf(namespace, e.chainID(namespace, full))
 }
 
-// viewOf reads the tree of a committed snapshot.
+// viewOf reads the files of a committed snapshot.
 func (e *env) viewOf(namespace, name string) tree.Tree {
 	e.t.Helper()
 	ctx := namespaces.WithNamespace(e.t.Context(), namespace)
-	ctx, release, err := e.Client().WithLease(ctx) // or containerd collects the view
+	ctx, release, err := e.Client().WithLease(ctx) // keeps containerd from collecting the view
 	e.must(err)
 	defer func() {
 		if err := release(context.WithoutCancel(ctx)); err != nil {
@@ -330,7 +331,7 @@ func (e *env) viewOf(namespace, name string) tree.Tree {
 	return e.readMounts(mounts)
 }
 
-// readMounts mounts what a snapshotter returned and reads the tree.
+// readMounts mounts a snapshot and reads its files.
 func (e *env) readMounts(mounts []mount.Mount) tree.Tree {
 	e.t.Helper()
 	target, err := os.MkdirTemp(e.Dir, "view")
@@ -345,14 +346,14 @@ func (e *env) readMounts(mounts []mount.Mount) tree.Tree {
 	return got
 }
 
-// composefs reports whether the daemon that was started last runs containers on composefs images.
+// composefs reports whether the current daemon runs containers on composefs images.
 func (e *env) composefs() bool {
 	e.t.Helper()
 	lines := e.daemonLog("checkouts chosen")
 	return e.Snapshotter == stack.Ostree && len(lines) > 0 && lines[len(lines)-1].Checkout == "composefs"
 }
 
-// compare fails the test for each difference between the tree of an image and the one overlayfs shows.
+// compare fails the test for each difference between the files of an image and those that overlayfs shows.
 func (e *env) compare(ref string, got tree.Tree) {
 	e.t.Helper()
 	want, options := reference(e.t, ref)
@@ -362,7 +363,7 @@ func (e *env) compare(ref string, got tree.Tree) {
 	}
 }
 
-// diffTrees is tree.Diff with at most forty lines.
+// diffTrees is tree.Diff, limited to forty lines.
 func diffTrees(want, got tree.Tree, options tree.Options) []string {
 	lines := tree.Diff(want, got, options)
 	if n := len(lines); n > 40 {
@@ -371,7 +372,8 @@ func diffTrees(want, got tree.Tree, options tree.Options) []string {
 	return lines
 }
 
-// reference returns what containerd's overlayfs snapshotter shows of a test image, and how to compare with it.
+// reference returns the files of a test image with containerd's overlayfs snapshotter, and the options to compare with
+// them.
 func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
 	t.Helper()
 	needsHost(t)

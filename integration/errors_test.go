@@ -19,8 +19,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// fails runs the daemon with arguments that it cannot start with and returns its one line of error. The exit status
-// must be one of those in the command's help.
+// fails runs the daemon with arguments that keep it from starting, and returns its one-line error. The exit status must
+// be documented in the command's help.
 func fails(t *testing.T, change func(*exec.Cmd), args ...string) (line string, status int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -111,12 +111,12 @@ func TestStartErrors(t *testing.T) {
 			}
 		})
 	}
-	// None of that disturbed the daemon.
+	// The running daemon was not disturbed.
 	e.run(defaultNS, e.pull(defaultNS, "tiny:1"), "/bin/true")
 }
 
-// TestFullDisk fills the disk while an image is unpacked: the pull fails with a plain error, the store stays whole, and
-// once there is room the pull succeeds.
+// TestFullDisk fills the disk while an image is unpacked. The pull fails with a plain error, the store stays intact,
+// and after space was freed the pull succeeds.
 func TestFullDisk(t *testing.T) {
 	needsHost(t)
 	root := testenv.NewDisk(t, "ext4", 900<<20, "-q", "-m", "0").Dir

@@ -11,7 +11,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// leftovers returns what the store still holds.
+// leftovers returns the files left in the store.
 func (e *env) leftovers() []string {
 	e.t.Helper()
 	var left []string
@@ -33,7 +33,7 @@ func (e *env) leftovers() []string {
 	return left
 }
 
-// empty waits until the store holds nothing.
+// empty waits until the store is empty.
 func (e *env) empty() {
 	e.t.Helper()
 	e.eventually("empty the store", func() string {
@@ -45,7 +45,7 @@ func (e *env) empty() {
 	})
 }
 
-// TestGarbage deletes every image: nothing may be left in the store. What is still needed must stay meanwhile.
+// TestGarbage deletes every image. Nothing may be left in the store, and files in use must stay until then.
 func TestGarbage(t *testing.T) {
 	for _, mode := range []struct {
 		name    string
@@ -82,7 +82,7 @@ func TestGarbage(t *testing.T) {
 			e.ctr("other", "images", "rm", "--sync", fulls["tiny:1"])
 			e.empty()
 
-			// And all of it once more.
+			// Repeat all of it.
 			full := e.pull(defaultNS, "layers:1")
 			e.compare("layers:1", e.view(defaultNS, full))
 			e.ctr(defaultNS, "images", "rm", "--sync", full)

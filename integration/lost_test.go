@@ -11,10 +11,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
-// lostImages are pulled before something is lost, and again afterwards.
+// lostImages are pulled before the loss, and again afterwards.
 var lostImages = []string{"layers:1", "odd:1"}
 
-// lostEnv has the images, and a container of the first that has written to its root file system. The daemon is stopped.
+// lostEnv starts a stack with the images, and with a container of the first image that has written to its root file
+// system. The daemon is stopped.
 func lostEnv(t *testing.T) (e *env, fulls []string, id string) {
 	t.Helper()
 	e = start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
@@ -28,8 +29,8 @@ func lostEnv(t *testing.T) (e *env, fulls []string, id string) {
 	return e, fulls, id
 }
 
-// TestLost takes one thing after the other away from a store: the daemon says so and makes it again, and to pull the same
-// images, also into another namespace, makes everything work and unpacks nothing.
+// TestLost removes parts of a store one at a time. The daemon reports and rebuilds the part. Pulling the same images
+// again, also into another namespace, works and unpacks nothing.
 func TestLost(t *testing.T) {
 	const (
 		restored = "metadata.db is lost, and its copy takes its place without later changes"
@@ -90,8 +91,8 @@ func TestLost(t *testing.T) {
 	}
 }
 
-// TestMetadataLost takes metadata.db and its copy away. The store starts empty, and what the container wrote is kept. To
-// remove the images and pull them again makes everything work, and unpacks nothing either.
+// TestMetadataLost removes metadata.db and its copy. The store starts empty, and keeps the files that the container
+// wrote. After the images are removed and pulled again everything works, and nothing is unpacked.
 func TestMetadataLost(t *testing.T) {
 	e, fulls, id := lostEnv(t)
 	e.must(errors.Join(os.Remove(filepath.Join(e.Root, "metadata.db")), os.Remove(filepath.Join(e.Root, "metadata.db.copy"))))
@@ -126,13 +127,14 @@ func TestMetadataLost(t *testing.T) {
 	e.empty()
 }
 
-// TestMetadataLostAfterKill loses metadata.db with a copy that is older. What was made since is missing until image and
-// container are removed and the image is pulled again; what was removed since goes with containerd's next collection.
+// TestMetadataLostAfterKill loses metadata.db while its copy is older. Newer snapshots are missing until image and
+// container are removed and the image is pulled again. Snapshots that were removed since are collected again by
+// containerd.
 func TestMetadataLostAfterKill(t *testing.T) {
 	e := start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
 	removed := e.pull(defaultNS, "tiny:1")
 	old := e.pull(defaultNS, "odd:1")
-	e.must(e.StopDaemon()) // copies
+	e.must(e.StopDaemon()) // copies metadata.db
 	copied, err := os.ReadFile(filepath.Join(e.Root, "metadata.db.copy"))
 	e.must(err)
 	e.must(e.StartDaemon(t.Context()))
@@ -150,7 +152,7 @@ func TestMetadataLostAfterKill(t *testing.T) {
 	if err != nil || len(written) != 1 {
 		t.Errorf("lost/ has %q, %v, want what the container wrote", written, err)
 	}
-	e.exec(defaultNS, id, "cat /written /data/kept") // it runs on
+	e.exec(defaultNS, id, "cat /written /data/kept") // it still runs
 	e.compare("odd:1", e.view(defaultNS, old))
 	e.must(e.Pull(t.Context(), "second", old))
 	e.must(e.RemoveContainer(t.Context(), defaultNS, id))

@@ -15,20 +15,20 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
 )
 
-// A host is what all tests share.
+// A host is shared by all tests.
 type host struct {
 	tools    *testhost.Tools
 	registry *stack.Registry
-	binary   func() (string, error) // the daemon, built at the first call
+	binary   func() (string, error) // path of the daemon, built by the first call
 
 	dir       string
 	mu        sync.Mutex
 	reference *stack.Stack         // containerd with overlayfs
-	trees     map[string]tree.Tree // what it shows of each image
+	trees     map[string]tree.Tree // files of each image that reference shows
 	options   map[string]tree.Options
 }
 
-// shared is nil when the tests are to be skipped.
+// shared is nil if the tests are skipped.
 var shared *host
 
 func TestMain(m *testing.M) {

@@ -6,8 +6,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 )
 
-// TestReference proves the surroundings with containerd's own snapshotter: every test image can be pulled, its
-// containers run, and the trees have what the other tests rely on.
+// TestReference checks the environment with containerd's own snapshotter: every test image can be pulled, its
+// containers run, and its files are as the other tests expect.
 func TestReference(t *testing.T) {
 	for _, ref := range images.Names() {
 		if ref != images.SameContent(ref) {

@@ -9,12 +9,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// layered are the images of more than one layer.
+// layered are the images with more than one layer.
 var layered = []string{"app:1", "layers:1", "layers:zstd", "layers:tar", "layers:docker", "odd:1"}
 
-// TestPull pulls every test image with the daemon's transfer service, and compares what its containers see with what
-// overlayfs shows. Images of several layers are pulled once layer after layer and once with all layers unpacked at the
-// same time.
+// TestPull pulls every test image with containerd's transfer service, and compares the files of its containers with
+// those of overlayfs. Images with several layers are pulled layer by layer, and with all layers unpacked at the same
+// time.
 func TestPull(t *testing.T) {
 	for _, mode := range []struct {
 		name    string
@@ -37,7 +37,7 @@ func TestPull(t *testing.T) {
 	}
 }
 
-// TestPullLocal pulls with the client's own unpacker, which gives the snapshotter no labels.
+// TestPullLocal pulls with the unpacker of the client, which gives the snapshotter no labels.
 func TestPullLocal(t *testing.T) {
 	e := start(t, nil)
 	for _, ref := range []string{"layers:1", "odd:1"} {
@@ -46,7 +46,7 @@ func TestPullLocal(t *testing.T) {
 	}
 }
 
-// TestCanonicalMtime pulls with modification times that need not be kept: all else must be the same.
+// TestCanonicalMtime pulls with modification times that need not be kept. Everything else must be the same.
 func TestCanonicalMtime(t *testing.T) {
 	e := start(t, func(o *stack.Options) { o.Config = "mtime = \"canonical\"\n" })
 	full := e.pull(defaultNS, "odd:1")

@@ -16,9 +16,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// TestRepair damages the store under running containers and lets fsck --repair make it whole from containerd's blobs,
-// while another image is pulled. One bit is flipped in each of 100 random objects, and 20 others are removed: fsck names
-// each of them, and the images that use it. Afterwards every file is again what the containers saw before.
+// TestRepair damages the store under running containers and repairs it with fsck --repair from containerd's blobs,
+// while another image is pulled. It flips one bit in each of 100 random objects and removes 20 others. fsck names each
+// of them, and the images that use it. Afterwards every file is as the containers saw it before.
 func TestRepair(t *testing.T) {
 	e := start(t, func(o *stack.Options) { o.ParallelUnpacks = 3 })
 	fulls := map[string]string{"layers:1": "", "odd:1": "", "app:1": ""}
@@ -46,7 +46,7 @@ func TestRepair(t *testing.T) {
 	pulled := make(chan error, 1)
 	go func() { pulled <- e.Pull(t.Context(), "other", other) }()
 	r = e.fsckReport(0, "--repair", "--deep")
-	// The pull makes objects that were removed anew, if it needs them and comes first.
+	// If the pull needs a removed object, it may store it first.
 	if len(r.Repaired) < flipped || r.Deep.Proved == 0 {
 		t.Errorf("fsck --repair --deep: got %d things repaired, want %d or more; %d layers proved", len(r.Repaired), flipped, r.Deep.Proved)
 	}
@@ -61,18 +61,18 @@ func TestRepair(t *testing.T) {
 	e.compare("base:2", e.view("other", other))
 }
 
-// sumScript prints what a container sees of every file.
+// sumScript prints checksums of all files that a container sees.
 const sumScript = `find / -xdev -type f ! -path '/proc/*' ! -path '/sys/*' ! -path '/dev/*' -exec sha256sum {} + | sort | sha256sum; ` +
 	`find / -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/dev/*' -exec stat -c '%n %f %u:%g %s %Y' {} + | sort | sha256sum`
 
-// prune has the command remove what no snapshot needs.
+// prune runs the command that removes what no snapshot needs.
 func (e *env) prune() {
 	e.t.Helper()
 	_, err := e.Run(e.t.Context(), daemonBinary(e.t), "prune", "--root", e.Root, "--daemon-address", e.Daemon)
 	e.must(err)
 }
 
-// fsckProblem and fsckReport are what tests read of "fsck --json".
+// fsckProblem and fsckReport are the tested parts of "fsck --json".
 type fsckProblem struct {
 	Kind, Name string
 	Images     []string
@@ -85,7 +85,7 @@ type fsckReport struct {
 	}
 }
 
-// fsckReport runs our fsck, which must end with a status.
+// fsckReport runs our fsck, which must exit with a status.
 func (e *env) fsckReport(status int, flags ...string) fsckReport {
 	e.t.Helper()
 	out, err := e.ourFsck(append(flags, "--json")...)
@@ -103,7 +103,7 @@ func (e *env) ourFsck(flags ...string) (string, error) {
 	return e.Run(context.WithoutCancel(e.t.Context()), daemonBinary(e.t), append(args, flags...)...)
 }
 
-// exitStatus returns the exit status a program ended with, 0 if it succeeded and -1 if it did not end by itself.
+// exitStatus returns the exit status of a program: 0 if it succeeded, -1 if it did not exit by itself.
 func exitStatus(err error) int {
 	if err == nil {
 		return 0
@@ -115,10 +115,10 @@ func exitStatus(err error) int {
 	return -1
 }
 
-// flipped is how many objects damage changes; it removes others.
+// flipped is the number of objects that damage changes. It removes others.
 const flipped = 100
 
-// damage flips a bit in each of 100 random content objects, as a failing disk does, removes 20 others, and returns their
+// damage flips a bit in each of 100 random content objects, like a failing disk, removes 20 others, and returns their
 // names.
 func (e *env) damage(rnd *rand.Rand) (names []string) {
 	e.t.Helper()
@@ -139,7 +139,7 @@ func (e *env) damage(rnd *rand.Rand) (names []string) {
 	return names
 }
 
-// flip changes a bit of a file and leaves its modification time as it was.
+// flip flips a bit of a file and keeps its modification time.
 func flip(rnd *rand.Rand, name string) error {
 	b, err := os.ReadFile(name)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// TestNamespacesShare pulls an image into two namespaces: it is unpacked once, and the second namespace costs nothing
-// on the disk.
+// TestNamespacesShare pulls an image into two namespaces. It is unpacked once, and the second namespace takes no disk
+// space.
 func TestNamespacesShare(t *testing.T) {
 	for _, mode := range []struct {
 		name    string
@@ -43,7 +43,7 @@ func TestNamespacesShare(t *testing.T) {
 	}
 }
 
-// TestMediaTypesShare pulls the same layers under other digests: the store gains nothing.
+// TestMediaTypesShare pulls the same layers under other digests. The store does not grow.
 func TestMediaTypesShare(t *testing.T) {
 	e := start(t, nil)
 	e.pull(defaultNS, "layers:1")
@@ -57,7 +57,7 @@ func TestMediaTypesShare(t *testing.T) {
 	}
 }
 
-// TestUpdateSharesFiles pulls an image and its rebuild: of the second layer only what changed is stored.
+// TestUpdateSharesFiles pulls an image and its rebuild. Only the changes of the second layer are stored.
 func TestUpdateSharesFiles(t *testing.T) {
 	e := start(t, nil)
 	e.pull(defaultNS, "base:1")
@@ -71,7 +71,7 @@ func TestUpdateSharesFiles(t *testing.T) {
 	}
 }
 
-// allocated returns what a tree takes on the disk, each inode once.
+// allocated returns the disk space of a tree, with each inode counted once.
 func allocated(t *testing.T, root string) int64 {
 	t.Helper()
 	seen := make(map[uint64]bool)
@@ -96,7 +96,7 @@ func allocated(t *testing.T, root string) int64 {
 	return sum
 }
 
-// TestConcurrentPulls pulls one image ten times at once, into five namespaces: each layer is unpacked once.
+// TestConcurrentPulls pulls one image ten times at once, into five namespaces. Each layer is unpacked once.
 func TestConcurrentPulls(t *testing.T) {
 	for _, mode := range []struct {
 		name    string
@@ -149,7 +149,8 @@ func TestDifferentPullsAtOnce(t *testing.T) {
 	}
 }
 
-// TestSkipDownload pulls an image whose blobs are gone into a second namespace: with skip_download no layer is fetched.
+// TestSkipDownload pulls an image whose blobs are gone into a second namespace. With skip_download, no layer is
+// fetched.
 func TestSkipDownload(t *testing.T) {
 	for _, mode := range []struct {
 		name    string
@@ -166,7 +167,7 @@ func TestSkipDownload(t *testing.T) {
 				layers[l.Digest.String()] = true
 				e.ctr("first", "content", "rm", l.Digest.String())
 			}
-			// Removing something with --sync collects the blobs, which nothing refers to any more.
+			// Any removal with --sync collects the blobs that nothing refers to.
 			e.ctr("first", "images", "tag", full, "for-gc:1")
 			e.ctr("first", "images", "rm", "--sync", "for-gc:1")
 

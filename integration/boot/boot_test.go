@@ -8,8 +8,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// TestBoot follows a machine from an empty disk over an update, a rollback and an update that does not boot. What is looked
-// at in each boot is what "ostree admin" and the kernel say, not only we.
+// TestBoot follows a machine from an empty disk through an update, a rollback and an update that does not boot. In each
+// boot it also checks the view of "ostree admin" and the kernel, not only ours.
 func TestBoot(t *testing.T) {
 	testenv.SkipShort(t, "needs qemu and minutes")
 	testenv.NeedsRoot(t)
@@ -21,7 +21,7 @@ func TestBoot(t *testing.T) {
 	first := b.boot(t, vm.Run{Name: "installed", Commands: slices.Concat(
 		look,
 		b.pull("os:2"),
-		inodes("/usr/bin/containerd"), // which the host's repository has had before
+		inodes("/usr/bin/containerd"), // the host's repository had it before
 		edit,
 		b.deploy("os:2", "--boot-tries", "3"),
 		after,
@@ -37,7 +37,7 @@ func TestBoot(t *testing.T) {
 
 	updated := b.boot(t, vm.Run{Name: "updated", Commands: slices.Concat(
 		look,
-		inodes("/usr/lib/example-version"), // which the image has brought
+		inodes("/usr/lib/example-version"), // the image brought it
 		[]vm.Command{{Name: "rollback", Line: "ostree-snapshotter rollback"}},
 		after,
 	)})

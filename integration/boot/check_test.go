@@ -14,7 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/vm"
 )
 
-// look are the commands that show the system that is booted.
+// look are the commands that show the booted system.
 var look = []vm.Command{
 	{Name: "version", Line: "cat /usr/lib/example-version"},
 	{Name: "cmdline", Line: "cat /proc/cmdline"},
@@ -28,21 +28,21 @@ var look = []vm.Command{
 	{Name: "status", Line: "ostree-snapshotter status --json"},
 }
 
-// after are the commands that show what is going to be booted.
+// after are the commands that show the next boot.
 var after = []vm.Command{
 	{Name: "ostree-after", Line: "ostree admin status"},
 	{Name: "status-after", Line: "ostree-snapshotter status --json"},
 }
 
-// edit are the commands of somebody who looks after the machine.
+// edit are the commands of an administrator.
 var edit = []vm.Command{
 	{Name: "edit", Line: "echo 'edited by hand' >/etc/example/edited.conf; echo 'made by hand' >/etc/example/admin.conf; echo 'made by hand' >/var/kept"},
 }
 
-// editLate are those of somebody who has not heard that an update is staged.
+// editLate are the commands of an administrator who does not know that an update is staged.
 var editLate = []vm.Command{{Name: "edit-late", Line: "echo 'made by hand' >/etc/example/late.conf"}}
 
-// inodes are the commands that show the inode of a file of the booted system, and of it in the layers of images.
+// inodes returns the commands that show the inode of a file in the booted system and in the layers of images.
 func inodes(file string) []vm.Command {
 	return []vm.Command{
 		{Name: "deployed", Line: "stat -c %i " + file},
@@ -50,7 +50,7 @@ func inodes(file string) []vm.Command {
 	}
 }
 
-// A deployment is what is checked of one.
+// A deployment holds the checked fields of a deployment.
 type deployment struct {
 	Stateroot string `json:"stateroot"`
 	Commit    string `json:"commit"`
@@ -69,23 +69,23 @@ type deployment struct {
 
 func (d deployment) name() string { return d.Commit + "." + strconv.Itoa(d.Serial) }
 
-// want is what a deployment is to be.
+// want is an expected deployment.
 type want struct {
 	image                             string
 	booted, staged, pending, rollback bool
 	tries                             string // left and done, if the boot loader counts
 }
 
-// fallback are the commands that show what is said of a deployment that failed.
+// fallback are the commands that show the report of a failed deployment.
 var fallback = []vm.Command{{Name: "listing", Line: "ostree-snapshotter status"}}
 
-// check are the commands that fail if something is wrong in the end.
+// check are the commands of the final checks.
 var check = []vm.Command{
 	{Name: "kept", Line: "cat /var/kept"},
 	{Name: "fsck", Line: "ostree fsck --repo=/sysroot/ostree/repo"},
 }
 
-// A bootCheck checks what a guest said in one run.
+// A bootCheck checks the output of a guest in one run.
 type bootCheck struct {
 	*vm.Report
 	t    *testing.T
@@ -97,7 +97,7 @@ func (b *bootCheck) errorf(format string, args ...any) {
 	b.t.Errorf("boot "+b.name+": "+format, args...)
 }
 
-// output returns what a command printed.
+// output returns the output of a command.
 func (b *bootCheck) output(name string) string {
 	b.t.Helper()
 	r := b.Results[name]
@@ -107,7 +107,7 @@ func (b *bootCheck) output(name string) string {
 	return strings.TrimSpace(r.Output)
 }
 
-// wantVersion checks which system runs.
+// wantVersion checks the version of the running system.
 func (b *bootCheck) wantVersion(version string) {
 	b.t.Helper()
 	if got := b.output("version"); got != version {
@@ -121,7 +121,7 @@ func (b *bootCheck) wantVersion(version string) {
 	}
 }
 
-// wantDeployments checks the deployments at the beginning of a boot.
+// wantDeployments checks the deployments at the start of a boot.
 func (b *bootCheck) wantDeployments(wants ...want) {
 	b.t.Helper()
 	booted := b.deployments("", wants)
@@ -130,13 +130,13 @@ func (b *bootCheck) wantDeployments(wants ...want) {
 	}
 }
 
-// wantDeploymentsAfter checks them at its end.
+// wantDeploymentsAfter checks the deployments at the end of a boot.
 func (b *bootCheck) wantDeploymentsAfter(wants ...want) {
 	b.t.Helper()
 	b.deployments("-after", wants)
 }
 
-// deployments checks what status says against what it should say, and against what ostree says. It returns the booted one.
+// deployments compares the output of status with the expected deployments and with ostree's. It returns the booted one.
 func (b *bootCheck) deployments(suffix string, wants []want) (booted deployment) {
 	b.t.Helper()
 	var status struct{ Deployments []deployment }
@@ -171,7 +171,7 @@ func (b *bootCheck) deployments(suffix string, wants []want) (booted deployment)
 // versions are the versions of the images.
 var versions = map[string]string{"os:1": "1", "os:2": "2", "os:broken": "3"}
 
-// ostreeLine is what "ostree admin status" says of a deployment, in one line.
+// ostreeLine matches the line of a deployment in "ostree admin status".
 func ostreeLine(d deployment) string {
 	mark, state := " ", ""
 	switch {
@@ -189,11 +189,11 @@ func ostreeLine(d deployment) string {
 
 var statusLine = regexp.MustCompile(`^[* ] \S+ [0-9a-f]{64}\.\d+( \(\w+\))?$`)
 
-// ostreeLines are those lines of a text of ostree's.
+// ostreeLines returns these lines of ostree's output.
 func ostreeLines(text string) (lines []string) {
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
-		if !statusLine.MatchString(line) && statusLine.MatchString("  "+line) { // the first was trimmed
+		if !statusLine.MatchString(line) && statusLine.MatchString("  "+line) { // the first line was trimmed
 			line = "  " + line
 		}
 		if statusLine.MatchString(line) {
@@ -205,7 +205,7 @@ func ostreeLines(text string) (lines []string) {
 	return lines
 }
 
-// wantMounts checks what is mounted, and what can be written to.
+// wantMounts checks mount points, and which of them are writable.
 func (b *bootCheck) wantMounts() {
 	b.t.Helper()
 	got := make(map[string][]string)
@@ -249,7 +249,7 @@ func (b *bootCheck) wantEtc(want map[string]string) {
 	}
 }
 
-// wantShared checks that the file of the deployment is that of an image's layer, and no copy.
+// wantShared checks that a file of the deployment shares its inode with an image layer.
 func (b *bootCheck) wantShared() {
 	b.t.Helper()
 	deployed, pulled := b.output("deployed"), strings.Fields(b.output("pulled"))
@@ -258,7 +258,7 @@ func (b *bootCheck) wantShared() {
 	}
 }
 
-// wantSaid checks that a command's output has a text.
+// wantSaid checks that the output of a command contains a text.
 func (b *bootCheck) wantSaid(name, text string) {
 	b.t.Helper()
 	if got := b.output(name); !strings.Contains(got, text) {
@@ -266,7 +266,7 @@ func (b *bootCheck) wantSaid(name, text string) {
 	}
 }
 
-// wantConsole checks how many lines of the console have a text.
+// wantConsole checks the number of console lines that contain a text.
 func (b *bootCheck) wantConsole(text string, want int) {
 	b.t.Helper()
 	got, err := b.Count(text)

@@ -1,5 +1,5 @@
-// Package boot tests deployments with a kernel and a boot loader: an image is installed on a disk, which qemu boots, and
-// new versions are deployed from inside.
+// Package boot tests deployments with a kernel and a boot loader. It installs an image on a disk that qemu boots, and
+// deploys new versions from inside.
 //
-// It is a package of its own so that it runs beside the other integration tests: a boot takes half a minute by emulation.
+// It is a separate package so that it runs beside the other integration tests: emulated, a boot takes half a minute.
 package boot

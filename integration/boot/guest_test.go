@@ -13,16 +13,17 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
-// diskSize is that of the disk: two deployments, the blobs of an image, and its layers in the guest's store.
+// diskSize is the size of the disk. It has room for two deployments, the blobs of an image, and its layers in the
+// guest's store.
 const diskSize = "3GiB"
 
-// A bed is a machine with os:1 on its disk, and a registry that has the other images.
+// A bed is a machine with os:1 on its disk, and a registry with the other images.
 type bed struct {
 	machine  *vm.Machine
-	registry string // as the guest reaches it
+	registry string // its address in the guest
 }
 
-// newBed makes a bed: the image is pushed, pulled and installed.
+// newBed makes a bed. It pushes, pulls and installs the image.
 func newBed(t *testing.T) *bed {
 	t.Helper()
 	dir := t.TempDir()
@@ -88,7 +89,7 @@ func install(t *testing.T, opts stack.Options, image, disk string) {
 	}
 }
 
-// pull are the commands by which the guest gets an image.
+// pull returns the commands that pull an image in the guest.
 func (b *bed) pull(image string) []vm.Command {
 	return []vm.Command{
 		{Name: "network", Line: "/usr/lib/systemd/systemd-networkd-wait-online --timeout=60"},
@@ -96,14 +97,14 @@ func (b *bed) pull(image string) []vm.Command {
 	}
 }
 
-// deploy are the commands by which the guest deploys one.
+// deploy returns the commands that deploy an image in the guest.
 func (b *bed) deploy(image string, flags ...string) []vm.Command {
 	return []vm.Command{
 		{Name: "deploy", Line: strings.Join(append([]string{"ostree-snapshotter", "deploy"}, append(flags, b.registry+"/"+image)...), " ")},
 	}
 }
 
-// boot boots the machine once. Whatever keeps the guest from running all commands ends the test.
+// boot boots the machine once. The test ends if the guest cannot run all commands.
 func (b *bed) boot(t *testing.T, run vm.Run) *bootCheck {
 	t.Helper()
 	r, err := b.machine.Boot(t.Context(), run)
@@ -120,11 +121,11 @@ func (b *bed) boot(t *testing.T, run vm.Run) *bootCheck {
 	return &bootCheck{Report: r, t: t, name: run.Name}
 }
 
-// guestUnits is where an image has its units.
+// guestUnits is the directory of an image's units.
 const guestUnits = "usr/lib/systemd/system/"
 
-// guestFiles are the files of the OS images: what runs a boot's commands, containerd, our program, and the units and
-// configuration of both.
+// guestFiles returns the files of the OS images: the script that runs the commands, containerd, our program, and the
+// units and configuration of both.
 func guestFiles(t *testing.T, tools *testhost.Tools, binary string) []images.File {
 	t.Helper()
 	files := append(vm.GuestFiles(),
@@ -144,12 +145,12 @@ func guestFiles(t *testing.T, tools *testhost.Tools, binary string) []images.Fil
 	return append(files, deployUnits(t)...)
 }
 
-// wanted is the link that has a unit started at boot.
+// wanted returns the link that starts a unit at boot.
 func wanted(unit string) images.File {
 	return images.File{Name: "etc/systemd/system/multi-user.target.wants/" + unit, Target: "/" + guestUnits + unit}
 }
 
-// deployUnits are the units that we ship for an image, enabled as the preset says.
+// deployUnits returns our units for an image, enabled by the preset.
 func deployUnits(t *testing.T) (files []images.File) {
 	t.Helper()
 	const dir = "../../deploy/systemd"
@@ -183,7 +184,8 @@ func deployUnits(t *testing.T) (files []images.File) {
 	return files
 }
 
-// daemonUnit is the unit as it is shipped, but for the path of the daemon: /usr/local is not the image's.
+// daemonUnit returns our unit of the daemon with the daemon's path changed, because an image owns no files in
+// /usr/local.
 func daemonUnit(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("../../cmd/ostree-snapshotter/dist/ostree-snapshotter.service")

@@ -22,7 +22,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// A browser is a tab of Chromium without a window and without a network.
+// A browser is a tab of Chromium without a window and without network access.
 type browser struct {
 	ctx context.Context
 
@@ -34,18 +34,18 @@ type browser struct {
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
 	program := testenv.NeedsTool(t, "chromium")
-	home := t.TempDir()                                                                   // for all that it writes: profile, caches, crash dumps
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 3*time.Minute) // it ends after the cleanup
+	home := t.TempDir()                                                                   // for its profile, caches and crash dumps
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 3*time.Minute) // outlives the cleanup
 	t.Cleanup(cancel)
 	options := append(
 		chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program),
-		chromedp.NoSandbox, // it shows our own page, and its sandbox does not work for root
+		chromedp.NoSandbox, // the page is ours, and the sandbox does not work for root
 		chromedp.DisableGPU,
 		chromedp.Env("HOME="+home, "TMPDIR="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home),
 		chromedp.UserDataDir(filepath.Join(home, "profile")),
 		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND"),
-		chromedp.Flag("proxy-server", "127.0.0.1:9"), // should anything go to an address
+		chromedp.Flag("proxy-server", "127.0.0.1:9"), // in case a request names an address
 		chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("disable-domain-reliability", true),
 		chromedp.Flag("hide-scrollbars", true),
@@ -118,7 +118,7 @@ func eval[T any](t *testing.T, b *browser, expression string) T {
 	return v
 }
 
-// screenshot takes one of the whole page, and checks that it is one. go test -artifacts -outputdir DIR keeps it.
+// screenshot takes a screenshot of the whole page and checks its size. go test -artifacts -outputdir DIR keeps it.
 func (b *browser) screenshot(t *testing.T, name string, width, height int) {
 	t.Helper()
 	shot, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
@@ -137,7 +137,8 @@ func (b *browser) screenshot(t *testing.T, name string, width, height int) {
 	}
 }
 
-// layoutFaults finds, for each chart: texts and bars that reach out of it, texts on another or on a bar, bars without size.
+// layoutFaults finds texts and bars that reach out of a chart, texts that overlap others or a bar, and bars without a
+// size.
 const layoutFaults = `(() => {
   const faults = [];
   const apart = (a, b) => a.right <= b.left + .5 || b.right <= a.left + .5 || a.bottom <= b.top + .5 || b.bottom <= a.top + .5;
@@ -175,7 +176,7 @@ func writeFile(t *testing.T, name string, write func(*bytes.Buffer) error) (addr
 	return (&url.URL{Scheme: "file", Path: path}).String()
 }
 
-// readReport reads a report that the tests of package report keep as a golden file.
+// readReport reads a golden report of package report.
 func readReport(t *testing.T, name string) *report.Report {
 	t.Helper()
 	f, err := os.Open(filepath.Join("../../bench/pull/report/testdata", name+".json.golden"))
@@ -190,7 +191,7 @@ func readReport(t *testing.T, name string) *report.Report {
 	return r
 }
 
-// TestBrowser looks at the page as a reader does.
+// TestBrowser checks the page as a reader sees it.
 func TestBrowser(t *testing.T) {
 	b := newBrowser(t)
 	r := readReport(t, "example")
@@ -227,7 +228,7 @@ func TestBrowser(t *testing.T) {
 		for _, fault := range eval[[]string](t, b, layoutFaults) {
 			t.Errorf("%s: %s", view.name, fault)
 		}
-		// Once more with all that can be opened.
+		// Check again with all details closed and open.
 		for _, open := range []string{"false", "true"} {
 			eval[bool](t, b, `document.querySelectorAll('details').forEach(d => { d.open = `+open+` }), true`)
 			if got := eval[int](t, b, `document.documentElement.scrollWidth`); got > view.width {
@@ -242,7 +243,7 @@ func TestBrowser(t *testing.T) {
 	b.check(t, page)
 }
 
-// check demands that nothing but the file was asked for, and nothing complained.
+// check checks that the browser requested nothing but the file, and reported no errors.
 func (b *browser) check(t *testing.T, file string) {
 	t.Helper()
 	b.mu.Lock()
@@ -260,7 +261,7 @@ func (b *browser) check(t *testing.T, file string) {
 	}
 }
 
-// TestBrowserHostile loads pages of reports that want to do harm.
+// TestBrowserHostile loads pages of reports that attempt injections.
 func TestBrowserHostile(t *testing.T) {
 	b := newBrowser(t)
 	page := writeFile(t, "report.html", func(w *bytes.Buffer) error { return report.WriteHTML(w, readReport(t, "hostile")) })
@@ -282,7 +283,7 @@ func TestBrowserHostile(t *testing.T) {
 	b.check(t, page)
 }
 
-// TestBrowserChart looks at the chart that is a file of its own.
+// TestBrowserChart checks the chart in its own file.
 func TestBrowserChart(t *testing.T) {
 	b := newBrowser(t)
 	r := readReport(t, "example")

@@ -1,6 +1,6 @@
-// Command demo shows the snapshotter at work on a Debian machine, as root, without touching an installed containerd: in
-// a temporary directory it starts a registry, a containerd and the daemon, pulls an image and its rebuild of some
-// months later, runs a container on each, shows what the two share, and removes everything again.
+// Command demo shows the snapshotter at work on a Debian machine, as root, without touching an installed containerd. In
+// a temporary directory it starts a registry, a containerd and the daemon. It pulls an image and its rebuild some
+// months later, runs a container on each, shows the files they share, and removes everything again.
 //
 //	go run ./integration/demo [path of ostree-snapshotter, default bin/ostree-snapshotter]
 package main
@@ -54,7 +54,7 @@ func run(ctx context.Context, out io.Writer, args []string) (err error) {
 	return d.show(ctx)
 }
 
-// A demo is one run.
+// A demo is one run of the command.
 type demo struct {
 	out      io.Writer
 	binary   string
@@ -137,7 +137,7 @@ print("Python", sys.version.split()[0], "numpy", numpy.__version__, subprocess.g
 	return nil
 }
 
-// command runs a program and shows it with what it prints, or only the last lines of that if last is not 0.
+// command runs a program, and shows the command and its output, or the last lines of it if last is not 0.
 func (d *demo) command(ctx context.Context, last int, name string, args ...string) error {
 	d.say("$ %s %s", filepath.Base(name), strings.Join(args, " "))
 	out, err := d.stack.Run(ctx, name, args...)
@@ -152,7 +152,7 @@ func (d *demo) command(ctx context.Context, last int, name string, args ...strin
 	return nil
 }
 
-// objectsGone waits until containerd's garbage collection has reached the repository.
+// objectsGone waits until containerd's garbage collection has removed the objects from the repository.
 func (d *demo) objectsGone(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -173,7 +173,7 @@ func (d *demo) objectsGone(ctx context.Context) error {
 	}
 }
 
-// close ends and removes everything.
+// close stops and removes everything.
 func (d *demo) close() error {
 	var errs []error
 	if d.stack != nil {

@@ -16,8 +16,8 @@ import (
 
 const imageName = "docker.io/library/layers:1"
 
-// start starts the daemon with a value of the key verity, and waits until it can be spoken to; containerd as well, the first
-// time, with the configuration that our program prints.
+// start returns a script that starts the daemon with a value of the key verity, and waits until it answers. The first
+// time it also starts containerd, with the configuration that our program prints.
 func start(verity string) string {
 	return `killall ostree-snapshotter 2>/dev/null; sleep 1
 printf 'version = 1\nroot = "/tmp/store"\nverity = "` + verity + `"\n' > /tmp/config.toml
@@ -28,13 +28,13 @@ for i in $(seq 100); do ctr --connect-timeout 1s snapshots --snapshotter ostree 
 tail /tmp/wait.log /tmp/daemon.log /tmp/containerd.log; exit 1`
 }
 
-// run runs a command in a new container, which is removed.
+// run returns the command that runs a command in a new container and removes it.
 func run(id, command string) string {
 	return "ctr run --rm --no-pivot --snapshotter ostree --runc-root /run/runc " + imageName + " " + id + " " + command
 }
 
-// TestVerityWithContainerd runs containers of a real containerd and runc on an image with fs-verity: first without, and then
-// switched on. It exchanges an object, and has it found and mended.
+// TestVerityWithContainerd runs containers of a real containerd and runc on an image, first without fs-verity and then
+// with it. It replaces an object, which must be found and repaired.
 func TestVerityWithContainerd(t *testing.T) {
 	testenv.SkipShort(t, "needs qemu")
 	needs(t)
@@ -97,7 +97,7 @@ func TestVerityWithContainerd(t *testing.T) {
 	}
 }
 
-// containerdFiles are the files of a machine with containerd, runc, our program and an image.
+// containerdFiles returns the files of a machine with containerd, runc, our program and an image.
 func containerdFiles(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	tools, err := testhost.BuildTools(t.Context(), t.Output())
@@ -144,7 +144,7 @@ func libraries(t *testing.T, program string) (names []string) {
 	return names
 }
 
-// needs ends the test where a machine cannot be made.
+// needs ends the test if a machine cannot be made.
 func needs(t *testing.T) {
 	t.Helper()
 	testenv.NeedsRoot(t)

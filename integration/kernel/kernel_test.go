@@ -10,8 +10,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// What is run on the other kernel: tests of packages, and what their snapshotters run on. With fs-verity all that a kernel needs without is
-// needed too.
+// suites are the tests to run on the other kernel, with the kind of checkouts. With fs-verity, everything is needed
+// that a kernel needs without it.
 var suites = []struct{ pkg, tests, checkout string }{
 	{"internal/atfs", "Verity", ""},
 	{"objectstore", "Verity", ""},
@@ -22,7 +22,7 @@ var suites = []struct{ pkg, tests, checkout string }{
 	{"snapshotter", "^Test(SuiteInProcess|Commit|RootfsLifetime|RootfsIs|SwitchOfCheckouts|UserNamespace|Verity)", "composefs-verity"},
 }
 
-// TestDebian13 runs tests that the kernel makes a difference for on that of Debian 13, Linux 6.12: its overlayfs needs metacopy=on
+// TestDebian13 runs tests that depend on the kernel on that of Debian 13, Linux 6.12. Its overlayfs needs metacopy=on
 // for composefs, and it has fs-verity.
 func TestDebian13(t *testing.T) {
 	testenv.SkipShort(t, "needs qemu and minutes")
@@ -61,7 +61,7 @@ func TestDebian13(t *testing.T) {
 	}
 }
 
-// build makes the test program of a package.
+// build builds the test program of a package.
 func build(t *testing.T, dir, name string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags=-s -w", "-o", name, dir)
@@ -72,7 +72,7 @@ func build(t *testing.T, dir, name string) string {
 	return name
 }
 
-// skips returns what was not run, and why.
+// skips returns the skipped tests with their reasons.
 func skips(output string) string {
 	var b strings.Builder
 	before := ""

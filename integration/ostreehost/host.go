@@ -16,21 +16,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Bind is a directory or file of the caller's that a host shows elsewhere.
+// A Bind is a directory or file of the caller that appears elsewhere in a host.
 type Bind struct{ From, To string }
 
-// Options say what a host has besides the release's ostree.
+// Options configure a host, beside the release's ostree.
 type Options struct {
 	Binds []Bind
 	Env   []string // of every command; HOME, PATH and LC_ALL are set
 }
 
-// A Boot says what starts: the entry that its boot loader would have chosen.
+// A Boot describes the system to start: the entry that its boot loader would have chosen.
 type Boot struct {
 	Sysroot string // the physical root
-	Boot    string // a /boot of its own, which the started system mounts; "": /boot of the sysroot
-	Options string // of the entry: becomes /proc/cmdline, with ostree= in it
-	Config  string // the initramfs' prepare-root.conf; "": none
+	Boot    string // a separate /boot, which the started system mounts; "": /boot of the sysroot
+	Options string // of the entry; become /proc/cmdline with an ostree= argument
+	Config  string // prepare-root.conf in the initramfs; "": none
 }
 
 // A Host is a pair of private mount and PID namespaces.
@@ -38,19 +38,19 @@ type Host struct {
 	release  Release
 	cmd      *exec.Cmd
 	requests *os.File
-	mu       sync.Mutex // one command at a time
+	mu       sync.Mutex // allows one command at a time
 	replies  *json.Decoder
-	log      strings.Builder // of PID 1 itself
+	log      strings.Builder // output of PID 1 itself
 }
 
-// Start starts a host that has the release's /usr, and otherwise only what opts bind. It ends with the test.
+// Start starts a host with the release's /usr, and otherwise only the binds of opts. It ends with the test.
 func Start(tb testing.TB, r Release, opts Options) *Host {
 	tb.Helper()
 	return start(tb, r, opts, nil)
 }
 
-// StartBoot starts a sysroot as an initramfs of the release would, with the release's /usr in place of the deployment's.
-// What ostree-prepare-root says is in the error, if it fails.
+// StartBoot starts a sysroot like an initramfs of the release, with the release's /usr in place of the deployment's. If
+// ostree-prepare-root fails, the error has its output.
 func StartBoot(tb testing.TB, r Release, opts Options, b Boot) (*Host, error) {
 	tb.Helper()
 	return launch(tb, r, opts, &b)
@@ -112,31 +112,31 @@ func launch(tb testing.TB, r Release, opts Options, b *Boot) (_ *Host, err error
 	return h, nil
 }
 
-// Stop ends every process of the host and takes its mounts away. Nothing happens when it is stopped already.
+// Stop ends every process of the host and removes its mounts. It does nothing if the host is stopped.
 func (h *Host) Stop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.requests == nil {
 		return
 	}
-	_ = h.requests.Close() // at which PID 1 exits
+	_ = h.requests.Close() // makes PID 1 exit
 	_ = h.cmd.Wait()
 	h.requests = nil
 }
 
-// Release returns the release whose ostree the host has.
+// Release returns the release of the host's ostree.
 func (h *Host) Release() Release { return h.release }
 
-// Path returns the path by which the caller's process reaches a file of the host.
+// Path returns the path of a file of the host in the caller's process.
 func (h *Host) Path(elem ...string) string {
 	return filepath.Join(append([]string{"/proc", strconv.Itoa(h.cmd.Process.Pid), "root"}, elem...)...)
 }
 
-// Root returns the path of the host's root directory. Unlike what [Host.Path] returns it ends in a slash: the last
-// component is a link that leaves the caller's namespace.
+// Root returns the path of the host's root directory. Unlike the results of [Host.Path] it ends in a slash, because the
+// last component is a link out of the caller's namespace.
 func (h *Host) Root() string { return h.Path() + "/" }
 
-// An ExitError is what a command that failed said.
+// An ExitError is the error of a command that failed.
 type ExitError struct {
 	Args   []string
 	Code   int
@@ -147,7 +147,7 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("%s: exit status %d: %s", strings.Join(e.Args, " "), e.Code, strings.TrimSpace(e.Stderr))
 }
 
-// Run runs a command and returns what it printed. The error is an [*ExitError] if it ran and failed.
+// Run runs a command and returns its output. The error is an [*ExitError] if the command ran and failed.
 func (h *Host) Run(args ...string) (stdout string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -16,13 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initName is the name under which a test's binary is started as PID 1 of a host.
+// initName is the name of a test's binary when it is started as PID 1 of a host.
 const initName = "ostreehost-init"
 
-// setup is what PID 1 is told on its command line.
+// setup is the configuration of PID 1, passed on its command line.
 type setup struct {
-	Rootfs string // the release's files
-	Root   string // an empty directory: where the host's root is put together
+	Rootfs string // with the release's files
+	Root   string // an empty directory for the host's root
 	Binds  []Bind
 	Env    []string
 	Boot   *Boot
@@ -33,15 +33,15 @@ type request struct{ Args []string }
 type reply struct {
 	Stdout, Stderr string
 	Code           int
-	Error          string // it did not run
+	Error          string // set if it did not run
 }
 
-// namespaceEnv marks a process that has a mount namespace of its own.
+// namespaceEnv marks a process with a private mount namespace.
 const namespaceEnv = "OSTREEHOST_NAMESPACE"
 
-// Main turns the process into a host's PID 1, or into one of its programs, if it was started as one: then it is done when
-// Main returns, with this exit status. Otherwise it gives the process, if it is root's, a mount namespace of its own by
-// starting it once more: what the tests mount is gone when it ends, however it ends.
+// Main turns the process into a host's PID 1, or into one of its programs, if it was started as such; then done is true
+// and status is the exit status. Otherwise, if it is root, it gives the process a private mount namespace by starting
+// it again, so that the tests' mounts end with it, however it ends.
 func Main() (status int, done bool) {
 	var err error
 	switch {
@@ -61,11 +61,11 @@ func Main() (status int, done bool) {
 	return 0, true
 }
 
-// systemctlName is the name of the stand-in for systemctl that hosts have: the test's binary again.
+// systemctlName is the name of the stand-in for systemctl in hosts. It is the test's binary.
 const systemctlName = "systemctl"
 
-// systemctl is what ostree calls when it has staged a deployment. There is no systemd that would finalize it at shutdown;
-// tests do that themselves.
+// systemctl stands in for systemctl, which ostree calls after it has staged a deployment. No systemd would finalize the
+// deployment at shutdown; tests do that themselves.
 func systemctl(args []string) error {
 	if !slices.Equal(args, []string{"start", "ostree-finalize-staged.service"}) {
 		return fmt.Errorf("stand-in for systemctl: called with %q", args)
@@ -75,7 +75,7 @@ func systemctl(args []string) error {
 
 // isolate returns only if it fails.
 func isolate() error {
-	runtime.LockOSThread() // what is unshared is this thread's, and execve keeps it
+	runtime.LockOSThread() // unshare affects this thread, and execve keeps it
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
@@ -100,7 +100,7 @@ func runInit(conf string, requests io.Reader, replies io.Writer) error {
 	if err := answer.Encode(&reply{}); err != nil {
 		return err
 	}
-	// The end of the requests is noticed while a command runs: it ends with PID 1.
+	// Notice the end of the requests even while a command runs: the command ends with PID 1.
 	queue, ended := make(chan request), make(chan error, 1)
 	go func() {
 		in := json.NewDecoder(requests)
@@ -146,12 +146,12 @@ func (s *setup) run(r request) *reply {
 	return out
 }
 
-// standIns is the directory of the host that has the stand-in for systemctl.
+// standIns is the directory of a host with the stand-in for systemctl.
 const standIns = "/run/stand-ins"
 
 const searchPath = "/usr/bin:/usr/sbin:" + standIns
 
-// enter puts the host's root together and makes it the process' root.
+// enter sets up the host's root and makes it the root of the process.
 func (s *setup) enter() error {
 	if err := mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
@@ -180,10 +180,10 @@ func (s *setup) enter() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	return os.Setenv("PATH", searchPath) // in which commands are looked up
+	return os.Setenv("PATH", searchPath) // commands are looked up in it
 }
 
-// initramfs makes a root file system in memory that has the release's usr.
+// initramfs mounts a root file system in memory with the release's usr.
 func (s *setup) initramfs() error {
 	if err := mount("tmpfs", s.Root, "tmpfs", 0, "mode=0755"); err != nil {
 		return err
@@ -224,7 +224,7 @@ func (s *setup) initramfs() error {
 	return s.system(s.Root, filepath.Join(s.Root, "run/cmdline"))
 }
 
-// system mounts the release's usr and what the kernel gives at a root.
+// system mounts the release's usr, and the kernel's file systems.
 func (s *setup) system(root, cmdline string) error {
 	if err := bind(filepath.Join(s.Rootfs, "usr"), filepath.Join(root, "usr")); err != nil {
 		return err
@@ -238,7 +238,7 @@ func (s *setup) system(root, cmdline string) error {
 	return bind(cmdline, filepath.Join(root, "proc/cmdline"))
 }
 
-// prepareRoot has ostree-prepare-root make the deployment that the kernel's command line names the root, at /sysroot.
+// prepareRoot runs ostree-prepare-root, which makes the deployment on the kernel's command line the root, at /sysroot.
 func (s *setup) prepareRoot() error {
 	if err := bind(s.Boot.Sysroot, filepath.Join(s.Root, "sysroot")); err != nil {
 		return err
@@ -254,8 +254,8 @@ func (s *setup) prepareRoot() error {
 
 var ostreeArg = regexp.MustCompile(`(?:^| )ostree=/ostree/boot\.[01]/([^/ ]+)/`)
 
-// switchRoot mounts in the new root what systemd and ostree's units would, and the release's usr over the deployment's,
-// which is only a few files.
+// switchRoot mounts in the new root what systemd and ostree's units would mount, and the release's usr over the
+// deployment's, which has only a few files.
 func (s *setup) switchRoot() error {
 	root := filepath.Join(s.Root, "sysroot")
 	m := ostreeArg.FindStringSubmatch(s.Boot.Options)
@@ -276,7 +276,7 @@ func (s *setup) switchRoot() error {
 	return s.system(root, filepath.Join(s.Root, "run/cmdline"))
 }
 
-// bindNew binds a file or directory to a name that need not be there, if it is below one that can be written.
+// bindNew binds a file or directory to a name, which is created if it is below a writable directory.
 func bindNew(from, to string) error {
 	st, err := os.Stat(from)
 	if err != nil {

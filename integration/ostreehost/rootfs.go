@@ -16,10 +16,10 @@ const (
 	Trixie   Release = "trixie"   // ostree 2025.2
 )
 
-// Releases are those whose ostree judges us.
+// Releases are the releases whose ostree checks our results.
 var Releases = []Release{Bookworm, Trixie}
 
-// Rootfs returns the directory with the release's ostree and ostree-boot, and what they need to run. It is made by
+// Rootfs returns the directory with the release's ostree and ostree-boot, and their dependencies. It is made by
 // mmdebstrap unless the cache has it.
 func Rootfs(ctx context.Context, log io.Writer, r Release) (string, error) {
 	packages := testhost.Extract{Release: string(r), Packages: []string{"ostree", "ostree-boot"}}

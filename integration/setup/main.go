@@ -1,15 +1,16 @@
-// Command setup makes this machine ready for the integration tests and the benchmarks: Debian packages, the programs
-// the tests run against, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, and the
-// test images. What is there already is not made again.
+// Command setup prepares this machine for the integration tests and the benchmarks. It provides Debian packages, the
+// programs of the tests, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, and
+// the test images. Existing ones are kept.
 //
 //	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [kernel] [images] [gcc]
 //	go run ./integration/setup layouts DIR
 //
-// Without arguments it does all but the last. The C compiler, which only the race detector needs, is installed when it
-// is asked for. An ordinary user gets a word on what is missing and no error: the tests that need it are skipped.
+// Without arguments it provides everything except the C compiler and the layouts. Only the race detector needs the
+// compiler, which is installed on request. For an ordinary user it prints a message and succeeds; tests that need it
+// are skipped.
 //
-// The second form makes the OCI layouts that the workloads of "ostree-snapshotter bench" refer to, and links to them in a
-// directory: what its option --layouts names.
+// The second form makes the OCI layouts for the workloads of "ostree-snapshotter bench", and links to them in a
+// directory, which is the argument of its option --layouts.
 package main
 
 import (
