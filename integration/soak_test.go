@@ -30,20 +30,20 @@ var (
 
 const (
 	soakWorkers = 4
-	soakWriters = 3               // containers that go on writing, at most
-	soakTimeout = 4 * time.Minute // for one operation: what takes longer hangs
-	soakMemory  = 512 << 20       // resident bytes of the daemon at the most
+	soakWriters = 3               // containers that keep writing, at most
+	soakTimeout = 4 * time.Minute // limit of an operation; a longer one hangs
+	soakMemory  = 512 << 20       // limit of the daemon's resident bytes
 )
 
 // foreignRef is a ref in the repository that is not ours.
 const foreignRef = "soak/kept"
 
-// soakNamespaces are those that the workers use; nerdctl has one of its own.
+// soakNamespaces are the namespaces of the workers. nerdctl has its own.
 var soakNamespaces = []string{"soak-a", "soak-b", soakNerdctl}
 
 const soakNerdctl = "soak-nerdctl"
 
-// A soakImage is an image and what a container of it must print.
+// A soakImage is an image with the expected output of a container.
 type soakImage struct {
 	ref     string
 	weight  int
@@ -67,43 +67,43 @@ func soakImages() []*soakImage {
 	}
 }
 
-// A churn counts how often something happened that other operations can suffer from, and how much of it is going on.
+// A churn counts events that can make other operations fail, and how many are going on.
 type churn struct{ running, begun atomic.Int64 }
 
 func (c *churn) begin()     { c.running.Add(1); c.begun.Add(1) }
 func (c *churn) end()       { c.running.Add(-1) }
 func (c *churn) idle() bool { return c.running.Load() == 0 }
 
-// since returns a function that tells whether any of it has been going on since.
+// since returns a function that reports whether an event was going on since the call.
 func (c *churn) since() func() bool {
 	busy, n := !c.idle(), c.begun.Load()
 	return func() bool { return busy || c.begun.Load() != n }
 }
 
-// A soak is the state that the workers share.
+// A soak is the state shared by the workers.
 type soak struct {
 	*env
 	images []*soakImage
 	fulls  map[string]string // name in the registry of each image
 
-	quiet    sync.RWMutex // held by each operation; for writing when nothing else may go on
+	quiet    sync.RWMutex // held for reading by each operation, and for writing when none may run
 	outages  churn        // of the daemon
 	removals map[string]*churn
 
 	mu       sync.Mutex
 	writers  []container
-	remnants []container    // that could not be removed yet
+	remnants []container    // containers that could not be removed yet
 	counts   map[string]int // operations by name and outcome
 	failed   error
 	stop     context.CancelFunc
 }
 
-// A container is one that is there for longer than an operation.
+// A container outlives the operation that started it.
 type container struct{ namespace, id string }
 
-// TestSoak lets workers pull, run, commit and remove related images and prune the store, all at once, while the daemon
-// is killed and stopped again and again. Whatever fails for another reason than these is a failure of the test. In the
-// end every image is right, and after the last is removed the store is empty.
+// TestSoak lets workers pull, run, commit and remove related images and prune the store concurrently, while the daemon
+// is killed and stopped repeatedly. An operation may fail for these reasons only. At the end every image must be right,
+// and after the last is removed the store must be empty.
 func TestSoak(t *testing.T) {
 	seed := *soakSeed
 	if seed == 0 {
@@ -131,7 +131,7 @@ func TestSoak(t *testing.T) {
 	s.finish()
 }
 
-// learn pushes the images and finds out what their containers print.
+// learn pushes the images and records the output of their containers.
 func (s *soak) learn() {
 	same := make(map[string]string)
 	for _, img := range s.images {
@@ -152,7 +152,7 @@ func (s *soak) learn() {
 	}
 }
 
-// load runs the workers for the time that was asked for.
+// load runs the workers for the requested time.
 func (s *soak) load(seed uint64) {
 	ctx, stop := context.WithTimeout(s.t.Context(), *soakDuration)
 	defer stop()
@@ -187,7 +187,7 @@ func (s *soak) count(outcome string) {
 	s.counts[outcome]++
 }
 
-// An operation does something and tells which removals of an image it can suffer from.
+// An operation does something, and returns which removals of an image can make it fail.
 type operation struct {
 	name   string
 	weight int
@@ -222,13 +222,13 @@ func choose[T any](r *rand.Rand, all []T, weight func(T) int) T {
 	panic("unreachable")
 }
 
-// What an operation may fail with while the daemon is away, and while somebody removes its image.
+// Errors that an operation may have while the daemon is away, and while its image is being removed.
 var (
 	whenAway    = regexp.MustCompile(`connection refused|connection error:|[Uu]navailable|error reading from server|transport is closing|connection reset|broken pipe|does not answer for it|o\.sock: no such file`)
 	whenRemoved = regexp.MustCompile(`not found|already exists|does not exist|[Nn]o such|unexpected media type|unable to resolve|can't be found|missing|[Uu]navailable`)
 )
 
-// step does one operation, and fails the soak unless it succeeds or has a reason not to.
+// step runs one operation. The soak fails unless the operation succeeds or has a reason not to.
 func (s *soak) step(r *rand.Rand) {
 	s.quiet.RLock()
 	defer s.quiet.RUnlock()
@@ -254,7 +254,7 @@ func (s *soak) step(r *rand.Rand) {
 	}
 }
 
-// said is what an error says, with all that a command printed: ctr's progress can come after the cause.
+// said returns the text of an error, with all of a command's output, because ctr's progress can follow the cause.
 func said(err error) string {
 	if err == nil {
 		return ""
@@ -276,7 +276,7 @@ func (s *soak) target(r *rand.Rand, suffers func(*churn)) (namespace, full strin
 	return namespace, full, img
 }
 
-// obtain pulls an image in one of the ways there are.
+// obtain pulls an image in one of several ways.
 func (s *soak) obtain(ctx context.Context, r *rand.Rand, namespace, full string) error {
 	if r.IntN(3) == 0 {
 		return s.Pull(ctx, namespace, full, "--local")
@@ -322,7 +322,7 @@ func (s *soak) opRemove(ctx context.Context, r *rand.Rand, _ func(*churn)) error
 	return err
 }
 
-// opWrite starts a container that goes on writing, or looks whether one still does and ends it.
+// opWrite starts a container that keeps writing, or checks that one still does and ends it.
 func (s *soak) opWrite(ctx context.Context, r *rand.Rand, suffers func(*churn)) error {
 	s.mu.Lock()
 	var w container
@@ -334,7 +334,7 @@ func (s *soak) opWrite(ctx context.Context, r *rand.Rand, suffers func(*churn)) 
 	s.mu.Unlock()
 	if w.id != "" {
 		err := s.writes(ctx, w)
-		s.keepForTidy(w) // not before: another worker may tidy now
+		s.keepForTidy(w) // not earlier, because another worker may tidy now
 		if err != nil {
 			return fmt.Errorf("a container does not go on: %w", err)
 		}
@@ -359,7 +359,7 @@ func (s *soak) opWrite(ctx context.Context, r *rand.Rand, suffers func(*churn)) 
 	return nil
 }
 
-// writes waits until a container has written more than it had.
+// writes waits until a container has written more than before.
 func (s *soak) writes(ctx context.Context, w container) error {
 	lines := func() (string, error) {
 		return s.Exec(ctx, w.namespace, w.id, shell("wc -l < /log 2>/dev/null || true")...)
@@ -384,7 +384,7 @@ func (s *soak) keepForTidy(c container) {
 	s.remnants = append(s.remnants, c)
 }
 
-// opTidy removes containers, whole ones and what is left of those that could not be started.
+// opTidy removes containers: running ones, and the remains of those that could not be started.
 func (s *soak) opTidy(ctx context.Context, _ *rand.Rand, _ func(*churn)) error {
 	s.mu.Lock()
 	todo := s.remnants
@@ -401,7 +401,7 @@ func (s *soak) opTidy(ctx context.Context, _ *rand.Rand, _ func(*churn)) error {
 	return nil
 }
 
-// dropContainer removes a container if it is there.
+// dropContainer removes a container if it exists.
 func (s *soak) dropContainer(ctx context.Context, namespace, id string) error {
 	for _, args := range [][]string{{"tasks", "rm", "--force", id}, {"containers", "rm", id}} {
 		if _, err := s.Ctr(ctx, namespace, args...); err != nil && !strings.Contains(err.Error(), "not found") {
@@ -411,7 +411,7 @@ func (s *soak) dropContainer(ctx context.Context, namespace, id string) error {
 	return nil
 }
 
-// opCommit changes a container, makes an image of it, runs that and removes both.
+// opCommit changes a container, makes an image of it, runs the image and removes both.
 func (s *soak) opCommit(ctx context.Context, r *rand.Rand, suffers func(*churn)) (err error) {
 	full := s.fulls[[]string{"layers:1", "tiny:1", "odd:1"}[r.IntN(3)]]
 	suffers(s.removals[soakNerdctl+" "+full])
@@ -436,7 +436,7 @@ func (s *soak) opCommit(ctx context.Context, r *rand.Rand, suffers func(*churn))
 	if _, err := nerdctl("commit", name, committed); err != nil {
 		return err
 	}
-	// The exit status tells: nerdctl at times loses what a short container prints (containerd/nerdctl#3877).
+	// Check the exit status, because nerdctl can lose the output of a short container (containerd/nerdctl#3877).
 	check := fmt.Sprintf(`[ "$(cat /committed)" = %s ] && [ ! -e /etc/group ] && [ "$(cat /new/dir/copy)" = "$(cat /etc/passwd)" ]`, text)
 	if _, err := nerdctl("run", parent, "--rm", "--net", "none", committed, "/bin/sh", "-c", check); err != nil {
 		return fmt.Errorf("run a container of a committed image, which checks its files: %w", err)
@@ -444,7 +444,7 @@ func (s *soak) opCommit(ctx context.Context, r *rand.Rand, suffers func(*churn))
 	return nil
 }
 
-// command runs a command of ours on the store.
+// command runs a command of our program on the store.
 func (s *soak) command(ctx context.Context, name string, flags ...string) error {
 	args := []string{name, "--root", s.Root, "--daemon-address", s.Daemon}
 	_, err := s.Run(ctx, daemonBinary(s.t), append(args, flags...)...)
@@ -462,7 +462,7 @@ func (s *soak) opFsck(ctx context.Context, _ *rand.Rand, _ func(*churn)) error {
 	return s.command(ctx, "fsck", "--address", s.Containerd)
 }
 
-// opOstree does in the repository what others may: commit a tree, delete the ref again, prune.
+// opOstree uses the repository as other programs may: it commits a tree, deletes the ref again, and prunes.
 func (s *soak) opOstree(ctx context.Context, r *rand.Rand, _ func(*churn)) error {
 	ref := fmt.Sprintf("soak/%x", r.Uint64())
 	if err := s.ostreeCommit(ctx, ref); err != nil {
@@ -497,8 +497,8 @@ func (s *soak) commitForeign(ref string) {
 	s.must(s.ostreeCommit(s.t.Context(), ref))
 }
 
-// disturb kills or stops the daemon and starts it again, at random moments. Now and then it lets everything come to
-// rest and has the store checked.
+// disturb kills or stops the daemon at random moments and starts it again. Sometimes it waits until no operation runs
+// and checks the store.
 func (s *soak) disturb(ctx context.Context, r *rand.Rand) {
 	for n := 1; ; n++ {
 		select {
@@ -551,8 +551,8 @@ func (s *soak) checkAtRest(ctx context.Context) error {
 	return s.command(ctx, "fsck", "--address", s.Containerd)
 }
 
-// ostreeFsck has ostree check the repository. It takes no lock, so it misses what the daemon prunes beside it: what is
-// really wrong stays wrong.
+// ostreeFsck checks the repository with ostree. ostree takes no lock, so the daemon may prune objects meanwhile. Real
+// damage is still there in the next try.
 func (s *soak) ostreeFsck(ctx context.Context) error {
 	var err error
 	for range 5 {
@@ -564,11 +564,11 @@ func (s *soak) ostreeFsck(ctx context.Context) error {
 	return err
 }
 
-// finish looks at every image, removes everything, and looks at what is left.
+// finish checks every image, removes everything, and checks what is left.
 func (s *soak) finish() {
 	t, ctx := s.t, s.t.Context()
 	s.must(s.StopDaemon())
-	s.must(s.StartDaemon(ctx)) // what is open and in memory in the end is one daemon's
+	s.must(s.StartDaemon(ctx)) // so that open files and memory at the end are those of one daemon
 	before := openFiles(t, s.DaemonPid())
 	for _, w := range s.writers {
 		s.must(s.writes(ctx, w))
@@ -588,7 +588,7 @@ func (s *soak) finish() {
 	for _, namespace := range append(soakNamespaces, defaultNS) {
 		s.clear(namespace)
 	}
-	s.eventually("remove what no image needs", func() string { // the daemon by itself
+	s.eventually("remove what no image needs", func() string { // the daemon prunes by itself
 		for _, name := range []string{"layers/*", "snapshots/*", "tmp/*", "journal/*", "repo/tmp/[^c]*", "repo/refs/heads/oci/*/*"} {
 			if left, err := filepath.Glob(filepath.Join(s.Root, name)); err != nil || len(left) > 0 {
 				return fmt.Sprintf("left are %q (%v)", left, err)
@@ -626,7 +626,7 @@ func (s *soak) clear(namespace string) {
 	}
 }
 
-// nothingLeft looks for mounts and processes of the stack other than containerd and the daemon.
+// nothingLeft checks that the stack has no mounts and processes except containerd and the daemon.
 func (s *soak) nothingLeft() {
 	s.t.Helper()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.Dir))
@@ -648,7 +648,7 @@ func (s *soak) nothingLeft() {
 	})
 }
 
-// logIsClean fails the test if the daemon reported an error, or damage: nothing that is done here is a reason for either.
+// logIsClean fails the test if the daemon logged an error or damage. No operation of the test is a reason for either.
 func (s *soak) logIsClean() {
 	s.t.Helper()
 	b, err := os.ReadFile(s.DaemonLog())
@@ -661,7 +661,7 @@ func (s *soak) logIsClean() {
 	}
 }
 
-// openFiles counts the open files of a process, but for the directories of objects, which are kept open.
+// openFiles returns the number of a process's open files, except directories of objects, which stay open.
 func openFiles(t *testing.T, pid int) int {
 	t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
@@ -679,7 +679,7 @@ func openFiles(t *testing.T, pid int) int {
 	return n
 }
 
-// peakMemory returns the most resident memory that a process has had, in bytes.
+// peakMemory returns the largest resident set of a process, in bytes.
 func peakMemory(t *testing.T, pid int) int64 {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// A system is a directory that becomes an operating system, beside a containerd that pulls its images.
+// A system is a directory that becomes an operating system, with a containerd that pulls its images.
 type system struct {
 	*env
 	dir string
@@ -29,7 +29,7 @@ func newSystem(e *env) *system {
 	return s
 }
 
-// thaw has the deployments be removable.
+// thaw makes the deployments removable.
 func (s *system) thaw() {
 	names, err := filepath.Glob(filepath.Join(s.dir, "ostree/deploy/*/deploy/*.[0-9]"))
 	s.must(err)
@@ -41,7 +41,7 @@ func (s *system) thaw() {
 	}
 }
 
-// do runs a command on the system, which must end with a status, and returns its standard output.
+// do runs a command on the system, which must exit with a status, and returns its standard output.
 func (s *system) do(status int, verb string, args ...string) string {
 	s.t.Helper()
 	args = append([]string{verb, "--sysroot", s.dir}, args...)
@@ -56,7 +56,7 @@ func (s *system) do(status int, verb string, args ...string) string {
 	return out
 }
 
-// deploymentState is what tests read of "status --json".
+// deploymentState is the tested part of "status --json".
 type deploymentState struct {
 	Image, Digest, Version string
 	Kargs                  []string
@@ -71,7 +71,7 @@ func (s *system) state() (list []deploymentState) {
 	return status.Deployments
 }
 
-// path is where the first deployment has a file.
+// path returns the path of a file in the first deployment.
 func (s *system) path(name string) string {
 	s.t.Helper()
 	links, err := filepath.Glob(filepath.Join(s.dir, "ostree/boot.[01]/*/*/0"))
@@ -82,8 +82,8 @@ func (s *system) path(name string) string {
 	return filepath.Join(links[0], name)
 }
 
-// TestUpgrade lives through the life of a system: it is deployed from a registry, upgraded when there the same name stands for
-// a newer image, and switched to another one.
+// TestUpgrade follows the life of a system. It is deployed from a registry, upgraded when the registry has a newer
+// image of the same name, and switched to another image.
 func TestUpgrade(t *testing.T) {
 	e := start(t, nil)
 	versions, err := images.OS(t.Context(), t.Output(), t.TempDir(), nil)
@@ -106,13 +106,13 @@ func TestUpgrade(t *testing.T) {
 	e.ostreeAgrees(s)
 	s.sharesFiles()
 
-	// Nothing is new.
+	// There is no update.
 	s.do(77, "upgrade", "--check", "--plain-http")
 	if out := s.do(0, "upgrade", "--plain-http"); !strings.HasPrefix(out, "no change: ") {
 		t.Errorf("upgrade without a newer image prints %q", out)
 	}
 
-	// Something is; and an administrator has edited /etc.
+	// There is an update, and an administrator has edited /etc.
 	pushAs("os:2", "system:stable")
 	out := s.do(0, "upgrade", "--check", "--plain-http", "--json")
 	if newer := versions["os:2"].Descriptor.Digest.String(); !strings.Contains(out, `"available_digest": "`+newer+`"`) ||
@@ -137,7 +137,7 @@ func TestUpgrade(t *testing.T) {
 	e.ostreeAgrees(s)
 	s.do(77, "upgrade", "--check", "--plain-http")
 
-	// Another image, which is not here yet.
+	// Switch to another image, which was not pulled yet.
 	other := pushAs("os:1", "other:1")
 	if out := s.do(0, "switch", "--dry-run", "--plain-http", other); !strings.Contains(out, " would be pulled: ") {
 		t.Errorf("switch --dry-run prints %q", out)
@@ -149,14 +149,14 @@ func TestUpgrade(t *testing.T) {
 	s.do(77, "upgrade", "--check", "--plain-http")
 	e.ostreeAgrees(s)
 
-	// The registry does not have it.
+	// The registry does not have the image.
 	s.do(1, "switch", "--plain-http", shared.registry.Address+"/absent:1")
 	if got := s.state(); len(got) != 2 || got[0].Image != other {
 		t.Errorf("status after a switch that failed is %+v", got)
 	}
 }
 
-// An update that does not boot is not deployed again, until the registry has another one.
+// An update that does not boot is not deployed again until the registry has another one.
 func TestUpgradeFails(t *testing.T) {
 	e := start(t, nil)
 	versions, err := images.OS(t.Context(), t.Output(), t.TempDir(), nil)
@@ -178,14 +178,14 @@ func TestUpgradeFails(t *testing.T) {
 	s.do(0, "upgrade", "--plain-http", "--esp", esp, "--boot-tries", "2")
 
 	entry := filepath.Join(esp, "loader/entries/ostree-2-default")
-	e.must(os.Rename(entry+"+2.conf", entry+"+0-2.conf")) // as systemd-boot does when it has tried twice
+	e.must(os.Rename(entry+"+2.conf", entry+"+0-2.conf")) // like systemd-boot after two tries
 	if out := s.do(77, "upgrade", "--check", "--plain-http", "--esp", esp); !strings.Contains(out, " has failed to boot; ") {
 		t.Errorf("upgrade --check prints %q", out)
 	}
 	if out := s.do(0, "upgrade", "--plain-http", "--esp", esp); !strings.HasPrefix(out, "no change: ") {
 		t.Errorf("upgrade to an image that has failed prints %q", out)
 	}
-	pushAs("os:broken") // which is but another one
+	pushAs("os:broken") // it is simply another image
 	s.do(0, "upgrade", "--check", "--plain-http", "--esp", esp)
 	s.do(0, "upgrade", "--plain-http", "--esp", esp)
 	if got := s.state(); len(got) != 2 || got[0].Version != "3" || got[1].Version != "1" {
@@ -193,7 +193,7 @@ func TestUpgradeFails(t *testing.T) {
 	}
 }
 
-// ostreeAgrees has ostree look at a system.
+// ostreeAgrees checks a system with ostree.
 func (e *env) ostreeAgrees(s *system) {
 	e.t.Helper()
 	for _, args := range [][]string{
@@ -205,7 +205,7 @@ func (e *env) ostreeAgrees(s *system) {
 	}
 }
 
-// sharesFiles demands that files of the deployment are those that containers see.
+// sharesFiles checks that files of the deployment share inodes with those in containers.
 func (s *system) sharesFiles() {
 	s.t.Helper()
 	var st unix.Stat_t

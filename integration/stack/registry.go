@@ -17,7 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
-// A Registry is a running registry on the loopback interface, without TLS. It may be used by several stacks.
+// A Registry is a running registry on the loopback interface, without TLS. Several stacks may use it.
 type Registry struct {
 	Address string // host:port
 
@@ -69,7 +69,7 @@ func StartRegistry(ctx context.Context, tools *testhost.Tools) (_ *Registry, err
 	return r, nil
 }
 
-// Push makes a test image if need be, puts it into the registry and returns the name to pull it by.
+// Push pushes a test image, which it makes if necessary, and returns the name to pull it by.
 func (r *Registry) Push(ctx context.Context, log io.Writer, ref string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -94,7 +94,7 @@ func (r *Registry) Push(ctx context.Context, log io.Writer, ref string) (string,
 
 var blobGet = regexp.MustCompile(`"GET /v2/[^" ]*/blobs/(sha256:[0-9a-f]{64})`)
 
-// BlobRequests returns the digests of the blobs that were asked for since the registry started, one for each request.
+// BlobRequests returns the digests of the blobs requested since the registry started, one for each request.
 func (r *Registry) BlobRequests() ([]string, error) {
 	b, err := os.ReadFile(r.proc.Log)
 	if err != nil {
@@ -107,7 +107,7 @@ func (r *Registry) BlobRequests() ([]string, error) {
 	return digests, nil
 }
 
-// Stop ends the registry and removes its data.
+// Stop stops the registry and removes its data.
 func (r *Registry) Stop() error {
 	var err error
 	if r.proc != nil {

@@ -25,23 +25,23 @@ import (
 	ours "github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
-// Snapshotters a stack can be built around.
+// Snapshotters of stacks.
 const (
 	Ostree  = "ostree"    // ours, through the daemon
 	Overlay = "overlayfs" // containerd's own: the baseline
 )
 
-// Options say how to start a Stack.
+// Options configure a Stack.
 type Options struct {
 	// Tools are the programs to run.
 	Tools *testhost.Tools
-	// Snapshotter is Ostree or Overlay: the default of CRI, and what Ctr and Nerdctl are told.
+	// Snapshotter is Ostree or Overlay. It is the default of CRI, and the snapshotter for Ctr and Nerdctl.
 	Snapshotter string
-	// Binary is the ostree-snapshotter to run; it is needed for Ostree.
+	// Binary is the ostree-snapshotter to run. Ostree needs it.
 	Binary string
 	// Config is the daemon's configuration, without the line "version = 1".
 	Config string
-	// Root is the daemon's root; the default is a directory of the stack's, removed by Stop.
+	// Root is the daemon's root. The default is a directory of the stack, which Stop removes.
 	Root string
 	// ParallelUnpacks is containerd's max_concurrent_unpacks; 0 means 1: layer after layer.
 	ParallelUnpacks int
@@ -124,14 +124,14 @@ disabled_plugins = [
       SystemdCgroup = false
 `))
 
-// Start starts a stack. On error nothing of it is left.
+// Start starts a stack. On error nothing is left of it.
 func Start(ctx context.Context, opts Options) (_ *Stack, err error) {
-	// Short, since the path of a unix socket has at most 107 bytes.
+	// The path is short, because that of a unix socket has at most 107 bytes.
 	dir, err := os.MkdirTemp("", "osi")
 	if err != nil {
 		return nil, fmt.Errorf("start stack: %w", err)
 	}
-	// The rootfs mounts below must be reachable for processes of other users in containers.
+	// Processes of other users in containers must be able to reach the mounts of root file systems below.
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("start stack: %w", err)
 	}
@@ -167,7 +167,7 @@ func Start(ctx context.Context, opts Options) (_ *Stack, err error) {
 		if err := s.WriteConfig(opts.Config); err != nil {
 			return nil, err
 		}
-		// Which of the two comes first must not matter; here the daemon needs containerd's socket to read blobs.
+		// Either may start first; here the daemon needs containerd's socket to read blobs.
 		if err := s.startDaemon(ctx); err != nil {
 			return nil, err
 		}
@@ -188,7 +188,7 @@ func (s *Stack) WriteConfig(config string) error {
 	return nil
 }
 
-// environment is the environment of containerd and the clients: the shim and runc are found in PATH.
+// environment is the environment of containerd and the clients. They find the shim and runc in PATH.
 func (s *Stack) environment() []string {
 	return []string{
 		"PATH=" + strings.Join([]string{
@@ -223,7 +223,7 @@ func (s *Stack) startContainerd(ctx context.Context) error {
 	return err
 }
 
-// DaemonArgs are the arguments by which the daemon of this stack is started.
+// DaemonArgs returns the arguments that start the daemon of this stack.
 func (s *Stack) DaemonArgs() []string {
 	return []string{
 		"serve", "--config", s.path("ostree.toml"), "--root", s.Root, "--address", s.Daemon,
@@ -252,10 +252,10 @@ func (s *Stack) DaemonPid() int { return s.daemon.Pid }
 // Client returns a client of containerd. RestartContainerd replaces it.
 func (s *Stack) Client() *containerd.Client { return s.client }
 
-// Context returns a context with the namespace the helpers use.
+// Context returns a context with the default namespace of the helpers.
 func Context(ctx context.Context) context.Context { return namespaces.WithNamespace(ctx, "default") }
 
-// StopDaemon asks the daemon to end and waits for it. Its exit code must be 0.
+// StopDaemon asks the daemon to exit and waits for it. Its exit status must be 0.
 func (s *Stack) StopDaemon() error {
 	if err := s.daemon.Stop(); err != nil {
 		return err
@@ -269,8 +269,8 @@ func (s *Stack) StopDaemon() error {
 // KillDaemon kills the daemon without warning.
 func (s *Stack) KillDaemon() error { return s.daemon.Signal(unix.SIGKILL) }
 
-// StartDaemon starts the daemon again after it was stopped or killed, and waits until containerd has found it: for up
-// to three seconds containerd answers by itself that there is no connection.
+// StartDaemon starts a stopped or killed daemon again, and waits until containerd has connected to it. Until then, for
+// up to three seconds, containerd reports that there is no connection.
 func (s *Stack) StartDaemon(ctx context.Context) error {
 	if err := s.startDaemon(ctx); err != nil {
 		return err
@@ -279,11 +279,11 @@ func (s *Stack) StartDaemon(ctx context.Context) error {
 	return s.daemon.WaitFor(ctx, func(ctx context.Context) error {
 		ctx = Context(ctx)
 		key := fmt.Sprintf("probe-%d", time.Now().UnixNano())
-		if _, err := sn.Prepare(ctx, key, ""); err != nil { // the one call that containerd always passes on
+		if _, err := sn.Prepare(ctx, key, ""); err != nil { // the one call that containerd always forwards
 			return err
 		}
 		err := sn.Remove(ctx, key)
-		if errdefs.IsNotFound(err) { // nothing leases it: containerd may have collected it
+		if errdefs.IsNotFound(err) { // containerd may have collected it, because nothing leases it
 			return nil
 		}
 		return err
@@ -300,8 +300,8 @@ func (s *Stack) RestartContainerd(ctx context.Context) error {
 	return s.startContainerd(ctx)
 }
 
-// Reboot ends everything without warning, unmounts everything below the stack's directory, removes
-// containerd's state and starts daemon and containerd again. What is on the disk stays as it is.
+// Reboot kills everything, unmounts everything below the stack's directory, removes containerd's state, and starts
+// daemon and containerd again. Files on disk stay as they are.
 func (s *Stack) Reboot(ctx context.Context) error {
 	errs := []error{s.client.Close(), s.containerd.Signal(unix.SIGKILL)}
 	s.client = nil
@@ -309,7 +309,7 @@ func (s *Stack) Reboot(ctx context.Context) error {
 		errs = append(errs, s.daemon.Signal(unix.SIGKILL))
 	}
 	errs = append(errs, process.KillShims(s.Containerd), process.UnmountBelow(s.Dir))
-	for _, name := range []string{"state", "s", "runc", "fifo"} { // what lies in /run on a real machine
+	for _, name := range []string{"state", "s", "runc", "fifo"} { // the directories in /run of a real machine
 		errs = append(errs, os.RemoveAll(s.path(name)))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -330,7 +330,7 @@ type CommandError struct {
 	Err    error
 }
 
-// Error ends in the last lines of the output; what comes before them is mostly progress.
+// Error ends in the last lines of the output. The lines before are mostly progress.
 func (e *CommandError) Error() string {
 	lines := strings.SplitAfter(strings.TrimSpace(e.Output), "\n")
 	return fmt.Sprintf("run %s: %v\n%s", strings.Join(e.Args, " "), e.Err, strings.Join(lines[max(0, len(lines)-8):], ""))
@@ -354,7 +354,7 @@ func (s *Stack) Run(ctx context.Context, name string, args ...string) (string, e
 	return stdout.String(), nil
 }
 
-// A buffer takes the output of both streams of a command, which arrives from two goroutines.
+// A buffer collects both output streams of a command, which are copied by two goroutines.
 type buffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -384,7 +384,7 @@ func (s *Stack) Pull(ctx context.Context, namespace, ref string, flags ...string
 	return err
 }
 
-// RunContainer runs a command in a new container, which is removed afterwards, and returns what it printed.
+// RunContainer runs a command in a new container, removes the container, and returns the output.
 func (s *Stack) RunContainer(ctx context.Context, namespace, ref, id string, command ...string) (string, error) {
 	return s.Ctr(ctx, namespace, s.runArgs([]string{"--rm"}, ref, id, command)...)
 }
@@ -395,7 +395,7 @@ func (s *Stack) StartContainer(ctx context.Context, namespace, ref, id string, c
 	return err
 }
 
-// runArgs are ctr's arguments to run a container.
+// runArgs returns ctr's arguments to run a container.
 func (s *Stack) runArgs(flags []string, ref, id string, command []string) []string {
 	args := []string{
 		"run", "--snapshotter", s.Snapshotter, "--cgroup", s.CgroupParent() + "/" + id, "--fifo-dir", s.path("fifo"),
@@ -404,10 +404,10 @@ func (s *Stack) runArgs(flags []string, ref, id string, command []string) []stri
 	return slices.Concat(args, flags, []string{ref, id}, command)
 }
 
-// CgroupParent returns the control group for the stack's containers, which Stop removes.
+// CgroupParent returns the control group of the stack's containers. Stop removes it.
 func (s *Stack) CgroupParent() string { return "/" + filepath.Base(s.Dir) }
 
-// Exec runs a command in a running container and returns what it printed.
+// Exec runs a command in a running container and returns its output.
 func (s *Stack) Exec(ctx context.Context, namespace, id string, command ...string) (string, error) {
 	exec := fmt.Sprintf("exec-%d", time.Now().UnixNano())
 	args := []string{"tasks", "exec", "--exec-id", exec, "--fifo-dir", s.path("fifo"), id}
@@ -442,14 +442,14 @@ func (s *Stack) Crictl(ctx context.Context, args ...string) (string, error) {
 	return s.Run(ctx, s.opts.Tools.Crictl, append(global, args...)...)
 }
 
-// Stop ends everything and removes the stack's directory. It may be called twice.
+// Stop stops everything and removes the stack's directory. It may be called twice.
 func (s *Stack) Stop() error {
 	var errs []error
 	if s.client != nil {
 		errs = append(errs, s.client.Close())
 		s.client = nil
 	}
-	// containerd first, so that it does not clean up after the shims while they are killed.
+	// Stop containerd first, so that it does not clean up after shims while they are killed.
 	if s.containerd != nil {
 		errs = append(errs, s.containerd.Signal(unix.SIGKILL))
 	}

@@ -19,23 +19,23 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 )
 
-// An op changes a sysroot, by ostree admin or by this project's package.
+// An op changes a sysroot, with ostree admin or with our package.
 type op struct {
 	name   string
-	cleans bool // removes what no deployment needs
+	cleans bool // it removes files that no deployment needs
 	ostree func(s *system) error
 	ours   func(ctx context.Context, s *system) error
 
-	program []string // verb and arguments of the program that do the same; nil: it has none
+	program []string // verb and arguments of our program for the same change; nil: none
 }
 
-// with is the op that the program has a verb for, too.
+// with returns the op with a verb of our program.
 func (o op) with(program ...string) op {
 	o.program = program
 	return o
 }
 
-// do has it done by this project's package or program.
+// do makes the change with our package or program.
 func (o op) do(ctx context.Context, s *system) error {
 	if s.byProgram && o.program != nil {
 		return s.runProgram(o.program[0], o.program[1:]...)
@@ -43,7 +43,7 @@ func (o op) do(ctx context.Context, s *system) error {
 	return o.ours(ctx, s)
 }
 
-// verb is an op of ostree admin.
+// verb returns an op of ostree admin.
 func verb(ours func(ctx context.Context, s *system) error, args ...string) op {
 	return op{
 		name:   strings.Join(args, " "),
@@ -56,12 +56,12 @@ func verb(ours func(ctx context.Context, s *system) error, args ...string) op {
 	}
 }
 
-// same is an op that is neither's.
+// same returns an op that is the same for ostree and us.
 func same(name string, do func(s *system) error) op {
 	return op{name: name, ostree: do, ours: func(_ context.Context, s *system) error { return do(s) }}
 }
 
-// plan is an op of ours that is a plan from the state alone.
+// plan returns an op of ours that is a plan from the state alone.
 func plan(f func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error)) func(context.Context, *system) error {
 	return func(ctx context.Context, s *system) error {
 		return s.change(ctx, func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) { return f(ctx, sr, st) })
@@ -97,14 +97,14 @@ func cleanup() op {
 	}), "cleanup").with("cleanup")
 }
 
-// appendKarg deploys what is the default, of this ref, once more with another kernel argument.
+// appendKarg deploys the default, of this ref, again with another kernel argument.
 func appendKarg(ref, arg string) op {
 	return verb(plan(func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
 		return sr.PlanKargs(ctx, st, st.Default(), st.Default().Kargs.Append(arg))
 	}), "deploy", "--os="+osName, "--karg-append="+arg, ref).with("kargs", "--append", arg)
 }
 
-// rollback needs an ostree that has set-default, which is that of trixie.
+// rollback needs an ostree with set-default, which trixie has.
 func rollback() op {
 	return verb(plan(func(_ context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
 		return sr.PlanRollback(st)
@@ -114,7 +114,7 @@ func rollback() op {
 func stateroot(name string) op {
 	return verb(func(_ context.Context, s *system) error {
 		if s.host.Release() == ostreehost.Bookworm {
-			_, err := s.admin("os-init", name) // which puts into var what the first deployment does now
+			_, err := s.admin("os-init", name) // it creates in var what the first deployment creates now
 			return err
 		}
 		sr, err := s.open()
@@ -125,7 +125,7 @@ func stateroot(name string) op {
 	}, "os-init", name)
 }
 
-// boot starts a deployment. What follows happens in the running system.
+// boot starts a deployment. Later ops happen in the running system.
 func boot(index int, readonly bool) op {
 	do := func(s *system) error {
 		if s.booted != nil {
@@ -137,7 +137,7 @@ func boot(index int, readonly bool) op {
 	return same("boot "+strconv.Itoa(index), do)
 }
 
-// finalize is what is done at shutdown.
+// finalize does the work of the shutdown.
 func finalize() op {
 	return verb(func(ctx context.Context, s *system) error {
 		return s.locked(ctx, func(sr *sysroot.Sysroot) error {
@@ -147,7 +147,7 @@ func finalize() op {
 	}, "finalize-staged").with("finalize-staged")
 }
 
-// edit changes /etc, as an administrator would.
+// edit changes /etc like an administrator.
 func edit(name, text string) op {
 	do := func(s *system) error {
 		return os.WriteFile(filepath.Join(s.etc(), name), []byte(text), 0o644)
@@ -163,15 +163,14 @@ func drop(name string) op {
 	return same("remove /etc/"+name, do)
 }
 
-// sequences are those in which something happens that did not, or should not, at some time. The one who does a step is
-// another one in each of the runs.
+// sequences are changes that once went wrong, or could. Each run assigns the steps differently.
 var sequences = map[string][]op{
 	"first deployment": {deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}})},
 	"upgrades": {
 		deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
 		edit("conf", "ours"), edit("added", "new"), drop("passwd"),
 		deployment(deployOp{ref: "os/v2"}),
-		deployment(deployOp{ref: "os/v3"}), // the same kernel
+		deployment(deployOp{ref: "os/v3"}), // with the same kernel
 		deployment(deployOp{ref: "os/v1"}),
 	},
 	"kernel arguments": {
@@ -183,7 +182,7 @@ var sequences = map[string][]op{
 	},
 	"the same commit again": {
 		deployment(deployOp{ref: "os/v1"}),
-		deployment(deployOp{ref: "os/v1"}), // its links alone change
+		deployment(deployOp{ref: "os/v1"}), // only its links change
 		deployment(deployOp{ref: "os/v1", retain: true}),
 		deployment(deployOp{ref: "os/v1"}),
 		undeploy(0),
@@ -231,7 +230,7 @@ var sequences = map[string][]op{
 	},
 }
 
-// bootedSequences are those in a running system.
+// bootedSequences are changes in a running system.
 var bootedSequences = map[string][]op{
 	"the booted one stays": {
 		deployment(deployOp{ref: "os/v1", set: []string{"root=/dev/vda2", "rw"}}),
@@ -293,24 +292,24 @@ var bootedSequences = map[string][]op{
 	},
 }
 
-// byProgram is the run in which we are the program.
+// byProgram is the run in which we use the program.
 const byProgram = "program"
 
-// who says who does each step of a run.
+// who assigns the steps of a run.
 var who = map[string]func(step int) (ours bool){
 	byProgram:     func(int) bool { return true },
 	"ours-theirs": func(step int) bool { return step%2 == 0 },
 	"theirs-ours": func(step int) bool { return step%2 == 1 },
 }
 
-// A step is what was done to a sysroot, and what was there afterwards.
+// A step is a change of a sysroot, with the listing after it.
 type step struct {
 	op
 	err  error
 	list listing
 }
 
-// record has ostree do what next says, until it says no more.
+// record makes the changes from next with ostree, until there are no more.
 func (s *system) record(next func() (op, bool)) (steps []step) {
 	s.t.Helper()
 	for o, ok := next(); ok; o, ok = next() {
@@ -352,7 +351,7 @@ func (s *system) replay(t *testing.T, steps []step, ours func(step int) bool) {
 	}
 }
 
-// leftovers returns the names of what no deployment needs, but not of what ostree leaves: see [diffSettled].
+// leftovers returns the names that no deployment needs, except those that ostree leaves; see [diffSettled].
 func (l listing) leftovers(ours bool) (names []string) {
 	for name := range l {
 		dir, ok := strings.CutSuffix(name, "/root-transient")
@@ -363,8 +362,8 @@ func (l listing) leftovers(ours bool) (names []string) {
 	return names
 }
 
-// named returns a listing of ours with the names of entries that ostree gives them. The program gives them the names that
-// all versions of ostree read.
+// named returns a listing of ours with ostree's names of entries. The program uses names that all versions of ostree
+// can read.
 func (s *system) named(l listing) listing {
 	if !s.byProgram || s.host.Release() == ostreehost.Bookworm {
 		return l
@@ -378,7 +377,7 @@ func (s *system) named(l listing) listing {
 
 var oldEntry = regexp.MustCompile(`^(boot/loader\.[01]/entries/ostree-[0-9]+)-[^/]+\.conf$`)
 
-// unusedKernel reports whether a name is that of a kernel, or of its directory, which no entry names.
+// unusedKernel reports whether a name is that of a kernel, or of its directory, without an entry.
 func (l listing) unusedKernel(name string) bool {
 	dir := kernelDir.FindString(name)
 	if dir == "" {
@@ -392,7 +391,7 @@ func (l listing) unusedKernel(name string) bool {
 	return true
 }
 
-// unusedRef reports whether a name is that of the ref of a deployment that is not there.
+// unusedRef reports whether a name is the ref of a deployment that does not exist.
 func (l listing) unusedRef(name string) bool {
 	m := deploymentRef.FindStringSubmatch(name)
 	if m == nil {
@@ -410,8 +409,7 @@ func (l listing) unusedRef(name string) bool {
 
 var abootKeys = regexp.MustCompile(`aboot(cfg)? .*?\\n`)
 
-// diffSettled compares what is there after ostree has done something with what is there after we have. Not the same are, and
-// are left out:
+// diffSettled compares the listings after ostree's change and after ours. It leaves out these differences:
 //
 //   - What ostree of trixie adds for two things that we do not do: the keys of Android's boot loader, which it writes into
 //     each entry without looking for the files they name, and directories for the changes of roots that are writable until
@@ -445,7 +443,7 @@ var (
 	kernelDir     = regexp.MustCompile(`^boot/ostree/[^/]+`)
 )
 
-// alternate has a sequence done by ostree, and then by each of who.
+// alternate makes a sequence with ostree, and then with each of who.
 func alternate(t *testing.T, r ostreehost.Release, ownBoot bool, next func(s *system) (op, bool)) {
 	t.Helper()
 	names := append([]string{"reference"}, slices.Sorted(maps.Keys(who))...)
@@ -472,33 +470,34 @@ func alternate(t *testing.T, r ostreehost.Release, ownBoot bool, next func(s *sy
 	}
 }
 
-// TestAlternate does the same to several sysroots, to one by ostree admin alone and to others by ostree admin and us in turn,
-// and compares what is there after each step. Ostree must accept it at the end, and each deployment must start.
+// TestAlternate makes the same changes to several sysroots: to one with ostree admin alone, and to others with ostree
+// admin and us in turn. It compares the listings after each step. At the end ostree must accept the result, and each
+// deployment must start.
 func TestAlternate(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
 		for name, ops := range sequences {
 			if r == ostreehost.Bookworm && (name == "rollbacks" || name == "initial var") {
-				continue // its ostree has no set-default, and knows nothing of what trees have in /var
+				continue // its ostree has no set-default, and does not handle /var in trees
 			}
 			t.Run(name, func(t *testing.T) { alternate(t, r, name == "two stateroots", list(ops)) })
 		}
 	})
 }
 
-// TestAlternateBooted does that in running systems: some have a /boot of their own, which is not what the sysroot has there.
+// TestAlternateBooted makes changes in running systems. Some have a /boot that is not the sysroot's.
 func TestAlternateBooted(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
 		for name, ops := range bootedSequences {
-			// Each is done with a /boot of its own in one release, and without in the other.
+			// Each sequence has a separate /boot in one release, and none in the other.
 			ownBoot := len(name)%2 == slices.Index(ostreehost.Releases, r)
 			t.Run(fmt.Sprintf("%s,boot=%v", name, ownBoot), func(t *testing.T) { alternate(t, r, ownBoot, list(ops)) })
 		}
 	})
 }
 
-// list gives the operations one after the other.
+// list returns the operations one after the other.
 func list(ops []op) func(*system) (op, bool) {
 	return func(*system) (o op, ok bool) {
 		if len(ops) > 0 {
@@ -510,7 +509,7 @@ func list(ops []op) func(*system) (op, bool) {
 
 var randomSeeds = flag.Int("random.seeds", 2, "number of random sequences")
 
-// TestRandom does what TestAlternate does with operations at random.
+// TestRandom is TestAlternate with random operations.
 func TestRandom(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()

@@ -13,10 +13,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 )
 
-// program is where hosts have it.
+// program is the path of our program in hosts.
 const program = "/run/ostree-snapshotter"
 
-// buildProgram builds the program, once, and returns where it is.
+// buildProgram builds the program once, and returns its path.
 var buildProgram = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "sysroot-test-")
 	if err != nil {
@@ -26,10 +26,10 @@ var buildProgram = sync.OnceValues(func() (string, error) {
 	return testhost.BuildBinary(context.Background(), dir)
 })
 
-// programDir is removed when all tests have run.
+// programDir is removed after all tests.
 var programDir string
 
-// withProgram is what hosts of the tests have.
+// withProgram returns the options of the tests' hosts.
 func withProgram(t *testing.T, binds ...ostreehost.Bind) ostreehost.Options {
 	t.Helper()
 	name, err := buildProgram()
@@ -39,7 +39,7 @@ func withProgram(t *testing.T, binds ...ostreehost.Bind) ostreehost.Options {
 	return ostreehost.Options{Binds: append(binds, ostreehost.Bind{From: name, To: program}), Env: ostreeEnv}
 }
 
-// cli runs the program in a system, which must end with a status, and returns its standard output.
+// cli runs the program in a system, where it must exit with a status, and returns its standard output.
 func cli(t *testing.T, h *ostreehost.Host, status int, args ...string) string {
 	t.Helper()
 	out, err := h.Run(append([]string{program}, args...)...)
@@ -56,7 +56,7 @@ func cli(t *testing.T, h *ostreehost.Host, status int, args ...string) string {
 	return out
 }
 
-// states are the states of the deployments that "status" lists, and their versions, in the order of their indexes.
+// states returns version and states of each deployment in the output of "status", in order.
 func states(t *testing.T, h *ostreehost.Host) string {
 	t.Helper()
 	var report struct {
@@ -92,7 +92,7 @@ func states(t *testing.T, h *ostreehost.Host) string {
 	return strings.Join(list, "; ")
 }
 
-// TestCLI has the program work on the system that runs, as "/", with /sysroot read-only or not.
+// TestCLI runs the program in the running system, as "/", with /sysroot read-only or not.
 func TestCLI(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
@@ -124,7 +124,7 @@ func (s *system) testCLI(r ostreehost.Release, config string, readonly bool) {
 	cli(t, h, 1, "undeploy", "0")
 	cli(t, h, 1, "rollback")
 
-	// ostree stages, the program changes what is staged, and finalizes it, with what has changed in /etc since.
+	// ostree stages a deployment, the program changes it, and finalizes it with later changes of /etc.
 	run(t, h, "ostree", "admin", "deploy", "--stage", "--os="+osName, "os/v2")
 	expect(h, "staged", "2 staged pending; 1 booted default")
 	cli(t, h, 2, "pin", "0")
@@ -142,7 +142,7 @@ func (s *system) testCLI(r ostreehost.Release, config string, readonly bool) {
 		t.Errorf("ostree lists %d deployments, want 2", got)
 	}
 	if readonly {
-		checkMounts(t, h, true) // for all but the program itself
+		checkMounts(t, h, true) // for all processes but the program itself
 	}
 
 	h.Stop()
@@ -157,7 +157,7 @@ func (s *system) testCLI(r ostreehost.Release, config string, readonly bool) {
 	cli(t, h, 0, "boot-complete")
 	cli(t, h, 0, "pin", "1")
 
-	// A rollback says that what is staged goes, before and after.
+	// A rollback reports, before and after, that it drops the staged deployment.
 	run(t, h, "ostree", "admin", "deploy", "--stage", "--os="+osName, "os/v3")
 	if out := cli(t, h, 0, "rollback", "--dry-run"); !strings.Contains(out, "staged, is dropped") {
 		t.Errorf("rollback --dry-run says nothing of what is staged:\n%s", out)

@@ -31,7 +31,7 @@ func eachRelease(t *testing.T, f func(t *testing.T, r ostreehost.Release)) {
 	}
 }
 
-// mountMemory mounts an empty file system in memory, of the given size ("64m"), and returns its directory.
+// mountMemory mounts an empty file system in memory, of a size like "64m", and returns its directory.
 func mountMemory(t *testing.T, size string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "disk")
@@ -48,7 +48,7 @@ func mountMemoryAt(t *testing.T, dir, size string) {
 		t.Fatalf("mount a file system in memory at %s: %v", dir, err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil { // hosts of the test may have it still
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil { // hosts of the test may still have it mounted
 			t.Errorf("unmount %s: %v", dir, err)
 		}
 	})

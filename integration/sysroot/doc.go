@@ -1,6 +1,6 @@
-// Package sysroot tests deployments against ostree itself, without a machine: the ostree admin and ostree-prepare-root of
-// two Debian releases work on the sysroots that we write, and we on theirs, and what both write is compared.
+// Package sysroot tests deployments against ostree itself, without a machine. The ostree admin and ostree-prepare-root
+// of two Debian releases work on sysroots that we wrote, and we on theirs, and the results are compared.
 //
-// Sysroots live on file systems in memory that are mounted in a namespace of the test's own (package ostreehost); the
-// deployed trees are a few files, over whose usr a release's is mounted where one boots.
+// Sysroots are on file systems in memory, mounted in a namespace of the test (package ostreehost). The deployed trees
+// are a few files. Where one boots, a release's usr is mounted over its usr.
 package sysroot

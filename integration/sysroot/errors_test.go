@@ -20,24 +20,24 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// large is a tree that takes 120 kilobytes of /boot, and half of that for its /etc.
+// large is a tree that takes 120 KB of /boot, and half of that for its /etc.
 var large = &osTree{name: "Test OS", version: "4", kernel: strings.Repeat("large ", 10_000), files: map[string]string{
 	"usr/etc/large": strings.Repeat("large ", 10_000),
 }}
 
-// conflicting is a tree that has directories in /etc where others have files.
+// conflicting is a tree with directories in /etc where others have files.
 var conflicting = &osTree{name: "Conflict", version: "1", kernel: "a", files: map[string]string{
 	"usr/etc/conf": "", "usr/etc/conf/a": "in a directory now", "usr/etc/machine.d/a": "", "usr/etc/machine.d/a/b": "here too",
 }}
 
-// refusals are states in which nothing can be deployed: each is an error of this class, a line that says what is wrong, and
-// changes nothing.
+// refusals are states in which nothing can be deployed. Each must give an error of this class with one line that
+// describes the problem, and must change nothing.
 var refusals = []struct {
 	name    string
 	ref     string
 	prepare func(s *system)
 	undo    func(s *system)
-	class   error // nil: none of the package
+	class   error // nil: not an error of the package
 	text    string
 }{
 	{
@@ -104,7 +104,7 @@ func move(t *testing.T, dir, from, to string) {
 	}
 }
 
-// newDeployed makes a sysroot with one deployment, a /boot of its own, and the commits of the refusals.
+// newDeployed makes a sysroot with one deployment, a separate /boot, and the commits of the refusals.
 func newDeployed(t *testing.T, r ostreehost.Release) *system {
 	t.Helper()
 	disk, systems := newSystems(t, r, true, "sysroot")
@@ -151,7 +151,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// checkMessage checks that an error is one line that says what is wrong.
+// checkMessage checks that an error is one line that describes the problem.
 func checkMessage(t *testing.T, err error, text string) {
 	t.Helper()
 	if strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), text) {
@@ -160,8 +160,8 @@ func checkMessage(t *testing.T, err error, text string) {
 	t.Log(err)
 }
 
-// TestDiskFull has the disk fill up when a deployment is planned and none of it is there, with some pages left for it, and with
-// more each time until it succeeds.
+// TestDiskFull lets the disk fill up: when nothing of a planned deployment is written, after some pages, and later each
+// time until the deployment succeeds.
 func TestDiskFull(t *testing.T) {
 	needs(t)
 	s := newDeployed(t, ostreehost.Trixie)
@@ -202,7 +202,7 @@ func TestDiskFull(t *testing.T) {
 			checkMessage(t, err, "no space left on device")
 		}
 		if diff := before.diff(s.list()); len(diff) > 0 {
-			// Once boot/loader was switched only the clearing up can fail: that is repeated.
+			// After the switch of boot/loader only the cleanup can fail. It is repeated.
 			if got := len(s.entries()); got != 2 {
 				t.Fatalf("with %d pages left: %v, and changed\n%s", pages, err, strings.Join(diff, "\n"))
 			}
@@ -226,10 +226,10 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// asUserEnv has the test's binary deploy in the sysroot that it names, see TestNotRoot.
+// asUserEnv names the sysroot in which the test's binary deploys; see TestNotRoot.
 const asUserEnv = "SYSROOT_TEST_DEPLOY"
 
-// deployAsUser is the process that TestNotRoot starts.
+// deployAsUser is the process started by TestNotRoot.
 func deployAsUser(root string) error {
 	s := &system{root: root}
 	return (&deployOp{ref: "os/v2", stateroot: osName}).ours(context.Background(), s)

@@ -20,7 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// tarOf makes a layer of a tree on disk: of all of it, or of the files with these names.
+// tarOf makes a layer of a tree on disk: of all of it, or of the named files.
 func tarOf(t *testing.T, dir string, names ...string) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -64,7 +64,7 @@ func tarOf(t *testing.T, dir string, names ...string) []byte {
 	return b.Bytes()
 }
 
-// A store is one of layers of images, as the snapshotter has it.
+// A store is a store of image layers, like the snapshotter's.
 type store struct {
 	*layer.Store
 	repo *objectstore.Repo
@@ -117,7 +117,7 @@ func (s *store) pull(t *testing.T, data []byte) objectstore.Checksum {
 	return h.ID
 }
 
-// inodes returns the inodes of the content objects that a repository has.
+// inodes returns the inodes of a repository's content objects.
 func inodes(t *testing.T, repo string) map[uint64]string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(repo, "objects/*/*.file"))
@@ -135,8 +135,8 @@ func inodes(t *testing.T, repo string) map[uint64]string {
 	return found
 }
 
-// TestOneInode promotes an image to the OS of a host whose other images have files of it: each is there once. The images can
-// go, and the deployment can, and what the other has stays.
+// TestOneInode promotes an image to the OS of a host whose other images share files with it. Each file exists once.
+// Images and deployment can be removed independently, and the other keeps its files.
 func TestOneInode(t *testing.T) {
 	needs(t)
 	disk, systems := newSystems(t, ostreehost.Trixie, false, "sysroot")
@@ -192,7 +192,7 @@ func TestOneInode(t *testing.T) {
 		}
 		st := stat(t, file)
 		if st.Size == 0 {
-			return nil // ostree links none of these
+			return nil // ostree does not link these
 		}
 		files++
 		ino := st.Ino
@@ -205,7 +205,7 @@ func TestOneInode(t *testing.T) {
 		t.Fatalf("read %s: %d files, %v", deployed, files, err)
 	}
 
-	// The deployment goes, the images stay.
+	// The deployment is removed, the images stay.
 	object := stored[stat(t, filepath.Join(deployed, shared)).Ino]
 	for _, do := range []func() error{
 		func() error { return undeploy(0).ours(t.Context(), s) },
@@ -224,7 +224,7 @@ func TestOneInode(t *testing.T) {
 	}
 	fsck(t, images.repo)
 
-	// The images go, the deployment stays.
+	// The images are removed, the deployment stays.
 	promote()
 	if err := os.RemoveAll(images.dir); err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 )
 
-// TestOSTreeWaits shows that ostree waits while we have the lock, and goes on when we give it back.
+// TestOSTreeWaits checks that ostree waits while we hold the lock, and continues when we release it.
 func TestOSTreeWaits(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
@@ -43,8 +43,8 @@ func TestOSTreeWaits(t *testing.T) {
 	})
 }
 
-// waitForWaiter waits until a process waits for a lock on the file with this inode number, which the kernel tells nobody but
-// who asks.
+// waitForWaiter waits until a process waits for a lock on the file with this inode number. The kernel has no
+// notification for it.
 func waitForWaiter(ctx context.Context, ino uint64, finished <-chan error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -70,7 +70,7 @@ func waitForWaiter(ctx context.Context, ino uint64, finished <-chan error) error
 	}
 }
 
-// TestOSTreeReadsCounters shows that ostree reads entries that count boots, and that a good boot ends the counting.
+// TestOSTreeReadsCounters checks that ostree reads entries with boot counters, and that a good boot ends the counting.
 func TestOSTreeReadsCounters(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
@@ -126,8 +126,8 @@ func TestOSTreeReadsCounters(t *testing.T) {
 	})
 }
 
-// TestFailureToFinalize has a staged deployment that cannot be finalized, by us or by ostree: the next boot is the old one, and
-// the other one says then what has failed.
+// TestFailureToFinalize has a staged deployment that neither we nor ostree can finalize. The next boot is the old
+// deployment, and the other program then reports the failure.
 func TestFailureToFinalize(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
@@ -159,7 +159,7 @@ func TestFailureToFinalize(t *testing.T) {
 				t.Errorf("finalize (by us: %v) has left no %s", ours, stamp)
 			}
 			delete(after, stamp)
-			// What ostree has left of its attempt is not our concern.
+			// Leftovers of ostree's attempt are not checked.
 			if diff := withoutStaged(before).diff(withoutStaged(after)); len(diff) > 0 && ours {
 				t.Errorf("finalize has failed and changed\n%s", strings.Join(diff, "\n"))
 			}
@@ -177,7 +177,7 @@ func TestFailureToFinalize(t *testing.T) {
 	})
 }
 
-// withoutStaged returns a listing without what is in /run.
+// withoutStaged returns a listing without the files in /run.
 func withoutStaged(l listing) listing {
 	l = maps.Clone(l)
 	maps.DeleteFunc(l, func(name, _ string) bool { return strings.HasPrefix(name, stagedFile) })

@@ -16,20 +16,19 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
-// A listing has a line for each thing that a sysroot is made of, by its path. Files that are links of one inode name
-// the first of its names.
+// A listing has a line for each part of a sysroot, by path. Files that share an inode have the first name of the inode.
 type listing map[string]string
 
-// passing are names below the sysroot that come and go, or that processes leave behind in their own way.
+// passing are names below the sysroot that are temporary, or that programs leave behind in different ways.
 var passing = []string{
 	"ostree/lock", "ostree/repo/.lock", "ostree/repo/tmp", "ostree/repo/state", "ostree/repo/extensions",
 }
 
-// list reads the sysroot, and what is staged.
+// list lists the sysroot, and the staged deployment.
 func (s *system) list() listing {
 	s.t.Helper()
 	l := make(listing)
-	first := make(map[uint64]string) // name of an inode with several
+	first := make(map[uint64]string) // first name of an inode with several
 	err := filepath.WalkDir(s.root, func(file string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -46,7 +45,7 @@ func (s *system) list() listing {
 		case slices.Contains(passing, name) && isDir:
 			return fs.SkipDir
 		case slices.Contains(passing, name):
-		case strings.HasPrefix(name, "ostree/repo/objects/"): // whose content is their name; ostree fsck looks at it
+		case strings.HasPrefix(name, "ostree/repo/objects/"): // named after their content, which ostree fsck checks
 			if !isDir {
 				l[name] = "object"
 			}
@@ -74,10 +73,10 @@ func (s *system) list() listing {
 	return l
 }
 
-// stagedFile is where libostree keeps what is staged.
+// stagedFile is libostree's file for the staged deployment.
 const stagedFile = "run/ostree/staged-deployment"
 
-// listStaged adds what is staged to a listing: a line for each of its keys.
+// listStaged adds the staged deployment to a listing, with a line for each of its keys.
 func (s *system) listStaged(l listing) {
 	s.t.Helper()
 	staged, err := os.ReadFile(s.booted.Path(stagedFile))
@@ -96,7 +95,7 @@ func (s *system) listStaged(l listing) {
 	}
 }
 
-// describe says what a file is: with all of its content, if that is short.
+// describe describes a file, with its content if that is short.
 func describe(file string, st *unix.Stat_t) (string, error) {
 	line := fmt.Sprintf("%#o %d:%d", st.Mode, st.Uid, st.Gid)
 	switch st.Mode & unix.S_IFMT {
@@ -154,7 +153,7 @@ func describe(file string, st *unix.Stat_t) (string, error) {
 // immutableFlag is FS_IMMUTABLE_FL.
 const immutableFlag = 0x10
 
-// diff returns a line for each thing in which got is not as it should be.
+// diff returns a line for each difference of got.
 func (l listing) diff(got listing) (lines []string) {
 	names := maps.Clone(l)
 	maps.Copy(names, got)

@@ -12,7 +12,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 )
 
-// TestOSTree shows that ostree alone does in a host what it does on a machine. What the other tests compare with rests on it.
+// TestOSTree checks that ostree alone does the same in a host as on a machine. The other tests rely on it.
 func TestOSTree(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
 		t.Helper()
@@ -53,7 +53,7 @@ func TestOSTree(t *testing.T) {
 	})
 }
 
-// checkMounts checks what ostree-prepare-root has mounted.
+// checkMounts checks the mounts made by ostree-prepare-root.
 func checkMounts(t *testing.T, h *ostreehost.Host, readonly bool) {
 	t.Helper()
 	info, err := os.ReadFile(h.Path("proc/1/mountinfo"))

@@ -15,8 +15,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// open opens the sysroot with this project's package: as the running system's if one was started, through the host's /run
-// and /boot.
+// open opens the sysroot with our package: as the running system's through the host's /run and /boot, if a system was
+// started.
 func (s *system) open() (_ *sysroot.Sysroot, err error) {
 	dir, err := atfs.Open(s.root)
 	if err != nil {
@@ -38,7 +38,7 @@ func (s *system) open() (_ *sysroot.Sysroot, err error) {
 	return sysroot.Open(dir, opts)
 }
 
-// locked calls f with the open and locked sysroot.
+// locked calls f with the sysroot opened and locked.
 func (s *system) locked(ctx context.Context, f func(sr *sysroot.Sysroot) error) (err error) {
 	sr, err := s.open()
 	if err != nil {
@@ -53,7 +53,7 @@ func (s *system) locked(ctx context.Context, f func(sr *sysroot.Sysroot) error) 
 	return f(sr)
 }
 
-// change plans a change of the sysroot and makes it.
+// change plans a change of the sysroot and executes it.
 func (s *system) change(ctx context.Context, plan func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error)) error {
 	return s.locked(ctx, func(sr *sysroot.Sysroot) error {
 		st, err := sr.Load(ctx)
@@ -68,16 +68,16 @@ func (s *system) change(ctx context.Context, plan func(sr *sysroot.Sysroot, st *
 	})
 }
 
-// A deployOp is a deployment to be made.
+// A deployOp describes a deployment to make.
 type deployOp struct {
 	ref        string
 	stateroot  string
-	set        []string // kernel arguments, which replace those of the same name
-	add        []string // kernel arguments, which are appended
+	set        []string // kernel arguments that replace those with the same key
+	add        []string // kernel arguments that are appended
 	retain     bool
 	notDefault bool
 	stage      bool
-	tries      int // ours alone: boots are counted
+	tries      int // for ours only: number of counted boots
 }
 
 func (d *deployOp) args() []string {
@@ -96,7 +96,7 @@ func (d *deployOp) args() []string {
 	return append(args, d.ref)
 }
 
-// ours makes the deployment with this project's package.
+// ours makes the deployment with our package.
 func (d *deployOp) ours(ctx context.Context, s *system) error {
 	return s.change(ctx, func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) { return d.plan(ctx, sr, st) })
 }
@@ -117,7 +117,7 @@ func (d *deployOp) request(st *sysroot.State, commit objectstore.Checksum) sysro
 		Retain: d.retain, NotDefault: d.notDefault, Stage: d.stage, Tries: d.tries,
 	}
 	if len(d.set)+len(d.add) == 0 {
-		return r // with the arguments of Merge
+		return r // takes the arguments of Merge
 	}
 	if r.Merge != nil {
 		r.Kargs = r.Merge.Kargs
@@ -129,7 +129,7 @@ func (d *deployOp) request(st *sysroot.State, commit objectstore.Checksum) sysro
 	return r
 }
 
-// setKarg does what --karg does.
+// setKarg does the same as --karg.
 func setKarg(list kargs.List, arg string) kargs.List {
 	key, _, _ := strings.Cut(arg, "=")
 	i := slices.IndexFunc(list, func(a string) bool { return a == key || strings.HasPrefix(a, key+"=") })
@@ -141,7 +141,7 @@ func setKarg(list kargs.List, arg string) kargs.List {
 	return list
 }
 
-// fsck checks a repository with this project's package.
+// fsck checks a repository with our package.
 func fsck(t *testing.T, repo *objectstore.Repo) {
 	t.Helper()
 	report, err := repo.Fsck(t.Context(), objectstore.FsckOptions{})

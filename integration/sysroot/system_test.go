@@ -23,7 +23,7 @@ const (
 	otherName = "other"
 )
 
-// trees are what the tests deploy, by ref. The kernels of v2 and v3 are the same, and v4 has something in /var.
+// trees are the deployed trees, by ref. The kernels of v2 and v3 are the same, and v4 has content in /var.
 var trees = map[string]*osTree{
 	"os/v1": {name: "Test OS", version: "1", kernel: "one"},
 	"os/v2": {name: "Test OS", version: "2", kernel: "two", files: map[string]string{"usr/etc/new": "of version 2"}},
@@ -33,20 +33,20 @@ var trees = map[string]*osTree{
 	}},
 }
 
-// A system is a sysroot, and the ostree that works on it.
+// A system is a sysroot, with the ostree that works on it.
 type system struct {
 	t    *testing.T
 	root string
-	boot string // a /boot of its own; "": that of the sysroot
+	boot string // a separate /boot; "": that of the sysroot
 	host *ostreehost.Host
 
-	booted *ostreehost.Host // started from the sysroot; nil: it was not
+	booted *ostreehost.Host // started from the sysroot; nil: none
 
-	byProgram bool // what is ours to do is done by the program, not the package, where it has a verb
+	byProgram bool // our changes are made with the program where it has a verb, and not with the package
 }
 
-// newSystems makes a directory for each sysroot on one file system in memory, and a host that reaches them. With ownBoot
-// each has a /boot of its own.
+// newSystems makes a directory for each sysroot on one file system in memory, and a host with access to them. With
+// ownBoot each has a separate /boot.
 func newSystems(t *testing.T, r ostreehost.Release, ownBoot bool, names ...string) (disk string, systems []*system) {
 	t.Helper()
 	disk = mountMemory(t, "256m")
@@ -71,7 +71,8 @@ func newSystems(t *testing.T, r ostreehost.Release, ownBoot bool, names ...strin
 	return disk, systems
 }
 
-// ostreeEnv keeps ostree from calling sync(2), which concerns the disks of the machine, and has what it demands of systemd.
+// ostreeEnv keeps ostree from calling sync(2), which affects the disks of the machine, and has the variables of systemd
+// that it needs.
 var ostreeEnv = []string{"OSTREE_SYSROOT_OPTS=skip-sync", "INVOCATION_ID=test"}
 
 // run runs a command on the system's host and ends the test if it fails.
@@ -92,7 +93,7 @@ func (s *system) admin(verb string, args ...string) (string, error) {
 	return s.host.Run(append([]string{"ostree", "admin", verb, "--sysroot=" + s.root}, args...)...)
 }
 
-// runProgram runs a verb of the program, like admin.
+// runProgram runs a verb of the program in the same way.
 func (s *system) runProgram(verb string, args ...string) error {
 	h, args := s.booted, append([]string{program, verb}, args...)
 	if h == nil {
@@ -108,7 +109,7 @@ func (s *system) ostree(verb string, args ...string) string {
 	return run(s.t, s.host, append([]string{"ostree", verb, "--repo=" + filepath.Join(s.root, "ostree/repo")}, args...)...)
 }
 
-// commit has ostree commit the trees. Their checksums are the same each time.
+// commit commits the trees with ostree. Their checksums are always the same.
 func (s *system) commit(disk string) {
 	s.t.Helper()
 	for ref, tree := range trees {
@@ -127,7 +128,7 @@ func (s *system) commitTree(disk, ref string, tree *osTree) {
 		"--add-metadata-string=version="+tree.version, "--tree=dir="+dir)
 }
 
-// initEmpty makes the sysroot and its first stateroot with ostree.
+// initEmpty initializes the sysroot and its first stateroot with ostree.
 func (s *system) initEmpty() {
 	s.t.Helper()
 	run(s.t, s.host, "ostree", "admin", "init-fs", "--modern", s.root)
@@ -136,10 +137,10 @@ func (s *system) initEmpty() {
 	}
 }
 
-// init does that, and commits the trees.
+// init initializes the sysroot and commits the trees.
 func (s *system) init(disk string) { initAll(disk, s) }
 
-// initAll makes sysroots and their first stateroot: the first with ostree, and the others as copies of it.
+// initAll initializes sysroots and their first stateroot: the first with ostree, and the others as copies of it.
 func initAll(disk string, systems ...*system) {
 	s := systems[0]
 	s.t.Helper()
@@ -156,7 +157,7 @@ func initAll(disk string, systems ...*system) {
 	}
 }
 
-// bootDir returns the directory that is /boot.
+// bootDir returns the directory of /boot.
 func (s *system) bootDir() string { return filepath.Join(s.root, "boot") }
 
 // entries reads the boot loader entries, the default first.
@@ -202,8 +203,8 @@ func (s *system) deploymentOf(e *bls.Entry) string {
 	return dir
 }
 
-// check has ostree of each of the hosts check the sysroot, compares its status with the reference's, and starts the default
-// deployment, or all of them if the program has made them.
+// check has the ostree of each host check the sysroot, compares its status with the reference's, and starts the default
+// deployment, or all of them if the program made them.
 func (s *system) check(t *testing.T, reference *system, hosts ...*ostreehost.Host) {
 	t.Helper()
 	for _, h := range append(hosts, s.host) {
@@ -248,7 +249,7 @@ func stat(t *testing.T, name string) (st unix.Stat_t) {
 	return st
 }
 
-// etc returns /etc of the running system, or of the deployment that would be started.
+// etc returns /etc of the running system, or else of the default deployment.
 func (s *system) etc() string {
 	s.t.Helper()
 	if s.booted != nil {
@@ -257,7 +258,7 @@ func (s *system) etc() string {
 	return filepath.Join(s.root, s.deploymentOf(s.entries()[0]), "etc")
 }
 
-// stop stops what was started.
+// stop stops the running system.
 func (s *system) stop() {
 	if s.booted != nil {
 		s.booted.Stop()
@@ -265,7 +266,7 @@ func (s *system) stop() {
 	}
 }
 
-// start boots the system's entry with this index.
+// start boots the entry of the system with this index.
 func (s *system) start(r ostreehost.Release, index int, config string) *ostreehost.Host {
 	s.t.Helper()
 	entries := s.entries()
@@ -283,7 +284,7 @@ func (s *system) start(r ostreehost.Release, index int, config string) *ostreeho
 
 var statusLine = regexp.MustCompile(`^(\*?) +(\S+ [0-9a-f]{64}\.[0-9]+.*)`)
 
-// statusLines returns the deployments that ostree admin status lists.
+// statusLines returns the deployments in the output of ostree admin status.
 func statusLines(status string) (lines []string) {
 	for line := range strings.Lines(status) {
 		if m := statusLine.FindStringSubmatch(line); m != nil {
@@ -299,8 +300,8 @@ func (s *system) commitOf(ref string) string {
 	return strings.TrimSpace(s.ostree("rev-parse", ref))
 }
 
-// setReadonly says in the repository's configuration whether /sysroot is to be mounted read-only, where ostree of bookworm
-// looks for it, and returns the initramfs' prepare-root.conf for that of trixie.
+// setReadonly configures whether /sysroot is mounted read-only: in the repository's configuration, for the ostree of
+// bookworm, and in the returned prepare-root.conf for the initramfs, for that of trixie.
 func (s *system) setReadonly(readonly bool) (config string) {
 	s.t.Helper()
 	config = fmt.Sprintf("[sysroot]\nreadonly=%v\n", readonly)

@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An osTree is what is needed to make a deployment of, and to boot one in a namespace.
+// An osTree holds the files needed to make a deployment, and to boot it in a namespace.
 type osTree struct {
 	name    string            // in os-release
 	version string            // in os-release and of the commit
-	kernel  string            // content of the kernel: another one has another bootcsum; "": none
-	files   map[string]string // besides; "": there is none
+	kernel  string            // content of the kernel, which determines bootcsum; "": no kernel
+	files   map[string]string // additional files; a file with "" is left out
 }
 
 // sharedText is the content of usr/share/shared in every tree.

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CacheEnv names the environment variable that moves the cache.
+// CacheEnv names the environment variable that sets the directory of the cache.
 const CacheEnv = "OSTREE_SNAPSHOTTER_TEST_CACHE"
 
-// CacheDir returns the cache's directory; it need not exist.
+// CacheDir returns the directory of the cache, which need not exist.
 func CacheDir() (string, error) {
 	if dir := os.Getenv(CacheEnv); dir != "" {
 		return filepath.Abs(dir)
@@ -29,7 +29,7 @@ func CacheDir() (string, error) {
 	return filepath.Join(base, "ostree-snapshotter"), nil
 }
 
-// Key returns the key of something made from the given inputs: a hash that also tells their boundaries apart.
+// Key returns a key for the given inputs: a hash that also covers their boundaries.
 func Key(inputs ...string) string {
 	h := sha256.New()
 	for _, in := range inputs {
@@ -38,10 +38,10 @@ func Key(inputs ...string) string {
 	return hex.EncodeToString(h.Sum(nil))[:20]
 }
 
-// Cached returns the directory kind/key of the cache. If it is not there yet, build fills a new directory which is then
-// renamed to that name, so that a build that fails or is killed leaves nothing under it. Of several processes that want
-// the same entry one builds it and the others wait. Entries of the same kind under other keys that were not used for
-// two weeks are removed then.
+// Cached returns the directory kind/key of the cache. If it does not exist, build fills a new directory, which is then
+// renamed, so that a failed or killed build leaves nothing under the name. If several processes want the same entry,
+// one builds it and the others wait. It also removes entries of the same kind with other keys that were not used for
+// two weeks.
 func Cached(kind, key string, build func(dir string) error) (dir string, err error) {
 	cache, err := CacheDir()
 	if err != nil {
@@ -87,14 +87,14 @@ func Cached(kind, key string, build func(dir string) error) (dir string, err err
 	return dir, nil
 }
 
-// used tells whether a complete entry is there, and notes that it was wanted now.
+// used reports whether a complete entry exists, and records its use.
 func used(dir string) bool {
 	now := time.Now()
 	return os.Chtimes(dir, now, now) == nil
 }
 
-// removeUnused removes the entries and left-over temporary directories not touched since the given time. Lock files stay:
-// a name that is removed while someone holds the lock could be locked twice.
+// removeUnused removes entries and left-over temporary directories not used since the given time. It keeps lock files,
+// because a name that is removed while a process holds its lock could be locked twice.
 func removeUnused(parent string, since time.Time) error {
 	entries, err := os.ReadDir(parent)
 	if err != nil {
@@ -120,7 +120,7 @@ func removeUnused(parent string, since time.Time) error {
 	return nil
 }
 
-// lockFile takes an exclusive lock on a file, waiting for it, and returns the function that gives it back.
+// lockFile waits for an exclusive lock on a file, and returns the function that releases it.
 func lockFile(name string) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -129,7 +129,7 @@ func lockFile(name string) (unlock func(), err error) {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
 		if err == nil {
-			return func() { _ = f.Close() }, nil // which gives the lock back
+			return func() { _ = f.Close() }, nil // releases the lock
 		}
 		if !errors.Is(err, unix.EINTR) {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())

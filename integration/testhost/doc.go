@@ -1,8 +1,8 @@
-// Package testhost makes a machine ready for the integration tests: it installs the Debian packages they need, and
-// builds the real programs they run against (containerd, ctr, nerdctl) from their Go modules.
+// Package testhost prepares a machine for the integration tests. It installs the Debian packages that they need, and
+// builds the real programs that they run (containerd, ctr, nerdctl, crictl) from their Go modules.
 //
 // Everything is kept in a cache outside the repository, ${XDG_CACHE_HOME:-$HOME/.cache}/ostree-snapshotter, under the
-// hash of what it was made from:
+// hash of its inputs:
 //
 //	bin-containerd/<key>/   containerd, containerd-shim-runc-v2, ctr
 //	bin-nerdctl/<key>/      nerdctl
@@ -12,5 +12,5 @@
 //	erofs-utils/<key>/      mkfs.erofs of Debian 13 with what it needs to run
 //	images/<key>/           OCI layouts (package images)
 //
-// A key that is there is complete: entries are built beside it and renamed.
+// Every entry is complete: it is built under another name and renamed.
 package testhost

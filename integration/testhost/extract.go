@@ -10,21 +10,20 @@ import (
 	"strings"
 )
 
-// An Extract is packages of a Debian release with all that they depend on, unpacked and never configured: enough to run
-// their programs, whatever the host has.
+// An Extract is a set of packages of a Debian release with all dependencies, unpacked but not configured. That is
+// enough to run their programs on any host.
 type Extract struct {
-	Release  string // its name in the archive
+	Release  string // name of the release in the archive
 	Packages []string
-	// Expired lets the archive's list of the release be older than it says it may be: mirrors of a release that is still being
-	// made lag behind.
+	// Expired accepts an expired release file of the archive. Mirrors of a release under development can lag behind.
 	Expired bool
 }
 
-// mergeUsr makes the links that the package usrmerge would: packages are only unpacked, and a deployed tree, over which
-// usr is mounted, has them too.
+// mergeUsr makes the links of the package usrmerge, because packages are only unpacked. A deployed tree, over which usr
+// is mounted, has them too.
 const mergeUsr = `for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done`
 
-// command returns the arguments of mmdebstrap before and behind the directory.
+// command returns the arguments of mmdebstrap before and after the directory.
 func (e Extract) command() (options []string, source string) {
 	archive, _ := Mirrors()
 	options = []string{
@@ -37,19 +36,19 @@ func (e Extract) command() (options []string, source string) {
 	return options, "deb " + archive + " " + e.Release + " main"
 }
 
-// Key returns the key of what is made from the packages, and from other inputs.
+// Key returns the key for the result of the packages and of other inputs.
 func (e Extract) Key(inputs ...string) string {
 	options, source := e.command()
 	return Key(append(append(options, source), inputs...)...)
 }
 
-// Make unpacks the packages in a directory, which is empty or not there.
+// Make unpacks the packages in a directory, which must be empty or absent.
 func (e Extract) Make(ctx context.Context, log io.Writer, dir string) error {
 	options, source := e.command()
 	if err := run(exec.CommandContext(ctx, "mmdebstrap", append(options, e.Release, dir, source)...), log); err != nil {
 		return err
 	}
-	// Half of the size is documentation, and device nodes are the running system's.
+	// Half of the size is documentation, and the running system has its own device nodes.
 	for _, name := range []string{"usr/share", "dev", "var"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("remove what is not needed: %w", err)
@@ -58,7 +57,7 @@ func (e Extract) Make(ctx context.Context, log io.Writer, dir string) error {
 	return nil
 }
 
-// OneFile returns the one file that a pattern matches, as in what packages hold whose version is not known.
+// OneFile returns the only file that matches a pattern, such as a file of a package whose version is not known.
 func OneFile(pattern string) (string, error) {
 	names, err := filepath.Glob(pattern)
 	if err == nil && len(names) != 1 {

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// aptSources is where Debian's own apt configuration is.
+// aptSources is Debian's own apt configuration.
 const aptSources = "/etc/apt/sources.list.d/debian.sources"
 
-// Mirrors returns the addresses of Debian's archives that the host itself uses, with the public ones as default.
+// Mirrors returns the addresses of the host's Debian archives, with the public ones as defaults.
 func Mirrors() (main, security string) {
 	main, security = "http://deb.debian.org/debian", "http://deb.debian.org/debian-security"
 	b, err := os.ReadFile(aptSources)

@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// unitTestModules are the modules in go.mod that the product does not use. Unit tests beside the code belong to the module
-// of their directory, so the libraries they are written with have to be there. Programs, clients and second implementations
-// that tests compare with have modules of their own below integration.
+// unitTestModules are the modules in go.mod that the product does not use. Unit tests are in the module of their
+// directory, so go.mod must require the libraries that they are written with. Programs, clients and second
+// implementations for comparison have separate modules below integration.
 var unitTestModules = []string{
 	"github.com/google/go-cmp",        // differences between structures
 	"github.com/rogpeppe/go-internal", // testscript, for the txtar scripts of the command line

@@ -12,7 +12,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// A Package is a Debian package and a program, or the path of a file, by which its presence is known.
+// A Package is a Debian package, with a program, or the path of a file, that shows that it is installed.
 type Package struct{ Name, Program string }
 
 func (p Package) installed() bool {
@@ -24,37 +24,37 @@ func (p Package) installed() bool {
 	return ok
 }
 
-// Packages are the Debian packages the tests want on the host.
+// Packages are the Debian packages that the tests need on the host.
 var Packages = []Package{
 	{"mmdebstrap", "mmdebstrap"},                // the test images
-	{"ostree", "ostree"},                        // judge of our repository
+	{"ostree", "ostree"},                        // checks our repository
 	{"runc", "runc"},                            // runs the containers
 	{"isal", "igzip"},                           // fast gzip
-	{"erofs-utils", "mkfs.erofs"},               // judge of our EROFS images
+	{"erofs-utils", "mkfs.erofs"},               // checks our EROFS images
 	{"e2fsprogs", "mkfs.ext4"},                  // the full-disk test
 	{"mount", "losetup"},                        // the same
 	{"xfsprogs", "mkfs.xfs"},                    // checkouts by reflink
 	{"btrfs-progs", "mkfs.btrfs"},               // the same
 	{"python3", "python3"},                      // runs the second writer of composefs images
-	{"attr", "getfattr"},                        // used when a test fails by a person who looks
+	{"attr", "getfattr"},                        // for a person who investigates a failed test
 	{"fdisk", "sfdisk"},                         // partitions
 	{"dosfstools", "mkfs.vfat"},                 // the EFI system partition
 	{"mtools", "mcopy"},                         // the same
-	{"qemu-system-x86", "qemu-system-x86_64"},   // boots what was deployed
+	{"qemu-system-x86", "qemu-system-x86_64"},   // boots deployments
 	{"ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"}, // its firmware
-	{"chromium", "chromium"},                    // looks at the page of a benchmark
-	// The boot loader of disks whose OS brings none.
+	{"chromium", "chromium"},                    // shows the page of a benchmark
+	// The boot loader for disks whose OS has none.
 	{"systemd-boot-efi", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"},
 }
 
-// compiler is what the race detector needs.
+// compiler is needed by the race detector.
 var compiler = []Package{{"gcc", "gcc"}, {"libc6-dev", "gcc"}}
 
-// InstallPackages installs those of Packages that are not there. It changes nothing, and needs no network and no root,
-// when nothing is missing.
+// InstallPackages installs missing packages of Packages. If nothing is missing it changes nothing, and needs neither
+// network nor root.
 func InstallPackages(ctx context.Context, log io.Writer) error { return install(ctx, log, Packages) }
 
-// InstallCompiler installs a C compiler, as InstallPackages does.
+// InstallCompiler installs a C compiler in the same way.
 func InstallCompiler(ctx context.Context, log io.Writer) error { return install(ctx, log, compiler) }
 
 func install(ctx context.Context, log io.Writer, packages []Package) error {
@@ -85,8 +85,8 @@ func apt(ctx context.Context, log io.Writer, args ...string) error {
 	return nil
 }
 
-// Registry returns the path of Debian's docker-registry: the host's where it is installed, else one unpacked into the
-// cache, since installing the package would start a service.
+// Registry returns the path of Debian's docker-registry: the host's if it is installed, or else one unpacked into the
+// cache, because installing the package would start a service.
 func Registry(ctx context.Context, log io.Writer) (string, error) {
 	const name = "docker-registry"
 	if p, ok := testenv.LookTool(name); ok {
@@ -117,7 +117,7 @@ func Registry(ctx context.Context, log io.Writer) (string, error) {
 	return filepath.Join(dir, "usr/bin", name), nil
 }
 
-// run runs a command with its output on log. The error names the command.
+// run runs a command with its output on log. Its error names the command.
 func run(cmd *exec.Cmd, log io.Writer) error {
 	fmt.Fprintf(log, "+ %s\n", strings.Join(cmd.Args, " "))
 	cmd.Stdout, cmd.Stderr = log, log

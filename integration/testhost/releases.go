@@ -8,33 +8,33 @@ import (
 	"path/filepath"
 )
 
-// wrapper runs a program with the dynamic loader and the libraries it was built for: the host's are older. It finds
-// them by its own name, since entries of the cache are renamed.
+// wrapper runs a program with its own dynamic loader and libraries, because the host's are older. It finds them by its
+// own path, because entries of the cache are renamed.
 const wrapper = `#!/bin/sh
 root=${0%%/*}/root
 exec "$root/%s" --inhibit-cache --library-path "$root/%s" "$root/usr/bin/%s" "$@"
 `
 
-// ErofsUtils returns a directory for the PATH whose only program is the mkfs.erofs of Debian 13, erofs-utils 1.8.6.
-// containerd's erofs differ wants 1.8.2; Debian 12 has 1.5. It is made by mmdebstrap unless the cache has it.
+// ErofsUtils returns a directory for PATH that contains only the mkfs.erofs of Debian 13, erofs-utils 1.8.6.
+// containerd's erofs differ needs 1.8.2; Debian 12 has 1.5. It is made by mmdebstrap unless the cache has it.
 func ErofsUtils(ctx context.Context, log io.Writer) (string, error) {
 	return program(ctx, log, Extract{Release: "trixie", Packages: []string{"erofs-utils"}}, "mkfs.erofs")
 }
 
-// Mkcomposefs returns a directory for the PATH whose only program is the mkcomposefs of Debian 14, the first that has one. It is
-// made by mmdebstrap unless the cache has it.
+// Mkcomposefs returns a directory for PATH that contains only the mkcomposefs of Debian 14, the first release with one.
+// It is made by mmdebstrap unless the cache has it.
 func Mkcomposefs(ctx context.Context, log io.Writer) (string, error) {
 	return program(ctx, log, Extract{Release: "forky", Packages: []string{"composefs"}, Expired: true}, "mkcomposefs")
 }
 
-// Kernel returns the root directory of the packages of Debian 13's kernel for virtual machines and of a static busybox. It is
-// made by mmdebstrap unless the cache has it.
+// Kernel returns the root directory of the packages of Debian 13's kernel for virtual machines and of a static busybox.
+// It is made by mmdebstrap unless the cache has it.
 func Kernel(ctx context.Context, log io.Writer) (string, error) {
 	packages := Extract{Release: "trixie", Packages: []string{"linux-image-cloud-amd64", "busybox-static"}}
 	return Cached("kernel", packages.Key(), func(dir string) error { return packages.Make(ctx, log, dir) })
 }
 
-// program returns a directory with a program of another release's packages.
+// program returns a directory that contains a program from packages of another release.
 func program(ctx context.Context, log io.Writer, packages Extract, name string) (string, error) {
 	return Cached(packages.Packages[0], packages.Key(wrapper, name), func(dir string) error {
 		root := filepath.Join(dir, "root")

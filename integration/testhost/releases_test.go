@@ -15,7 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// erofsUtils returns the program, and skips the test where it cannot be had.
+// erofsUtils returns the program, and skips the test if it is not available.
 func erofsUtils(t *testing.T) string {
 	t.Helper()
 	testenv.NeedsRoot(t)
@@ -42,11 +42,11 @@ func TestErofsVersion(t *testing.T) {
 	}
 }
 
-// As containerd's differ does: a layer on standard input becomes an image that the kernel mounts.
+// Like containerd's differ: a layer on standard input becomes an image that the kernel mounts.
 func TestErofsFromTar(t *testing.T) {
 	testenv.NeedsEROFS(t)
 	testenv.NeedsLoop(t)
-	// Found by name, as containerd finds it.
+	// Found by name, like containerd does.
 	t.Setenv("PATH", filepath.Dir(erofsUtils(t))+":"+os.Getenv("PATH"))
 
 	var layer bytes.Buffer

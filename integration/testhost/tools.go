@@ -15,9 +15,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// Tools are the programs the tests run against, as absolute paths.
+// Tools are the absolute paths of the programs that the tests run.
 type Tools struct {
-	Containerd string // its directory also has containerd-shim-runc-v2
+	Containerd string // the directory also contains containerd-shim-runc-v2
 	Ctr        string
 	Nerdctl    string
 	Crictl     string
@@ -25,8 +25,8 @@ type Tools struct {
 	Runc       string
 }
 
-// A toolModule is a Go module below integration/tools which pins the version of a program, or of a library that a program
-// there uses, and the packages to build in it.
+// A toolModule is a Go module below integration/tools with the packages to build in it. It pins the version of a
+// program, or of a library of a program there.
 type toolModule struct {
 	name     string
 	packages []string
@@ -55,10 +55,11 @@ var toolModules = []toolModule{
 	},
 }
 
-// goerofs is a program of ours around a library.
+// goerofs is a program of ours that wraps a library.
 var goerofs = toolModule{name: "goerofs", packages: []string{"."}}
 
-// Goerofs returns the program that lists EROFS images with the erofs project's Go reader, building it if the cache has none.
+// Goerofs returns the path of the program that lists EROFS images with the erofs project's Go reader. It builds the
+// program unless the cache has it.
 func Goerofs(ctx context.Context, log io.Writer) (string, error) {
 	dir, err := goerofs.build(ctx, log)
 	return filepath.Join(dir, "goerofs"), err
@@ -83,7 +84,7 @@ func RepoDir() (string, error) {
 	}
 }
 
-// BuildTools returns the programs the tests run against, building those that are not in the cache.
+// BuildTools returns the programs that the tests run, and builds those that the cache does not have.
 func BuildTools(ctx context.Context, log io.Writer) (*Tools, error) {
 	dirs := make(map[string]string)
 	for _, m := range toolModules {
@@ -141,7 +142,8 @@ func (m toolModule) build(ctx context.Context, log io.Writer) (string, error) {
 // BinaryEnv names the environment variable with the binary to test.
 const BinaryEnv = "OSTREE_SNAPSHOTTER_BINARY"
 
-// BuildBinary builds the daemon from this tree in a directory, unless the environment names one, and returns its path.
+// BuildBinary builds the program of this tree in a directory, unless the environment names a binary, and returns its
+// path.
 func BuildBinary(ctx context.Context, dir string) (string, error) {
 	if name := os.Getenv(BinaryEnv); name != "" {
 		return filepath.Abs(name)

@@ -1,4 +1,4 @@
-// Package tree reads a directory tree with everything a container can see of it, and compares two of them.
+// Package tree reads all attributes of a directory tree that a container can see, and compares two trees.
 package tree
 
 import (
@@ -21,22 +21,22 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// An Entry is one name of a tree.
+// An Entry is one name in a tree.
 type Entry struct {
 	Mode   uint32 // with the file type
 	UID    uint32
 	GID    uint32
-	Rdev   uint64 // devices
-	Size   int64  // regular files and symbolic links
+	Rdev   uint64 // of devices
+	Size   int64  // of regular files and symbolic links
 	Mtime  unix.Timespec
-	Target string // symbolic links
-	SHA256 string // regular files
+	Target string // of symbolic links
+	SHA256 string // of regular files
 	Xattrs map[string]string
-	Nlink  uint64 // not of directories
+	Nlink  uint64 // of all files except directories
 	inode  atfs.Inode
 }
 
-// A Tree is a directory tree: path below its root, "." for the root itself, to entry.
+// A Tree is a directory tree: entries by path below its root, with "." for the root itself.
 type Tree map[string]*Entry
 
 // Read reads the tree below a directory.
@@ -145,18 +145,18 @@ func hashFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Options say what Diff passes over.
+// Options limit the comparison of Diff.
 type Options struct {
-	// IgnoreMtime names directories whose modification time no layer says.
+	// IgnoreMtime names directories whose modification time is not in any layer.
 	IgnoreMtime []string
-	// ExactLinks says that files which are not hard links of each other in want must not be so in got, and that each has as
-	// many links as it has names.
+	// ExactLinks requires that files which are not hard links of each other in want are not in got either, and that
+	// each file has as many links as names.
 	ExactLinks bool
 }
 
-// Diff compares a tree with the one it should be and returns one line for each difference, sorted by path. Files that
-// are hard links of each other in want must be so in got; the reverse is not demanded unless the options say so, since equal files may
-// share an inode.
+// Diff compares got with want and returns one line for each difference, sorted by path. Files that are hard links of
+// each other in want must be so in got. The reverse is required only by the options, since equal files may share an
+// inode.
 func Diff(want, got Tree, opts Options) []string {
 	var lines []string
 	for _, path := range slices.Sorted(maps.Keys(want)) {
@@ -182,7 +182,7 @@ func Diff(want, got Tree, opts Options) []string {
 	return lines
 }
 
-// miscounted finds files that do not have as many links as they have names.
+// miscounted finds files whose number of links differs from that of their names.
 func (t Tree) miscounted() (lines []string) {
 	names := make(map[atfs.Inode]uint64)
 	for _, e := range t {
@@ -230,12 +230,12 @@ func (e *Entry) diff(g *Entry, ignoreMtime bool) []string {
 
 func formatTime(t unix.Timespec) string { return fmt.Sprintf("%d.%09d", t.Sec, t.Nsec) }
 
-// String describes the entry in short.
+// String returns a short description of the entry.
 func (e *Entry) String() string {
 	return fmt.Sprintf("mode %#o owner %d:%d size %d", e.Mode, e.UID, e.GID, e.Size)
 }
 
-// diffLinks finds the hard links of want that are not links of one file in got, and says so.
+// diffLinks reports the hard links of want that are not links of one file in got.
 func diffLinks(want, got Tree, say string) []string {
 	first := make(map[atfs.Inode]string)
 	var lines []string
@@ -256,7 +256,7 @@ func diffLinks(want, got Tree, say string) []string {
 	return lines
 }
 
-// Links returns the names that share an inode with another, in groups, sorted.
+// Links returns groups of names that share an inode, sorted.
 func (t Tree) Links() [][]string {
 	groups := make(map[atfs.Inode][]string)
 	for _, path := range slices.Sorted(maps.Keys(t)) {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// build makes a small tree with one entry of most kinds.
+// build makes a small tree with an entry of most kinds.
 func build(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()

@@ -20,15 +20,15 @@ import (
 //go:embed kernel.sh
 var kernelScript string
 
-// scratchSize is that of the disk that a machine without a system has on /tmp.
+// scratchSize is the size of the disk on /tmp of a machine without a system.
 const scratchSize = 4 << 30
 
-// kernelModules are what is loaded, in this order, as far as it is not built in.
+// kernelModules are loaded in this order, unless they are built in.
 var kernelModules = []string{"virtio_blk", "qemu_fw_cfg", "loop", "netfs", "libcrc32c", "erofs", "overlay"}
 
-// NewWithKernel returns a machine that has no system but the kernel of Debian 13, busybox and some files of the host, by their
-// paths in the guest. Its /tmp is an empty ext4 with fs-verity. Commands are run by busybox's shell. What it is made of, and
-// what it prints, is kept in dir, which the caller removes.
+// NewWithKernel returns a machine whose system is the kernel of Debian 13, busybox and some files of the host, by their
+// paths in the guest. Its /tmp is an empty ext4 with fs-verity. busybox's shell runs the commands. The parts of the
+// machine and its output are kept in dir, which the caller removes.
 func NewWithKernel(ctx context.Context, files map[string]string, dir string, log io.Writer) (*Machine, error) {
 	m := &Machine{disk: filepath.Join(dir, "disk.img"), dir: dir, log: log, kernel: filepath.Join(dir, "vmlinuz")}
 	root, err := testhost.Kernel(ctx, log)
@@ -44,7 +44,7 @@ func NewWithKernel(ctx context.Context, files map[string]string, dir string, log
 	return m, nil
 }
 
-// makeKernel links to the kernel and packs the file system that it starts with.
+// makeKernel links to the kernel and packs its initial file system.
 func (m *Machine) makeKernel(ctx context.Context, root string, files map[string]string) error {
 	image, err := testhost.OneFile(filepath.Join(root, "boot/vmlinuz-*"))
 	if err != nil {
@@ -96,7 +96,7 @@ func findModule(dir, name string) (string, error) {
 	return found, err
 }
 
-// pack makes the archive of files from which the kernel starts: of links to them, which cpio follows.
+// pack makes the archive with the kernel's initial files, from links that cpio follows.
 func (m *Machine) pack(ctx context.Context, busybox string, files map[string]string) (err error) {
 	tree := m.path("initramfs")
 	names := make(map[string]struct{})

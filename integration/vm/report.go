@@ -11,15 +11,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 )
 
-// A Command is a command line for bash in the guest. Its name has no spaces.
+// A Command is a command line for bash in the guest. Its name must not contain spaces.
 type Command struct {
 	Name string
 	Line string
-	// Fails says that it may fail. After any other command that fails, those that follow are left out.
+	// Fails allows the command to fail. After any other failure, the remaining commands are skipped.
 	Fails bool
 }
 
-// script is the script that runs the commands: calls of step in guest.sh.
+// script returns the script that runs the commands: calls of step in guest.sh.
 func script(commands []Command) string {
 	var b strings.Builder
 	for _, c := range commands {
@@ -35,27 +35,27 @@ func script(commands []Command) string {
 // quote quotes a word for the shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// A Result is what came of a command.
+// A Result is the result of a command.
 type Result struct {
 	Output string // both streams
 	Status int
 	Ended  float64 // seconds since the guest's kernel started
 }
 
-// A Report is what a guest said in one run.
+// A Report is the output of a guest in one run.
 type Report struct {
-	Results map[string]*Result // by the names of the commands that were run
-	Console string             // the file with what firmware, kernel and systemd printed
+	Results map[string]*Result // by the names of the commands that ran
+	Console string             // file with the output of firmware, kernel and systemd
 	Seconds float64            // from the start of qemu to its end
 
-	began float64 // seconds since the guest's kernel started when the first command ran; 0: none did
+	began float64 // seconds from the start of the guest's kernel to the first command; 0: none ran
 	order []string
-	all   bool     // every command was run
-	done  bool     // the guest was about to power off
-	other []string // lines that belong to no command
+	all   bool     // every command ran
+	done  bool     // the guest is about to power off
+	other []string // lines outside of commands
 }
 
-// read reads the second serial line to its end. It calls begin when the guest has come up.
+// read reads the second serial line to its end. It calls begin when the guest is up.
 func (r *Report) read(in io.Reader, begin func()) error {
 	s := bufio.NewScanner(in)
 	s.Buffer(nil, 1<<20)
@@ -71,7 +71,7 @@ func (r *Report) read(in io.Reader, begin func()) error {
 	return s.Err()
 }
 
-// line takes one line of guest.sh's.
+// line handles one line from guest.sh.
 func (r *Report) line(line string) error {
 	word, rest, _ := strings.Cut(line, " ")
 	switch word {
@@ -113,7 +113,7 @@ func (r *Report) result(name string) *Result {
 	return r.Results[name]
 }
 
-// err tells what kept the guest from doing everything.
+// err returns the reason why the guest did not do everything.
 func (r *Report) err() error {
 	switch {
 	case !r.all && len(r.order) > 0 && r.Results[r.order[len(r.order)-1]].Status != 0:
@@ -125,7 +125,7 @@ func (r *Report) err() error {
 	return nil
 }
 
-// times tells how long everything took.
+// times describes the durations.
 func (r *Report) times() string {
 	text := fmt.Sprintf("%.0f s, of which %.0f until the first command", r.Seconds, r.began)
 	last := r.began
@@ -138,7 +138,7 @@ func (r *Report) times() string {
 	return text
 }
 
-// String is everything that is known of the run: what the commands printed, and the end of the console.
+// String returns everything that is known of the run: the output of the commands, and the end of the console.
 func (r *Report) String() string {
 	var b strings.Builder
 	for _, name := range r.order {
@@ -148,7 +148,7 @@ func (r *Report) String() string {
 	return b.String()
 }
 
-// Count returns how many lines of the console have a text in them.
+// Count returns the number of console lines that contain a text.
 func (r *Report) Count(text string) (int, error) {
 	b, err := os.ReadFile(r.Console)
 	if err != nil {
@@ -163,5 +163,5 @@ func (r *Report) Count(text string) (int, error) {
 	return n, nil
 }
 
-// Tail returns the last lines of the console, or why it cannot be read.
+// Tail returns the last lines of the console, or the reason why it cannot be read.
 func (r *Report) Tail(lines int) string { return process.Tail(r.Console, lines) }

@@ -11,7 +11,7 @@ func TestReport(t *testing.T) {
 	for _, tc := range []struct {
 		name, text string
 		outputs    map[string]string
-		err        string // part of it; "": none
+		err        string // a part of it; "": none
 	}{
 		{
 			name:    "everything",

@@ -23,19 +23,19 @@ import (
 const (
 	// Program is the emulator.
 	Program = "qemu-system-x86_64"
-	// Host is the address at which the guest reaches what listens on the host's loopback interface.
+	// Host is the guest's address for listeners on the host's loopback interface.
 	Host = "10.0.2.2"
-	// kvmEnv names the environment variable that asks for KVM.
+	// kvmEnv names the environment variable that requests KVM.
 	kvmEnv = "OSTREE_SNAPSHOTTER_TEST_KVM"
 
 	firmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
-// What a boot may take.
+// Time limits of a boot.
 const (
 	bootLimit = 4 * time.Minute // until the guest's unit runs
-	runLimit  = 8 * time.Minute // in all
+	runLimit  = 8 * time.Minute // in total
 )
 
 //go:embed guest.sh
@@ -44,7 +44,7 @@ var guestScript string
 //go:embed guest.service
 var guestUnit string
 
-// GuestFiles are what an image must have for Boot to run commands in it.
+// GuestFiles returns the files with which an image can run the commands of Boot.
 func GuestFiles() []images.File {
 	const unit = "usr/lib/systemd/system/guest.service"
 	return []images.File{
@@ -54,17 +54,17 @@ func GuestFiles() []images.File {
 	}
 }
 
-// A Machine is a virtual machine that is off.
+// A Machine is a virtual machine that is powered off.
 type Machine struct {
 	disk string
 	dir  string
 	log  io.Writer
 	n    int // boots so far
 
-	kernel string // that is started, "" for what the firmware finds on the disk
+	kernel string // kernel to start, "" for the firmware's choice from the disk
 }
 
-// New returns a machine with a raw disk image. Its firmware's variables and what it prints are kept in dir, which the
+// New returns a machine with a raw disk image. Its firmware's variables and its output are kept in dir, which the
 // caller removes. Progress goes to log.
 func New(disk, dir string, log io.Writer) (*Machine, error) {
 	vars, err := os.ReadFile(firmwareVars)
@@ -80,21 +80,21 @@ func New(disk, dir string, log io.Writer) (*Machine, error) {
 
 func (m *Machine) path(name string) string { return filepath.Join(m.dir, name) }
 
-// Run is what one boot of a machine is for.
+// Run describes one boot of a machine.
 type Run struct {
 	Name     string // for messages
 	Commands []Command
-	// Failures says that boots may fail before the one that runs the commands. The machine is then reset when the guest
-	// asks for it; otherwise that ends the run.
+	// Failures allows boots before the one that runs the commands to fail. The machine is reset when the guest requests
+	// it; otherwise a reset ends the run.
 	Failures bool
 }
 
-// errSilent is returned when a guest did not come up.
+// errSilent is returned if a guest did not come up.
 var errSilent = errors.New("the guest never said anything")
 
-// Boot starts the machine, runs the commands and waits until the guest has powered off. If the guest does not come up in
-// good time, it is tried once more: the emulator is not free of races. The error of a guest that came up, but did not
-// do everything, is that of the report.
+// Boot starts the machine, runs the commands and waits until the guest has powered off. If the guest does not come up
+// in time, Boot tries once more, because the emulator has races. If the guest came up but did not do everything, the
+// error is that of the report.
 func (m *Machine) Boot(ctx context.Context, run Run) (*Report, error) {
 	r, err := m.boot(ctx, run)
 	if errors.Is(err, errSilent) && !run.Failures && ctx.Err() == nil {
@@ -125,7 +125,7 @@ func (m *Machine) boot(ctx context.Context, run Run) (*Report, error) {
 
 	start := time.Now()
 	r := &Report{Console: m.path(name + ".console")}
-	// The kernel ends qemu with the thread that started it, so that none is left over however a test ends.
+	// The kernel ends qemu with the thread that started it, so that it never outlives a test.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, Program, m.args(name, run)...)
@@ -154,7 +154,7 @@ func (m *Machine) boot(ctx context.Context, run Run) (*Report, error) {
 	return r, r.err()
 }
 
-// args are the arguments of qemu.
+// args returns the arguments of qemu.
 func (m *Machine) args(name string, run Run) []string {
 	accel := []string{"-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,la57=off,cx16=off"}
 	if os.Getenv(kvmEnv) != "" {
@@ -162,7 +162,7 @@ func (m *Machine) args(name string, run Run) []string {
 	}
 	args := append(accel,
 		"-machine", "q35", "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none",
-		// What the guest syncs need not reach the host's disk: no test ends with the host.
+		// Synced data need not reach the host's disk, because no test survives the host.
 		"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+m.disk,
 		"-device", "virtio-blk-pci,drive=disk,bootindex=1",
 		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",

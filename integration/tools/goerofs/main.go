@@ -1,8 +1,9 @@
-// Command goerofs lists EROFS images as the erofs project's Go reader sees them: for each image a JSON object on a line.
+// Command goerofs lists EROFS images with the erofs project's Go reader. It prints a JSON object on a line for each
+// image.
 //
 //	goerofs [-repeat N] IMAGE...
 //
-// It is a program, with a module of its own, so that the product's go.mod does not name the reader.
+// It is a separate program and module, so that the product's go.mod does not require the reader.
 package main
 
 import (
@@ -19,13 +20,13 @@ import (
 	erofs "github.com/erofs/go-erofs"
 )
 
-// A listing is the output for one image.
+// A listing is the result for one image.
 type listing struct {
-	Error string `json:"error,omitempty"` // why the image cannot be read
+	Error string `json:"error,omitempty"` // the reason why the image cannot be read
 	Nodes []node `json:"nodes,omitempty"`
 }
 
-// A node is a path of an image, in breadth-first order. Texts of any bytes are in base64.
+// A node is a path of an image, in breadth-first order. Text with arbitrary bytes is in base64.
 type node struct {
 	Path    []byte      `json:"path"`
 	First   []byte      `json:"first"` // the first path of the inode
@@ -38,7 +39,7 @@ type node struct {
 	Nsec    int64       `json:"nsec"`
 	Nlink   uint64      `json:"nlink"`
 	Target  []byte      `json:"target,omitempty"`
-	Content []byte      `json:"content,omitempty"` // unless it is in chunks, outside the image
+	Content []byte      `json:"content,omitempty"` // unless it is in chunks outside the image
 	Xattrs  []xattr     `json:"xattrs,omitempty"`
 }
 
@@ -101,7 +102,7 @@ func list(image []byte) (nodes []node, err error) {
 	return nodes, nil
 }
 
-// inFS returns an absolute path in the form of io/fs.
+// inFS converts an absolute path to the form of io/fs.
 func inFS(name string) string {
 	if name == "/" {
 		return "."
@@ -130,7 +131,7 @@ func stat(fsys fs.FS, name string) (n node, ino int64, err error) {
 		Sec: int64(st.Mtime), Nsec: int64(st.MtimeNs), Nlink: uint64(st.Nlink),
 	}
 	for k, v := range st.Xattrs {
-		// go-erofs 0.3.1 puts a dot behind the two ACL names.
+		// go-erofs 0.3.1 appends a dot to the two ACL names.
 		for _, acl := range []string{"system.posix_acl_access", "system.posix_acl_default"} {
 			if rest, ok := strings.CutPrefix(k, acl+"."); ok {
 				k = acl + rest
