@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// finalizeUnits are the units that finalize staged deployments when the system shuts down. That of ostree comes first, for
+// finalizeUnits are the units that finalize staged deployments when the system shuts down. ostree's comes first, for
 // systems that have both.
 var finalizeUnits = []string{"ostree-finalize-staged.service", "ostree-snapshotter-finalize-staged.service"}
 

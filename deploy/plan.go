@@ -132,8 +132,8 @@ func (p *Plan) kargs(from *sysroot.Deployment, edits *kargs.Edits) (kargs.List, 
 	return edits.Apply(from.Kargs.Update(before, now))
 }
 
-// Execute makes the deployment, as [System.Execute] does, if there is anything to do. If it fails, the commit has lost its
-// ref. The plan of a dry run cannot be executed.
+// Execute makes the deployment, as [System.Execute] does, if there is anything to do. If it fails, the commit has lost
+// its ref. The plan of a dry run cannot be executed.
 func (p *Plan) Execute(ctx context.Context) error {
 	switch {
 	case p.Plan == nil:
