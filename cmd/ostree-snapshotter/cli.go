@@ -13,19 +13,16 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
-// cli is one run of the program: where it writes and what its flags say.
+// cli is one run of the program: its streams, and the flags common to its commands. Other flags are in a struct of each
+// command.
 type cli struct {
 	stdout, stderr io.Writer
-	json           bool
+	json           bool // --json of the commands that print a report
 
-	configFile string // --config; "" stands for the default file, if there is one
-	root       string // --root; "" stands for the configuration's
+	configFile string // --config; "" for the default file, if it exists
+	root       string // --root; "" for that of the configuration
 
-	daemonAddress     string // our daemon's socket; "" stands for the configuration's
-	containerdAddress string // containerd's socket; "" stands for the environment's or the configuration's
-	imageNamespace    string // containerd namespace that has the image to deploy
-
-	openDir func(name string) (*atfs.Dir, error) // opens the directories of a store; tests see there what is done to them
+	openDir func(name string) (*atfs.Dir, error) // opens the directories of a store; tests replace it
 }
 
 func (c *cli) rootCommand() *cobra.Command {
@@ -77,7 +74,7 @@ as an object of an ostree repository; containers run on composefs images over th
 	return root
 }
 
-// knownCommand refuses arguments of a command that only has commands below it.
+// knownCommand refuses the arguments of a command that has only subcommands.
 func knownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -101,21 +98,9 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		"\"%s --help\" describes it", cmd.CommandPath())
 }
 
-// jsonFlag gives a listing the --json flag.
+// jsonFlag adds the --json flag.
 func (c *cli) jsonFlag(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&c.json, "json", false, "write one JSON document instead of a table")
-}
-
-// daemonFlag gives a command that reads snapshots the flag that says where our daemon listens.
-func (c *cli) daemonFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&c.daemonAddress, "daemon-address", "",
-		"`SOCKET` of the running ostree-snapshotter, instead of the configuration's")
-}
-
-// containerdFlags gives a command that asks containerd for images the flags that ctr has for it.
-func (c *cli) containerdFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&c.containerdAddress, "address", "a", "",
-		"containerd's `SOCKET`, instead of the configuration's [$CONTAINERD_ADDRESS]")
 }
 
 // writeJSON writes v to standard output as one indented JSON document.
@@ -129,7 +114,7 @@ func (c *cli) writeJSON(v any) error {
 	return nil
 }
 
-// table writes rows of tab-separated cells, in columns, to standard output.
+// table writes rows of tab-separated cells to standard output, aligned in columns.
 func (c *cli) table(rows ...string) error {
 	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
 	var errs []error
@@ -143,7 +128,7 @@ func (c *cli) table(rows ...string) error {
 	return nil
 }
 
-// oneArg demands one positional argument.
+// oneArg demands exactly one positional argument.
 func oneArg(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 1 {

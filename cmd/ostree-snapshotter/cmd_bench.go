@@ -25,6 +25,8 @@ import (
 
 // benchOptions are the flags of "bench".
 type benchOptions struct {
+	daemonFlags
+	containerdFlags
 	images       []string
 	snapshotters []string
 	rounds       int
@@ -72,9 +74,9 @@ With --out, DIR gets report.html, report.json, with every run, report.md and cha
 	f.StringVar(&o.fileSystem, "filesystem", "ext4", "file system that is made for each run: ext4, xfs or btrfs; or none, to use that of --tmp")
 	f.StringVar(&o.diskSize, "disk-size", "64GiB", "size of that file system; it takes what is written to it")
 	f.StringVar(&o.containerd, "containerd", "containerd", "containerd `PROGRAM` to start")
-	f.StringVarP(&c.containerdAddress, "address", "a", "", "`SOCKET` of a containerd that runs, to be measured instead of one of our own")
+	f.StringVarP(&o.address, "address", "a", "", "`SOCKET` of a containerd that runs, to be measured instead of one of our own")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "say what each run has measured")
-	c.daemonFlag(cmd)
+	o.addDaemon(cmd)
 	c.jsonFlag(cmd)
 	cmd.AddCommand(c.benchDedupCommand(), c.benchProbeCommand())
 	_ = cmd.RegisterFlagCompletionFunc("images", cobra.FixedCompletions(workload.Names(), cobra.ShellCompDirectiveDefault))
@@ -174,12 +176,12 @@ func (c *cli) benchNodes(o benchOptions, self string) (pull.Starter, error) {
 	if len(names) == 0 || len(slices.Compact(names)) < len(o.snapshotters) {
 		return nil, usagef("--snapshotters names none, or one twice")
 	}
-	if c.containerdAddress != "" {
+	if o.address != "" {
 		cfg, err := c.loadConfig()
 		if err != nil {
 			return nil, err
 		}
-		return node.Existing{Address: c.containerdAddress, Daemon: cmp.Or(c.daemonAddress, cfg.Address)}, nil
+		return node.Existing{Address: o.address, Daemon: cmp.Or(o.daemon, cfg.Address)}, nil
 	}
 	for _, name := range o.snapshotters {
 		if !slices.Contains(node.Known(), name) {

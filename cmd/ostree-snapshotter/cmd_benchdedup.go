@@ -17,6 +17,7 @@ import (
 
 // dedupOptions are the flags of "bench dedup".
 type dedupOptions struct {
+	imageFlags
 	platform string
 	verbose  bool
 }
@@ -46,8 +47,7 @@ above it.` + exitHelp(exitPartly, exitInterrupted),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.benchDedup(cmd.Context(), args, opts) },
 	}
 	c.jsonFlag(cmd)
-	c.containerdFlags(cmd)
-	c.imageNamespaceFlag(cmd)
+	opts.addImage(cmd)
 	cmd.Flags().StringVar(&opts.platform, "platform", "", "measure the manifests for `PLATFORM`, like linux/arm64, instead of this host's")
 	cmd.Flags().BoolVarP(&opts.verbose, "verbose", "v", false, "list what each image adds to those before it")
 	return cmd
@@ -65,8 +65,8 @@ func (c *cli) benchDedup(ctx context.Context, refs []string, opts dedupOptions) 
 		return err
 	}
 	finder := &images.Finder{
-		Platform: platform, Namespace: c.imageNamespace, ContentRoot: cfg.Containerd.ContentRoot,
-		Dial: func() (*containerd.Client, error) { return c.dialContainerd(cfg) },
+		Platform: platform, Namespace: opts.namespace, ContentRoot: cfg.Containerd.ContentRoot,
+		Dial: func() (*containerd.Client, error) { return opts.dial(cfg) },
 	}
 	if finder.Decompressor, err = blob.NewDecompressor(containerd.Silent(ctx), cfg.Decompress.Gzip); err != nil {
 		return err

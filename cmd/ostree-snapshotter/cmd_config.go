@@ -44,6 +44,7 @@ func (c *cli) configDefaultCommand() *cobra.Command {
 }
 
 func (c *cli) configContainerdCommand() *cobra.Command {
+	var f containerdFlags
 	var version int
 	cmd := &cobra.Command{
 		Use:   "containerd",
@@ -54,14 +55,14 @@ program's configuration.
 The format is that of --version, else that of the running containerd: 2 for containerd 1.7, 3 for 2.0 to 2.2, 4 for 2.3
 and later. Without either it is 3, which later releases read too.` + exitHelp(),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.containerdConfig(cmd.Context(), version) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.containerdConfig(cmd.Context(), &f, version) },
 	}
 	cmd.Flags().IntVar(&version, "version", 0, "`FORMAT` version: 2, 3 or 4")
-	c.containerdFlags(cmd)
+	f.addContainerd(cmd)
 	return cmd
 }
 
-func (c *cli) containerdConfig(ctx context.Context, version int) error {
+func (c *cli) containerdConfig(ctx context.Context, f *containerdFlags, version int) error {
 	if version != 0 && !slices.Contains([]int{2, 3, 4}, version) {
 		return withHint(usagef("no containerd has configuration version %d", version), "use 2, 3 or 4")
 	}
@@ -70,7 +71,7 @@ func (c *cli) containerdConfig(ctx context.Context, version int) error {
 		return err
 	}
 	if version == 0 {
-		running, err := c.containerdVersion(ctx, cfg)
+		running, err := f.version(ctx, cfg)
 		if version = running.ConfigFormat(); err != nil {
 			version = 3
 			c.note("version 3 is assumed: %v", err)
@@ -80,9 +81,9 @@ func (c *cli) containerdConfig(ctx context.Context, version int) error {
 	return err
 }
 
-// containerdVersion returns the version of the running containerd.
-func (c *cli) containerdVersion(ctx context.Context, cfg *plugin.Config) (containerd.Version, error) {
-	client, err := c.dialContainerd(cfg)
+// version returns the version of the running containerd.
+func (f *containerdFlags) version(ctx context.Context, cfg *plugin.Config) (containerd.Version, error) {
+	client, err := f.dial(cfg)
 	if err != nil {
 		return containerd.Version{}, err
 	}
@@ -94,6 +95,7 @@ func (c *cli) containerdVersion(ctx context.Context, cfg *plugin.Config) (contai
 }
 
 func (c *cli) configCheckCommand() *cobra.Command {
+	var f containerdFlags
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration, the host and containerd",
@@ -102,24 +104,24 @@ running containerd is configured for this snapshotter. Nothing is changed.
 
 A check is skipped, without failing, if the file or program to check does not exist yet.` + exitHelp(),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.configCheck(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.configCheck(cmd.Context(), &f) },
 	}
 	c.jsonFlag(cmd)
-	c.containerdFlags(cmd)
+	f.addContainerd(cmd)
 	return cmd
 }
 
-func (c *cli) configCheck(ctx context.Context) error {
+func (c *cli) configCheck(ctx context.Context, f *containerdFlags) error {
 	cfg, err := c.loadConfig()
 	if err != nil {
 		return err
 	}
-	findings := c.findings(ctx, cfg)
+	list := findings(ctx, cfg, f.socket(cfg))
 	if c.json {
-		err = c.writeJSON(findings)
+		err = c.writeJSON(list)
 	} else {
 		var rows []string
-		for _, f := range findings {
+		for _, f := range list {
 			rows = append(rows, f.Result+"\t"+f.Check+"\t"+f.Detail)
 		}
 		err = c.table(rows...)
@@ -128,13 +130,13 @@ func (c *cli) configCheck(ctx context.Context) error {
 		return err
 	}
 	failed := 0
-	for _, f := range findings {
+	for _, f := range list {
 		if f.Result == resultFailed {
 			failed++
 		}
 	}
 	if failed > 0 {
-		return errors.New(strconv.Itoa(failed) + " of " + strconv.Itoa(len(findings)) + " checks failed")
+		return errors.New(strconv.Itoa(failed) + " of " + strconv.Itoa(len(list)) + " checks failed")
 	}
 	return nil
 }

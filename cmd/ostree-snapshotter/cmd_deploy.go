@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -15,12 +13,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
-	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
 // deployFlags are the flags of the commands that deploy an image.
 type deployFlags struct {
 	systemFlags
+	daemonFlags
+	imageFlags
 	init      bool
 	stage     bool
 	retain    bool
@@ -44,9 +43,8 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 	fl.BoolVar(&f.noSELinux, "no-selinux", false, "deploy an image with an SELinux policy, although files get no labels")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
 	c.jsonFlag(cmd)
-	c.daemonFlag(cmd)
-	c.containerdFlags(cmd)
-	c.imageNamespaceFlag(cmd)
+	f.addDaemon(cmd)
+	f.addImage(cmd)
 }
 
 // addKargs adds the flags that edit kernel arguments to a command that deploys an image.
@@ -59,16 +57,6 @@ func addKargEdits(cmd *cobra.Command, edits *kargs.Edits, set, prefix string) {
 	fl.StringArrayVar(&edits.Append, prefix+"append", nil, "add the kernel argument `KEY[=VALUE]`; repeatable")
 	fl.StringArrayVar(&edits.Replace, prefix+"replace", nil, "replace a value: `KEY=VALUE`, or KEY=OLD=NEW; repeatable")
 	fl.StringArrayVar(&edits.Delete, prefix+"delete", nil, "remove the kernel argument `KEY[=VALUE]`; repeatable")
-}
-
-// imageNamespaceFlag adds the flag for the containerd namespace of the image.
-func (c *cli) imageNamespaceFlag(cmd *cobra.Command) {
-	namespace := os.Getenv("CONTAINERD_NAMESPACE")
-	if namespace == "" {
-		namespace = namespaces.Default
-	}
-	cmd.Flags().StringVarP(&c.imageNamespace, "namespace", "n", namespace,
-		"containerd `NAMESPACE` of the image [$CONTAINERD_NAMESPACE]")
 }
 
 // deployStatuses are the exit statuses of commands that deploy an image.
@@ -89,7 +77,7 @@ The kernel arguments are those of the deployment that boots now, with the change
 then those of --karg and related flags. IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" pulls it again.` +
 			exitHelp(deployStatuses...),
 		Args:              oneArg("IMAGE"),
-		ValidArgsFunction: c.completeImage,
+		ValidArgsFunction: c.completeImage(&f.imageFlags),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.deploy(cmd.Context(), &f, args[0]) },
 	}
 	f.addDeploy(c, cmd)
@@ -102,7 +90,7 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 	if err := f.check(); err != nil {
 		return err
 	}
-	src, err := c.openImages()
+	src, err := c.openImages(&f.daemonFlags, &f.imageFlags)
 	if err != nil {
 		return err
 	}
@@ -132,7 +120,7 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 
 // wouldInit ends "deploy --init --dry-run" without a sysroot or stateroot to plan with.
 func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, image string) error {
-	img, err := c.resolveImage(ctx, src.client, src.store, image)
+	img, err := src.resolve(ctx, image)
 	if err != nil {
 		return err
 	}
@@ -167,31 +155,11 @@ func (f *deployFlags) check() error {
 // maxTries is libostree's limit of boot tries.
 const maxTries = 5
 
-// imageSource is the source of images: the store with their files, and containerd with their names.
-type imageSource struct {
-	store  *store
-	client *containerd.Client
-}
-
-func (c *cli) openImages() (*imageSource, error) {
-	s, err := c.openStore()
-	if err != nil {
-		return nil, err
-	}
-	client, err := c.dialContainerd(s.cfg)
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	return &imageSource{store: s, client: client}, nil
-}
-
-func (s *imageSource) close() error { return errors.Join(s.client.Close(), s.store.close()) }
-
 // deployImage deploys an image of containerd's, or with --dry-run prints the plan.
 func (c *cli) deployImage(
 	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string,
 ) (err error) {
-	img, err := c.resolveImage(ctx, src.client, src.store, image)
+	img, err := src.resolve(ctx, image)
 	if err != nil {
 		return err
 	}
@@ -236,27 +204,4 @@ func (c *cli) dropped(list []oscommit.Dropped, verbose bool) {
 	if len(list) > 0 {
 		c.note("dropped %d of the image's files and directories, which a deployment cannot have; -v lists them", len(list))
 	}
-}
-
-// completeImage offers a shell the names of containerd's images.
-func (c *cli) completeImage(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
-	defer cancel()
-	cfg, err := c.loadConfig()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	client, err := c.dialContainerd(cfg)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	defer client.Close()
-	names, err := client.ImageNames(ctx, c.imageNamespace)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

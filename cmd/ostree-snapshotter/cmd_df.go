@@ -61,8 +61,15 @@ const (
 	fromSnapshots  = "snapshots"
 )
 
+// dfOptions are the flags of df.
+type dfOptions struct {
+	daemonFlags
+	containerdFlags
+	namespace string // "" for all
+}
+
 func (c *cli) dfCommand() *cobra.Command {
-	var namespace string
+	var opts dfOptions
 	cmd := &cobra.Command{
 		Use:   "df",
 		Short: "Show the disk space of images, and what sharing saves",
@@ -80,23 +87,23 @@ For each image, "unique" is the space that would be freed by removing the image 
 rest of its space. An image with several names in containerd is listed once. Without containerd, each chain of snapshots
 has a line.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.df(cmd.Context(), namespace) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.df(cmd.Context(), &opts) },
 	}
 	c.jsonFlag(cmd)
-	c.daemonFlag(cmd)
-	c.containerdFlags(cmd)
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"),
+	opts.addDaemon(cmd)
+	opts.addContainerd(cmd)
+	cmd.Flags().StringVarP(&opts.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"),
 		"list only images of this containerd `NAMESPACE`; all still count as sharing [$CONTAINERD_NAMESPACE]")
 	return cmd
 }
 
-func (c *cli) df(ctx context.Context, namespace string) (err error) {
-	s, err := c.openStore()
+func (c *cli) df(ctx context.Context, opts *dfOptions) (err error) {
+	s, err := c.openStore(&opts.daemonFlags)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	report, damage := c.measure(ctx, s, namespace)
+	report, damage := c.measure(ctx, s, opts)
 	if report == nil {
 		return damage
 	}
@@ -112,8 +119,8 @@ func (c *cli) df(ctx context.Context, namespace string) (err error) {
 }
 
 // measure returns the report. A report beside an error leaves out the damaged layers that the error names.
-func (c *cli) measure(ctx context.Context, s *store, namespace string) (*dfReport, error) {
-	images, source := c.images(ctx, s.cfg)
+func (c *cli) measure(ctx context.Context, s *store, opts *dfOptions) (*dfReport, error) {
+	images, source := c.images(ctx, &opts.containerdFlags, s.cfg)
 	p := c.newProgress("measuring files")
 	use, damage := s.Usage(ctx, inspected(images), func(n int64) { p.update(n, 0) })
 	p.stop()
@@ -125,7 +132,7 @@ func (c *cli) measure(ctx context.Context, s *store, namespace string) (*dfRepor
 	if chosen := s.checkout(); chosen.Checkout != "" {
 		r.Checkout = chosen.String()
 	}
-	r.keepNamespace(namespace)
+	r.keepNamespace(opts.namespace)
 	return r, damage
 }
 
@@ -143,8 +150,8 @@ func inspected(images []containerd.Image) []inspect.Image {
 
 // images lists the images of containerd. Without containerd it notes that on stderr: reports are still correct, only by
 // chains.
-func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]containerd.Image, string) {
-	client, err := c.dialContainerd(cfg)
+func (c *cli) images(ctx context.Context, f *containerdFlags, cfg *plugin.Config) ([]containerd.Image, string) {
+	client, err := f.dial(cfg)
 	if err == nil {
 		defer client.Close()
 		var imgs []containerd.Image
@@ -155,7 +162,7 @@ func (c *cli) images(ctx context.Context, cfg *plugin.Config) ([]containerd.Imag
 	if ctx.Err() != nil {
 		return nil, fromSnapshots
 	}
-	c.note("containerd at %s does not answer, image names are unavailable: %v", c.containerdSocket(cfg), err)
+	c.note("containerd at %s does not answer, image names are unavailable: %v", f.socket(cfg), err)
 	return nil, fromSnapshots
 }
 

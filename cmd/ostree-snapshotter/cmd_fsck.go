@@ -48,6 +48,8 @@ type fsckProblem struct {
 
 // fsckOptions holds the flags of fsck.
 type fsckOptions struct {
+	daemonFlags
+	containerdFlags
 	deep        bool
 	repair      bool
 	contentRoot string // of containerd; "" to ask containerd
@@ -75,20 +77,20 @@ again, and the remaining problems are listed. Without --repair nothing is change
 			exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.fsck(cmd.Context(), opts)
+			return c.fsck(cmd.Context(), &opts)
 		},
 	}
 	cmd.Flags().BoolVar(&opts.deep, "deep", false, "also prove each layer back to its diff ID")
 	cmd.Flags().BoolVar(&opts.repair, "repair", false, "rebuild what is damaged or missing")
 	cmd.Flags().StringVar(&opts.contentRoot, "content-root", "", "`DIRECTORY` of containerd's content store, instead of the configuration's")
 	c.jsonFlag(cmd)
-	c.daemonFlag(cmd)
-	c.containerdFlags(cmd)
+	opts.addDaemon(cmd)
+	opts.addContainerd(cmd)
 	return cmd
 }
 
-func (c *cli) fsck(ctx context.Context, opts fsckOptions) (err error) {
-	s, err := c.openStore()
+func (c *cli) fsck(ctx context.Context, opts *fsckOptions) (err error) {
+	s, err := c.openStore(&opts.daemonFlags)
 	if err != nil {
 		return err
 	}
@@ -120,14 +122,14 @@ func (c *cli) fsck(ctx context.Context, opts fsckOptions) (err error) {
 }
 
 // check checks the store and, with --repair, repairs it.
-func (c *cli) check(ctx context.Context, s *store, opts fsckOptions) (*fsck.Report, error) {
+func (c *cli) check(ctx context.Context, s *store, opts *fsckOptions) (*fsck.Report, error) {
 	verb := "checking layers"
 	if opts.deep {
 		verb = "proving layers"
 	}
 	lines := map[fsck.Stage]*progress{fsck.StageObjects: c.newProgress("checking objects"), fsck.StageLayers: c.newProgress(verb)}
 	images := sync.OnceValue(func() []inspect.Image {
-		images, _ := c.images(ctx, s.cfg)
+		images, _ := c.images(ctx, &opts.containerdFlags, s.cfg)
 		return inspected(images)
 	})
 	o := fsck.Options{
@@ -145,7 +147,7 @@ func (c *cli) check(ctx context.Context, s *store, opts fsckOptions) (*fsck.Repo
 		return fsck.Check(ctx, s.Store, o)
 	}
 	blobs := func(ctx context.Context) (b fsck.Blobs, err error) {
-		if b.Provider, err = c.contentRoot(ctx, s.cfg, opts.contentRoot); err != nil {
+		if b.Provider, err = opts.blobs(ctx, s.cfg); err != nil {
 			c.note("only checkouts and refs are repaired, because blobs cannot be read: %v", err)
 		}
 		b.Decompressor, err = blob.NewDecompressor(ctx, s.cfg.Decompress.Gzip)
@@ -155,19 +157,19 @@ func (c *cli) check(ctx context.Context, s *store, opts fsckOptions) (*fsck.Repo
 	return fsck.CheckAndRepair(containerd.Silent(ctx), s.Store, o, blobs, func(err error) { c.note("%v", err) })
 }
 
-// contentRoot returns the directory of containerd's content store, which has the blobs of all namespaces.
-func (c *cli) contentRoot(ctx context.Context, cfg *plugin.Config, flag string) (content.Provider, error) {
-	dir := cmp.Or(flag, cfg.Containerd.ContentRoot)
+// blobs returns the directory of containerd's content store, which has the blobs of all namespaces.
+func (opts *fsckOptions) blobs(ctx context.Context, cfg *plugin.Config) (content.Provider, error) {
+	dir := cmp.Or(opts.contentRoot, cfg.Containerd.ContentRoot)
 	if dir != "" {
 		return blob.Files(dir), nil
 	}
-	client, err := c.dialContainerd(cfg)
+	client, err := opts.dial(cfg)
 	if err != nil {
 		return nil, err
 	}
 	dir, err = client.ContentRoot(ctx)
 	if errors.Is(err, containerd.ErrNoContentRoot) {
-		err = fmt.Errorf("%w: --content-root does", err)
+		err = fmt.Errorf("%w: --content-root names it", err)
 	}
 	if err = errors.Join(err, client.Close()); err != nil {
 		return nil, err

@@ -30,8 +30,15 @@ type imageDigestReport struct {
 	Size   int                  `json:"size"` // bytes of the composefs image
 }
 
+// imageDigestFlags are the flags of "image digest".
+type imageDigestFlags struct {
+	daemonFlags
+	imageFlags
+	dump bool
+}
+
 func (c *cli) imageDigestCommand() *cobra.Command {
-	var dump bool
+	var f imageDigestFlags
 	cmd := &cobra.Command{
 		Use:   "digest IMAGE",
 		Short: "Print the fs-verity digest of an image's root file system",
@@ -43,20 +50,19 @@ composefs image contains their digests too, so that its own differs from that on
 With --dump, print the file system as composefs-dump(5) instead: "mkcomposefs --from-file" makes the same image from it.
 IMAGE is the name in "ctr images ls".` + exitHelp(exitNoRepo, exitCorrupt, exitNoImage, exitInterrupted),
 		Args:              oneArg("IMAGE"),
-		ValidArgsFunction: c.completeImage,
-		RunE:              func(cmd *cobra.Command, args []string) error { return c.imageDigest(cmd.Context(), args[0], dump) },
+		ValidArgsFunction: c.completeImage(&f.imageFlags),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.imageDigest(cmd.Context(), &f, args[0]) },
 	}
-	cmd.Flags().BoolVar(&dump, "dump", false, "write the file system as composefs-dump(5)")
+	cmd.Flags().BoolVar(&f.dump, "dump", false, "write the file system as composefs-dump(5)")
 	c.jsonFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("dump", "json")
-	c.imageNamespaceFlag(cmd)
-	c.daemonFlag(cmd)
-	c.containerdFlags(cmd)
+	f.addDaemon(cmd)
+	f.addImage(cmd)
 	return cmd
 }
 
-func (c *cli) imageDigest(ctx context.Context, name string, dump bool) (err error) {
-	src, err := c.openImages()
+func (c *cli) imageDigest(ctx context.Context, f *imageDigestFlags, name string) (err error) {
+	src, err := c.openImages(&f.daemonFlags, &f.imageFlags)
 	if err != nil {
 		return err
 	}
@@ -67,11 +73,11 @@ func (c *cli) imageDigest(ctx context.Context, name string, dump bool) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	img, err := c.resolveImage(ctx, src.client, src.store, name)
+	img, err := src.resolve(ctx, name)
 	if err != nil {
 		return err
 	}
-	if dump {
+	if f.dump {
 		root, err := src.store.Layers.RootfsTree(ctx, img.Layers)
 		if err != nil {
 			return fmt.Errorf("image %s: %w", name, err)

@@ -17,6 +17,8 @@ import (
 
 // installFlags are the flags of "install".
 type installFlags struct {
+	daemonFlags
+	imageFlags
 	stateroot     string
 	filesystem    string
 	size, espSize sizeValue
@@ -51,7 +53,7 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 			if len(args) == 1 {
 				return nil, cobra.ShellCompDirectiveDefault // the shell completes files
 			}
-			return c.completeImage(cmd, args, word)
+			return c.completeImage(&f.imageFlags)(cmd, args, word)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return c.install(cmd.Context(), &f, args[0], args[1]) },
 	}
@@ -65,9 +67,8 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 	fl.BoolVar(&f.dryRun, "dry-run", false, "report what would happen and change nothing")
 	fl.BoolVar(&f.noSELinux, "no-selinux", false, "install an image with an SELinux policy, although files get no labels")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
-	c.daemonFlag(cmd)
-	c.containerdFlags(cmd)
-	c.imageNamespaceFlag(cmd)
+	f.addDaemon(cmd)
+	f.addImage(cmd)
 	return cmd
 }
 
@@ -75,12 +76,12 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 	if err := f.kargs.Check(); err != nil {
 		return err
 	}
-	src, err := c.openImages()
+	src, err := c.openImages(&f.daemonFlags, &f.imageFlags)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	img, err := c.resolveImage(ctx, src.client, src.store, image)
+	img, err := src.resolve(ctx, image)
 	if err != nil {
 		return err
 	}

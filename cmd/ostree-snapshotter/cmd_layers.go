@@ -24,21 +24,22 @@ type layerRow struct {
 }
 
 func (c *cli) layersCommand() *cobra.Command {
+	var f daemonFlags
 	cmd := &cobra.Command{
 		Use:   "layers",
 		Short: "List the layers in the store",
 		Long: `List the layers in the store, each with the number of its entries and bytes, the number of snapshots that have it, and
 the disk space that would be freed by removing only this layer.` + exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.listLayers(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.listLayers(cmd.Context(), &f) },
 	}
 	c.jsonFlag(cmd)
-	c.daemonFlag(cmd)
+	f.addDaemon(cmd)
 	return cmd
 }
 
-func (c *cli) listLayers(ctx context.Context) (err error) {
-	s, err := c.openStore()
+func (c *cli) listLayers(ctx context.Context, f *daemonFlags) (err error) {
+	s, err := c.openStore(f)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ type pruneReport struct {
 }
 
 func (c *cli) pruneCommand() *cobra.Command {
+	var f daemonFlags
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
@@ -33,16 +34,16 @@ Files that a snapshot of containerd or a ref of another program needs are never 
 and removed under the repository's exclusive lock, which waits for running pulls.` +
 			exitHelp(exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.prune(cmd.Context(), dryRun) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.prune(cmd.Context(), &f, dryRun) },
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "report what would be removed, and remove nothing")
 	c.jsonFlag(cmd)
-	c.daemonFlag(cmd)
+	f.addDaemon(cmd)
 	return cmd
 }
 
-func (c *cli) prune(ctx context.Context, dryRun bool) (err error) {
-	s, err := c.openStore()
+func (c *cli) prune(ctx context.Context, f *daemonFlags, dryRun bool) (err error) {
+	s, err := c.openStore(f)
 	if err != nil {
 		return err
 	}

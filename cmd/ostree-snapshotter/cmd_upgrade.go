@@ -44,7 +44,7 @@ boot.
 	}
 	f.addDeploy(c, cmd)
 	addKargs(cmd, &f.kargs)
-	p.add(cmd)
+	p.addPull(cmd)
 	cmd.Flags().BoolVar(&check, "check", false, "only ask the registry whether there is an update")
 	return cmd
 }
@@ -58,12 +58,12 @@ func (c *cli) switchCommand() *cobra.Command {
 		Long: `Deploy another image than the system's present one. containerd pulls it first if it does not have it. From then on
 "ostree-snapshotter upgrade" pulls it again. Changes of /etc, and /var, stay.` + exitHelp(deployStatuses...),
 		Args:              oneArg("IMAGE"),
-		ValidArgsFunction: c.completeImage,
+		ValidArgsFunction: c.completeImage(&f.imageFlags),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.switchTo(cmd.Context(), &f, &p, args[0]) },
 	}
 	f.addDeploy(c, cmd)
 	addKargs(cmd, &f.kargs)
-	p.add(cmd)
+	p.addPull(cmd)
 	return cmd
 }
 
@@ -112,7 +112,7 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 	if err := f.check(); err != nil {
 		return err
 	}
-	src, err := c.openImages()
+	src, err := c.openImages(&f.daemonFlags, &f.imageFlags)
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 			}
 			return c.planPull(ctx, src, s, st, f, image, u.Available)
 		}
-		if err := c.pull(ctx, src.client, p, image); err != nil {
+		if err := c.pull(ctx, src, p, image); err != nil {
 			return err
 		}
 		return c.deployImage(ctx, src, s, st, f, image)
@@ -139,7 +139,7 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 // planPull prints what pulling and deploying an image would do. If the registry's image is here already, that includes
 // the plan.
 func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
-	img, err := c.resolveImage(ctx, src.client, src.store, image)
+	img, err := src.resolve(ctx, image)
 	if err == nil && img.ManifestDigest == manifest {
 		return c.deployImage(ctx, src, s, st, f, image)
 	}
@@ -154,13 +154,13 @@ func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image 
 	if err := f.check(); err != nil {
 		return err
 	}
-	src, err := c.openImages()
+	src, err := c.openImages(&f.daemonFlags, &f.imageFlags)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
-		_, err := c.resolveImage(ctx, src.client, src.store, image)
+		_, err := src.resolve(ctx, image)
 		switch {
 		case err == nil:
 			return c.deployImage(ctx, src, s, st, f, image)
@@ -174,7 +174,7 @@ func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image 
 			}
 			return c.planPull(ctx, src, s, st, f, image, manifest)
 		}
-		if err := c.pull(ctx, src.client, p, image); err != nil {
+		if err := c.pull(ctx, src, p, image); err != nil {
 			return err
 		}
 		return c.deployImage(ctx, src, s, st, f, image)

@@ -12,10 +12,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
-// completeTime is how long a shell waits for completions at most.
+// completeTime bounds the time that a shell waits for completions.
 const completeTime = 2 * time.Second
 
-// completeIndex offers a shell the indexes of deployments, and says what each is.
+// completeIndex offers a shell the indexes of deployments, with their titles.
 func (c *cli) completeIndex(f *systemFlags) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) (words []string, _ cobra.ShellCompDirective) {
 		if len(args) > 0 {

@@ -25,8 +25,8 @@ const (
 )
 
 // findings runs every check.
-func (c *cli) findings(ctx context.Context, cfg *plugin.Config) []finding {
-	daemon := &containerdCheck{ctx: ctx, address: c.containerdSocket(cfg)}
+func findings(ctx context.Context, cfg *plugin.Config, socket string) []finding {
+	daemon := &containerdCheck{ctx: ctx, address: socket}
 	defer daemon.close()
 	checks := plugin.Probe(cfg)
 	for _, check := range []struct {

@@ -12,13 +12,13 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 )
 
-// progressInterval is how often a progress line is redrawn at most.
+// progressInterval is the shortest time between two updates of a progress line.
 const progressInterval = 100 * time.Millisecond
 
-// progress shows on a terminal how far long work is. On anything else it shows nothing. Its methods may be called by
-// many goroutines at once.
+// progress shows the progress of long work on a terminal, and nothing elsewhere. Its methods may be called
+// concurrently.
 type progress struct {
-	w    io.Writer // nil: show nothing
+	w    io.Writer // nil to show nothing
 	verb string
 
 	mu    sync.Mutex
@@ -26,7 +26,8 @@ type progress struct {
 	drawn bool
 }
 
-// newProgress returns a progress line on stderr that begins with verb. Call its stop before writing anything else.
+// newProgress returns a progress line on stderr that starts with verb. It must be stopped before anything else is
+// written.
 func (c *cli) newProgress(verb string) *progress {
 	p := &progress{verb: verb}
 	if f, ok := c.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -35,7 +36,7 @@ func (c *cli) newProgress(verb string) *progress {
 	return p
 }
 
-// update says that done of total steps are done. A total of 0 means that it is not known.
+// update shows that done of total steps are done. A total of 0 is unknown.
 func (p *progress) update(done, total int64) {
 	if p.w == nil {
 		return
@@ -48,10 +49,10 @@ func (p *progress) update(done, total int64) {
 	}
 }
 
-// stored says how far an OS commit is.
+// stored shows the progress of an OS commit.
 func (p *progress) stored(n oscommit.Progress) { p.update(int64(n.Objects), int64(n.TotalObjects)) }
 
-// line is what is drawn: it returns the cursor to the first column and clears what is behind the text.
+// line returns the text to draw. It starts at the first column, and clears the rest of the line.
 func (p *progress) line(done, total int64) string {
 	if total <= 0 {
 		return fmt.Sprintf("\r%s %d\x1b[K", p.verb, done)
@@ -59,7 +60,7 @@ func (p *progress) line(done, total int64) string {
 	return fmt.Sprintf("\r%s %d/%d (%d%%)\x1b[K", p.verb, done, total, 100*done/total)
 }
 
-// stop removes the line.
+// stop removes the progress line.
 func (p *progress) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

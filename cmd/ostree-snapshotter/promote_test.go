@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -77,8 +76,8 @@ func newImageBed(t *testing.T) *imageBed {
 
 func (b *imageBed) resolve(t *testing.T, name string) (*deploy.Image, error) {
 	t.Helper()
-	c := &cli{stderr: io.Discard, imageNamespace: "default"}
-	return c.resolveImage(t.Context(), b.client, b.store, name)
+	src := &imageSource{store: b.store, client: b.client, namespace: "default"}
+	return src.resolve(t.Context(), name)
 }
 
 func hostPlatform() ocispec.Platform {
@@ -250,7 +249,7 @@ func TestResolveImageErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer client.Close()
-		_, err = (&cli{}).resolveImage(t.Context(), client, b.store, "x")
+		_, err = (&imageSource{store: b.store, client: client, namespace: "default"}).resolve(t.Context(), "x")
 		if err == nil || !strings.Contains(hintFor(err), "--address") {
 			t.Errorf("got error %v with hint %q, want --address in it", err, hintFor(err))
 		}

@@ -43,7 +43,7 @@ type store struct {
 }
 
 // openStore opens the configured store. If no store exists it changes nothing on the disk.
-func (c *cli) openStore() (*store, error) {
+func (c *cli) openStore(f *daemonFlags) (*store, error) {
 	cfg, err := c.loadConfig()
 	if err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func (c *cli) openStore() (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newStore(cfg, s, cmp.Or(c.daemonAddress, cfg.Address)), nil
+	return newStore(cfg, s, cmp.Or(f.daemon, cfg.Address)), nil
 }
 
 func newStore(cfg *plugin.Config, s *plugin.Store, daemon string) *store {

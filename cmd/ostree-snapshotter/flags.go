@@ -1,0 +1,68 @@
+package main
+
+import (
+	"cmp"
+	"os"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
+)
+
+// daemonFlags are the flags of the commands that may ask our running daemon for its snapshots.
+type daemonFlags struct {
+	daemon string // the daemon's socket; "" for that of the configuration
+}
+
+func (f *daemonFlags) addDaemon(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.daemon, "daemon-address", "",
+		"`SOCKET` of the running ostree-snapshotter, instead of the configuration's")
+}
+
+// containerdFlags are the flags of the commands that ask containerd, named like those of ctr.
+type containerdFlags struct {
+	address string // containerd's socket; "" for that of the environment or the configuration
+}
+
+func (f *containerdFlags) addContainerd(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.address, "address", "a", "",
+		"containerd's `SOCKET`, instead of the configuration's [$CONTAINERD_ADDRESS]")
+}
+
+// socket returns the path of containerd's socket.
+func (f *containerdFlags) socket(cfg *plugin.Config) string {
+	return cmp.Or(f.address, os.Getenv("CONTAINERD_ADDRESS"), cfg.Containerd.Address)
+}
+
+func (f *containerdFlags) dial(cfg *plugin.Config) (*containerd.Client, error) {
+	return containerd.Dial(f.socket(cfg))
+}
+
+// imageFlags are the flags of the commands that take an image of containerd.
+type imageFlags struct {
+	containerdFlags
+	namespace string
+}
+
+func (f *imageFlags) addImage(cmd *cobra.Command) {
+	f.addContainerd(cmd)
+	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", cmp.Or(os.Getenv("CONTAINERD_NAMESPACE"), namespaces.Default),
+		"containerd `NAMESPACE` of the image [$CONTAINERD_NAMESPACE]")
+}
+
+// pullFlags are the flags of "ctr images pull" for access to a registry.
+type pullFlags struct {
+	containerd.Registry
+	snapshotter string
+}
+
+func (f *pullFlags) addPull(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.snapshotter, "snapshotter", containerd.SnapshotterID, "`NAME` of this snapshotter in containerd's configuration")
+	fl.StringVar(&f.HostsDir, "hosts-dir", "",
+		"`DIR` that describes registries, instead of containerd's own; to compare digests alone, "+containerd.DefaultHostsDir)
+	fl.BoolVar(&f.PlainHTTP, "plain-http", false, "ask the registry without TLS")
+	fl.StringVarP(&f.User, "user", "u", "", "`USER:PASSWORD` for the registry")
+}
