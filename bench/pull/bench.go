@@ -84,10 +84,10 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 
 // method describes how every benchmark measures.
 var method = []string{
-	"Snapshotters take turns in each round, and another one comes first in each. Ratios are formed within a round.",
-	"Images are pulled by containerd's transfer service, as \"ctr images pull\" does, from a registry in the benchmark itself: first the blobs, then once more to unpack them. The page cache is warm.",
-	"After each pull a container of the image lists, and hashes, every file that it sees. A pull after which that is not what the layers' tars say is no figure.",
-	"Cold: the store is empty. Warm: it has the images before this one in the list. Again: it has this image, which is pulled in another namespace of containerd.",
+	"Snapshotters take turns in each round, and a different one is first in each. Ratios are formed within a round.",
+	"Images are pulled by containerd's transfer service, as \"ctr images pull\" does, from a registry in the benchmark itself: first the blobs, and then again to unpack them. The page cache is warm.",
+	"After each pull, a container of the image lists and hashes all of its files. A pull whose files differ from the tars of the layers has no figures.",
+	"Cold: the store is empty. Warm: it has the images before this one in the list. Again: it has this image, which is pulled into another namespace of containerd.",
 }
 
 // baseline chooses the snapshotter to compare with: containerd's default, or the first.

@@ -43,39 +43,39 @@ func (c *cli) benchCommand() *cobra.Command {
 	var o benchOptions
 	cmd := &cobra.Command{
 		Use:   "bench --images NAME|FILE|REF...",
-		Short: "Measure images with one snapshotter and with another",
-		Long: `Measure what images cost with one snapshotter of containerd and with another: the time to unpack, to start a first
-container and to remove, blocks and inodes on the disk, processor time, memory, and page cache.
+		Short: "Compare the costs of images with several snapshotters",
+		Long: `Compare the costs of images with several snapshotters of containerd: the time to unpack, to start the first container and
+to remove; blocks and inodes on disk; processor time, memory, and page cache.
 
---images takes, once or often, a workload that is built in (` + strings.Join(workload.Names(), ", ") + `), a workload FILE.toml, or an
-image: a reference, which is fetched without credentials, or oci:DIR[:TAG], an OCI layout. What is pulled while something is
-measured comes from this machine.
+--images can be repeated. It takes a built-in workload (` + strings.Join(workload.Names(), ", ") + `), a workload FILE.toml, or an
+image: a reference, which is fetched without credentials, or oci:DIR[:TAG], an OCI layout. All measured pulls come from this
+machine.
 
-Each run has a containerd of its own with one snapshotter, below a temporary directory and on a new file system; nothing else
-on the machine is touched. "containerd", its shim and "runc" are found by $PATH. With -a a containerd that runs is measured as
-it is configured, in namespaces of the benchmark's own; images that it has make what is measured cheaper.
+Each run starts a new containerd with one snapshotter, below a temporary directory and on a new file system. Nothing else on
+the machine is changed. "containerd", its shim and "runc" are found in $PATH. With -a, a running containerd is measured as it
+is configured, in separate namespaces. Images that it already has make the measured ones cheaper.
 
 Snapshotters take turns in each of the --runs rounds. Ratios are formed within a round, to overlayfs if it is measured, else to
-the first snapshotter; shown are medians with 95 % confidence intervals. After each pull a container lists and hashes all that
-it sees; a pull after which that is not the image is an error and no figure. What cannot be measured is named, in a line, and
-the rest goes on.
+the first snapshotter. The report shows medians with 95 % confidence intervals. After each pull, a container lists and hashes
+all of its files; if they are not those of the image, the pull is an error and has no figures. A failure is one line, and the
+rest is still measured.
 
-With --out, DIR gets report.html, report.json, with every run, report.md and chart.svg.` + exitHelp(exitPartly, exitInterrupted),
+With --out, DIR gets report.html, report.md, chart.svg, and report.json, which has every run.` + exitHelp(exitPartly, exitInterrupted),
 		Args: knownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.bench(cmd.Context(), o) },
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&o.images, "images", nil, "workload `NAME|FILE`, or reference of an image, to measure; may be repeated")
-	f.StringSliceVar(&o.snapshotters, "snapshotters", []string{node.Ostree, "overlayfs"}, "snapshotters to measure, a `LIST` with commas")
-	f.IntVar(&o.rounds, "runs", 6, "rounds; with less than six there are no confidence intervals")
-	f.StringVar(&o.out, "out", "", "write reports to `DIR`, which is made if need be")
-	f.StringVar(&o.layouts, "layouts", "", "`DIR` that the oci: images of a workload are in, instead of that of the workload's file")
-	f.StringVar(&o.tmp, "tmp", os.TempDir(), "`DIR` for temporary files; it must have room for the images with each snapshotter")
-	f.StringVar(&o.fileSystem, "filesystem", "ext4", "file system that is made for each run: ext4, xfs or btrfs; or none, to use that of --tmp")
-	f.StringVar(&o.diskSize, "disk-size", "64GiB", "size of that file system; it takes what is written to it")
+	f.StringArrayVar(&o.images, "images", nil, "workload `NAME|FILE` or reference of an image to measure; repeatable")
+	f.StringSliceVar(&o.snapshotters, "snapshotters", []string{node.Ostree, "overlayfs"}, "comma-separated `LIST` of snapshotters to measure")
+	f.IntVar(&o.rounds, "runs", 6, "number of rounds; confidence intervals need at least six")
+	f.StringVar(&o.out, "out", "", "write reports to `DIR`, which is created if necessary")
+	f.StringVar(&o.layouts, "layouts", "", "`DIR` with the oci: images of a workload, instead of the directory of the workload's file")
+	f.StringVar(&o.tmp, "tmp", os.TempDir(), "`DIR` for temporary files, with room for the images with each snapshotter")
+	f.StringVar(&o.fileSystem, "filesystem", "ext4", "file system to make for each run: ext4, xfs or btrfs; or none, to use that of --tmp")
+	f.StringVar(&o.diskSize, "disk-size", "64GiB", "size of that file system, in a sparse file")
 	f.StringVar(&o.containerd, "containerd", "containerd", "containerd `PROGRAM` to start")
-	f.StringVarP(&o.address, "address", "a", "", "`SOCKET` of a containerd that runs, to be measured instead of one of our own")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "say what each run has measured")
+	f.StringVarP(&o.address, "address", "a", "", "`SOCKET` of a running containerd to measure, instead of starting one")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print the result of each run")
 	o.addDaemon(cmd)
 	c.jsonFlag(cmd)
 	cmd.AddCommand(c.benchDedupCommand(), c.benchProbeCommand())
@@ -89,8 +89,8 @@ With --out, DIR gets report.html, report.json, with every run, report.md and cha
 func (c *cli) benchProbeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    pull.ProbeCommand[1] + " nothing|wait|list|evict|read",
-		Short:  "Say what this container sees; \"bench\" runs it in containers",
-		Long:   "Say what this container sees. \"bench\" runs it in containers: it is of no use elsewhere." + exitHelp(),
+		Short:  "List the files of this container; \"bench\" runs it in containers",
+		Long:   "List or read the files of this container. \"bench\" runs this command in containers; it has no other use." + exitHelp(),
 		Hidden: true,
 		RunE:   func(cmd *cobra.Command, args []string) error { return probe.Run(cmd.Context(), c.stdout, args) },
 	}

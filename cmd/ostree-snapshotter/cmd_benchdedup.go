@@ -26,16 +26,16 @@ func (c *cli) benchDedupCommand() *cobra.Command {
 	var opts dedupOptions
 	cmd := &cobra.Command{
 		Use:   "dedup REF...",
-		Short: "Show what each kind of deduplication saves for images",
-		Long: `Show what each kind of deduplication saves for images: what they take if nothing is shared, if layers are, files
-(by content, owner, mode, attributes and mtime, or by fewer of these), and chunks of files of 4 KiB, of 128 KiB, and cut by
-their content (FastCDC, 64 KiB on average).
+		Short: "Show the savings of each kind of deduplication for images",
+		Long: `Show the savings of each kind of deduplication for images: their size if nothing is shared; if layers are shared; files
+(by content, owner, mode, attributes and mtime, or by fewer of these); or chunks of files, of 4 KiB, of 128 KiB, or
+content-defined (FastCDC, 64 KiB on average).
 
-REF is an image of containerd, of which the blobs must be in the content store, or oci:DIR[:TAG], an OCI layout. Neither the
-daemon nor its store is needed, and nothing is unpacked: each layer is read once.
+REF is an image of containerd, whose blobs must be in the content store, or oci:DIR[:TAG], an OCI layout. Neither the daemon
+nor its store is needed, and nothing is unpacked: each layer is read once.
 
-"bytes" is the content of regular files or chunks of them, "on disk" the same in blocks of 4 KiB, as if each were a file. A
-ratio is what the images take by themselves, by what is left. With -v there is a line for each image: what it adds to those
+"bytes" counts the content of regular files or their chunks, "on disk" the same in blocks of 4 KiB, as if each were a file. A
+ratio is the size without sharing divided by the remaining size. With -v, a line for each image shows what it adds to those
 above it.` + exitHelp(exitPartly, exitInterrupted),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -49,7 +49,7 @@ above it.` + exitHelp(exitPartly, exitInterrupted),
 	c.jsonFlag(cmd)
 	opts.addImage(cmd)
 	cmd.Flags().StringVar(&opts.platform, "platform", "", "measure the manifests for `PLATFORM`, like linux/arm64, instead of this host's")
-	cmd.Flags().BoolVarP(&opts.verbose, "verbose", "v", false, "list what each image adds to those before it")
+	cmd.Flags().BoolVarP(&opts.verbose, "verbose", "v", false, "list the additions of each image to those before it")
 	return cmd
 }
 

@@ -108,10 +108,10 @@ func (o Private) Start(ctx context.Context, snapshotter string) (_ *Node, err er
 // Method describes the containerd and the file system of the runs, in sentences.
 func (o Private) Method() []string {
 	method := []string{
-		"Each run has a new containerd with one snapshotter, with its default configuration but for three layers unpacked at once, where the snapshotter can, and --sort=none for mkfs.erofs.",
+		"Each run has a new containerd with one snapshotter, in its default configuration except for three layers unpacked at once, where the snapshotter can, and --sort=none for mkfs.erofs.",
 	}
 	if o.FileSystem != "" {
-		method = append(method, fmt.Sprintf("Each run is on a new %s, on a loop device: no run pays for what another one has removed.", o.FileSystem))
+		method = append(method, fmt.Sprintf("Each run is on a new %s, on a loop device, so that no run pays for files that another one removed.", o.FileSystem))
 	}
 	return method
 }
@@ -242,7 +242,7 @@ func (e Existing) Start(ctx context.Context, snapshotter string) (_ *Node, err e
 
 // Method describes the containerd of the runs.
 func (Existing) Method() []string {
-	return []string{"A containerd that ran already was measured as it is configured; the images were removed after each run."}
+	return []string{"A running containerd was measured as it is configured. The images were removed after each run."}
 }
 
 // serverPid returns the ID of the process that listens on a unix socket.
