@@ -254,7 +254,7 @@ func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err err
 		return false, false, err
 	}
 	defer func() { err = errors.Join(err, t.repo.tmp.Unlink(tmp)) }()
-	is, _, st, ierr := t.identify(t.repo.tmp, tmp)
+	is, st, ierr := t.identify(t.repo.tmp, tmp)
 	if ierr != nil || is != sum || !t.ownsAlone(&st) {
 		return false, false, nil // an unreadable inode cannot be used
 	}

@@ -230,7 +230,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false, err
 	}
-	if is, _, _, err := t.identify(d, name); err == nil && is != sum {
+	if is, _, err := t.identify(d, name); err == nil && is != sum {
 		if other, err := t.repo.stat(&is, TypeFile); err == nil && other.Ino == st.Ino {
 			return false, nil
 		}
@@ -246,7 +246,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 		}
 		return false, err
 	}
-	is, _, _, err := t.identify(d, name)
+	is, _, err := t.identify(d, name)
 	return is == sum, err
 }
 
@@ -519,16 +519,16 @@ func (w *FileWriter) copyFrom(from *atfs.File, buf []byte) error {
 }
 
 // identify computes the checksum of an inode.
-func (t *Txn) identify(from *atfs.Dir, name string) (Checksum, *FileMeta, unix.Stat_t, error) {
+func (t *Txn) identify(from *atfs.Dir, name string) (Checksum, unix.Stat_t, error) {
 	got, st, err := statFile(from, name)
 	if err != nil {
-		return Checksum{}, nil, st, err
+		return Checksum{}, st, err
 	}
 	if err := got.Validate(); err != nil {
-		return Checksum{}, nil, st, fmt.Errorf("%s: %w", name, err)
+		return Checksum{}, st, fmt.Errorf("%s: %w", name, err)
 	}
 	sum, err := hashFile(from, name, got)
-	return sum, got, st, err
+	return sum, st, err
 }
 
 // hashFile computes the checksum of the content object with metadata m and the content of the file name.

@@ -283,7 +283,12 @@ func (k *checker) refs(layers []layer.Layer) error {
 	for ref, id := range refs {
 		kept[id] = struct{}{}
 		diffID, _ := layer.ParseRef(ref)
-		if l, ok := byID[id]; ok && diffID != "" && diffID.Encoded() != l.DiffID.Encoded() {
+		l, ok := byID[id]
+		switch {
+		case !ok || diffID == "" || diffID == l.DiffID:
+		case l.DiffID == "": // a layer of a directory
+			k.add(KindRef, ref, fmt.Errorf("layer has no diff ID: %w", objectstore.ErrCorrupt), id)
+		default:
 			k.add(KindRef, ref, fmt.Errorf("layer has diff ID %s: %w", l.DiffID.Encoded(), objectstore.ErrCorrupt), id)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -61,6 +62,45 @@ func TestCheckDirectories(t *testing.T) {
 				t.Errorf("problems: %+v, want one with %v", r.Problems, tt.want)
 			}
 		})
+	}
+}
+
+// A layer that was made of a directory has no diff ID. That is no problem, but a ref that gives it one is.
+func TestCheckWithoutDiffID(t *testing.T) {
+	testenv.NeedsRoot(t)
+	f, err := snaptest.MakeFixture(t.Context(), t.TempDir())
+	testenv.Must(t, err)
+	defer f.Close()
+	_, err = f.Snapshotter.Prepare(t.Context(), "build", snaptest.SnapshotName(string(f.Chain)))
+	testenv.Must(t, err)
+	uppers, err := filepath.Glob(filepath.Join(f.Path, snapshotter.SnapshotsDir, "*/fs"))
+	testenv.Must(t, err)
+	for _, upper := range uppers {
+		testenv.Must(t, os.WriteFile(filepath.Join(upper, "built"), []byte("by a build"), 0o644))
+	}
+	testenv.Must(t, f.Snapshotter.Commit(t.Context(), "built", "build"))
+	testenv.Must(t, f.Snapshotter.Close())
+	s := &inspect.Store{Root: f.Root, Repo: f.Repo, Layers: f.Store}
+
+	r, err := Check(t.Context(), s, Options{Deep: true})
+	if err != nil || len(r.Problems) != 0 || r.Deep.WithoutTar != 1 {
+		t.Fatalf("got %+v, %v, want no problems and one layer without a tar", r, err)
+	}
+	refs, err := f.Repo.Refs(layer.RefPrefix)
+	testenv.Must(t, err)
+	wrong := layer.RefPrefix + "/diff/" + strings.Repeat("ab", 32)
+	for name, id := range refs {
+		if strings.HasPrefix(name, layer.RefPrefix+"/snapshot/") {
+			txn, err := f.Repo.Begin(t.Context())
+			testenv.Must(t, err)
+			txn.SetRef(wrong, id)
+			testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+		}
+	}
+	r, err = Check(t.Context(), s, Options{})
+	if err != nil || len(r.Problems) != 1 || r.Problems[0].Kind != KindRef || r.Problems[0].Name != wrong ||
+		!strings.Contains(r.Problems[0].Err.Error(), "layer has no diff ID") {
+		t.Errorf("got %+v, %v, want one problem with %s", r, err, wrong)
 	}
 }
 
