@@ -1,38 +1,48 @@
-# The targets that CI calls are the targets to call by hand.
+# CI and people use the same targets.
 
 GO ?= go
+# The program and all tests share compiled packages.
+export GOFLAGS := $(GOFLAGS) -trimpath
 GOLANGCI_LINT = $(GO) tool -modfile=tools.mod golangci-lint
 
-# Everything but the integration tests.
+# Everything except the integration tests.
 UNIT = $(shell $(GO) list ./... | grep -v /integration)
-# Tests against a real containerd that run with checkouts of hard links too. All run with composefs where the kernel can.
+# Tests with a real containerd that also run with checkouts of hard links. By default all tests run with composefs if the
+# kernel supports it.
 HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|Reboot|Repair|UserNamespace)$$
-# Modules of their own, for what the product's go.mod must not name. The programs below integration/tools that have no code
-# here are not among them.
+# Separate modules with code, for requirements that the product's go.mod must not have.
 MODULES = integration/browser integration/tools/goerofs
+LONGEST = ./integration ./integration/boot ./integration/kernel ./integration/sysroot ./objectstore/layer ./cmd/ostree-snapshotter
 FUZZTIME ?= 20s
 BENCH ?= .
 
 .DEFAULT_GOAL := build
-.PHONY: build test race lint fmt fuzz bench gobench bench-compare integration demo clean help setup
+.PHONY: build test test-default test-modes race lint fmt fuzz bench gobench bench-compare integration demo clean help setup
 
 build: ## the static binary, bin/ostree-snapshotter
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ostree-snapshotter ./cmd/ostree-snapshotter
+	CGO_ENABLED=0 $(GO) build -o bin/ostree-snapshotter ./cmd/ostree-snapshotter
 
-setup: ## Debian packages, containerd, nerdctl and images for the tests; needs root the first time
+setup: ## Debian packages, containerd, its clients and images for the tests; needs root the first time
 	$(GO) run ./integration/setup
 
-test: setup ## all tests: units, suites and, as root, against a real containerd
-	$(GO) test -timeout 25m ./...
-	$(GO) -C integration/browser test -timeout 5m ./...
-	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs $(GO) test -timeout 25m ./snapshotter/...
-	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=hardlink $(GO) test -timeout 25m -run '$(HARDLINK)' ./integration
+# The longest packages start first, and the tests with other checkouts run beside them: many tests wait for a disk, a timer or
+# another program.
+test: build setup ## all tests: units, suites and, as root, with a real containerd
+	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(MAKE) --no-print-directory -j2 test-default test-modes
 
-race: ## units and suites under the race detector; needs gcc
+test-default:
+	$(GO) test -timeout 25m $(LONGEST) ./...
+	$(GO) -C integration/browser test -timeout 5m ./...
+
+test-modes:
+	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=hardlink $(GO) test -timeout 25m -run '$(HARDLINK)' ./integration
+	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs $(GO) test -p 1 -timeout 25m ./snapshotter/...
+
+race: ## units and suites with the race detector; needs gcc
 	$(GO) run ./integration/setup gcc
 	CGO_ENABLED=1 $(GO) test -race -timeout 25m $(UNIT)
 
-lint: ## golangci-lint at the version of tools.mod
+lint: ## golangci-lint, in the version of tools.mod
 	$(GOLANGCI_LINT) run ./...
 	@set -e; lint=$$($(GO) tool -modfile=tools.mod -n golangci-lint); for m in $(MODULES); do \
 	  echo "== $$m"; (cd $$m && $(GO) vet ./... && "$$lint" run ./...); \
@@ -41,30 +51,30 @@ lint: ## golangci-lint at the version of tools.mod
 fmt: ## format the source
 	$(GOLANGCI_LINT) fmt ./...
 
-fuzz: ## each fuzz test for FUZZTIME (20s)
+fuzz: ## run each fuzz test for FUZZTIME (20s)
 	@set -e; for pkg in $(UNIT); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 	  done; \
 	done
 
-bench: build setup ## snapshotters against each other, into bench/results; BENCHFLAGS for ostree-snapshotter bench
+bench: build setup ## compare snapshotters, into bench/results; BENCHFLAGS are flags of ostree-snapshotter bench
 	$(GO) run ./bench/run $(if $(BENCHKEEP),-keep) -- $(BENCHFLAGS)
 
-gobench: setup ## the Go benchmarks that match BENCH, BENCHCOUNT times (1)
+gobench: setup ## run the Go benchmarks that match BENCH, BENCHCOUNT times (1)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),1) -timeout 60m ./bench ./objectstore/...
 
-bench-compare: setup ## the same of the revision BASE and of the working tree in turn, BENCHCOUNT times (6), with benchstat
+bench-compare: setup ## compare them with those of the revision BASE, BENCHCOUNT times (6), with benchstat
 	$(GO) run ./bench/compare -base '$(BASE)' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),6) $(if $(BENCHTIME),-benchtime $(BENCHTIME))
 
-integration: setup ## only the tests against a real containerd
+integration: setup ## only the tests with a real containerd
 	$(GO) test -count=1 -timeout 40m ./integration/...
 
-demo: build ## pull two versions of an image with a private containerd and show what is shared
+demo: build ## pull two versions of an image with a private containerd and show the shared files
 	$(GO) run ./integration/demo
 
-clean: ## remove what build made; the cache below ~/.cache/ostree-snapshotter stays
+clean: ## remove the output of build, but not the cache below ~/.cache/ostree-snapshotter
 	rm -rf bin
 
-help: ## this list
+help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
