@@ -95,12 +95,12 @@ func (b benchRun) value(t *testing.T, snapshotter, image string, state report.St
 		if r.Snapshotter == snapshotter && r.Image == image && r.State == state {
 			v, ok := r.Values[m]
 			if !ok {
-				t.Errorf("%s, %s, %s: there is no %s", snapshotter, image, state, m)
+				t.Errorf("%s, %s, %s: no %s", snapshotter, image, state, m)
 			}
 			return v
 		}
 	}
-	t.Errorf("there is no run of %s, %s, %s", snapshotter, image, state)
+	t.Errorf("no run of %s, %s, %s", snapshotter, image, state)
 	return math.NaN()
 }
 
@@ -191,7 +191,7 @@ func wantSpace(t *testing.T, ref string, got float64) {
 	}
 	for what, want := range map[string]float64{"du": du() - du0, "df of the product": df() - df0} {
 		if math.Abs(got-want) > want/100 {
-			t.Errorf("the benchmark says %.0f bytes, %s %.0f", got, what, want)
+			t.Errorf("the benchmark reports %.0f bytes, %s %.0f", got, what, want)
 		}
 	}
 }
@@ -256,7 +256,7 @@ func TestBenchFailures(t *testing.T) {
 			}
 			for _, name := range tt.ran {
 				if !ran[name] {
-					t.Errorf("there is no figure of %s", name)
+					t.Errorf("no figure of %s", name)
 				}
 			}
 			if len(ran) != len(tt.ran) {
@@ -305,7 +305,7 @@ func TestBenchInterrupted(t *testing.T) {
 			t.Errorf("after %v: exit status %d, %q", after, b.status, b.errors)
 		}
 		if b.report != nil && !b.report.Interrupted {
-			t.Errorf("after %v: the report does not say that it was interrupted", after)
+			t.Errorf("after %v: the report is not marked as interrupted", after)
 		}
 	}
 }

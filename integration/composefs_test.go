@@ -84,7 +84,7 @@ func (e *env) wantDigest(dir, image string) string {
 	out, err := exec.Command(filepath.Join(dir, "mkcomposefs"), "--from-file", "--print-digest-only", dump).Output()
 	e.must(err)
 	if want := strings.TrimSpace(string(out)); digest != want {
-		e.t.Errorf("%s: got %s, mkcomposefs says %s", image, digest, want)
+		e.t.Errorf("%s: got %s, mkcomposefs has %s", image, digest, want)
 	}
 	return digest
 }

@@ -62,7 +62,7 @@ func TestLost(t *testing.T) {
 				tt.log = "" // there were none
 			}
 			if lines := e.daemonLog(tt.log); tt.log != "" && (len(lines) != 1 || lines[0].Level != "warning") {
-				t.Errorf("the daemon's log says %q in %v, want one warning", tt.log, lines)
+				t.Errorf("the daemon logged %q in %v, want one warning", tt.log, lines)
 			}
 			for _, ns := range []string{defaultNS, "second"} {
 				for i, full := range fulls {
@@ -99,7 +99,7 @@ func TestMetadataLost(t *testing.T) {
 	e.must(e.StartDaemon(t.Context()))
 	const msg = "metadata.db is lost and has no copy: the store starts empty; remove containers and images, and pull the images again"
 	if lines := e.daemonLog(msg); len(lines) != 1 || lines[0].Level != "error" {
-		t.Errorf("the daemon's log says so in %v, want one error", lines)
+		t.Errorf("the daemon logged this in %v, want one error", lines)
 	}
 	written, err := filepath.Glob(filepath.Join(e.Root, "lost/*/fs/written"))
 	if err != nil || len(written) != 1 {

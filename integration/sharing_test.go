@@ -182,7 +182,7 @@ func TestSkipDownload(t *testing.T) {
 				}
 			}
 			if e.ctr("second", "content", "ls", "-q") == "" {
-				t.Error("the second namespace has no content at all, want manifest and configuration")
+				t.Error("the second namespace has no content, want manifest and configuration")
 			}
 			e.importedOnce("layers:1")
 			e.compare("layers:1", e.view("second", full))

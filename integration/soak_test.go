@@ -656,7 +656,7 @@ func (s *soak) logIsClean() {
 	for line := range strings.Lines(string(b)) {
 		if !strings.HasPrefix(line, "{") || strings.Contains(line, `"level":"error"`) || strings.Contains(line, "panic") ||
 			strings.Contains(line, "store was damaged") {
-			s.t.Errorf("the daemon's log says: %s", line)
+			s.t.Errorf("the daemon logged: %s", line)
 		}
 	}
 }

@@ -214,6 +214,6 @@ func (s *system) sharesFiles() {
 	out, err := exec.Command("find", s.Root+"/repo/objects", "-inum", strconv.FormatUint(st.Ino, 10)).Output()
 	s.must(err)
 	if len(out) == 0 {
-		s.t.Errorf("%s is no file of the store", name)
+		s.t.Errorf("%s is not a file of the store", name)
 	}
 }

@@ -34,7 +34,7 @@ func TestSpaceIsThatOfDu(t *testing.T) {
 		_, err = fmt.Sscan(string(out), &want)
 		testenv.Must(t, err)
 		if tt.got != want {
-			t.Errorf("got %d, du %s says %d", tt.got, tt.flag, want)
+			t.Errorf("got %d, du %s prints %d", tt.got, tt.flag, want)
 		}
 	}
 }

@@ -249,7 +249,7 @@ func (b *browser) check(t *testing.T, file string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range b.trouble {
-		t.Errorf("the browser says: %s", s)
+		t.Errorf("the browser reports: %s", s)
 	}
 	for _, address := range b.requests {
 		if address != file {

@@ -20,7 +20,7 @@ func Link(ctx context.Context, log io.Writer, dir string, workloads ...string) e
 	for _, name := range workloads {
 		w, ok := workload.Builtin(name)
 		if !ok {
-			return fmt.Errorf("link layouts: there is no workload %q", name)
+			return fmt.Errorf("link layouts: no workload %q", name)
 		}
 		for _, img := range w.Images {
 			name, ok := img.Layout()

@@ -12,7 +12,7 @@ func TestWorkloads(t *testing.T) {
 	for _, name := range workload.Names() {
 		w, ok := workload.Builtin(name)
 		if !ok {
-			t.Fatalf("there is no workload %q", name)
+			t.Fatalf("no workload %q", name)
 		}
 		for _, img := range w.Images {
 			if layout, ok := img.Layout(); ok {

@@ -96,7 +96,7 @@ func run(ctx context.Context, log io.Writer, wanted []string) error {
 	}
 	for _, name := range wanted {
 		if !slices.ContainsFunc(steps, func(s step) bool { return s.name == name }) {
-			return fmt.Errorf("there is no step %q", name)
+			return fmt.Errorf("no step %q", name)
 		}
 	}
 	if os.Geteuid() != 0 {

@@ -160,7 +160,7 @@ func (s *system) testCLI(r ostreehost.Release, config string, readonly bool) {
 	// A rollback reports, before and after, that it drops the staged deployment.
 	run(t, h, "ostree", "admin", "deploy", "--stage", "--os="+osName, "os/v3")
 	if out := cli(t, h, 0, "rollback", "--dry-run"); !strings.Contains(out, "staged, is dropped") {
-		t.Errorf("rollback --dry-run says nothing of what is staged:\n%s", out)
+		t.Errorf("rollback --dry-run does not report the staged deployment:\n%s", out)
 	}
 	expect(h, "dry run", "3 staged pending; 2 booted default; 1 rollback pinned")
 	cli(t, h, 0, "rollback")

@@ -203,7 +203,7 @@ func (s *system) failureByOSTree() string {
 	s.t.Helper()
 	_, err := s.admin("boot-complete")
 	if _, ok := errors.AsType[*ostreehost.ExitError](err); !ok {
-		s.t.Fatalf("ostree admin boot-complete: %v, want that it fails", err)
+		s.t.Fatalf("ostree admin boot-complete: got %v, want a failure", err)
 	}
 	return err.Error()
 }

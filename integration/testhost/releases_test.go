@@ -35,7 +35,7 @@ func TestErofsVersion(t *testing.T) {
 	var got [3]int
 	format := "mkfs.erofs (erofs-utils) %d.%d.%d"
 	if _, err := fmt.Sscanf(string(out), format, &got[0], &got[1], &got[2]); err != nil {
-		t.Fatalf("it says %q: %v", out, err)
+		t.Fatalf("it printed %q: %v", out, err)
 	}
 	if want := [3]int{1, 8, 2}; slices.Compare(got[:], want[:]) < 0 {
 		t.Errorf("version %v, want at least %v", got, want)

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Runs the script that the host gave qemu, with its output on the second serial line. Also for the shell of busybox.
+# Runs the script that qemu passes on, with output on the second serial line. It also runs in the shell of busybox.
 set -o pipefail
 exec </dev/null >/dev/ttyS1 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 echo "@begin $(cut -d' ' -f1 /proc/uptime)"
 
-# step NAME TEXT runs a command line and prints its output, its exit status and when it ended.
+# step NAME TEXT runs a command line and prints its output, its exit status and its end time.
 step() {
   local status
   "${BASH:-sh}" -c "$2" 2>&1 | while IFS= read -r line; do printf '%s: %s\n' "$1" "$line"; done

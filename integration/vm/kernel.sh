@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of a machine that has a kernel and busybox, and no system: a file system of its own on /tmp, where it runs
-# the host's commands.
+# The first process of a machine with only a kernel and busybox. It mounts a new file system on /tmp, where it runs the commands
+# of the host.
 export PATH=/bin
 busybox mkdir -p /proc /sys /dev /tmp /var
 busybox mount -t proc proc /proc && busybox --install -s /bin

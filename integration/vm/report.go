@@ -62,7 +62,7 @@ func (r *Report) read(in io.Reader, begin func()) error {
 	for s.Scan() {
 		line := strings.TrimRight(s.Text(), "\r")
 		if err := r.line(line); err != nil {
-			return fmt.Errorf("read what the guest says: line %q: %w", line, err)
+			return fmt.Errorf("read output of the guest: line %q: %w", line, err)
 		}
 		if r.began > 0 {
 			begin()

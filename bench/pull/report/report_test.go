@@ -130,7 +130,7 @@ func TestSVGChart(t *testing.T) {
 				break
 			}
 			if err != nil {
-				t.Fatalf("the chart is no XML: %v", err)
+				t.Fatalf("the chart is not XML: %v", err)
 			}
 			if e, ok := token.(xml.StartElement); ok {
 				if e.Name.Local == "script" || e.Name.Local == "img" {

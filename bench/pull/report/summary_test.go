@@ -99,7 +99,7 @@ func TestRatio(t *testing.T) {
 				return
 			}
 			if f == nil || f.Ratio == nil {
-				t.Fatal("there is no ratio")
+				t.Fatal("no ratio")
 			}
 			if q := f.Ratio; q.N != tt.n || (q.Lo != nil) != tt.interval || q.Noisy != tt.noisy {
 				t.Errorf("%d values, interval %v, noisy %v; want %d, %v, %v", q.N, q.Lo != nil, q.Noisy, tt.n, tt.interval, tt.noisy)
@@ -139,7 +139,7 @@ func TestNoise(t *testing.T) {
 	}
 	s := Summarize(example(6, 0.2, 1))
 	if len(s.Noisy) <= maxNamed || !strings.Contains(s.Noise, " more; two runs") {
-		t.Errorf("of %d noisy ratios the sentence says %q", len(s.Noisy), s.Noise)
+		t.Errorf("the sentence about %d noisy ratios is %q", len(s.Noisy), s.Noise)
 	}
 	for i := 1; i < len(s.Noisy); i++ {
 		if s.Noisy[i].noise() > s.Noisy[i-1].noise() {

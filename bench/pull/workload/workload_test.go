@@ -97,7 +97,7 @@ func TestBuiltin(t *testing.T) {
 	for name, n := range images {
 		w, ok := Builtin(name)
 		if !ok {
-			t.Errorf("there is no workload %q", name)
+			t.Errorf("no workload %q", name)
 			continue
 		}
 		if w.Name != name || w.Description == "" || len(w.Images) != n {
