@@ -36,11 +36,13 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	for _, sn := range existing {
-		if sn.Kind == snapshots.KindCommitted {
+		switch sn.Kind {
+		case snapshots.KindCommitted:
 			s.committed.put(sn.id, sn.Info)
 			err = s.checkLayer(ctx, sn.Info, damaged)
-		} else if sn.Kind == snapshots.KindActive {
+		case snapshots.KindActive:
 			err = s.checkDirectory(ctx, sn.id, sn.Info)
+		default: // a view needs nothing of its own
 		}
 		if err != nil {
 			return err
