@@ -41,7 +41,7 @@ func TestReport(t *testing.T) {
 		{
 			name: "nonsense for a status",
 			text: "@begin 1\n@end a x\n",
-			err:  "read what the guest says",
+			err:  "read output of the guest",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
