@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 
@@ -73,8 +74,12 @@ func (s *Store) askDaemon(ctx context.Context, f func(snapshots.Snapshotter) err
 }
 
 func (s *Store) dialDaemon(ctx context.Context, f func(snapshots.Snapshotter) error) (err error) {
-	conn, err := grpc.NewClient("unix:"+strings.TrimPrefix(s.Daemon, "unix://"),
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(s.Daemon, "unix://"))
+	}
+	conn, err := grpc.NewClient("passthrough:///daemon", // the dialer knows the path, which would need quoting here
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(dial),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", s.Daemon, err)

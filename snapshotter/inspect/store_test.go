@@ -253,7 +253,7 @@ func serve(t *testing.T, f *snaptest.Fixture, s *Store) {
 // serveWith serves the fixture's snapshotter with a header, and returns the socket.
 func serveWith(t *testing.T, f *snaptest.Fixture, header metadata.MD) string {
 	t.Helper()
-	address := filepath.Join(snaptest.SocketDir(t), "s")
+	address := filepath.Join(snaptest.SocketDir(t), "s %") // no URL
 	l, err := net.Listen("unix", address)
 	if err != nil {
 		t.Fatal(err)
