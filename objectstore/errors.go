@@ -20,6 +20,8 @@ var (
 	ErrLocked error = lockedError{}
 	// ErrNoRepo reports that a directory is not an ostree repository.
 	ErrNoRepo error = noRepoError{}
+	// ErrNotRemoved reports that a prune is done, except for files that could not be removed. The error names them.
+	ErrNotRemoved = errors.New("some files could not be removed")
 	// ErrInvalid reports a value that cannot be stored in an ostree repository: a bad name, type, mode or ref.
 	ErrInvalid error = invalidError{}
 )

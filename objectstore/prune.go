@@ -234,7 +234,10 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 		stats.Bytes += bytes
 		return nil
 	})
-	return stats, errors.Join(append(errs, err)...)
+	if err = errors.Join(append(errs, err)...); err != nil {
+		err = fmt.Errorf("%w: %w", ErrNotRemoved, err)
+	}
+	return stats, err
 }
 
 // maxPruneErrors bounds the errors of one prune: on a broken disk each object would have its own.

@@ -19,7 +19,7 @@ import (
 
 // Cleanup frees the space of removed snapshots: their directories, layers that no snapshot needs any more, and the
 // checkouts and objects of these. Calls wait for each other. During a pull the store is not pruned; the next Cleanup
-// does so.
+// does so. What cannot be removed does not stop the rest: the error names it, and the next Cleanup tries again.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	select {
 	case s.cleaning <- struct{}{}:
@@ -27,31 +27,26 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if err := s.sweepDirectories(ctx); err != nil {
-		return fmt.Errorf("clean up snapshots: %w", err)
+	var errs []error
+	for _, step := range []func(context.Context) error{s.sweepDirectories, s.sweepMounts, s.prune} {
+		if err := step(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("clean up snapshots: %w", err))
+		}
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	if err := s.sweepMounts(ctx); err != nil {
-		return fmt.Errorf("clean up snapshots: %w", err)
-	}
-	if err := s.prune(ctx); err != nil {
-		return fmt.Errorf("clean up snapshots: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // sweepDirectories removes the directories of snapshots that were removed.
 func (s *Snapshotter) sweepDirectories(ctx context.Context) error {
-	if err := s.discardOrphans(ctx); err != nil {
-		return err
-	}
+	errs := []error{s.discardOrphans(ctx)}
 	names, err := s.tmp.ReadNames()
-	if err != nil {
-		return err
-	}
-	var errs []error
+	errs = append(errs, err)
 	for _, name := range names {
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return errors.Join(append(errs, context.Cause(ctx))...)
 		}
 		// Directories with newPrefix belong to a running Prepare.
 		if strings.HasPrefix(name, oldPrefix) {
@@ -105,13 +100,12 @@ func (s *Snapshotter) discardOrphans(ctx context.Context) error {
 		if names, err = orphans(ctx, names); err != nil {
 			return err
 		}
+		var errs []error
 		for _, name := range names {
 			s.garbage.Store(true) // it may have kept a layer
-			if err := atfs.IgnoreNotExist(s.discard(name)); err != nil {
-				return err
-			}
+			errs = append(errs, atfs.IgnoreNotExist(s.discard(name)))
 		}
-		return nil
+		return errors.Join(errs...)
 	})
 }
 

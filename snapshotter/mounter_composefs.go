@@ -296,14 +296,12 @@ func (m *composefsMounter) sweep(ctx context.Context, locked lockedSnapshots) er
 			return err
 		}
 		live, checkouts := m.live(all)
-		if discarded, err = m.execute(planMountSweep(found, live)); err != nil {
-			return err
-		}
-		remove, err := m.discardCheckouts(checkouts)
+		discarded, err = m.execute(planMountSweep(found, live))
+		remove, cerr := m.discardCheckouts(checkouts)
 		if remove != nil {
 			discarded = append(discarded, remove)
 		}
-		return err
+		return errors.Join(err, cerr)
 	})
 	return errors.Join(err, discarded.run())
 }

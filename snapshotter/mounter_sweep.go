@@ -75,22 +75,30 @@ func planMountSweep(found foundMounts, live liveMounts) (plan mountSweep) {
 	return plan
 }
 
-// execute unmounts and discards. It returns functions that remove the discarded images, also beside an error.
+// execute unmounts and discards. It returns functions that remove the discarded images, also beside an error. What cannot
+// be unmounted stays, with its image, and does not stop the rest.
 func (t *mountTree) execute(plan mountSweep) (removals, error) {
+	var errs []error
+	mounted := make(map[string]struct{}) // directories with a mount that stays
 	for _, name := range plan.unmount {
 		if err := t.unmount(name); err != nil {
-			return nil, err
+			errs = append(errs, err)
+			mounted[path.Dir(name)] = struct{}{}
 		}
 	}
 	var discarded removals
 	for _, image := range plan.discard {
+		if _, busy := mounted[image]; busy {
+			continue
+		}
 		remove, err := t.layers.DiscardRootfs(image)
 		if err != nil {
-			return discarded, err
+			errs = append(errs, err)
+			continue
 		}
 		discarded = append(discarded, remove)
 	}
-	return discarded, nil
+	return discarded, errors.Join(errs...)
 }
 
 // removals delete discarded files.

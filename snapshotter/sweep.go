@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
@@ -23,7 +25,8 @@ type Swept struct {
 // Sweep removes the leftovers of a killed daemon from the directories of snapshots, as the next daemon does when it
 // starts. With dryRun it only reports them. If a daemon uses the store, the error is bbolt's ErrTimeout, and the
 // daemon's own Cleanup does this. If metadata.db is damaged nothing is touched, since it is unknown what is needed: the
-// next start of the daemon restores the copy.
+// next start of the daemon restores the copy. What cannot be removed does not stop the rest: the result then comes beside an
+// objectstore.ErrNotRemoved that names it.
 func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err error) {
 	if ok, err := root.Exists(MetadataFile); err != nil || !ok {
 		return &Swept{}, err
@@ -56,23 +59,24 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 	if err != nil {
 		return nil, err
 	}
+	var errs []error
 	for _, name := range swept.Orphans {
-		if err := sweepTree(s.snaps, name, dryRun, &swept.Bytes); err != nil {
-			return nil, err
-		}
+		errs = append(errs, sweepTree(s.snaps, name, dryRun, &swept.Bytes))
 	}
 	names, err := s.tmp.ReadNames()
-	if err != nil {
-		return nil, err
-	}
+	errs = append(errs, err)
 	for _, name := range names {
 		if !strings.HasPrefix(name, tmpPrefix) {
 			continue
 		}
-		if err := sweepTree(s.tmp, name, dryRun, &swept.Bytes); err != nil {
-			return nil, err
+		err := sweepTree(s.tmp, name, dryRun, &swept.Bytes)
+		errs = append(errs, err)
+		if err == nil {
+			swept.Removed++
 		}
-		swept.Removed++
+	}
+	if err := errors.Join(errs...); err != nil {
+		return swept, fmt.Errorf("%w: %w", objectstore.ErrNotRemoved, err)
 	}
 	return swept, nil
 }

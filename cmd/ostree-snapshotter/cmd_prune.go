@@ -32,7 +32,7 @@ daemon.
 
 Files that a snapshot of containerd or a ref of another program needs are never removed. Garbage is found without a lock
 and removed under the repository's exclusive lock, which waits for running pulls.` +
-			exitHelp(exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
+			exitHelp(exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.prune(cmd.Context(), &f, dryRun) },
 	}

@@ -134,7 +134,7 @@ func statusOf(err error) int {
 		return status.status
 	case is(err, deploy.ErrNotBootable, deploy.ErrImageKargs):
 		return exitNotBootable
-	case is(err, deploy.ErrNotArmed):
+	case is(err, deploy.ErrNotArmed, objectstore.ErrNotRemoved):
 		return exitPartly
 	case is(err, deploy.ErrStaterootName, deploy.ErrManyStateroots, deploy.ErrCannotStage, kargs.ErrEdit):
 		return exitUsage

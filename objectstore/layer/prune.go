@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -194,7 +195,8 @@ func (p *PrunePlan) dead(ctx context.Context) (*garbage, error) {
 
 // Execute removes the garbage of the plan that is still garbage. It holds the repository's exclusive lock meanwhile: it
 // waits for a running import, for the repository's lock timeout or until ctx is done, and then returns
-// objectstore.ErrLocked. The next prune finds what a crash leaves behind.
+// objectstore.ErrLocked. The next prune finds what a crash leaves behind. Files that cannot be removed do not stop the rest:
+// the error is then an objectstore.ErrNotRemoved that names them.
 func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	if err := p.objects.Refresh(ctx); err != nil {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
@@ -203,9 +205,15 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	if err != nil {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
 	}
-	stats, trash, err := p.unlink(ctx, lock)
+	stats, trash, left, err := p.unlink(ctx, lock)
 	var group errgroup.Group
 	group.SetLimit(p.s.opts.Workers)
+	var mu sync.Mutex // of left
+	keep := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		left = append(left, err)
+	}
 	group.Go(func() error {
 		var objects objectstore.PruneStats
 		if err == nil {
@@ -218,18 +226,25 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	// The links of a checkout keep its objects' bytes allocated, but nothing waits for them, so this needs no lock. It
 	// takes as long as removing the objects, so it runs in parallel: whoever removes an image waits for both.
 	for _, name := range trash {
-		group.Go(func() error { return p.s.tmp.RemoveAll(name) })
+		group.Go(func() error { keep(p.s.tmp.RemoveAll(name)); return nil })
 	}
 	err = group.Wait()
 	leftovers, terr := p.s.leftovers(time.Now())
-	err = errors.Join(err, terr)
+	keep(terr)
 	for _, name := range leftovers {
 		if rerr := p.s.tmp.RemoveAll(name); rerr != nil {
-			err = errors.Join(err, rerr)
+			keep(rerr)
 			continue
 		}
 		stats.Leftovers++
 		stats.Bytes += p.bytes[name]
+	}
+	switch lerr := errors.Join(left...); {
+	case lerr == nil:
+	case err == nil:
+		err = fmt.Errorf("%w: %w", objectstore.ErrNotRemoved, lerr)
+	default:
+		err = errors.Join(err, lerr)
 	}
 	if err != nil {
 		err = fmt.Errorf("prune: %w", err)
@@ -238,27 +253,28 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 }
 
 // unlink removes the names of dead layers, under the lock, and returns the names in tmp/ to which it moved their
-// checkouts.
-func (p *PrunePlan) unlink(ctx context.Context, lock *objectstore.Lock) (stats PruneStats, trash []string, err error) {
+// checkouts. Left are the errors of checkouts that it could not move.
+func (p *PrunePlan) unlink(ctx context.Context, lock *objectstore.Lock) (stats PruneStats, trash []string, left []error, err error) {
 	dead, err := p.dead(ctx)
 	if err != nil {
-		return stats, nil, err
+		return stats, nil, nil, err
 	}
 	stats.Layers = len(dead.layers)
 	if err := lock.DeleteRefs(dead.refs...); err != nil {
-		return stats, nil, err
+		return stats, nil, nil, err
 	}
 	if err := p.s.journal.forget(dead.layers); err != nil {
-		return stats, nil, err
+		return stats, nil, nil, err
 	}
 	for _, name := range dead.checkouts {
 		tmp, err := p.s.discard(p.s.layers, name)
 		if err != nil {
-			return stats, trash, err
+			left = append(left, err)
+			continue
 		}
 		trash = append(trash, tmp)
 		stats.Checkouts++
 		stats.Bytes += p.bytes[name]
 	}
-	return stats, trash, nil
+	return stats, trash, left, nil
 }
