@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
@@ -62,5 +67,34 @@ func TestStatusAndHint(t *testing.T) {
 		if hint := hintFor(err); (hint != "") != tt.hinted {
 			t.Errorf("%T: hint %q", tt.err, hint)
 		}
+	}
+}
+
+// TestPrunePartly has an object that cannot be removed: prune removes the rest, names it, and ends with status 3.
+func TestPrunePartly(t *testing.T) {
+	testenv.NeedsRoot(t)
+	dir := t.TempDir()
+	f, err := makeFixture(t.Context(), dir)
+	testenv.Must(t, err)
+	testenv.Must(t, f.close())
+	garbage := filepath.Join(dir, "repo/objects/00", strings.Repeat("0", 62)+".file")
+	testenv.Must(t, os.MkdirAll(filepath.Dir(garbage), 0o755))
+	testenv.Must(t, os.WriteFile(garbage, []byte("garbage"), 0o644))
+	other := filepath.Join(filepath.Dir(garbage), strings.Repeat("1", 62)+".file")
+	testenv.Must(t, os.WriteFile(other, []byte("garbage"), 0o644))
+	undo := testenv.SetFlags(t, garbage, testenv.Immutable)
+	var stdout, stderr bytes.Buffer
+	if got := execute(t.Context(), []string{"prune", "--root", dir}, &stdout, &stderr); got != exitPartly {
+		t.Errorf("exit status is %d, want %d", got, exitPartly)
+	}
+	if got := stdout.String(); !strings.Contains(got, " 1 objects,") {
+		t.Errorf("stdout is %q, want that the other object was removed", got)
+	}
+	if got := stderr.String(); !strings.Contains(got, filepath.Base(garbage)) || strings.Count(got, "\n") != 1 {
+		t.Errorf("stderr is %q, want one line with the object", got)
+	}
+	undo()
+	if got := execute(t.Context(), []string{"prune", "--root", dir}, io.Discard, io.Discard); got != exitOK {
+		t.Errorf("afterwards the exit status is %d, want %d", got, exitOK)
 	}
 }
