@@ -2,7 +2,7 @@
 
 GO ?= go
 # The program and all tests share compiled packages.
-export GOFLAGS := $(GOFLAGS) -trimpath
+export GOFLAGS := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
 GOLANGCI_LINT = $(GO) tool -modfile=tools.mod golangci-lint
 
 # Everything except the integration tests.
@@ -69,6 +69,7 @@ bench-compare: setup ## compare them with those of the revision BASE, BENCHCOUNT
 
 integration: setup ## only the tests with a real containerd
 	$(GO) test -count=1 -timeout 40m ./integration/...
+	$(GO) -C integration/browser test -count=1 -timeout 5m ./...
 
 demo: build ## pull two versions of an image with a private containerd and show the shared files
 	$(GO) run ./integration/demo
