@@ -37,11 +37,10 @@ func (s *imageSource) close() error { return errors.Join(s.client.Close(), s.sto
 
 // resolve finds an image for this host by its name in containerd, and its layers in the store.
 func (s *imageSource) resolve(ctx context.Context, name string) (*deploy.Image, error) {
-	found, err := s.client.Resolve(ctx, s.namespace, name, platforms.DefaultSpec())
+	m, err := s.client.Resolve(ctx, s.namespace, name, platforms.DefaultSpec())
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	}
-	m := found.Manifest
 	img := &deploy.Image{
 		Name: name, ManifestDigest: m.Digest, Manifest: m.JSON, Config: m.ConfigJSON, Version: m.Version, Created: m.Created,
 	}

@@ -32,21 +32,14 @@ type ImageError struct {
 func (e *ImageError) Error() string { return e.Err.Error() }
 func (e *ImageError) Unwrap() error { return e.Err }
 
-// A Resolved is an image of containerd for one platform.
-type Resolved struct {
-	Name, Namespace string
-	Target          digest.Digest // manifest or index that the name refers to
-	Manifest        *Manifest
-}
-
-// Resolve finds an image by its name in a namespace of containerd. containerd has no short names.
+// Resolve returns the manifest for a platform of an image, by its name in a namespace of containerd. containerd has no
+// short names.
 //
 // All errors are an [ImageError]. It wraps [ErrNoAnswer] if containerd cannot be asked, [ErrNoImage] if the name or one
 // of the image's documents does not exist, [ErrNoImage] and a [PlatformError] or [ErrNoManifest] if there is no
 // manifest for the platform, and otherwise a [DocumentError].
-func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocispec.Platform) (*Resolved, error) {
-	r := &Resolved{Name: name, Namespace: namespace}
-	fail := func(err error) (*Resolved, error) {
+func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocispec.Platform) (*Manifest, error) {
+	fail := func(err error) (*Manifest, error) {
 		return nil, &ImageError{Namespace: namespace, Name: name, Err: err}
 	}
 	ctx = namespaces.WithNamespace(ctx, namespace)
@@ -59,13 +52,12 @@ func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocisp
 		return fail(fmt.Errorf("%w: %w", ErrNoAnswer, err))
 	}
 	target := descriptor(resp.GetImage().GetTarget())
-	r.Target = target.Digest
-	r.Manifest, err = FindManifest(ctx, c.Content(), want, target)
+	m, err := FindManifest(ctx, c.Content(), want, target)
 	var doc *DocumentError
 	var platform *PlatformError
 	switch {
 	case err == nil:
-		return r, nil
+		return m, nil
 	case errors.As(err, &doc) && errdefs.IsNotFound(err):
 		return fail(noImageError{fmt.Sprintf("containerd does not have its %s %s", doc.Kind, doc.Digest), err})
 	case errors.Is(err, ErrNoManifest):

@@ -103,11 +103,11 @@ func (f *Finder) inContainerd(ctx context.Context, name string) ([]dedup.Layer, 
 			return nil, err
 		}
 	}
-	img, err := f.client.Resolve(ctx, f.Namespace, name, f.Platform)
+	m, err := f.client.Resolve(ctx, f.Namespace, name, f.Platform)
 	if err != nil {
 		return nil, f.manifestError(err)
 	}
-	return f.layersOf(ctx, img.Manifest, f.client.Blobs(f.ContentRoot))
+	return f.layersOf(ctx, m, f.client.Blobs(f.ContentRoot))
 }
 
 // manifestError replaces errors that talk about pulling an image for this host.
