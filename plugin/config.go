@@ -42,6 +42,7 @@ type Config struct {
 
 	Root       string   `toml:"root" comment:"Directory of the store: repository, checkouts, snapshots. Its file system needs extended attributes and hard\nlinks, and must be able to hold the upper directory of an overlay mount: ext4, xfs, btrfs."`
 	Repo       string   `toml:"repo" comment:"Directory of the ostree repository, on the same file system as root. Empty: \"repo\" below root. Any other\nrepository, such as /ostree/repo, must exist and have mode bare."`
+	SharedRepo bool     `toml:"shared_repo" comment:"Accept a repo in which users of the host can reach files, as ostree creates /ostree/repo. Files of images that\nbelong to a user ID of the host can then be changed by that user, for all images that have them."`
 	DedupRepos []string `toml:"dedup_repos" comment:"Directories of other ostree repositories on the same file system, such as the host's own /ostree/repo. A file that\none of them has is linked instead of stored a second time. It is compared before it is linked, and used only if root\nalone can change it. With mtime \"exact\" and without reflinks, only files with the same time are shared."`
 	Address    string   `toml:"address" comment:"Unix socket for containerd's proxy_plugins. systemd can pass it instead (socket activation)."`
 

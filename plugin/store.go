@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -353,12 +354,63 @@ func (s *Store) openRepos(c *Config, open opener, name string, create bool) (err
 	if err != nil {
 		return fmt.Errorf("open repository: %w", err)
 	}
+	if c.Repo != "" {
+		if err := checkOutsideRepo(s.Repo, c); err != nil {
+			return fmt.Errorf("open repository: %w", err)
+		}
+	}
 	for _, dir := range dirs[2:] {
 		lender, err := objectstore.Open(dir)
 		if err != nil {
 			return fmt.Errorf("open repository %s of dedup_repos: %w", dir.Path(), err)
 		}
 		s.lenders = append(s.lenders, lender)
+		if err := ownedByRootAlone(lender); err != nil {
+			return fmt.Errorf("open repository of dedup_repos: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkOutsideRepo checks that users of the host cannot change the objects of a repository that is not below the root. An
+// object has the owner and the mode of a file in an image: a user of the host with that ID could change it for all images
+// that have it, and any user could if the file is writable for all.
+func checkOutsideRepo(repo *objectstore.Repo, c *Config) error {
+	if err := ownedByRootAlone(repo); err != nil || c.SharedRepo {
+		return err
+	}
+	objects, err := repo.ObjectsDir().Lstat(".")
+	if err != nil {
+		return err
+	}
+	if objects.Mode&0o011 == 0 {
+		return nil
+	}
+	for dir := filepath.Clean(c.Repo); dir != "/"; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return &fs.PathError{Op: "stat", Path: dir, Err: err}
+		}
+		if st.Mode&0o011 == 0 && st.Uid == 0 {
+			return nil // no other user gets past it
+		}
+	}
+	return fmt.Errorf("users of the host can reach the objects in %s: give it mode 0700, or set shared_repo = true", c.Repo)
+}
+
+// ownedByRootAlone checks that no other user can exchange the objects of a repository.
+func ownedByRootAlone(repo *objectstore.Repo) error {
+	for _, dir := range []*atfs.Dir{repo.Dir(), repo.ObjectsDir()} {
+		st, err := dir.Lstat(".")
+		if err != nil {
+			return err
+		}
+		if err := ownedByRoot(dir, ".", st); err != nil {
+			return err
+		}
+		if st.Mode&0o022 != 0 {
+			return fmt.Errorf("%s has mode %o: only root may write to it", dir.Path(), st.Mode&0o7777)
+		}
 	}
 	return nil
 }

@@ -133,7 +133,7 @@ func TestOpenStoreOnAnUnsuitableFileSystem(t *testing.T) {
 // makeRepo creates a repository in a directory that need not exist.
 func makeRepo(t *testing.T, dir string) {
 	t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil { // it may be the root of a file system
 		t.Fatal(err)
 	}
 	d, err := atfs.Open(dir)
@@ -211,6 +211,68 @@ func TestRepositoryElsewhere(t *testing.T) {
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), config.Repo) {
 				t.Errorf("got %v, want an error about %s with %q", err, config.Repo, c.want)
+			}
+		})
+	}
+}
+
+// TestReachableRepo has repositories outside the root that users of the host can reach or change. They are refused, by serve
+// and by config check alike, unless shared_repo accepts that they can be reached.
+func TestReachableRepo(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(repo string) error
+		shared bool
+		lender bool
+		want   string // "" if it is accepted
+	}{
+		{name: "private", change: func(string) error { return nil }},
+		{name: "reachable", change: func(repo string) error { return os.Chmod(repo, 0o755) }, want: "users of the host can reach the objects"},
+		{name: "reachable and accepted", change: func(repo string) error { return os.Chmod(repo, 0o755) }, shared: true},
+		{name: "objects private", change: func(repo string) error {
+			return errors.Join(os.Chmod(repo, 0o755), os.Chmod(repo+"/objects", 0o700))
+		}},
+		{name: "below a private directory", change: func(repo string) error {
+			return errors.Join(os.Chmod(repo, 0o755), os.Chmod(filepath.Dir(repo), 0o700))
+		}},
+		{name: "another user's", change: func(repo string) error { return os.Chown(repo, 12345, 0) }, shared: true, want: "it must be root's"},
+		{name: "another user's objects", change: func(repo string) error { return os.Chown(repo+"/objects", 12345, 0) }, shared: true, want: "it must be root's"},
+		{name: "writable for a group", change: func(repo string) error { return os.Chmod(repo+"/objects", 0o770) }, shared: true, want: "only root may write"},
+		{name: "lender reachable", change: func(repo string) error { return os.Chmod(repo, 0o755) }, lender: true},
+		{name: "lender another user's", change: func(repo string) error { return os.Chown(repo, 12345, 0) }, lender: true, want: "it must be root's"},
+		{name: "lender writable for all", change: func(repo string) error { return os.Chmod(repo+"/objects", 0o777) }, lender: true, want: "only root may write"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			config := testConfig(t)
+			testenv.Must(t, os.MkdirAll(config.Root, 0o711))
+			for dir := filepath.Dir(config.Root); dir != os.TempDir(); dir = filepath.Dir(dir) {
+				testenv.Must(t, os.Chmod(dir, 0o755)) // t.TempDir is private
+			}
+			repo := filepath.Join(filepath.Dir(config.Root), "outside")
+			makeRepo(t, repo)
+			testenv.Must(t, os.Chmod(repo+"/objects", 0o755))
+			testenv.Must(t, tt.change(repo))
+			if tt.lender {
+				config.DedupRepos = []string{repo}
+			} else {
+				config.Repo, config.SharedRepo = repo, tt.shared
+			}
+			found := ""
+			for _, f := range Probe(config) {
+				if f.Check == "repository" && f.Err != nil {
+					found = f.Err.Error()
+				}
+			}
+			s, err := OpenStore(t.Context(), config)
+			if err == nil {
+				testenv.Must(t, s.Close())
+			}
+			got := ""
+			if err != nil {
+				got = err.Error()
+			}
+			if found != got || (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+				t.Errorf("open: %q, config check: %q, want both with %q", got, found, tt.want)
 			}
 		})
 	}
