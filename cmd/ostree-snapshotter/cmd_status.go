@@ -95,7 +95,7 @@ func (c *cli) describe(ctx context.Context, s *deploy.System, st *sysroot.State)
 	p := c.newProgress("measuring deployments")
 	sizes, err := s.Footprints(ctx, list)
 	p.stop()
-	r := &statusReport{Sysroot: s.Path, Deployments: make([]deploymentRow, 0, len(list)), Notes: []string{}}
+	r := &statusReport{Sysroot: s.Path, Deployments: make([]deploymentRow, 0, len(list)), Notes: append([]string{}, st.Notes...)}
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)

@@ -20,8 +20,8 @@ import (
 	"strings"
 )
 
-// MaxLen is the largest entry that [Parse] reads.
-const MaxLen = 64 << 10
+// MaxLen is the largest entry that [Parse] reads. It is far more than kernels and boot loaders take.
+const MaxLen = 1 << 20
 
 // Entry is a boot loader entry.
 type Entry struct {

@@ -43,8 +43,12 @@ func (l leftover) remove() error {
 // remove them: links before their targets.
 func (s *Sysroot) leftovers(st *State, others []*Deployment) ([]leftover, error) {
 	keep := slices.Concat(st.All(), others)
+	find := []func(*State, []*Deployment) ([]leftover, error){s.oldSwitches, s.oldDeployments, s.oldKernels}
+	if st.incomplete {
+		find = find[:1] // the others may belong to an entry that could not be read
+	}
 	var found []leftover
-	for _, f := range []func(*State, []*Deployment) ([]leftover, error){s.oldSwitches, s.oldDeployments, s.oldKernels} {
+	for _, f := range find {
 		l, err := f(st, keep)
 		if err != nil {
 			return nil, err
@@ -225,7 +229,7 @@ func (s *Sysroot) cleanup(ctx context.Context, prune bool) error {
 		return err
 	}
 	if s.opts.Bootloader != nil {
-		entries, err := s.readEntries(st.BootVersion)
+		entries, _, err := s.readEntries(st.BootVersion)
 		if err != nil {
 			return err
 		}

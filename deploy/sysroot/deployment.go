@@ -94,6 +94,9 @@ type State struct {
 	Deployments    []*Deployment // in boot order; a staged one is not among them
 	Staged         *Staged       // nil: none
 	Booted         *Deployment   // one of Deployments; nil: not booted from this sysroot
+	Notes          []string      // boot loader entries that were left out, and why
+
+	incomplete bool // an entry that was left out may belong to a deployment
 }
 
 // All returns the deployments in the order of their indexes, as "ostree admin status" counts: a staged one comes first.

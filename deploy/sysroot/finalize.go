@@ -40,7 +40,7 @@ func (s *Sysroot) leaveFailure(err error) error {
 	if err := s.boot.MkdirAll(path.Dir(failureFile), dirMode); err != nil {
 		return err
 	}
-	return s.boot.WriteFile(failureFile, []byte(err.Error()), fileMode, true)
+	return s.boot.WriteFile(failureFile, []byte(bounded(err.Error(), maxFailureLen)), fileMode, true)
 }
 
 func (s *Sysroot) finalizeStaged(ctx context.Context) (*Plan, error) {
@@ -145,7 +145,7 @@ func (s *Sysroot) bootComplete(ctx context.Context) (*BootReport, error) {
 	if err := s.bless(ctx, st, r); err != nil {
 		return nil, err
 	}
-	text, err := s.boot.ReadFile(failureFile, maxConfigLen)
+	text, err := s.boot.ReadFile(failureFile, maxFailureLen)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,14 +20,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-const (
-	maxEntryLen  = 64 << 10 // of an entry; kernels take command lines of a few KiB
-	maxOriginLen = 1 << 20
-	maxEntries   = 1000
-)
-
 // Load reads the state. A state that libostree would not leave behind, not even when killed, is an ErrCorrupt: above
-// all an entry of boot/loader that leads to no deployment.
+// all an entry of boot/loader that leads to no deployment. Files among the entries that are too long, no regular files
+// or under a name that libostree does not give are left out, and listed in the state's notes.
 func (s *Sysroot) Load(ctx context.Context) (*State, error) {
 	st, err := s.load(ctx)
 	if err != nil {
@@ -44,10 +40,11 @@ func (s *Sysroot) load(ctx context.Context) (*State, error) {
 	if st.SubBootVersion, err = s.subBootVersion(st.BootVersion); err != nil {
 		return nil, err
 	}
-	entries, err := s.readEntries(st.BootVersion)
+	entries, skipped, err := s.readEntries(st.BootVersion)
 	if err != nil {
 		return nil, err
 	}
+	st.skip(skipped...)
 	booted, err := s.findBooted()
 	if err != nil {
 		return nil, err
@@ -57,7 +54,11 @@ func (s *Sysroot) load(ctx context.Context) (*State, error) {
 			return nil, context.Cause(ctx)
 		}
 		d, err := s.readDeployment(e, st)
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrCorrupt) && !isOwnEntry(e.Name):
+			st.skip(skippedEntry{e.file, err.Error(), false})
+			continue
+		case err != nil:
 			return nil, fmt.Errorf("boot loader entry %s: %w", e.Name, err)
 		}
 		if d == nil {
@@ -116,12 +117,31 @@ func linksDir(b, sub int) string {
 	return path.Join(ostreeDir, "boot."+strconv.Itoa(b)+"."+strconv.Itoa(sub))
 }
 
-// readEntries returns ostree's entries in boot/loader.B, in boot order.
-func (s *Sysroot) readEntries(b int) ([]BootEntry, error) {
+// ownEntry matches the names that libostree gives to entries, without suffix and tries.
+var ownEntry = regexp.MustCompile(`^ostree-[0-9]+(-.+)?$`)
+
+func isOwnEntry(name bls.Name) bool { return ownEntry.MatchString(name.Stem) }
+
+// A skippedEntry is a file that cannot be an entry of a deployment, or cannot be read as one.
+type skippedEntry struct {
+	file, reason string
+	own          bool // its name is libostree's, so that it may belong to a deployment
+}
+
+// skip adds notes of entries that are left out.
+func (st *State) skip(list ...skippedEntry) {
+	for _, e := range list {
+		st.Notes = append(st.Notes, fmt.Sprintf("boot loader entry %q is ignored: %s", e.file, e.reason))
+		st.incomplete = st.incomplete || e.own
+	}
+}
+
+// readEntries returns ostree's entries in boot/loader.B, in boot order, and those that it skipped.
+func (s *Sysroot) readEntries(b int) (_ []BootEntry, skipped []skippedEntry, err error) {
 	dir := entriesDir(b)
 	names, err := readNames(s.boot, dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var entries []BootEntry
 	for _, n := range names {
@@ -130,15 +150,23 @@ func (s *Sysroot) readEntries(b int) ([]BootEntry, error) {
 			continue
 		}
 		if len(entries) == maxEntries {
-			return nil, fmt.Errorf("more than %d boot loader entries: %w", maxEntries, ErrCorrupt)
+			return nil, nil, fmt.Errorf("more than %d boot loader entries: %w", maxEntries, ErrCorrupt)
 		}
-		text, err := s.boot.ReadFile(path.Join(dir, n), maxEntryLen)
+		text, err := s.readEntry(path.Join(dir, n))
+		if isNoEntry(err) {
+			skipped = append(skipped, skippedEntry{n, err.Error(), isOwnEntry(name)})
+			continue
+		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		e, err := bls.Parse(text)
-		if err != nil {
-			return nil, fmt.Errorf("boot loader entry %s: %w: %w", n, err, ErrCorrupt)
+		switch {
+		case err != nil && !isOwnEntry(name):
+			skipped = append(skipped, skippedEntry{n, err.Error(), false})
+			continue
+		case err != nil:
+			return nil, nil, fmt.Errorf("boot loader entry %s: %w: %w", n, err, ErrCorrupt)
 		}
 		entries = append(entries, BootEntry{name, e, n})
 	}
@@ -150,8 +178,24 @@ func (s *Sysroot) readEntries(b int) ([]BootEntry, error) {
 			return bls.CompareVersions(y, x)
 		}
 	})
-	return entries, nil
+	return entries, skipped, nil
 }
+
+// readEntry returns the text of an entry. The error of a file that cannot be one isNoEntry.
+func (s *Sysroot) readEntry(name string) ([]byte, error) {
+	st, err := s.boot.Lstat(name)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = &fs.PathError{Op: "read", Path: name, Err: errNotRegular}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.boot.ReadFile(name, maxEntryLen)
+}
+
+var errNotRegular = errors.New("not a regular file")
+
+func isNoEntry(err error) bool { return errors.Is(err, errNotRegular) || errors.Is(err, unix.EFBIG) }
 
 // readDeployment returns the deployment that an entry leads to, or nil if the entry has no ostree=.
 func (s *Sysroot) readDeployment(e BootEntry, st *State) (*Deployment, error) {

@@ -151,6 +151,9 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 		return nil, err
 	}
 	p.arrange(&r)
+	if err := s.checkLimits(p); err != nil {
+		return nil, err
+	}
 	if r.Merge == nil || r.Stage {
 		return p, nil
 	}

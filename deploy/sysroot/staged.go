@@ -18,8 +18,6 @@ const (
 	stagedFile       = "ostree/staged-deployment"
 	stagedLockFile   = "ostree/staged-deployment-locked"
 	stagedInitrdsDir = "ostree/staged-initrds"
-
-	maxStagedLen = 1 << 20
 )
 
 // Keys of the staged file and of its deployments.

@@ -155,12 +155,17 @@ func (s *Sysroot) writeEntries(ctx context.Context, p *Plan, b int) error {
 		if err != nil {
 			return fmt.Errorf("install kernel of %s: %w", d.short(), err)
 		}
-		e, err := s.makeEntry(p, d, names, b, serial, i, several)
+		arg := bls.OSTreeArg{BootVersion: b, Stateroot: d.Stateroot, BootCsum: d.BootCsum, BootSerial: serial}
+		e, err := s.makeEntry(p, d, names, arg, i, several)
+		var text []byte
+		if err == nil {
+			text, err = marshalEntry(e, arg, d.entry == nil)
+		}
 		if err != nil {
 			return fmt.Errorf("boot loader entry of %s: %w", d.short(), err)
 		}
 		name := path.Join(entriesDir(b), s.entryName(d, len(p.Deployments)-i).String())
-		if err := s.boot.WriteFile(name, e.Marshal(), fileMode, false); err != nil {
+		if err := s.boot.WriteFile(name, text, fileMode, false); err != nil {
 			return err
 		}
 	}
@@ -176,7 +181,7 @@ func (s *Sysroot) entryName(d *Deployment, n int) bls.Name {
 	return bls.Name{Stem: stem, Tries: d.Tries}
 }
 
-func (s *Sysroot) makeEntry(p *Plan, d *Deployment, names bootNames, b, serial, index int, several bool) (*bls.Entry, error) {
+func (s *Sysroot) makeEntry(p *Plan, d *Deployment, names bootNames, arg bls.OSTreeArg, index int, several bool) (*bls.Entry, error) {
 	e := &bls.Entry{Extra: d.Extra, Version: strconv.Itoa(len(p.Deployments) - index)}
 	system, err := s.systemName(p, d)
 	if err != nil {
@@ -184,7 +189,6 @@ func (s *Sysroot) makeEntry(p *Plan, d *Deployment, names bootNames, b, serial, 
 	}
 	e.Title = titleOf(system, d.Version, d.Stateroot, several, index)
 
-	arg := bls.OSTreeArg{BootVersion: b, Stateroot: d.Stateroot, BootCsum: d.BootCsum, BootSerial: serial}
 	options := p.options(d).WithOSTree(arg.String())
 	below := s.config.prefix() + kernelDir(d) + "/"
 	e.Linux = below + names.linux
