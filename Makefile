@@ -17,7 +17,7 @@ FUZZTIME ?= 20s
 BENCH ?= .
 
 .DEFAULT_GOAL := build
-.PHONY: build test test-default test-modes race lint fmt fuzz bench gobench bench-compare integration demo clean help setup
+.PHONY: build test test-default test-modes slowest race lint fmt fuzz bench gobench bench-compare integration demo clean help setup
 
 build: ## the static binary, bin/ostree-snapshotter
 	CGO_ENABLED=0 $(GO) build -o bin/ostree-snapshotter ./cmd/ostree-snapshotter
@@ -37,6 +37,10 @@ test-default:
 test-modes:
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=hardlink $(GO) test -timeout 25m -run '$(HARDLINK)' ./integration
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs $(GO) test -p 1 -timeout 25m ./snapshotter/...
+
+slowest: build setup ## all tests once, with the time of each package and the slowest tests
+	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(GO) test -json -count=1 -timeout 25m $(LONGEST) ./... | \
+	  $(GO) run ./integration/slowest
 
 race: ## units and suites with the race detector; needs gcc
 	$(GO) run ./integration/setup gcc
