@@ -60,7 +60,7 @@ func index(t *testing.T, store content.Store) (target, layer ocispec.Descriptor)
 	return target, layer
 }
 
-// What containerd's client fetches from a mirror is what was added to it.
+// TestFetchFromMirror fetches an image with containerd's client, and compares it with the image that was added.
 func TestFetchFromMirror(t *testing.T) {
 	from, to := newStore(t), newStore(t)
 	target, layer := index(t, from)
