@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/containerd/log"
@@ -15,4 +16,18 @@ func (c LogConfig) Apply() error {
 		return fmt.Errorf("set log format: %w", err)
 	}
 	return nil
+}
+
+// Reload loads the configuration again and applies its log section. It logs the result: a configuration that cannot be
+// loaded changes nothing, and other keys take a restart.
+func Reload(ctx context.Context, load func() (*Config, error)) {
+	c, err := load()
+	if err == nil {
+		err = c.Log.Apply()
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Error("configuration is not reloaded")
+		return
+	}
+	log.G(ctx).WithField("level", c.Log.Level).WithField("format", c.Log.Format).Info("log settings reloaded, other keys take a restart")
 }

@@ -34,11 +34,13 @@ as an object of an ostree repository; containers run on composefs images over th
 
 "ostree-snapshotter serve" is the daemon. The other commands look at its store, while it runs or not; and those from
 "deploy" on make an image the system that boots, and go back.`,
+		Version:       buildVersion().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate("ostree-snapshotter {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return withHint(withStatus(exitUsage, err), "\"%s --help\" lists the flags", cmd.CommandPath())
 	})

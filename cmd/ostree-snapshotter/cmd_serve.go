@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -26,17 +29,25 @@ func (c *cli) serveCommand() *cobra.Command {
 		Long: `Run the snapshotter and differ of containerd's proxy_plugins, on one unix socket.
 
 The store is created if it does not exist. SIGTERM and SIGINT end the daemon when its running calls have finished, or
-after ten seconds; a second signal ends it at once. Containers keep running: their mounts belong to the kernel.` + exitHelp(exitNoRepo),
+after ten seconds; a second signal ends it at once. Containers keep running: their mounts belong to the kernel. SIGHUP
+reads the configuration again and applies its log section; other keys take a restart.` + exitHelp(exitNoRepo),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := c.loadConfig()
-			if err == nil {
-				err = flags.apply(cfg)
+			load := func() (*plugin.Config, error) {
+				cfg, err := c.loadConfig()
+				if err == nil {
+					err = flags.apply(cfg)
+				}
+				return cfg, err
 			}
+			cfg, err := load()
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), cfg)
+			ctx, stop := context.WithCancel(cmd.Context())
+			defer stop()
+			onHangup(ctx, func() { plugin.Reload(ctx, load) })
+			return serve(ctx, cfg)
 		},
 	}
 	f := cmd.Flags()
@@ -68,6 +79,22 @@ func (f *serveFlags) apply(cfg *plugin.Config) error {
 		return withStatus(exitUsage, err)
 	}
 	return nil
+}
+
+// onHangup calls f for each SIGHUP until ctx is done. The signal ends the process no more.
+func onHangup(ctx context.Context, f func()) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-hangups:
+				f()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 }
 
 // serve runs the daemon until ctx is done, which is not an error.
