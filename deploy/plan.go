@@ -142,7 +142,7 @@ func (p *Plan) Execute(ctx context.Context) error {
 		return errors.New("the plan of a dry run cannot be executed")
 	}
 	err := p.system.Execute(ctx, p.Plan)
-	if err != nil {
+	if err != nil && !errors.Is(err, objectstore.ErrNotRemoved) {
 		err = p.forget(ctx, err)
 	}
 	return err
@@ -219,13 +219,11 @@ func (s *System) Execute(ctx context.Context, p *sysroot.Plan) error {
 	if err := s.dropImages(ctx, p.Remaining()...); err != nil {
 		return err
 	}
-	if err := s.Sysroot.Execute(ctx, p); err != nil {
-		return err
+	kept := s.Sysroot.Execute(ctx, p)
+	if kept != nil && !errors.Is(kept, objectstore.ErrNotRemoved) || !p.Staged {
+		return kept
 	}
-	if p.Staged {
-		return s.arm(ctx)
-	}
-	return nil
+	return errors.Join(kept, s.arm(ctx))
 }
 
 // Newest returns the deployment of a stateroot, chosen as by [System.Stateroot], that boots next. If it has none the
@@ -279,10 +277,10 @@ func (s *System) PlanKargs(ctx context.Context, st *sysroot.State, d *sysroot.De
 // that fails, the error comes with the plan.
 func (s *System) FinalizeStaged(ctx context.Context) (*sysroot.Plan, error) {
 	p, err := s.Sysroot.FinalizeStaged(ctx)
-	if err != nil || p == nil {
+	if p == nil {
 		return nil, err
 	}
-	return p, s.dropImages(ctx, p.Deployments...)
+	return p, errors.Join(err, s.dropImages(ctx, p.Deployments...))
 }
 
 // BootComplete is [sysroot.Sysroot.BootComplete]. If the last shutdown failed to finalize a staged deployment, an

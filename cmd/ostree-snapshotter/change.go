@@ -170,7 +170,7 @@ func (c *cli) change(ctx context.Context, s *deploy.System, p *sysroot.Plan, fla
 
 // executed reports an executed plan, unless it has failed.
 func (c *cli) executed(r *changeReport, p *sysroot.Plan, done string, err error) error {
-	if err != nil && !errors.Is(err, deploy.ErrNotArmed) {
+	if err != nil && !is(err, deploy.ErrNotArmed, objectstore.ErrNotRemoved) {
 		return err
 	}
 	return errors.Join(c.changed(r, p, done), err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -37,16 +38,16 @@ also does this at its end.` + exitHelp(changeStatuses...),
 func (c *cli) cleanupSystem(ctx context.Context, f *systemFlags, noPrune bool) error {
 	return c.lockSystem(ctx, f, func(s *deploy.System, st *sysroot.State) error {
 		done, err := s.Cleanup(ctx, st, deploy.CleanupOptions{NoPrune: noPrune, DryRun: f.dryRun})
-		if err != nil {
+		if done == nil {
 			return err
 		}
 		r := newChangeReport(done.Plan, f.dryRun)
 		r.Cleanup = &cleanupReport{Paths: append([]string{}, done.Plan.Leftovers...), Objects: done.Objects, Freed: done.Freed}
 		r.Changed = len(r.Cleanup.Paths)+r.Cleanup.Objects > 0
 		if c.json {
-			return c.writeJSON(r)
+			return errors.Join(c.writeJSON(r), err)
 		}
-		return c.printCleanup(r)
+		return errors.Join(c.printCleanup(r), err)
 	})
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // changeStatuses are the exit statuses of commands that change a system without an image.
-var changeStatuses = []int{exitLocked, exitCorrupt, exitNoSysroot, exitInterrupted}
+var changeStatuses = []int{exitPartly, exitLocked, exitCorrupt, exitNoSysroot, exitInterrupted}
 
 func (c *cli) rollbackCommand() *cobra.Command {
 	var f systemFlags

@@ -21,23 +21,10 @@ import (
 type leftover struct {
 	dir        *atfs.Dir // name is below it
 	name       string
-	deployment bool // the directory of a deployment, which may be immutable
+	deployment bool // the directory of a deployment
 }
 
 func (l leftover) String() string { return path.Join(l.dir.Path(), l.name) }
-
-func (l leftover) remove() error {
-	if l.deployment {
-		d, err := l.dir.OpenDir(l.name)
-		if err == nil {
-			err = errors.Join(d.SetImmutable(false), d.Close())
-		}
-		if err = atfs.IgnoreNotExist(err); err != nil {
-			return err
-		}
-	}
-	return l.dir.RemoveAll(l.name)
-}
 
 // leftovers finds the parts that neither the deployments of a state nor the others need, in the order in which to
 // remove them: links before their targets.
@@ -204,25 +191,33 @@ func (s *Sysroot) oldKernels(_ *State, keep []*Deployment) (found []leftover, er
 	return found, nil
 }
 
-// removeLeftovers removes the parts that neither the present sysroot nor the others need.
+// removeLeftovers removes the parts that neither the present sysroot nor the others need. A file that cannot be removed
+// does not stop it: the error is then an objectstore.ErrNotRemoved that names the file.
 func (s *Sysroot) removeLeftovers(ctx context.Context, st *State, others []*Deployment) error {
 	found, err := s.leftovers(st, others)
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, l := range found {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := l.remove(); err != nil {
-			return err
+		if err := l.dir.RemoveAll(l.name); err != nil { // clears the immutable flags in its way
+			errs = append(errs, err)
 		}
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("%w: %w", objectstore.ErrNotRemoved, errors.Join(errs...))
 	}
 	return nil
 }
 
+// isPartly reports whether an error is only about files that could not be removed.
+func isPartly(err error) bool { return errors.Is(err, objectstore.ErrNotRemoved) }
+
 // cleanup removes the parts that the sysroot, as it is on the disk, no longer needs. The boot loader is updated before:
-// the files that it knew until now must not go first.
+// the files that it knew until now must not go first. Files that cannot be removed do not stop it.
 func (s *Sysroot) cleanup(ctx context.Context, prune bool) error {
 	st, err := s.load(ctx)
 	if err != nil {
@@ -240,18 +235,18 @@ func (s *Sysroot) cleanup(ctx context.Context, prune bool) error {
 	if err := s.writeRefs(ctx, st); err != nil {
 		return err
 	}
-	if err := s.removeLeftovers(ctx, st, nil); err != nil {
-		return err
-	}
-	if !prune {
-		return nil
+	kept := s.removeLeftovers(ctx, st, nil)
+	if kept != nil && !isPartly(kept) || !prune {
+		return kept
 	}
 	plan, err := s.repo.PlanPrune(ctx, objectstore.PruneOptions{})
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = plan.Execute(ctx)
 	}
-	_, err = plan.Execute(ctx)
-	return err
+	if err != nil && !isPartly(err) {
+		return err // rather than errors that would pass for all that is wrong
+	}
+	return errors.Join(kept, err)
 }
 
 var deploymentRef = regexp.MustCompile(`^ostree/[01]/[01]/[0-9]+$`)

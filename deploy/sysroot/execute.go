@@ -11,7 +11,8 @@ import (
 // Execute makes the change. The caller holds the lock, and has held it since before the plan's state was loaded: a
 // sysroot that has changed since is an ErrChanged. After an error, or if the process is killed, the sysroot boots as
 // before or as planned; planning and executing the same again finishes it. An error before the switch leaves nothing
-// behind.
+// behind. If the error is an objectstore.ErrNotRemoved, the change is made, and the files that it names could not be
+// removed: every later change tries again.
 func (s *Sysroot) Execute(ctx context.Context, p *Plan) error {
 	if err := s.execute(ctx, p); err != nil {
 		return fmt.Errorf("%s: %w", p.what, err)
@@ -77,8 +78,13 @@ func (s *Sysroot) change(ctx context.Context, p *Plan, now *State) (err error) {
 	if p.finalize {
 		others = append(others, p.New)
 	}
-	if err := s.removeLeftovers(ctx, now, others); err != nil {
+	if err := s.removeLeftovers(ctx, now, others); err != nil && !isPartly(err) { // cleanup tries again
 		return err
+	}
+	if p.New != nil && !p.finalize {
+		if err := s.skipTaken(p.New); err != nil {
+			return err
+		}
 	}
 	defer func() {
 		if err == nil {
@@ -105,6 +111,17 @@ func (s *Sysroot) change(ctx context.Context, p *Plan, now *State) (err error) {
 		return s.writeStaged(p)
 	}
 	return s.writeList(ctx, p)
+}
+
+// skipTaken gives a new deployment another serial if a directory of its name could not be removed.
+func (s *Sysroot) skipTaken(d *Deployment) error {
+	for {
+		taken, err := s.dir.Exists(d.Path())
+		if !taken || err != nil {
+			return err
+		}
+		d.Serial++
+	}
 }
 
 func (s *Sysroot) setPinned(d *Deployment, pinned bool) error {

@@ -18,11 +18,16 @@ const failureFile = "ostree/finalize-failure.stamp"
 
 // FinalizeStaged makes the staged deployment the default, with the present changes of /etc. Call it when the system
 // shuts down. It returns the executed plan, or nil if nothing is staged or the staged deployment is locked. An error is
-// also left for the next boot to report, where libostree looks for it. Objects are not pruned.
+// also left for the next boot to report, where libostree looks for it, except for an objectstore.ErrNotRemoved, which
+// comes with the plan (see [Sysroot.Execute]). Objects are not pruned.
 //
 // The caller holds the lock. If the process is killed, a repetition finishes it.
 func (s *Sysroot) FinalizeStaged(ctx context.Context) (*Plan, error) {
 	p, err := s.finalizeStaged(ctx)
+	var partly error
+	if isPartly(err) {
+		partly, err = fmt.Errorf("finalize staged deployment: %w", err), nil
+	}
 	if err != nil {
 		err = fmt.Errorf("finalize staged deployment: %w", err)
 		if werr := s.leaveFailure(err); werr != nil {
@@ -33,7 +38,7 @@ func (s *Sysroot) FinalizeStaged(ctx context.Context) (*Plan, error) {
 	if err := atfs.IgnoreNotExist(s.boot.Unlink(failureFile)); err != nil {
 		return nil, fmt.Errorf("finalize staged deployment: %w", err)
 	}
-	return p, nil
+	return p, partly
 }
 
 func (s *Sysroot) leaveFailure(err error) error {
@@ -68,10 +73,7 @@ func (s *Sysroot) finalizeStaged(ctx context.Context) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.execute(ctx, p); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return p, s.execute(ctx, p)
 }
 
 func (s *Sysroot) planFinalize(ctx context.Context, st *State) (*Plan, error) {

@@ -443,7 +443,14 @@ func (s *Sysroot) PlanCleanup(_ context.Context, st *State) (*Plan, error) {
 	}
 	for _, l := range leftovers {
 		p.Leftovers = append(p.Leftovers, l.String())
-		err := l.dir.Walk(l.name, func(st *unix.Stat_t) error {
+		top, err := l.dir.Lstat(l.name)
+		if err != nil {
+			return nil, fmt.Errorf("plan cleanup: %w", err)
+		}
+		err = l.dir.Walk(l.name, func(st *unix.Stat_t) error {
+			if st.Dev != top.Dev {
+				return nil // mounted there, and stays
+			}
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Nlink == 1 {
 				p.Freed += atfs.Allocated(st)
 			}
