@@ -98,6 +98,9 @@ func readRef(heads *atfs.Dir, name string) (Checksum, error) {
 		if err == nil {
 			return parseRef(b)
 		}
+		if errors.Is(err, unix.EFBIG) {
+			return Checksum{}, corruptf("its file is longer than %d bytes", refFileLen)
+		}
 		if !errors.Is(err, unix.ELOOP) {
 			return Checksum{}, err
 		}
@@ -123,39 +126,61 @@ func parseRef(b []byte) (Checksum, error) {
 }
 
 // Refs returns the refs of refs/heads that equal prefix or are below it as a directory; "" returns all. Files with
-// invalid ref names are skipped.
+// invalid ref names are skipped. An unreadable ref is a RefError.
 func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
-	if prefix != "" {
-		if err := ValidateRef(prefix); err != nil {
-			return nil, err
-		}
-	}
-	refs := make(map[string]Checksum)
-	heads, err := r.dir.OpenDir(headsName)
-	if errors.Is(err, fs.ErrNotExist) {
-		return refs, nil
+	refs, unreadable, err := r.ReadableRefs(prefix)
+	if err == nil && len(unreadable) > 0 {
+		err = fmt.Errorf("list refs: %w", unreadable[0])
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list refs: %w", err)
+		return nil, err
+	}
+	return refs, nil
+}
+
+// ReadableRefs is [Repo.Refs] for a caller that can do without unreadable refs: it returns them beside the others.
+func (r *Repo) ReadableRefs(prefix string) (refs map[string]Checksum, unreadable []*RefError, err error) {
+	if prefix != "" {
+		if err := ValidateRef(prefix); err != nil {
+			return nil, nil, err
+		}
+	}
+	refs = make(map[string]Checksum)
+	heads, err := r.dir.OpenDir(headsName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return refs, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("list refs: %w", err)
 	}
 	defer heads.Close()
 	if prefix != "" {
 		switch sum, err := r.Ref(prefix); {
 		case err == nil:
 			refs[prefix] = sum
-			return refs, nil
+			return refs, nil, nil
 		case !errors.Is(err, ErrNotExist):
-			return nil, fmt.Errorf("list refs: %w", err)
+			return nil, nil, fmt.Errorf("list refs: %w", err)
 		}
 	}
 	start := prefix
 	if start == "" {
 		start = "."
 	}
-	if err := r.refCache.walk(heads, start, collectRefs(refs, "")); err != nil {
-		return nil, fmt.Errorf("list refs: %w", err)
+	collect := collectRefs(refs, "")
+	err = r.refCache.walk(heads, start, func(name string, sum Checksum, err error) error {
+		err = collect(name, sum, err)
+		var re *RefError
+		if errors.As(err, &re) {
+			unreadable = append(unreadable, re)
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list refs: %w", err)
 	}
-	return refs, nil
+	return refs, unreadable, nil
 }
 
 // openHeads opens refs/heads, and makes it if it was removed.
@@ -311,6 +336,9 @@ func readKnownRef(d *atfs.Dir, base, name string, known, now map[string]cachedRe
 	ref, ok := known[base]
 	if !ok || ref.ino != st.Ino || ref.ctime != st.Ctim {
 		b, err := d.ReadFile(base, refFileLen)
+		if errors.Is(err, unix.EFBIG) {
+			return Checksum{}, corruptf("its file is longer than %d bytes", refFileLen)
+		}
 		if err != nil {
 			return Checksum{}, err
 		}

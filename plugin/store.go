@@ -312,11 +312,12 @@ func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
 	exclusive := unix.Flock_t{Type: unix.F_WRLCK}
 	err = unix.FcntlFlock(uintptr(f.FD()), unix.F_OFD_SETLK, &exclusive)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		pid, rerr := root.ReadFile(lockFile, 64)
-		if rerr != nil || len(pid) == 0 {
-			pid = []byte("unknown")
+		text, rerr := root.ReadFile(lockFile, 64)
+		pid := strings.TrimSpace(string(text))
+		if _, err := strconv.ParseUint(pid, 10, 32); rerr != nil || err != nil { // damaged by a power failure
+			pid = "unknown"
 		}
-		return nil, fmt.Errorf("root %s is in use by process %s", root.Path(), strings.TrimSpace(string(pid)))
+		return nil, fmt.Errorf("root %s is in use by process %s", root.Path(), pid)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock root: %w", err)

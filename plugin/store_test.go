@@ -414,3 +414,17 @@ func TestDedupReposErrors(t *testing.T) {
 		})
 	}
 }
+
+// The lock names its owner only if the file does: a power failure may leave anything in it.
+func TestDamagedLock(t *testing.T) {
+	c := testConfig(t)
+	s, err := OpenStore(t.Context(), c)
+	testenv.Must(t, err)
+	defer s.Close()
+	for _, content := range []string{"", "\x00\x00\x00", "\x1b[31mforged\n", strings.Repeat("1", 65)} {
+		testenv.Must(t, os.WriteFile(filepath.Join(c.Root, "lock"), []byte(content), 0o600))
+		if _, err := OpenStore(t.Context(), c); err == nil || !strings.HasSuffix(err.Error(), "in use by process unknown") {
+			t.Errorf("lock %q: got %v, want an unknown process", content, err)
+		}
+	}
+}

@@ -103,7 +103,7 @@ type directory struct {
 	id     string
 	layer  objectstore.Checksum // zero if none was applied
 	blob   digest.Digest        // that it was unpacked from; "" if unknown
-	usage  layer.Usage          // that this layer added to the store
+	usage  layer.Usage          // that this layer added to the store; zero if unknown
 	staged bool                 // the snapshot was created with its layer, and is mounted read-only
 }
 
@@ -125,14 +125,22 @@ func (s *Snapshotter) readDirectory(id string) (directory, error) {
 	if d.blob, err = s.readBlob(id, d.layer); err != nil {
 		return d, err
 	}
-	b, err := readSmall(s.snaps, id, usageFile)
-	if err != nil || b == nil {
-		return d, err
+	d.usage, err = readUsage(s.snaps, id)
+	return d, err
+}
+
+// readUsage returns what the layer in a snapshot's directory added to the store. A file that is missing or damaged, as
+// after a power failure, is no use of space: the layer itself is not in doubt.
+func readUsage(snaps *atfs.Dir, id string) (layer.Usage, error) {
+	b, err := readSmall(snaps, id, usageFile)
+	if err != nil && !errdefs.IsDataLoss(err) {
+		return layer.Usage{}, err
 	}
-	if _, err := fmt.Sscan(string(b), &d.usage.Bytes, &d.usage.Inodes); err != nil {
-		return d, fmt.Errorf("read %s/%s/%s: %w: %w", SnapshotsDir, id, usageFile, errdefs.ErrDataLoss, err)
+	var u layer.Usage
+	if _, err := fmt.Sscanf(string(b), "%d %d\n", &u.Bytes, &u.Inodes); err != nil || u.Bytes < 0 || u.Inodes < 0 {
+		return layer.Usage{}, nil //nolint:nilerr // it is lost
 	}
-	return d, nil
+	return u, nil
 }
 
 // AppliedLayers returns, by snapshot ID, the layers that were applied to the active snapshots below root, or with which
@@ -173,10 +181,20 @@ func appliedLayers(snaps *atfs.Dir) (layers map[string]objectstore.Checksum, dam
 }
 
 // readApplied returns the layer in a snapshot's directory, zero if there is no layer or no directory. A file that names
-// no layer, as after a power failure, is an errdefs.ErrDataLoss.
+// no layer, as after a power failure, is an errdefs.ErrDataLoss. So is a staged snapshot without the file: it was created
+// with one.
 func readApplied(snaps *atfs.Dir, id string) (objectstore.Checksum, error) {
 	b, err := readSmall(snaps, id, AppliedFile)
-	if err != nil || b == nil {
+	if err != nil {
+		return objectstore.Checksum{}, err
+	}
+	if b == nil {
+		staged, err := snaps.Exists(path.Join(id, stagedMark))
+		if err == nil && staged {
+			err = fmt.Errorf("%s/%s/%s is missing: %w", SnapshotsDir, id, AppliedFile, errdefs.ErrDataLoss)
+		} else if errors.Is(err, unix.ENOTDIR) || errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
 		return objectstore.Checksum{}, err
 	}
 	sum, err := objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n"))

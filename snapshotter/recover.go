@@ -65,6 +65,9 @@ func (s *Snapshotter) restoreRefs(ctx context.Context) (map[objectstore.Checksum
 	if err != nil {
 		log.G(ctx).WithError(err).Error(`refs of layers cannot be restored: run "ostree-snapshotter fsck --repair"`)
 	}
+	if len(r.Removed) > 0 {
+		log.G(ctx).WithError(r.Removed[0]).WithField("refs", len(r.Removed)).Warn("refs of layers were damaged and are removed")
+	}
 	if r.Refs > 0 {
 		log.G(ctx).WithField("refs", r.Refs).Warn("refs of layers were lost and are restored")
 	}

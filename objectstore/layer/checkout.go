@@ -52,13 +52,19 @@ func (s *Store) Checkout(ctx context.Context, chain []objectstore.Checksum) (nam
 	}
 	ok, err := s.HasCheckout(name)
 	if err == nil && ok {
-		return name, Usage{}, s.checkOwner(id)
+		if err := s.checkOwner(id); !errors.Is(err, errNoOwner) {
+			return name, Usage{}, err
+		}
 	}
 	if err == nil {
 		added, err = s.checkoutOnce(ctx, name, func() (Usage, error) {
 			// Another call may have ended since the check above.
-			if ok, err := s.HasCheckout(name); err != nil || ok {
-				return Usage{}, errors.Join(err, s.checkOwner(id))
+			ok, err := s.HasCheckout(name)
+			if err == nil && ok {
+				ok, err = s.ownCheckout(ctx, name, chain)
+			}
+			if err != nil || ok {
+				return Usage{}, err
 			}
 			if root == nil {
 				if root, err = s.readImage(l); err != nil {
@@ -143,14 +149,46 @@ func (s *Store) discard(dir *atfs.Dir, name string) (tmp string, err error) {
 // HasCheckout reports whether the checkout with this name, as returned by Checkout, exists.
 func (s *Store) HasCheckout(name string) (bool, error) { return s.root.Exists(name) }
 
-// checkOwner rejects a layer whose directory belongs to another layer: their IDs have the same beginning.
-func (s *Store) checkOwner(id objectstore.Checksum) error {
-	short := CheckoutDir(id)
-	got, err := s.readOwner(short)
+// ownCheckout reports whether an existing checkout can be used. If its directory does not name the layer it may be
+// damaged too, so it is compared with the layer: a whole one gets the name of its layer again, another one is removed.
+func (s *Store) ownCheckout(ctx context.Context, name string, chain []objectstore.Checksum) (bool, error) {
+	id := chain[len(chain)-1]
+	err := s.checkOwner(id)
+	if !errors.Is(err, errNoOwner) {
+		return err == nil, err
+	}
+	var object *objectstore.ObjectError
+	switch err := s.verifyFiles(ctx, name, chain); {
+	case err == nil:
+		return true, s.restoreOwner(id)
+	case errors.As(err, &object), !errors.Is(err, objectstore.ErrCorrupt) && !errors.Is(err, fs.ErrNotExist):
+		return false, err
+	}
+	tmp, err := s.discard(s.layers, CheckoutDir(id))
+	if err != nil {
+		return false, err
+	}
+	return false, s.tmp.RemoveAll(tmp)
+}
+
+// restoreOwner records the layer again whose checkouts are in its directory.
+func (s *Store) restoreOwner(id objectstore.Checksum) error {
+	entry, err := s.journal.hold(id)
 	if err != nil {
 		return err
 	}
-	if got != id.String() {
+	defer s.journal.end(entry)
+	return writeOwner(s.layers, CheckoutDir(id), id)
+}
+
+// checkOwner rejects a layer whose directory belongs to another layer: their IDs have the same beginning.
+func (s *Store) checkOwner(id objectstore.Checksum) error {
+	short := CheckoutDir(id)
+	got, err := s.CheckoutOwner(short)
+	if err != nil {
+		return err
+	}
+	if got != id {
 		return fmt.Errorf("directory %s/%s belongs to layer %s: %w", LayersDir, short, got, objectstore.ErrCorrupt)
 	}
 	return nil
@@ -203,7 +241,7 @@ func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root 
 		return Usage{}, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	if err := dir.WriteFile(commitFile, []byte(id.String()+"\n"), 0o600, false); err != nil {
+	if err := writeOwner(dir, ".", id); err != nil {
 		return Usage{}, err
 	}
 	if err := dir.Mkdir(variant, 0o700); err != nil {
@@ -221,7 +259,10 @@ func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root 
 	short := CheckoutDir(id)
 	err = s.tmp.Rename(tmp, s.layers, short, unix.RENAME_NOREPLACE)
 	if errors.Is(err, fs.ErrExist) {
-		if err = s.checkOwner(id); err != nil {
+		if err = s.checkOwner(id); errors.Is(err, errNoOwner) {
+			err = s.restoreOwner(id) // fsck compares its other checkouts with the layer
+		}
+		if err != nil {
 			return Usage{}, err
 		}
 		err = dir.Rename(variant, s.layers, path.Join(short, variant), unix.RENAME_NOREPLACE)

@@ -1,13 +1,16 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -52,20 +55,25 @@ func Dirs() map[string]uint32 {
 // same beginning share it: the store then rejects the second one.
 func CheckoutDir(id objectstore.Checksum) string { return id.String()[:shortID] }
 
-// CheckoutOwner returns the ID of the layer whose checkouts are in the directory dir below LayersDir.
+// errNoOwner means that the directory of a layer's checkouts does not name the layer, as after a power failure.
+var errNoOwner = fmt.Errorf("directory does not name its layer: %w", objectstore.ErrCorrupt)
+
+// CheckoutOwner returns the ID of the layer whose checkouts are in the directory dir below LayersDir. If the directory
+// does not name it, as after a power failure, the error is an ErrCorrupt.
 func (s *Store) CheckoutOwner(dir string) (objectstore.Checksum, error) {
-	owner, err := s.readOwner(dir)
-	if err != nil {
+	b, err := s.layers.ReadFile(path.Join(dir, commitFile), 128)
+	if err == nil {
+		var id objectstore.Checksum
+		if id, err = objectstore.ParseChecksum(strings.TrimSuffix(string(b), "\n")); err == nil {
+			return id, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EFBIG) {
 		return objectstore.Checksum{}, err
 	}
-	id, err := objectstore.ParseChecksum(owner)
-	if err != nil {
-		return id, fmt.Errorf("read owner of %s/%s: %w", LayersDir, dir, err)
-	}
-	return id, nil
+	return objectstore.Checksum{}, fmt.Errorf("%s/%s: %w", LayersDir, dir, errNoOwner)
 }
 
-func (s *Store) readOwner(dir string) (string, error) {
-	b, err := s.layers.ReadFile(path.Join(dir, commitFile), 128)
-	return strings.TrimSpace(string(b)), err
+// writeOwner records the layer whose checkouts are in a directory.
+func writeOwner(dir *atfs.Dir, name string, id objectstore.Checksum) error {
+	return dir.WriteFile(path.Join(name, commitFile), []byte(id.String()+"\n"), 0o600, false)
 }

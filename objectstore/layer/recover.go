@@ -140,7 +140,7 @@ func (r *recovery) judge(ctx context.Context, objects []objectstore.ObjectName) 
 		}
 	}
 	ids := slices.SortedFunc(maps.Keys(r.layers), func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) })
-	for _, id := range ids { // a damaged ref prevents listing refs
+	for _, id := range ids {
 		if err := r.removeDamagedRefs(lock, r.layers[id].refs); err != nil {
 			return err
 		}
@@ -267,9 +267,9 @@ func isMissing(err error, id objectstore.Checksum) bool {
 	return errors.As(err, &oe) && oe.Type == objectstore.TypeCommit && oe.Checksum == id && errors.Is(err, objectstore.ErrNotExist)
 }
 
-// refsOf returns the refs to a layer.
+// refsOf returns the readable refs to a layer.
 func (s *Store) refsOf(id objectstore.Checksum) ([]string, error) {
-	all, err := s.repo.Refs(RefPrefix)
+	all, _, err := s.repo.ReadableRefs(RefPrefix)
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,16 @@ func (s *Store) RefreshCheckout(ctx context.Context, chain []objectstore.Checksu
 }
 
 func (s *Store) refresh(ctx context.Context, id objectstore.Checksum, chain []objectstore.Checksum) (changed int, err error) {
+	owner := s.checkOwner(id)
+	if errors.Is(owner, errNoOwner) {
+		ok, err := s.layers.Exists(CheckoutDir(id))
+		if err == nil && ok { // what is in there is put right below
+			changed, err = 1, s.restoreOwner(id)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
 	name, added, err := s.Checkout(ctx, chain)
 	if err != nil {
 		return 0, err
@@ -71,7 +81,7 @@ func (s *Store) refresh(ctx context.Context, id objectstore.Checksum, chain []ob
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, old.Close()) }()
-	r := refresher{ctx: ctx}
+	r := refresher{ctx: ctx, changed: changed}
 	err = r.dir(old, fresh)
 	return r.changed, err
 }

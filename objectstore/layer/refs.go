@@ -14,6 +14,7 @@ import (
 
 // RestoredRefs is the result of [Store.RestoreRefs].
 type RestoredRefs struct {
+	Removed []*objectstore.RefError        // refs that could not be read
 	Refs    int                            // restored
 	Damaged map[objectstore.Checksum]error // layers that lack more than refs, and what they lack
 }
@@ -21,10 +22,16 @@ type RestoredRefs struct {
 // RestoreRefs restores lost refs of layers: the ref that keeps the layer, and those by which the blobs it was unpacked
 // from find it. The caller needs the layers, and knows the blobs from when the layers were made.
 //
+// Refs that cannot be read, as after a power failure, are removed first: while one exists nothing can be pruned.
+//
 // A layer that lacks an object gets no ref: it must not be found, so that it can be rebuilt. A ref that names another
 // layer by now stays unchanged.
 func (s *Store) RestoreRefs(ctx context.Context, layers map[objectstore.Checksum][]digest.Digest) (RestoredRefs, error) {
 	r := RestoredRefs{Damaged: make(map[objectstore.Checksum]error)}
+	var err error
+	if r.Removed, err = s.RemoveDamagedRefs(ctx); err != nil {
+		return r, fmt.Errorf("restore refs: %w", err)
+	}
 	refs, err := s.repo.Refs(RefPrefix)
 	if err != nil {
 		return r, fmt.Errorf("restore refs: %w", err)
@@ -48,6 +55,25 @@ func (s *Store) RestoreRefs(ctx context.Context, layers map[objectstore.Checksum
 		}
 	}
 	return r, nil
+}
+
+// RemoveDamagedRefs removes the refs of layers whose files name no layer, and returns them. [Store.RestoreRefs] restores
+// those that are needed.
+func (s *Store) RemoveDamagedRefs(ctx context.Context) (removed []*objectstore.RefError, err error) {
+	_, unreadable, err := s.repo.ReadableRefs(RefPrefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, re := range unreadable {
+		if !errors.Is(re, objectstore.ErrCorrupt) {
+			return removed, re
+		}
+		if err := s.repo.DeleteRefs(ctx, re.Ref); err != nil {
+			return removed, err
+		}
+		removed = append(removed, re)
+	}
+	return removed, nil
 }
 
 // missingBlobRefs returns the refs of blobs that are not in refs. It skips a blob whose digest cannot have one.

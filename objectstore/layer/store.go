@@ -310,9 +310,9 @@ func (s *Store) describe(id objectstore.Checksum, c *objectstore.Commit) (*Layer
 }
 
 // Layers describes every layer that a ref of this package names, by ID. Damaged layers are skipped and reported in the
-// error, beside the others.
+// error, beside the others. Unreadable refs name no layer.
 func (s *Store) Layers(ctx context.Context) ([]Layer, error) {
-	refs, err := s.repo.Refs(RefPrefix)
+	refs, _, err := s.repo.ReadableRefs(RefPrefix)
 	if err != nil {
 		return nil, err
 	}

@@ -72,11 +72,19 @@ func eachFile(dir *composefs.Inode, prefix string, f func(name string, n *compos
 // first difference, an ErrCorrupt or fs.ErrNotExist.
 //
 // The time of a file that is its object's inode is not compared: with MtimeCanonical it may differ. The content of the
-// objects is not read: Repo.Fsck does that.
-func (s *Store) VerifyCheckout(ctx context.Context, name string, chain []objectstore.Checksum) (err error) {
+// objects is not read: Repo.Fsck does that. The checkout's directory names the layer.
+func (s *Store) VerifyCheckout(ctx context.Context, name string, chain []objectstore.Checksum) error {
 	if len(chain) == 0 {
 		return errors.New("verify checkout: empty chain")
 	}
+	if err := s.verifyFiles(ctx, name, chain); err != nil {
+		return err
+	}
+	return s.checkOwner(chain[len(chain)-1])
+}
+
+// verifyFiles is VerifyCheckout without the name of the layer.
+func (s *Store) verifyFiles(ctx context.Context, name string, chain []objectstore.Checksum) (err error) {
 	root, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1])
 	if err != nil {
 		return err

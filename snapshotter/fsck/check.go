@@ -271,7 +271,7 @@ func (k *checker) rootfses(ctx context.Context, chains map[string][]objectstore.
 
 // refs checks that a ref keeps each layer, and that refs of diff IDs lead to the right layers.
 func (k *checker) refs(layers []layer.Layer) error {
-	refs, err := k.store.Repo.Refs(layer.RefPrefix)
+	refs, _, err := k.store.Repo.ReadableRefs(layer.RefPrefix) // unreadable refs are problems of the repository
 	if err != nil {
 		return err
 	}
@@ -373,7 +373,7 @@ func (k *checker) isKnown(err error) bool {
 
 // forgetRemoved drops problems of layers and snapshots that the daemon removed during the check.
 func (k *checker) forgetRemoved(ctx context.Context, haveSnapshots bool) error {
-	refs, err := k.store.Repo.Refs(layer.RefPrefix)
+	refs, _, err := k.store.Repo.ReadableRefs(layer.RefPrefix)
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -76,19 +75,13 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 }
 
 // RemoveDamagedRefs removes refs of layers that cannot be read, and returns them as problems. Repair restores them.
-// While such a ref exists, refs cannot be listed, and Check fails.
-func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) (removed []Problem, err error) {
-	for {
-		_, err := s.Repo.Refs(layer.RefPrefix)
-		var re *objectstore.RefError
-		if !errors.As(err, &re) || !errors.Is(err, objectstore.ErrCorrupt) || !strings.HasPrefix(re.Ref, layer.RefPrefix+"/") {
-			return removed, err
-		}
-		if err := s.Repo.DeleteRefs(ctx, re.Ref); err != nil {
-			return removed, err
-		}
+func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) ([]Problem, error) {
+	refs, err := s.Layers.RemoveDamagedRefs(ctx)
+	removed := make([]Problem, 0, len(refs))
+	for _, re := range refs {
 		removed = append(removed, Problem{Kind: KindRef, Name: re.Ref, Err: re.Err})
 	}
+	return removed, err
 }
 
 // Repair repairs the problems of a report of the same store as far as possible. It imports damaged and missing layers
@@ -153,7 +146,7 @@ func unpackedFrom(list []inspect.Snapshot) map[objectstore.Checksum][]digest.Dig
 // blobsOf returns the blobs of layers that refs, snapshots and the manifests of images name. The diff ID is the digest
 // of the blob of a layer that is not compressed.
 func blobsOf(s *inspect.Store, list []inspect.Snapshot, images []inspect.Image) (map[objectstore.Checksum][]digest.Digest, error) {
-	refs, err := s.Repo.Refs(layer.RefPrefix)
+	refs, _, err := s.Repo.ReadableRefs(layer.RefPrefix)
 	if err != nil {
 		return nil, err
 	}

@@ -142,7 +142,7 @@ func (s *Store) measure(ctx context.Context, progress func(files int64)) (_ *mea
 
 // layerUses leaves out damaged layers, and names them in the error.
 func (s *Store) layerUses(list []layer.Layer, disk *diskUsage) ([]layerUse, error) {
-	refs, err := s.Repo.Refs(layer.RefPrefix)
+	refs, _, err := s.Repo.ReadableRefs(layer.RefPrefix)
 	if err != nil {
 		return nil, err
 	}
