@@ -37,7 +37,7 @@ const questionTimeout = 2 * time.Second
 // maxRetry bounds the time until a client connects again to a containerd that was restarted.
 const maxRetry = 5 * time.Second
 
-// ErrNoContentRoot: containerd does not report the directory of its content store.
+// ErrNoContentRoot is returned if containerd does not report the directory of its content store.
 var ErrNoContentRoot = errors.New("containerd does not report the directory of its content store")
 
 // A Client is a client of the containerd at one socket. Its methods may be called concurrently.

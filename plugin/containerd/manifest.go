@@ -47,7 +47,7 @@ func (e *PlatformError) Error() string {
 	return fmt.Sprintf("it is for %s, this host is %s", strings.Join(e.Have, ", "), e.Want)
 }
 
-// ErrNoManifest: the image has no manifest for any platform.
+// ErrNoManifest is returned if an image has no manifest for any platform.
 var ErrNoManifest = errors.New("no manifest")
 
 // FindManifest returns the best manifest for a platform among all below descs. A manifest without a platform, in the

@@ -16,9 +16,10 @@ import (
 )
 
 var (
-	// ErrNoImage: containerd does not have the image, has only a part of it, or has it for other platforms only.
+	// ErrNoImage is returned if containerd does not have an image, has only a part of it, or has it for other platforms
+	// only.
 	ErrNoImage = errors.New("no such image")
-	// ErrNoAnswer: containerd cannot be asked for the image.
+	// ErrNoAnswer is returned if containerd cannot be asked for an image.
 	ErrNoAnswer = errors.New("ask containerd")
 )
 
