@@ -314,6 +314,37 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+// TestOSRelease finds os-release as a running system would: through links, and in /etc.
+func TestOSRelease(t *testing.T) {
+	b := newBed(t)
+	for _, tt := range []struct {
+		name    string
+		entries []entry
+		found   bool
+	}{
+		{"file", []entry{{"usr/lib/os-release", "ID=x\n", nil}}, true},
+		{"Fedora", []entry{{"usr/lib/os-release -> os-release-silverblue", "", nil}, {"usr/lib/os-release-silverblue", "ID=x\n", nil}}, true},
+		{"links", []entry{
+			{"usr/lib/os-release -> /../usr/./share//release", "", nil}, {"usr/share -> lib/d", "", nil}, {"usr/lib/d/release", "ID=x\n", nil},
+		}, true},
+		{"in /etc", []entry{{"usr/lib/", "", nil}, {"etc/os-release", "ID=x\n", nil}}, true},
+		{"leads to /etc", []entry{{"usr/lib/os-release -> ../../etc/release", "", nil}, {"etc/release", "ID=x\n", nil}}, true},
+		{"leads nowhere", []entry{{"usr/lib/os-release -> absent", "", nil}, {"etc/os-release", "ID=x\n", nil}}, true},
+		{"both lead nowhere", []entry{{"usr/lib/os-release -> absent", "", nil}, {"etc/os-release -> ../usr/lib/os-release", "", nil}}, false},
+		{"loop", []entry{{"usr/lib/os-release -> os-release", "", nil}}, false},
+		{"directory", []entry{{"usr/lib/os-release -> /", "", nil}}, false},
+		{"outside", []entry{{"usr/lib/os-release -> ../../../../../../etc/hostname", "", nil}}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tree, err := oscommit.NewTree(b.flatten(t, makeTar(t, tt.entries...)))
+			testenv.Must(t, err)
+			if missing := tree.Missing(); slices.Contains(missing, "file: /usr/lib/os-release") == tt.found {
+				t.Errorf("missing: %q, want os-release to be found: %t", missing, tt.found)
+			}
+		})
+	}
+}
+
 func TestInvalidTree(t *testing.T) {
 	b := newBed(t)
 	for name, entries := range map[string][]entry{

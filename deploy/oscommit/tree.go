@@ -84,6 +84,50 @@ func lookup(root *composefs.Inode, name string) *composefs.Inode {
 	return n
 }
 
+// maxLinks is the number of symbolic links that resolve follows.
+const maxLinks = 40
+
+// resolve returns the inode at a path, or nil. It follows symbolic links as if the tree were the root of a system that
+// runs it: what is below /usr/etc is below /etc too.
+func (t *Tree) resolve(name string) *composefs.Inode {
+	var done []string
+	rest := strings.Split(name, "/")
+	for links := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			done = done[:max(len(done)-1, 0)]
+			continue
+		}
+		if len(done) == 0 && part == "etc" && entry(t.root, part) == nil {
+			done = append(done, "usr")
+		}
+		here := append(slices.Clone(done), part)
+		n := lookup(t.root, path.Join(here...))
+		switch {
+		case n == nil:
+			return nil
+		case n.Mode&unix.S_IFMT != unix.S_IFLNK:
+			done = here
+			continue
+		}
+		if links++; links > maxLinks {
+			return nil
+		}
+		if path.IsAbs(n.Target) {
+			done = nil
+		}
+		rest = append(strings.Split(n.Target, "/"), rest...)
+	}
+	if len(done) == 0 {
+		return t.root
+	}
+	return lookup(t.root, path.Join(done...))
+}
+
 func (t *Tree) empty(dir *composefs.Inode, name string) {
 	reason := "is populated at run time"
 	if name == "sysroot" {
@@ -220,7 +264,7 @@ func (t *Tree) Missing() (missing []string) {
 	if n := entry(t.root, "ostree"); n == nil || n.Target != "sysroot/ostree" {
 		missing = append(missing, "symbolic link: /ostree -> sysroot/ostree")
 	}
-	if n := lookup(t.root, "usr/lib/os-release"); !isFile(n) {
+	if !isFile(t.resolve("usr/lib/os-release")) && !isFile(t.resolve("etc/os-release")) { // as in os-release(5)
 		missing = append(missing, "file: /usr/lib/os-release")
 	}
 	return missing

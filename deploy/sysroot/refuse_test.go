@@ -70,6 +70,18 @@ func TestRefusedTrees(t *testing.T) {
 			at(tree, "usr/share")["release"] = link("/usr/share/release.d/a")
 			at(tree, "usr/share/release.d")["a"] = file(0o644, "ID=x")
 		}, nil, ""},
+		"os-release in /etc": {func(tree *node) {
+			delete(at(tree, "usr/lib"), "os-release")
+			at(tree, "usr/etc")["os-release"] = file(0o644, "ID=x")
+		}, nil, ""},
+		"os-release leads to /etc": {func(tree *node) {
+			at(tree, "usr/lib")["os-release"] = link("../../etc/os-release")
+			at(tree, "usr/etc")["os-release"] = file(0o644, "ID=x")
+		}, nil, ""},
+		"os-release leads nowhere": {func(tree *node) {
+			at(tree, "usr/lib")["os-release"] = link("absent")
+			at(tree, "usr/etc")["os-release"] = file(0o644, "ID=x")
+		}, nil, ""},
 		"os-release outside": {func(tree *node) { at(tree, "usr/lib")["os-release"] = link("/../../../../etc/hostname") }, sysroot.ErrInvalid, "the tree has no /"},
 		"huge os-release":    {func(tree *node) { at(tree, "usr/lib")["os-release"] = file(0o644, strings.Repeat("x", 70000)) }, sysroot.ErrInvalid, "more than 65536 bytes"},
 		"enforcing":          {selinux("enforcing"), sysroot.ErrSELinux, `"targeted" (enforcing, in /usr/etc/selinux/targeted)`},

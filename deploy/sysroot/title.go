@@ -10,8 +10,10 @@ const maxReleaseLen = 64 << 10
 // systemName returns the name of the system in a tree.
 func (t *osTree) systemName() (string, error) {
 	data, err := t.readFile("usr/lib/os-release", maxReleaseLen)
-	if isAbsent(err) {
-		data, err = t.readFile("usr/etc/os-release", maxReleaseLen)
+	for _, name := range []string{"usr/etc/os-release", "etc/os-release"} { // the latter in older trees
+		if isAbsent(err) {
+			data, err = t.readFile(name, maxReleaseLen)
+		}
 	}
 	if isAbsent(err) {
 		return "", fmt.Errorf("%w: %w", err, ErrInvalid)

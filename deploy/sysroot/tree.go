@@ -62,7 +62,8 @@ func (t *osTree) regular(sum objectstore.Checksum, name string) (treeFile, error
 	return treeFile{sum, st.Size, name}, err
 }
 
-// resolve follows symbolic links as if the tree were the root.
+// resolve follows symbolic links as if the tree were the root of a system that runs it: what is below /usr/etc is below
+// /etc too.
 func (t *osTree) resolve(name string) (objectstore.TreeEntry, error) {
 	rest := strings.Split(name, "/")
 	var done []string
@@ -78,6 +79,11 @@ func (t *osTree) resolve(name string) (objectstore.TreeEntry, error) {
 		case "..":
 			done = done[:max(len(done)-1, 0)]
 			continue
+		}
+		if part == "etc" && len(done) == 0 {
+			if _, err := t.lookup(part); isAbsent(err) {
+				done = []string{"usr"}
+			}
 		}
 		here := path.Join(append(done[:len(done):len(done)], part)...)
 		n, err := t.lookup(here)
