@@ -216,6 +216,10 @@ func kind(mode uint32) string {
 		return "fifo"
 	case unix.S_IFSOCK:
 		return "socket"
+	case unix.S_IFREG:
+		return "file"
+	case unix.S_IFLNK:
+		return "symbolic link"
 	}
 	return "device"
 }
@@ -260,6 +264,9 @@ func (t *Tree) Missing() (missing []string) {
 		if n := lookup(t.root, name); n == nil || !n.IsDir() {
 			missing = append(missing, "directory: "+strings.Replace("/"+name, "/usr/etc", "/etc", 1))
 		}
+	}
+	if n := entry(t.root, "etc"); n != nil && !n.IsDir() { // moveEtc has moved a directory
+		missing = append(missing, "directory: /etc, which is a "+kind(n.Mode))
 	}
 	if n := entry(t.root, "ostree"); n == nil || n.Target != "sysroot/ostree" {
 		missing = append(missing, "symbolic link: /ostree -> sysroot/ostree")

@@ -17,6 +17,15 @@ import (
 
 // checkTree refuses trees that would not boot, or not work, as this package deploys them.
 func (t *osTree) checkTree(noSELinux bool) error {
+	for _, name := range []string{"etc", "usr/etc"} {
+		switch n, err := t.lookup(name); {
+		case isAbsent(err):
+		case err != nil:
+			return err
+		case !n.Dir:
+			return fmt.Errorf("/%s of the tree is not a directory: %w", name, ErrInvalid)
+		}
+	}
 	etc, err := t.dir("etc")
 	if err != nil {
 		return err

@@ -62,9 +62,14 @@ func TestRefusedTrees(t *testing.T) {
 		"initramfs is a link":      {func(tree *node) { at(tree, modules+"/6.1.0")["initramfs.img"] = link("x") }, sysroot.ErrInvalid, "initramfs.img is not a regular file"},
 		"two /etc":                 {func(tree *node) { at(tree, "etc")["x"] = file(0o644, "x") }, sysroot.ErrInvalid, "both /etc and /usr/etc"},
 		"empty /etc":               {func(tree *node) { at(tree, "etc") }, nil, ""},
-		"no os-release":            {func(tree *node) { delete(at(tree, "usr/lib"), "os-release") }, sysroot.ErrInvalid, "os-release"},
-		"no name":                  {func(tree *node) { at(tree, "usr/lib")["os-release"] = file(0o644, "X=y\n") }, sysroot.ErrInvalid, "neither PRETTY_NAME nor ID"},
-		"os-release in a loop":     {func(tree *node) { at(tree, "usr/lib")["os-release"] = link("os-release") }, unix.ELOOP, "os-release"},
+		"/etc is a link":           {func(tree *node) { tree.Entries["etc"] = link("usr/etc") }, sysroot.ErrInvalid, "/etc of the tree is not a directory"},
+		"/usr/etc is a link": {func(tree *node) {
+			delete(at(tree, "usr"), "etc")
+			at(tree, "usr")["etc"] = link("share/etc")
+		}, sysroot.ErrInvalid, "/usr/etc of the tree is not a directory"},
+		"no os-release":        {func(tree *node) { delete(at(tree, "usr/lib"), "os-release") }, sysroot.ErrInvalid, "os-release"},
+		"no name":              {func(tree *node) { at(tree, "usr/lib")["os-release"] = file(0o644, "X=y\n") }, sysroot.ErrInvalid, "neither PRETTY_NAME nor ID"},
+		"os-release in a loop": {func(tree *node) { at(tree, "usr/lib")["os-release"] = link("os-release") }, unix.ELOOP, "os-release"},
 		"os-release elsewhere": {func(tree *node) {
 			at(tree, "usr/lib")["os-release"] = link("../../../usr/share/./release")
 			at(tree, "usr/share")["release"] = link("/usr/share/release.d/a")
