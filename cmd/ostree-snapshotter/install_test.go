@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -108,6 +109,10 @@ func (b *imageBed) checkInstalled(t *testing.T, disk string, img *deploy.Image) 
 	defer func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Error(err)
+		}
+		// The kernel detaches the loop device only when no other process, such as another test's, has it open.
+		for end := time.Now().Add(10 * time.Second); run("losetup", "-j", disk) != "" && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
 		}
 	}()
 	if status := run("ostree", "admin", "status", "--sysroot="+dir); !strings.Contains(status, "Version: 1") {
