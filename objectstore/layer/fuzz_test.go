@@ -235,7 +235,7 @@ func FuzzNormalCaps(f *testing.F) {
 }
 
 func FuzzSplitName(f *testing.F) {
-	for _, name := range []string{"", "/", ".", "./", "a", "/a/b", "a//b/.", "../a", "a/..", "a/...", name255, name256, longPath + name255, "a\x00b", ".wh.a", "\xff"} {
+	for _, name := range []string{"", "/", ".", "./", "a", "/a/b", "a//b/.", "../a", "a/..", "a/...", name255, name256, longPath + name255, "a\x00b", ".wh.a", ".wh." + name255, ".wh." + name256, ".wh.", "\xff"} {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
@@ -253,11 +253,13 @@ func FuzzSplitName(f *testing.F) {
 			return
 		}
 		parts := append(slices.Clone(dir), base)
-		for _, p := range parts {
-			if p == "" || p == "." || p == ".." || len(p) > maxName || strings.ContainsAny(p, "/\x00") {
+		parts[len(parts)-1] = strings.TrimPrefix(base, ".wh.")
+		for i, p := range parts {
+			if p == "" && i < len(dir) || p == "." || p == ".." || len(p) > maxName || strings.ContainsAny(p, "/\x00") {
 				t.Fatalf("%q: got component %q", name, p)
 			}
 		}
+		parts[len(parts)-1] = base
 		if got, want := strings.Join(parts, "/"), strings.TrimPrefix(path.Clean("/"+name), "/"); got != want {
 			t.Fatalf("%q: got %q, want %q", name, got, want)
 		}

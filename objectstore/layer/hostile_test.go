@@ -127,6 +127,12 @@ func tarCases() []tarCase {
 
 		// Whiteouts.
 		{name: "whiteout", entries: []tarEntry{whiteout("", "a"), whiteout("d", "b")}, tree: []string{"a: whiteout", "d: dir 755", "d/b: whiteout"}},
+		{name: "whiteout of a name of 252 bytes", entries: []tarEntry{whiteout("", name255[3:])}, tree: []string{name255[3:] + ": whiteout"}},
+		{name: "whiteout of a name of 255 bytes", entries: []tarEntry{whiteout("d", name255)}, tree: []string{"d: dir 755", "d/" + name255 + ": whiteout"}},
+		{name: "whiteout of a name of 256 bytes", entries: []tarEntry{whiteout("", name256)}, err: errNameLong, entry: ".wh." + name256},
+		{name: "whiteout in a path of 4095 bytes", entries: []tarEntry{symlink("l", longPath), whiteout("l", name255)}, unlisted: true, differs: "the applier needs a path that is short from the root of the host"},
+		{name: "directory below a whiteout's name of 259 bytes", entries: []tarEntry{file(".wh."+name255+"/x", "x")}, err: errNameLong, entry: ".wh." + name255 + "/x"},
+		{name: "hard link to a whiteout's name of 259 bytes", entries: []tarEntry{hardlink("h", ".wh."+name255)}, err: errNameLong, entry: "h"},
 		{name: "whiteout of nothing", entries: []tarEntry{file(".wh.", "")}, err: errWhiteout, entry: ".wh."},
 		{name: "whiteout of dot", entries: []tarEntry{file("d/.wh..", "")}, err: errWhiteout, entry: "d/.wh.."},
 		{name: "whiteout of dot-dot", entries: []tarEntry{file("d/.wh...", "")}, err: errWhiteout, entry: "d/.wh..."},

@@ -380,8 +380,11 @@ func (in *tarReader) link(hdr *tar.Header, dir *inode, base string) error {
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
 	}
-	if tbase == "" {
+	switch {
+	case tbase == "":
 		return errLinkDir
+	case len(tbase) > maxName: // no whiteout, whatever its name
+		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, errNameLong)
 	}
 	target, name, err := in.tree.find(tdir, tbase)
 	if err != nil {

@@ -112,28 +112,39 @@ func newTree(limit int) *tree {
 }
 
 // splitName splits the name of a tar entry into the components of its parent and the last one. The root gives base "".
+// Limits apply to the name of the file that the entry makes or hides: that of a whiteout has a prefix more.
 func splitName(name string) (dir []string, base string, err error) {
-	if len(name) > maxPath {
-		return nil, "", errNameLong
+	if strings.ContainsRune(name, 0) {
+		return nil, "", errName
 	}
-	clean := path.Clean("/" + name)
 	for c := range strings.SplitSeq(name, "/") {
 		if c == ".." {
 			return nil, "", errOutside
 		}
+	}
+	clean := path.Clean("/" + name)[1:]
+	if clean == "" {
+		return nil, "", nil
+	}
+	parent, base := path.Split(clean)
+	shown := fileName(base)
+	if len(parent)+len(shown) > maxPath || len(shown) > maxName {
+		return nil, "", errNameLong
+	}
+	if parent == "" {
+		return nil, base, nil
+	}
+	dir = strings.Split(strings.TrimSuffix(parent, "/"), "/")
+	for _, c := range dir {
 		if len(c) > maxName {
 			return nil, "", errNameLong
 		}
 	}
-	if strings.ContainsRune(name, 0) {
-		return nil, "", errName
-	}
-	if clean == "/" {
-		return nil, "", nil
-	}
-	parts := strings.Split(clean[1:], "/")
-	return parts[:len(parts)-1], parts[len(parts)-1], nil
+	return dir, base, nil
 }
+
+// fileName returns the name of the file that a tar entry makes or, if it is a whiteout, hides.
+func fileName(base string) string { return strings.TrimPrefix(base, whiteoutPrefix) }
 
 // dir returns the directory that the components lead to, and makes missing ones. base, the last component of the
 // entry's name, is only for the length limit.
@@ -156,7 +167,7 @@ func (t *tree) dir(parts []string, base string) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.top().length+len(base) > maxPath {
+	if w.top().length+len(fileName(base)) > maxPath {
 		return nil, errNameLong
 	}
 	return w.top().n, nil

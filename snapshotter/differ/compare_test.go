@@ -2,6 +2,7 @@ package differ_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -252,6 +255,32 @@ func TestCompare(t *testing.T) {
 			c.sameAsWalking(t)
 		})
 	}
+}
+
+// The layer of a container that deleted files with the longest names is that of containerd's own differ, and the store
+// takes it: the name of a whiteout is longer than that of any file.
+func TestCompareLongNames(t *testing.T) {
+	files := []tar.Header{snaptest.Dir("d")}
+	script := ":"
+	for _, n := range []int{251, 252, 255} {
+		name := "d/" + strings.Repeat("n", n)
+		files = append(files, snaptest.File(name, "x"))
+		script += "; rm " + name
+	}
+	c := newContainerOn(t, snaptest.Tar(t, files...))
+	c.change(t, script)
+	c.sameAsWalking(t)
+	desc, err := c.differ.Compare(c.ctx, c.lower, c.upper, diff.WithMediaType(ocispec.MediaTypeImageLayer))
+	testenv.Must(t, err)
+	b, err := content.ReadBlob(c.ctx, c.target.Store, desc)
+	testenv.Must(t, err)
+	held, err := c.Store.Import(c.ctx, bytes.NewReader(b), layer.ImportOptions{})
+	testenv.Must(t, err)
+	testenv.Must(t, held.Release())
+	if held.Entries != 4 {
+		t.Errorf("got %d entries, want a directory and 3 whiteouts", held.Entries)
+	}
+	testenv.Must(t, c.Commit(c.ctx, "done", "container")) // from the upper directory
 }
 
 // TestCompareRandom compares after each of many scripts.
