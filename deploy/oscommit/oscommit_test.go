@@ -347,6 +347,21 @@ func TestOSRelease(t *testing.T) {
 	}
 }
 
+// TestSysrootLinks accepts /tmp and /boot as rpm-ostree makes them, and no other links.
+func TestSysrootLinks(t *testing.T) {
+	b := newBed(t)
+	for link, want := range map[string]bool{
+		"tmp -> sysroot/tmp": true, "boot -> sysroot/boot": true, "tmp -> var/tmp": false, "boot -> sysroot/tmp": false, "run -> sysroot/run": false,
+	} {
+		tree, err := oscommit.NewTree(b.flatten(t, makeTar(t, entry{link, "", nil})))
+		testenv.Must(t, err)
+		name, _, _ := strings.Cut(link, " ")
+		if missing := tree.Missing(); slices.Contains(missing, "directory: /"+name) == want {
+			t.Errorf("%s: missing: %q, want it accepted: %t", link, missing, want)
+		}
+	}
+}
+
 func TestInvalidTree(t *testing.T) {
 	b := newBed(t)
 	for name, entries := range map[string][]entry{

@@ -248,6 +248,12 @@ func (t *Tree) kernels() (versions []string) {
 
 func isFile(n *composefs.Inode) bool { return n != nil && n.Mode&unix.S_IFMT == unix.S_IFREG }
 
+// isSysrootLink reports whether the inode of /tmp or /boot is a symbolic link to the directory of the sysroot, as in
+// images of rpm-ostree.
+func isSysrootLink(name string, n *composefs.Inode) bool {
+	return (name == "tmp" || name == "boot") && n.Mode&unix.S_IFMT == unix.S_IFLNK && n.Target == "sysroot/"+name
+}
+
 // Missing lists what the tree lacks to boot; nothing if it can.
 func (t *Tree) Missing() (missing []string) {
 	switch k := t.kernels(); len(k) {
@@ -261,7 +267,7 @@ func (t *Tree) Missing() (missing []string) {
 		missing = append(missing, "a single kernel: /usr/lib/modules has "+strings.Join(k, ", "))
 	}
 	for _, name := range []string{"boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "usr", "usr/etc", "var"} {
-		if n := lookup(t.root, name); n == nil || !n.IsDir() {
+		if n := lookup(t.root, name); n == nil || !n.IsDir() && !isSysrootLink(name, n) {
 			missing = append(missing, "directory: "+strings.Replace("/"+name, "/usr/etc", "/etc", 1))
 		}
 	}

@@ -45,6 +45,9 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 	if p.filledVar, err = s.fillVar(ctx, p.tree, d.Stateroot); err != nil {
 		return err
 	}
+	if err := s.makeTmp(p.tree); err != nil {
+		return err
+	}
 	if err := s.writeOrigin(d, false); err != nil {
 		return err
 	}
@@ -52,6 +55,25 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 		return nil
 	}
 	return s.finishDeployment(ctx, p, root)
+}
+
+// makeTmp creates /tmp of the sysroot for a tree whose own leads there, as with rpm-ostree.
+func (s *Sysroot) makeTmp(t *osTree) error {
+	n, err := t.lookup("tmp")
+	if isAbsent(err) || err == nil && n.Dir {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m, err := t.repo.FileMeta(n.Checksum)
+	if err != nil || m.Target != "sysroot/tmp" {
+		return err
+	}
+	if err = s.dir.Mkdir("tmp", 0o1777); errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // makeEtc gives a deployment a writable /etc: a copy of its /usr/etc. Older trees have it as /etc.

@@ -278,6 +278,27 @@ func TestVar(t *testing.T) {
 	objecttest.Fsck(t, b.Repo())
 }
 
+// TestSysrootLinks deploys a tree with /tmp and /boot as rpm-ostree makes them. The directories exist.
+func TestSysrootLinks(t *testing.T) {
+	b := newSysroot(t)
+	tree := osTree("1", "a")
+	tree.Entries["tmp"] = link("sysroot/tmp")
+	tree.Entries["boot"] = link("sysroot/boot")
+	commitTree(t, b.Repo(), "os/1", "1", tree)
+	for range 2 {
+		b.deploy(ref(b, "1"))
+	}
+	root := filepath.Join(b.path, b.load().Deployments[0].Path())
+	for name, want := range map[string]fs.FileMode{"tmp": fs.ModeDir | fs.ModeSticky | 0o777, "boot": fs.ModeDir | 0o755} {
+		if target := value(os.Readlink(filepath.Join(root, name)))(t); target != "sysroot/"+name {
+			t.Errorf("%s leads to %q", name, target)
+		}
+		if fi := value(os.Stat(filepath.Join(b.path, name)))(t); fi.Mode() != want {
+			t.Errorf("%s of the sysroot has mode %v, want %v", name, fi.Mode(), want)
+		}
+	}
+}
+
 // TestPrune: objects of removed deployments go, those of the others stay, whatever refs the user has.
 func TestPrune(t *testing.T) {
 	b := newSysroot(t)
