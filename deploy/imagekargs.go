@@ -72,7 +72,7 @@ func kargsOf(repo *objectstore.Repo, file objectstore.Checksum) ([]string, error
 		return nil, err
 	}
 	for _, arg := range args {
-		if kargs.Key(arg) == "ostree" {
+		if kargs.Sets(arg, "ostree") {
 			return nil, fmt.Errorf("kernel argument %q cannot be set by an image", arg)
 		}
 	}

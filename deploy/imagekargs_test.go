@@ -55,6 +55,7 @@ func TestImageKargs(t *testing.T) {
 		}, "this", ""},
 		{"ostree", map[string]string{"a.toml": `kargs = ["ostree=/ostree/boot.0/evil/00/0"]`}, "", "a.toml"},
 		{"quoted ostree", map[string]string{"a.toml": `kargs = ["\"ostree=/ostree/boot.0/evil/00/0\""]`}, "", "a.toml"},
+		{"ostree in a value", map[string]string{"a.toml": `kargs = ["x=\"a ostree=/ostree/boot.0/evil/00/0 b\""]`}, "", "a.toml"},
 		{"not TOML", map[string]string{"a.toml": "kargs"}, "", "a.toml"},
 		{"control", map[string]string{"a.toml": `kargs = ["a\nlinux /evil"]`}, "", "a.toml"},
 		{"large", map[string]string{"a.toml": "kargs = []\n#" + strings.Repeat("x", kargs.MaxDropIn)}, "", "a.toml"},

@@ -35,7 +35,7 @@ func (e *Edits) Check() error {
 		switch key := Key(arg); {
 		case key == "":
 			return editError{fmt.Errorf("%q is not a kernel argument", arg)}
-		case key == "ostree":
+		case key == "ostree", Sets(arg, "ostree") && !slices.Contains(e.Delete, arg):
 			return editError{fmt.Errorf("kernel argument %q: it names the deployment, and is set for each", arg)}
 		case strings.ContainsFunc(arg, func(r rune) bool { return r < ' ' || r == 0x7f }):
 			return editError{fmt.Errorf("kernel argument %q has a control character", arg)}

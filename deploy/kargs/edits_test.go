@@ -36,7 +36,7 @@ func TestEdits(t *testing.T) {
 			}
 		})
 	}
-	for _, arg := range []string{"", "=x", "ostree=/x", "ostree", `"ostree=/x"`, "a\nlinux /evil"} {
+	for _, arg := range []string{"", "=x", "ostree=/x", "ostree", `"ostree=/x"`, `x="a ostree=/x"`, "a\nlinux /evil"} {
 		if err := (&Edits{Append: []string{arg}}).Check(); !errors.Is(err, ErrEdit) {
 			t.Errorf("Check() of %q = %v", arg, err)
 		}

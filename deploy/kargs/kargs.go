@@ -66,6 +66,21 @@ func split(s string) arg {
 // Key returns the key of an argument, without quotes.
 func Key(arg string) string { return split(arg).key }
 
+// Sets reports whether any reader of a command line may find the key in an argument. The kernel splits at white space
+// outside quotes; others, such as ostree-prepare-root and libostree before 2025, split at every blank, and so find
+// ostree=/y in x="a ostree=/y".
+func Sets(arg, key string) bool {
+	if split(arg).key == key {
+		return true
+	}
+	for word := range strings.FieldsFuncSeq(arg, func(r rune) bool { return strings.ContainsRune(space, r) }) {
+		if split(strings.Trim(word, `"`)).key == key {
+			return true
+		}
+	}
+	return false
+}
+
 // one splits the operand of an edit, which must be a single argument.
 func one(s string) (arg, error) {
 	if l := Parse(s); len(l) != 1 || split(l[0]).key == "" {

@@ -250,3 +250,15 @@ func TestKey(t *testing.T) {
 		}
 	}
 }
+
+func TestSets(t *testing.T) {
+	for arg, want := range map[string]bool{
+		"ostree": true, "ostree=/x": true, `"ostree=/x"`: true, `x="a ostree=/x"`: true, `x="ostree=/x a"`: false, `"x ostree"`: true,
+		"x=\"a\tostree=/x\"": true, `x="a "ostree=/x`: true, `x="ostree"`: false, "x=ostree": false, "ostree.x=1": false, "": false,
+		`x="a ostree.x=ostree"`: false,
+	} {
+		if got := Sets(arg, "ostree"); got != want {
+			t.Errorf("%s: got %t, want %t", arg, got, want)
+		}
+	}
+}

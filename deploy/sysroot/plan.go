@@ -191,8 +191,14 @@ func (s *Sysroot) checkRequest(st *State, r *Request) error {
 	case r.Tries < 0:
 		return fmt.Errorf("%w: %d boots", ErrInvalid, r.Tries)
 	}
-	if _, ok := r.Kargs.Value("ostree"); ok {
-		return fmt.Errorf("%w: the kernel argument ostree= is set by the deployment", ErrInvalid)
+	args := r.Kargs
+	if args == nil && r.Merge != nil {
+		args = r.Merge.Kargs
+	}
+	for _, arg := range args {
+		if kargs.Sets(arg, "ostree") {
+			return fmt.Errorf("%w: kernel argument %.300q: ostree= is set by the deployment", ErrInvalid, arg)
+		}
 	}
 	return nil
 }

@@ -156,16 +156,17 @@ func TestRefusedRequests(t *testing.T) {
 		want error
 		text string
 	}{
-		"stateroot":    {plan(func(r *sysroot.Request) { r.Stateroot = "x" }), sysroot.ErrNotExist, `stateroot "x"`},
-		"no stateroot": {plan(func(r *sysroot.Request) { r.Stateroot = "../os" }), sysroot.ErrInvalid, ""},
-		"commit":       {plan(func(r *sysroot.Request) { r.Commit = objectstore.Checksum{1} }), objectstore.ErrNotExist, "is not complete in the sysroot's repository"},
-		"stage":        {plan(func(r *sysroot.Request) { r.Stage = true }), sysroot.ErrInvalid, "was booted from this sysroot"},
-		"ostree=":      {plan(func(r *sysroot.Request) { r.Kargs = []string{"ostree=/x"} }), sysroot.ErrInvalid, "ostree="},
-		"tries":        {plan(func(r *sysroot.Request) { r.Tries = -1 }), sysroot.ErrInvalid, ""},
-		"merge":        {plan(func(r *sysroot.Request) { r.Merge = &sysroot.Deployment{Stateroot: "os"} }), sysroot.ErrNotExist, "whose /etc is to be merged"},
-		"undeploy":     {func() error { _, err := b.PlanUndeploy(st, 2); return err }, sysroot.ErrNotExist, "there are 2, counted from 0"},
-		"negative":     {func() error { _, err := b.PlanUndeploy(st, -1); return err }, sysroot.ErrNotExist, ""},
-		"pin":          {func() error { _, err := b.PlanPin(st, 7, true); return err }, sysroot.ErrNotExist, ""},
+		"stateroot":      {plan(func(r *sysroot.Request) { r.Stateroot = "x" }), sysroot.ErrNotExist, `stateroot "x"`},
+		"no stateroot":   {plan(func(r *sysroot.Request) { r.Stateroot = "../os" }), sysroot.ErrInvalid, ""},
+		"commit":         {plan(func(r *sysroot.Request) { r.Commit = objectstore.Checksum{1} }), objectstore.ErrNotExist, "is not complete in the sysroot's repository"},
+		"stage":          {plan(func(r *sysroot.Request) { r.Stage = true }), sysroot.ErrInvalid, "was booted from this sysroot"},
+		"ostree=":        {plan(func(r *sysroot.Request) { r.Kargs = []string{"ostree=/x"} }), sysroot.ErrInvalid, "ostree="},
+		"hidden ostree=": {plan(func(r *sysroot.Request) { r.Kargs = []string{`x="a ostree=/x"`} }), sysroot.ErrInvalid, "ostree="},
+		"tries":          {plan(func(r *sysroot.Request) { r.Tries = -1 }), sysroot.ErrInvalid, ""},
+		"merge":          {plan(func(r *sysroot.Request) { r.Merge = &sysroot.Deployment{Stateroot: "os"} }), sysroot.ErrNotExist, "whose /etc is to be merged"},
+		"undeploy":       {func() error { _, err := b.PlanUndeploy(st, 2); return err }, sysroot.ErrNotExist, "there are 2, counted from 0"},
+		"negative":       {func() error { _, err := b.PlanUndeploy(st, -1); return err }, sysroot.ErrNotExist, ""},
+		"pin":            {func() error { _, err := b.PlanPin(st, 7, true); return err }, sysroot.ErrNotExist, ""},
 	} {
 		if err := tt.do(); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%s: got error %v, want %v, %q", name, err, tt.want, tt.text)
