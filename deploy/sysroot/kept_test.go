@@ -27,7 +27,7 @@ var removals = map[string]func(b *bed, st *sysroot.State) (*sysroot.Plan, error)
 		return b.PlanKargs(b.t.Context(), st, st.Deployments[0], kargs.List{"quiet"})
 	},
 	"undeploy": func(b *bed, st *sysroot.State) (*sysroot.Plan, error) { return b.PlanUndeploy(st, 1) },
-	"cleanup": func(b *bed, st *sysroot.State) (*sysroot.Plan, error) { // after a process was killed that undeployed it
+	"cleanup": func(b *bed, _ *sysroot.State) (*sysroot.Plan, error) { // after a process was killed that undeployed it
 		testenv.Must(b.t, os.Remove(filepath.Join(b.path, "boot/loader/entries/ostree-1-os.conf")))
 		return b.PlanCleanup(b.t.Context(), b.load())
 	},

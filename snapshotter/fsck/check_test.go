@@ -71,14 +71,14 @@ func TestCheckWithoutDiffID(t *testing.T) {
 	f, err := snaptest.MakeFixture(t.Context(), t.TempDir())
 	testenv.Must(t, err)
 	defer f.Close()
-	_, err = f.Snapshotter.Prepare(t.Context(), "build", snaptest.SnapshotName(string(f.Chain)))
+	_, err = f.Prepare(t.Context(), "build", snaptest.SnapshotName(string(f.Chain)))
 	testenv.Must(t, err)
 	uppers, err := filepath.Glob(filepath.Join(f.Path, snapshotter.SnapshotsDir, "*/fs"))
 	testenv.Must(t, err)
 	for _, upper := range uppers {
 		testenv.Must(t, os.WriteFile(filepath.Join(upper, "built"), []byte("by a build"), 0o644))
 	}
-	testenv.Must(t, f.Snapshotter.Commit(t.Context(), "built", "build"))
+	testenv.Must(t, f.Commit(t.Context(), "built", "build"))
 	testenv.Must(t, f.Snapshotter.Close())
 	s := &inspect.Store{Root: f.Root, Repo: f.Repo, Layers: f.Store}
 

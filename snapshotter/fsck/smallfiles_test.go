@@ -130,7 +130,7 @@ func TestSmallFilesAfterPowerLoss(t *testing.T) {
 				}
 				_, err = f2.Mounts(t.Context(), active)
 				check("mounts", err)
-				_, err = f2.Snapshotter.Usage(t.Context(), active)
+				_, err = f2.Usage(t.Context(), active)
 				check("usage", err)
 				check("commit", f2.Commit(t.Context(), "done", active))
 				if lost {
