@@ -40,7 +40,6 @@ func (e *EntryError) Error() string { return fmt.Sprintf("layer entry %q: %v", e
 func (e *EntryError) Unwrap() []error { return []error{e.Err, ErrInvalid} }
 
 var (
-	errOutside      = errors.New("name leads outside the layer")
 	errNameLong     = errors.New("name is too long")
 	errName         = errors.New("name is not a valid file name")
 	errNotDir       = errors.New("parent is not a directory")

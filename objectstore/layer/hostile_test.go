@@ -65,9 +65,12 @@ var (
 func tarCases() []tarCase {
 	return []tarCase{
 		// Names.
-		{name: "dot-dot", entries: []tarEntry{file("../"+outside+"/planted", "evil")}, err: errOutside, entry: "../" + outside + "/planted", differs: whyError},
-		{name: "dot-dot inside", entries: []tarEntry{file("a/../../x", "evil")}, err: errOutside, entry: "a/../../x", differs: whyError},
-		{name: "dot-dot alone", entries: []tarEntry{dir("..")}, err: errOutside, entry: "..", differs: whyError},
+		{name: "dot-dot", entries: []tarEntry{file("../"+outside+"/planted", "inside")}, tree: []string{"tmp: dir 755", outside + ": dir 755", outside + `/planted: file 644 "inside"`}},
+		{name: "dot and dot-dot", entries: []tarEntry{dir("./.."), dir("./../etc"), file("./../etc/conf", "x"), file("./../../top", "y")}, tree: []string{"etc: dir 755", `etc/conf: file 644 "x"`, `top: file 644 "y"`}},
+		{name: "dot-dot inside", entries: []tarEntry{file("a/../../x", "inside")}, tree: []string{`x: file 644 "inside"`}},
+		{name: "dot-dot after a link", entries: []tarEntry{dir("d/e"), symlink("l", "d/e"), file("l/../x", "inside")}, tree: []string{"d: dir 755", "d/e: dir 755", `l: link "d/e"`, `x: file 644 "inside"`}},
+		{name: "whiteout with dot-dot", entries: []tarEntry{whiteout("../d", "a")}, tree: []string{"d: dir 755", "d/a: whiteout"}},
+		{name: "dot-dot alone", entries: []tarEntry{dir("..", mode(0o700), owner(7, 7)), file("../..", "x")}, tree: []string{}},
 		{name: "absolute name", entries: []tarEntry{file("/"+outside+"/planted", "inside")}, tree: []string{"tmp: dir 755", outside + ": dir 755", outside + `/planted: file 644 "inside"`}},
 		{name: "slashes and dots", entries: []tarEntry{file(".//a/./b", "x")}, tree: []string{"a: dir 755", `a/b: file 644 "x"`}},
 		{name: "root entry", entries: []tarEntry{dir("./", mode(0o700), owner(7, 7), withXattr("user.a", "b")), file("a", "x")}, tree: []string{`a: file 644 "x"`}},
@@ -104,7 +107,10 @@ func tarCases() []tarCase {
 
 		// Hard links.
 		{name: "hard link", entries: []tarEntry{file("a", "x"), hardlink("b", "a"), hardlink("d/c", "/b")}, tree: []string{`a: file 644 "x" = a`, `b: file 644 "x" = a`, "d: dir 755", `d/c: file 644 "x" = a`}},
-		{name: "hard link up", entries: []tarEntry{hardlink("h", "../../"+outside+"/planted")}, err: errOutside, entry: "h"},
+		{name: "hard link up", entries: []tarEntry{hardlink("h", "../../"+outside+"/planted")}, checkout: errNoLinkTarget},
+		{name: "hard link with dot-dot", entries: []tarEntry{file("a", "x"), hardlink("../h", "./../a")}, tree: []string{`a: file 644 "x" = a`, `h: file 644 "x" = a`}},
+		{name: "hard link up from a link", entries: []tarEntry{dir("d/e"), file("d/f", "x"), symlink("l", "d/e"), hardlink("h", "l/../f")}, tree: []string{"d: dir 755", "d/e: dir 755", `d/f: file 644 "x" = d/f`, `h: file 644 "x" = d/f`, `l: link "d/e"`}},
+		{name: "hard link to dot-dot", entries: []tarEntry{dir("d"), hardlink("h", "d/..")}, err: errLinkDir, entry: "h"},
 		{name: "hard link to outside", entries: []tarEntry{hardlink("h", "/"+outside+"/planted")}, checkout: errNoLinkTarget},
 		{name: "hard link through a link to outside", entries: []tarEntry{symlink("l", "/"+outside), hardlink("h", "l/planted")}, checkout: errNoLinkTarget},
 		{name: "hard link through a link", entries: []tarEntry{symlink("l", "d"), file("d/f", "x"), hardlink("h", "l/f")}, tree: []string{"d: dir 755", `d/f: file 644 "x" = d/f`, `h: file 644 "x" = d/f`, `l: link "d"`}},
@@ -193,7 +199,8 @@ func tarCases() []tarCase {
 		{name: "owner", entries: []tarEntry{file("a", "x", owner(1<<32-2, 65536)), symlinkWith("l", "a", owner(5, 6)), dir("d", owner(7, 8))}, tree: []string{`a: file 644 4294967294:65536 "x"`, `l: link 5:6 "a"`, "d: dir 755 7:8"}},
 		{name: "negative owner", entries: []tarEntry{file("a", "x", gnu, owner(-1, 0))}, err: errOwner, entry: "a", differs: whyError},
 		{name: "negative group", entries: []tarEntry{file("a", "x", gnu, owner(0, -5))}, err: errOwner, entry: "a", differs: whyError},
-		{name: "owner that means none", entries: []tarEntry{file("a", "x", owner(1<<32-1, 0))}, err: errOwner, entry: "a", differs: whyError},
+		{name: "owner that means none", entries: []tarEntry{file("a", "x", owner(1<<32-1, 7)), file("b", "x", owner(7, 1<<32-1)), dir("d", owner(1<<32-1, 1<<32-1))}, tree: []string{`a: file 644 0:7 "x"`, `b: file 644 7:0 "x"`, "d: dir 755"}},
+		{name: "owner that means none, again", entries: []tarEntry{file("a", "x", owner(5, 6)), hardlink("b", "a", owner(1<<32-1, 1<<32-1)), dir("d", owner(7, 8)), dir("d", owner(1<<32-1, 9))}, tree: []string{`a: file 644 5:6 "x" = a`, `b: file 644 5:6 "x" = a`, "d: dir 755 7:9"}},
 		{name: "huge owner", entries: []tarEntry{file("a", "x", owner(1<<40, 0))}, err: errOwner, entry: "a", differs: whyError},
 		{name: "mode with a type", entries: []tarEntry{file("a", "x", mode(0o120777)), dir("d", mode(0o100644))}, tree: []string{`a: file 777 "x"`, "d: dir 644"}},
 		{name: "set-id bits", entries: []tarEntry{file("a", "x", mode(0o6755), owner(1, 2)), dir("d", mode(0o3777), owner(1, 2)), file("e", "", mode(0o4711), owner(9, 9))}, tree: []string{`a: file 6755 1:2 "x"`, "d: dir 3777 1:2", `e: file 4711 9:9 ""`}},

@@ -277,6 +277,9 @@ func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
 		return in.link(hdr, dir, base)
 	}
 	n := new(inode)
+	if old := dir.children[base]; old != nil && old.IsDir() && hdr.Typeflag == tar.TypeDir {
+		n.UID, n.GID = old.UID, old.GID
+	}
 	if err := attributes(n, hdr); err != nil {
 		return err
 	}
@@ -376,7 +379,7 @@ func (in *tarReader) whiteout(dir *inode, base string) error {
 // link gives the target another name. As in containerd, the file takes the attributes of the link's own header. A
 // target that this layer lacks is in a lower layer, where a checkout looks for it.
 func (in *tarReader) link(hdr *tar.Header, dir *inode, base string) error {
-	tdir, tbase, err := splitName(hdr.Linkname)
+	tdir, tbase, err := splitLink(hdr.Linkname)
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
 	}
@@ -415,6 +418,7 @@ func (in *tarReader) relabel(n *inode, hdr *tar.Header) error {
 		return nil
 	}
 	var a inode
+	a.UID, a.GID = n.UID, n.GID
 	if err := attributes(&a, hdr); err != nil {
 		return err
 	}
@@ -441,13 +445,21 @@ func (in *tarReader) relabel(n *inode, hdr *tar.Header) error {
 	return nil
 }
 
-// attributes sets owner, permissions and time from a header. Times that a file system cannot hold become the epoch, as
-// in containerd.
+// noOwner is the user or group that chown(2) does not set.
+const noOwner = math.MaxUint32
+
+// attributes sets owner, permissions and time from a header. As in containerd, times that a file system cannot hold become
+// the epoch, and noOwner leaves the owner as it is: root in a new file.
 func attributes(n *inode, hdr *tar.Header) error {
-	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) > math.MaxUint32-1 || int64(hdr.Gid) > math.MaxUint32-1 {
+	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) > math.MaxUint32 || int64(hdr.Gid) > math.MaxUint32 {
 		return errOwner
 	}
-	n.UID, n.GID = uint32(hdr.Uid), uint32(hdr.Gid)
+	if hdr.Uid != noOwner {
+		n.UID = uint32(hdr.Uid)
+	}
+	if hdr.Gid != noOwner {
+		n.GID = uint32(hdr.Gid)
+	}
 	n.Mode = uint32(hdr.Mode) & 0o7777
 	n.Mtime = timespec(hdr.ModTime)
 	return nil

@@ -112,15 +112,11 @@ func newTree(limit int) *tree {
 }
 
 // splitName splits the name of a tar entry into the components of its parent and the last one. The root gives base "".
+// As in containerd, ".." cancels the component before it, and above the root leads to the root.
 // Limits apply to the name of the file that the entry makes or hides: that of a whiteout has a prefix more.
 func splitName(name string) (dir []string, base string, err error) {
 	if strings.ContainsRune(name, 0) {
 		return nil, "", errName
-	}
-	for c := range strings.SplitSeq(name, "/") {
-		if c == ".." {
-			return nil, "", errOutside
-		}
 	}
 	clean := path.Clean("/" + name)[1:]
 	if clean == "" {
@@ -141,6 +137,26 @@ func splitName(name string) (dir []string, base string, err error) {
 		}
 	}
 	return dir, base, nil
+}
+
+// splitLink is splitName for the target of a hard link. As in containerd, a ".." is the parent of what the components
+// before it lead to, which matters after a symbolic link.
+func splitLink(name string) (dir []string, base string, err error) {
+	parts := strings.Split(strings.TrimRight(name, "/"), "/")
+	if !slices.Contains(parts, "..") {
+		return splitName(name)
+	}
+	if strings.ContainsRune(name, 0) {
+		return nil, "", errName
+	}
+	if len(name) > maxPath {
+		return nil, "", errNameLong
+	}
+	base = parts[len(parts)-1]
+	if base == "." || base == ".." {
+		return nil, "", nil // a directory
+	}
+	return parts[:len(parts)-1], base, nil
 }
 
 // fileName returns the name of the file that a tar entry makes or, if it is a whiteout, hides.
