@@ -3,6 +3,10 @@
 // and everything that setup installs.
 //
 //	go run ./bench/run [flags] [-- flags of "ostree-snapshotter bench"]
+//	go run ./bench/run -layouts DIR
+//
+// The second form makes the OCI layouts of all workloads and links to them in a directory, which is the argument of the
+// option --layouts of "ostree-snapshotter bench". It measures nothing.
 //
 // A workload that could only be measured in part is on the page, and is named at the end.
 package main
@@ -24,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 )
@@ -33,11 +38,17 @@ func main() {
 	flag.StringVar(&b.binary, "binary", "bin/ostree-snapshotter", "the program; make build makes it")
 	flag.StringVar(&b.results, "results", "bench/results", "the directory of the page")
 	flag.BoolVar(&b.keep, "keep", false, "keep report.html and report.json too")
+	layouts := flag.String("layouts", "", "make the layouts of all workloads in this directory, and measure nothing")
 	workloads := flag.String("workloads", "debian,layers,os-update", "what is measured")
 	flag.Parse()
 	b.workloads, b.flags = strings.Split(*workloads, ","), flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	err := b.run(ctx)
+	var err error
+	if *layouts != "" {
+		err = linkLayouts(ctx, *layouts, workload.Names()...)
+	} else {
+		err = b.run(ctx)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
@@ -74,7 +85,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.tmp)) }()
-	if err := images.Link(ctx, os.Stderr, b.layouts(), b.workloads...); err != nil {
+	if err := linkLayouts(ctx, b.layouts(), b.workloads...); err != nil {
 		return err
 	}
 	b.day = time.Now().UTC().Format(time.DateOnly)
@@ -96,6 +107,23 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return nil
 }
 
+// linkLayouts makes the layouts of workloads, and links to them in a directory.
+func linkLayouts(ctx context.Context, dir string, workloads ...string) error {
+	var names []string
+	for _, name := range workloads {
+		w, ok := workload.Builtin(name)
+		if !ok {
+			return fmt.Errorf("no workload %q", name)
+		}
+		for _, img := range w.Images {
+			if layout, ok := img.Layout(); ok {
+				names = append(names, layout)
+			}
+		}
+	}
+	return images.Link(ctx, os.Stderr, dir, names...)
+}
+
 // environment returns our environment with the programs of the tests first in PATH.
 func environment(ctx context.Context) ([]string, error) {
 	tools, err := testhost.BuildTools(ctx, os.Stderr)
@@ -112,14 +140,14 @@ func environment(ctx context.Context) ([]string, error) {
 
 func (b *bench) layouts() string { return filepath.Join(b.tmp, "layouts") }
 
-func (b *bench) out(workload string) string { return filepath.Join(b.tmp, "out-"+workload) }
+func (b *bench) out(name string) string { return filepath.Join(b.tmp, "out-"+name) }
 
 // partial is the exit status of a command that did part of its work.
 const partial = 3
 
 // measure runs the benchmark of a workload.
-func (b *bench) measure(ctx context.Context, workload string) error {
-	args := []string{"bench", "--images", workload, "--layouts", b.layouts(), "--out", b.out(workload)}
+func (b *bench) measure(ctx context.Context, name string) error {
+	args := []string{"bench", "--images", name, "--layouts", b.layouts(), "--out", b.out(name)}
 	for _, f := range []struct{ name, value string }{{"--snapshotters", "ostree,ostree-hardlink,overlayfs,erofs"}, {"--runs", "6"}} {
 		if !slices.ContainsFunc(b.flags, func(s string) bool { return s == f.name || strings.HasPrefix(s, f.name+"=") }) {
 			args = append(args, f.name, f.value)
@@ -134,15 +162,15 @@ func (b *bench) measure(ctx context.Context, workload string) error {
 	cmd.WaitDelay = 2 * time.Minute
 	err := cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == partial && ctx.Err() == nil {
-		b.partly = append(b.partly, workload)
+		b.partly = append(b.partly, name)
 		return nil
 	}
 	return err
 }
 
 // write adds the report of a workload to the page.
-func (b *bench) write(workload string) error {
-	text, err := os.ReadFile(filepath.Join(b.out(workload), "report.md"))
+func (b *bench) write(measured string) error {
+	text, err := os.ReadFile(filepath.Join(b.out(measured), "report.md"))
 	if err != nil {
 		return err
 	}
@@ -152,14 +180,14 @@ func (b *bench) write(workload string) error {
 		names = append(names, "report.html", "report.json")
 	}
 	for _, name := range names {
-		data, err := os.ReadFile(filepath.Join(b.out(workload), name))
+		data, err := os.ReadFile(filepath.Join(b.out(measured), name))
 		if errors.Is(err, fs.ErrNotExist) && name == chart {
 			continue // nothing was measured
 		}
 		if err != nil {
 			return err
 		}
-		kept := b.day + "-" + workload + filepath.Ext(name)
+		kept := b.day + "-" + measured + filepath.Ext(name)
 		if err := os.WriteFile(filepath.Join(b.results, kept), data, 0o644); err != nil {
 			return err
 		}

@@ -3,19 +3,14 @@
 // the test images. Existing ones are kept.
 //
 //	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [kernel] [images] [gcc]
-//	go run ./integration/setup layouts DIR
 //
-// Without arguments it provides everything except the C compiler and the layouts. Only the race detector needs the
-// compiler, which is installed on request. For an ordinary user it prints a message and succeeds; tests that need it
+// Without arguments it provides everything except the C compiler. Only the race detector needs the compiler, which is
+// installed on request. For an ordinary user it prints a message and succeeds; tests that need it
 // are skipped.
-//
-// The second form makes the OCI layouts for the workloads of "ostree-snapshotter bench", and links to them in a
-// directory, which is the argument of its option --layouts.
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +20,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/bench/pull/workload"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
@@ -88,12 +82,6 @@ var steps = []step{
 }
 
 func run(ctx context.Context, log io.Writer, wanted []string) error {
-	if len(wanted) > 0 && wanted[0] == "layouts" {
-		if len(wanted) != 2 {
-			return errors.New("usage: setup layouts DIR")
-		}
-		return images.Link(ctx, log, wanted[1], workload.Names()...)
-	}
 	for _, name := range wanted {
 		if !slices.ContainsFunc(steps, func(s step) bool { return s.name == name }) {
 			return fmt.Errorf("no step %q", name)
