@@ -81,10 +81,11 @@ func Title(d *sysroot.Deployment) string {
 	return Printable(strings.TrimSpace(fmt.Sprintf("%s %.12s.%d %s", d.Stateroot, d.Commit, d.Serial, cmp.Or(name, d.Version))))
 }
 
-// Printable returns a text fit for a terminal: commits, origin files and boot entries may contain control characters.
+// Printable returns a text fit for one line of a terminal: names in images, commits, origin files and boot entries may
+// contain control characters, line separators and controls of the direction of text, which would forge other output.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+		if unicode.IsControl(r) || r == unicode.ReplacementChar || unicode.In(r, unicode.Bidi_Control, unicode.Zl, unicode.Zp) {
 			return '?'
 		}
 		return r

@@ -182,13 +182,13 @@ func (c *cli) changed(r *changeReport, p *sysroot.Plan, done string) error {
 		return c.writeJSON(r)
 	}
 	if r.DryRun {
-		_, err := fmt.Fprintln(c.stdout, p)
+		_, err := fmt.Fprintln(c.stdout, printableExcept('\n', p.String()))
 		if p.Etc != nil {
 			err = errors.Join(err, c.printEtc(p.Etc.Changes))
 		}
 		return err
 	}
-	_, err := fmt.Fprintln(c.stdout, done)
+	err := c.println(done)
 	for _, n := range r.Notes {
 		c.note("%s", n)
 	}
@@ -200,8 +200,7 @@ func (c *cli) noChange(st *sysroot.State, flags *systemFlags, why string) error 
 	if c.json {
 		return c.writeJSON(unchanged(st, flags.dryRun))
 	}
-	_, err := fmt.Fprintln(c.stdout, "no change: "+why)
-	return err
+	return c.println("no change: " + why)
 }
 
 // deployed describes a new deployment.

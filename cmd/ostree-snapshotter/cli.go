@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
@@ -116,12 +117,29 @@ func (c *cli) writeJSON(v any) error {
 	return nil
 }
 
+// println writes a line to standard output.
+func (c *cli) println(line string) error {
+	if _, err := fmt.Fprintln(c.stdout, deploy.Printable(line)); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+// printableExcept is [deploy.Printable], and keeps a control character that separates.
+func printableExcept(sep rune, text string) string {
+	parts := strings.Split(text, string(sep))
+	for i, s := range parts {
+		parts[i] = deploy.Printable(s)
+	}
+	return strings.Join(parts, string(sep))
+}
+
 // table writes rows of tab-separated cells to standard output, aligned in columns.
 func (c *cli) table(rows ...string) error {
 	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
 	var errs []error
 	for _, row := range rows {
-		_, err := fmt.Fprintln(w, row)
+		_, err := fmt.Fprintln(w, printableExcept('\t', row))
 		errs = append(errs, err)
 	}
 	if err := errors.Join(append(errs, w.Flush())...); err != nil {

@@ -57,7 +57,7 @@ func (c *cli) printCleanup(r *changeReport) error {
 		verb = "would remove"
 	}
 	for _, name := range r.Cleanup.Paths {
-		if _, err := fmt.Fprintf(c.stdout, "%s %s\n", verb, name); err != nil {
+		if err := c.println(verb + " " + name); err != nil {
 			return err
 		}
 	}

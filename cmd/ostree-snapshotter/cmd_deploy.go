@@ -137,8 +137,7 @@ func (c *cli) wouldDeploy(st *sysroot.State, manifest digest.Digest, what string
 	if c.json {
 		return c.writeJSON(r)
 	}
-	_, err := fmt.Fprintln(c.stdout, what)
-	return err
+	return c.println(what)
 }
 
 // check finds wrong flags before anything is done.

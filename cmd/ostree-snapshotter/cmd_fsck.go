@@ -228,6 +228,6 @@ func (c *cli) printFsck(r *fsckReport) error {
 	}
 	fmt.Fprintf(&b, "checked %d objects, %d layers, %d snapshots: %d problems\n",
 		r.Objects, r.Layers, r.Snapshots, len(r.Problems))
-	_, err := fmt.Fprint(c.stdout, b.String())
+	_, err := fmt.Fprint(c.stdout, printableExcept('\n', b.String()))
 	return err
 }

@@ -114,7 +114,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "installed %s on %s\n", image, disk)
+	err = c.println(fmt.Sprintf("installed %s on %s", image, disk))
 	return err
 }
 

@@ -49,7 +49,7 @@ func (c *cli) showKargs(ctx context.Context, f *systemFlags) error {
 		if c.json {
 			return c.writeJSON(kargsReport{newDeploymentName(d)})
 		}
-		_, err = fmt.Fprintln(c.stdout, d.Kargs)
+		err = c.println(d.Kargs.String())
 		return err
 	})
 }

@@ -94,11 +94,11 @@ func (c *cli) checkUpgrade(ctx context.Context, f *deployFlags, p *pullFlags) er
 		case c.json:
 			err = c.writeJSON(upgradeReport{image, u.Deployed, u.Available, u.Wanted(), u.Failed})
 		case u.Wanted():
-			_, err = fmt.Fprintf(c.stdout, "update of %s: %s\n", image, u.Available)
+			err = c.println(fmt.Sprintf("update of %s: %s", image, u.Available))
 		case u.Failed:
-			_, err = fmt.Fprintf(c.stdout, "no update of %s: %s: %s\n", image, u.Available, failedUpdate)
+			err = c.println(fmt.Sprintf("no update of %s: %s: %s", image, u.Available, failedUpdate))
 		default:
-			_, err = fmt.Fprintf(c.stdout, "no update of %s\n", image)
+			err = c.println("no update of " + image)
 		}
 		if err == nil && !u.Wanted() {
 			err = withStatus(exitNoUpdate, errQuiet)

@@ -113,13 +113,49 @@ func report(stderr io.Writer, err error) int {
 	if errors.Is(err, errQuiet) {
 		return statusOf(err)
 	}
-	for line := range strings.SplitSeq(err.Error(), "\n") { // of errors.Join
-		fmt.Fprintf(stderr, "ostree-snapshotter: error: %s\n", line)
+	for _, line := range errorLines(err) {
+		fmt.Fprintf(stderr, "ostree-snapshotter: error: %s\n", deploy.Printable(line))
 	}
 	if hint := hintFor(err); hint != "" {
-		fmt.Fprintf(stderr, "ostree-snapshotter: hint: %s\n", hint)
+		fmt.Fprintf(stderr, "ostree-snapshotter: hint: %s\n", deploy.Printable(hint))
 	}
 	return statusOf(err)
+}
+
+// errorLines returns the lines of an error: one for each error that errors.Join has joined, at any depth. Other line
+// breaks are part of a name, and stay in the line.
+func errorLines(err error) []string {
+	text := err.Error()
+	if !strings.Contains(text, "\n") {
+		return []string{text}
+	}
+	var wrapped []error
+	switch e := err.(type) { //nolint:errorlint // the tree is walked
+	case interface{ Unwrap() error }:
+		wrapped = []error{e.Unwrap()}
+	case interface{ Unwrap() []error }:
+		wrapped = e.Unwrap()
+	}
+	var texts, lines []string
+	for _, w := range wrapped {
+		if w != nil {
+			texts = append(texts, w.Error())
+			lines = append(lines, errorLines(w)...)
+		}
+	}
+	if len(texts) == 0 {
+		return []string{text}
+	}
+	if strings.Join(texts, "\n") == text {
+		return lines
+	}
+	last := texts[len(texts)-1]
+	if prefix, ok := strings.CutSuffix(text, last); ok { // "verb object: %w"
+		lines = errorLines(wrapped[len(wrapped)-1])
+		lines[0] = prefix + lines[0]
+		return lines
+	}
+	return []string{text}
 }
 
 func statusOf(err error) int {
@@ -322,5 +358,5 @@ func registryHint(e *containerd.RegistryError) string {
 
 // note writes a message that is not an error to stderr.
 func (c *cli) note(format string, args ...any) {
-	fmt.Fprintf(c.stderr, "ostree-snapshotter: "+format+"\n", args...)
+	fmt.Fprintln(c.stderr, deploy.Printable(fmt.Sprintf("ostree-snapshotter: "+format, args...)))
 }

@@ -206,3 +206,13 @@ func FuzzCompareVersions(f *testing.F) {
 		}
 	})
 }
+
+func TestIsKernelVersion(t *testing.T) {
+	for version, want := range map[string]bool{
+		"6.1.0": true, "6.12.0-1.fc41.x86_64+debug": true, "5.10~rc1_a": true, "": false, "6 1": false, "6\n": false, "é": false, "a/b": false,
+	} {
+		if got := IsKernelVersion(version); got != want {
+			t.Errorf("%q: got %t, want %t", version, got, want)
+		}
+	}
+}

@@ -124,3 +124,9 @@ func ParseOSTreeArg(value string) (OSTreeArg, error) {
 func (a OSTreeArg) String() string {
 	return fmt.Sprintf("/ostree/boot.%d/%s/%s/%d", a.BootVersion, a.Stateroot, a.BootCsum, a.BootSerial)
 }
+
+var kernelVersion = regexp.MustCompile(`^[A-Za-z0-9._+~-]+$`)
+
+// IsKernelVersion reports whether an entry and the names of its files can have a kernel version as it is. Every reader of
+// entries and every file system, FAT among them, takes these characters.
+func IsKernelVersion(version string) bool { return kernelVersion.MatchString(version) }

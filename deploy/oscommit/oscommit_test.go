@@ -299,6 +299,7 @@ func TestMissing(t *testing.T) {
 		{"everything", nil, []string{"kernel: /usr/lib/modules/<version>/vmlinuz", "directory: /boot", "directory: /etc", "directory: /sysroot", "directory: /usr", "symbolic link: /ostree -> sysroot/ostree", "file: /usr/lib/os-release"}},
 		{"initramfs", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}}, []string{"initramfs: /usr/lib/modules/6/initramfs.img"}},
 		{"two kernels", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}, {"usr/lib/modules/7/vmlinuz", "k", nil}}, []string{"a single kernel: /usr/lib/modules has 6, 7"}},
+		{"kernel version", []entry{{"usr/lib/modules/6 \x1b[2J/vmlinuz", "k", nil}}, []string{`kernel: "6 \x1b[2J" is not the name of a version`}},
 		{"/etc is a link", []entry{{"etc -> usr/etc", "", nil}, {"usr/etc/b", "b", nil}}, []string{"directory: /etc, which is a symbolic link"}},
 		{"/etc is a file", []entry{{"etc", "x", nil}}, []string{"directory: /etc, which is a file"}},
 		{"link elsewhere", []entry{{"ostree -> elsewhere", "", nil}}, []string{"symbolic link: /ostree -> sysroot/ostree"}},

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
@@ -260,6 +261,9 @@ func (t *Tree) Missing() (missing []string) {
 	case 0:
 		missing = append(missing, "kernel: /usr/lib/modules/<version>/vmlinuz")
 	case 1:
+		if !bls.IsKernelVersion(k[0]) {
+			missing = append(missing, fmt.Sprintf("kernel: %q is not the name of a version", k[0]))
+		}
 		if name := path.Join("usr/lib/modules", k[0], "initramfs.img"); !isFile(lookup(t.root, name)) {
 			missing = append(missing, "initramfs: /"+name)
 		}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -96,6 +97,9 @@ func (t *osTree) modulesKernel(want string) (*kernel, error) {
 }
 
 func (t *osTree) modulesVersion(version string) (*kernel, error) {
+	if !bls.IsKernelVersion(version) {
+		return nil, fmt.Errorf("/%s: %.80q is not a kernel version: %w", modulesDir, version, ErrInvalid)
+	}
 	where := path.Join(modulesDir, version)
 	tree, err := t.dir(where)
 	if err != nil {
@@ -241,6 +245,9 @@ func (t *osTree) legacyKernelIn(where string, tree *objectstore.DirTree) (*kerne
 			}
 			if k.csum != "" && sum != k.csum {
 				return nil, fmt.Errorf("/%s: the checksum in the name is not that of the kernel, %s: %w", path.Join(where, e.Name), k.csum, ErrInvalid)
+			}
+			if !bls.IsKernelVersion(name) {
+				return nil, fmt.Errorf("/%s: %.80q is not a kernel version: %w", where, name, ErrInvalid)
 			}
 			f, err := t.regular(e.Checksum, path.Join(where, e.Name))
 			if err != nil {

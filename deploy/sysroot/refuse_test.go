@@ -55,7 +55,11 @@ func TestRefusedTrees(t *testing.T) {
 		want   error // nil: it is accepted
 		text   string
 	}{
-		"no kernel":                {func(tree *node) { delete(at(tree, modules), "6.1.0") }, sysroot.ErrInvalid, "there is no kernel in /usr/lib/modules"},
+		"no kernel": {func(tree *node) { delete(at(tree, modules), "6.1.0") }, sysroot.ErrInvalid, "there is no kernel in /usr/lib/modules"},
+		"kernel with a strange version": {func(tree *node) {
+			at(tree, modules)["6 \x1b[2J"] = at(tree, modules)["6.1.0"]
+			delete(at(tree, modules), "6.1.0")
+		}, sysroot.ErrInvalid, `/usr/lib/modules: "6 \x1b[2J" is not a kernel version`},
 		"two kernels":              {func(tree *node) { at(tree, modules+"/5.9")["vmlinuz"] = file(0o644, "k") }, sysroot.ErrInvalid, "several kernels to choose from: /usr/lib/modules has 5.9, 6.1.0"},
 		"modules without a kernel": {func(tree *node) { at(tree, modules+"/5.9")["modules.dep"] = file(0o644, "k") }, nil, ""},
 		"kernel is a link":         {func(tree *node) { at(tree, modules+"/6.1.0")["vmlinuz"] = link("/boot/vmlinuz") }, sysroot.ErrInvalid, "there is no kernel"},
