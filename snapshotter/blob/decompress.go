@@ -40,8 +40,8 @@ const (
 
 // A Decompressor decompresses gzip and zstd blobs to plain tars, and passes uncompressed ones through.
 //
-// With or without igzip it accepts the gzip blobs that Go's gzip accepts: a sequence of complete gzip members, and
-// nothing after them. igzip alone ignores anything after the last member that it recognises.
+// With or without igzip it accepts the same gzip blobs: a sequence of complete gzip members, and nothing but zeros after
+// them. igzip alone ignores anything after the last member that it recognises.
 //
 // Decompression takes a few MB of memory, however large the tar. zstd adds twice the window that its frames ask for, at
 // most 128 MiB each.
@@ -210,7 +210,7 @@ func (r *igzipReader) end() error {
 	if binary.LittleEndian.Uint32(length[:]) == uint32(r.total) {
 		return io.EOF
 	}
-	z, err := gzip.NewReader(r.v.section())
+	z, err := newGzipReader(r.v.section())
 	if err != nil {
 		return err
 	}

@@ -108,7 +108,9 @@ func TestIgzipIsLikeGzip(t *testing.T) {
 		blob  []byte
 		igzip bool // igzip decompresses it
 		fails bool
-		same  bool // igzip may fail, but must not return anything else
+		want  []byte // the content, if not nil
+		says  string // part of both errors
+		same  bool   // igzip may fail, but must not return anything else
 	}{
 		{name: "one member", blob: z1, igzip: true},
 		{name: "two members", blob: join(z1, z2), igzip: true},
@@ -118,8 +120,13 @@ func TestIgzipIsLikeGzip(t *testing.T) {
 		{name: "small member first", blob: join(small, z1)},
 		{name: "small blob", blob: small},
 		{name: "nothing inside", blob: gzipped(nil)},
-		{name: "text behind", blob: join(z1, []byte("trailing garbage")), igzip: true, fails: true},
-		{name: "zeros behind", blob: join(z1, make([]byte, 512)), igzip: true, fails: true},
+		{name: "text behind", blob: join(z1, []byte("trailing garbage")), igzip: true, fails: true, says: "data after the last gzip member"},
+		{name: "zeros behind", blob: join(z1, make([]byte, 512)), igzip: true, want: one},
+		{name: "one zero behind", blob: join(z1, []byte{0}), igzip: true, want: one},
+		{name: "many zeros behind two members", blob: join(z1, z2, make([]byte, 1<<20)), igzip: true, want: join(one, two)},
+		{name: "zeros behind a small blob", blob: join(small, make([]byte, 10000)), want: []byte("small")},
+		{name: "text behind zeros", blob: join(z1, make([]byte, 512), []byte("x")), igzip: true, fails: true, says: "data after the last gzip member"},
+		{name: "member behind zeros", blob: join(z1, make([]byte, 512), z2), igzip: true, fails: true, says: "data after the last gzip member"},
 		{name: "one byte behind", blob: join(z1, []byte{0x1f}), igzip: true, fails: true},
 		{name: "garbage between", blob: join(z1, []byte("garbage"), z2), igzip: true, fails: true},
 		{name: "truncated", blob: z1[:len(z1)/2], igzip: true, fails: true},
@@ -150,6 +157,12 @@ func TestIgzipIsLikeGzip(t *testing.T) {
 			}
 			if (err != nil) != c.fails {
 				t.Fatalf("igzip: error is %v, want one: %v", err, c.fails)
+			}
+			if c.want != nil && !bytes.Equal(want, c.want) {
+				t.Errorf("built-in gzip gives %d bytes, want %d others", len(want), len(c.want))
+			}
+			if c.fails && (!strings.Contains(wantErr.Error(), c.says) || !strings.Contains(err.Error(), c.says)) {
+				t.Errorf("got errors %v and %v, want both to contain %q", wantErr, err, c.says)
 			}
 			if err == nil && !bytes.Equal(got, want) {
 				t.Errorf("igzip gives %d bytes, built-in gzip %d others", len(got), len(want))

@@ -8,7 +8,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -106,7 +105,7 @@ func openGzip(ctx context.Context, d *Decompressor, v *verifier) (*tarStream, er
 		v.startHash()
 		return startIgzip(ctx, d.igzip, v)
 	}
-	r, err := gzip.NewReader(v.reader())
+	r, err := newGzipReader(v.reader())
 	if err != nil {
 		return nil, err
 	}

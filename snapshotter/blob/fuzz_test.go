@@ -16,7 +16,7 @@ import (
 )
 
 // FuzzDecompress decompresses any bytes, from a file and from containerd. A blob that starts like gzip must be accepted
-// exactly if the standard library accepts it. A blob of unknown format must be passed through.
+// exactly if the standard library accepts it without the zeros at its end. A blob of unknown format must be passed through.
 func FuzzDecompress(f *testing.F) {
 	plain := text(2000)
 	z, s := gzipped(plain), zstded(f, plain)
@@ -50,16 +50,24 @@ func FuzzDecompress(f *testing.F) {
 				t.Fatalf("not compressed: got %d bytes of %d, %v", len(out), len(blob), err)
 			}
 		case "gzip":
-			var want []byte
-			r, werr := gzip.NewReader(bytes.NewReader(blob))
-			if werr == nil {
-				want, werr = io.ReadAll(r)
+			want, werr := gunzip(blob)
+			for b := blob; werr != nil && bytes.HasSuffix(b, []byte{0}); want, werr = gunzip(b) {
+				b = b[:len(b)-1] // a trailer may end in zeros too
 			}
 			if (err == nil) != (werr == nil) || err == nil && !bytes.Equal(out, want) {
 				t.Fatalf("got %d bytes, %v; Go's gzip gives %d, %v", len(out), err, len(want), werr)
 			}
 		}
 	})
+}
+
+// gunzip is the standard library's.
+func gunzip(blob []byte) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(blob))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
 }
 
 // FuzzFiles opens blobs by any digest. It must never open a file outside the place of the blob with this digest.
