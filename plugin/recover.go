@@ -2,12 +2,15 @@ package plugin
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/fsck"
@@ -25,25 +28,47 @@ func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.De
 	if err != nil || r.Entries == 0 {
 		return err
 	}
-	logger := log.G(ctx).WithFields(log.Fields{
-		"entries": r.Entries, "objects": r.Objects, "damaged": len(r.Damaged), "checkouts": r.Checkouts,
-		"remade": len(r.Remade), "lost": len(r.Lost), "duration": time.Since(start),
-	})
-	if len(r.Damaged) > 0 || len(r.Lost) > 0 || len(r.Remade) > 0 {
-		logger.Warn("store was damaged when it was last stopped")
-	} else {
-		logger.Info("store was not stopped cleanly, nothing is damaged")
-	}
-	for _, name := range r.Damaged {
-		log.G(ctx).WithField("object", name.String()).Warn("damaged object removed")
-	}
-	for _, id := range r.Remade {
-		log.G(ctx).WithField("layer", id.String()).Info("layer was damaged and is rebuilt")
-	}
-	for _, l := range r.Lost {
-		log.G(ctx).WithError(l.Cause).WithField("layer", l.ID.String()).WithField("blob", l.Blob).Error("layer is lost")
-	}
+	logRecovery(log.G(ctx).WithField("duration", time.Since(start)), r)
 	return nil
+}
+
+// logRecovery logs one line for the whole recovery and one for lost layers, each with counts and a few names.
+func logRecovery(logger *log.Entry, r *layer.Recovery) {
+	summary := logger.WithFields(log.Fields{
+		"entries": r.Entries, "objects": r.Objects, "damaged": len(r.Damaged), "checkouts": r.Checkouts,
+		"remade": len(r.Remade), "lost": len(r.Lost),
+	})
+	if len(r.Damaged)+len(r.Lost)+len(r.Remade) == 0 {
+		summary.Info("store was not stopped cleanly, nothing is damaged")
+		return
+	}
+	if len(r.Damaged) > 0 {
+		summary = summary.WithField("removed", someOf(r.Damaged, objectstore.ObjectName.String))
+	}
+	if len(r.Remade) > 0 {
+		summary = summary.WithField("rebuilt", someOf(r.Remade, objectstore.Checksum.String))
+	}
+	summary.Warn("store was damaged when it was last stopped")
+	if len(r.Lost) > 0 {
+		layers := someOf(r.Lost, func(l layer.LostLayer) string { return l.ID.String() })
+		logger.WithError(r.Lost[0].Cause).WithField("lost", len(r.Lost)).WithField("layers", layers).
+			Error(`layers are lost: "ostree-snapshotter fsck" names the images, and with --repair looks for blobs of theirs`)
+	}
+}
+
+// someNames is the number of names in a line of the log.
+const someNames = 3
+
+// someOf returns the names of the first few elements of a list, and the number of the others.
+func someOf[T any](list []T, name func(T) string) string {
+	var names []string
+	for _, e := range list[:min(len(list), someNames)] {
+		names = append(names, name(e))
+	}
+	if more := len(list) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(names, ", ")
 }
 
 // blobSource returns the places to look for the blob of a lost layer.

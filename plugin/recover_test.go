@@ -18,6 +18,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -114,6 +116,39 @@ func TestPowerLossOfTheDaemon(t *testing.T) {
 				t.Errorf("got %q, %v", b, err)
 			}
 		})
+	}
+}
+
+// However many objects are damaged and layers lost, the log has one line about each kind, with counts and three names.
+func TestRecoveryLog(t *testing.T) {
+	r := &layer.Recovery{Entries: 2, Objects: 3000}
+	for i := range 2742 {
+		sum := objectstore.Checksum{byte(i), byte(i >> 8)}
+		r.Damaged = append(r.Damaged, objectstore.ObjectName{Type: objectstore.TypeFile, Checksum: sum})
+	}
+	for i := range 5 {
+		r.Lost = append(r.Lost, layer.LostLayer{ID: objectstore.Checksum{0xff, byte(i)}, Cause: layer.ErrNotExist})
+	}
+	var logged bytes.Buffer
+	logger := logrus.New()
+	logger.SetOutput(&logged)
+	logRecovery(logrus.NewEntry(logger), r)
+	lines := strings.Split(strings.TrimSpace(logged.String()), "\n")
+	if len(lines) != 2 {
+		t.Fatalf("got %d lines, want 2:\n%s", len(lines), logged.String())
+	}
+	for i, want := range [][]string{
+		{"damaged=2742", "lost=5", r.Damaged[0].String(), r.Damaged[2].String(), "and 2739 more"},
+		{"lost=5", r.Lost[0].ID.String(), r.Lost[2].ID.String(), "and 2 more", "fsck"},
+	} {
+		for _, text := range want {
+			if !strings.Contains(lines[i], text) {
+				t.Errorf("line %q lacks %q", lines[i], text)
+			}
+		}
+	}
+	if strings.Contains(logged.String(), r.Damaged[3].String()) || strings.Contains(logged.String(), r.Lost[3].ID.String()) {
+		t.Errorf("log names more than three:\n%s", logged.String())
 	}
 }
 

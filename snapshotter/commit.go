@@ -255,8 +255,10 @@ type LostLayerError struct {
 	Cause    error
 }
 
-// lostRemedy is the advice for a lost layer. Its blob may still be in containerd's content store.
-const lostRemedy = `run "ostree-snapshotter fsck --repair", or remove the image and pull it again`
+// lostRemedy is the advice for a lost layer. Its blob may still be in containerd's content store. Layers that were built
+// here may have none, and cannot be pulled.
+const lostRemedy = `run "ostree-snapshotter fsck --repair", or remove the image and pull it again; if it was built here, ` +
+	`build or load it again`
 
 // Error returns a text that names the layer and the remedy.
 func (e *LostLayerError) Error() string {

@@ -599,7 +599,8 @@ func TestLostLayer(t *testing.T) {
 	if !errors.As(err, &lost) || !errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		t.Fatalf("got %v, want a LostLayerError that is a data loss", err)
 	}
-	if text := err.Error(); !strings.Contains(text, name) || !strings.Contains(text, short) || !strings.Contains(text, "pull it again") {
+	if text := err.Error(); !strings.Contains(text, name) || !strings.Contains(text, short) || !strings.Contains(text, "pull it again") ||
+		!strings.Contains(text, "build or load it again") {
 		t.Errorf("error %q names neither snapshot, layer nor remedy", text)
 	}
 	// Pulling the image again must work, and repair the first snapshot: a layer's ID is a function of its tar.
