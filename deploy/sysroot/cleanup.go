@@ -21,10 +21,23 @@ import (
 type leftover struct {
 	dir        *atfs.Dir // name is below it
 	name       string
-	deployment bool // the directory of a deployment
+	deployment bool // the directory of a deployment, which may be immutable
 }
 
 func (l leftover) String() string { return path.Join(l.dir.Path(), l.name) }
+
+func (l leftover) remove() error {
+	if l.deployment {
+		d, err := l.dir.OpenDir(l.name)
+		if err == nil {
+			err = errors.Join(d.SetImmutable(false), d.Close())
+		}
+		if err = atfs.IgnoreNotExist(err); err != nil {
+			return err
+		}
+	}
+	return l.dir.RemoveAll(l.name) // clears the flags of what is below
+}
 
 // leftovers finds the parts that neither the deployments of a state nor the others need, in the order in which to
 // remove them: links before their targets.
@@ -203,7 +216,7 @@ func (s *Sysroot) removeLeftovers(ctx context.Context, st *State, others []*Depl
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := l.dir.RemoveAll(l.name); err != nil { // clears the immutable flags in its way
+		if err := l.remove(); err != nil {
 			errs = append(errs, err)
 		}
 	}
