@@ -57,6 +57,19 @@ func find(d *atfs.Dir, mounts []*mountinfo.Info) (place, error) {
 	return place{}, fmt.Errorf("mount of %s: %w", d.Path(), ErrUnreachable)
 }
 
+// findByPath is find for a directory whose mount is not in the table.
+func findByPath(d *atfs.Dir, mounts []*mountinfo.Info) (_ place, err error) {
+	again, err := atfs.Open(d.Path())
+	if err != nil {
+		return place{}, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	defer func() { err = errors.Join(err, again.Close()) }()
+	if err := sameDir(again, d); err != nil {
+		return place{}, err
+	}
+	return find(again, mounts)
+}
+
 // mountID returns the ID of the mount through which a directory was opened.
 func mountID(d *atfs.Dir) (int, error) {
 	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(d.FD()))
@@ -72,7 +85,8 @@ func mountID(d *atfs.Dir) (int, error) {
 }
 
 // ReopenVia opens a directory again, through the mount through which via was opened. If the directory is not below that
-// mount, or hidden by another mount there, the error is ErrUnreachable.
+// mount, or hidden by another mount there, the error is ErrUnreachable. A directory of [Unify], whose mount no table
+// lists, is found by its path.
 func ReopenVia(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 	defer func() {
 		if err != nil {
@@ -84,6 +98,9 @@ func ReopenVia(dir, via *atfs.Dir) (_ *atfs.Dir, err error) {
 		return nil, err
 	}
 	from, err := find(dir, mounts)
+	if errors.Is(err, ErrUnreachable) {
+		from, err = findByPath(dir, mounts)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -134,6 +134,32 @@ func TestUnify(t *testing.T) {
 	testenv.Must(t, again[1].Link("f", sub, "g"))
 }
 
+// TestReopenViaUnified reopens a directory of Unify, whose mount no table lists, so that links become possible: a command
+// deploys from a store that it opened together with its lenders.
+func TestReopenViaUnified(t *testing.T) {
+	dir := host(t)
+	sysroot, store := open(t, dir+"/sys root/ostree/repo"), open(t, dir+"/var/lib/store/repo")
+	unified, err := mounts.Unify(store, sysroot)
+	testenv.Must(t, err)
+	for _, d := range unified {
+		defer d.Close()
+	}
+	testenv.Must(t, unified[0].WriteFile("f", []byte("x"), 0o644, false))
+	if err := unified[0].Link("f", sysroot, "f"); !errors.Is(err, unix.EXDEV) {
+		t.Fatalf("link between two mounts: got %v, want %v", err, unix.EXDEV)
+	}
+	again, err := mounts.ReopenVia(unified[0], sysroot)
+	testenv.Must(t, err)
+	defer again.Close()
+	testenv.Must(t, again.Link("f", sysroot, "f"))
+
+	// The path leads to another directory by now.
+	bind(t, t.TempDir(), dir+"/var/lib/store/repo")
+	if d, err := mounts.ReopenVia(unified[0], sysroot); !errors.Is(err, mounts.ErrUnreachable) {
+		t.Errorf("got %v, %v, want %v", d, err, mounts.ErrUnreachable)
+	}
+}
+
 func TestUnifyUnreachable(t *testing.T) {
 	dir := host(t)
 	disk := open(t, testenv.NewDisk(t, "ext4", 16<<20).Dir)
