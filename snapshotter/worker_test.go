@@ -55,20 +55,26 @@ func every(step, end time.Duration) []time.Duration {
 	return at
 }
 
+// slowWorker returns a worker whose runs take a minute, and the number of its finished runs. Two runs at once are an error.
+func slowWorker(t *testing.T) (*worker, *atomic.Int64) {
+	t.Helper()
+	var runs, atOnce atomic.Int64
+	return testWorker(func() error {
+		if atOnce.Add(1) > 1 {
+			t.Error("two runs at once")
+		}
+		time.Sleep(time.Minute)
+		atOnce.Add(-1)
+		runs.Add(1)
+		return nil
+	}), &runs
+}
+
 // TestWorkerBusy checks that a trigger during a run does not wait, and causes another run. stop waits for the first
 // run, and flush does the second.
 func TestWorkerBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var runs, atOnce atomic.Int64
-		w := testWorker(func() error {
-			if atOnce.Add(1) > 1 {
-				t.Error("two runs at once")
-			}
-			time.Sleep(time.Minute)
-			atOnce.Add(-1)
-			runs.Add(1)
-			return nil
-		})
+		w, runs := slowWorker(t)
 		w.trigger()
 		time.Sleep(copyAfterLast + time.Second)
 		before := time.Now()
@@ -91,16 +97,7 @@ func TestWorkerBusy(t *testing.T) {
 // TestWorkerRunsOnceAtATime checks that a run that takes longer than the delay is not joined by a second one.
 func TestWorkerRunsOnceAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var runs, atOnce atomic.Int64
-		w := testWorker(func() error {
-			if atOnce.Add(1) > 1 {
-				t.Error("two runs at once")
-			}
-			time.Sleep(time.Minute)
-			atOnce.Add(-1)
-			runs.Add(1)
-			return nil
-		})
+		w, runs := slowWorker(t)
 		w.trigger()
 		time.Sleep(copyAfterLast + time.Second)
 		w.trigger()
