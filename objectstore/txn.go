@@ -490,18 +490,20 @@ func (t *Txn) CopyFile(m *FileMeta, mtime unix.Timespec, from *atfs.File) (_ Sto
 	return stored, size, err
 }
 
-// copyFrom writes the content of an open file, of which nothing else is written.
+// copyFrom writes the content of an open file, of which nothing else is written. buf holds its beginning.
 func (w *FileWriter) copyFrom(from *atfs.File, buf []byte) error {
 	cloned, err := w.file.TryCloneFrom(from)
 	if err != nil {
 		return err
 	}
-	src, write := from, w.Write
+	src, write, off := from, w.Write, int64(len(buf))
 	if cloned {
-		src = w.file
+		src, off = w.file, 0
 		write = func(b []byte) (int, error) { w.size += int64(len(b)); return w.h.hash.Write(b) }
+	} else if _, err := write(buf); err != nil {
+		return err
 	}
-	for off := int64(0); ; {
+	for {
 		n, rerr := src.ReadAt(buf, off)
 		if n > 0 {
 			if _, err := write(buf[:n]); err != nil {
