@@ -169,7 +169,7 @@ func (s *Store) openShared(c *Config, open opener) (err error) {
 		return err
 	}
 	for _, dir := range dirs[2:] {
-		if lender, err := objectstore.Open(dir); err == nil {
+		if lender, err := openLender(dir); err == nil {
 			s.lenders = append(s.lenders, lender)
 		}
 	}
@@ -361,16 +361,25 @@ func (s *Store) openRepos(c *Config, open opener, name string, create bool) (err
 		}
 	}
 	for _, dir := range dirs[2:] {
-		lender, err := objectstore.Open(dir)
+		lender, err := openLender(dir)
 		if err != nil {
 			return fmt.Errorf("open repository %s of dedup_repos: %w", dir.Path(), err)
 		}
 		s.lenders = append(s.lenders, lender)
-		if err := ownedByRootAlone(lender); err != nil {
-			return fmt.Errorf("open repository of dedup_repos: %w", err)
-		}
 	}
 	return nil
+}
+
+// openLender opens a repository of dedup_repos. Only root may be able to exchange its objects.
+func openLender(dir *atfs.Dir) (*objectstore.Repo, error) {
+	lender, err := objectstore.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := ownedByRootAlone(lender); err != nil {
+		return nil, errors.Join(err, lender.Close())
+	}
+	return lender, nil
 }
 
 // checkOutsideRepo checks that users of the host cannot change the objects of a repository that is not below the root. An

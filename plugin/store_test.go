@@ -274,6 +274,15 @@ func TestReachableRepo(t *testing.T) {
 			if found != got || (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
 				t.Errorf("open: %q, config check: %q, want both with %q", got, found, tt.want)
 			}
+			if !tt.lender {
+				return
+			}
+			shared, err := OpenShared(config, nil)
+			testenv.Must(t, err)
+			if lends := len(shared.lenders) > 0; lends != (tt.want == "") {
+				t.Errorf("a command borrows from it: %t, want %t", lends, tt.want == "")
+			}
+			testenv.Must(t, shared.Close())
 		})
 	}
 }
