@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/internal/links"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
@@ -85,48 +87,21 @@ func lookup(root *composefs.Inode, name string) *composefs.Inode {
 	return n
 }
 
-// maxLinks is the number of symbolic links that resolve follows.
-const maxLinks = 40
-
-// resolve returns the inode at a path, or nil. It follows symbolic links as if the tree were the root of a system that
-// runs it: what is below /usr/etc is below /etc too.
+// resolve returns the inode at a path, as [links.Resolve] does, or nil.
 func (t *Tree) resolve(name string) *composefs.Inode {
-	var done []string
-	rest := strings.Split(name, "/")
-	for links := 0; len(rest) > 0; {
-		part := rest[0]
-		rest = rest[1:]
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			done = done[:max(len(done)-1, 0)]
-			continue
+	n, err := links.Resolve(name, func(name string) (n *composefs.Inode, target string, err error) {
+		if n = t.root; name != "." {
+			n = lookup(t.root, name)
 		}
-		if len(done) == 0 && part == "etc" && entry(t.root, part) == nil {
-			done = append(done, "usr")
+		if n == nil {
+			return nil, "", objectstore.ErrNoEntry
 		}
-		here := append(slices.Clone(done), part)
-		n := lookup(t.root, path.Join(here...))
-		switch {
-		case n == nil:
-			return nil
-		case n.Mode&unix.S_IFMT != unix.S_IFLNK:
-			done = here
-			continue
-		}
-		if links++; links > maxLinks {
-			return nil
-		}
-		if path.IsAbs(n.Target) {
-			done = nil
-		}
-		rest = append(strings.Split(n.Target, "/"), rest...)
+		return n, n.Target, nil
+	})
+	if err != nil {
+		return nil
 	}
-	if len(done) == 0 {
-		return t.root
-	}
-	return lookup(t.root, path.Join(done...))
+	return n
 }
 
 func (t *Tree) empty(dir *composefs.Inode, name string) {

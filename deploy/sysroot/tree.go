@@ -5,11 +5,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/internal/links"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -62,52 +61,18 @@ func (t *osTree) regular(sum objectstore.Checksum, name string) (treeFile, error
 	return treeFile{sum, st.Size, name}, err
 }
 
-// resolve follows symbolic links as if the tree were the root of a system that runs it: what is below /usr/etc is below
-// /etc too.
+// resolve returns the entry at a path, as [links.Resolve] does.
 func (t *osTree) resolve(name string) (objectstore.TreeEntry, error) {
-	rest := strings.Split(name, "/")
-	var done []string
-	for links := 0; ; {
-		if len(rest) == 0 {
-			return t.lookup(path.Join(append([]string{"."}, done...)...))
+	return links.Resolve(name, func(name string) (n objectstore.TreeEntry, target string, err error) {
+		if n, err = t.lookup(name); err != nil || n.Dir {
+			return n, "", err
 		}
-		part := rest[0]
-		rest = rest[1:]
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			done = done[:max(len(done)-1, 0)]
-			continue
-		}
-		if part == "etc" && len(done) == 0 {
-			if _, err := t.lookup(part); isAbsent(err) {
-				done = []string{"usr"}
-			}
-		}
-		here := path.Join(append(done[:len(done):len(done)], part)...)
-		n, err := t.lookup(here)
+		m, err := t.repo.FileMeta(n.Checksum)
 		if err != nil {
-			return objectstore.TreeEntry{}, err
+			return n, "", err
 		}
-		if !n.Dir {
-			m, err := t.repo.FileMeta(n.Checksum)
-			if err != nil {
-				return objectstore.TreeEntry{}, err
-			}
-			if m.IsSymlink() {
-				if links++; links > 40 {
-					return objectstore.TreeEntry{}, &fs.PathError{Op: "resolve", Path: "/" + name, Err: unix.ELOOP}
-				}
-				if path.IsAbs(m.Target) {
-					done = nil
-				}
-				rest = append(strings.Split(m.Target, "/"), rest...)
-				continue
-			}
-		}
-		done = append(done, part)
-	}
+		return n, m.Target, nil
+	})
 }
 
 // readFile returns the content of a file of at most limit bytes. It follows symbolic links as if the tree were the
