@@ -10,7 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -183,7 +184,7 @@ func TestCommitVector(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(c, back); diff != "" {
+	if diff := testenv.Diff(c, back); diff != "" {
 		t.Errorf("parsed commit (-want +got):\n%s", diff)
 	}
 }
@@ -208,7 +209,7 @@ func TestCommitMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(c, got); diff != "" {
+	if diff := testenv.Diff(c, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if s, ok := got.MetaString("s"); !ok || s != "grüße" {
@@ -247,7 +248,7 @@ func TestTreeSizes(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%d bytes: %v", len(b), err)
 			}
-			if diff := cmp.Diff(tree, got); diff != "" {
+			if diff := testenv.Diff(tree, got); diff != "" {
 				t.Errorf("%d bytes (-want +got):\n%s", len(b), diff)
 			}
 		})

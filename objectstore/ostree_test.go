@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -111,7 +110,7 @@ func TestWeWriteOstreeReads(t *testing.T) {
 				t.Fatalf("ostree checked out only %d entries", len(want))
 			}
 			for _, name := range []string{"ours", "copy"} {
-				if diff := cmp.Diff(want, snapshot(t, filepath.Join(ours.Path(), name))); diff != "" {
+				if diff := testenv.Diff(want, snapshot(t, filepath.Join(ours.Path(), name))); diff != "" {
 					t.Errorf("checkout %q (-ostree +ours):\n%s", name, diff)
 				}
 			}
@@ -150,7 +149,7 @@ func checkNode(t *testing.T, got map[string]entry, path string, n *objecttest.No
 	for _, x := range n.Xattrs {
 		want.Xattrs[x.Name] = string(x.Value)
 	}
-	if diff := cmp.Diff(want, got[path]); diff != "" {
+	if diff := testenv.Diff(want, got[path]); diff != "" {
 		t.Errorf("%s (-literal +checkout):\n%s", path, diff)
 	}
 	for name, child := range n.Entries {
@@ -198,7 +197,7 @@ func TestOstreeWritesWeRead(t *testing.T) {
 	if err := r.Checkout(t.Context(), ref, objecttest.OpenDir(t, src), "out", objectstore.CheckoutOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(snapshot(t, odd), snapshot(t, filepath.Join(src, "out"))); diff != "" {
+	if diff := testenv.Diff(snapshot(t, odd), snapshot(t, filepath.Join(src, "out"))); diff != "" {
 		t.Errorf("(-committed +checked out):\n%s", diff)
 	}
 
@@ -366,7 +365,7 @@ func TestPruneAgreesWithOstree(t *testing.T) {
 	if stats != plan.Stats() || stats.Objects != 6 || stats.Bytes <= 0 {
 		t.Errorf("got %+v, planned %+v, want 6 objects: two commits, a dirtree, a dirmeta, a file, a link", stats, plan.Stats())
 	}
-	if diff := cmp.Diff(objectNames(t, copied), objectNames(t, repo.Dir().Path())); diff != "" {
+	if diff := testenv.Diff(objectNames(t, copied), objectNames(t, repo.Dir().Path())); diff != "" {
 		t.Errorf("objects left (-ostree +ours):\n%s", diff)
 	}
 	if again, err := repo.PlanPrune(t.Context(), objectstore.PruneOptions{}); err != nil || again.Stats().Objects != 0 {
@@ -468,7 +467,7 @@ func TestAliasesAndRemotes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[string]objectstore.Checksum{"os/stable": sum, "os/current": sum}, refs); diff != "" {
+	if diff := testenv.Diff(map[string]objectstore.Checksum{"os/stable": sum, "os/current": sum}, refs); diff != "" {
 		t.Errorf("refs (-want +got):\n%s", diff)
 	}
 	if got, err := repo.Ref("os/current"); err != nil || got != sum {

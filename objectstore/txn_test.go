@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -100,7 +99,7 @@ func TestExistingObjectsAreNotWritten(t *testing.T) {
 	if err := storeSmall(t.Context(), repo, root, false); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"utimes ."}, ops); diff != "" {
+	if diff := testenv.Diff([]string{"utimes ."}, ops); diff != "" {
 		t.Errorf("operations (-want +got):\n%s", diff)
 	}
 }
@@ -329,7 +328,7 @@ func TestRefs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := testenv.Diff(want, got); diff != "" {
 			t.Errorf("refs below %q (-want +got):\n%s", prefix, diff)
 		}
 	}
@@ -390,7 +389,7 @@ func TestRefs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[string]objectstore.Checksum{"dir": a}, got); diff != "" {
+	if diff := testenv.Diff(map[string]objectstore.Checksum{"dir": a}, got); diff != "" {
 		t.Errorf("refs in the end (-want +got):\n%s", diff)
 	}
 }

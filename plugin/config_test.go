@@ -5,7 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -18,7 +19,7 @@ func TestDefaultConfigIsWhatIsWritten(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, b)
 	}
-	if diff := cmp.Diff(DefaultConfig(), got); diff != "" {
+	if diff := testenv.Diff(DefaultConfig(), got); diff != "" {
 		t.Errorf("configuration after writing and reading (-want +got):\n%s", diff)
 	}
 	for line := range strings.Lines(string(b)) {
@@ -124,7 +125,7 @@ func TestParseConfig(t *testing.T) {
 			}
 			want := DefaultConfig()
 			c.change(want)
-			if diff := cmp.Diff(want, got); diff != "" {
+			if diff := testenv.Diff(want, got); diff != "" {
 				t.Errorf("configuration (-want +got):\n%s", diff)
 			}
 		})
@@ -151,7 +152,7 @@ func FuzzParseConfig(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%v in what was written:\n%s", err, again)
 		}
-		if diff := cmp.Diff(c, got); diff != "" {
+		if diff := testenv.Diff(c, got); diff != "" {
 			t.Errorf("after writing and reading (-want +got):\n%s", diff)
 		}
 	})

@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
@@ -140,7 +139,7 @@ func view(tb testing.TB, e *snaptest.Env, name string) map[string]string {
 
 func wantFiles(tb testing.TB, got, want map[string]string) {
 	tb.Helper()
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := testenv.Diff(want, got); diff != "" {
 		tb.Errorf("files (-want +got):\n%s", diff)
 	}
 }
@@ -531,7 +530,7 @@ func TestRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(mounts, again); diff != "" {
+	if diff := testenv.Diff(mounts, again); diff != "" {
 		t.Errorf("mounts changed by a restart (-before +after):\n%s", diff)
 	}
 	wantFiles(t, view(t, e, top), imageFiles)

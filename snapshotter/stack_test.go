@@ -8,8 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestMounts(t *testing.T) {
@@ -79,7 +80,7 @@ func TestMounts(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.stack.upper, c.stack.work, c.stack.options = "/u", "/w", []string{"index=off"}
 			got := c.stack.mount()
-			if diff := cmp.Diff(c.want, got); diff != "" {
+			if diff := testenv.Diff(c.want, got); diff != "" {
 				t.Errorf("mounts (-want +got):\n%s", diff)
 			}
 			if ro := got[len(got)-1].ReadOnly(); ro != c.ro {

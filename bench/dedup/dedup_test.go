@@ -14,7 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
@@ -246,7 +247,7 @@ func TestReport(t *testing.T) {
 		dedup.Others{EmptyFiles: 1, Symlinks: 1, Devices: 1, Whiteouts: 1, LinksBelow: 1},
 		na,
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := testenv.Diff(want, got); diff != "" {
 		t.Errorf("report (-want +got):\n%s", diff)
 	}
 	// mtime 3, metadata 2, content 2, fixed128k 2, fixed4k 3, cdc 2
@@ -301,7 +302,7 @@ func TestProperties(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(r, again); diff != "" {
+		if diff := testenv.Diff(r, again); diff != "" {
 			t.Errorf("seed %d: files in another order (-first +second):\n%s", seed, diff)
 		}
 	}
@@ -369,7 +370,7 @@ func TestFailures(t *testing.T) {
 			for _, f := range r.Failed {
 				names = append(names, f.Name)
 			}
-			if diff := cmp.Diff([]string{"none", "bad", "bad too"}, names); diff != "" {
+			if diff := testenv.Diff([]string{"none", "bad", "bad too"}, names); diff != "" {
 				t.Errorf("failed images (-want +got):\n%s", diff)
 			}
 			err := r.Failed[1]
@@ -380,7 +381,7 @@ func TestFailures(t *testing.T) {
 				t.Errorf("error %v is not %v", err, tt.is)
 			}
 			r.Failed = nil
-			if diff := cmp.Diff(measure(t, image("good", good)), r); diff != "" {
+			if diff := testenv.Diff(measure(t, image("good", good)), r); diff != "" {
 				t.Errorf("report differs from one without the bad image (-want +got):\n%s", diff)
 			}
 		})

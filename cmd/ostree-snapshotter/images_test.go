@@ -8,7 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -68,7 +69,7 @@ func TestCommandsWithContainerd(t *testing.T) {
 		}
 		var one dfReport
 		decode(t, output(t, 0, "df", "--root", root, "-a", "unix://"+c.Address, "-n", "default", "--json"), &one)
-		if diff := cmp.Diff([]dfRow{a}, one.Images); diff != "" {
+		if diff := testenv.Diff([]dfRow{a}, one.Images); diff != "" {
 			t.Errorf("images of namespace default (-want +got):\n%s", diff)
 		}
 		if text := output(t, 0, "df", "--root", root, "-a", c.Address); !strings.Contains(text, "\nexample.org/a:1 (+1) ") {

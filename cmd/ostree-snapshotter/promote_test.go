@@ -10,8 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -110,7 +111,7 @@ func TestResolveImage(t *testing.T) {
 		Name: "example.org/os:1", ManifestDigest: host.Digest, Layers: []objectstore.Checksum{b.base, b.os}, Version: "12.1",
 		Manifest: got.Manifest, Config: got.Config, Created: got.Created,
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := testenv.Diff(want, got); diff != "" {
 		t.Errorf("image (-want +got):\n%s", diff)
 	}
 	var manifest ocispec.Manifest
@@ -340,7 +341,7 @@ func TestDfOfSharedStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	decode(t, output(t, 0, args...), &gone)
-	if diff := cmp.Diff(before, gone); diff != "" {
+	if diff := testenv.Diff(before, gone); diff != "" {
 		t.Errorf("when the other repository is gone (-want +got):\n%s", diff)
 	}
 	for _, name := range []string{to.Dir().Path() + "/refs/heads/ostree", to.ObjectsDir().Path()} { // for the check when the test ends

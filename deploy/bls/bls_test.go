@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 const csum = "5d93a09e0f232ad4a01eada8dad673497a99a8f846382ca41fd58d41edac62ce"
@@ -31,7 +31,7 @@ func TestEntryOfOSTree(t *testing.T) {
 		Linux:   "/ostree/os-" + csum + "/vmlinuz-6.12.1",
 		Initrd:  []string{"/ostree/os-" + csum + "/initramfs-6.12.1.img"},
 	}
-	if diff := gocmp.Diff(want, e); diff != "" {
+	if diff := testenv.Diff(want, e); diff != "" {
 		t.Errorf("entry (-want +got):\n%s", diff)
 	}
 	if got := e.Marshal(); !bytes.Equal(got, text) {
@@ -61,7 +61,7 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := gocmp.Diff(&tc.want, got); diff != "" {
+			if diff := testenv.Diff(&tc.want, got); diff != "" {
 				t.Errorf("entry (-want +got):\n%s", diff)
 			}
 		})
@@ -106,7 +106,7 @@ func TestName(t *testing.T) {
 		{file: "x+9999999999.conf", want: Name{Stem: "x+9999999999"}},
 	} {
 		got, ok := ParseName(tc.file)
-		if !ok || gocmp.Diff(tc.want, got) != "" || got.String() != cmp.Or(tc.back, tc.file) {
+		if !ok || testenv.Diff(tc.want, got) != "" || got.String() != cmp.Or(tc.back, tc.file) {
 			t.Errorf("%s: got %+v, %v, written %s", tc.file, got, ok, got)
 		}
 	}
@@ -183,7 +183,7 @@ func FuzzParseName(f *testing.F) {
 			return
 		}
 		again, ok := ParseName(n.String())
-		if !ok || gocmp.Diff(n, again) != "" {
+		if !ok || testenv.Diff(n, again) != "" {
 			t.Fatalf("%q is %+v, then %+v", file, n, again)
 		}
 	})

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
@@ -266,7 +265,7 @@ func TestTries(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		if diff := gocmp.Diff(want, got); diff != "" {
+		if diff := testenv.Diff(want, got); diff != "" {
 			t.Errorf("tries (-want +got):\n%s", diff)
 		}
 	}

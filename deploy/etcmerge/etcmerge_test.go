@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -207,14 +206,14 @@ func TestMerge(t *testing.T) {
 			if want == nil {
 				want = tree{}
 			}
-			if diff := cmp.Diff(want, read(t, s.to.Path())); diff != "" {
+			if diff := testenv.Diff(want, read(t, s.to.Path())); diff != "" {
 				t.Errorf("new etc (-want +got):\n%s", diff)
 			}
 			// Another merge changes nothing: a staged deployment may be finalized twice.
 			if err := p.Apply(t.Context(), s.current, s.to); err != nil {
 				t.Errorf("again: %v", err)
 			}
-			if diff := cmp.Diff(want, read(t, s.to.Path())); diff != "" {
+			if diff := testenv.Diff(want, read(t, s.to.Path())); diff != "" {
 				t.Errorf("new etc after the second time (-want +got):\n%s", diff)
 			}
 		})
@@ -255,7 +254,7 @@ func TestAttributesThatTheKernelSets(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := tree{"d": dir(), "f": file("1").xattr("security.capability", capability)}
-	if diff := cmp.Diff(want, read(t, s.to.Path())); diff != "" {
+	if diff := testenv.Diff(want, read(t, s.to.Path())); diff != "" {
 		t.Errorf("new etc (-want +got):\n%s", diff)
 	}
 }
@@ -303,7 +302,7 @@ func TestConflicts(t *testing.T) {
 		{"todir", "a directory, but a symbolic link in the new tree"},
 		{"x", "not a directory, but a directory in the new tree"},
 	}
-	if diff := cmp.Diff(want, p.Conflicts); diff != "" {
+	if diff := testenv.Diff(want, p.Conflicts); diff != "" {
 		t.Errorf("conflicts (-want +got):\n%s", diff)
 	}
 	const text = `/etc cannot be merged: "/etc/a" is a directory with changes in it, but a file in the new tree; ` +
@@ -312,7 +311,7 @@ func TestConflicts(t *testing.T) {
 	if !errors.Is(err, ErrConflict) || err.Error() != text {
 		t.Errorf("got error %v, want %s", err, text)
 	}
-	if diff := cmp.Diff(fresh, read(t, s.to.Path())); diff != "" {
+	if diff := testenv.Diff(fresh, read(t, s.to.Path())); diff != "" {
 		t.Errorf("something was written (-want +got):\n%s", diff)
 	}
 }
@@ -349,7 +348,7 @@ func TestChangedSincePlan(t *testing.T) {
 	if err := p.Apply(t.Context(), s.current, s.to); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(tree{"g": file("2"), "d": dir()}, read(t, s.to.Path())); diff != "" {
+	if diff := testenv.Diff(tree{"g": file("2"), "d": dir()}, read(t, s.to.Path())); diff != "" {
 		t.Errorf("new etc (-want +got):\n%s", diff)
 	}
 	if err := os.Remove(filepath.Join(path, "g")); err != nil {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
@@ -184,14 +183,14 @@ func TestMergeIsThatOfOSTree(t *testing.T) {
 	// ostree does not list the entries of a directory that replaced a file.
 	seen := slices.DeleteFunc(slices.Clone(p.Changes), func(c Change) bool { return c.Xattrs || c.Path == "todir/f" })
 	if got := strings.ReplaceAll(list(seen), "/\n", "\n"); got != theirChanges {
-		t.Errorf("changes: (-ostree +ours):\n%s", cmp.Diff(theirChanges, got))
+		t.Errorf("changes: (-ostree +ours):\n%s", testenv.Diff(theirChanges, got))
 	}
 	if n := len(p.Changes) - len(seen); n != 3 {
 		t.Errorf("got %d changes that ostree does not list, want 3", n)
 	}
 	want := maps.Clone(read(t, ours))
 	maps.Copy(want, differs)
-	if diff := cmp.Diff(want, theirs); diff != "" {
+	if diff := testenv.Diff(want, theirs); diff != "" {
 		t.Errorf("ostree's new etc has unknown differences from ours (-want +got):\n%s", diff)
 	}
 	for name, n := range differs {

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
@@ -35,7 +33,7 @@ func TestRandomTrees(t *testing.T) {
 			for _, c := range p.Conflicts {
 				got[c.Path] = true
 			}
-			if diff := cmp.Diff(conflicts, got); diff != "" {
+			if diff := testenv.Diff(conflicts, got); diff != "" {
 				t.Fatalf("conflicts (-want +got):\n%s", diff)
 			}
 			if err != nil {
@@ -43,7 +41,7 @@ func TestRandomTrees(t *testing.T) {
 			} else {
 				merged++
 			}
-			if diff := cmp.Diff(want, read(t, s.to.Path())); diff != "" {
+			if diff := testenv.Diff(want, read(t, s.to.Path())); diff != "" {
 				t.Errorf("new etc (-want +got):\n%s", diff)
 			}
 			if err != nil {
@@ -52,7 +50,7 @@ func TestRandomTrees(t *testing.T) {
 			if err := p.Apply(t.Context(), s.current, s.to); err != nil {
 				t.Fatalf("again: %v", err)
 			}
-			if diff := cmp.Diff(want, read(t, s.to.Path())); diff != "" {
+			if diff := testenv.Diff(want, read(t, s.to.Path())); diff != "" {
 				t.Errorf("new etc after the second time (-want +got):\n%s", diff)
 			}
 		})

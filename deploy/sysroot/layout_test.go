@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
@@ -83,7 +82,7 @@ func TestLayoutsAsOSTree(t *testing.T) {
 				root := filepath.Join("ostree/deploy/os/deploy", ref(b, "x").String()+".0")
 				got[i] = snapshot(t, b.path) + strings.Join(list(t, filepath.Join(b.path, root), ".", false), "\n")
 			}
-			if diff := cmp.Diff(got[0], got[1]); diff != "" {
+			if diff := testenv.Diff(got[0], got[1]); diff != "" {
 				t.Errorf("-ostree +ours:\n%s", diff)
 			}
 		})
@@ -163,7 +162,7 @@ func TestStateroots(t *testing.T) {
 			got[i] += snapshot(t, b.path)
 		}
 	}
-	if diff := cmp.Diff(got[0], got[1]); diff != "" {
+	if diff := testenv.Diff(got[0], got[1]); diff != "" {
 		t.Errorf("-ostree +ours:\n%s", diff)
 	}
 }
@@ -196,7 +195,7 @@ func TestOwnBoot(t *testing.T) {
 			}
 		}
 	}
-	if diff := cmp.Diff(got[0], got[1]); diff != "" {
+	if diff := testenv.Diff(got[0], got[1]); diff != "" {
 		t.Errorf("-ostree +ours:\n%s", diff)
 	}
 }

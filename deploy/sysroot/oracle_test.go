@@ -3,7 +3,7 @@ package sysroot_test
 import (
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -112,7 +112,7 @@ func TestSameAsOSTree(t *testing.T) {
 			for n, ours := range []bool{true, i%2 == 0, i%2 == 1} {
 				b := beds[n+1]
 				run(t, b, s, ours)
-				if diff := cmp.Diff(want, snapshot(t, b.path)); diff != "" {
+				if diff := testenv.Diff(want, snapshot(t, b.path)); diff != "" {
 					t.Errorf("sysroot %d (-ostree +ours):\n%s", n+1, diff)
 				}
 				objecttest.Fsck(t, b.Repo())

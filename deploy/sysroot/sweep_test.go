@@ -14,7 +14,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
@@ -391,7 +390,7 @@ func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
 				b.admin("status") // no stricter than our own check, and slow
 			}
 			if done && want != "" {
-				if diff := cmp.Diff(want, b.snapshot()); diff != "" {
+				if diff := testenv.Diff(want, b.snapshot()); diff != "" {
 					t.Errorf("differs from the result without failures (-want +got):\n%s", diff)
 				}
 			}

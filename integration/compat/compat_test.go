@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -143,7 +141,7 @@ func (b *bed) snapshotsAreThere(checkout string) {
 			got[key] = s
 		}
 	}
-	if diff := cmp.Diff(b.want.Snapshots, got); diff != "" {
+	if diff := testenv.Diff(b.want.Snapshots, got); diff != "" {
 		b.t.Errorf("snapshots: -want +got:\n%s", diff)
 	}
 	if entries, err := os.ReadDir(journal); err != nil || len(entries) > 0 {
@@ -176,7 +174,7 @@ func (b *bed) storeIsSound() {
 func (b *bed) layersAreThere() {
 	b.t.Helper()
 	got := []byte(b.ours("layers", "--json"))
-	if diff := cmp.Diff(withoutPlace(b.t, b.want.Layers), withoutPlace(b.t, got)); diff != "" {
+	if diff := testenv.Diff(withoutPlace(b.t, b.want.Layers), withoutPlace(b.t, got)); diff != "" {
 		b.t.Errorf("layers: -want +got:\n%s", diff)
 	}
 }
@@ -185,7 +183,7 @@ func (b *bed) layersAreThere() {
 func (b *bed) systemIsThere() {
 	b.t.Helper()
 	got := []byte(b.onSystem("status", "--json"))
-	if diff := cmp.Diff(withoutPlace(b.t, b.want.Status), withoutPlace(b.t, got)); diff != "" {
+	if diff := testenv.Diff(withoutPlace(b.t, b.want.Status), withoutPlace(b.t, got)); diff != "" {
 		b.t.Errorf("status: -want +got:\n%s", diff)
 	}
 	b.wantImages(os2Image, os1Image)

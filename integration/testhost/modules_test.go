@@ -13,7 +13,6 @@ import (
 // directory, so go.mod must require the libraries that they are written with. Programs, clients and second
 // implementations for comparison have separate modules below integration.
 var unitTestModules = []string{
-	"github.com/google/go-cmp",        // differences between structures
 	"github.com/rogpeppe/go-internal", // testscript, for the txtar scripts of the command line
 }
 

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
@@ -79,7 +79,7 @@ func TestSettle(t *testing.T) {
 		"sync: repo/tmp/(unnamed)", "link: repo/objects/HASH.file", "unlink: tmp/a", "unlink: tmp/b",
 		"unlink: repo/objects/HASH.dirtree", "unlink: repo/objects/HASH.commit", "unlink: tmp/c", "unlink: tmp/d",
 	}
-	if diff := cmp.Diff(want, settle(ops)); diff != "" {
+	if diff := testenv.Diff(want, settle(ops)); diff != "" {
 		t.Errorf("operations (-want +got):\n%s", diff)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -85,7 +84,7 @@ func compare(t *testing.T, golden string, ops []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
+	if diff := testenv.Diff(string(want), got); diff != "" {
 		t.Errorf("order of operations (-%s +got); rewrite with -update:\n%s", golden, diff)
 	}
 }

@@ -9,9 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
-	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -72,7 +73,7 @@ func TestImages(t *testing.T) {
 			continue
 		}
 		want := map[digest.Digest]digest.Digest{l1: blobs[0].Digest, chains(l1, l2)[1]: blobs[1].Digest}
-		if diff := cmp.Diff(want, img.Blobs); diff != "" {
+		if diff := testenv.Diff(want, img.Blobs); diff != "" {
 			t.Errorf("blobs by chain (-want +got):\n%s", diff)
 		}
 	}
@@ -86,7 +87,7 @@ func TestImages(t *testing.T) {
 		"default/example.org/deep":          nil,
 		"default/example.org/unknown":       nil,
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := testenv.Diff(want, got); diff != "" {
 		t.Errorf("chains of images (-want +got):\n%s", diff)
 	}
 	names, err := client(t, f.Address).ImageNames(t.Context(), "k8s.io")

@@ -5,8 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -202,7 +203,7 @@ func TestGroups(t *testing.T) {
 				slices.Sort(s.Keys)
 				got = append(got, s)
 			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
+			if diff := testenv.Diff(tt.want, got); diff != "" {
 				t.Errorf("groups (-want +got):\n%s", diff)
 			}
 		})
@@ -246,7 +247,7 @@ func TestNewUsage(t *testing.T) {
 			{Group: groups[1], Layers: 0},
 		},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := testenv.Diff(want, got); diff != "" {
 		t.Errorf("usage (-want +got):\n%s", diff)
 	}
 	if groups[0].Image != 0 || groups[1].Image != -1 {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,7 +15,6 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/grpc"
@@ -307,7 +307,7 @@ func TestSnapshots(t *testing.T) {
 				key(f.ChainB):                      of(key(f.Chain), f.ChainB.String(), f.B),
 				snaptest.SnapshotName("container"): {snapshots.KindActive, key(f.ChainA), "", objectstore.Checksum{}.String(), ""},
 			}
-			if diff := cmp.Diff(want, got); diff != "" {
+			if diff := testenv.Diff(want, got); diff != "" {
 				t.Errorf("snapshots (-want +got):\n%s", diff)
 			}
 		})
@@ -499,7 +499,7 @@ func TestUnpacked(t *testing.T) {
 		diffIDs = append(diffIDs, l.DiffID)
 	}
 	want := []objectstore.Checksum{f.Base, f.A}
-	if got, err := s.Unpacked(t.Context(), diffIDs); err != nil || !cmp.Equal(got, want) {
+	if got, err := s.Unpacked(t.Context(), diffIDs); err != nil || !slices.Equal(got, want) {
 		t.Errorf("by diff IDs: got %v, %v, want %v", got, err, want)
 	}
 	// As layers that were built here: only the snapshot's chain is known.
@@ -514,7 +514,7 @@ func TestUnpacked(t *testing.T) {
 			}
 		}
 	}
-	if got, err := s.Unpacked(t.Context(), diffIDs); err != nil || !cmp.Equal(got, want) {
+	if got, err := s.Unpacked(t.Context(), diffIDs); err != nil || !slices.Equal(got, want) {
 		t.Errorf("by the chain: got %v, %v, want %v", got, err, want)
 	}
 	if got, err := s.Unpacked(t.Context(), append(diffIDs, digest.FromString("other"))); !errors.Is(err, ErrNotUnpacked) {

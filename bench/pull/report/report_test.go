@@ -14,7 +14,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files in testdata")
@@ -44,7 +44,7 @@ func golden(t *testing.T, name, got string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
+	if diff := testenv.Diff(string(want), got); diff != "" {
 		t.Errorf("-%s +got; rewrite with -update:\n%s", path, diff)
 	}
 }
@@ -167,7 +167,7 @@ func TestJSON(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.r, got); diff != "" {
+			if diff := testenv.Diff(tt.r, got); diff != "" {
 				t.Errorf("-written +read:\n%s", diff)
 			}
 			var v struct{ Summary *Summary }
@@ -176,7 +176,7 @@ func TestJSON(t *testing.T) {
 			}
 			want := Summarize(tt.r)
 			want.index = nil
-			if diff := cmp.Diff(want, v.Summary, cmp.AllowUnexported(Summary{})); diff != "" {
+			if diff := testenv.Diff(want, v.Summary); diff != "" {
 				t.Errorf("-summary +read:\n%s", diff)
 			}
 		})

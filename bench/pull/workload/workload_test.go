@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 const example = `name = "two"
@@ -32,7 +32,7 @@ func TestParse(t *testing.T) {
 			{"registry.example.org:5000/base:2@sha256:0000", "registry.example.org:5000/base:2@sha256:0000"},
 		},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := testenv.Diff(want, got); diff != "" {
 		t.Errorf("workload (-want +got):\n%s", diff)
 	}
 }
@@ -180,7 +180,7 @@ func TestJoin(t *testing.T) {
 		got = append(got, img.Name)
 	}
 	want := []string{"example.org/a:1", "base:1", "base:2", "app:1", "app:2", "os:1", "os:2", "web:1"}
-	if diff := cmp.Diff(want, got); diff != "" || many.Name != "" || many.Description != "" {
+	if diff := testenv.Diff(want, got); diff != "" || many.Name != "" || many.Description != "" {
 		t.Errorf("joined as %q, %q (-want +got):\n%s", many.Name, many.Description, diff)
 	}
 	for _, tc := range []struct {
@@ -201,7 +201,7 @@ func TestResolve(t *testing.T) {
 	w := &Workload{Images: []Image{{Ref: "oci:a:tag"}, {Ref: "oci:/b/../c"}, {Ref: "example.org/d"}}}
 	w.Resolve("/layouts")
 	want := []Image{{Ref: "oci:" + filepath.Join("/layouts", "a:tag")}, {Ref: "oci:/b/../c"}, {Ref: "example.org/d"}}
-	if diff := cmp.Diff(want, w.Images); diff != "" {
+	if diff := testenv.Diff(want, w.Images); diff != "" {
 		t.Errorf("images (-want +got):\n%s", diff)
 	}
 }
@@ -244,7 +244,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, again.String())
 		}
-		if diff := cmp.Diff(w, got); diff != "" {
+		if diff := testenv.Diff(w, got); diff != "" {
 			t.Errorf("workload after writing and reading (-want +got):\n%s", diff)
 		}
 	})
