@@ -11,7 +11,7 @@ UNIT = $(shell $(GO) list ./... | grep -v /integration)
 # kernel supports it.
 HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|Reboot|Repair|UserNamespace)$$
 # Separate modules with code, for requirements that the product's go.mod must not have.
-MODULES = integration/browser integration/tools/goerofs
+MODULES = integration/browser integration/script integration/tools/goerofs
 LONGEST = ./integration ./integration/boot ./integration/kernel ./integration/sysroot ./objectstore/layer ./cmd/ostree-snapshotter
 FUZZTIME ?= 20s
 BENCH ?= .
@@ -26,12 +26,13 @@ setup: ## Debian packages, containerd, its clients and images for the tests; nee
 	$(GO) run ./integration/setup
 
 # The longest packages start first, and the tests with other checkouts run beside them: many tests wait for a disk, a timer or
-# another program.
+# another program. For a module of its own, Go's cache of test results does not know the binary: -count=1.
 test: build setup ## all tests: units, suites and, as root, with a real containerd
 	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(MAKE) --no-print-directory -j2 test-default test-modes
 
 test-default:
 	$(GO) test -timeout 25m $(LONGEST) ./...
+	$(GO) -C integration/script test -count=1 -timeout 5m ./...
 	$(GO) -C integration/browser test -timeout 5m ./...
 
 test-modes:
@@ -73,6 +74,7 @@ bench-compare: setup ## compare them with those of the revision BASE, BENCHCOUNT
 
 integration: setup ## only the tests with a real containerd
 	$(GO) test -count=1 -timeout 40m ./integration/...
+	$(GO) -C integration/script test -count=1 -timeout 5m ./...
 	$(GO) -C integration/browser test -count=1 -timeout 5m ./...
 
 demo: build ## pull two versions of an image with a private containerd and show the shared files

@@ -5,120 +5,30 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"reflect"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
-
-// layoutImages are the images of scriptLayout, by tag.
-var layoutImages = map[string][][]tarFile{
-	"base": {baseFiles},
-	"a":    {baseFiles, aFiles},
-	"b":    {baseFiles, bFiles},
-}
-
-// imageBlobs makes the blobs of an image, and returns the descriptor of its manifest.
-func imageBlobs(put func(mediaType string, b []byte) (ocispec.Descriptor, error), layers [][]tarFile) (desc ocispec.Descriptor, err error) {
-	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
-	config := ocispec.Image{
-		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
-		RootFS:   ocispec.RootFS{Type: "layers"},
-	}
-	for _, files := range layers {
-		b, err := makeTar(files)
-		if err != nil {
-			return desc, err
-		}
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(b))
-		var z bytes.Buffer
-		w := gzip.NewWriter(&z)
-		if _, err := w.Write(b); err != nil {
-			return desc, err
-		}
-		if err := w.Close(); err != nil {
-			return desc, err
-		}
-		if desc, err = put(ocispec.MediaTypeImageLayerGzip, z.Bytes()); err != nil {
-			return desc, err
-		}
-		manifest.Layers = append(manifest.Layers, desc)
-	}
-	b, err := json.Marshal(config)
-	if err == nil {
-		manifest.Config, err = put(ocispec.MediaTypeImageConfig, b)
-	}
-	if err == nil {
-		b, err = json.Marshal(manifest)
-	}
-	if err != nil {
-		return desc, err
-	}
-	return put(ocispec.MediaTypeImageManifest, b)
-}
-
-// layout DIR TAG...: makes an OCI layout with images by tag; without tags, with one untagged image.
-func scriptLayout(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 1 {
-		ts.Fatalf("usage: layout DIR TAG...")
-	}
-	dir := ts.MkAbs(args[0])
-	ts.Check(os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755))
-	put := func(mediaType string, b []byte) (ocispec.Descriptor, error) {
-		desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-		return desc, os.WriteFile(filepath.Join(dir, "blobs/sha256", desc.Digest.Encoded()), b, 0o644)
-	}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}}
-	add := func(layers [][]tarFile, annotations map[string]string) {
-		desc, err := imageBlobs(put, layers)
-		ts.Check(err)
-		desc.Annotations = annotations
-		index.Manifests = append(index.Manifests, desc)
-	}
-	if len(args) == 1 {
-		add(layoutImages["base"], nil)
-	}
-	for _, tag := range args[1:] {
-		add(layoutImages[tag], map[string]string{ocispec.AnnotationRefName: tag})
-	}
-	b, err := json.Marshal(index)
-	ts.Check(err)
-	ts.Check(os.WriteFile(filepath.Join(dir, ocispec.ImageIndexFile), b, 0o644))
-	for _, tag := range args[1:] { // for scripts that damage a layer
-		layers := layoutImages[tag]
-		plain, err := makeTar(layers[len(layers)-1])
-		ts.Check(err)
-		var z bytes.Buffer
-		w := gzip.NewWriter(&z)
-		_, err = w.Write(plain)
-		ts.Check(err)
-		ts.Check(w.Close())
-		ts.Setenv("LAYER_BLOB_"+strings.ToUpper(tag), digest.FromBytes(z.Bytes()).Encoded())
-	}
-}
 
 func TestDedupOfContainerd(t *testing.T) {
 	t.Setenv("CONTAINERD_NAMESPACE", "")
 	f := newContainerd(t)
 	put := func(mediaType string, b []byte) (ocispec.Descriptor, error) { return f.Blob(mediaType, b), nil }
-	for name, layers := range layoutImages {
-		desc, err := imageBlobs(put, layers)
+	for name, layers := range snaptest.Images {
+		desc, err := snaptest.ImageBlobs(put, layers)
 		if err != nil {
 			t.Fatal(err)
 		}
 		f.Tag("default", "example.org/"+name+":1", f.Index(desc))
 	}
-	gone, err := imageBlobs(put, [][]tarFile{baseFiles, {{name: "gone", content: "gone"}}})
+	gone, err := snaptest.ImageBlobs(put, [][]snaptest.TarFile{snaptest.BaseFiles, {{Name: "gone", Content: "gone"}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
-
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -19,28 +17,13 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
-
-// osFiles is the layer that turns the fixture's base into an operating system.
-var osFiles = []tarFile{
-	{name: "boot/"},
-	{name: "dev/"},
-	{name: "proc/"},
-	{name: "run/"},
-	{name: "sys/"},
-	{name: "sysroot/"},
-	{name: "tmp/"},
-	{name: "var/"},
-	{name: "ostree", target: "sysroot/ostree"},
-	{name: "dev/null", content: "not seen", mtime: 1000},
-	{name: "usr/lib/os-release", content: "ID=test\n", mtime: 1000},
-	{name: "usr/lib/modules/6.1.0/vmlinuz", content: kib("kernel", 100), mtime: 1000},
-	{name: "usr/lib/modules/6.1.0/initramfs.img", content: kib("initramfs", 200), mtime: 1000},
-}
 
 // imageBed is the fixture with an operating system in it, and a containerd that knows images.
 type imageBed struct {
@@ -57,7 +40,7 @@ func newImageBed(t *testing.T) *imageBed {
 	f, s := newFixture(t)
 	b := &imageBed{fixture: f, store: s, containerd: newContainerd(t)}
 	var err error
-	if b.os, _, err = f.unpack(t.Context(), f.chain, osFiles); err != nil {
+	if b.os, _, err = f.Unpack(t.Context(), f.chain, snaptest.OSFiles); err != nil {
 		t.Fatal(err)
 	}
 	f.stopDaemon(t)

@@ -83,6 +83,23 @@ var (
 	}
 )
 
+// OSFiles is the layer that turns BaseFiles into an operating system.
+var OSFiles = []TarFile{
+	{Name: "boot/"},
+	{Name: "dev/"},
+	{Name: "proc/"},
+	{Name: "run/"},
+	{Name: "sys/"},
+	{Name: "sysroot/"},
+	{Name: "tmp/"},
+	{Name: "var/"},
+	{Name: "ostree", Target: "sysroot/ostree"},
+	{Name: "dev/null", Content: "not seen", Mtime: 1000},
+	{Name: "usr/lib/os-release", Content: "ID=test\n", Mtime: 1000},
+	{Name: "usr/lib/modules/6.1.0/vmlinuz", Content: KiB("kernel", 100), Mtime: 1000},
+	{Name: "usr/lib/modules/6.1.0/initramfs.img", Content: KiB("initramfs", 200), Mtime: 1000},
+}
+
 // A Fixture is a store with hard-link checkouts and two images, each of a base and a layer of its own. A container runs
 // on image A.
 type Fixture struct {
