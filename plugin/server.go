@@ -86,6 +86,9 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if c.SkipDownload {
 		opts = append(opts, snapshotter.WithStaging(s.containerd.StagesMounts))
 	}
+	if c.ShareNamespaces {
+		opts = append(opts, snapshotter.WithSharedNamespaces())
+	}
 	if c.Durability == DurabilitySync {
 		opts = append(opts, snapshotter.WithSync())
 	}

@@ -80,6 +80,21 @@ func mountOption(m mount.Mount, prefix string) string {
 	return m.Options[i][len(prefix):]
 }
 
+// Namespace returns the namespace that an active snapshot, which [Snapshotter.Locate] found, was created in; "" if its
+// key has none, because no metadata service of containerd created it.
+func (s *Snapshotter) Namespace(ctx context.Context, id string) (namespace string, err error) {
+	err = s.read(ctx, func(ctx context.Context) error {
+		all, err := allIn(ctx)
+		for _, sn := range all {
+			if sn.id == id {
+				namespace = namespaceOf(sn.Name)
+			}
+		}
+		return err
+	})
+	return namespace, err
+}
+
 // AddLayer applies a layer to an active snapshot that [Snapshotter.Locate] found, over any layer applied before. Once
 // it returns, the snapshot keeps the layer alive and the caller may release it. With sync, or WithSync, everything is
 // on the disk by then.

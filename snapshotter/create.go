@@ -20,9 +20,9 @@ import (
 
 // Prepare creates an active snapshot.
 //
-// With the label containerd.io/snapshot.ref, the error is errdefs.ErrAlreadyExists if a committed snapshot with this
-// label and this parent exists, under any name: containerd then uses that one, also from another namespace. Read-only
-// mounts mean that the layer exists and is not to be applied; see [WithStaging].
+// Read-only mounts mean that the layer exists and is not to be applied; see [WithStaging]. With [WithSharedNamespaces]
+// and the label containerd.io/snapshot.ref, the error is errdefs.ErrAlreadyExists if a committed snapshot with this
+// label and this parent exists, under any name: containerd then uses that one, also from another namespace.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }
@@ -41,7 +41,8 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, err
 	}
 	labels := publicLabels(asked.Labels)
-	if ref := labels[snapshots.LabelSnapshotRef]; kind == snapshots.KindActive && s.refs.has(ref, parent) {
+	ref := labels[snapshots.LabelSnapshotRef]
+	if s.opts.shared && kind == snapshots.KindActive && s.refs.has(ref, parent) {
 		return nil, fmt.Errorf("snapshot %q on %q: %w", ref, parent, errdefs.ErrAlreadyExists)
 	}
 	ids, err := mappingOf(labels)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -73,7 +74,7 @@ func privateLabels(labels map[string]string) map[string]string {
 }
 
 // committedLabels returns the labels of a committed snapshot: the requested ones, its own, and the label that lets
-// containerd find the snapshot from another namespace. Client-side unpacking does not request the latter.
+// containerd find the snapshot from another namespace, with WithSharedNamespaces. Client-side unpacking does not request the latter.
 func committedLabels(name string, asked, private map[string]string) map[string]string {
 	labels := publicLabels(asked)
 	maps.Copy(labels, private)
@@ -91,6 +92,18 @@ func clientName(key string) string {
 		return parts[2]
 	}
 	return key
+}
+
+// namespaceOf returns the namespace in a key of containerd's metadata service, "" if it has none.
+func namespaceOf(key string) string {
+	parts := strings.SplitN(key, "/", 3)
+	if len(parts) != 3 {
+		return ""
+	}
+	if _, err := strconv.ParseUint(parts[1], 10, 64); err != nil {
+		return "" // a path, chosen by a client without that service
+	}
+	return parts[0]
 }
 
 // isUnpackKey reports whether containerd uses a key for unpacking an image. Snapshots under other keys may be written

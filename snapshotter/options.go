@@ -9,6 +9,7 @@ import (
 type options struct {
 	staging   func(context.Context) bool
 	sync      bool
+	shared    bool
 	overlay   []string
 	composefs *composefsmount.Support
 }
@@ -21,6 +22,13 @@ type Option func(*options)
 // containerd, which would apply the layer to the read-only mounts.
 func WithStaging(allow func(context.Context) bool) Option {
 	return func(o *options) { o.staging = allow }
+}
+
+// WithSharedNamespaces lets Prepare answer "already exists" for a chain of layers that any namespace has. containerd
+// then fetches no blobs into the other namespace: images there are incomplete, and whoever knows an image's diff IDs
+// sees its files. Without it only containerd itself gives that answer, for a chain that the namespace has.
+func WithSharedNamespaces() Option {
+	return func(o *options) { o.shared = true }
 }
 
 // WithSync makes AddLayer sync everything before it returns, and Commit before it records the snapshot.

@@ -257,8 +257,30 @@ func TestCommitErrors(t *testing.T) {
 	commit(t, e, "d", "on-a", snapshots.WithParent("a"))
 }
 
-func TestAlreadyExistsAcrossNamespaces(t *testing.T) {
+// TestPrepareInAnotherNamespace checks that a snapshot is its namespace's alone: only there did containerd fetch the
+// blobs of the image.
+func TestPrepareInAnotherNamespace(t *testing.T) {
 	e := snaptest.New(t)
+	img := newImage(t)
+	img.unpackAll(t, e)
+	ref := img.chain[0].String()
+	labels := snapshots.WithLabels(map[string]string{
+		snapshots.LabelSnapshotRef: ref, snapshots.LabelSnapshotDiffID: ref,
+	})
+	for _, key := range []string{
+		"k8s.io/7/extract-1 " + ref,
+		"default/7/extract-1 " + ref, // containerd knows no snapshot of this chain there, so it may lack the blobs too
+		"no namespace",
+	} {
+		m, err := e.Prepare(t.Context(), key, "", labels)
+		if err != nil || len(m) != 1 || m[0].ReadOnly() {
+			t.Errorf("prepare %q: got %v, %v, want mounts to unpack to", key, m, err)
+		}
+	}
+}
+
+func TestSharedNamespaces(t *testing.T) {
+	e := snaptest.New(t, snapshotter.WithSharedNamespaces())
 	img := newImage(t)
 	top := img.unpackAll(t, e)
 	ids := identity.ChainIDs(slices.Clone(img.chain))
@@ -303,7 +325,7 @@ func TestAlreadyExistsAcrossNamespaces(t *testing.T) {
 		t.Errorf("walk found %q, %v, want %q", found, err, top)
 	}
 
-	e.Reopen(t)
+	e.Reopen(t, snapshotter.WithSharedNamespaces())
 	check("after restart")
 
 	// Without the label containerd could not find the snapshot; it is restored.
@@ -323,7 +345,7 @@ func TestAlreadyExistsAcrossNamespaces(t *testing.T) {
 // TestReferenceOfUnlabelledCommit checks that a snapshot without labels, as from client-side unpacking, gets its name
 // as reference if that is its chain ID.
 func TestReferenceOfUnlabelledCommit(t *testing.T) {
-	e := snaptest.New(t)
+	e := snaptest.New(t, snapshotter.WithSharedNamespaces())
 	img := newImage(t)
 	prepared := func(key string) { apply(t, e, prepare(t, e, key, ""), img.tars[0]) }
 

@@ -39,6 +39,8 @@ type SnapshotterConfig struct {
 	Repo string `toml:"repo"`
 	// Mtime is "exact" or "canonical".
 	Mtime string `toml:"mtime"`
+	// ShareNamespaces lets a namespace use the snapshots of others.
+	ShareNamespaces bool `toml:"share_namespaces"`
 	// SkipDownload skips the download of layers that the store already has.
 	SkipDownload bool `toml:"skip_download"`
 }
@@ -102,6 +104,9 @@ func newSnapshotter(ic *containerdplugin.InitContext) (any, error) {
 		// This containerd is at least as new as the version that this module requires.
 		opts = append(opts, snapshotter.WithStaging(func(context.Context) bool { return true }))
 	}
+	if config.ShareNamespaces {
+		opts = append(opts, snapshotter.WithSharedNamespaces())
+	}
 	s, err := snapshotter.New(ic.Context, store.Root, store.Layers, opts...)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
@@ -142,13 +147,19 @@ func newDiffer(ic *containerdplugin.InitContext) (any, error) {
 	return differ.New(s.Snapshotter, s.Layers(), source(ic, db.ContentStore()), target, d), nil
 }
 
+// localContent is a content store whose blobs may be read from files.
+type localContent struct {
+	content.Provider
+	content.InfoProvider
+}
+
 // source reads blobs from the directory of the local content store if it has one, else through the store.
-func source(ic *containerdplugin.InitContext, store content.Provider) content.Provider {
+func source(ic *containerdplugin.InitContext, store content.Store) localContent {
 	sources := blob.First{store}
 	if p := ic.Plugins().Get(plugins.ContentPlugin, "content"); p != nil {
 		if root := p.Meta.Exports["root"]; root != "" {
-			return append(blob.First{blob.Files(root)}, sources...)
+			sources = blob.First{blob.Files(root), store}
 		}
 	}
-	return sources
+	return localContent{sources, store}
 }

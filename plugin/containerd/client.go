@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
@@ -175,6 +176,11 @@ func (b *Blobs) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.
 		ctx = namespaces.WithNamespace(ctx, ns) // for the calls that follow
 	}
 	return append(providers, b.client.Content()).ReaderAt(ctx, desc)
+}
+
+// Info returns containerd's record of a blob in the namespace of ctx.
+func (b *Blobs) Info(ctx context.Context, blob digest.Digest) (content.Info, error) {
+	return b.client.Content().Info(ctx, blob)
 }
 
 func (b *Blobs) contentRoot(ctx context.Context) (blob.Files, error) {

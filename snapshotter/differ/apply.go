@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
@@ -28,6 +29,8 @@ type Snapshots interface {
 	// AddLayer puts a layer on top of an active snapshot. The layer may be released when AddLayer returns. With sync,
 	// everything has reached the disk by then.
 	AddLayer(ctx context.Context, id string, held *layer.Held, sync bool) error
+	// Namespace returns the namespace of an active snapshot; "" if it has none.
+	Namespace(ctx context.Context, id string) (string, error)
 	// OpenUpper returns the upper directory of the active snapshot that mounts belong to, and the directories below it,
 	// topmost first. The upper directory must be the only difference between the snapshot and lower. Otherwise the error
 	// is an errdefs.ErrNotImplemented.
@@ -36,11 +39,18 @@ type Snapshots interface {
 	MarkGarbage()
 }
 
+// Content is containerd's content store.
+type Content interface {
+	content.Provider
+	// Info fails with an errdefs.ErrNotFound unless the blob exists in the namespace of the context.
+	content.InfoProvider
+}
+
 // Differ implements containerd's diff.Applier and diff.Comparer. Its methods may be called by many goroutines at once.
 type Differ struct {
 	snapshots    Snapshots
 	layers       *layer.Store
-	content      content.Provider
+	content      Content
 	target       Target
 	decompressor *blob.Decompressor
 	blobs        keylock.Map // by digest; held while a blob is unpacked
@@ -51,13 +61,16 @@ var (
 	_ diff.Comparer = (*Differ)(nil)
 )
 
-// New returns a differ that unpacks blobs from provider into layers, and writes the blobs of Compare to target.
-func New(snapshots Snapshots, layers *layer.Store, provider content.Provider, target Target, d *blob.Decompressor) *Differ {
-	return &Differ{snapshots: snapshots, layers: layers, content: provider, target: target, decompressor: d}
+// New returns a differ that unpacks blobs of source into layers, and writes the blobs of Compare to target.
+func New(snapshots Snapshots, layers *layer.Store, source Content, target Target, d *blob.Decompressor) *Differ {
+	return &Differ{snapshots: snapshots, layers: layers, content: source, target: target, decompressor: d}
 }
 
 // Apply applies the layer that desc describes to the active snapshot that mounts belong to, and returns a descriptor of
-// the uncompressed tar. Concurrent calls for one blob unpack it once.
+// the uncompressed tar. Concurrent calls for one blob unpack it once, and a known blob is not read at all.
+//
+// The snapshot's namespace must have the blob, known or not: the error is an errdefs.ErrNotFound otherwise. Whoever can
+// only name a layer of another namespace does not get it.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	var config diff.ApplyConfig
 	for _, o := range opts {
@@ -90,6 +103,9 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		}
 		return tarDescriptor(l)
 	}
+	if ctx, err = d.checkOwned(ctx, id, desc.Digest); err != nil {
+		return ocispec.Descriptor{}, err
+	}
 	held, err := d.obtain(ctx, desc)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -100,6 +116,26 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		return ocispec.Descriptor{}, err
 	}
 	return tarDescriptor(&held.Layer)
+}
+
+// checkOwned checks that the namespace of a snapshot has a blob, and returns a context for reading it there. The store
+// finds blobs and layers of every namespace, so this is all that keeps them apart.
+func (d *Differ) checkOwned(ctx context.Context, id string, blob digest.Digest) (context.Context, error) {
+	ns, ok := namespaces.Namespace(ctx)
+	if !ok { // not every version of containerd passes it on
+		var err error
+		if ns, err = d.snapshots.Namespace(ctx, id); err != nil {
+			return nil, err
+		}
+		if ns == "" {
+			return ctx, nil // no metadata service, and so no namespaces
+		}
+	}
+	ctx = namespaces.WithNamespace(ctx, ns) // for the calls that follow
+	if _, err := d.content.Info(ctx, blob); err != nil {
+		return nil, fmt.Errorf("find blob in namespace %q: %w", ns, err)
+	}
+	return ctx, nil
 }
 
 func tarDescriptor(l *layer.Layer) (ocispec.Descriptor, error) {

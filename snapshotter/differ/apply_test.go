@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/continuity/fs/fstest"
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
@@ -46,6 +48,8 @@ type world struct {
 	dir    string
 	opened atomic.Int64
 	gate   chan struct{} // ReaderAt waits until it is closed; nil for no wait
+
+	owned map[string][]digest.Digest // blobs by namespace; nil: every namespace has every blob
 }
 
 func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
@@ -69,6 +73,18 @@ func (w *world) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.
 		}
 	}
 	return blob.Files(w.dir).ReaderAt(ctx, desc)
+}
+
+// Info fails as that of containerd's metadata store does.
+func (w *world) Info(ctx context.Context, blob digest.Digest) (content.Info, error) {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return content.Info{}, err
+	}
+	if w.owned != nil && !slices.Contains(w.owned[ns], blob) {
+		return content.Info{}, fmt.Errorf("content digest %s: %w", blob, errdefs.ErrNotFound)
+	}
+	return content.Info{Digest: blob}, nil
 }
 
 // put writes a blob into the content store.
@@ -324,6 +340,61 @@ func TestApplyKnown(t *testing.T) {
 		t.Errorf("blobs were opened %d times, want once", got)
 	}
 	w.Reopen(t)
+}
+
+// TestApplyInAnotherNamespace applies a layer of namespace a in namespace b. Neither the blob's digest nor the diff ID is
+// enough: containerd must have the blob in b. Then it is known and not read again.
+func TestApplyInAnotherNamespace(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		context func(ctx context.Context, ns string) context.Context
+	}{
+		{"named by the call", namespaces.WithNamespace},
+		{"named by the snapshot", func(ctx context.Context, _ string) context.Context { return ctx }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, blob.GzipOff)
+			tar := layers(t)[0]
+			zipped := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
+			plain := ocispec.Descriptor{
+				MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(tar), Size: int64(len(tar)),
+			}
+			w.owned = map[string][]digest.Digest{"a": {zipped.Digest}}
+			number := 0
+			apply := func(ns string, desc ocispec.Descriptor) error {
+				t.Helper()
+				number++
+				key := fmt.Sprintf("%s/%d/extract-1 x", ns, number)
+				got, err := w.differ.Apply(c.context(t.Context(), ns), desc, w.prepare(t, key, ""))
+				if err != nil {
+					if _, serr := os.Stat(filepath.Join(w.Path, "snapshots", fmt.Sprint(number), "layer")); serr == nil {
+						t.Errorf("snapshot %q has the layer in spite of %v", key, err)
+					}
+					return err
+				}
+				if got.Digest != digest.FromBytes(tar) {
+					t.Errorf("namespace %s got diff ID %s, want %s", ns, got.Digest, digest.FromBytes(tar))
+				}
+				return nil
+			}
+			// The file is there, but not for b: it is not even unpacked.
+			if err := apply("b", zipped); !errdefs.IsNotFound(err) || w.opened.Load() != 0 {
+				t.Errorf("unknown blob of a, applied in b: got %v after %d reads, want a not found", err, w.opened.Load())
+			}
+			testenv.Must(t, apply("a", zipped))
+			for _, desc := range []ocispec.Descriptor{zipped, plain} {
+				err := apply("b", desc)
+				if !errdefs.IsNotFound(err) || !strings.Contains(fmt.Sprint(err), `namespace "b"`) {
+					t.Errorf("%s of a, applied in b: got %v, want a not found that names the namespace", desc.MediaType, err)
+				}
+			}
+			w.owned["b"] = w.owned["a"]
+			testenv.Must(t, apply("b", zipped))
+			if got := w.opened.Load(); got != 1 {
+				t.Errorf("blobs were opened %d times, want once", got)
+			}
+		})
+	}
 }
 
 func TestApplyToStaged(t *testing.T) {
