@@ -1,8 +1,6 @@
 package sysroot
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -55,34 +54,20 @@ func (t *osTree) checkSELinux() error {
 		if err != nil {
 			return err
 		}
-		mode, policy := parseSELinux(data)
-		if mode != "enforcing" && mode != "permissive" || policy == "" || strings.Contains(policy, "/") {
+		config := selinux.ParseConfig(data)
+		if !config.Enabled() || strings.Contains(config.Type, "/") {
 			continue
 		}
-		dir := path.Join(etc, "selinux", policy)
+		dir := path.Join(etc, "selinux", config.Type)
 		if _, err := t.lookup(dir); isAbsent(err) {
 			continue
 		} else if err != nil {
 			return err
 		}
 		return fmt.Errorf("%w: the tree has %q (%s, in /%s), which needs labels on files, and deployments get none",
-			ErrSELinux, policy, mode, dir)
+			ErrSELinux, config.Type, config.Mode, dir)
 	}
 	return nil
-}
-
-func parseSELinux(data []byte) (mode, policy string) {
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
-		key, value, _ := strings.Cut(strings.TrimSpace(lines.Text()), "=")
-		switch value = strings.TrimSpace(value); strings.TrimSpace(key) {
-		case "SELINUX":
-			mode = strings.ToLower(value)
-		case "SELINUXTYPE":
-			policy = value
-		}
-	}
-	return mode, policy
 }
 
 // checkComposefs refuses a tree whose root must be a composefs image: deployments do not get one.

@@ -48,18 +48,6 @@ func TestTitle(t *testing.T) {
 	}
 }
 
-func TestParseSELinux(t *testing.T) {
-	for text, want := range map[string][2]string{
-		"SELINUX=enforcing\nSELINUXTYPE=targeted":  {"enforcing", "targeted"},
-		"# SELINUX=enforcing\n":                    {"", ""},
-		" SELINUX = Permissive \n SELINUXTYPE=mls": {"permissive", "mls"},
-	} {
-		if mode, policy := parseSELinux([]byte(text)); mode != want[0] || policy != want[1] {
-			t.Errorf("%q: got %q, %q, want %q", text, mode, policy, want)
-		}
-	}
-}
-
 func TestParseBooted(t *testing.T) {
 	pair := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, 7), 9)
 	data := gvariant.AppendDict(nil, []gvariant.Entry{
