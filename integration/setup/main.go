@@ -1,8 +1,8 @@
 // Command setup prepares this machine for the integration tests and the benchmarks. It provides Debian packages, the
-// programs of the tests, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, and
-// the test images. Existing ones are kept.
+// programs of the tests, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, an
+// SELinux policy, and the test images. Existing ones are kept.
 //
-//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [kernel] [images] [gcc]
+//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [kernel] [selinux] [images] [gcc]
 //
 // Without arguments it provides everything except the C compiler. Only the race detector needs the compiler, which is
 // installed on request. For an ordinary user it prints a message and succeeds; tests that need it
@@ -69,6 +69,15 @@ var steps = []step{
 	}},
 	{"kernel", false, func(ctx context.Context, log io.Writer) error {
 		_, err := testhost.Kernel(ctx, log)
+		return err
+	}},
+	{"selinux", false, func(ctx context.Context, log io.Writer) error {
+		for _, r := range testhost.LibselinuxReleases {
+			if _, err := testhost.Matchpathcon(ctx, log, r); err != nil {
+				return err
+			}
+		}
+		_, err := testhost.SELinuxPolicy(ctx, log)
 		return err
 	}},
 	{"images", false, func(ctx context.Context, log io.Writer) error {

@@ -12,7 +12,7 @@ import (
 // own path, because entries of the cache are renamed.
 const wrapper = `#!/bin/sh
 root=${0%%/*}/root
-exec "$root/%s" --inhibit-cache --library-path "$root/%s" "$root/usr/bin/%s" "$@"
+exec "$root/%s" --inhibit-cache --library-path "$root/%s" "$root/%s" "$@"
 `
 
 // ErofsUtils returns a directory for PATH that contains only the mkfs.erofs of Debian 13, erofs-utils 1.8.6.
@@ -41,15 +41,24 @@ func program(ctx context.Context, log io.Writer, packages Extract, name string) 
 		if err := packages.Make(ctx, log, root); err != nil {
 			return err
 		}
-		loader, err := OneFile(filepath.Join(root, "usr/lib/*-linux-*/ld-linux*.so.*"))
+		loader, err := relFile(root, "usr/lib/*-linux-*/ld-linux*.so.*")
 		if err != nil {
 			return fmt.Errorf("find the dynamic loader: %w", err)
 		}
-		loader, err = filepath.Rel(root, loader)
+		binary, err := relFile(root, "usr/*bin/"+name)
 		if err != nil {
 			return err
 		}
-		script := fmt.Sprintf(wrapper, loader, filepath.Dir(loader), name)
+		script := fmt.Sprintf(wrapper, loader, filepath.Dir(loader), binary)
 		return os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755)
 	})
+}
+
+// relFile returns the path below root of the only file that matches a pattern there.
+func relFile(root, pattern string) (string, error) {
+	name, err := OneFile(filepath.Join(root, pattern))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Rel(root, name)
 }
