@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -14,12 +15,12 @@ import (
 func (c *cli) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Show composefs images",
-		Long:  "Show the composefs image that an image's containers run on." + exitHelp(),
+		Short: "Show what the store makes of an image",
+		Long:  "Show the composefs image that an image's containers run on, or the SELinux labels that its files have in a deployment." + exitHelp(),
 		Args:  knownCommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.imageDigestCommand())
+	cmd.AddCommand(c.imageDigestCommand(), c.imageLabelCommand())
 	return cmd
 }
 
@@ -61,13 +62,35 @@ IMAGE is the name in "ctr images ls".` + exitHelp(exitNoRepo, exitCorrupt, exitN
 	return cmd
 }
 
-func (c *cli) imageDigest(ctx context.Context, f *imageDigestFlags, name string) (err error) {
-	src, err := c.openImages(&f.daemonFlags, &f.imageFlags)
+func (c *cli) imageDigest(ctx context.Context, f *imageDigestFlags, name string) error {
+	return c.viewImage(ctx, &f.daemonFlags, &f.imageFlags, name, func(s *store, img *deploy.Image) error {
+		if f.dump {
+			root, err := s.Layers.RootfsTree(ctx, img.Layers)
+			if err != nil {
+				return err
+			}
+			return composefs.WriteDump(c.stdout, root)
+		}
+		image, digest, err := s.Layers.MarshalRootfs(ctx, img.Layers)
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return c.writeJSON(imageDigestReport{Name: name, Digest: digest, Size: len(image)})
+		}
+		return c.println(digest.String())
+	})
+}
+
+// viewImage calls view with an image and the store. None of the image's layers goes meanwhile.
+func (c *cli) viewImage(
+	ctx context.Context, d *daemonFlags, f *imageFlags, name string, view func(*store, *deploy.Image) error,
+) (err error) {
+	src, err := c.openImages(d, f)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	// No layer may go before it is read.
 	lock, err := src.store.Repo.Lock(ctx, objectstore.LockShared)
 	if err != nil {
 		return err
@@ -77,20 +100,8 @@ func (c *cli) imageDigest(ctx context.Context, f *imageDigestFlags, name string)
 	if err != nil {
 		return err
 	}
-	if f.dump {
-		root, err := src.store.Layers.RootfsTree(ctx, img.Layers)
-		if err != nil {
-			return fmt.Errorf("image %s: %w", name, err)
-		}
-		return composefs.WriteDump(c.stdout, root)
-	}
-	image, digest, err := src.store.Layers.MarshalRootfs(ctx, img.Layers)
-	if err != nil {
+	if err := view(src.store, img); err != nil {
 		return fmt.Errorf("image %s: %w", name, err)
 	}
-	if c.json {
-		return c.writeJSON(imageDigestReport{Name: name, Digest: digest, Size: len(image)})
-	}
-	_, err = fmt.Fprintln(c.stdout, digest)
-	return err
+	return nil
 }

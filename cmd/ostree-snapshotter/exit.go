@@ -19,6 +19,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
@@ -184,7 +185,7 @@ func statusOf(err error) int {
 		return exitCorrupt
 	case is(err, sysroot.ErrNotSysroot, deploy.ErrNotBooted, deploy.ErrNoStateroot):
 		return exitNoSysroot
-	case is(err, sysroot.ErrInvalid, sysroot.ErrSELinux, oscommit.ErrInvalid):
+	case is(err, sysroot.ErrInvalid, sysroot.ErrSELinux, oscommit.ErrInvalid, selinux.ErrInvalid, selinux.ErrNoPolicy):
 		return exitNotBootable
 	case errors.Is(err, etcmerge.ErrConflict):
 		return exitConflict

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
@@ -261,6 +263,47 @@ func (b *imageBed) osImage(t *testing.T) *deploy.Image {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// TestImageLabel: labels come from the policy in the image, and a line of the policy comes with each.
+func TestImageLabel(t *testing.T) {
+	b := newImageBed(t)
+	b.osImage(t)
+	status, _, errs := b.run(t, "image", "label", "example.org/os:1", "/usr")
+	if status != exitNotBootable || !strings.Contains(errs, "no SELinux policy: there is no /etc/selinux/config") {
+		t.Errorf("image without a policy: exit status %d, %s", status, errs)
+	}
+	tar, err := makeTar([]tarFile{
+		{name: "etc/selinux/config", content: "SELINUX=permissive\nSELINUXTYPE=default\n"},
+		{name: "etc/selinux/default/contexts/files/file_contexts", content: "/.*\tu:o:root\n/usr/[^/]*\t-d\tu:o:dir\n/run\t<<none>>\n"},
+	})
+	testenv.Must(t, err)
+	held, err := b.layers.Import(t.Context(), bytes.NewReader(tar), layer.ImportOptions{})
+	testenv.Must(t, err)
+	testenv.Must(t, held.Release())
+	const name = "example.org/labelled:1"
+	b.containerd.Tag("default", name, b.containerd.Manifest(containerdtest.Image{
+		Platform: hostPlatform(), DiffIDs: []digest.Digest{b.diffIDs[0], digest.FromBytes(tar)},
+	}))
+	const file = "/etc/selinux/default/contexts/files/file_contexts"
+	status, out, errs := b.run(t, "image", "label", name, "/usr/none/", "/etc/selinux/config", "run")
+	table := `PATH                 TYPE                         LABEL     LINE
+/usr/none            directory, not in the image  u:o:dir   ` + file + `:2: /usr/[^/]*
+/etc/selinux/config  file                         u:o:root  ` + file + `:1: /.*
+/run                 file, not in the image       none      ` + file + `:3: /run
+`
+	if status != exitOK || out != table {
+		t.Errorf("exit status %d, %s\n%s\nwant\n%s", status, errs, out, table)
+	}
+	var got imageLabelReport
+	_, out, _ = b.run(t, "image", "label", name, "/run", "--json")
+	decode(t, out, &got)
+	want := imageLabelReport{Name: name, Policy: "default", Mode: "permissive", Files: []imageLabelFile{
+		{Path: "/run", Type: "file", Line: &imageLabelLine{File: file, Number: 3, Spec: "/run"}},
+	}}
+	if diff := testenv.Diff(want, got); diff != "" {
+		t.Errorf("JSON (-want +got):\n%s", diff)
+	}
 }
 
 // allocated returns the bytes of the objects that layers of the store share with another repository.

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/internal/links"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
 // ErrInvalid marks errors in an image's tree.
@@ -76,9 +79,12 @@ func find(dir *composefs.Inode, name string) (int, bool) {
 	return slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int { return strings.Compare(e.Name, name) })
 }
 
-// lookup returns the inode at a path, or nil. It follows no symbolic links.
+// lookup returns the inode at a path, "." for the root, or nil. It follows no symbolic links.
 func lookup(root *composefs.Inode, name string) *composefs.Inode {
 	n := root
+	if name == "." {
+		return n
+	}
 	for part := range strings.SplitSeq(name, "/") {
 		if n = entry(n, part); n == nil {
 			return nil
@@ -89,19 +95,71 @@ func lookup(root *composefs.Inode, name string) *composefs.Inode {
 
 // resolve returns the inode at a path, as [links.Resolve] does, or nil.
 func (t *Tree) resolve(name string) *composefs.Inode {
-	n, err := links.Resolve(name, func(name string) (n *composefs.Inode, target string, err error) {
-		if n = t.root; name != "." {
-			n = lookup(t.root, name)
-		}
-		if n == nil {
-			return nil, "", objectstore.ErrNoEntry
-		}
-		return n, n.Target, nil
-	})
+	here, err := t.resolvePath(name)
 	if err != nil {
 		return nil
 	}
-	return n
+	return lookup(t.root, here)
+}
+
+// resolvePath returns the path in the tree of what resolve returns.
+func (t *Tree) resolvePath(name string) (string, error) {
+	return links.Resolve(name, func(name string) (here, target string, err error) {
+		n := lookup(t.root, name)
+		if n == nil {
+			return "", "", objectstore.ErrNoEntry
+		}
+		return name, n.Target, nil
+	})
+}
+
+// Lookup returns a file by its path in a system that runs the tree, and that path without symbolic links to directories.
+// If the file itself is a symbolic link, it is not followed. The inode of an absent file is nil.
+func (t *Tree) Lookup(name string) (at string, n *composefs.Inode) {
+	name = path.Clean("/" + name)
+	dir, err := t.resolvePath(path.Dir(name))
+	if err != nil {
+		return name, nil
+	}
+	if name == "/" {
+		return name, t.root
+	}
+	at = path.Join(dir, path.Base(name))
+	if at == "etc" && lookup(t.root, at) == nil {
+		at = "usr/etc"
+	}
+	n = lookup(t.root, at)
+	if strings.HasPrefix(name, "/usr/etc") {
+		return "/" + at, n
+	}
+	return imagePath(at), n
+}
+
+// ReadFile returns the content of a regular file of at most limit bytes, by its path in a system that runs the tree, from
+// the repository of the image's layers. It follows symbolic links. The error for an absent file is an fs.ErrNotExist,
+// and that for a file that is too large, or no regular file, an ErrInvalid.
+func (t *Tree) ReadFile(repo *objectstore.Repo, name string, limit int64) ([]byte, error) {
+	n := t.resolve(name)
+	switch {
+	case n == nil:
+		return nil, &fs.PathError{Op: "open", Path: "/" + name, Err: fs.ErrNotExist}
+	case !isFile(n):
+		return nil, fmt.Errorf("%w: /%s is a %s", ErrInvalid, name, kind(n.Mode))
+	case n.Size > limit:
+		return nil, fmt.Errorf("%w: /%s has %d bytes, at most %d are read", ErrInvalid, name, n.Size, limit)
+	case n.Payload == "":
+		return n.Content, nil
+	}
+	sum, err := layer.PayloadSum(n.Payload)
+	if err != nil {
+		return nil, err
+	}
+	f, err := repo.OpenFile(sum)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
 }
 
 func (t *Tree) empty(dir *composefs.Inode, name string) {
@@ -180,8 +238,8 @@ func (t *Tree) walk(dir *composefs.Inode, name string) error {
 
 // imagePath returns the path in the image of a path in the commit.
 func imagePath(name string) string {
-	if rest, ok := strings.CutPrefix(name, "usr/etc/"); ok {
-		return "/etc/" + rest
+	if rest, ok := strings.CutPrefix(name+"/", "usr/etc/"); ok {
+		return path.Join("/etc", rest)
 	}
 	return "/" + name
 }
@@ -194,6 +252,8 @@ func kind(mode uint32) string {
 		return "socket"
 	case unix.S_IFREG:
 		return "file"
+	case unix.S_IFDIR:
+		return "directory"
 	case unix.S_IFLNK:
 		return "symbolic link"
 	}

@@ -1,0 +1,77 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// maxPolicyFile bounds each text file of a policy: those of distributions have less than a megabyte.
+const maxPolicyFile = 16 << 20
+
+// Labels are the SELinux labels of an image's files, by the policy inside the image.
+type Labels struct {
+	Policy *selinux.Policy
+	tree   *oscommit.Tree
+}
+
+// A FileLabel is the label of a file, and the line of the policy that decides about it.
+type FileLabel struct {
+	Path    string        // in the running system, without symbolic links to directories
+	Type    fs.FileMode   // type bits of the file
+	InImage bool          // whether the image has the file; if not, Type is assumed
+	Label   string        // "" for none
+	Line    selinux.Match // zero if no line fits
+}
+
+// ReadLabels reads the policy of an image. An image whose files need no labels is a selinux.ErrNoPolicy, and one whose
+// policy cannot be used a selinux.ErrInvalid. The caller holds the shared lock of the layers' repository.
+func ReadLabels(ctx context.Context, layers *layer.Store, img *Image) (*Labels, error) {
+	root, err := layers.Flatten(ctx, img.Layers)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := oscommit.NewTree(root)
+	if err != nil {
+		return nil, err
+	}
+	read := func(name string) ([]byte, error) { return tree.ReadFile(layers.Repo(), name, maxPolicyFile) }
+	policy, err := selinux.Load(read, "etc/selinux")
+	if err != nil {
+		return nil, fmt.Errorf("read labels of image %s: %w", img.Name, err)
+	}
+	return &Labels{policy, tree}, nil
+}
+
+// File returns the label of a file by its path in the running system. A path that the image does not have is taken for
+// a directory if it ends with a slash, else for a regular file.
+func (l *Labels) File(name string) FileLabel {
+	at, n := l.tree.Lookup(name)
+	f := FileLabel{Path: at}
+	if n != nil {
+		f.Type, f.InImage = fileType(n.Mode), true
+	} else if strings.HasSuffix(name, "/") {
+		f.Type = fs.ModeDir
+	}
+	f.Line, _ = l.Policy.Lookup(f.Path, f.Type)
+	f.Label, _ = l.Policy.Label(f.Path, f.Type)
+	return f
+}
+
+// fileType returns the type bits of a mode.
+func fileType(mode uint32) fs.FileMode {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return fs.ModeDir
+	case unix.S_IFLNK:
+		return fs.ModeSymlink
+	}
+	return 0 // a commit has no other files
+}
