@@ -118,7 +118,7 @@ func (c *cli) configCheck(ctx context.Context, f *containerdFlags) error {
 	}
 	list := findings(ctx, cfg, f.socket(cfg))
 	if c.json {
-		err = c.writeJSON(list)
+		err = c.writeJSON(checkReport{list})
 	} else {
 		var rows []string
 		for _, f := range list {

@@ -10,6 +10,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
+// configDiffReport is the output of "config-diff --json".
+type configDiffReport struct {
+	Changes []etcChange `json:"changes"`
+}
+
 func (c *cli) configDiffCommand() *cobra.Command {
 	var f systemFlags
 	cmd := &cobra.Command{
@@ -45,7 +50,7 @@ func (c *cli) configDiff(ctx context.Context, f *systemFlags, args []string) err
 			return fmt.Errorf("compare /etc of %s: %w", deploy.Title(d), err)
 		}
 		if c.json {
-			return c.writeJSON(etcChanges(changes))
+			return c.writeJSON(configDiffReport{etcChanges(changes)})
 		}
 		return c.printEtc(changes)
 	})

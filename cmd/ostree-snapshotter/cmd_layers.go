@@ -11,7 +11,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// layerRow is one element of the output of "layers --json".
+// layersReport is the output of "layers --json".
+type layersReport struct {
+	Layers []layerRow `json:"layers"`
+}
+
+// layerRow is a layer of a layersReport.
 type layerRow struct {
 	ID      objectstore.Checksum `json:"id"`
 	DiffID  digest.Digest        `json:"diff_id,omitempty"` // none for a layer made of a directory
@@ -49,7 +54,7 @@ func (c *cli) listLayers(ctx context.Context, f *daemonFlags) (err error) {
 		return damage
 	}
 	if c.json {
-		err = c.writeJSON(list)
+		err = c.writeJSON(layersReport{list})
 	} else {
 		rows := []string{"LAYER\tDIFF ID\tENTRIES\tSIZE\tSNAPSHOTS\tUNIQUE"}
 		for _, l := range list {

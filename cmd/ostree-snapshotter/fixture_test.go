@@ -64,11 +64,6 @@ func makeFixture(ctx context.Context, dir string) (*fixture, error) {
 	return newFixtureOf(snaptest.MakeFixture(ctx, dir))
 }
 
-// openFixture opens a store as a daemon does.
-func openFixture(ctx context.Context, dir string) (*fixture, error) {
-	return newFixtureOf(snaptest.OpenFixture(ctx, dir))
-}
-
 func createRepo(name string) error {
 	if err := os.Mkdir(name, 0o700); err != nil {
 		return err

@@ -11,7 +11,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 )
 
-// finding is one element of the output of "config check --json".
+// checkReport is the output of "config check --json".
+type checkReport struct {
+	Checks []finding `json:"checks"`
+}
+
+// finding is the result of a check.
 type finding struct {
 	Check  string `json:"check"`
 	Result string `json:"result"` // ok, failed or skipped

@@ -113,10 +113,10 @@ func TestCommandsWithContainerd(t *testing.T) {
 		}
 	})
 	t.Run("config check", func(t *testing.T) {
-		var list []finding
-		decode(t, output(t, exitFailed, "config", "check", "--root", root, "-a", c.Address, "--json"), &list)
+		var report checkReport
+		decode(t, output(t, exitFailed, "config", "check", "--root", root, "-a", c.Address, "--json"), &report)
 		got := make(map[string]string)
-		for _, f := range list {
+		for _, f := range report.Checks {
 			got[f.Check] = f.Result
 		}
 		want := map[string]string{"containerd": resultOK, "snapshotter plugin": resultOK, "differ plugin": resultFailed}

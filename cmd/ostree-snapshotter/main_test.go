@@ -110,11 +110,12 @@ func TestDocsNameEverything(t *testing.T) {
 	})
 	for _, v := range []any{
 		dfReport{},
-		layerRow{},
+		layersReport{},
 		fsckReport{},
 		pruneReport{},
 		versionInfo{},
-		finding{},
+		checkReport{},
+		configDiffReport{},
 		changeReport{},
 		kargsReport{},
 		upgradeReport{},

@@ -173,8 +173,11 @@ func (b *bed) storeIsSound() {
 // layersAreThere compares the layers with the revision's.
 func (b *bed) layersAreThere() {
 	b.t.Helper()
-	got := []byte(b.ours("layers", "--json"))
-	if diff := testenv.Diff(withoutPlace(b.t, b.want.Layers), withoutPlace(b.t, got)); diff != "" {
+	got, want := withoutPlace(b.t, []byte(b.ours("layers", "--json"))), withoutPlace(b.t, b.want.Layers)
+	if list, ok := want.([]any); ok { // of a revision that printed the bare list
+		want = map[string]any{"layers": list}
+	}
+	if diff := testenv.Diff(want, got); diff != "" {
 		b.t.Errorf("layers: -want +got:\n%s", diff)
 	}
 }
