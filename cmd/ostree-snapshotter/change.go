@@ -115,7 +115,7 @@ func (c *cli) printEtc(list []etcmerge.Change) error {
 			note = " (extended attributes)"
 		}
 		if _, err := fmt.Fprintf(c.stdout, "%s    %s%s\n", ch.Kind, deploy.Printable(ch.Path), note); err != nil {
-			return fmt.Errorf("write output: %w", err)
+			return err
 		}
 	}
 	return nil

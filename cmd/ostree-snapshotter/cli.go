@@ -111,18 +111,13 @@ func (c *cli) writeJSON(v any) error {
 	enc := json.NewEncoder(c.stdout)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
+	return enc.Encode(v)
 }
 
 // println writes a line to standard output.
 func (c *cli) println(line string) error {
-	if _, err := fmt.Fprintln(c.stdout, deploy.Printable(line)); err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
+	_, err := fmt.Fprintln(c.stdout, deploy.Printable(line))
+	return err
 }
 
 // printableExcept is [deploy.Printable], and keeps a control character that separates.
@@ -142,10 +137,7 @@ func (c *cli) table(rows ...string) error {
 		_, err := fmt.Fprintln(w, printableExcept('\t', row))
 		errs = append(errs, err)
 	}
-	if err := errors.Join(append(errs, w.Flush())...); err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
+	return errors.Join(append(errs, w.Flush())...)
 }
 
 // oneArg demands exactly one positional argument.

@@ -220,7 +220,7 @@ func (c *cli) showBench(r *benchreport.Report, out string) error {
 		show = benchreport.WriteJSON
 	}
 	if err := show(c.stdout, r); err != nil {
-		return fmt.Errorf("write output: %w", err)
+		return err
 	}
 	if out == "" {
 		return nil

@@ -172,7 +172,7 @@ func (c *cli) tables(rows []string) error {
 		}
 		if rows = rows[n:]; len(rows) > 0 {
 			if _, err := fmt.Fprintln(c.stdout); err != nil {
-				return fmt.Errorf("write output: %w", err)
+				return err
 			}
 			rows = rows[1:]
 		}

@@ -103,6 +103,23 @@ func withHint(err error, format string, args ...any) error {
 
 var errInterrupted = withStatus(exitInterrupted, errors.New("interrupted"))
 
+// An outputError reports that standard output cannot be written.
+type outputError struct{ err error }
+
+func (e *outputError) Error() string { return "write output: " + e.err.Error() }
+func (e *outputError) Unwrap() error { return e.err }
+
+// outputWriter is standard output. Its errors are [outputError]s, which say nothing about the store.
+type outputWriter struct{ w io.Writer }
+
+func (o outputWriter) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil {
+		err = &outputError{err}
+	}
+	return n, err
+}
+
 // errQuiet is an error without a message: the exit status is the result.
 var errQuiet = errors.New("quiet")
 
@@ -297,7 +314,7 @@ func hintFor(err error) string {
 		return "\"ostree-snapshotter fsck\" names everything that is damaged"
 	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() != 0:
 		return "the store belongs to root; try again as root"
-	case errors.Is(err, unix.ENOSPC):
+	case errors.Is(err, unix.ENOSPC) && !errors.As(err, new(*outputError)):
 		return "\"ostree-snapshotter prune\" frees what no snapshot needs"
 	}
 	return ""

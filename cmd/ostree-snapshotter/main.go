@@ -43,6 +43,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // execute parses the arguments into c and runs the command.
 func (c *cli) execute(ctx context.Context, args []string) int {
+	c.stdout = outputWriter{c.stdout}
 	root := c.rootCommand()
 	root.SetArgs(args)
 	root.SetOut(c.stdout)
