@@ -108,6 +108,9 @@ func (s *Size) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// LogLevels are the values of the key log.level.
+var LogLevels = []string{"trace", "debug", "info", "warn", "error"}
+
 // DefaultConfig returns the configuration with every key at its default.
 func DefaultConfig() *Config {
 	return &Config{
@@ -231,7 +234,7 @@ func (c *Config) Validate() error {
 		{c.Import.Workers >= 0, "import.workers", c.Import.Workers, "must not be negative"},
 		{c.Import.Memory >= 1<<20, "import.memory", c.Import.Memory, "must be at least 1MiB"},
 		{c.Import.MaxEntries > 0, "import.max_entries", c.Import.MaxEntries, "must be positive"},
-		{oneOf(c.Log.Level, "trace", "debug", "info", "warn", "error"), "log.level", c.Log.Level, `must be "trace", "debug", "info", "warn" or "error"`},
+		{oneOf(c.Log.Level, LogLevels...), "log.level", c.Log.Level, `must be "trace", "debug", "info", "warn" or "error"`},
 		{oneOf(c.Log.Format, "text", "json"), "log.format", c.Log.Format, `must be "text" or "json"`},
 	} {
 		if !v.ok {

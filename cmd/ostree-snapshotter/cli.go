@@ -26,6 +26,9 @@ type cli struct {
 	openDir func(name string) (*atfs.Dir, error) // opens the directories of a store; tests replace it
 }
 
+// groupOther is the group of commands that belong to no other.
+const groupOther = "Other:"
+
 func (c *cli) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ostree-snapshotter",
@@ -49,31 +52,43 @@ as an object of an ostree repository; containers run on composefs images over th
 	f.StringVar(&c.configFile, "config", "", "configuration `FILE` (default "+defaultConfigFile+" where it exists)")
 	f.StringVar(&c.root, "root", "", "`DIR` that holds the store, instead of the configuration's")
 	root.CompletionOptions.HiddenDefaultCmd = false
-	root.AddCommand(
-		c.serveCommand(),
-		c.configCommand(),
-		c.layersCommand(),
-		c.dfCommand(),
-		c.fsckCommand(),
-		c.pruneCommand(),
-		c.deployCommand(),
-		c.upgradeCommand(),
-		c.switchCommand(),
-		c.imageCommand(),
-		c.installCommand(),
-		c.statusCommand(),
-		c.rollbackCommand(),
-		c.pinCommand(),
-		c.unpinCommand(),
-		c.undeployCommand(),
-		c.kargsCommand(),
-		c.configDiffCommand(),
-		c.cleanupCommand(),
-		c.finalizeStagedCommand(),
-		c.bootCompleteCommand(),
-		c.benchCommand(),
-		c.versionCommand(),
-	)
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Daemon and configuration:", []*cobra.Command{c.serveCommand(), c.configCommand()}},
+		{"Store:", []*cobra.Command{
+			c.layersCommand(),
+			c.dfCommand(),
+			c.fsckCommand(),
+			c.pruneCommand(),
+			c.imageCommand(),
+		}},
+		{"Operating system from an image:", []*cobra.Command{
+			c.deployCommand(),
+			c.upgradeCommand(),
+			c.switchCommand(),
+			c.installCommand(),
+			c.statusCommand(),
+			c.rollbackCommand(),
+			c.pinCommand(),
+			c.unpinCommand(),
+			c.undeployCommand(),
+			c.kargsCommand(),
+			c.configDiffCommand(),
+			c.cleanupCommand(),
+		}},
+		{"For systemd units:", []*cobra.Command{c.finalizeStagedCommand(), c.bootCompleteCommand()}},
+		{groupOther, []*cobra.Command{c.benchCommand(), c.versionCommand()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, cmd := range g.commands {
+			cmd.GroupID = g.title
+		}
+		root.AddCommand(g.commands...)
+	}
+	root.SetHelpCommandGroupID(groupOther)
+	root.SetCompletionCommandGroupID(groupOther)
 	return root
 }
 

@@ -80,8 +80,8 @@ With --out, DIR gets report.html, report.md, chart.svg, and report.json, which h
 	c.jsonFlag(cmd)
 	cmd.AddCommand(c.benchDedupCommand(), c.benchProbeCommand())
 	_ = cmd.RegisterFlagCompletionFunc("images", cobra.FixedCompletions(workload.Names(), cobra.ShellCompDirectiveDefault))
-	_ = cmd.RegisterFlagCompletionFunc("snapshotters", cobra.FixedCompletions(node.Known(), cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("filesystem", cobra.FixedCompletions([]string{"ext4", "xfs", "btrfs", "none"}, cobra.ShellCompDirectiveNoFileComp))
+	completeValues(cmd, "snapshotters", node.Known()...)
+	completeValues(cmd, "filesystem", "ext4", "xfs", "btrfs", "none")
 	return cmd
 }
 

@@ -58,6 +58,7 @@ and later. Without either it is 3, which later releases read too.` + exitHelp(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.containerdConfig(cmd.Context(), &f, version) },
 	}
 	cmd.Flags().IntVar(&version, "version", 0, "`FORMAT` version: 2, 3 or 4")
+	completeValues(cmd, "version", "2", "3", "4")
 	f.addContainerd(cmd)
 	return cmd
 }

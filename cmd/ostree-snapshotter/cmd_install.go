@@ -67,6 +67,7 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 	fl.BoolVar(&f.dryRun, "dry-run", false, "report what would happen and change nothing")
 	fl.BoolVar(&f.noSELinux, "no-selinux", false, "install an image with an SELinux policy, although files get no labels")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
+	completeValues(cmd, "filesystem", install.Filesystems...)
 	f.addDaemon(cmd)
 	f.addImage(cmd)
 	return cmd

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -53,7 +54,8 @@ reads the configuration again and applies its log section; other keys take a res
 	f := cmd.Flags()
 	f.StringVar(&flags.address, "address", "", "`SOCKET` to listen on, instead of the configuration's")
 	f.StringVar(&flags.containerdAddress, "containerd-address", "", "containerd's `SOCKET`, instead of the configuration's")
-	f.StringVar(&flags.logLevel, "log-level", "", "`LEVEL` to log at, instead of the configuration's")
+	f.StringVar(&flags.logLevel, "log-level", "", "`LEVEL` to log at, instead of the configuration's: "+strings.Join(plugin.LogLevels, ", "))
+	completeValues(cmd, "log-level", plugin.LogLevels...)
 	return cmd
 }
 

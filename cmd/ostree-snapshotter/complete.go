@@ -15,6 +15,14 @@ import (
 // completeTime bounds the time that a shell waits for completions.
 const completeTime = 2 * time.Second
 
+// completeValues offers a shell the values of a flag that takes one of a few.
+func completeValues(cmd *cobra.Command, flag string, values ...string) {
+	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic(err) // the command has no such flag
+	}
+}
+
 // completeIndex offers a shell the indexes of deployments, with their titles.
 func (c *cli) completeIndex(f *systemFlags) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) (words []string, _ cobra.ShellCompDirective) {

@@ -84,6 +84,41 @@ func eachCommand(t *testing.T, f func(t *testing.T, cmd *cobra.Command)) {
 	walk((&cli{}).rootCommand())
 }
 
+// TestHelpGroups: every command is listed in a group.
+func TestHelpGroups(t *testing.T) {
+	help := output(t, exitOK)
+	for _, want := range []string{
+		"\nDaemon and configuration:\n  config ", "\nStore:\n  df ", "\nOperating system from an image:\n  cleanup ",
+		"\nFor systemd units:\n  boot-complete ", "\nOther:\n  bench ",
+	} {
+		if !strings.Contains(help, want) {
+			t.Errorf("help has no %q:\n%s", want, help)
+		}
+	}
+	if strings.Contains(help, "Additional") {
+		t.Errorf("some commands have no group:\n%s", help)
+	}
+}
+
+// TestCompletion: a shell completes the values of flags that take one of a few.
+func TestCompletion(t *testing.T) {
+	const fixed = ":4\n" // no file names
+	for _, tt := range []struct{ args, want string }{
+		{"config containerd --version", "2\n3\n4\n" + fixed},
+		{"serve --log-level", "trace\ndebug\ninfo\nwarn\nerror\n" + fixed},
+		{"install --filesystem", "ext4\nxfs\nbtrfs\n" + fixed},
+		{"bench --filesystem", "ext4\nxfs\nbtrfs\nnone\n" + fixed},
+		{"bench --snapshotters", "ostree\nostree-hardlink\noverlayfs\nerofs\nnative\n" + fixed},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			args := append([]string{"__complete"}, strings.Fields(tt.args)...)
+			if got := output(t, exitOK, append(args, "")...); got != tt.want {
+				t.Errorf("completions are %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestHelpListsExitStatuses(t *testing.T) {
 	eachCommand(t, func(t *testing.T, cmd *cobra.Command) {
 		t.Helper()
