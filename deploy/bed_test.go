@@ -23,7 +23,12 @@ import (
 )
 
 // A file is one of a layer's: a directory if its name ends in a slash, a symbolic link if it has a target.
-type file struct{ name, content, target string }
+type file struct {
+	name, content, target string
+
+	mode int64 // of a regular file; 0: 0644
+	uid  int
+}
 
 // kib returns n KiB of content that depends on the seed.
 func kib(seed string, n int) string {
@@ -55,8 +60,10 @@ func makeTar(t *testing.T, files []file) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, f := range files {
-		h := &tar.Header{Name: f.name, Mode: 0o644, Size: int64(len(f.content)), ModTime: time.Unix(1000, 0)}
+		h := &tar.Header{Name: f.name, Mode: 0o644, Uid: f.uid, Size: int64(len(f.content)), ModTime: time.Unix(1000, 0)}
 		switch {
+		case f.mode != 0:
+			h.Mode = f.mode
 		case f.target != "":
 			h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, f.target, 0o777
 		case strings.HasSuffix(f.name, "/"):

@@ -42,7 +42,7 @@ func (p *Promoted) Close() error { return p.close() }
 
 // Promote makes the OS commit of an image in a repository, the sysroot's. When it returns the commit is durable, and
 // has the ref that ostree's tools give to images. Files become part of that repository by hard links if the kernel
-// allows it, else they are copied. The image's layers are not pruned meanwhile. A failed Promote leaves garbage, which
+// allows it and only root can change them, else they are copied. The image's layers are not pruned meanwhile. A failed Promote leaves garbage, which
 // the next prune removes or the next Promote reuses.
 //
 // An image that cannot be booted is an ErrNotBootable or an oscommit.ErrInvalid, a missing layer is a
@@ -106,10 +106,10 @@ func promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img
 // The caller calls closeIt when done.
 func linkSource(from, to *objectstore.Repo) (_ *objectstore.Repo, closeIt func() error, err error) {
 	asItIs := func() error { return nil }
-	switch how, err := to.Transfer(from); {
+	switch how, err := to.Transfers(from); {
 	case err != nil:
 		return nil, nil, err
-	case how == objectstore.TransferLink:
+	case how.Exclusive == objectstore.TransferLink:
 		return from, asItIs, nil
 	}
 	dir, err := mounts.ReopenVia(from.Dir(), to.Dir())

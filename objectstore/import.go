@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -14,8 +15,10 @@ import (
 // Import brings a content object of another repository into this one, with the guarantees of [Txn.StoreFile]. It does
 // the first of these that the kernel allows:
 //
-//   - The inode gets another name. This requires a single mount, not only a single file system. Content is not read:
-//     both repositories have the same bytes, good or bad, and a repair of one repairs the other.
+//   - The inode gets another name. This requires a single mount, not only a single file system, and an inode that only
+//     the process's own user can change ([FileMeta.Exclusive]): the two repositories need not be within reach of the same
+//     users. Content is not read: both repositories have the same bytes, good or bad, and a repair of one repairs the
+//     other.
 //   - A new inode shares the blocks of the other (reflink). Content is not read either: both sides share the same
 //     blocks, and reading them all would cost half a copy. Fsck of either repository finds damage.
 //   - The content is copied, and hashed on the way: wrong content is not taken over, and is an ErrCorrupt.
@@ -24,7 +27,7 @@ import (
 // always compared with its checksum.
 //
 // An object that exists here is success, whether from has it or not. If the metadata of the two inodes differ, the one
-// here is read, and replaced unless it is the object. The other repository need not be locked: an object removed from
+// here is read, and replaced unless it is the object. One that is [Repo.Tied] is replaced by a copy. The other repository need not be locked: an object removed from
 // it meanwhile is ErrNotExist, as if it had never been there. Stored.Blocks is 0 unless content was copied.
 func (t *Txn) Import(from *Repo, sum Checksum) (Stored, error) {
 	return t.importAs(from, sum, nil, 0)
@@ -52,6 +55,12 @@ func (t *Txn) importFile(from *Repo, sum Checksum, m *FileMeta, size int64) (Sto
 		state, err = t.findAlike(from, sum)
 	} else {
 		state, err = t.find(sum, m, size)
+	}
+	if err == nil && state == present && (m == nil || !m.Exclusive()) {
+		tied := false
+		if tied, err = t.repo.Tied(from, sum); tied {
+			state = wrong
+		}
 	}
 	if err != nil || state == present {
 		return Stored{Checksum: sum}, err
@@ -96,8 +105,30 @@ func (t *Txn) findAlike(from *Repo, sum Checksum) (presence, error) {
 	return present, nil
 }
 
+// Tied reports whether r and another repository have the same inode for a file that other users can change
+// ([FileMeta.Exclusive]). [Txn.Import] of earlier versions left such.
+func (r *Repo) Tied(other *Repo, sum Checksum) (bool, error) {
+	here, err := r.stat(&sum, TypeFile)
+	if err != nil || exclusive(&here) {
+		return false, err
+	}
+	there, err := other.stat(&sum, TypeFile)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && atfs.InodeOf(&here) != atfs.InodeOf(&there) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	ours, err := r.objects.Lstat(".")
+	if err != nil {
+		return false, err
+	}
+	theirs, err := other.objects.Lstat(".")
+	return atfs.InodeOf(&ours) != atfs.InodeOf(&theirs), err // not one repository, opened twice
+}
+
 func alike(a, b *unix.Stat_t) bool {
-	return a.Dev == b.Dev && a.Ino == b.Ino || a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Size == b.Size
+	return atfs.InodeOf(a) == atfs.InodeOf(b) || a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Size == b.Size
 }
 
 // link links an object's inode from another repository's directory to its name here, if it can be a file with metadata
@@ -115,15 +146,19 @@ func (t *Txn) link(src *atfs.Dir, sum Checksum, m *FileMeta, size int64) (added 
 			st.Mode, st.Uid, st.Gid, st.Size, m.Mode, m.UID, m.GID, size)
 	case typ != unix.S_IFREG && typ != unix.S_IFLNK:
 		return false, corruptf("mode %o: neither a regular file nor a symbolic link", st.Mode)
+	case !exclusive(&st):
+		return false, errNotExclusive
 	}
 	return t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return src.Link(name, d, name) })
 }
 
-// cannotLink reports whether link(2) failed because of the inode or its location, so that a new inode is needed: it is
-// on another file system or mount, has the maximum of names, or may not get more (immutable, or owned by another user
-// under protected_hardlinks).
+var errNotExclusive = errors.New("other users can change the file")
+
+// cannotLink reports whether a link failed because of the inode or its location, so that a new inode is needed: it is
+// on another file system or mount, has the maximum of names, or may not get more (within reach of other users, immutable,
+// or owned by another user under protected_hardlinks).
 func cannotLink(err error) bool {
-	return errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM)
+	return errors.Is(err, errNotExclusive) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM)
 }
 
 // copyObject copies an object from another repository's directory into a new inode.
@@ -203,9 +238,8 @@ type Lenders struct {
 
 // Borrow links regular files that are stored in this transaction, and that the repository lacks, to the inodes that
 // other repositories have for them. An inode's name in another repository proves nothing: the inode is read and
-// compared with the file first. It is not used if any user but the process's own could change it: it must belong to
-// that user, be writable for nobody else, and have no set-id bit. If an inode cannot be used, the file is written as
-// without Borrow.
+// compared with the file first, and not used unless it is [FileMeta.Exclusive]. If an inode cannot be used, the file is
+// written as without Borrow.
 //
 // Call it before storing anything. The other repositories need not be locked, and must not be closed meanwhile.
 func (t *Txn) Borrow(from Lenders) { t.lenders = from }
@@ -218,7 +252,7 @@ func (t *Txn) borrow(sum Checksum, m *FileMeta, size int64, mtime unix.Timespec)
 	}
 	for _, from := range t.lenders.Repos {
 		st, err := from.stat(&sum, TypeFile)
-		if err != nil || !m.fits(&st, size) || !t.ownsAlone(&st) || t.lenders.SameMtime && st.Mtim != mtime {
+		if err != nil || !m.fits(&st, size) || !exclusive(&st) || t.lenders.SameMtime && st.Mtim != mtime {
 			continue
 		}
 		src, err := from.subdir(sum[0], false)
@@ -236,9 +270,16 @@ func (t *Txn) borrow(sum Checksum, m *FileMeta, size int64, mtime unix.Timespec)
 	return Stored{}, false, nil
 }
 
-// ownsAlone reports whether only the process's own user can change an inode.
-func (t *Txn) ownsAlone(st *unix.Stat_t) bool {
-	return st.Uid == t.uid && st.Mode&(unix.S_ISUID|unix.S_ISGID|0o022) == 0
+// Exclusive reports whether no user but the process's own, and root, can change a file with these metadata, wherever he
+// can reach it, nor gain anything by running it: it belongs to that user, is writable for nobody else and has no set-id
+// bit. Symbolic links are exclusive.
+func (m *FileMeta) Exclusive() bool { return isExclusive(m.Mode, m.UID) }
+
+func exclusive(st *unix.Stat_t) bool { return isExclusive(st.Mode, st.Uid) }
+
+func isExclusive(mode, uid uint32) bool {
+	return mode&unix.S_IFMT == unix.S_IFLNK ||
+		uid == uint32(os.Geteuid()) && mode&(unix.S_ISUID|unix.S_ISGID|0o022) == 0
 }
 
 // linkVerified links an inode of another repository's directory as an object here, if it is that object. It returns
@@ -255,7 +296,7 @@ func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err err
 	}
 	defer func() { err = errors.Join(err, t.repo.tmp.Unlink(tmp)) }()
 	is, st, ierr := t.identify(t.repo.tmp, tmp)
-	if ierr != nil || is != sum || !t.ownsAlone(&st) {
+	if ierr != nil || is != sum || !exclusive(&st) {
 		return false, false, nil // an unreadable inode cannot be used
 	}
 	added, err = t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return t.repo.tmp.Link(tmp, d, name) })
@@ -275,24 +316,48 @@ const (
 	TransferCopy                    // the content is read and written
 )
 
-// Transfer determines how [Txn.Import] would bring objects of another repository into r. It tries with a file that
+// Transfers are the ways for content objects of one repository into another.
+type Transfers struct {
+	Exclusive Transfer // of files that are [FileMeta.Exclusive]
+	Others    Transfer // of other files; never TransferLink
+}
+
+// Of returns the way of a file.
+func (t Transfers) Of(m *FileMeta) Transfer {
+	if m.Exclusive() {
+		return t.Exclusive
+	}
+	return t.Others
+}
+
+// Transfers determines how [Txn.Import] would bring objects of another repository into r. It tries with a file that
 // every repository has: neither device nor mount numbers tell reliably what the kernel allows.
-func (r *Repo) Transfer(from *Repo) (Transfer, error) {
-	t, err := r.transfer(from)
+func (r *Repo) Transfers(from *Repo) (Transfers, error) {
+	var t Transfers
+	var err error
+	if t.Others, err = r.tryCopy(from); err == nil {
+		t.Exclusive, err = r.tryLink(from, t.Others)
+	}
 	if err != nil {
 		return t, fmt.Errorf("link from %s to %s: %w", from.dir.Path(), r.dir.Path(), err)
 	}
 	return t, nil
 }
 
-func (r *Repo) transfer(from *Repo) (_ Transfer, err error) {
+// tryLink returns TransferLink if links from another repository are possible, else another way.
+func (r *Repo) tryLink(from *Repo, other Transfer) (Transfer, error) {
 	tmp := temporaryName(linkTmpPrefix)
 	switch err := from.dir.Link(configName, r.tmp, tmp); {
 	case err == nil:
 		return TransferLink, r.tmp.Unlink(tmp)
 	case !cannotLink(err):
-		return TransferCopy, err
+		return other, err
 	}
+	return other, nil
+}
+
+// tryCopy returns TransferReflink if reflinks from another repository are possible, else TransferCopy.
+func (r *Repo) tryCopy(from *Repo) (_ Transfer, err error) {
 	in, err := from.dir.Open(configName)
 	if err != nil {
 		return TransferCopy, err

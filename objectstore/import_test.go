@@ -55,19 +55,25 @@ func TestImport(t *testing.T) {
 	disk := func(fstype string) string { return testenv.NewDisk(t, fstype, 320<<20).Dir }
 	for _, tt := range []struct {
 		name string
-		want objectstore.Transfer
+		want objectstore.Transfers
 		dirs func(t *testing.T) (from, to string)
 	}{
-		{"link", objectstore.TransferLink, func(t *testing.T) (string, string) {
+		{"link", objectstore.Transfers{Exclusive: objectstore.TransferLink, Others: objectstore.TransferCopy}, func(t *testing.T) (string, string) {
 			t.Helper()
-			dir := t.TempDir()
+			dir := disk("ext4")
 			return dir + "/from", dir + "/to"
 		}},
-		{"copy", objectstore.TransferCopy, func(t *testing.T) (string, string) {
+		{"link or reflink", objectstore.Transfers{Exclusive: objectstore.TransferLink, Others: objectstore.TransferReflink}, func(t *testing.T) (string, string) {
+			t.Helper()
+			dir := disk("xfs")
+			testenv.NeedsReflink(t, dir)
+			return dir + "/from", dir + "/to"
+		}},
+		{"copy", objectstore.Transfers{Exclusive: objectstore.TransferCopy, Others: objectstore.TransferCopy}, func(t *testing.T) (string, string) {
 			t.Helper()
 			return t.TempDir() + "/from", disk("ext4") + "/to"
 		}},
-		{"reflink", objectstore.TransferReflink, func(t *testing.T) (string, string) {
+		{"reflink", objectstore.Transfers{Exclusive: objectstore.TransferReflink, Others: objectstore.TransferReflink}, func(t *testing.T) (string, string) {
 			t.Helper()
 			d := disk("xfs")
 			testenv.NeedsReflink(t, d)
@@ -75,7 +81,7 @@ func TestImport(t *testing.T) {
 			bind(t, d, other)
 			return d + "/from", other + "/to"
 		}},
-		{"subvolume", objectstore.TransferReflink, func(t *testing.T) (string, string) {
+		{"subvolume", objectstore.Transfers{Exclusive: objectstore.TransferReflink, Others: objectstore.TransferReflink}, func(t *testing.T) (string, string) {
 			t.Helper()
 			btrfs := testenv.NeedsTool(t, "btrfs")
 			d := disk("btrfs")
@@ -86,8 +92,8 @@ func TestImport(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			fromDir, toDir := tt.dirs(t)
 			from, to := repoAt(t, fromDir), repoAt(t, toDir)
-			if got, err := to.Transfer(from); err != nil || got != tt.want {
-				t.Fatalf("transfer: got %v, %v, want %v", got, err, tt.want)
+			if got, err := to.Transfers(from); err != nil || got != tt.want {
+				t.Fatalf("transfers: got %v, %v, want %v", got, err, tt.want)
 			}
 			objecttest.Commit(t, from, "odd", objecttest.OddTree())
 			txn := begin(t, to)
@@ -99,18 +105,24 @@ func TestImport(t *testing.T) {
 				}
 				dst := inodeOf(t, to, sum)
 				regular := src.Mode&unix.S_IFMT == unix.S_IFREG
+				how := tt.want.Exclusive
+				if regular && (src.Uid != 0 || src.Mode&0o6022 != 0) {
+					how = tt.want.Others
+				}
 				switch {
-				case !stored.Added:
-					t.Errorf("object %s: not added", sum)
-				case tt.want == objectstore.TransferLink:
+				case !stored.Added || stored.Linked != (how == objectstore.TransferLink):
+					t.Errorf("object %s of mode %o and user %d: got %+v, want transfer %d", sum, src.Mode, src.Uid, stored, how)
+				case how == objectstore.TransferLink:
 					if src.Ino != dst.Ino || stored.Blocks != 0 {
 						t.Errorf("object %s: inode %d, %d bytes, want inode %d and none", sum, dst.Ino, stored.Blocks, src.Ino)
 					}
+				case src.Ino == dst.Ino && src.Dev == dst.Dev:
+					t.Errorf("object %s of mode %o and user %d: one inode in both", sum, src.Mode, src.Uid)
 				case regular && src.Mtim != dst.Mtim:
 					t.Errorf("object %s: time %v, want %v", sum, dst.Mtim, src.Mtim)
-				case tt.want == objectstore.TransferCopy && stored.Blocks < src.Size == regular:
+				case how == objectstore.TransferCopy && stored.Blocks < src.Size == regular:
 					t.Errorf("object %s of %d bytes: %d copied", sum, src.Size, stored.Blocks)
-				case tt.want == objectstore.TransferReflink && stored.Blocks != 0:
+				case how == objectstore.TransferReflink && stored.Blocks != 0:
 					t.Errorf("object %s: %d bytes copied", sum, stored.Blocks)
 				}
 				if err := to.Verify(objectstore.TypeFile, sum); err != nil {
@@ -288,6 +300,56 @@ func TestImportDamaged(t *testing.T) {
 	})
 }
 
+// TestTied has inodes in two repositories, and in one that is opened twice.
+func TestTied(t *testing.T) {
+	dir := t.TempDir()
+	from, to := repoAt(t, dir+"/from"), repoAt(t, dir+"/to")
+	again, err := objectstore.Open(from.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
+	for mode, want := range map[uint32]bool{
+		0o644: false, 0o755: false, 0o1600: false, 0o664: true, 0o646: true, 0o4755: true, 0o2755: true,
+	} {
+		file := objecttest.File(mode, fmt.Sprint(mode)).Own(uid, gid)
+		added, err := begin(t, from).StoreFile(file.FileMeta(), file.Mtime, file.Content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := added.Checksum
+		if got := !file.FileMeta().Exclusive(); got != want {
+			t.Errorf("mode %o: other users can change it: %t, want %t", mode, got, want)
+		}
+		tied := func(to *objectstore.Repo, want bool, when string) {
+			t.Helper()
+			if got, err := to.Tied(from, sum); err != nil || got != want {
+				t.Errorf("mode %o, %s: got %t, %v, want %t", mode, when, got, err, want)
+			}
+		}
+		tied(again, false, "one repository")
+		if err := os.MkdirAll(filepath.Dir(objectPath(to, sum)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Link(objectPath(from, sum), objectPath(to, sum)); err != nil {
+			t.Fatal(err)
+		}
+		tied(to, want, "one inode")
+		stored, err := begin(t, to).Import(from, sum)
+		if err != nil || stored.Added != want || stored.Linked {
+			t.Errorf("mode %o: import: got %+v, %v, want that it is added: %t", mode, stored, err, want)
+		}
+		tied(to, false, "after the import")
+		if err := os.Remove(objectPath(from, sum)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := to.Tied(from, sum); err != nil || got {
+			t.Errorf("mode %o, absent there: got %t, %v, want false", mode, got, err)
+		}
+	}
+}
+
 // TestImportOfManyNames imports an inode at the maximum of names: the object gets a new inode.
 func TestImportOfManyNames(t *testing.T) {
 	testenv.NeedsRoot(t)
@@ -356,7 +418,7 @@ func TestImportFaults(t *testing.T) {
 	testenv.NeedsRoot(t) // for an in-memory file system, which the other repository is not on
 	elsewhere := t.TempDir()
 	c := importing(t, func(string) string { return elsewhere })
-	c.Min = 40
+	c.Min = 39
 	faulttest.Sweep(t, c)
 }
 

@@ -222,8 +222,8 @@ func (s *Store) checkLinks(c *Config) error {
 		return fmt.Errorf("open repository: %s: %w", c.RepoPath(), err)
 	}
 	for _, lender := range s.lenders {
-		how, err := s.Repo.Transfer(lender)
-		if err == nil && how != objectstore.TransferLink {
+		how, err := s.Repo.Transfers(lender)
+		if err == nil && how.Exclusive != objectstore.TransferLink {
 			err = fmt.Errorf("not on the file system of root %s, so that its files cannot be shared", s.Root.Path())
 		}
 		if err != nil {

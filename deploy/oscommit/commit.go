@@ -37,7 +37,8 @@ const (
 )
 
 // Store writes the OS commit of an image with this tree, and returns its checksum. Content objects that the repository
-// lacks come from another one by [objectstore.Txn.Import], which reads and writes no content if both are on one mount.
+// lacks come from another one by [objectstore.Txn.Import], which reads and writes no content if both are on one mount,
+// except that of files that users other than root could change.
 // Empty files and symbolic links, which no layer stores as objects, are created here. Without another repository (nil)
 // all content objects must exist already, as they do after the import of the layers.
 //
@@ -102,11 +103,11 @@ type Progress struct {
 
 // Need is the part of an OS commit that a repository lacks.
 type Need struct {
-	Transfer objectstore.Transfer // how content is transferred
-	Objects  int                  // content objects to copy
-	Bytes    int64                // that the copies take on the disk, in whole blocks
-	Shared   int                  // content objects that take no space, since they can be linked or reflinked
-	Metadata int64                // bytes that new directories take on the disk, without symbolic links
+	Transfers objectstore.Transfers // how content is transferred
+	Objects   int                   // content objects to copy
+	Bytes     int64                 // that the copies take on the disk, in whole blocks
+	Shared    int                   // content objects that take no space, since they can be linked or reflinked
+	Metadata  int64                 // bytes that new directories take on the disk, without symbolic links
 }
 
 // Need returns what Store would transfer from one repository to another, and changes neither. Store needs room for
@@ -133,8 +134,8 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 		space.Free = math.MaxInt64
 	}
 	// If everything can be linked and the directories fit, there is no need to look at each object.
-	how, err := transfer(to, from)
-	if err != nil || how != objectstore.TransferCopy && uint64(o.metadataSize(to)) <= space.Free {
+	how, err := transfers(to, from)
+	if err != nil || how.Others != objectstore.TransferCopy && uint64(o.metadataSize(to)) <= space.Free {
 		return 0, err
 	}
 	n, err := o.need(to, from)
@@ -145,12 +146,12 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 	return n.Bytes, err
 }
 
-// transfer returns how content gets from one repository to another. A nil from stands for the same repository.
-func transfer(to, from *objectstore.Repo) (objectstore.Transfer, error) {
+// transfers returns how content gets from one repository to another. A nil from stands for the same repository.
+func transfers(to, from *objectstore.Repo) (objectstore.Transfers, error) {
 	if from == nil {
-		return objectstore.TransferLink, nil
+		return objectstore.Transfers{}, nil
 	}
-	return to.Transfer(from)
+	return to.Transfers(from)
 }
 
 func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {

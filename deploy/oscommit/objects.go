@@ -203,17 +203,18 @@ func (f *file) find(repo *objectstore.Repo) (bool, error) {
 
 // need returns what a repository lacks: objects to create, or to take from another one.
 func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
-	if n.Transfer, err = transfer(to, from); err != nil {
+	if n.Transfers, err = transfers(to, from); err != nil {
 		return n, err
 	}
 	for i := range o.files {
 		f := &o.files[i]
-		lacks, err := f.lackedBy(to, from)
+		meta := contentMeta(f.inode)
+		lacks, err := f.lackedBy(to, from, &meta)
 		switch {
 		case err != nil:
 			return n, fmt.Errorf("/%s: %w", f.path, err)
-		case !lacks, f.inode.Payload == "": // takes an inode
-		case n.Transfer == objectstore.TransferCopy:
+		case lacks == nothing, f.inode.Payload == "": // takes an inode
+		case lacks == ownObject, n.Transfers.Of(&meta) == objectstore.TransferCopy:
 			n.Objects++
 			n.Bytes += to.Allocated(f.inode.Size)
 		default:
@@ -241,26 +242,38 @@ func (o *objects) metadataSize(to *objectstore.Repo) (size int64) {
 	return size
 }
 
-// lackedBy reports whether the object has to be stored in a repository. An object that is lacked can be stored.
-func (f *file) lackedBy(to, from *objectstore.Repo) (bool, error) {
+// A lack is what a repository lacks of an object.
+type lack int
+
+const (
+	nothing   lack = iota
+	object         // it is absent
+	ownObject      // its inode cannot be used, and is replaced by a copy
+)
+
+// lackedBy returns what a repository lacks of the object, which has metadata meta and can be stored.
+func (f *file) lackedBy(to, from *objectstore.Repo, meta *objectstore.FileMeta) (lack, error) {
 	have, err := f.find(to)
-	damaged := errors.Is(err, objectstore.ErrCorrupt)
+	lacks := object
+	if errors.Is(err, objectstore.ErrCorrupt) && (from != nil || f.inode.Payload == "") {
+		lacks, err = ownObject, nil
+	}
+	if err == nil && have && from != nil && !meta.Exclusive() {
+		lacks = ownObject
+		var tied bool
+		tied, err = to.Tied(from, f.sum)
+		have = !tied
+	}
 	switch {
-	case have, err != nil && !damaged:
-		return false, err
+	case have, err != nil:
+		return nothing, err
 	case f.inode.Payload == "": // is created, if necessary anew
-		return true, nil
-	case damaged && from == nil:
-		return false, err
+		return lacks, nil
+	case from == nil:
+		return nothing, f.notExist()
 	}
-	have = false
-	if from != nil {
-		if have, err = f.find(from); err != nil {
-			return false, err
-		}
+	if have, err = f.find(from); err == nil && !have {
+		err = f.notExist()
 	}
-	if !have {
-		return false, f.notExist()
-	}
-	return true, nil
+	return lacks, err
 }
