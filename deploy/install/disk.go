@@ -15,6 +15,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
 // Errors of a disk that cannot be used.
@@ -22,52 +24,74 @@ var (
 	ErrInUse    = errors.New("in use")
 	ErrNotEmpty = errors.New("not empty")
 	ErrNoSize   = errors.New("does not exist, and no size is given")
+	ErrChanged  = errors.New("another file or device than when the installation was planned")
 )
 
-// A disk is a block device, or a file that is or becomes the image of one.
+// A disk is a block device, or a file that is or becomes the image of one, as it was when it was opened.
 type disk struct {
 	path   string
 	exists bool
 	block  bool
 	size   int64
-	sector int64  // logical
-	dev    uint64 // of the device itself
+	sector int64 // logical
+	id     identity
 }
 
-// look examines a path. It changes nothing.
-func look(path string) (*disk, error) {
-	d := &disk{path: path, sector: 512}
-	var st unix.Stat_t
-	err := unix.Stat(path, &st)
+// An identity tells a disk from all others that its path may lead to, also from those that later get the inode number
+// or the device number of one that is gone.
+type identity struct {
+	inode   atfs.Inode // of a file
+	birth   unix.StatxTimestamp
+	dev     uint64 // of a block device itself
+	diskseq string
+}
+
+// openDisk opens the file or block device that a path leads to, a block device for writing only if nothing else has it
+// or a part of it. It changes nothing. Without anything at the path, f is nil.
+func openDisk(path string, access int) (d *disk, f *os.File, err error) {
+	d = &disk{path: path, sector: 512}
+	// First without access: opening some devices has effects.
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return d, nil
+		return d, nil, nil
 	}
 	if err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+		return nil, nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { err = joined(err, unix.Close(fd)) }()
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
+		return nil, nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	d.exists = true
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		d.size = st.Size
-		return d, nil
+		d.id.inode, d.id.birth = atfs.Inode{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino}, st.Btime
 	case unix.S_IFBLK:
-		d.block, d.dev = true, st.Rdev
-		return d, d.geometry()
+		d.block, d.id.dev = true, unix.Mkdev(st.Rdev_major, st.Rdev_minor)
+		if _, err := os.Stat(d.sysfs("partition")); err == nil {
+			return nil, nil, fmt.Errorf("%s is a partition: name the whole disk", path)
+		}
+		if access == unix.O_RDWR {
+			access |= unix.O_EXCL
+		}
+	default:
+		return nil, nil, fmt.Errorf("%s is neither a block device nor a regular file", path)
 	}
-	return nil, fmt.Errorf("%s is neither a block device nor a regular file", path)
+	opened, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), access|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	f = os.NewFile(uintptr(opened), path)
+	if err := d.measure(f); err != nil {
+		return nil, nil, joined(err, f.Close())
+	}
+	return d, f, nil
 }
 
-// geometry asks a block device for its size.
-func (d *disk) geometry() error {
-	if _, err := os.Stat(d.sysfs("partition")); err == nil {
-		return fmt.Errorf("%s is a partition: name the whole disk", d.path)
-	}
-	f, err := os.Open(d.path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
+// measure asks for the size of an open disk. A device number belongs to the same device as long as it is open.
+func (d *disk) measure(f *os.File) (err error) {
+	if d.size, err = f.Seek(0, io.SeekEnd); err != nil || !d.block {
 		return err
 	}
 	sector, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
@@ -75,21 +99,27 @@ func (d *disk) geometry() error {
 		return fmt.Errorf("ask %s for its sector size: %w", d.path, err)
 	}
 	d.sector = int64(sector)
+	seq, err := os.ReadFile(d.sysfs("diskseq"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // Linux 5.15
+		return err
+	}
+	d.id.diskseq = string(seq)
 	return nil
 }
 
 // sysfs returns the path of a block device's attribute.
 func (d *disk) sysfs(name string) string {
-	return fmt.Sprintf("/sys/dev/block/%d:%d/%s", unix.Major(d.dev), unix.Minor(d.dev), name)
+	return fmt.Sprintf("/sys/dev/block/%d:%d/%s", unix.Major(d.id.dev), unix.Minor(d.id.dev), name)
 }
 
 // contents lists the contents of a disk, one a line; none if it is empty. It looks for signatures of file systems and
 // the like, for partitions, and for nonzero bytes at the beginning and end of the disk and of partitions.
-func (d *disk) contents(ctx context.Context, t tools) (found []string, err error) {
-	if !d.exists || d.size == 0 {
+func (d *disk) contents(ctx context.Context, t tools, f *os.File) (found []string, err error) {
+	if d.size == 0 {
 		return nil, nil
 	}
-	out, err := t.run(ctx, "", nil, "wipefs", "--no-act", "--json", "--output", "OFFSET,TYPE,LABEL", "--", d.path)
+	files := []*os.File{f}
+	out, err := t.run(ctx, "", files, "wipefs", "--no-act", "--json", "--output", "OFFSET,TYPE,LABEL", "--", childPath(0))
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +128,8 @@ func (d *disk) contents(ctx context.Context, t tools) (found []string, err error
 	}
 	if slices.ContainsFunc(found, isTable) {
 		// sfdisk judges damaged tables. A damaged table is no reason to take the disk for empty.
-		if out, err := t.run(ctx, "", nil, "sfdisk", "--json", "--", d.path); err == nil {
-			parts, err := parseTable(out)
+		if out, err := t.run(ctx, "", files, "sfdisk", "--json", "--", childPath(0)); err == nil {
+			parts, err := parseTable(out, d.path)
 			if err != nil {
 				return nil, err
 			}
@@ -109,7 +139,7 @@ func (d *disk) contents(ctx context.Context, t tools) (found []string, err error
 	if len(found) > 0 {
 		return found, nil
 	}
-	return d.edges()
+	return d.edges(f)
 }
 
 func isTable(signature string) bool {
@@ -142,11 +172,12 @@ func parseSignatures(out string) (found []string, err error) {
 	return found, nil
 }
 
-// parseTable reads the output of sfdisk --json.
-func parseTable(out string) (found []string, err error) {
+// parseTable reads the output of sfdisk --json, which has read the disk at a path through a descriptor.
+func parseTable(out, disk string) (found []string, err error) {
 	var doc struct {
 		Table struct {
-			SectorSize int64 `json:"sectorsize"`
+			Device     string `json:"device"`
+			SectorSize int64  `json:"sectorsize"`
 			Partitions []struct {
 				Node string `json:"node"`
 				Size int64  `json:"size"`
@@ -162,7 +193,8 @@ func parseTable(out string) (found []string, err error) {
 		sector = 512
 	}
 	for _, p := range doc.Table.Partitions {
-		line := fmt.Sprintf("partition %s of %s", p.Node, human(p.Size*sector))
+		number := strings.TrimPrefix(strings.TrimPrefix(p.Node, doc.Table.Device), "p")
+		line := fmt.Sprintf("partition %s of %s", partitionPath(disk, number), human(p.Size*sector))
 		if p.Name != "" {
 			line += fmt.Sprintf(" called %q", p.Name)
 		}
@@ -171,17 +203,20 @@ func parseTable(out string) (found []string, err error) {
 	return found, nil
 }
 
+// partitionPath returns the path of a disk's partition.
+func partitionPath(disk, number string) string {
+	if disk != "" && '0' <= disk[len(disk)-1] && disk[len(disk)-1] <= '9' {
+		return disk + "p" + number
+	}
+	return disk + number
+}
+
 // edge is the size of the beginning and end of a disk, and of a partition, that must be empty and that install zeroes:
 // they hold the signatures of their contents.
 const edge = mib
 
 // edges looks for nonzero bytes.
-func (d *disk) edges() ([]string, error) {
-	f, err := os.Open(d.path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+func (d *disk) edges(f *os.File) ([]string, error) {
 	for _, e := range []struct {
 		name string
 		off  int64
@@ -198,12 +233,9 @@ func (d *disk) edges() ([]string, error) {
 }
 
 // claim opens a disk for this process alone until it is closed. The error is an ErrInUse if the disk or part of it is
-// mounted or otherwise in use by the kernel, or another process has locked it.
+// mounted or otherwise in use by the kernel, or another process has locked it, and an ErrChanged if its path leads to
+// another disk by now.
 func (d *disk) claim() (*os.File, error) {
-	flags := os.O_RDWR
-	if d.block {
-		flags |= unix.O_EXCL // of a block device: no mount or other exclusive opener has it or part of it
-	}
 	users, err := d.users()
 	if err != nil {
 		return nil, err
@@ -211,29 +243,93 @@ func (d *disk) claim() (*os.File, error) {
 	if len(users) > 0 {
 		return nil, inUse(d.path, users)
 	}
-	f, err := os.OpenFile(d.path, flags, 0)
+	now, f, err := openDisk(d.path, unix.O_RDWR)
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ETXTBSY) {
 		return nil, fmt.Errorf("%s is %w", d.path, ErrInUse)
 	}
 	if err != nil {
 		return nil, err
 	}
+	if f == nil {
+		return nil, fmt.Errorf("%s is %w: it no longer exists", d.path, ErrChanged)
+	}
+	if *now != *d {
+		return nil, joined(fmt.Errorf("%s is %w", d.path, ErrChanged), f.Close())
+	}
 	if err := d.lock(f); err != nil {
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-			err = fmt.Errorf("%s is %w: another process has locked it", d.path, ErrInUse)
-		}
 		return nil, joined(err, f.Close())
 	}
 	return f, nil
 }
 
+// create makes a new image file for this process alone until it is closed. End removes it after a failure, unless
+// something else has its name by then.
+func (d *disk) create() (f *os.File, end func(failed bool) error, err error) {
+	dir, err := os.OpenRoot(filepath.Dir(d.path))
+	if err != nil {
+		return nil, nil, err
+	}
+	name := filepath.Base(d.path)
+	f, err = dir.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%s is %w: it did not exist", d.path, ErrChanged)
+	}
+	if err != nil {
+		return nil, nil, joined(err, dir.Close())
+	}
+	end = func(failed bool) (err error) {
+		if failed {
+			err = removeSame(dir, name, f)
+		}
+		return joined(err, dir.Close())
+	}
+	if err := d.lock(f); err != nil {
+		return nil, nil, errors.Join(err, end(true), f.Close())
+	}
+	return f, end, nil
+}
+
+// removeSame removes the name of an open file, unless it is another file's by now.
+func removeSame(dir *os.Root, name string, f *os.File) error {
+	made, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(made, named) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return dir.Remove(name)
+}
+
+// checkPath makes sure that the path still leads to the claimed disk.
+func (d *disk) checkPath(f *os.File) error {
+	claimed, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(d.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(claimed, now) {
+		return fmt.Errorf("%s is %w: what was claimed is not there any more", d.path, ErrChanged)
+	}
+	return err
+}
+
 // lock takes the lock that others check: an emulator for an image file; udev for a block device, whose partitions it
 // leaves alone while it is locked (https://systemd.io/BLOCK_DEVICE_LOCKING), but which it may be using for a moment.
-func (d *disk) lock(f *os.File) error {
-	if !d.block {
-		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
+func (d *disk) lock(f *os.File) (err error) {
+	if d.block {
+		err = retryFor(patience, unix.EAGAIN, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	} else {
+		err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
 	}
-	return retryFor(patience, unix.EAGAIN, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("%s is %w: another process has locked it", d.path, ErrInUse)
+	}
+	return err
 }
 
 // patience is how long to wait for processes that use a device for a moment.
@@ -256,7 +352,7 @@ func inUse(path string, users []string) error {
 func (d *disk) users() (users []string, err error) {
 	devs := make(map[string]bool) // numbers of the device, its partitions, and loop devices over the file
 	if d.block {
-		devs[devNumber(d.dev)] = true
+		devs[devNumber(d.id.dev)] = true
 		parts, err := filepath.Glob(d.sysfs("*/partition"))
 		if err != nil {
 			return nil, err
@@ -294,11 +390,7 @@ func (d *disk) users() (users []string, err error) {
 		return nil, err
 	}
 	users = append(users, mountedAt(mounts, devs)...)
-	abs, err := filepath.Abs(d.path)
-	if err != nil {
-		return nil, err
-	}
-	users = append(users, swapsOn(string(swaps), devs, abs)...)
+	users = append(users, swapsOn(string(swaps), devs, d.id.inode)...)
 	slices.Sort(users)
 	return users, nil
 }
@@ -316,15 +408,15 @@ func mountedAt(mounts []*mountinfo.Info, devs map[string]bool) (users []string) 
 }
 
 // swapsOn lists a host's swaps on devices, or in a file.
-func swapsOn(swaps string, devs map[string]bool, file string) (users []string) {
+func swapsOn(swaps string, devs map[string]bool, file atfs.Inode) (users []string) {
 	for line := range strings.Lines(swaps) {
 		f := strings.Fields(line)
-		if len(f) == 0 || !strings.HasPrefix(f[0], "/") {
+		var st unix.Stat_t
+		if len(f) == 0 || !strings.HasPrefix(f[0], "/") || unix.Stat(f[0], &st) != nil {
 			continue
 		}
-		var st unix.Stat_t
-		isDev := unix.Stat(f[0], &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && devs[devNumber(st.Rdev)]
-		if isDev || f[0] == file {
+		isDev := st.Mode&unix.S_IFMT == unix.S_IFBLK && devs[devNumber(st.Rdev)]
+		if isDev || atfs.InodeOf(&st) == file {
 			users = append(users, "swap "+f[0])
 		}
 	}
@@ -333,10 +425,6 @@ func swapsOn(swaps string, devs map[string]bool, file string) (users []string) {
 
 // loops returns the loop devices over a file, by number.
 func (d *disk) loops() (map[string]string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(d.path, &st); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: d.path, Err: err}
-	}
 	backed, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return nil, err
@@ -349,7 +437,7 @@ func (d *disk) loops() (map[string]string, error) {
 			continue // gone since, or not readable
 		}
 		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-		if err == nil && info.Device == st.Dev && info.Inode == st.Ino {
+		if err == nil && (atfs.Inode{Dev: info.Device, Ino: info.Inode}) == d.id.inode {
 			var self unix.Stat_t
 			if err := unix.Fstat(int(f.Fd()), &self); err == nil {
 				loops[devNumber(self.Rdev)] = dev

@@ -142,18 +142,18 @@ func (p *Plan) copyESP(ctx context.Context, root *atfs.Dir, esp *loop) error {
 		return err
 	}
 	slices.Sort(names)
-	// The child gets the directory as descriptor 3: no path leads to its mount.
+	// No path leads to the directory's mount.
 	fd, err := unix.FcntlInt(uintptr(dir.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), dir.Path())
 	defer f.Close()
-	args := []string{"-i", esp.path(), "-s", "-Q"}
+	args := []string{"-i", childPath(0), "-s", "-Q"}
 	for _, name := range names {
-		args = append(args, path.Join("/proc/self/fd/3", name))
+		args = append(args, path.Join(childPath(1), name))
 	}
-	_, err = p.tools.run(ctx, "", []*os.File{f}, "mcopy", append(args, "::/")...)
+	_, err = p.tools.run(ctx, "", []*os.File{esp.f, f}, "mcopy", append(args, "::/")...)
 	return err
 }
 

@@ -16,7 +16,7 @@ import (
 // Execute installs an OS as planned. It needs root.
 //
 // The old contents of the disk are gone once Execute has begun to write. Contents that have appeared since the disk was
-// planned are an error before that. After an error, or if the process is killed, the disk has no partition table and
+// planned are an error before that, and so is another disk at its path, an ErrChanged. After an error, or if the process is killed, the disk has no partition table and
 // counts as empty. After an error a new image file is removed, and an existing one has its old size. No mount and no
 // loop device stays in any case. When it returns nil everything is on the disk.
 func (p *Plan) Execute(ctx context.Context, o *OS) error {
@@ -36,17 +36,12 @@ func (p *Plan) execute(ctx context.Context, fill func(ctx context.Context, root 
 	if err := supports(p.root().Filesystem); err != nil {
 		return err
 	}
-	f, undo, err := p.open(ctx)
+	f, end, err := p.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = joined(err, undo())
-		}
-		err = joined(err, f.Close())
-	}()
-	if err := p.checkTable(ctx); err != nil {
+	defer func() { err = joined(joined(err, end(err != nil)), f.Close()) }()
+	if err := p.checkTable(ctx, f); err != nil {
 		return err
 	}
 	if err := p.wipe(f); err != nil {
@@ -79,53 +74,43 @@ func (p *Plan) progress(ctx context.Context, step string) error {
 	return nil
 }
 
-// open claims the disk and prepares it for writing. Undo restores an image file.
-func (p *Plan) open(ctx context.Context) (f *os.File, undo func() error, err error) {
+// open claims the disk and prepares it for writing. End is for its end: after a failure it restores an image file.
+func (p *Plan) open(ctx context.Context) (f *os.File, end func(failed bool) error, err error) {
 	d := p.disk
 	if !d.exists {
-		f, err := os.OpenFile(p.Disk, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := f.Close(); err != nil {
-			return nil, nil, err
+		f, end, err = d.create()
+	} else if f, err = d.claim(); err == nil {
+		end = func(failed bool) error { return d.empty(f, failed) }
+		if !p.opts.Wipe {
+			err = p.stillEmpty(ctx, f)
 		}
 	}
-	remove := func(err error) error {
-		if !d.exists {
-			err = joined(err, os.Remove(p.Disk))
+	if err != nil {
+		if f != nil {
+			err = joined(err, f.Close())
 		}
-		return err
-	}
-	if f, err = d.claim(); err != nil {
-		return nil, nil, remove(err)
-	}
-	undo = func() error {
-		if !d.exists {
-			return os.Remove(p.Disk)
-		}
-		return d.empty(f)
-	}
-	if d.exists && !p.opts.Wipe {
-		found, err := d.contents(ctx, p.tools)
-		if err == nil && len(found) > 0 {
-			err = fmt.Errorf("it is %w any more: %s", ErrNotEmpty, strings.Join(found, ", "))
-		}
-		if err != nil {
-			return nil, nil, joined(err, f.Close())
-		}
+		return nil, nil, err
 	}
 	if !d.block {
 		if err := f.Truncate(p.Size); err != nil {
-			return nil, nil, joined(joined(err, undo()), f.Close())
+			return nil, nil, joined(joined(err, end(true)), f.Close())
 		}
 	}
-	return f, undo, nil
+	return f, end, nil
 }
 
-// empty gives an image file its old size, without contents.
-func (d *disk) empty(f *os.File) error {
-	if d.block {
+// stillEmpty refuses contents that have appeared since the disk was planned for.
+func (p *Plan) stillEmpty(ctx context.Context, f *os.File) error {
+	found, err := p.disk.contents(ctx, p.tools, f)
+	if err == nil && len(found) > 0 {
+		err = fmt.Errorf("it is %w any more: %s", ErrNotEmpty, strings.Join(found, ", "))
+	}
+	return err
+}
+
+// empty gives an image file its old size after a failure, without contents.
+func (d *disk) empty(f *os.File, failed bool) error {
+	if d.block || !failed {
 		return nil
 	}
 	return errors.Join(f.Truncate(0), f.Truncate(d.size))
@@ -143,15 +128,18 @@ func (p *Plan) wipe(f *os.File) error {
 }
 
 // checkTable asks sfdisk whether it would write the table, which happens when everything else is done.
-func (p *Plan) checkTable(ctx context.Context) error {
-	return p.sfdisk(ctx, "--no-act")
+func (p *Plan) checkTable(ctx context.Context, f *os.File) error {
+	return p.sfdisk(ctx, f, "--no-act")
 }
 
 func (p *Plan) writeTable(ctx context.Context, f *os.File) error {
 	if err := p.progress(ctx, "write the partition table"); err != nil {
 		return err
 	}
-	if err := p.sfdisk(ctx); err != nil {
+	if err := p.disk.checkPath(f); err != nil {
+		return err
+	}
+	if err := p.sfdisk(ctx, f); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -160,9 +148,10 @@ func (p *Plan) writeTable(ctx context.Context, f *os.File) error {
 	return p.disk.rereadTable(f)
 }
 
-func (p *Plan) sfdisk(ctx context.Context, options ...string) error {
+func (p *Plan) sfdisk(ctx context.Context, f *os.File, options ...string) error {
 	options = append(options, "--quiet", "--wipe", "never", "--wipe-partitions", "never", "--no-reread", "--no-tell-kernel")
-	_, err := p.tools.run(ctx, sfdiskScript(p.Partitions, p.disk.sector), nil, "sfdisk", append(options, "--", p.Disk)...)
+	script := sfdiskScript(p.Partitions, p.disk.sector)
+	_, err := p.tools.run(ctx, script, []*os.File{f}, "sfdisk", append(options, "--", childPath(0))...)
 	return err
 }
 
@@ -211,7 +200,7 @@ func (p *Plan) makeFilesystem(ctx context.Context, f *os.File, part Partition) (
 	}
 	command, _, err := mkfs(part.Filesystem, part.Label, p.RootUUID)
 	if err == nil {
-		_, err = p.tools.run(ctx, "", nil, command[0], append(command[1:], l.path())...)
+		_, err = p.tools.run(ctx, "", []*os.File{l.f}, command[0], append(command[1:], childPath(0))...)
 	}
 	if err != nil {
 		return nil, joined(err, l.close())

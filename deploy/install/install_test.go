@@ -56,13 +56,23 @@ func mustPlan(tb testing.TB, path string, opts Options) *Plan {
 	return p
 }
 
-// checkClean fails the test if anything holds the image.
-func checkClean(tb testing.TB, path string) {
+// look examines a disk and closes it.
+func look(tb testing.TB, path string) *disk {
 	tb.Helper()
-	d, err := look(path)
+	d, f, err := openDisk(path, unix.O_RDONLY)
+	if err == nil && f != nil {
+		err = f.Close()
+	}
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return d
+}
+
+// checkClean fails the test if anything holds the image.
+func checkClean(tb testing.TB, path string) {
+	tb.Helper()
+	d := look(tb, path)
 	if !d.exists {
 		return
 	}
@@ -541,8 +551,8 @@ func TestInterrupt(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("interrupted at step %d: got %v", at, err)
 		}
-		if d, err := look(image); err != nil || d.size != testDisk {
-			t.Errorf("interrupted at step %d: image of %d bytes, %v", at, d.size, err)
+		if d := look(t, image); d.size != testDisk {
+			t.Errorf("interrupted at step %d: image of %d bytes", at, d.size)
 		}
 		mustPlan(t, image, options()) // takes it for empty
 	}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options are the choices for an installation.
@@ -49,19 +52,18 @@ func NewPlan(ctx context.Context, path string, opts Options) (*Plan, error) {
 	return p, nil
 }
 
-func newPlan(ctx context.Context, path string, opts Options) (*Plan, error) {
+func newPlan(ctx context.Context, path string, opts Options) (p *Plan, err error) {
 	if opts.Filesystem == "" {
 		opts.Filesystem = Filesystems[0]
 	}
 	if opts.ESPSize == 0 {
 		opts.ESPSize = DefaultESPSize
 	}
-	p := &Plan{Disk: path, RootUUID: newUUID(), opts: opts}
+	p = &Plan{Disk: path, RootUUID: newUUID(), opts: opts}
 	var ok bool
 	if p.arch, ok = arches[opts.Arch]; !ok {
 		return nil, fmt.Errorf("architecture %q: no UEFI boot loader is known for it", opts.Arch)
 	}
-	var err error
 	if p.tools, err = p.findTools(); err != nil {
 		return nil, err
 	}
@@ -71,8 +73,12 @@ func newPlan(ctx context.Context, path string, opts Options) (*Plan, error) {
 	if p.loader == "" && !opts.OSLoader {
 		return nil, &MissingToolsError{[]string{"systemd-boot" + p.arch.efi + ".efi"}, []string{"systemd-boot-efi"}}
 	}
-	if p.disk, err = look(path); err != nil {
+	var f *os.File
+	if p.disk, f, err = openDisk(path, unix.O_RDONLY); err != nil {
 		return nil, err
+	}
+	if f != nil {
+		defer func() { err = joined(err, f.Close()) }()
 	}
 	if p.Size, err = p.disk.newSize(opts.Size); err != nil {
 		return nil, err
@@ -87,16 +93,17 @@ func newPlan(ctx context.Context, path string, opts Options) (*Plan, error) {
 	if err := p.checkESPRoom(opts.ESPNeed); err != nil {
 		return nil, err
 	}
-	if p.disk.exists {
-		users, err := p.disk.users()
-		if err != nil {
-			return nil, err
-		}
-		if len(users) > 0 {
-			return nil, inUse(path, users)
-		}
+	if f == nil {
+		return p, nil
 	}
-	if p.Found, err = p.disk.contents(ctx, p.tools); err != nil {
+	users, err := p.disk.users()
+	if err != nil {
+		return nil, err
+	}
+	if len(users) > 0 {
+		return nil, inUse(path, users)
+	}
+	if p.Found, err = p.disk.contents(ctx, p.tools, f); err != nil {
 		return nil, err
 	}
 	if len(p.Found) > 0 && !opts.Wipe {

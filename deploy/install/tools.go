@@ -61,8 +61,12 @@ func lookPath(program string) (string, error) {
 	return path, err
 }
 
-// run runs a program with a text as its standard input, and files as descriptors 3 and up. It returns the output. If
-// the program fails, the error has its messages.
+// childPath returns the path under which a program finds one of the files that it is run with. No other file can take
+// that path.
+func childPath(file int) string { return fmt.Sprintf("/proc/self/fd/%d", 3+file) }
+
+// run runs a program with a text as its standard input, and files for it to open (see childPath). It returns the output.
+// If the program fails, the error has its messages.
 func (t tools) run(ctx context.Context, stdin string, files []*os.File, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, t[program].path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "MTOOLSRC=/dev/null", "MTOOLS_SKIP_CHECK=1")
