@@ -31,6 +31,7 @@ import (
 // ownModes holds the types and modes of all files that the daemon creates for itself below the root.
 var ownModes = map[string]fs.FileMode{
 	".": fs.ModeDir | 0o711, "repo": fs.ModeDir | 0o700, "layers": fs.ModeDir | 0o700, "snapshots": fs.ModeDir | 0o700,
+	"empty":   fs.ModeDir | 0o700,
 	"journal": fs.ModeDir | 0o700, "tmp": fs.ModeDir | 0o700, "metadata.db": 0o600, "lock": 0o600, checkoutFile: 0o600,
 }
 

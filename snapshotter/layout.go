@@ -12,6 +12,7 @@ const (
 	MetadataCopy = MetadataFile + ".copy" // replaces it when it is lost
 	SnapshotsDir = "snapshots"            // directories of active snapshots, by ID
 	MountsDir    = "mounts"               // mount points of active snapshots, by ID; with composefs
+	EmptyDir     = "empty"                // stays empty: a second lower directory for overlays of one layer
 	LostDir      = "lost"                 // directories with content of snapshots whose rows were lost
 )
 
@@ -37,10 +38,10 @@ const (
 )
 
 // Dirs returns the directories that a [Snapshotter] keeps below its root, by name, with the type and mode that it creates
-// them with. Only SnapshotsDir and layer.TmpDir, which it shares with the layer store, always exist.
+// them with. Only SnapshotsDir, EmptyDir and layer.TmpDir, which it shares with the layer store, always exist.
 func Dirs() map[string]uint32 {
 	const mode = unix.S_IFDIR | dirMode
-	return map[string]uint32{SnapshotsDir: mode, MountsDir: mode, LostDir: mode, layer.TmpDir: mode}
+	return map[string]uint32{SnapshotsDir: mode, MountsDir: mode, EmptyDir: mode, LostDir: mode, layer.TmpDir: mode}
 }
 
 // Files returns the files that a [Snapshotter] keeps directly below its root, by name, with their type and mode.

@@ -385,10 +385,15 @@ func TestUserNamespace(t *testing.T) {
 				wantOwner(t, filepath.Join(dir, file), 0, 0)
 			}
 			stop()
-			if _, err := e.View(t.Context(), "view", parent, labels); err != nil {
-				t.Error(err)
+			for key, want := range map[string]map[string]string{img.name(0): lowerFiles, parent: imageFiles} {
+				dir, stop = snaptest.Mount(t, value(e.View(t.Context(), "view of "+key, key, labels))(t))
+				wantFiles(t, files(t, dir), want)
+				for file := range want {
+					wantOwner(t, filepath.Join(dir, file), 100000, 200000)
+				}
+				stop()
 			}
-			for _, key := range []string{"mapped", "view", "plain"} {
+			for _, key := range []string{"mapped", "view of " + img.name(0), "view of " + parent, "plain"} {
 				testenv.Must(t, e.Remove(t.Context(), key))
 			}
 			testenv.Must(t, e.Cleanup(t.Context()))

@@ -96,6 +96,9 @@ func (m *hardlinkMounter) openLower(_ context.Context, _ string, lower, mounts m
 		return nil, errNotOverLower
 	}
 	for dir := range strings.SplitSeq(below, ":") {
+		if dir == m.abs(EmptyDir) {
+			continue
+		}
 		name, err := filepath.Rel(m.path, dir)
 		if err != nil || !strings.HasPrefix(name, layer.LayersDir+"/") {
 			return lowers, fmt.Errorf("lower directory %s is not of the snapshotter: %w", dir, errdefs.ErrNotImplemented)
@@ -111,9 +114,6 @@ func (m *hardlinkMounter) openLower(_ context.Context, _ string, lower, mounts m
 
 // lowerOf returns the lower directories of a mount without an upper directory, in the form of the option lowerdir.
 func lowerOf(m mount.Mount) string {
-	if m.Type == "bind" {
-		return m.Source
-	}
 	if mountOption(m, "upperdir=") != "" {
 		return ""
 	}

@@ -86,6 +86,9 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 			return nil, err
 		}
 	}
+	if err := s.root.MkdirAll(EmptyDir, dirMode); err != nil {
+		return nil, err
+	}
 	if err := s.openMounter(); err != nil {
 		return nil, err
 	}
@@ -282,6 +285,7 @@ func (s *Snapshotter) mount(ctx context.Context, r mountRequest) (_ []mount.Moun
 	r.stack = stack{
 		upper:    filepath.Join(s.path, SnapshotsDir, r.id, upperDir),
 		work:     filepath.Join(s.path, SnapshotsDir, r.id, workDir),
+		empty:    filepath.Join(s.path, EmptyDir),
 		readOnly: r.kind == snapshots.KindView || r.dir.staged,
 		unpack:   isUnpackKey(r.key),
 		options:  s.opts.overlay,

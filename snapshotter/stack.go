@@ -13,6 +13,7 @@ import (
 type stack struct {
 	upper, work string   // directories of the snapshot itself
 	lowers      []string // directories below it, topmost first
+	empty       string   // a directory without entries, for overlays of only one
 	readOnly    bool     // a view, or an active snapshot that is staged
 	unpack      bool     // containerd applies an image layer to it
 	options     []string // for every overlay mount
@@ -22,11 +23,15 @@ type stack struct {
 // mount returns the mounts of the stack: always exactly one, which mount(8) understands.
 func (s stack) mount() []mount.Mount {
 	s.lowers = topmost(s.lowers)
+	if len(s.lowers) == 1 {
+		// An overlay without an upper directory needs two. A bind mount of the one would be writable once somebody
+		// remounts it, and its files are those of all images. Snapshots with an upper directory get both too: clients
+		// find out what an upper directory changes by comparing lower directories.
+		s.lowers = append(s.lowers, s.empty)
+	}
 	switch {
 	case s.readOnly && len(s.lowers) == 0:
 		return bind(s.upper, "ro", s.mapped...)
-	case s.readOnly && len(s.lowers) == 1:
-		return bind(s.lowers[0], "ro", s.mapped...)
 	case s.readOnly:
 		return s.overlay(s.lower())
 	case len(s.lowers) > 0:

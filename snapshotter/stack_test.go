@@ -35,12 +35,12 @@ func TestMounts(t *testing.T) {
 		{
 			name:  "unpacking on a parent",
 			stack: stack{unpack: true, lowers: []string{"/l1"}},
-			want:  overlay("workdir=/w", "upperdir=/u", "lowerdir=/l1", "index=off"),
+			want:  overlay("workdir=/w", "upperdir=/u", "lowerdir=/l1:/empty", "index=off"),
 		},
 		{
 			name:  "active on one layer",
 			stack: stack{lowers: []string{"/l1"}},
-			want:  overlay("workdir=/w", "upperdir=/u", "lowerdir=/l1", "index=off"),
+			want:  overlay("workdir=/w", "upperdir=/u", "lowerdir=/l1:/empty", "index=off"),
 		},
 		{
 			name:  "active on several layers",
@@ -55,7 +55,7 @@ func TestMounts(t *testing.T) {
 		{
 			name:  "view of a layer twice",
 			stack: stack{readOnly: true, lowers: []string{"/l1", "/l1"}},
-			want:  []mount.Mount{{Type: "bind", Source: "/l1", Options: []string{"ro", "rbind"}}},
+			want:  overlay("lowerdir=/l1:/empty", "index=off"),
 			ro:    true,
 		},
 		{
@@ -67,7 +67,7 @@ func TestMounts(t *testing.T) {
 		{
 			name:  "view or staged on one layer",
 			stack: stack{readOnly: true, unpack: true, lowers: []string{"/l1"}},
-			want:  []mount.Mount{{Type: "bind", Source: "/l1", Options: []string{"ro", "rbind"}}},
+			want:  overlay("lowerdir=/l1:/empty", "index=off"),
 			ro:    true,
 		},
 		{
@@ -78,7 +78,7 @@ func TestMounts(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			c.stack.upper, c.stack.work, c.stack.options = "/u", "/w", []string{"index=off"}
+			c.stack.upper, c.stack.work, c.stack.empty, c.stack.options = "/u", "/w", "/empty", []string{"index=off"}
 			got := c.stack.mount()
 			if diff := testenv.Diff(c.want, got); diff != "" {
 				t.Errorf("mounts (-want +got):\n%s", diff)
