@@ -17,6 +17,7 @@ import (
 // cli is one run of the program: its streams, and the flags common to its commands. Other flags are in a struct of each
 // command.
 type cli struct {
+	stdin          io.Reader // nil for that of the process
 	stdout, stderr io.Writer
 	json           bool // --json of the commands that print a report
 

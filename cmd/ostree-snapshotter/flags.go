@@ -2,7 +2,10 @@ package main
 
 import (
 	"cmp"
+	"fmt"
+	"io"
 	"os"
+	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/spf13/cobra"
@@ -55,8 +58,11 @@ func (f *imageFlags) addImage(cmd *cobra.Command) {
 // pullFlags are the flags of "ctr images pull" for access to a registry.
 type pullFlags struct {
 	containerd.Registry
-	snapshotter string
+	snapshotter   string
+	passwordStdin bool
 }
+
+// addPull adds the flags. It takes the command's PreRunE, which reads the password.
 
 func (f *pullFlags) addPull(cmd *cobra.Command) {
 	fl := cmd.Flags()
@@ -64,5 +70,34 @@ func (f *pullFlags) addPull(cmd *cobra.Command) {
 	fl.StringVar(&f.HostsDir, "hosts-dir", "",
 		"`DIR` that describes registries, instead of containerd's own; to compare digests alone, "+containerd.DefaultHostsDir)
 	fl.BoolVar(&f.PlainHTTP, "plain-http", false, "ask the registry without TLS")
-	fl.StringVarP(&f.User, "user", "u", "", "`USER:PASSWORD` for the registry")
+	fl.StringVarP(&f.User, "user", "u", "", "`USER[:PASSWORD]` for the registry; every user of the host can see the password in the list of processes")
+	fl.BoolVar(&f.passwordStdin, "password-stdin", false, "read the password of --user from standard input")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return f.readPassword(cmd.InOrStdin()) }
+}
+
+// maxPassword is the size of the largest password that is read. Tokens of registries have a few KiB.
+const maxPassword = 64 << 10
+
+// readPassword completes USER by the password that r consists of, with --password-stdin. One line end after it is none
+// of its own.
+func (f *pullFlags) readPassword(r io.Reader) error {
+	if !f.passwordStdin {
+		return nil
+	}
+	if f.User == "" || strings.Contains(f.User, ":") {
+		return usagef("--password-stdin needs --user USER, without a password")
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxPassword+1))
+	if err != nil {
+		return fmt.Errorf("read the password: %w", err)
+	}
+	password := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
+	switch {
+	case password == "":
+		return usagef("standard input has no password")
+	case len(b) > maxPassword:
+		return usagef("standard input has more than %d bytes, which is no password", maxPassword)
+	}
+	f.User += ":" + password
+	return nil
 }

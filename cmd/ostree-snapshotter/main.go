@@ -46,6 +46,7 @@ func (c *cli) execute(ctx context.Context, args []string) int {
 	c.stdout = outputWriter{c.stdout}
 	root := c.rootCommand()
 	root.SetArgs(args)
+	root.SetIn(c.stdin)
 	root.SetOut(c.stdout)
 	root.SetErr(c.stderr)
 	err := root.ExecuteContext(ctx)
