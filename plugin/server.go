@@ -42,6 +42,7 @@ const drainTimeout = 10 * time.Second
 // A Server is the daemon: a snapshotter and a differ over one store.
 type Server struct {
 	config      *Config
+	version     string
 	store       *Store
 	containerd  *containerd.Client
 	snapshotter *snapshotter.Snapshotter
@@ -49,9 +50,15 @@ type Server struct {
 	close       func() error
 }
 
+// An Option changes a Server.
+type Option func(*Server)
+
+// WithVersion makes the server tell its clients which version of the program it is; see [ProbeDaemon].
+func WithVersion(version string) Option { return func(s *Server) { s.version = version } }
+
 // Assemble prepares the process (umask, limit of open files) and opens everything except the socket. Its errors are one
 // line and tell what to do. The caller closes the server.
-func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
+func Assemble(ctx context.Context, c *Config, options ...Option) (_ *Server, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -61,6 +68,9 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	unix.Umask(0)
 	raiseFileLimit(ctx)
 	s := &Server{config: c}
+	for _, o := range options {
+		o(s)
+	}
 	s.close = sync.OnceValue(s.closeAll)
 	defer func() {
 		if err != nil {
@@ -104,7 +114,7 @@ func Assemble(ctx context.Context, c *Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.grpc = newGRPC(identity)
+	s.grpc = newGRPC(identity, s.version)
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(s.snapshotter))
 	diffapi.RegisterDiffServer(s.grpc, diffservice.FromApplierAndComparer(d, d))
 	return s, nil
@@ -202,9 +212,9 @@ func (s *Server) closeAll() error {
 
 // newGRPC returns a server with containerd's message limits. A panic ends one call, not the daemon. Errors get the
 // codes of errdefs: containerd's services see to that themselves, except for List. Every response carries the identity
-// of the store, for commands that must know whose snapshots they list.
-func newGRPC(identity string) *grpc.Server {
-	header := metadata.Pairs(inspect.StoreHeader, identity)
+// of the store, for commands that must know whose snapshots they list, and the version of the daemon.
+func newGRPC(identity, version string) *grpc.Server {
+	header := metadata.Pairs(inspect.StoreHeader, identity, inspect.VersionHeader, version)
 	return grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),

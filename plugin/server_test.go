@@ -28,9 +28,9 @@ import (
 )
 
 // start runs a daemon until the test ends or stop is called. stop returns the result of Serve.
-func start(t *testing.T, c *Config) (conn *grpc.ClientConn, stop func() error) {
+func start(t *testing.T, c *Config, options ...Option) (conn *grpc.ClientConn, stop func() error) {
 	t.Helper()
-	s, err := Assemble(t.Context(), c)
+	s, err := Assemble(t.Context(), c, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestPanicEndsTheCall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newGRPC("store")
+	server := newGRPC("store", "")
 	snapshotsapi.RegisterSnapshotsServer(server, panicking{})
 	go func() { _ = server.Serve(l) }()
 	defer server.Stop()

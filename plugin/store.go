@@ -312,12 +312,7 @@ func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
 	exclusive := unix.Flock_t{Type: unix.F_WRLCK}
 	err = unix.FcntlFlock(uintptr(f.FD()), unix.F_OFD_SETLK, &exclusive)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		text, rerr := root.ReadFile(lockFile, 64)
-		pid := strings.TrimSpace(string(text))
-		if _, err := strconv.ParseUint(pid, 10, 32); rerr != nil || err != nil { // damaged by a power failure
-			pid = "unknown"
-		}
-		return nil, fmt.Errorf("root %s is in use by process %s", root.Path(), pid)
+		return nil, fmt.Errorf("root %s is in use by process %s", root.Path(), lockOwner(root))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock root: %w", err)
@@ -328,6 +323,36 @@ func lockRoot(root *atfs.Dir) (_ *atfs.File, err error) {
 		return nil, fmt.Errorf("lock root: %w", err)
 	}
 	return f, nil
+}
+
+// lockOwner returns the ID in the lock file, of the process that locked the root last, or "unknown".
+func lockOwner(root *atfs.Dir) string {
+	text, err := root.ReadFile(lockFile, 64)
+	pid := strings.TrimSpace(string(text))
+	if _, perr := strconv.ParseUint(pid, 10, 32); err != nil || perr != nil { // damaged by a power failure
+		return "unknown"
+	}
+	return pid
+}
+
+// rootHolder returns the ID of the process that has the root locked, "" if none has. It takes no lock, which a starting
+// daemon might meet.
+func rootHolder(root *atfs.Dir) (_ string, err error) {
+	f, err := root.OpenFile(lockFile, unix.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	} else if err != nil {
+		return "", fmt.Errorf("look at the lock of the root: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(uintptr(f.FD()), unix.F_OFD_GETLK, &lock); err != nil {
+		return "", fmt.Errorf("look at the lock of the root: %w", err)
+	}
+	if lock.Type == unix.F_UNLCK {
+		return "", nil
+	}
+	return lockOwner(root), nil
 }
 
 // openRepos opens the repository at a path, which it creates if create is set, and those of dedup_repos. From then on

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,26 +98,29 @@ func (f *containerdFlags) version(ctx context.Context, cfg *plugin.Config) (cont
 
 func (c *cli) configCheckCommand() *cobra.Command {
 	var f containerdFlags
+	var daemon daemonFlags
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check the configuration, the host and containerd",
-		Long: `Check the configuration file, whether the kernel and the root's file system have all that "serve" needs, and whether the
-running containerd is configured for this snapshotter. Nothing is changed.
+		Short: "Check the configuration, the host, the daemon and containerd",
+		Long: `Check the configuration file, whether the kernel and the root's file system have all that "serve" needs, whether the daemon
+runs on this root and answers, and whether the running containerd is configured for this snapshotter. Nothing is changed.
 
 A check is skipped, without failing, if the file or program to check does not exist yet.` + exitHelp(),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.configCheck(cmd.Context(), &f) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.configCheck(cmd.Context(), &f, &daemon) },
 	}
 	c.jsonFlag(cmd)
 	f.addContainerd(cmd)
+	daemon.addDaemon(cmd)
 	return cmd
 }
 
-func (c *cli) configCheck(ctx context.Context, f *containerdFlags) error {
+func (c *cli) configCheck(ctx context.Context, f *containerdFlags, daemon *daemonFlags) error {
 	cfg, err := c.loadConfig()
 	if err != nil {
 		return err
 	}
+	cfg.Address = cmp.Or(daemon.daemon, cfg.Address)
 	list := findings(ctx, cfg, f.socket(cfg))
 	if c.json {
 		err = c.writeJSON(checkReport{list})

@@ -105,7 +105,7 @@ func serve(ctx context.Context, cfg *plugin.Config) (err error) {
 		return err
 	}
 	// Open files outlive ctx, so that running calls can finish.
-	s, err := plugin.Assemble(context.WithoutCancel(ctx), cfg)
+	s, err := plugin.Assemble(context.WithoutCancel(ctx), cfg, plugin.WithVersion(buildVersion().String()))
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}

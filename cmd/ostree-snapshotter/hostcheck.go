@@ -33,7 +33,7 @@ const (
 func findings(ctx context.Context, cfg *plugin.Config, socket string) []finding {
 	daemon := &containerdCheck{ctx: ctx, address: socket}
 	defer daemon.close()
-	checks := plugin.Probe(cfg)
+	checks := append(plugin.Probe(cfg), plugin.ProbeDaemon(ctx, cfg))
 	for _, check := range []struct {
 		name string
 		run  func() (detail string, err error)

@@ -29,6 +29,9 @@ const snapshotterName = "ostree"
 // StoreHeader is the gRPC header with which the daemon sends the [Identity] of its store with every response.
 const StoreHeader = "ostree-snapshotter-store"
 
+// VersionHeader is the gRPC header with the version of the daemon.
+const VersionHeader = "ostree-snapshotter-version"
+
 // Identity returns a text that distinguishes the store below root from every other store of the running kernel.
 func Identity(root *atfs.Dir) (string, error) {
 	st, err := root.Lstat(".")
@@ -66,51 +69,67 @@ func (s *Store) Cleanup(ctx context.Context) error {
 // askDaemon calls f with the snapshotter of the daemon, which must have this store open: the snapshots of another store
 // tell nothing about which of our layers are in use.
 func (s *Store) askDaemon(ctx context.Context, f func(snapshots.Snapshotter) error) error {
-	err := s.dialDaemon(ctx, f)
+	err := dialDaemon(ctx, s.Daemon, s.Root, func(client snapshotsapi.SnapshotsClient, _ metadata.MD) error {
+		return f(proxy.NewSnapshotter(client, snapshotterName))
+	})
 	if err != nil {
 		return &LockedError{filepath.Join(s.Root.Path(), snapshotter.MetadataFile), s.Daemon, err}
 	}
 	return nil
 }
 
-func (s *Store) dialDaemon(ctx context.Context, f func(snapshots.Snapshotter) error) (err error) {
+// DaemonVersion returns the version of the daemon at a socket, "" if it is too old to send one. The daemon must have the
+// store below root open. errdefs.IsUnavailable reports that nothing listens there.
+func DaemonVersion(ctx context.Context, address string, root *atfs.Dir) (version string, err error) {
+	err = dialDaemon(ctx, address, root, func(_ snapshotsapi.SnapshotsClient, header metadata.MD) error {
+		version = strings.Join(header.Get(VersionHeader), "")
+		return nil
+	})
+	return version, err
+}
+
+// dialDaemon calls f with a client of the daemon at a socket, which must have the store below root open, and with the
+// header of its responses.
+func dialDaemon(
+	ctx context.Context, address string, root *atfs.Dir, f func(snapshotsapi.SnapshotsClient, metadata.MD) error,
+) (err error) {
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(s.Daemon, "unix://"))
+		return new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
 	}
 	conn, err := grpc.NewClient("passthrough:///daemon", // the dialer knows the path, which would need quoting here
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dial),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", s.Daemon, err)
+		return fmt.Errorf("connect to %s: %w", address, err)
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	client := snapshotsapi.NewSnapshotsClient(conn)
-	if err := s.identify(ctx, client); err != nil {
+	header, err := identify(ctx, client, root)
+	if err != nil {
 		return err
 	}
-	return f(proxy.NewSnapshotter(client, snapshotterName))
+	return f(client, header)
 }
 
 // maxMessage is the size of the largest message that containerd's services send.
 const maxMessage = 16 << 20
 
-// identify returns an error unless the daemon has this store open.
-func (s *Store) identify(ctx context.Context, client snapshotsapi.SnapshotsClient) error {
-	want, err := Identity(s.Root)
+// identify returns the header of the daemon's responses, or an error unless it has the store below root open.
+func identify(ctx context.Context, client snapshotsapi.SnapshotsClient, root *atfs.Dir) (header metadata.MD, err error) {
+	want, err := Identity(root)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// Any call that does nothing will do: every response has the header. No snapshot is called "".
-	var header metadata.MD
 	_, err = client.Stat(ctx, &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotterName}, grpc.Header(&header))
 	switch got := header.Get(StoreHeader); {
 	case len(got) == 1 && got[0] == want:
-		return nil
+		return header, nil
 	case len(got) > 0:
-		return errors.New("it has another store open")
+		return nil, errors.New("it has another store open")
 	case status.Code(err) == codes.Unavailable, ctx.Err() != nil:
-		return errgrpc.ToNative(err)
+		return nil, errgrpc.ToNative(err)
 	}
-	return errors.New("it does not tell which store it has open: it is older than this program, or another snapshotter")
+	return nil, errors.New("it does not tell which store it has open: it is older than this program, or another snapshotter")
 }
