@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -46,40 +45,47 @@ func (c *cli) configDefaultCommand() *cobra.Command {
 
 func (c *cli) configContainerdCommand() *cobra.Command {
 	var f containerdFlags
-	var version int
+	var version string
 	cmd := &cobra.Command{
 		Use:   "containerd",
 		Short: "Print the configuration that containerd needs",
 		Long: `Print the configuration that containerd needs to use this snapshotter and differ, with the socket and root of this
 program's configuration.
 
-The format is that of --version, else that of the running containerd: 2 for containerd 1.7, 3 for 2.0 to 2.2, 4 for 2.3
-and later. Without either it is 3, which later releases read too.` + exitHelp(),
+It fits the containerd of --version, else the running one. --version takes a release, such as 2.2, or the version of the
+configuration format: 2 for containerd 1.7, 3 for 2.0 and later, 4 for 2.3 and later. Without either, the format is 3.
+containerd 1.6 and earlier cannot use this program.` + exitHelp(),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.containerdConfig(cmd.Context(), &f, version) },
 	}
-	cmd.Flags().IntVar(&version, "version", 0, "`FORMAT` version: 2, 3 or 4")
+	cmd.Flags().StringVar(&version, "version", "", "`VERSION` of containerd, or of its configuration format: 2, 3 or 4")
 	completeValues(cmd, "version", "2", "3", "4")
 	f.addContainerd(cmd)
 	return cmd
 }
 
-func (c *cli) containerdConfig(ctx context.Context, f *containerdFlags, version int) error {
-	if version != 0 && !slices.Contains([]int{2, 3, 4}, version) {
-		return withHint(usagef("no containerd has configuration version %d", version), "use 2, 3 or 4")
+func (c *cli) containerdConfig(ctx context.Context, f *containerdFlags, version string) error {
+	var release containerd.Version
+	var err error
+	if version != "" {
+		if release, err = containerd.ParseConfigVersion(version); err != nil {
+			return withHint(usagef("%v", err), "use a release of containerd such as 2.2, or 2, 3 or 4")
+		}
 	}
 	cfg, err := c.loadConfig()
 	if err != nil {
 		return err
 	}
-	if version == 0 {
-		running, err := f.version(ctx, cfg)
-		if version = running.ConfigFormat(); err != nil {
-			version = 3
+	if version == "" {
+		if release, err = f.version(ctx, cfg); err != nil {
+			release = containerd.Version{Major: 2}
 			c.note("version 3 is assumed: %v", err)
 		}
 	}
-	_, err = fmt.Fprint(c.stdout, containerd.Config{Format: version, Address: cfg.Address, Root: cfg.Root})
+	if err := release.Supported(); err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(c.stdout, containerd.Config{Version: release, Address: cfg.Address, Root: cfg.Root})
 	return err
 }
 

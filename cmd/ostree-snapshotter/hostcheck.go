@@ -88,6 +88,11 @@ func (k *containerdCheck) connect() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if v, err := containerd.ParseVersion(release); err == nil { // an own build may have any version
+		if err := v.Supported(); err != nil {
+			return "", err
+		}
+	}
 	k.up = true
 	return release + " at " + k.address, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,6 +111,18 @@ func TestCommandsWithContainerd(t *testing.T) {
 	t.Run("config containerd", func(t *testing.T) {
 		if text := output(t, 0, "config", "containerd", "-a", c.Address); !strings.Contains(text, "\nversion = 4\n") {
 			t.Errorf("configuration for containerd 2.4.2 is not of version 4:\n%s", text)
+		}
+		old := newContainerd(t)
+		old.Version = "1.6.20~ds1"
+		if text := output(t, exitFailed, "config", "containerd", "-a", old.Address); text != "" {
+			t.Errorf("containerd 1.6 gets a configuration with which it does not start:\n%s", text)
+		}
+		var report checkReport
+		decode(t, output(t, exitFailed, "config", "check", "--root", root, "-a", old.Address, "--json"), &report)
+		list := report.Checks
+		i := slices.IndexFunc(list, func(f finding) bool { return f.Check == "containerd" })
+		if i < 0 || list[i].Result != resultFailed || !strings.Contains(list[i].Detail, "1.7 or later is needed") {
+			t.Errorf("config check finds %+v, want that 1.7 is needed", list)
 		}
 	})
 	t.Run("config check", func(t *testing.T) {

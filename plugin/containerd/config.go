@@ -19,15 +19,17 @@ type Proxies struct {
 	ID      string // of the snapshotter; SnapshotterID if it is ""
 	Address string // the daemon's socket
 	Root    string // of the store
-	Old     bool   // leave out capabilities, which containerd 1.7 does not have
+	Version Version
 }
 
 var proxyTemplate = template.Must(template.New("proxies").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(
 	`[proxy_plugins.{{.ID}}]
   type = "snapshot"
   address = {{quote .Address}}
-{{- if not .Old}}
+{{- if .Version.UnpacksInParallel}}
   capabilities = ["rebase", "remap-ids"] # layers are unpacked in parallel; user namespaces need no chown
+{{- else}}
+  capabilities = ["remap-ids"] # user namespaces need no chown
 {{- end}}
   [proxy_plugins.{{.ID}}.exports]
     root = {{quote .Root}} # whose disk usage the kubelet looks at
@@ -35,6 +37,9 @@ var proxyTemplate = template.Must(template.New("proxies").Funcs(template.FuncMap
 [proxy_plugins.ostree-diff]
   type = "diff"
   address = {{quote .Address}}
+{{- if not .Version.UnpacksInParallel}}
+  capabilities = ["remap-ids"] # of no use here, but some releases give a plugin those of another one
+{{- end}}
 `))
 
 func (p Proxies) String() string {
@@ -46,16 +51,24 @@ func (p Proxies) String() string {
 
 // Config is the configuration that containerd needs for our daemon.
 type Config struct {
-	Format        int    // version of containerd's configuration format, 2 to 4
-	Address, Root string // of the daemon
+	Version       Version // of containerd, one that is [Version.Supported]
+	Address, Root string  // of the daemon
 }
 
 // Every key is documented by containerd. A list in a drop-in file replaces the list of the main file, so the entries
 // for the built-in snapshotter are repeated.
 var configTemplate = template.Must(template.New("config").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(
-	`# Configuration for containerd {{if eq .Format 2}}1.7{{else if eq .Format 3}}2.0 to 2.2{{else}}2.3 and later{{end}}, to be merged into /etc/containerd/config.toml
-{{- if gt .Format 2}}, or saved beside
-# it as a file that its "imports" names{{end}}. Lists here replace the lists there. Restart containerd afterwards.
+	`# Configuration for containerd {{.For}}.
+{{- if eq .Format 2}}
+# Merge it into /etc/containerd/config.toml itself. In another file, that "imports" names, a section below would replace
+# the whole section of the same plugin there. Lists here replace the lists there. Restart containerd afterwards.
+{{- else}}
+# Save it as a file that "imports" in /etc/containerd/config.toml names; or merge it into that file, without the line
+# "version":{{if eq .Format 4}} in a file of version 4 containerd ignores [grpc] and other sections of earlier versions.
+{{- else}} the names of other sections depend on it.
+{{- end}}
+# Lists here replace the lists there. Restart containerd afterwards.
+{{- end}}
 version = {{.Format}}
 
 {{.Proxies}}
@@ -65,7 +78,7 @@ version = {{.Format}}
 
 # Unpacking by containerd: ctr pull, nerdctl pull, Kubernetes.
 [plugins."io.containerd.transfer.v1.local"]
-{{- if gt .Format 2}}
+{{- if .Parallel}}
   max_concurrent_unpacks = 3
 {{- end}}
   [[plugins."io.containerd.transfer.v1.local".unpack_config]]
@@ -99,12 +112,23 @@ version = {{.Format}}
 
 // String returns the configuration as TOML, with comments.
 func (c Config) String() string {
+	format := c.Version.ConfigFormat()
 	platform := "linux"
-	if c.Format < 4 { // before containerd 2.3, which has format 4, a platform has to match completely
+	if format < 4 { // before containerd 2.3, which has format 4, a platform has to match completely
 		platform = platforms.Format(platforms.DefaultSpec())
 	}
+	releases := "2.3 and later"
+	switch {
+	case format == 2:
+		releases = "1.7"
+	case !c.Version.UnpacksInParallel():
+		releases = "2.0 and 2.1; later releases read it too, but unpack no layers in parallel"
+	case format == 3:
+		releases = "2.2"
+	}
 	return execute(configTemplate, map[string]any{
-		"Format": c.Format, "Platform": platform, "Proxies": Proxies{Address: c.Address, Root: c.Root, Old: c.Format < 3},
+		"For": releases, "Format": format, "Parallel": c.Version.UnpacksInParallel(), "Platform": platform,
+		"Proxies": Proxies{Address: c.Address, Root: c.Root, Version: c.Version},
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 )
 
 // A Version is the part of a containerd version that features depend on.
@@ -23,9 +24,37 @@ func ParseVersion(text string) (Version, error) {
 	return v, nil
 }
 
+// oldest are the oldest versions that have a configuration format as their newest.
+var oldest = map[string]Version{"2": {1, 7}, "3": {2, 0}, "4": {2, 3}}
+
+// ParseConfigVersion reads what a configuration is for: a version of containerd or, without a point, of the
+// configuration format. Of a format it returns the oldest version of containerd that can read it.
+func ParseConfigVersion(text string) (Version, error) {
+	if v, ok := oldest[text]; ok {
+		return v, nil
+	}
+	if !strings.Contains(text, ".") {
+		return Version{}, fmt.Errorf("no containerd has configuration version %s", text)
+	}
+	return ParseVersion(text)
+}
+
 // StagesMounts reports whether containerd accepts read-only mounts for a layer that exists already, and does not fetch
 // it.
 func (v Version) StagesMounts() bool { return v.atLeast(2, 4) }
+
+// Supported returns an error for a containerd that cannot load our proxy plugins at all.
+func (v Version) Supported() error {
+	if v.atLeast(1, 7) {
+		return nil
+	}
+	return fmt.Errorf("containerd %d.%d has no proxy plugins of type \"diff\" and does not start with one configured: 1.7 or later is needed",
+		v.Major, v.Minor)
+}
+
+// UnpacksInParallel reports whether containerd can unpack the layers of an image at the same time, and has the key
+// max_concurrent_unpacks for that.
+func (v Version) UnpacksInParallel() bool { return v.atLeast(2, 2) }
 
 // ConfigFormat returns the newest version of the configuration format that containerd supports.
 func (v Version) ConfigFormat() int {

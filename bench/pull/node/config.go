@@ -70,7 +70,9 @@ func (p *private) configure() error {
 	var b bytes.Buffer
 	err := config.Execute(&b, map[string]any{
 		"Dir": p.dir, "Store": p.store(), "Snapshotter": p.snapshotter, "Differ": differ, "Others": others,
-		"Ours": isOurs(p.snapshotter), "Proxies": containerd.Proxies{ID: p.snapshotter, Address: p.path("o.sock"), Root: p.store() + "/ostree"},
+		"Ours": isOurs(p.snapshotter), "Proxies": containerd.Proxies{
+			ID: p.snapshotter, Address: p.path("o.sock"), Root: p.store() + "/ostree", Version: containerd.Version{Major: 2, Minor: 2},
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("configure containerd: %w", err)
