@@ -17,7 +17,7 @@ FUZZTIME ?= 20s
 BENCH ?= .
 
 .DEFAULT_GOAL := build
-.PHONY: build test test-default test-modes slowest race lint fmt fuzz bench gobench bench-compare integration demo clean help setup
+.PHONY: build test test-default test-modes slowest race lint fmt fuzz bench gobench bench-compare integration test-containerd demo clean help setup
 
 build: ## the static binary, bin/ostree-snapshotter
 	CGO_ENABLED=0 $(GO) build -o bin/ostree-snapshotter ./cmd/ostree-snapshotter
@@ -76,6 +76,10 @@ integration: setup ## only the tests with a real containerd
 	$(GO) test -count=1 -timeout 40m ./integration/...
 	$(GO) -C integration/script test -count=1 -timeout 5m ./...
 	$(GO) -C integration/browser test -count=1 -timeout 5m ./...
+
+test-containerd: build setup ## the tests of another containerd: VERSION=2.1.9
+	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter OSTREE_SNAPSHOTTER_TEST_CONTAINERD=$(VERSION) \
+	  $(GO) test -count=1 -v -timeout 10m -run '^TestRelease' ./integration
 
 demo: build ## pull two versions of an image with a private containerd and show the shared files
 	$(GO) run ./integration/demo

@@ -68,33 +68,33 @@ func TestUserNamespace(t *testing.T) {
 	e := start(t, nil)
 	full := e.pull(defaultNS, "layers:1")
 	before := e.committed(defaultNS)
-	remapped := func(flags ...string) {
-		t.Helper()
-		args := append([]string{
-			"run", "--rm", "--snapshotter", e.Snapshotter,
-			"--fifo-dir", filepath.Join(e.Dir, "fifo"), "--runc-root", filepath.Join(e.Dir, "runc"),
-			"--cgroup", e.CgroupParent() + "/" + containerID(),
-			"--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536",
-		}, flags...)
-		out, err := e.Ctr(t.Context(), defaultNS, append(args, full, containerID(), "/bin/sh", "-c",
-			"id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept; echo > /data/new; chmod 600 /data/kept; stat -c '%u %g' /data/new /data/kept")...)
-		e.must(err)
-		got := strings.Fields(out)
-		want := "0 0 0 1000 1001 0 100000 65536 content of data/kept 0 0 0 0"
-		if strings.Join(got, " ") != want {
-			t.Errorf("%s: the container printed %q, want %q", flags, got, want)
-		}
-	}
-	remapped("--remap-labels")
-	remapped("--remap-labels")
+	e.remapped(defaultNS, full, "--remap-labels")
+	e.remapped(defaultNS, full, "--remap-labels")
 	if after := e.committed(defaultNS); after != before {
 		t.Errorf("%d snapshots are committed, want %d as before: the image was copied", after, before)
 	}
 	// Without the labels, containerd's client copies the image with other owners once.
-	remapped()
-	remapped()
+	e.remapped(defaultNS, full)
+	e.remapped(defaultNS, full)
 	e.compare("layers:1", e.view(defaultNS, full))
 	e.ctr(defaultNS, "images", "rm", "--sync", full)
+}
+
+// remapped runs a container of layers:1 with a mapped root user.
+func (e *env) remapped(namespace, full string, flags ...string) {
+	e.t.Helper()
+	args := append([]string{
+		"run", "--rm", "--snapshotter", e.Snapshotter,
+		"--fifo-dir", filepath.Join(e.Dir, "fifo"), "--runc-root", filepath.Join(e.Dir, "runc"),
+		"--cgroup", e.CgroupParent() + "/" + containerID(),
+		"--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536",
+	}, flags...)
+	out := e.ctr(namespace, append(args, full, containerID(), "/bin/sh", "-c",
+		"id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept; echo > /data/new; chmod 600 /data/kept; stat -c '%u %g' /data/new /data/kept")...)
+	want := "0 0 0 1000 1001 0 100000 65536 content of data/kept 0 0 0 0"
+	if got := strings.Join(strings.Fields(out), " "); got != want {
+		e.t.Errorf("%s: the container printed %q, want %q", flags, got, want)
+	}
 }
 
 // committed counts the committed snapshots of a namespace.

@@ -45,10 +45,14 @@ var steps = []step{
 	{"packages", false, testhost.InstallPackages},
 	{"gcc", true, testhost.InstallCompiler},
 	{"tools", false, func(ctx context.Context, log io.Writer) error {
-		if _, err := testhost.BuildTools(ctx, log); err != nil {
+		tools, err := testhost.BuildTools(ctx, log)
+		if err != nil {
 			return err
 		}
-		_, err := testhost.Goerofs(ctx, log)
+		if _, err := tools.WithContainerd(ctx, log, testhost.OldContainerd); err != nil {
+			return err
+		}
+		_, err = testhost.Goerofs(ctx, log)
 		return err
 	}},
 	{"ostree", false, func(ctx context.Context, log io.Writer) error {

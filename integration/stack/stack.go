@@ -43,7 +43,8 @@ type Options struct {
 	Config string
 	// Root is the daemon's root. The default is a directory of the stack, which Stop removes.
 	Root string
-	// ParallelUnpacks is containerd's max_concurrent_unpacks; 0 means 1: layer after layer.
+	// ParallelUnpacks is containerd's max_concurrent_unpacks; 0 means 1: layer after layer. If Tools names a release of
+	// containerd, it is configured by what "config containerd" prints for it instead, and CRI is off.
 	ParallelUnpacks int
 	// Registry is the address of the registry that holds the images, for containerd's configuration.
 	Registry string
@@ -65,11 +66,19 @@ type Stack struct {
 	client     *containerd.Client
 }
 
-var containerdConfig = template.Must(template.New("config.toml").Parse(`version = 3
-root = "{{.Dir}}/containerd"
+// newest is the containerd of integration/tools/containerd.
+var newest = ours.Version{Major: 2, Minor: 4}
+
+var containerdConfig = template.Must(template.New("config.toml").Parse(`version = {{.Format}}
+{{with .Import}}imports = ["{{.}}"]
+{{end}}root = "{{.Dir}}/containerd"
 state = "{{.Dir}}/state"
 disabled_plugins = [
-  "io.containerd.nri.v1.nri",
+{{if .Import}}
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.cri.v1.images",
+  "io.containerd.cri.v1.runtime",
+{{end}}  "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.blockfile",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",
@@ -83,12 +92,13 @@ disabled_plugins = [
   address = "{{.Containerd}}"
 [ttrpc]
   address = "{{.Containerd}}.ttrpc"
-{{if eq .Snapshotter "ostree"}}
-{{.Proxies}}{{end}}
 [plugins."io.containerd.internal.v1.opt"]
   path = "{{.Dir}}/opt"
 [plugins."io.containerd.shim.v1.manager"]
   socket_dir = "{{.Dir}}/s"
+{{if not .Import}}
+{{if eq .Snapshotter "ostree"}}
+{{.Proxies}}{{end}}
 [plugins."io.containerd.service.v1.diff-service"]
   default = [{{if eq .Snapshotter "ostree"}}"ostree-diff", {{end}}"walking"]
 [plugins."io.containerd.transfer.v1.local"]
@@ -122,7 +132,7 @@ disabled_plugins = [
       BinaryName = "{{.Runc}}"
       Root = "{{.Dir}}/runc"
       SystemdCgroup = false
-`))
+{{end}}`))
 
 // Start starts a stack. On error nothing is left of it.
 func Start(ctx context.Context, opts Options) (_ *Stack, err error) {
@@ -151,16 +161,7 @@ func Start(ctx context.Context, opts Options) (_ *Stack, err error) {
 			err = errors.Join(err, s.Stop())
 		}
 	}()
-	var config bytes.Buffer
-	err = containerdConfig.Execute(&config, map[string]any{
-		"Dir": dir, "Root": s.Root, "Containerd": s.Containerd, "Daemon": s.Daemon, "Snapshotter": s.Snapshotter,
-		"Proxies": ours.Proxies{Address: s.Daemon, Root: s.Root},
-		"Unpacks": max(1, opts.ParallelUnpacks), "SandboxImage": opts.SandboxImage, "Runc": opts.Tools.Runc,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("start stack: %w", err)
-	}
-	if err := os.WriteFile(s.path("containerd.toml"), config.Bytes(), 0o600); err != nil {
+	if err := s.configureContainerd(); err != nil {
 		return nil, fmt.Errorf("start stack: %w", err)
 	}
 	if s.Snapshotter == Ostree {
@@ -176,6 +177,34 @@ func Start(ctx context.Context, opts Options) (_ *Stack, err error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// configureContainerd writes containerd's configuration. A release named by the tools gets what the program prints for
+// it, in a file of its own.
+func (s *Stack) configureContainerd() error {
+	proxied := ours.Config{Address: s.Daemon, Root: s.Root, Version: newest}
+	imported := "" // path
+	if release := s.opts.Tools.Release; release != "" {
+		var err error
+		if proxied.Version, err = ours.ParseVersion(release); err != nil {
+			return err
+		}
+		imported = s.path("snapshotter.toml")
+		if err := os.WriteFile(imported, []byte(proxied.String()), 0o600); err != nil {
+			return err
+		}
+	}
+	var config bytes.Buffer
+	err := containerdConfig.Execute(&config, map[string]any{
+		"Dir": s.Dir, "Root": s.Root, "Containerd": s.Containerd, "Daemon": s.Daemon, "Snapshotter": s.Snapshotter,
+		"Format": min(3, proxied.Version.ConfigFormat()), // [grpc] is ignored in format 4
+		"Import": imported, "Proxies": ours.Proxies{Address: s.Daemon, Root: s.Root, Version: newest},
+		"Unpacks": max(1, s.opts.ParallelUnpacks), "SandboxImage": s.opts.SandboxImage, "Runc": s.opts.Tools.Runc,
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.path("containerd.toml"), config.Bytes(), 0o600)
 }
 
 func (s *Stack) path(name string) string { return filepath.Join(s.Dir, name) }

@@ -4,7 +4,7 @@
 // Everything is kept in a cache outside the repository, ${XDG_CACHE_HOME:-$HOME/.cache}/ostree-snapshotter, under the
 // hash of its inputs:
 //
-//	bin-containerd/<key>/   containerd, containerd-shim-runc-v2, ctr
+//	bin-containerd/<key>/   containerd, containerd-shim-runc-v2, ctr, for each release
 //	bin-nerdctl/<key>/      nerdctl
 //	bin-registry/<key>/     docker-registry, unpacked from its Debian package so that no service is started
 //	rootfs/<key>/           root file systems made by mmdebstrap (package images)

@@ -1,7 +1,9 @@
 package testhost
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,12 +20,18 @@ import (
 // Tools are the absolute paths of the programs that the tests run.
 type Tools struct {
 	Containerd string // the directory also contains containerd-shim-runc-v2
+	Release    string // of containerd, if it is not the one of integration/tools/containerd
 	Ctr        string
 	Nerdctl    string
 	Crictl     string
 	Registry   string
 	Runc       string
 }
+
+const containerdTags = "netgo,osusergo,static_build,no_btrfs,no_devmapper,no_zfs"
+
+// OldContainerd is the containerd release of the oldest supported series, on which the tests run beside the newest.
+const OldContainerd = "1.7.35"
 
 // A toolModule is a Go module below integration/tools with the packages to build in it. It pins the version of a
 // program, or of a library of a program there.
@@ -41,7 +49,7 @@ var toolModules = []toolModule{
 			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
 			"github.com/containerd/containerd/v2/cmd/ctr",
 		},
-		tags: "netgo,osusergo,static_build,no_btrfs,no_devmapper,no_zfs",
+		tags: containerdTags,
 	},
 	{
 		name:     "nerdctl",
@@ -131,12 +139,40 @@ func (m toolModule) build(ctx context.Context, log io.Writer) (string, error) {
 		return "", fmt.Errorf("read module %s: %w", m.name, err)
 	}
 	return Cached("bin-"+m.name, Key(inputs...), func(dir string) error {
-		args := append([]string{"build", "-trimpath", "-tags", m.tags, "-ldflags", "-s -w", "-o", dir}, m.packages...)
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir = src
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly -buildvcs=false")
-		return run(cmd, log)
+		return goBuild(ctx, log, src, dir, m.tags, m.packages)
 	})
+}
+
+// goBuild builds packages of the module in src.
+func goBuild(ctx context.Context, log io.Writer, src, dir, tags string, packages []string) error {
+	args := append([]string{"build", "-trimpath", "-tags", tags, "-ldflags", "-s -w", "-o", dir}, packages...)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = src
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly -buildvcs=false")
+	return run(cmd, log)
+}
+
+// WithContainerd returns the same tools with a release of containerd, such as "1.7.35", and its ctr. It builds the
+// release unless the cache has it, from its Go module and with the dependencies that it was released with.
+func (t Tools) WithContainerd(ctx context.Context, log io.Writer, release string) (*Tools, error) {
+	module := "github.com/containerd/containerd"
+	if major, _, _ := strings.Cut(release, "."); major != "1" {
+		module += "/v" + major
+	}
+	packages := []string{"./cmd/containerd", "./cmd/containerd-shim-runc-v2", "./cmd/ctr"}
+	key := Key(runtime.Version(), runtime.GOARCH, containerdTags, module, release, strings.Join(packages, " "))
+	dir, err := Cached("bin-containerd", key, func(dir string) error {
+		get := exec.CommandContext(ctx, "go", "mod", "download", "-json", module+"@v"+release)
+		get.Dir = dir // outside our module, so go.sum is not ours: the checksum database has the module's hash
+		out, err := get.Output()
+		var got struct{ Dir, Error string }
+		if jerr := json.Unmarshal(out, &got); jerr != nil || got.Dir == "" {
+			return fmt.Errorf("download %s@v%s: %s: %w", module, release, got.Error, cmp.Or(err, jerr))
+		}
+		return goBuild(ctx, log, got.Dir, dir, containerdTags, packages)
+	})
+	t.Release, t.Containerd, t.Ctr = release, filepath.Join(dir, "containerd"), filepath.Join(dir, "ctr")
+	return &t, err
 }
 
 // BinaryEnv names the environment variable with the binary to test.
