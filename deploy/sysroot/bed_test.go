@@ -213,6 +213,9 @@ func snapshot(t *testing.T, path string) string {
 			}
 			lines = append(lines, fmt.Sprintf("%s immutable: %t", name, immutable(t, filepath.Join(path, name))))
 			add(name+"/etc", true)
+			if _, err := os.Lstat(filepath.Join(path, name, ".ostree.cfs")); err == nil {
+				add(name+"/.ostree.cfs", true)
+			}
 		}
 		// Older versions of ostree treat /var in their own way, which other tests cover.
 	}

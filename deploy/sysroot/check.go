@@ -14,8 +14,15 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// checkTree refuses trees that would not boot, or not work, as this package deploys them.
-func (t *osTree) checkTree(noSELinux bool) error {
+// checkTree refuses trees that would not boot, or not work, as this package deploys them: with a composefs image or
+// without.
+func (t *osTree) checkTree(noSELinux, hasCfs bool) error {
+	switch _, err := t.lookup(cfsName); {
+	case err == nil:
+		return fmt.Errorf("the tree has /%s, which would pass for its composefs image: %w", cfsName, ErrInvalid)
+	case !isAbsent(err):
+		return err
+	}
 	for _, name := range []string{"etc", "usr/etc"} {
 		switch n, err := t.lookup(name); {
 		case isAbsent(err):
@@ -40,6 +47,9 @@ func (t *osTree) checkTree(noSELinux bool) error {
 		if err := t.checkSELinux(); err != nil {
 			return err
 		}
+	}
+	if hasCfs {
+		return nil
 	}
 	return t.checkComposefs()
 }
@@ -70,7 +80,8 @@ func (t *osTree) checkSELinux() error {
 	return nil
 }
 
-// checkComposefs refuses a tree whose root must be a composefs image: deployments do not get one.
+// checkComposefs refuses a tree whose root must be a composefs image: a deployment gets none unless another one of its
+// commit has it.
 func (t *osTree) checkComposefs() error {
 	const name = "usr/lib/ostree/prepare-root.conf"
 	data, err := t.readFile(name, maxConfigLen)

@@ -39,6 +39,11 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 		return err
 	}
 	defer root.Close()
+	if p.cfs != nil {
+		if err := s.linkCfs(p.cfs, root); err != nil {
+			return err
+		}
+	}
 	if err := s.makeEtc(ctx, p.tree, root); err != nil {
 		return err
 	}

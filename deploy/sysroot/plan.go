@@ -57,7 +57,8 @@ type Plan struct {
 	tree   *osTree // of New
 	kernel *kernel // of New
 	merge  *Deployment
-	args   kargs.List // of New, with ostree= in its place; nil: none yet
+	cfs    *Deployment // whose composefs image New gets; nil: none
+	args   kargs.List  // of New, with ostree= in its place; nil: none yet
 
 	finalize   bool        // New is what was staged
 	dropStaged bool        // the staged deployment goes
@@ -126,7 +127,10 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if p.tree, err = openTree(cmp.Or(r.From, s.repo), r.Commit); err != nil {
 		return nil, err
 	}
-	if err := p.tree.checkTree(r.NoSELinux); err != nil {
+	if p.cfs, err = s.cfsSource(st, &r); err != nil {
+		return nil, err
+	}
+	if err := p.tree.checkTree(r.NoSELinux, p.cfs != nil); err != nil {
 		return nil, err
 	}
 	if _, err := p.tree.systemName(); err != nil {
@@ -151,6 +155,9 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 		return nil, err
 	}
 	p.arrange(&r)
+	if err := s.noteLostCfs(p); err != nil {
+		return nil, err
+	}
 	if err := s.checkLimits(p); err != nil {
 		return nil, err
 	}

@@ -37,18 +37,19 @@ type sweepCase struct {
 }
 
 var sweepCases = map[string]sweepCase{
-	"deploy":                   {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, min: 200},
-	"deploy with its own boot": {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, apart: true, min: 200},
-	"first deploy":             {prepare: with(nil, "1"), run: deployOnce("1", nil), booted: -1, min: 130},
-	"undeploy":                 {prepare: twoDeployments, run: undeployOnce, booted: -1, min: 100},
-	"rollback":                 {prepare: twoDeployments, run: rollbackOnce("1"), booted: -1, min: 70},
-	"rollback to same kernel":  {prepare: sameKernels, run: rollbackOnce("2"), booted: -1, min: 35},
-	"rollback staged":          {prepare: oneStaged, run: rollbackOnce("1"), booted: 0, min: 100},
-	"pin":                      {prepare: twoDeployments, run: pinOnce, booted: -1, min: 9},
-	"cleanup":                  {prepare: with(manyLeftovers, "3"), run: cleanupOnce, booted: -1, prune: true, min: 29},
-	"stage":                    {prepare: with(oneStaged, "4"), run: deployOnce("4", func(r *sysroot.Request) { r.Stage = true }), booted: 0, min: 110},
-	"finalize":                 {prepare: oneStaged, run: finalizeOnce, booted: 0, min: 140},
-	"boot complete":            {prepare: oneCounted, run: completeOnce, booted: 0, min: 5},
+	"deploy":                      {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, min: 200},
+	"deploy with its own boot":    {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, apart: true, min: 200},
+	"deploy with composefs image": {prepare: oneCfs, run: kargsOnce, booted: -1, min: 130},
+	"first deploy":                {prepare: with(nil, "1"), run: deployOnce("1", nil), booted: -1, min: 130},
+	"undeploy":                    {prepare: twoDeployments, run: undeployOnce, booted: -1, min: 100},
+	"rollback":                    {prepare: twoDeployments, run: rollbackOnce("1"), booted: -1, min: 70},
+	"rollback to same kernel":     {prepare: sameKernels, run: rollbackOnce("2"), booted: -1, min: 35},
+	"rollback staged":             {prepare: oneStaged, run: rollbackOnce("1"), booted: 0, min: 100},
+	"pin":                         {prepare: twoDeployments, run: pinOnce, booted: -1, min: 9},
+	"cleanup":                     {prepare: with(manyLeftovers, "3"), run: cleanupOnce, booted: -1, prune: true, min: 29},
+	"stage":                       {prepare: with(oneStaged, "4"), run: deployOnce("4", func(r *sysroot.Request) { r.Stage = true }), booted: 0, min: 110},
+	"finalize":                    {prepare: oneStaged, run: finalizeOnce, booted: 0, min: 140},
+	"boot complete":               {prepare: oneCounted, run: completeOnce, booted: 0, min: 5},
 }
 
 // tinyTree returns a minimal system: each file adds operations to the sweep.
@@ -88,6 +89,22 @@ func twoDeployments(b *bed) {
 	b.deploy(ref(b, "1"), withKargs("rw"))
 	b.deploy(ref(b, "2"))
 	b.changeEtc(0)
+}
+
+func oneCfs(b *bed) {
+	b.commitTiny("1")
+	b.deploy(ref(b, "1"), withKargs("rw"))
+	b.giveCfs(0)
+}
+
+// kargsOnce adds a kernel argument, unless that is done and only later steps are missing.
+func kargsOnce(b *bed) error {
+	return b.try(func(ctx context.Context, st *sysroot.State) (*sysroot.Plan, error) {
+		if slices.Contains(st.Default().Kargs, "quiet") {
+			return b.PlanCleanup(ctx, st)
+		}
+		return b.PlanKargs(ctx, st, st.Default(), st.Default().Kargs.Append("quiet"))
+	})
 }
 
 func sameKernels(b *bed) {
