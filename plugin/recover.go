@@ -2,14 +2,13 @@ package plugin
 
 import (
 	"context"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/names"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
@@ -43,32 +42,27 @@ func logRecovery(logger *log.Entry, r *layer.Recovery) {
 		return
 	}
 	if len(r.Damaged) > 0 {
-		summary = summary.WithField("removed", someOf(r.Damaged, objectstore.ObjectName.String))
+		summary = summary.WithField("removed", names.Few(r.Damaged, objectstore.ObjectName.String))
 	}
 	if len(r.Remade) > 0 {
-		summary = summary.WithField("rebuilt", someOf(r.Remade, objectstore.Checksum.String))
+		summary = summary.WithField("rebuilt", names.Few(r.Remade, objectstore.Checksum.String))
 	}
 	summary.Warn("store was damaged when it was last stopped")
 	if len(r.Lost) > 0 {
-		layers := someOf(r.Lost, func(l layer.LostLayer) string { return l.ID.String() })
-		logger.WithError(r.Lost[0].Cause).WithField("lost", len(r.Lost)).WithField("layers", layers).
-			Error(`layers are lost: "ostree-snapshotter fsck" names the images, and with --repair looks for blobs of theirs`)
+		layers := names.Few(r.Lost, func(l layer.LostLayer) string { return l.ID.String() })
+		withoutBlob := 0
+		for _, l := range r.Lost {
+			if l.Blob == "" {
+				withoutBlob++
+			}
+		}
+		logger = logger.WithError(r.Lost[0].Cause).WithField("lost", len(r.Lost)).WithField("layers", layers)
+		if withoutBlob > 0 {
+			logger = logger.WithField("without_blob", withoutBlob)
+		}
+		logger.Error(`layers are lost: "ostree-snapshotter fsck" names the images, and with --repair looks for blobs of theirs; ` +
+			`an image without blobs has to be removed, and built or loaded again`)
 	}
-}
-
-// someNames is the number of names in a line of the log.
-const someNames = 3
-
-// someOf returns the names of the first few elements of a list, and the number of the others.
-func someOf[T any](list []T, name func(T) string) string {
-	var names []string
-	for _, e := range list[:min(len(list), someNames)] {
-		names = append(names, name(e))
-	}
-	if more := len(list) - len(names); more > 0 {
-		names = append(names, fmt.Sprintf("and %d more", more))
-	}
-	return strings.Join(names, ", ")
 }
 
 // blobSource returns the places to look for the blob of a lost layer.

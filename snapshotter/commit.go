@@ -252,17 +252,26 @@ func (s *Snapshotter) sweepCommitted(ctx context.Context, id string, full bool) 
 type LostLayerError struct {
 	Snapshot string // name; "" for an active one
 	Layer    objectstore.Checksum
+	Blob     digest.Digest // that the layer was unpacked from; "" if none is known
 	Cause    error
 }
 
-// lostRemedy is the advice for a lost layer. Its blob may still be in containerd's content store. Layers that were built
-// here may have none, and cannot be pulled.
-const lostRemedy = `run "ostree-snapshotter fsck --repair", or remove the image and pull it again; if it was built here, ` +
-	`build or load it again`
+// Advice for a lost layer. A known blob may still be in containerd's content store, and its image came from somewhere. A
+// layer that a builder made from a directory has no blob, unless its image was exported since; if it was not, there is
+// nothing to pull either.
+const (
+	lostRemedy        = `run "ostree-snapshotter fsck --repair", or remove the image and pull or load it again`
+	lostWithoutBlob = `no blob of it is known: unless "ostree-snapshotter fsck --repair" finds one by the image's ` +
+		`manifest, remove the image and build or load it again, or pull it if a registry has it`
+)
 
 // Error returns a text that names the layer and the remedy.
 func (e *LostLayerError) Error() string {
-	text := fmt.Sprintf("layer %s is lost: %v; %s", e.Layer, e.Cause, lostRemedy)
+	remedy := lostRemedy
+	if e.Blob == "" {
+		remedy = lostWithoutBlob
+	}
+	text := fmt.Sprintf("layer %s is lost: %v; %s", e.Layer, e.Cause, remedy)
 	if e.Snapshot == "" {
 		return text
 	}
@@ -276,7 +285,7 @@ func (*LostLayerError) DataLoss() {}
 // lost turns an error of the layer store about a required layer into a LostLayerError.
 func lost(c content, err error) error {
 	if errdefs.IsNotFound(err) || errors.Is(err, objectstore.ErrCorrupt) {
-		return &LostLayerError{Snapshot: c.name, Layer: c.layer, Cause: err}
+		return &LostLayerError{Snapshot: c.name, Layer: c.layer, Blob: c.blob, Cause: err}
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/names"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -35,11 +36,15 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var lost []*LostLayerError
 	for _, sn := range existing {
 		switch sn.Kind {
 		case snapshots.KindCommitted:
 			s.committed.put(sn.id, sn.Info)
-			err = s.checkLayer(ctx, sn.Info, damaged)
+			var l *LostLayerError
+			if l, err = s.checkLayer(ctx, sn.Info, damaged); l != nil {
+				lost = append(lost, l)
+			}
 		case snapshots.KindActive:
 			err = s.checkDirectory(ctx, sn.id, sn.Info)
 		default: // a view needs nothing of its own
@@ -48,7 +53,31 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 			return err
 		}
 	}
+	logLost(ctx, lost)
 	return s.mounter.start(ctx, existing)
+}
+
+// logLost logs one line about snapshots with lost layers, and one about those for which no blob is known.
+func logLost(ctx context.Context, list []*LostLayerError) {
+	for _, known := range []bool{true, false} {
+		var some []*LostLayerError
+		for _, l := range list {
+			if known == (l.Blob != "") {
+				some = append(some, l)
+			}
+		}
+		if len(some) == 0 {
+			continue
+		}
+		remedy := lostRemedy
+		if !known {
+			remedy = lostWithoutBlob
+		}
+		log.G(ctx).WithError(some[0].Cause).WithField("lost", len(some)).
+			WithField("snapshots", names.Few(some, func(l *LostLayerError) string { return l.Snapshot })).
+			WithField("layers", names.Few(some, func(l *LostLayerError) string { return l.Layer.String() })).
+			Error("layers of snapshots are lost: " + remedy)
+	}
 }
 
 // restoreRefs restores lost refs of the snapshots' layers, which keep them and find them. It returns the layers that
@@ -104,19 +133,21 @@ func (s *Snapshotter) blobs(ctx context.Context) (map[objectstore.Checksum][]dig
 	return blobs, nil
 }
 
-// checkLayer adds a committed snapshot to the index of chains. If its layer is lost it logs that instead: pulling the
+// checkLayer adds a committed snapshot to the index of chains. If its layer is lost it returns that instead: pulling the
 // image again then restores the layer rather than finding this snapshot.
-func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damaged map[objectstore.Checksum]error) error {
+func (s *Snapshotter) checkLayer(
+	ctx context.Context, info snapshots.Info, damaged map[objectstore.Checksum]error,
+) (*LostLayerError, error) {
 	c, err := contentOf("", info)
 	if err != nil {
 		log.G(ctx).WithError(err).Error("snapshot cannot be used: remove the image and pull it again")
-		return nil
+		return nil, nil
 	}
 	cause, known := damaged[c.layer]
 	if !known {
 		ok, err := s.layers.Repo().Has(objectstore.TypeCommit, c.layer)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !ok {
 			cause = layer.ErrNotExist
@@ -124,12 +155,10 @@ func (s *Snapshotter) checkLayer(ctx context.Context, info snapshots.Info, damag
 		damaged[c.layer] = cause
 	}
 	if cause != nil {
-		log.G(ctx).WithError(cause).WithField("snapshot", info.Name).WithField("layer", c.layer.String()).
-			Error("layer of snapshot is lost: " + lostRemedy)
-		return nil
+		return &LostLayerError{Snapshot: info.Name, Layer: c.layer, Blob: c.blob, Cause: cause}, nil
 	}
 	s.refs.put(info)
-	return nil
+	return nil, nil
 }
 
 // sweepUnfinished removes directories and copies of metadata.db that the last process did not finish.

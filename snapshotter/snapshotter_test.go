@@ -620,8 +620,7 @@ func TestLostLayer(t *testing.T) {
 	if !errors.As(err, &lost) || !errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		t.Fatalf("got %v, want a LostLayerError that is a data loss", err)
 	}
-	if text := err.Error(); !strings.Contains(text, name) || !strings.Contains(text, short) || !strings.Contains(text, "pull it again") ||
-		!strings.Contains(text, "build or load it again") {
+	if text := err.Error(); !strings.Contains(text, name) || !strings.Contains(text, short) || !strings.Contains(text, "build or load it again, or pull it") {
 		t.Errorf("error %q names neither snapshot, layer nor remedy", text)
 	}
 	// Pulling the image again must work, and repair the first snapshot: a layer's ID is a function of its tar.
@@ -633,6 +632,53 @@ func TestLostLayer(t *testing.T) {
 	apply(t, e, m, img.tars[0])
 	commit(t, e, "k8s.io/1/"+img.chain[0].String(), "k8s.io/2/extract-1 x")
 	wantFiles(t, view(t, e, name), lowerFiles)
+}
+
+// TestLostLayerWithBlob: the blob of a lost layer is known.
+func TestLostLayerWithBlob(t *testing.T) {
+	err := error(&snapshotter.LostLayerError{Snapshot: "s", Blob: blobs[0], Cause: layer.ErrNotExist})
+	if text := err.Error(); !strings.Contains(text, `fsck --repair", or remove the image and pull`) || strings.Contains(text, "build") {
+		t.Errorf("error is %q, want it to advise a repair or a pull alone", text)
+	}
+}
+
+// TestLostBuiltLayers: layers made of directories are lost, and no blob is known. Their images cannot be pulled. The log
+// has one line about all of them.
+func TestLostBuiltLayers(t *testing.T) {
+	e := snaptest.New(t)
+	const built = 5
+	for i := range built {
+		key := fmt.Sprintf("build-%d", i)
+		target, unmount := snaptest.Mount(t, prepare(t, e, key, ""))
+		testenv.Must(t, os.WriteFile(filepath.Join(target, "file"), []byte(key), 0o644))
+		unmount()
+		commit(t, e, "built-"+key, key)
+	}
+	testenv.Must(t, e.Close())
+	for _, path := range []string{"layers", "rootfs", "repo/refs/heads/oci"} {
+		testenv.Must(t, os.RemoveAll(filepath.Join(e.Path, path)))
+	}
+	commits, err := filepath.Glob(filepath.Join(e.Path, "repo/objects/*/*.commit"))
+	if err != nil || len(commits) != built {
+		t.Fatalf("there are %d commits, %v, want %d", len(commits), err, built)
+	}
+	for _, name := range commits {
+		testenv.Must(t, os.Remove(name))
+	}
+	ctx, text := logged(t.Context())
+	again, err := snaptest.Open(ctx, e.Path)
+	testenv.Must(t, err)
+	*e = *again
+	for _, want := range []string{"build or load it again", "lost=5", `snapshots="built-build-0, built-build-1, built-build-2, and 2 more"`} {
+		if n := strings.Count(text.String(), "layers of snapshots are lost"); n != 1 || !strings.Contains(text.String(), want) {
+			t.Errorf("log has %d lines about lost layers, want one with %q:\n%s", n, want, text)
+		}
+	}
+	_, err = e.Prepare(t.Context(), "container", "built-build-0")
+	var lost *snapshotter.LostLayerError
+	if !errors.As(err, &lost) || !strings.Contains(err.Error(), "build or load it again") {
+		t.Errorf("got %v, want a LostLayerError that advises to build the image again", err)
+	}
 }
 
 func TestLostDirectory(t *testing.T) {
