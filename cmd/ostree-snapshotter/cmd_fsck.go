@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"sync"
 
@@ -52,6 +54,7 @@ type fsckOptions struct {
 	containerdFlags
 	deep        bool
 	repair      bool
+	verbose     bool
 	contentRoot string // of containerd; "" to ask containerd
 }
 
@@ -64,12 +67,12 @@ func (c *cli) fsckCommand() *cobra.Command {
 readable and its objects exist, each snapshot's layer, directory and checkout exist, each checkout matches its layer's
 image, and each composefs image matches the images of its layers.
 
-Each problem is listed with the snapshots and images that it affects. The check runs beside the daemon; files that the
+Problems are listed with the snapshots and images that they affect: three of each kind, or all with -v or --json. The check runs beside the daemon; files that the
 daemon removes meanwhile are not reported.
 
 With --deep, the tar of each layer is also reassembled from the store, and its digest compared with the layer's diff ID:
 this proves that the store has every byte that was pulled. It reads every file of every layer once more. Layers that were
-not made of a tar (nerdctl commit, builds) have no diff ID; they are only counted.
+not made of a tar (builds) have no diff ID; they are only counted.
 
 With --repair, damaged and missing objects, layers and refs are rebuilt from the layers' blobs in containerd's content
 store, in any namespace, and checkouts are repaired in place, even under running containers. Then everything is checked
@@ -82,6 +85,7 @@ again, and the remaining problems are listed. Without --repair nothing is change
 	}
 	cmd.Flags().BoolVar(&opts.deep, "deep", false, "also prove each layer back to its diff ID")
 	cmd.Flags().BoolVar(&opts.repair, "repair", false, "rebuild what is damaged or missing")
+	cmd.Flags().BoolVarP(&opts.verbose, "verbose", "v", false, "list every problem")
 	cmd.Flags().StringVar(&opts.contentRoot, "content-root", "", "`DIRECTORY` of containerd's content store, instead of the configuration's")
 	c.jsonFlag(cmd)
 	opts.addDaemon(cmd)
@@ -102,7 +106,7 @@ func (c *cli) fsck(ctx context.Context, opts *fsckOptions) (err error) {
 	if opts.repair && report.Unread != nil && len(report.Repaired) == 0 {
 		return withStatus(exitPartly, fmt.Errorf("nothing is repaired, because snapshots cannot be listed: %w", report.Unread))
 	}
-	if err := c.showFsck(newFsckReport(report)); err != nil {
+	if err := c.showFsck(newFsckReport(report), opts.verbose); err != nil {
 		return err
 	}
 	left := len(report.Problems)
@@ -118,7 +122,8 @@ func (c *cli) fsck(ctx context.Context, opts *fsckOptions) (err error) {
 		return withStatus(exitPartly, fmt.Errorf("problems that could not be repaired: %d", left))
 	}
 	return withHint(withStatus(exitCorrupt, fmt.Errorf("problems that could not be repaired: %d", left)),
-		"remove the listed images and snapshots, so that damaged objects are pruned, and pull the images again")
+		"remove the listed images and snapshots, so that damaged objects are pruned; then pull the images again, or build or load "+
+			"those that no registry has")
 }
 
 // check checks the store and, with --repair, repairs it.
@@ -200,28 +205,45 @@ func newFsckProblems(list []fsck.Problem) []fsckProblem {
 	return out
 }
 
-func (c *cli) showFsck(r *fsckReport) error {
+func (c *cli) showFsck(r *fsckReport, verbose bool) error {
 	if c.json {
 		return c.writeJSON(r)
 	}
-	return c.printFsck(r)
+	return c.printFsck(r, verbose)
 }
 
-func (c *cli) printFsck(r *fsckReport) error {
+// listedProblems is the number of problems of each kind that are listed without --verbose: a damaged image can have
+// thousands.
+const listedProblems = 3
+
+func (c *cli) printFsck(r *fsckReport, verbose bool) error {
 	var b strings.Builder
-	for _, p := range r.Problems {
-		fmt.Fprintf(&b, "%s %s: %s\n", p.Kind, p.Name, p.Error)
-		for _, list := range []struct {
-			what  string
-			names []string
-		}{{"layer", p.Layers}, {"snapshot", p.Snapshots}, {"image", p.Images}} {
-			for _, name := range list.names {
-				fmt.Fprintf(&b, "  affects %s %s\n", list.what, name)
+	limit := listedProblems
+	if verbose {
+		limit = math.MaxInt
+	}
+	for _, list := range byKind(r.Problems) {
+		shown := list[:min(len(list), limit)]
+		for _, p := range shown {
+			fmt.Fprintf(&b, "%s %s: %s\n", p.Kind, p.Name, p.Error)
+			for _, affected := range p.affected() {
+				for _, name := range affected.names {
+					fmt.Fprintf(&b, "  affects %s %s\n", affected.what, name)
+				}
 			}
 		}
+		if more := list[len(shown):]; len(more) > 0 {
+			fmt.Fprintf(&b, "%s: and %d more, which affect %s; -v lists them\n", list[0].Kind, len(more), countAffected(more))
+		}
 	}
-	for _, p := range r.Repaired {
-		fmt.Fprintf(&b, "%s %s: repaired\n", p.Kind, p.Name)
+	for _, list := range byKind(r.Repaired) {
+		shown := list[:min(len(list), limit)]
+		for _, p := range shown {
+			fmt.Fprintf(&b, "%s %s: repaired\n", p.Kind, p.Name)
+		}
+		if more := len(list) - len(shown); more > 0 {
+			fmt.Fprintf(&b, "%s: and %d more repaired; -v lists them\n", list[0].Kind, more)
+		}
 	}
 	if d := r.Deep; d != nil {
 		fmt.Fprintf(&b, "proved %d layers back to their diff IDs, %s; %d were not made of a tar\n", d.Proved, size(d.ProvedSize), d.WithoutTar)
@@ -230,4 +252,42 @@ func (c *cli) printFsck(r *fsckReport) error {
 		r.Objects, r.Layers, r.Snapshots, len(r.Problems))
 	_, err := fmt.Fprint(c.stdout, printableExcept('\n', b.String()))
 	return err
+}
+
+// byKind returns the problems of each kind, in the order of their first ones.
+func byKind(list []fsckProblem) [][]fsckProblem {
+	var kinds [][]fsckProblem
+	for _, p := range list {
+		i := slices.IndexFunc(kinds, func(k []fsckProblem) bool { return k[0].Kind == p.Kind })
+		if i < 0 {
+			i, kinds = len(kinds), append(kinds, nil)
+		}
+		kinds[i] = append(kinds[i], p)
+	}
+	return kinds
+}
+
+// An affectedList names the layers, snapshots or images that a problem affects.
+type affectedList struct {
+	what  string
+	names []string
+}
+
+func (p *fsckProblem) affected() []affectedList {
+	return []affectedList{{"layer", p.Layers}, {"snapshot", p.Snapshots}, {"image", p.Images}}
+}
+
+// countAffected returns the numbers of layers, snapshots and images that any of the problems affects.
+func countAffected(list []fsckProblem) string {
+	var counts []string
+	for i, first := range list[0].affected() {
+		names := make(map[string]bool)
+		for _, p := range list {
+			for _, name := range p.affected()[i].names {
+				names[name] = true
+			}
+		}
+		counts = append(counts, fmt.Sprintf("%d %ss", len(names), first.what))
+	}
+	return strings.Join(counts, ", ")
 }

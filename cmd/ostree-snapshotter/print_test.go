@@ -41,3 +41,43 @@ func TestPrintedNames(t *testing.T) {
 		}
 	}
 }
+
+// TestPrintManyProblems: a damaged image has thousands of damaged objects.
+func TestPrintManyProblems(t *testing.T) {
+	r := &fsckReport{Objects: 3000, Layers: 2, Snapshots: 2}
+	for i := range 2742 {
+		r.Problems = append(r.Problems, fsckProblem{
+			Kind: "object", Name: fmt.Sprint("o", i), Error: "bad", Layers: []string{fmt.Sprint("l", i%2)}, Images: []string{"default/a"},
+		})
+	}
+	r.Problems = append(r.Problems, fsckProblem{Kind: "ref", Name: "r", Error: "bad"})
+	for i := range 4 {
+		r.Repaired = append(r.Repaired, fsckProblem{Kind: "checkout", Name: fmt.Sprint("c", i), Error: "bad"})
+	}
+	const want = `object o0: bad
+  affects layer l0
+  affects image default/a
+object o1: bad
+  affects layer l1
+  affects image default/a
+object o2: bad
+  affects layer l0
+  affects image default/a
+object: and 2739 more, which affect 2 layers, 0 snapshots, 1 images; -v lists them
+ref r: bad
+checkout c0: repaired
+checkout c1: repaired
+checkout c2: repaired
+checkout: and 1 more repaired; -v lists them
+checked 3000 objects, 2 layers, 2 snapshots: 2743 problems
+`
+	var stdout bytes.Buffer
+	c := &cli{stdout: &stdout}
+	if err := c.showFsck(r, false); err != nil || stdout.String() != want {
+		t.Errorf("got %v,\n%s\nwant\n%s", err, stdout.String(), want)
+	}
+	stdout.Reset()
+	if err := c.showFsck(r, true); err != nil || strings.Count(stdout.String(), "object o") != 2742 || strings.Contains(stdout.String(), "-v") {
+		t.Errorf("with -v: %v, %d objects, want 2742", err, strings.Count(stdout.String(), "object o"))
+	}
+}
