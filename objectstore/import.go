@@ -238,8 +238,8 @@ type Lenders struct {
 
 // Borrow links regular files that are stored in this transaction, and that the repository lacks, to the inodes that
 // other repositories have for them. An inode's name in another repository proves nothing: the inode is read and
-// compared with the file first, and not used unless it is [FileMeta.Exclusive]. If an inode cannot be used, the file is
-// written as without Borrow.
+// compared with the file first, and not used unless it is [FileMeta.Exclusive] and nobody has it open for writing. If an
+// inode cannot be used, the file is written as without Borrow.
 //
 // Call it before storing anything. The other repositories need not be locked, and must not be closed meanwhile.
 func (t *Txn) Borrow(from Lenders) { t.lenders = from }
@@ -282,6 +282,21 @@ func isExclusive(mode, uid uint32) bool {
 		uid == uint32(os.Geteuid()) && mode&(unix.S_ISUID|unix.S_ISGID|0o022) == 0
 }
 
+// hasAlone reports whether only the process's own user can change a file in tmp from now on. Another user could have it open
+// for writing from the time before it changed its owner.
+func (t *Txn) hasAlone(name string) (bool, error) {
+	st, err := t.repo.tmp.Lstat(name)
+	if err != nil || !exclusive(&st) {
+		return false, err
+	}
+	f, err := t.repo.tmp.Open(name)
+	if err != nil {
+		return false, err
+	}
+	written, err := f.HasWriters()
+	return !written, errors.Join(err, f.Close())
+}
+
 // linkVerified links an inode of another repository's directory as an object here, if it is that object. It returns
 // false if it is not, or cannot be linked or read.
 func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err error) {
@@ -295,9 +310,12 @@ func (t *Txn) linkVerified(src *atfs.Dir, sum Checksum) (added, ok bool, err err
 		return false, false, err
 	}
 	defer func() { err = errors.Join(err, t.repo.tmp.Unlink(tmp)) }()
-	is, st, ierr := t.identify(t.repo.tmp, tmp)
-	if ierr != nil || is != sum || !exclusive(&st) {
+	if alone, aerr := t.hasAlone(tmp); aerr != nil || !alone {
 		return false, false, nil // an unreadable inode cannot be used
+	}
+	is, ierr := t.identify(t.repo.tmp, tmp)
+	if ierr != nil || is != sum {
+		return false, false, nil
 	}
 	added, err = t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return t.repo.tmp.Link(tmp, d, name) })
 	if cannotLink(err) {

@@ -573,6 +573,15 @@ func objectSum(tb testing.TB, n *objecttest.Node) objectstore.Checksum {
 func TestBorrowDistrusts(t *testing.T) {
 	testenv.NeedsRoot(t)
 	const content, wrong = "the right content", "the wrong content"
+	opened := func(flags int) func(path string) error {
+		return func(path string) error {
+			f, err := os.OpenFile(path, flags, 0)
+			if err == nil {
+				t.Cleanup(func() { testenv.Must(t, f.Close()) })
+			}
+			return err
+		}
+	}
 	for _, c := range []struct {
 		name   string
 		file   *objecttest.Node
@@ -590,6 +599,8 @@ func TestBorrowDistrusts(t *testing.T) {
 		{"writable for all", objecttest.File(0o666, content), func(string) error { return nil }, false},
 		{"writable for its group", objecttest.File(0o664, content).Own(0, 100), func(string) error { return nil }, false},
 		{"set-user-ID", objecttest.File(0o4755, content), func(string) error { return nil }, false},
+		{"open for reading", objecttest.File(0o644, content), opened(os.O_RDONLY), true},
+		{"open for writing", objecttest.File(0o644, content), opened(os.O_RDWR), false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			lender, to := repoAt(t, t.TempDir()+"/lender"), objecttest.NewRepo(t)

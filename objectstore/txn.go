@@ -230,7 +230,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false, err
 	}
-	if is, _, err := t.identify(d, name); err == nil && is != sum {
+	if is, err := t.identify(d, name); err == nil && is != sum {
 		if other, err := t.repo.stat(&is, TypeFile); err == nil && other.Ino == st.Ino {
 			return false, nil
 		}
@@ -246,7 +246,7 @@ func (t *Txn) mend(f *atfs.File, d *atfs.Dir, name string, sum Checksum, typ Obj
 		}
 		return false, err
 	}
-	is, _, err := t.identify(d, name)
+	is, err := t.identify(d, name)
 	return is == sum, err
 }
 
@@ -521,16 +521,15 @@ func (w *FileWriter) copyFrom(from *atfs.File, buf []byte) error {
 }
 
 // identify computes the checksum of an inode.
-func (t *Txn) identify(from *atfs.Dir, name string) (Checksum, unix.Stat_t, error) {
-	got, st, err := statFile(from, name)
+func (t *Txn) identify(from *atfs.Dir, name string) (Checksum, error) {
+	got, _, err := statFile(from, name)
 	if err != nil {
-		return Checksum{}, st, err
+		return Checksum{}, err
 	}
 	if err := got.Validate(); err != nil {
-		return Checksum{}, st, fmt.Errorf("%s: %w", name, err)
+		return Checksum{}, fmt.Errorf("%s: %w", name, err)
 	}
-	sum, err := hashFile(from, name, got)
-	return sum, st, err
+	return hashFile(from, name, got)
 }
 
 // hashFile computes the checksum of the content object with metadata m and the content of the file name.
