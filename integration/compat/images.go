@@ -4,17 +4,16 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 )
 
 // The images. The first is an application, the others are versions of an operating system. Only tests pull the third.
@@ -136,70 +135,24 @@ var imageLayers = map[string][]string{
 	os3Image: {"os", "os-2", "os-3"},
 }
 
-// imageArchive returns an image as an OCI archive, which "ctr images import" takes. It has the same bytes each time.
+// imageArchive returns an image as an OCI archive.
 func imageArchive(name string) ([]byte, error) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	put := func(name string, data []byte) error {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data)), ModTime: epoch}); err != nil {
-			return err
-		}
-		_, err := w.Write(data)
-		return err
-	}
-	blob := func(mediaType string, data []byte) (ocispec.Descriptor, error) {
-		desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-		return desc, put("blobs/sha256/"+desc.Digest.Encoded(), data)
-	}
-	document := func(mediaType string, v any) (ocispec.Descriptor, error) {
-		data, err := json.Marshal(v)
-		if err != nil {
-			return ocispec.Descriptor{}, err
-		}
-		return blob(mediaType, data)
-	}
 	_, version, _ := strings.Cut(name, ":")
 	config := ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
 		Config:   ocispec.ImageConfig{Labels: map[string]string{ocispec.AnnotationVersion: version}},
 		RootFS:   ocispec.RootFS{Type: "layers"},
 	}
-	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	var blobs []images.Layer
 	for _, name := range imageLayers[name] {
 		plain, compressed, err := layerTar(layers[name])
 		if err != nil {
 			return nil, fmt.Errorf("make layer %s: %w", name, err)
 		}
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(plain))
-		desc, err := blob(ocispec.MediaTypeImageLayerGzip, compressed)
-		if err != nil {
-			return nil, err
-		}
-		manifest.Layers = append(manifest.Layers, desc)
+		blobs = append(blobs, images.Layer{MediaType: ocispec.MediaTypeImageLayerGzip, Blob: compressed})
 	}
-	var err error
-	if manifest.Config, err = document(ocispec.MediaTypeImageConfig, config); err != nil {
-		return nil, err
-	}
-	desc, err := document(ocispec.MediaTypeImageManifest, manifest)
-	if err != nil {
-		return nil, err
-	}
-	desc.Annotations = map[string]string{images.AnnotationImageName: name}
-	index, err := json.Marshal(ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{desc},
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := put(ocispec.ImageIndexFile, index); err != nil {
-		return nil, err
-	}
-	if err := put(ocispec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"`+ocispec.ImageLayoutVersion+`"}`)); err != nil {
-		return nil, err
-	}
-	err = w.Close()
-	return b.Bytes(), err
+	return images.Archive(name, config, blobs...)
 }
 
 // diffIDs returns the digests of an image's layers, lowest first.

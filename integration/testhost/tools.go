@@ -184,16 +184,21 @@ func BuildBinary(ctx context.Context, dir string) (string, error) {
 	if name := os.Getenv(BinaryEnv); name != "" {
 		return filepath.Abs(name)
 	}
+	return BuildProgram(ctx, dir, "./cmd/ostree-snapshotter")
+}
+
+// BuildProgram builds a static program of this module into dir and returns its path.
+func BuildProgram(ctx context.Context, dir, pkg string) (string, error) {
 	repo, err := RepoDir()
 	if err != nil {
 		return "", err
 	}
-	binary := filepath.Join(dir, "ostree-snapshotter")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/ostree-snapshotter")
+	binary := filepath.Join(dir, filepath.Base(pkg))
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, pkg)
 	cmd.Dir = repo
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
+		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 	}
 	return binary, nil
 }
