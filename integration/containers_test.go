@@ -83,14 +83,10 @@ func TestUserNamespace(t *testing.T) {
 // remapped runs a container of layers:1 with a mapped root user.
 func (e *env) remapped(namespace, full string, flags ...string) {
 	e.t.Helper()
-	args := append([]string{
-		"run", "--rm", "--snapshotter", e.Snapshotter,
-		"--fifo-dir", filepath.Join(e.Dir, "fifo"), "--runc-root", filepath.Join(e.Dir, "runc"),
-		"--cgroup", e.CgroupParent() + "/" + containerID(),
-		"--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536",
-	}, flags...)
-	out := e.ctr(namespace, append(args, full, containerID(), "/bin/sh", "-c",
-		"id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept; echo > /data/new; chmod 600 /data/kept; stat -c '%u %g' /data/new /data/kept")...)
+	flags = append(flags, "--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
+	out, err := e.RunContainerWith(e.t.Context(), namespace, flags, full, containerID(), "/bin/sh", "-c",
+		"id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept; echo > /data/new; chmod 600 /data/kept; stat -c '%u %g' /data/new /data/kept")
+	e.must(err)
 	want := "0 0 0 1000 1001 0 100000 65536 content of data/kept 0 0 0 0"
 	if got := strings.Join(strings.Fields(out), " "); got != want {
 		e.t.Errorf("%s: the container printed %q, want %q", flags, got, want)

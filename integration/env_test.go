@@ -16,10 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/opencontainers/image-spec/identity"
-
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
@@ -294,12 +290,9 @@ func containerID() string {
 // chainID returns the name of an image's snapshot.
 func (e *env) chainID(namespace, full string) string {
 	e.t.Helper()
-	ctx := namespaces.WithNamespace(e.t.Context(), namespace)
-	img, err := e.Client().GetImage(ctx, full)
+	id, err := e.ChainID(e.t.Context(), namespace, full)
 	e.must(err)
-	ids, err := img.RootFS(ctx)
-	e.must(err)
-	return identity.ChainID(ids).String()
+	return id
 }
 
 // view reads the files that a container of the image would see.
@@ -311,38 +304,8 @@ func (e *env) view(namespace, full string) tree.Tree {
 // viewOf reads the files of a committed snapshot.
 func (e *env) viewOf(namespace, name string) tree.Tree {
 	e.t.Helper()
-	ctx := namespaces.WithNamespace(e.t.Context(), namespace)
-	ctx, release, err := e.Client().WithLease(ctx) // keeps containerd from collecting the view
+	got, err := e.ReadView(e.t.Context(), namespace, name)
 	e.must(err)
-	defer func() {
-		if err := release(context.WithoutCancel(ctx)); err != nil {
-			e.t.Errorf("release lease: %v", err)
-		}
-	}()
-	sn := e.Client().SnapshotService(e.Snapshotter)
-	key := "view-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	mounts, err := sn.View(ctx, key, name)
-	e.must(err)
-	defer func() {
-		if err := sn.Remove(ctx, key); err != nil {
-			e.t.Errorf("remove view %s: %v", key, err)
-		}
-	}()
-	return e.readMounts(mounts)
-}
-
-// readMounts mounts a snapshot and reads its files.
-func (e *env) readMounts(mounts []mount.Mount) tree.Tree {
-	e.t.Helper()
-	target, err := os.MkdirTemp(e.Dir, "view")
-	e.must(err)
-	e.must(mount.All(mounts, target))
-	got, err := tree.Read(e.t.Context(), target)
-	if uerr := mount.UnmountAll(target, 0); uerr != nil {
-		e.t.Fatalf("unmount %s: %v", target, uerr)
-	}
-	e.must(err)
-	e.must(os.Remove(target))
 	return got
 }
 

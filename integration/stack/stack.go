@@ -415,12 +415,22 @@ func (s *Stack) Pull(ctx context.Context, namespace, ref string, flags ...string
 
 // RunContainer runs a command in a new container, removes the container, and returns the output.
 func (s *Stack) RunContainer(ctx context.Context, namespace, ref, id string, command ...string) (string, error) {
-	return s.Ctr(ctx, namespace, s.runArgs([]string{"--rm"}, ref, id, command)...)
+	return s.RunContainerWith(ctx, namespace, nil, ref, id, command...)
+}
+
+// RunContainerWith is RunContainer with more flags of "ctr run".
+func (s *Stack) RunContainerWith(ctx context.Context, namespace string, flags []string, ref, id string, command ...string) (string, error) {
+	return s.Ctr(ctx, namespace, s.runArgs(append([]string{"--rm"}, flags...), ref, id, command)...)
 }
 
 // StartContainer starts a command in a new container and leaves it running.
 func (s *Stack) StartContainer(ctx context.Context, namespace, ref, id string, command ...string) error {
-	_, err := s.Ctr(ctx, namespace, s.runArgs([]string{"--detach"}, ref, id, command)...)
+	return s.StartContainerWith(ctx, namespace, nil, ref, id, command...)
+}
+
+// StartContainerWith is StartContainer with more flags of "ctr run".
+func (s *Stack) StartContainerWith(ctx context.Context, namespace string, flags []string, ref, id string, command ...string) error {
+	_, err := s.Ctr(ctx, namespace, s.runArgs(append([]string{"--detach"}, flags...), ref, id, command)...)
 	return err
 }
 
