@@ -71,11 +71,12 @@ type DecompressConfig struct {
 	Gzip string `toml:"gzip" comment:"\"auto\": igzip (from Intel's ISA-L) if the host has it, three times as fast as the built-in gzip. \"off\": the\nbuilt-in gzip. Or the absolute path of an igzip."`
 }
 
-// ImportConfig limits the resources for unpacking one layer.
+// ImportConfig limits the resources for unpacking layers.
 type ImportConfig struct {
-	Workers    int  `toml:"workers" comment:"Goroutines that hash and write files. 0: one for each processor."`
-	Memory     Size `toml:"memory" comment:"File content held in memory at once."`
-	MaxEntries int  `toml:"max_entries" comment:"Entries that a layer may have. Unpacking a layer with a million entries takes 1.2 GB of memory."`
+	Workers     int  `toml:"workers" comment:"Goroutines that hash and write files. 0: one for each processor."`
+	Memory      Size `toml:"memory" comment:"File content of one layer held in memory at once."`
+	TotalMemory Size `toml:"total_memory" comment:"Memory that all layers that are being unpacked take together. Those that need more wait for the others; one that\nneeds more than about two thirds of it is refused. 0: a quarter of the machine's memory, or of the limit of the\ndaemon's control group."`
+	MaxEntries  int  `toml:"max_entries" comment:"Entries that a layer may have. Unpacking a layer with a million entries takes 1.2 GB of memory."`
 }
 
 // LogConfig controls the daemon's log on standard error.
@@ -233,6 +234,7 @@ func (c *Config) Validate() error {
 		{c.Decompress.Gzip == blob.GzipAuto || c.Decompress.Gzip == blob.GzipOff || filepath.IsAbs(c.Decompress.Gzip), "decompress.gzip", c.Decompress.Gzip, `must be "auto", "off" or an absolute path`},
 		{c.Import.Workers >= 0, "import.workers", c.Import.Workers, "must not be negative"},
 		{c.Import.Memory >= 1<<20, "import.memory", c.Import.Memory, "must be at least 1MiB"},
+		{c.Import.TotalMemory == 0 || c.Import.TotalMemory >= minTotalMemory, "import.total_memory", c.Import.TotalMemory, "must be 0 or at least 64MiB"},
 		{c.Import.MaxEntries > 0, "import.max_entries", c.Import.MaxEntries, "must be positive"},
 		{oneOf(c.Log.Level, LogLevels...), "log.level", c.Log.Level, `must be "trace", "debug", "info", "warn" or "error"`},
 		{oneOf(c.Log.Format, "text", "json"), "log.format", c.Log.Format, `must be "text" or "json"`},

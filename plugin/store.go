@@ -192,10 +192,15 @@ func (s *Store) probe(c *Config) (err error) {
 
 // layerOptions returns the options of the layer store, shared or not.
 func (s *Store) layerOptions(c *Config) layer.Options {
+	total := int64(c.Import.TotalMemory)
+	if total == 0 {
+		total = defaultTotalMemory()
+	}
 	return layer.Options{
 		Mtime:       c.Mtime,
 		Workers:     c.Import.Workers,
 		MaxInFlight: int64(c.Import.Memory),
+		TotalMemory: total,
 		MaxEntries:  c.Import.MaxEntries,
 		Journal:     c.Durability == DurabilityJournal,
 		Borrow:      s.lenders,

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer/recipe"
@@ -66,6 +68,34 @@ func BenchmarkImport(b *testing.B) {
 			run(b, s)
 		}
 	})
+}
+
+// BenchmarkImportTogether measures importing four copies of a plain tar, named by LAYER_TAR, at once into an empty store,
+// without a budget of memory, and with the default of a machine with 4 GB.
+func BenchmarkImportTogether(b *testing.B) {
+	data, err := os.ReadFile(testenv.NeedsEnv(b, "LAYER_TAR", "a plain layer tar"))
+	testenv.Must(b, err)
+	for _, total := range []int64{0, 1 << 30} {
+		b.Run(fmt.Sprintf("total=%dMiB", total>>20), func(b *testing.B) {
+			b.SetBytes(4 * int64(len(data)))
+			for b.Loop() {
+				b.StopTimer()
+				s, _ := openStore(b, b.TempDir(), Options{TotalMemory: total})
+				b.StartTimer()
+				var g errgroup.Group
+				for range 4 {
+					g.Go(func() error {
+						h, err := s.Import(b.Context(), bytes.NewReader(data), ImportOptions{})
+						if err != nil {
+							return err
+						}
+						return h.Release()
+					})
+				}
+				testenv.Must(b, g.Wait())
+			}
+		})
+	}
 }
 
 // BenchmarkRecipe measures reading a plain tar, named by LAYER_TAR, with and without recording its recipe, and writing

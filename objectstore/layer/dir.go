@@ -91,7 +91,7 @@ func (d *dirReader) entry(dir *atfs.Dir, prefix, name string, parent *inode) err
 		return err
 	}
 	if err := d.tree.count(name); err != nil {
-		return &EntryError{Name: path.Join(dir.Path(), name), Err: err}
+		return entryError(path.Join(dir.Path(), name), err)
 	}
 	id := atfs.InodeOf(&st)
 	if known := d.seen[id]; known != nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -114,7 +114,7 @@ func (d *dirReader) entry(dir *atfs.Dir, prefix, name string, parent *inode) err
 		err = d.tree.hold(n)
 	}
 	if err != nil {
-		return &EntryError{Name: path.Join(dir.Path(), name), Err: err}
+		return entryError(path.Join(dir.Path(), name), err)
 	}
 	parent.children[name] = n
 	if st.Nlink > 1 && !n.IsDir() && !n.IsWhiteout() { // overlayfs makes whiteouts of one inode, which means nothing

@@ -38,8 +38,9 @@ type ImportOptions struct {
 //
 // Memory is bounded, whatever the tar claims: Options.MaxInFlight of file content; up to 1.4 KB for each entry while
 // the layer image is made, for at most MaxEntries entries; and 6 times the length of their names, link targets and
-// extended attributes, for which at most 128 bytes for each of MaxEntries are allowed. Nothing is fsynced but the entry
-// in the journal, if there is one.
+// extended attributes, for which at most 128 bytes for each of MaxEntries are allowed. With Options.TotalMemory, imports
+// that would take more together wait for each other, until ctx is done. Nothing is fsynced but the entry in the journal,
+// if there is one.
 func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Held, err error) {
 	if o.Blob != "" {
 		if _, err := digestRef(refBlob, o.Blob); err != nil {
@@ -89,11 +90,12 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *He
 
 // ingest is the state of storing one layer.
 type ingest struct {
-	s    *Store
-	ctx  context.Context //nolint:containedctx // one call's state, not kept beyond it
-	lock *objectstore.Lock
-	txn  *objectstore.Txn
-	pub  *publisher
+	s     *Store
+	ctx   context.Context //nolint:containedctx // one call's state, not kept beyond it
+	lock  *objectstore.Lock
+	txn   *objectstore.Txn
+	pub   *publisher
+	share *share
 	tarReader
 
 	recipe     *recipe.Writer // nil for a layer that is not made from a tar
@@ -101,7 +103,17 @@ type ingest struct {
 	contents   []*inode // files whose content the recipe leaves out, in order
 }
 
-func (s *Store) begin(ctx context.Context) (*ingest, error) {
+func (s *Store) begin(ctx context.Context) (_ *ingest, err error) {
+	// Before the lock: whoever waits for memory holds up nobody else.
+	share, err := s.budget.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			share.release()
+		}
+	}()
 	lock, err := s.repo.Lock(ctx, objectstore.LockShared)
 	if err != nil {
 		return nil, err
@@ -112,9 +124,13 @@ func (s *Store) begin(ctx context.Context) (*ingest, error) {
 	}
 	txn.OnPublish(s.journal.published)
 	txn.Borrow(s.lenders)
-	in := &ingest{s: s, ctx: ctx, lock: lock, txn: txn}
+	in := &ingest{s: s, ctx: ctx, lock: lock, txn: txn, share: share}
 	in.tarReader = tarReader{tree: newTree(s.opts.MaxEntries), store: in.content}
 	in.pub = newPublisher(ctx, txn, s.opts)
+	if s.budget != nil {
+		in.pub.shared = s.budget.content
+		in.tree.reserve = func(need int64) error { return share.grow(in.pub.ctx, need) }
+	}
 	return in, nil
 }
 
@@ -132,6 +148,7 @@ func (in *ingest) writeRecipe(r io.Reader) (err error) {
 
 // finish cleans up unless commit has. It waits for the workers: none of them outlives the call.
 func (in *ingest) finish(err *error) {
+	defer in.share.release()
 	in.pub.stop()
 	if in.recipeFile != nil {
 		*err = errors.Join(*err, in.recipeFile.Abort())
@@ -195,14 +212,10 @@ func (in *tarReader) readTar(ctx context.Context, tr *tar.Reader) error {
 		}
 		if err := in.entry(hdr, tr); err != nil {
 			var re *readError
-			var se *storeError
-			switch {
-			case errors.As(err, &re):
+			if errors.As(err, &re) {
 				return invalidTar(re.err)
-			case errors.As(err, &se):
-				return se.err
 			}
-			return &EntryError{Name: hdr.Name, Err: err}
+			return entryError(hdr.Name, err)
 		}
 	}
 }
@@ -217,6 +230,15 @@ type storeError struct{ err error }
 
 func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
+
+// entryError returns an error met at an entry: an EntryError, unless it is an error of the store.
+func entryError(name string, err error) error {
+	var se *storeError
+	if errors.As(err, &se) {
+		return se.err
+	}
+	return &EntryError{Name: name, Err: err}
+}
 
 // A storeWriter writes into the store.
 type storeWriter struct{ io.Writer }

@@ -22,12 +22,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// The bounds documented by Import, in bytes, beyond those of any process and the content in flight.
-const (
-	memoryFixed    = 48 << 20
-	memoryPerEntry = 1400
-	memoryPerText  = 6
-)
+// memoryFixed is what an import may take beyond the content in flight and what its entries take, with what any process takes.
+const memoryFixed = 48 << 20
 
 // A tarGenerator is a tar of n entries, generated as it is read.
 type tarGenerator struct {

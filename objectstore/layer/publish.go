@@ -30,6 +30,7 @@ type publisher struct {
 	group  *errgroup.Group
 	jobs   chan job
 	memory *semaphore.Weighted
+	shared *semaphore.Weighted // with the publishers of other imports; nil if there is none
 	closed bool
 
 	mu    sync.Mutex
@@ -277,6 +278,12 @@ func (p *publisher) acquire(size int64) (*buffer, error) {
 		return nil, &storeError{p.cause()}
 	}
 	class := bufferClass(size)
+	if p.shared != nil {
+		if err := p.shared.Acquire(p.ctx, 1<<(class+minBuffer)); err != nil {
+			p.memory.Release(size)
+			return nil, &storeError{p.cause()}
+		}
+	}
 	b, _ := buffers[class].Get().(*buffer)
 	if b == nil {
 		b = &buffer{data: make([]byte, 1<<(class+minBuffer))}
@@ -287,6 +294,10 @@ func (p *publisher) acquire(size int64) (*buffer, error) {
 
 func (p *publisher) release(b *buffer) {
 	size := int64(len(b.data))
-	buffers[bufferClass(size)].Put(b)
+	class := bufferClass(size)
+	buffers[class].Put(b)
 	p.memory.Release(size)
+	if p.shared != nil {
+		p.shared.Release(1 << (class + minBuffer))
+	}
 }

@@ -31,6 +31,7 @@ type Options struct {
 	Mtime       Mtime // default: MtimeExact
 	Workers     int   // goroutines that hash and publish files of one layer; default: the number of processors
 	MaxInFlight int64 // bytes of file content in memory for one layer; default: 64 MiB
+	TotalMemory int64 // bytes of memory for all layers being imported together; default: no limit
 	MaxEntries  int   // entries of a layer, with 128 bytes of names, targets and attributes each on average; default: 1 Mi
 	MaxLinks    int   // hard links made to one object; default: the file system's limit
 
@@ -75,6 +76,7 @@ type Store struct {
 	opts   Options
 
 	lenders objectstore.Lenders
+	budget  *budget // nil without TotalMemory
 
 	journal journal
 
@@ -89,7 +91,7 @@ func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err e
 	if opts.Mtime != MtimeExact && opts.Mtime != MtimeCanonical {
 		return nil, fmt.Errorf("open layer store: mtime %q is neither %q nor %q", opts.Mtime, MtimeExact, MtimeCanonical)
 	}
-	s := &Store{repo: repo, opts: opts, checkouts: make(map[string]*checkoutCall)}
+	s := &Store{repo: repo, opts: opts, budget: newBudget(opts.TotalMemory), checkouts: make(map[string]*checkoutCall)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("open layer store: %w", err), s.Close())
