@@ -8,6 +8,7 @@ import (
 	"runtime"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -19,7 +20,7 @@ const (
 
 // imageKargs returns the kernel arguments of a commit's image for this machine, in the order of its files' names. An
 // image without such files has none.
-func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, error) {
+func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) (kargs.List, error) {
 	c, err := repo.Commit(commit)
 	if err != nil {
 		return nil, err
@@ -35,7 +36,7 @@ func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, 
 	if err != nil {
 		return nil, err
 	}
-	var args []string
+	var args kargs.List
 	files := 0
 	for _, f := range dir.Files { // sorted by name
 		if path.Ext(f.Name) != kargsExt {
@@ -51,6 +52,16 @@ func imageKargs(repo *objectstore.Repo, commit objectstore.Checksum) ([]string, 
 		if args = append(args, add...); len(args) > maxKargs {
 			return nil, fmt.Errorf("/%s: more than %d kernel arguments", kargs.DropInDir, maxKargs)
 		}
+	}
+	return args, nil
+}
+
+// deployedKargs returns the kernel arguments of a deployment's image, none if the commit is gone: a system boots without
+// it.
+func (s *System) deployedKargs(d *sysroot.Deployment) (kargs.List, error) {
+	args, err := imageKargs(s.Repo(), d.Commit)
+	if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
+		return nil, fmt.Errorf("read kernel arguments of the image of %s: %w", Title(d), err)
 	}
 	return args, nil
 }

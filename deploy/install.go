@@ -110,7 +110,7 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	commit, args, err := i.store(ctx, s.Repo())
+	commit, args, _, err := i.store(ctx, s.Repo())
 	if err != nil {
 		return err
 	}
@@ -124,30 +124,36 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 	return err
 }
 
-// store makes the OS commit in the repository of a sysroot, and returns it with the kernel arguments of its deployment.
-func (i *Installation) store(ctx context.Context, repo *objectstore.Repo) (sum objectstore.Checksum, args kargs.List, err error) {
+// store makes the OS commit in the repository of a sysroot. It returns the commit, the kernel arguments of its
+// deployment, and those that both the image and the installation ask for.
+func (i *Installation) store(ctx context.Context, repo *objectstore.Repo) (sum objectstore.Checksum, args, shared kargs.List, err error) {
 	o := i.request.Promote
 	o.DryRun = false
 	p, err := Promote(ctx, i.layers, repo, i.request.Image, o)
 	if err != nil {
-		return sum, nil, err
+		return sum, nil, nil, err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	own, err := imageKargs(repo, p.Commit)
 	if err != nil {
-		return sum, nil, as(ErrImageKargs, fmt.Errorf("read kernel arguments of the image: %w", err))
+		return sum, nil, nil, as(ErrImageKargs, fmt.Errorf("read kernel arguments of the image: %w", err))
 	}
-	args, err = i.request.Kargs.Apply(i.Kargs().AppendIfMissing(own...))
-	return p.Commit, args, err
+	args, shared, err = followImage(i.Kargs(), nil, own, nil, &i.request.Kargs)
+	return p.Commit, args, shared, err
 }
 
 // Execute installs the image, as [install.Plan.Execute] does. Errors are an *[InstallError].
 func (i *Installation) Execute(ctx context.Context) error {
+	origin := NewOrigin(nil, i.request.Image.Name)
 	err := i.Plan.Execute(ctx, &install.OS{
 		Stateroot: i.request.Stateroot,
-		Origin:    NewOrigin(nil, i.request.Image.Name),
+		Origin:    origin,
 		NoSELinux: i.request.NoSELinux,
-		Store:     i.store,
+		Store: func(ctx context.Context, repo *objectstore.Repo) (objectstore.Checksum, kargs.List, error) {
+			sum, args, shared, err := i.store(ctx, repo)
+			setSharedKargs(origin, shared)
+			return sum, args, err
+		},
 	})
 	if err != nil {
 		return &InstallError{err}

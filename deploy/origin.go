@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
@@ -20,6 +21,31 @@ const (
 	originBase     = "baserefspec"
 	originOverride = "override-commit"
 )
+
+// The group of an origin file that is this program's own, and its key for the kernel arguments that both the image and
+// the machine ask for: they stay when the image no longer does.
+const (
+	originGroup  = "ostree-snapshotter"
+	originShared = "shared-kargs"
+)
+
+// sharedKargs returns the kernel arguments of a deployment that an origin file records as both the image's and the
+// machine's. The file may be nil.
+func sharedKargs(f *keyfile.File) kargs.List {
+	if f == nil {
+		return nil
+	}
+	text, _ := f.Get(originGroup, originShared)
+	return kargs.Parse(text)
+}
+
+func setSharedKargs(f *keyfile.File, args kargs.List) {
+	if len(args) == 0 {
+		f.RemoveGroup(originGroup)
+		return
+	}
+	f.Set(originGroup, originShared, args.String())
+}
 
 const unverifiedRegistry = "ostree-unverified-registry:"
 

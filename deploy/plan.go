@@ -105,9 +105,11 @@ func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r 
 	if st.Booted == nil { // a deployment that failed to boot is not the one to fall back to
 		req.Merge = from
 	}
-	if req.Kargs, err = p.kargs(from, &r.Kargs); err != nil {
+	var shared kargs.List
+	if req.Kargs, shared, err = p.kargs(from, &r.Kargs); err != nil {
 		return err
 	}
+	setSharedKargs(req.Origin, shared)
 	if next := bootsNext(st); next != nil && next == from && isSame(next, &req, r.Image.Name) {
 		p.Same = next
 		return nil
@@ -116,20 +118,31 @@ func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r 
 	return err
 }
 
-// kargs returns the kernel arguments of a new deployment that takes over from another, which may be nil.
-func (p *Plan) kargs(from *sysroot.Deployment, edits *kargs.Edits) (kargs.List, error) {
+// kargs returns the kernel arguments of a new deployment that takes over from another, which may be nil, and those of
+// them that both the image and the machine ask for.
+func (p *Plan) kargs(from *sysroot.Deployment, edits *kargs.Edits) (args, shared kargs.List, err error) {
 	now, err := imageKargs(p.OS.Repo, p.OS.Commit)
 	if err != nil {
-		return nil, as(ErrImageKargs, fmt.Errorf("read kernel arguments of the image: %w", err))
+		return nil, nil, as(ErrImageKargs, fmt.Errorf("read kernel arguments of the image: %w", err))
 	}
-	if from == nil {
-		return edits.Apply(kargs.List(nil).AppendIfMissing(now...))
+	var list, before, sharedBefore kargs.List
+	if from != nil {
+		list, sharedBefore = from.Kargs, sharedKargs(from.Origin)
+		if before, err = p.system.deployedKargs(from); err != nil {
+			return nil, nil, err
+		}
 	}
-	before, err := imageKargs(p.system.Repo(), from.Commit)
-	if err != nil && !errors.Is(err, objectstore.ErrNotExist) { // a system boots without its commit
-		return nil, fmt.Errorf("read kernel arguments of the image of %s: %w", Title(from), err)
+	return followImage(list, before, now, sharedBefore, edits)
+}
+
+// followImage has a list of kernel arguments follow the changes of an image's, and edits it. It returns those that both
+// the image and the machine ask for, too.
+func followImage(list, before, now, sharedBefore kargs.List, edits *kargs.Edits) (args, shared kargs.List, err error) {
+	list, sharedBefore = list.Update(before, now, sharedBefore)
+	if args, err = edits.Apply(list); err != nil {
+		return nil, nil, err
 	}
-	return edits.Apply(from.Kargs.Update(before, now))
+	return args, edits.Shared(list, args, now, sharedBefore), nil
 }
 
 // Execute makes the deployment, as [System.Execute] does, if there is anything to do. If it fails, the commit has lost
@@ -192,7 +205,8 @@ func bootsNext(st *sysroot.State) *sysroot.Deployment {
 // isSame reports whether a deployment equals the requested one.
 func isSame(d *sysroot.Deployment, r *sysroot.Request, image string) bool {
 	name, _ := OriginName(d)
-	return d.Commit == r.Commit && name == image && slices.Equal(d.Kargs, r.Kargs)
+	return d.Commit == r.Commit && name == image && slices.Equal(d.Kargs, r.Kargs) &&
+		slices.Equal(sharedKargs(d.Origin), sharedKargs(r.Origin))
 }
 
 // hasFailed reports whether an image was deployed and has used up the boots in which to prove itself.
@@ -252,23 +266,34 @@ func Current(st *sysroot.State) (*sysroot.Deployment, error) {
 	return nil, as(ErrNothingDeployed, errors.New("there is no deployment"))
 }
 
-// PlanKargs plans a deployment that differs from another one only in its kernel arguments. It replaces a staged one by
-// a staged one. The plan is nil if the edits change nothing. Edits that do not apply are a *KargsError.
+// PlanKargs plans a deployment that differs from another one only in its kernel arguments, or in who asks for them: the
+// image or the machine. It replaces a staged one by a staged one. The plan is nil if the edits change nothing. Edits
+// that do not apply are a *KargsError.
 func (s *System) PlanKargs(ctx context.Context, st *sysroot.State, d *sysroot.Deployment, edits *kargs.Edits) (*sysroot.Plan, error) {
 	list, err := edits.Apply(d.Kargs)
 	if err != nil {
 		return nil, &KargsError{d.Kargs, err}
 	}
+	origin := d.Origin
+	if origin != nil {
+		image, err := s.deployedKargs(d)
+		if err != nil {
+			return nil, err
+		}
+		origin = origin.Clone()
+		setSharedKargs(origin, edits.Shared(d.Kargs, list, image, sharedKargs(origin)))
+	}
+	staged := st.Staged != nil && d == st.Staged.Deployment
 	switch {
-	case slices.Equal(list, d.Kargs):
+	case slices.Equal(list, d.Kargs) && slices.Equal(sharedKargs(origin), sharedKargs(d.Origin)):
 		return nil, nil
-	case st.Staged == nil || d != st.Staged.Deployment:
-		return s.Sysroot.PlanKargs(ctx, st, d, list)
+	case !staged:
+		return s.Sysroot.PlanKargs(ctx, st, d, list, origin)
 	case st.Staged.Locked:
 		return nil, errors.New("the staged deployment is locked")
 	}
 	return s.PlanDeploy(ctx, st, sysroot.Request{
-		Stateroot: d.Stateroot, Commit: d.Commit, Origin: d.Origin, Kargs: list, Merge: st.Staged.Merge,
+		Stateroot: d.Stateroot, Commit: d.Commit, Origin: origin, Kargs: list, Merge: st.Staged.Merge,
 		Stage: true, NoSELinux: true, // the staged deployment was allowed
 	})
 }

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,6 +61,58 @@ func TestPlan(t *testing.T) {
 	}
 	if next := b.deploy(t, s, Request{Image: two}); next.New.Commit != dry.New.Commit {
 		t.Errorf("deployed %s, the dry run planned %s", next.New.Commit, dry.New.Commit)
+	}
+}
+
+// TestOperatorKargs: an argument that the operator asks for stays when an image that asked for it too no longer does,
+// and one that only images ask for goes.
+func TestOperatorKargs(t *testing.T) {
+	version := 0
+	for name, ask := range map[string]func(t *testing.T, b *bed, s *System, img *Image){
+		"before the image": func(t *testing.T, b *bed, s *System, _ *Image) {
+			t.Helper()
+			b.deploy(t, s, Request{Image: b.osImage(t), Kargs: kargs.Edits{Append: []string{"quiet"}}})
+		},
+		"with the image": func(t *testing.T, b *bed, s *System, img *Image) {
+			t.Helper()
+			b.deploy(t, s, Request{Image: img, Kargs: kargs.Edits{Set: []string{"quiet"}}})
+		},
+		"later": func(t *testing.T, b *bed, s *System, img *Image) {
+			t.Helper()
+			b.deploy(t, s, Request{Image: img})
+			st := b.load(t, s)
+			p, err := s.PlanKargs(t.Context(), st, st.Default(), &kargs.Edits{Set: []string{"quiet"}})
+			testenv.Must(t, err)
+			if p == nil {
+				t.Fatal("nothing to do, although the argument is the operator's now")
+			}
+			testenv.Must(t, s.Execute(t.Context(), p))
+			st = b.load(t, s)
+			if p, err := s.PlanKargs(t.Context(), st, st.Default(), &kargs.Edits{Set: []string{"quiet"}}); p != nil || err != nil {
+				t.Errorf("the same again: got %v, %v, want nothing to do", p, err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			s := newSystem(t)
+			newImage := func(args string) *Image {
+				version++
+				img := b.osImage(t, wants(args), file{name: fmt.Sprintf("usr/version-%d", version)})
+				img.ManifestDigest = digest.Digest(fmt.Sprintf("sha256:%064d", version))
+				return img
+			}
+			ask(t, b, s, newImage(`"image", "quiet"`))
+			b.deploy(t, s, Request{Image: newImage(`"quiet", "image"`)})
+			last := newImage(`"other"`)
+			b.deploy(t, s, Request{Image: last})
+			if got := b.load(t, s).Default().Kargs; !slices.Contains(got, "quiet") || slices.Contains(got, "image") {
+				t.Errorf("got the kernel arguments %q, want quiet, and not image", got)
+			}
+			if same := b.deploy(t, s, Request{Image: last}); same.Plan != nil {
+				t.Errorf("the same again: got %+v, want nothing to do", same.Plan)
+			}
+		})
 	}
 }
 

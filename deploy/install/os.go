@@ -15,7 +15,7 @@ import (
 // An OS is an operating system to install.
 type OS struct {
 	Stateroot string
-	Origin    *keyfile.File // of the deployment; nil: none
+	Origin    *keyfile.File // of the deployment, read once Store has returned; nil: none
 	NoSELinux bool          // install a tree with an SELinux policy although files get no labels
 
 	// Store puts the OS commit into the repository of the new sysroot, under a ref. It returns the checksum and the

@@ -220,18 +220,3 @@ func (l List) WithOSTree(path string) List {
 	l = append(append(slices.Clone(l[:i]), written), l[i+1:].Without(key)...)
 	return l
 }
-
-// Update follows the changes of an image's own arguments (see [ParseDropIn]): arguments in was and not in is are
-// removed, those in is and not in was are appended. All others belong to the machine, and stay. bootc does the same
-// with kargs.d in an upgrade.
-func (l List) Update(was, is []string) List {
-	l = slices.DeleteFunc(slices.Clone(l), func(s string) bool {
-		return List(was).index(split(s)) >= 0 && List(is).index(split(s)) < 0
-	})
-	for _, s := range is {
-		if List(was).index(split(s)) < 0 {
-			l = l.AppendIfMissing(s)
-		}
-	}
-	return l
-}

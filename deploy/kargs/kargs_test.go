@@ -144,13 +144,6 @@ func TestEdit(t *testing.T) {
 			edit: func(l List) (List, error) { return l.Append("ostree=/y", "z", "ostree").WithOSTree("/x"), nil },
 			want: `root=UUID=x rw ostree=/x q="a b" console=tty0 console=ttyS0 z`,
 		},
-		{
-			name: "another image",
-			edit: func(l List) (List, error) {
-				return l.Update([]string{"rw", "console=tty0", "quiet"}, []string{"rw", "quiet", "nosmt", "console=ttyS0"}), nil
-			},
-			want: `root=UUID=x rw ostree=/ostree/boot.1/os/c/0 q="a b" console=ttyS0 nosmt`,
-		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := Parse(options)

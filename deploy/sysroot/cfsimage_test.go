@@ -51,7 +51,7 @@ func TestComposefsImageKept(t *testing.T) {
 	t.Run("kargs", func(t *testing.T) {
 		b := newBed(t)
 		p := b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
-			return b.PlanKargs(t.Context(), st, st.Default(), st.Default().Kargs.Append("quiet"))
+			return b.PlanKargs(t.Context(), st, st.Default(), st.Default().Kargs.Append("quiet"), st.Default().Origin)
 		})
 		check(t, b, b.load().Default())
 		if lost(p) {

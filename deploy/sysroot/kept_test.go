@@ -24,7 +24,7 @@ var removals = map[string]func(b *bed, st *sysroot.State) (*sysroot.Plan, error)
 		return b.PlanDeploy(b.t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "1"), Merge: st.Deployments[0]})
 	},
 	"kargs": func(b *bed, st *sysroot.State) (*sysroot.Plan, error) {
-		return b.PlanKargs(b.t.Context(), st, st.Deployments[0], kargs.List{"quiet"})
+		return b.PlanKargs(b.t.Context(), st, st.Deployments[0], kargs.List{"quiet"}, st.Deployments[0].Origin)
 	},
 	"undeploy": func(b *bed, st *sysroot.State) (*sysroot.Plan, error) { return b.PlanUndeploy(st, 1) },
 	"cleanup": func(b *bed, _ *sysroot.State) (*sysroot.Plan, error) { // after a process was killed that undeployed it

@@ -333,13 +333,14 @@ func (t *osTree) fileType(name string) (uint32, error) {
 	return st.Mode & unix.S_IFMT, err
 }
 
-// PlanKargs plans a deployment with the same commit, /etc and origin as one of the state's, and other kernel arguments.
-func (s *Sysroot) PlanKargs(ctx context.Context, st *State, of *Deployment, args kargs.List) (*Plan, error) {
+// PlanKargs plans a deployment with the same commit and /etc as one of the state's, and other kernel arguments. Its
+// origin file is given, because it may record who asks for them.
+func (s *Sysroot) PlanKargs(ctx context.Context, st *State, of *Deployment, args kargs.List, origin *keyfile.File) (*Plan, error) {
 	if args == nil {
 		args = kargs.List{}
 	}
 	// Its tree is deployed already, labelled or not.
-	return s.PlanDeploy(ctx, st, Request{Stateroot: of.Stateroot, Commit: of.Commit, Origin: of.Origin, Kargs: args, Merge: of, NoSELinux: true})
+	return s.PlanDeploy(ctx, st, Request{Stateroot: of.Stateroot, Commit: of.Commit, Origin: origin, Kargs: args, Merge: of, NoSELinux: true})
 }
 
 // PlanUndeploy plans to remove the deployment with this index in the state. A staged deployment has the index 0, and

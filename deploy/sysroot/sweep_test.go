@@ -103,7 +103,7 @@ func kargsOnce(b *bed) error {
 		if slices.Contains(st.Default().Kargs, "quiet") {
 			return b.PlanCleanup(ctx, st)
 		}
-		return b.PlanKargs(ctx, st, st.Default(), st.Default().Kargs.Append("quiet"))
+		return b.PlanKargs(ctx, st, st.Default(), st.Default().Kargs.Append("quiet"), st.Default().Origin)
 	})
 }
 

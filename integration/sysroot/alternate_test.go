@@ -100,7 +100,7 @@ func cleanup() op {
 // appendKarg deploys the default, of this ref, again with another kernel argument.
 func appendKarg(ref, arg string) op {
 	return verb(plan(func(ctx context.Context, sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
-		return sr.PlanKargs(ctx, st, st.Default(), st.Default().Kargs.Append(arg))
+		return sr.PlanKargs(ctx, st, st.Default(), st.Default().Kargs.Append(arg), st.Default().Origin)
 	}), "deploy", "--os="+osName, "--karg-append="+arg, ref).with("kargs", "--append", arg)
 }
 

@@ -36,7 +36,7 @@ func TestComposefsImage(t *testing.T) {
 		t.Fatal("ostree makes no composefs image")
 	}
 	err := ours.change(t.Context(), func(sr *sysroot.Sysroot, st *sysroot.State) (*sysroot.Plan, error) {
-		return sr.PlanKargs(t.Context(), st, st.Default(), st.Default().Kargs.Append("quiet"))
+		return sr.PlanKargs(t.Context(), st, st.Default(), st.Default().Kargs.Append("quiet"), st.Default().Origin)
 	})
 	if err != nil {
 		t.Fatal(err)
