@@ -260,7 +260,7 @@ type LostLayerError struct {
 // layer that a builder made from a directory has no blob, unless its image was exported since; if it was not, there is
 // nothing to pull either.
 const (
-	lostRemedy        = `run "ostree-snapshotter fsck --repair", or remove the image and pull or load it again`
+	lostRemedy      = `run "ostree-snapshotter fsck --repair", or remove the image and pull or load it again`
 	lostWithoutBlob = `no blob of it is known: unless "ostree-snapshotter fsck --repair" finds one by the image's ` +
 		`manifest, remove the image and build or load it again, or pull it if a registry has it`
 )
