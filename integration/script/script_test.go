@@ -75,6 +75,7 @@ func TestScript(t *testing.T) {
 			"status":  scriptStatus,
 			"fixture": scriptFixture,
 			"forget":  scriptForget,
+			"build":   scriptBuild,
 			"damage":  scriptDamage,
 			"lock":    scriptLock,
 			"waitfor": scriptWaitFor,
@@ -137,6 +138,17 @@ func scriptForget(ts *testscript.TestScript, neg bool, args []string) {
 	f, err := snaptest.OpenFixture(context.Background(), ts.MkAbs(args[0]))
 	ts.Check(err)
 	err = f.Remove(context.Background(), snaptest.SnapshotName(args[1]))
+	ts.Check(errors.Join(err, f.Close()))
+}
+
+// build DIR: commits the container of a fixture, as a builder does: the layer is made of a directory.
+func scriptBuild(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: build DIR")
+	}
+	f, err := snaptest.OpenFixture(context.Background(), ts.MkAbs(args[0]))
+	ts.Check(err)
+	err = f.Commit(context.Background(), snaptest.SnapshotName("built"), snaptest.SnapshotName("container"))
 	ts.Check(errors.Join(err, f.Close()))
 }
 
