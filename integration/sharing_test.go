@@ -1,12 +1,15 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -57,7 +60,8 @@ func TestMediaTypesShare(t *testing.T) {
 	}
 }
 
-// TestUpdateSharesFiles pulls an image and its rebuild. Only the changes of the second layer are stored.
+// TestUpdateSharesFiles pulls an image and its rebuild. Only the changes of the second layer are stored. When the first
+// image goes, the usage that containerd reports for the second one is all that the store has.
 func TestUpdateSharesFiles(t *testing.T) {
 	e := start(t, nil)
 	e.pull(defaultNS, "base:1")
@@ -69,29 +73,54 @@ func TestUpdateSharesFiles(t *testing.T) {
 	if two-one > one*6/10 {
 		t.Errorf("base:2 took %d bytes after base:1 took %d, want at most six tenths", two-one, one)
 	}
+	e.usage(defaultNS)
+	e.ctr(defaultNS, "images", "rm", "--sync", strings.Replace(full, "base:2", "base:1", 1))
+	e.usage(defaultNS)
 }
 
-// allocated returns the disk space of a tree, with each inode counted once.
-func allocated(t *testing.T, root string) int64 {
+// usage adds up the usages of a namespace's snapshots, as CRI does for the kubelet, and fails the test unless the sum is
+// the space of the store's files.
+func (e *env) usage(namespace string) {
+	e.t.Helper()
+	ctx := namespaces.WithNamespace(e.t.Context(), namespace)
+	sn := e.Client().SnapshotService(e.Snapshotter)
+	var sum snapshots.Usage
+	err := sn.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		u, err := sn.Usage(ctx, info.Name)
+		sum.Add(u)
+		return err
+	})
+	e.must(err)
+	most := allocated(e.t, filepath.Join(e.Root, "repo/objects"), filepath.Join(e.Root, "layers"))
+	const directories = 3 << 20 // of the repository
+	if sum.Size > most || sum.Size < most-directories {
+		e.t.Errorf("the usages add up to %d bytes, and the store takes %d", sum.Size, most)
+	}
+}
+
+// allocated returns the disk space of trees, with each inode counted once.
+func allocated(t *testing.T, roots ...string) int64 {
 	t.Helper()
 	seen := make(map[uint64]bool)
 	var sum int64
-	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+	for _, root := range roots {
+		err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				return err
+			}
+			if !seen[st.Ino] {
+				seen[st.Ino] = true
+				sum += atfs.Allocated(&st)
+			}
+			return nil
+		})
 		if err != nil {
-			return err
+			t.Fatal(err)
 		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return err
-		}
-		if !seen[st.Ino] {
-			seen[st.Ino] = true
-			sum += atfs.Allocated(&st)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	return sum
 }

@@ -260,8 +260,13 @@ func (r *Repo) Has(t ObjectType, sum Checksum) (bool, error) {
 
 // Stat returns the status of a content object's inode, ErrNotExist if the object is absent.
 func (r *Repo) Stat(sum Checksum) (unix.Stat_t, error) {
-	st, err := r.stat(&sum, TypeFile)
-	return st, objectError(TypeFile, sum, err)
+	return r.StatObject(ObjectName{TypeFile, sum})
+}
+
+// StatObject returns the status of an object's inode, ErrNotExist if the object is absent.
+func (r *Repo) StatObject(name ObjectName) (unix.Stat_t, error) {
+	st, err := r.stat(&name.Checksum, name.Type)
+	return st, objectError(name.Type, name.Checksum, err)
 }
 
 // ReadMetadata returns the bytes of a metadata object of at most MaxMetadataSize, and verifies them against the

@@ -103,6 +103,7 @@ func (s *Snapshotter) discardOrphans(ctx context.Context) error {
 		var errs []error
 		for _, name := range names {
 			s.garbage.Store(true) // it may have kept a layer
+			s.shares.stale.Store(true)
 			errs = append(errs, atfs.IgnoreNotExist(s.discard(name)))
 		}
 		return errors.Join(errs...)
@@ -152,6 +153,7 @@ func (s *Snapshotter) prune(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.shares.stale.Store(true) // a pull may have reused what was garbage before
 	log.G(ctx).WithFields(log.Fields{
 		"layers": stats.Layers, "checkouts": stats.Checkouts, "objects": stats.Objects, "leftovers": stats.Leftovers,
 		"bytes": stats.Bytes, "duration": time.Since(start),

@@ -78,6 +78,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
+	if s.garbage.Load() || s.shares.unsure.Load() {
+		s.shares.stale.Store(true) // the layer may have objects that were nobody's
+	}
 	s.idle.Store(true) // the mounts below the active snapshot
 	s.prebuilder.committed(name, parent, layerIDs(append([]content{c}, below...)))
 	s.sweepCommitted(ctx, id, top.imported)

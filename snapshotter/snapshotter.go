@@ -40,6 +40,7 @@ type Snapshotter struct {
 	copies     *worker     // copies metadata.db
 	refs       refIndex
 	committed  layerIndex
+	shares     shareIndex
 	locks      keylock.Map   // by ID: changes to the directory of an active snapshot
 	cleaning   chan struct{} // holds an element while a cleanup runs
 	garbage    atomic.Bool   // there may be unneeded layers or objects
@@ -61,6 +62,8 @@ var (
 // metadata.db is missing or damaged, its last copy replaces it; that, and everything else lost or rebuilt, is logged.
 func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option) (_ *Snapshotter, err error) {
 	s := &Snapshotter{layers: store, cleaning: make(chan struct{}, 1), committed: newLayerIndex()}
+	s.shares.busy = make(chan struct{}, 1)
+	s.shares.stale.Store(true) // what the last process found out is lost
 	s.copies = newWorker(s.copyMetadata, copyAfterLast, copyAfterFirst)
 	s.close = sync.OnceValue(s.closeAll)
 	s.opts.overlay = overlayOptions(overlayParameters)
@@ -333,10 +336,12 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	s.idle.Store(true)
 	if info.Kind == snapshots.KindCommitted {
 		s.garbage.Store(true)
+		s.shares.stale.Store(true)
 		return nil
 	}
 	if ok, err := s.snaps.Exists(path.Join(id, AppliedFile)); err != nil || ok {
 		s.garbage.Store(true)
+		s.shares.stale.Store(true)
 	}
 	// The row is deleted: whatever remains is an orphan, which Cleanup finds.
 	if err := s.mounter.unmount(id); err != nil {

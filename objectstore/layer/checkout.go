@@ -257,6 +257,14 @@ func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root 
 		return Usage{}, err
 	}
 	short := CheckoutDir(id)
+	var top Usage // directory and owner, unless another checkout of the layer has them
+	for _, name := range []string{".", commitFile} {
+		st, err := dir.Lstat(name)
+		if err != nil {
+			return Usage{}, err
+		}
+		top.count(&st)
+	}
 	err = s.tmp.Rename(tmp, s.layers, short, unix.RENAME_NOREPLACE)
 	if errors.Is(err, fs.ErrExist) {
 		if err = s.checkOwner(id); errors.Is(err, errNoOwner) {
@@ -269,7 +277,10 @@ func (s *Store) makeCheckout(ctx context.Context, id objectstore.Checksum, root 
 		if errors.Is(err, fs.ErrExist) { // another process was first
 			return Usage{}, nil
 		}
+		return c.added, err
 	}
+	c.added.Bytes += top.Bytes
+	c.added.Inodes += top.Inodes
 	return c.added, err
 }
 

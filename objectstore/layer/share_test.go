@@ -1,0 +1,45 @@
+package layer
+
+import (
+	"bytes"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+// TestShare shares the space out among two layers that have a file in common, and borrow another from the host. In the
+// order of their import each gets what it added; in the other order, the sum is the same.
+func TestShare(t *testing.T) {
+	testenv.NeedsRoot(t)
+	host := hostRepo(t, t.TempDir(), 2, when)
+	s, _ := newStore(t, Options{Borrow: []*objectstore.Repo{host}})
+	common := file("common", strings.Repeat("common", 20000))
+	lib := []tarEntry{dir("lib"), file("lib/f0", libContent(0)), file("lib/f1", libContent(1))}
+	ids := make([]objectstore.Checksum, 2)
+	want := make(map[objectstore.Checksum]Usage)
+	var sum Usage
+	for i, own := range []tarEntry{file("a", strings.Repeat("a", 9000)), file("b", strings.Repeat("b", 30000))} {
+		h, err := s.Import(t.Context(), bytes.NewReader(makeTar(t, append(lib, common, own)...)), ImportOptions{})
+		testenv.Must(t, err)
+		testenv.Must(t, h.Release())
+		_, added, err := s.Checkout(t.Context(), []objectstore.Checksum{h.ID})
+		testenv.Must(t, err)
+		ids[i] = h.ID
+		want[h.ID] = Usage{Bytes: h.Added.Bytes + added.Bytes, Inodes: h.Added.Inodes + added.Inodes}
+		sum.Bytes += want[h.ID].Bytes
+		sum.Inodes += want[h.ID].Inodes
+	}
+	unknown := objectstore.Checksum{1}
+	got, err := s.Share(t.Context(), []objectstore.Checksum{ids[0], unknown, ids[1], ids[0]})
+	if err != nil || !maps.Equal(got, want) {
+		t.Errorf("shares are %v, %v, want what each layer added: %v", got, err, want)
+	}
+	other, err := s.Share(t.Context(), []objectstore.Checksum{ids[1], ids[0]})
+	a, b := other[ids[0]], other[ids[1]]
+	if err != nil || a.Bytes+b.Bytes != sum.Bytes || a.Inodes+b.Inodes != sum.Inodes || b.Bytes <= want[ids[1]].Bytes {
+		t.Errorf("in the other order shares are %v, %v, want the sum %v and more for the first", other, err, sum)
+	}
+}
