@@ -33,6 +33,9 @@ func TestProbeDaemon(t *testing.T) {
 
 	const skipped = "not checked: it does not run"
 	nowhere := absent.Address
+	unheard := func(c *Config, address string) string {
+		return fmt.Sprintf("process %d has %s open, and does not answer at %s: ", os.Getpid(), c.Root, address)
+	}
 	for _, tt := range []struct {
 		name   string
 		config *Config
@@ -42,9 +45,9 @@ func TestProbeDaemon(t *testing.T) {
 		{"version unknown", other, "version unknown at " + other.Address},
 		{"no root", absent, skipped + ": " + absent.Root + " does not exist yet"},
 		{"stopped", stopped, skipped + " at " + stopped.Address},
-		{"another address", at(running, nowhere), fmt.Sprintf("process %d has %s open, and does not answer at %s: ", os.Getpid(), running.Root, nowhere)},
-		{"daemon of another root", at(stopped, running.Address), "ask the daemon at " + running.Address + ": it has another store open"},
-		{"both", at(other, running.Address), fmt.Sprintf("process %d has %s open, and does not answer at %s: it has another", os.Getpid(), other.Root, running.Address)},
+		{"another address", at(running, nowhere), unheard(running, nowhere)},
+		{"another root", at(stopped, running.Address), "ask the daemon at " + running.Address + ": it has another store open"},
+		{"both", at(other, running.Address), unheard(other, running.Address) + "it has another store open"},
 		{"no answer", silent, "ask the daemon at " + silent.Address + ": "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

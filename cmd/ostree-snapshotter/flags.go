@@ -70,7 +70,7 @@ func (f *pullFlags) addPull(cmd *cobra.Command) {
 	fl.StringVar(&f.HostsDir, "hosts-dir", "",
 		"`DIR` that describes registries, instead of containerd's own; to compare digests alone, "+containerd.DefaultHostsDir)
 	fl.BoolVar(&f.PlainHTTP, "plain-http", false, "ask the registry without TLS")
-	fl.StringVarP(&f.User, "user", "u", "", "`USER[:PASSWORD]` for the registry; every user of the host can see the password in the list of processes")
+	fl.StringVarP(&f.User, "user", "u", "", "`USER[:PASSWORD]` for the registry; others see it in the list of processes")
 	fl.BoolVar(&f.passwordStdin, "password-stdin", false, "read the password of --user from standard input")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return f.readPassword(cmd.InOrStdin()) }
 }

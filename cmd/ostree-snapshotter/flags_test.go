@@ -29,7 +29,10 @@ func TestPasswordStdin(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var f pullFlags
-			cmd := &cobra.Command{RunE: func(*cobra.Command, []string) error { return nil }, SilenceErrors: true, SilenceUsage: true}
+			cmd := &cobra.Command{
+				RunE:          func(*cobra.Command, []string) error { return nil },
+				SilenceErrors: true, SilenceUsage: true,
+			}
 			f.addPull(cmd)
 			cmd.SetIn(strings.NewReader(tt.stdin))
 			cmd.SetArgs(strings.Fields(tt.args))

@@ -14,7 +14,14 @@ func TestOutputFull(t *testing.T) {
 	f, s := newFixture(t)
 	f.stopDaemon(t)
 	for _, args := range [][]string{
-		{"layers"}, {"layers", "--json"}, {"df"}, {"fsck"}, {"prune"}, {"config", "default"}, {"config", "check", "--json"}, {"version"},
+		{"layers"},
+		{"layers", "--json"},
+		{"df"},
+		{"fsck"},
+		{"prune"},
+		{"config", "default"},
+		{"config", "check", "--json"},
+		{"version"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)

@@ -77,7 +77,8 @@ checked 3000 objects, 2 layers, 2 snapshots: 2743 problems
 		t.Errorf("got %v,\n%s\nwant\n%s", err, stdout.String(), want)
 	}
 	stdout.Reset()
-	if err := c.showFsck(r, true); err != nil || strings.Count(stdout.String(), "object o") != 2742 || strings.Contains(stdout.String(), "-v") {
-		t.Errorf("with -v: %v, %d objects, want 2742", err, strings.Count(stdout.String(), "object o"))
+	err := c.showFsck(r, true)
+	if n := strings.Count(stdout.String(), "object o"); err != nil || n != 2742 || strings.Contains(stdout.String(), "-v") {
+		t.Errorf("with -v: %v, %d objects, want 2742", err, n)
 	}
 }
