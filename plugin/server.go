@@ -210,6 +210,10 @@ func (s *Server) closeAll() error {
 	return err
 }
 
+// maxCalls is the number of calls that one connection can have at a time. Further ones wait in the client. containerd has
+// a call for each layer being unpacked, and short ones for containers.
+const maxCalls = 1000
+
 // newGRPC returns a server with containerd's message limits. A panic ends one call, not the daemon. Errors get the
 // codes of errdefs: containerd's services see to that themselves, except for List. Every response carries the identity
 // of the store, for commands that must know whose snapshots they list, and the version of the daemon.
@@ -218,6 +222,7 @@ func newGRPC(identity, version string) *grpc.Server {
 	return grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
 			defer recovered(ctx, info.FullMethod, &err)

@@ -2,11 +2,14 @@ package plugin
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,6 +26,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -211,4 +215,30 @@ func TestApplyThroughTheDaemon(t *testing.T) {
 	if m, err = sn.Prepare(ctx, "default/4/extract-1 x", "", labels); err != nil || m[0].ReadOnly() {
 		t.Errorf("known layer on containerd 2.3: got %v, %v, want mounts that can be written to", m, err)
 	}
+}
+
+// TestMaxCalls reads from the server's HTTP/2 settings (RFC 9113, section 6.5) how many calls a connection may have.
+func TestMaxCalls(t *testing.T) {
+	c := testConfig(t)
+	start(t, c)
+	conn, err := net.Dial("unix", c.Address)
+	testenv.Must(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
+	testenv.Must(t, err)
+	head := make([]byte, 9)
+	_, err = io.ReadFull(conn, head)
+	testenv.Must(t, err)
+	settings := make([]byte, int(head[0])<<16|int(head[1])<<8|int(head[2]))
+	_, err = io.ReadFull(conn, settings)
+	testenv.Must(t, err)
+	for s := range slices.Chunk(settings, 6) {
+		if binary.BigEndian.Uint16(s) == 3 { // SETTINGS_MAX_CONCURRENT_STREAMS
+			if got := binary.BigEndian.Uint32(s[2:]); got != maxCalls {
+				t.Errorf("got %d calls, want %d", got, maxCalls)
+			}
+			return
+		}
+	}
+	t.Errorf("settings %x do not limit calls", settings)
 }

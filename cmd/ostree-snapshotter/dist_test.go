@@ -2,9 +2,12 @@ package main
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 )
 
@@ -77,5 +80,17 @@ func TestUnitHasNoMountNamespace(t *testing.T) {
 		if options[key] != want {
 			t.Errorf("%s is %q, want %q", key, options[key], want)
 		}
+	}
+}
+
+// TestUnitVerifies has systemd check the unit, with a program that exists here.
+func TestUnitVerifies(t *testing.T) {
+	verify := testenv.NeedsTool(t, "systemd-analyze")
+	b, err := os.ReadFile("dist/ostree-snapshotter.service")
+	testenv.Must(t, err)
+	name := filepath.Join(t.TempDir(), "ostree-snapshotter.service")
+	testenv.Must(t, os.WriteFile(name, []byte(strings.ReplaceAll(string(b), "/usr/local/bin/ostree-snapshotter", "/bin/true")), 0o600))
+	if out, err := exec.Command(verify, "verify", "--man=no", name).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

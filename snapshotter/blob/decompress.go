@@ -68,6 +68,9 @@ func NewDecompressor(ctx context.Context, gzip string) (*Decompressor, error) {
 	case !filepath.IsAbs(gzip):
 		return nil, fmt.Errorf("gzip %q is neither %q, %q nor an absolute path", gzip, GzipAuto, GzipOff)
 	}
+	if _, err := exec.LookPath(gzip); err != nil {
+		return nil, fmt.Errorf("gzip %s: %w", gzip, err)
+	}
 	if err := selfTest(ctx, gzip); err != nil {
 		return nil, fmt.Errorf("gzip %s: %w", gzip, err)
 	}
@@ -121,6 +124,7 @@ func (d *Decompressor) useIgzip(v *verifier) (bool, error) {
 type igzipReader struct {
 	v      *verifier
 	ctx    context.Context //nolint:containedctx // Read has no context
+	name   string          // of the program
 	cmd    *exec.Cmd
 	pipe   *os.File
 	stderr *excerpt
@@ -129,9 +133,23 @@ type igzipReader struct {
 	err    error // returned by further reads
 }
 
-// igzipCommand returns a command that runs igzip from standard input to standard output, as a user that owns no files.
+// limited is a shell script that runs a program without the daemon's protection from the OOM killer, and with limits.
+// igzip takes a few MB and no file but its standard streams. The time is that of a terabyte. The program could be limited
+// from here too, but only after it has begun, and by a process that may set the limits of another user's.
+const limited = `set -e
+ulimit -v 131072
+ulimit -t 3600
+ulimit -f 0
+ulimit -n 16
+ulimit -c 0
+read -r score </proc/self/oom_score_adj
+[ "$score" -ge 0 ] || echo 0 >/proc/self/oom_score_adj
+exec "$0" "$@"`
+
+// igzipCommand returns a command that runs igzip from standard input to standard output, with limits, and as a user that
+// owns no files.
 func igzipCommand(ctx context.Context, path string) (*exec.Cmd, *excerpt) {
-	cmd := exec.CommandContext(ctx, path, "-d", "-c")
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limited, path, "-d", "-c")
 	cmd.Env = []string{"LC_ALL=C"}
 	cmd.Dir = "/"
 	cmd.WaitDelay = 5 * time.Second
@@ -161,7 +179,7 @@ func startIgzip(ctx context.Context, path string, v *verifier) (*tarStream, erro
 	if err = errors.Join(err, w.Close()); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", path, err), r.Close())
 	}
-	ir := &igzipReader{v: v, ctx: ctx, cmd: cmd, pipe: r, stderr: stderr}
+	ir := &igzipReader{v: v, ctx: ctx, name: path, cmd: cmd, pipe: r, stderr: stderr}
 	return &tarStream{Reader: ir, name: path, close: ir.Close}, nil
 }
 
@@ -219,7 +237,7 @@ func (r *igzipReader) end() error {
 		return err
 	}
 	if n != r.total {
-		return fmt.Errorf("decompress: %s wrote %d bytes of %d", r.cmd.Path, r.total, n)
+		return fmt.Errorf("decompress: %s wrote %d bytes of %d", r.name, r.total, n)
 	}
 	return io.EOF
 }

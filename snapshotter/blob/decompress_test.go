@@ -274,26 +274,14 @@ func TestTypes(t *testing.T) {
 }
 
 func TestNewDecompressor(t *testing.T) {
-	script := func(name, text string) string {
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		for dir := filepath.Dir(path); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
-			if err := os.Chmod(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return path
-	}
 	for _, c := range []struct {
 		name, gzip, want string
 	}{
 		{"relative", "igzip", "neither"},
 		{"missing", "/nonexistent/igzip", "no such file"},
-		{"fails", script("a", "exit 3"), "exit status 3"},
-		{"says why", script("b", "echo out of cheese >&2; exit 1"), "out of cheese"},
-		{"reads the first member only", script("c", "head -c 100000000 >/dev/null; echo x"), "wrong output"},
+		{"fails", program(t, "a", "exit 3"), "exit status 3"},
+		{"says why", program(t, "b", "echo out of cheese >&2; exit 1"), "out of cheese"},
+		{"reads the first member only", program(t, "c", "head -c 100000000 >/dev/null; echo x"), "wrong output"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if _, err := NewDecompressor(t.Context(), c.gzip); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -308,13 +296,43 @@ func TestNewDecompressor(t *testing.T) {
 		}
 	})
 	t.Run("auto takes no program that is wrong", func(t *testing.T) {
-		dir := filepath.Dir(script("igzip", "cat"))
+		dir := filepath.Dir(program(t, "igzip", "cat"))
 		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 		d, err := NewDecompressor(t.Context(), GzipAuto)
 		if err != nil || d.Gzip() != "" {
 			t.Errorf("got %q, %v, want none", d.Gzip(), err)
 		}
 	})
+}
+
+// TestIgzipLimits runs a program in the place of igzip, which must not be able to do much.
+func TestIgzipLimits(t *testing.T) {
+	testenv.NeedsRoot(t)
+	own, err := os.ReadFile("/proc/self/oom_score_adj")
+	testenv.Must(t, err)
+	score := "0"
+	if !strings.HasPrefix(string(own), "-") {
+		score = strings.TrimSpace(string(own))
+	}
+	cmd, stderr := igzipCommand(t.Context(), program(t, "igzip", `for r in v t f n c; do ulimit -H -$r; done; id -u; cat /proc/self/oom_score_adj`))
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err, stderr.prefix())
+	}
+	if got, want := strings.Fields(string(out)), "[131072 3600 0 16 0 65534 "+score+"]"; fmt.Sprint(got) != want {
+		t.Errorf("got memory, time, file size, files, core, user and OOM score %v, want %s", got, want)
+	}
+}
+
+// program makes a shell script that every user can run, and returns its path.
+func program(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	testenv.Must(t, os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755))
+	for dir := filepath.Dir(path); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+		testenv.Must(t, os.Chmod(dir, 0o755))
+	}
+	return path
 }
 
 // The process must not outlive the call.

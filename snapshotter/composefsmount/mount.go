@@ -50,6 +50,10 @@ func (s Support) String() string {
 	return text
 }
 
+// imageAttr are the attributes of image mounts. Only overlays use them: a container's set-user-ID programs and devices
+// depend on the attributes of its overlay mount alone.
+const imageAttr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+
 // Mount mounts an image read-only on a directory. It stays mounted until it is unmounted, even without open files.
 func Mount(image *atfs.File, target *atfs.Dir, s Support) (err error) {
 	defer func() {
@@ -84,7 +88,7 @@ func Mount(image *atfs.File, target *atfs.Dir, s Support) (err error) {
 	if err := unix.FsconfigCreate(fd); err != nil {
 		return os.NewSyscallError("fsconfig", err)
 	}
-	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
+	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, imageAttr)
 	if err != nil {
 		return os.NewSyscallError("fsmount", err)
 	}
