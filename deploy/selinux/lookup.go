@@ -85,7 +85,7 @@ func substituteBy(subs []substitution, name string) string {
 func (p *Policy) matchPattern(name string, typ fs.FileMode) *spec {
 	wide := widen(name)
 	var best *spec
-	stem := stemOf(name)
+	stem := stemOf(name, func(part string) (string, bool) { return part, true })
 	for {
 		for _, s := range p.patterns[stem] {
 			if best != nil && compareSpecs(s, best) > 0 {

@@ -64,7 +64,7 @@ func (p *Policy) addSpecs(input int, file string, data []byte) error {
 		if err := s.parsePattern(); err != nil {
 			return fmt.Errorf("%w: %s: line %d: %w", ErrInvalid, file, n, err)
 		}
-		stem := stemOf(s.prefix)
+		stem := stemOf(s.Spec, literalPath)
 		p.patterns[stem] = append(p.patterns[stem], s)
 	}
 	return nil
@@ -183,20 +183,26 @@ func isBelow(r *syntax.Regexp) bool {
 	return in.Op == syntax.OpConcat && len(in.Sub) == 2 && isLiteral(in.Sub[0]) && string(in.Sub[0].Rune) == "/" && isAny(in.Sub[1])
 }
 
-// stemOf returns the leading directories of a path or a prefix, at most stemDepth of them, with a slash behind each.
-func stemOf(name string) string {
-	if !strings.HasPrefix(name, "/") {
-		return "/"
-	}
-	end := 1
+// stemOf returns the leading directories of a path or a pattern, at most stemDepth of them, with a slash behind each. Only
+// those that read accepts count; it returns the name of a directory.
+//
+// Like libselinux, Lookup tries a pattern only on paths with its stem. That matters for "/a/b|/c", which would match paths
+// elsewhere too, because the two alternatives are not in parentheses.
+func stemOf(text string, read func(part string) (name string, ok bool)) string {
+	stem := "/"
 	for range stemDepth {
-		n := strings.IndexByte(name[end:], '/')
-		if n < 0 {
+		part, rest, ok := strings.Cut(strings.TrimPrefix(text, "/"), "/")
+		if !ok {
 			break
 		}
-		end += n + 1
+		name, ok := read(part)
+		if !ok {
+			break
+		}
+		stem += name + "/"
+		text = rest
 	}
-	return name[:end]
+	return stem
 }
 
 // A substitution makes paths below one directory count as those below another.

@@ -3,6 +3,7 @@ package selinux_test
 import (
 	"errors"
 	"io/fs"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -108,6 +109,8 @@ func TestLabel(t *testing.T) {
 		{"/opt/b/c", file, "u:o:alternative"},
 		{"/opt/a/x", file, "u:o:alternative"}, // the first alternative has no end
 		{"/opt/b/c/x", file, "u:o:root"},
+		{"/opt/x/opt/b/c", file, "u:o:alternative"}, // and the second no beginning
+		{"/srv/opt/b/c", file, "u:o:root"},          // but libselinux looks below /opt only
 		{"/srv/x-y", file, "u:o:byte"},
 		{"/srv/x\u00e9y", file, "u:o:root"}, // two bytes
 		{"/srv/x\nz\n", file, "u:o:root"},
@@ -196,9 +199,12 @@ func FuzzPolicy(f *testing.F) {
 		if err != nil {
 			return
 		}
-		got, _ := p.Label(path, 0)
-		if want := reference(spec, strings.TrimSuffix(path, "/")); (got == "u:o:spec") != want && path != "/" {
-			t.Errorf("%q matches %q: %t, want %t", spec, path, !want, want)
+		label, _ := p.Label(path, 0)
+		got, want := label == "u:o:spec", reference(spec, strings.TrimSuffix(path, "/"))
+		// Such a pattern can match a path that does not have its leading directories.
+		elsewhere := strings.Contains(spec, "|") || regexp.MustCompile(`/[*?{]`).MatchString(spec)
+		if got != want && path != "/" && !(want && elsewhere) {
+			t.Errorf("%q matches %q: %t, want %t", spec, path, got, want)
 		}
 	})
 }
