@@ -12,7 +12,7 @@ UNIT = $(shell $(GO) list ./... | grep -v /integration)
 HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|Reboot|Repair|UserNamespace)$$
 # Separate modules with code, for requirements that the product's go.mod must not have.
 MODULES = integration/browser integration/script integration/tools/goerofs
-LONGEST = ./integration ./integration/boot ./integration/kernel ./integration/sysroot ./objectstore/layer ./cmd/ostree-snapshotter
+LONGEST = ./integration ./integration/boot ./integration/kernel ./integration/sysroot ./integration/tenants ./objectstore/layer ./cmd/ostree-snapshotter
 FUZZTIME ?= 20s
 BENCH ?= .
 
