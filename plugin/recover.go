@@ -34,7 +34,7 @@ func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.De
 // logRecovery logs one line for the whole recovery and one for lost layers, each with counts and a few names.
 func logRecovery(logger *log.Entry, r *layer.Recovery) {
 	summary := logger.WithFields(log.Fields{
-		"entries": r.Entries, "objects": r.Objects, "damaged": len(r.Damaged), "checkouts": r.Checkouts,
+		"entries": r.Entries, "objects": r.Objects, "damaged": len(r.Damaged), "checkouts": r.Checkouts, "rootfses": r.Rootfses,
 		"remade": len(r.Remade), "lost": len(r.Lost),
 	})
 	if len(r.Damaged)+len(r.Lost)+len(r.Remade) == 0 {

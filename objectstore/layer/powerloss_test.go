@@ -3,13 +3,16 @@ package layer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // A layer is imported, a durable row names it, and the power fails: with the journal the next start heals the layer or
@@ -31,6 +34,8 @@ func TestPowerLoss(t *testing.T) {
 				defer b.close(t)
 				l := b.importBlob(t, tar, someBlob)
 				checkOut(t, b.Store, b.path, l.ID)
+				chain := []objectstore.Checksum{l.ID}
+				makeImage(t, b, chain)
 				row, err := os.Create(filepath.Join(before.Dir, rowFile))
 				if err != nil {
 					t.Fatal(err)
@@ -90,6 +95,9 @@ func TestPowerLoss(t *testing.T) {
 						}
 						checkStore(t, after.path)
 						if blob {
+							if err := after.VerifyRootfs(t.Context(), chain); err != nil && !errors.Is(err, fs.ErrNotExist) {
+								t.Errorf("rootfs image: %v", err)
+							}
 							fs := checkOut(t, after.Store, after.path, l.ID)
 							if got, err := os.ReadFile(filepath.Join(fs, "f7")); err != nil || string(got) != "content 7" {
 								t.Errorf("got %q, %v", got, err)

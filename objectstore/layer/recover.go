@@ -33,6 +33,7 @@ type Recovery struct {
 	Objects   int                      // hashed again
 	Damaged   []objectstore.ObjectName // did not match their names, and were removed
 	Checkouts int                      // removed
+	Rootfses  int                      // rootfs images removed
 	Remade    []objectstore.Checksum   // rebuilt layers
 	Lost      []LostLayer              // layers that could not be rebuilt
 }
@@ -43,7 +44,8 @@ type Recovery struct {
 // the journal. If it is interrupted, the next Recover begins again.
 //
 // A checkout of a layer in the journal may have damage that no object has, so it is removed too, unless the kernel has
-// been running since it was made: then nothing was lost, and containers may use it.
+// been running since it was made: then nothing was lost, and containers may use it. For the same reason rootfs images
+// that do not match their digests are removed unless the kernel has been running since the journal was written.
 //
 // Nothing else may use the store meanwhile, except that remake imports into it.
 func (s *Store) Recover(ctx context.Context, remake func(context.Context, LostLayer) error) (*Recovery, error) {
@@ -70,6 +72,11 @@ func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context,
 	if err := r.remake(ctx, remake); err != nil {
 		return nil, err
 	}
+	if r.rebooted {
+		if r.report.Rootfses, err = s.discardDamagedRootfses(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.Sync(ctx); err != nil {
 		return nil, err
 	}
@@ -82,10 +89,11 @@ func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context,
 }
 
 type recovery struct {
-	store  *Store
-	report *Recovery
-	layers map[objectstore.Checksum]*journalRecord // the merged entries of each layer
-	lost   []LostLayer
+	store    *Store
+	report   *Recovery
+	rebooted bool                                    // since an entry was written
+	layers   map[objectstore.Checksum]*journalRecord // the merged entries of each layer
+	lost     []LostLayer
 }
 
 // read reads the entries, and returns their objects.
@@ -97,6 +105,7 @@ func (r *recovery) read(entries []string) ([]objectstore.ObjectName, error) {
 			return nil, err
 		}
 		rec := parseJournal(b)
+		r.rebooted = r.rebooted || rec.boot != r.store.journal.boot
 		for _, o := range rec.objects {
 			objects[o] = struct{}{}
 		}

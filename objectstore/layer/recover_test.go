@@ -261,6 +261,79 @@ func TestRecoverSameBoot(t *testing.T) {
 	}
 }
 
+// A layer is on the disk, and the power fails after its rootfs image was made: a damaged image is removed. A kill of the
+// process damages none, and containers may be running on it.
+func TestRecoverRootfs(t *testing.T) {
+	for _, tt := range []struct {
+		boot    string
+		damaged []string
+		stays   bool
+	}{
+		{"first", []string{rootfsImage}, true},
+		{"second", nil, true},
+		{"second", []string{rootfsImage}, false},
+		{"second", []string{rootfsDigest}, false},
+		{"second", []string{rootfsImage, rootfsDigest}, false},
+	} {
+		t.Run(fmt.Sprint(tt.boot, tt.damaged), func(t *testing.T) {
+			b := newBed(t, Options{Journal: true, Boot: "first"})
+			l := importTar(t, b.Store, someTar(t))
+			if err := b.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			chain := []objectstore.Checksum{l.ID}
+			makeImage(t, b, chain)
+			image := filepath.Join(b.path, b.RootfsName(chain))
+			b.crash(t)
+			for _, name := range tt.damaged {
+				truncate(t, filepath.Join(image, name))
+			}
+			b.open(t, Options{Journal: true, Boot: tt.boot})
+			r, err := b.Recover(t.Context(), nil)
+			if err != nil || len(r.Lost)+len(r.Damaged)+len(r.Remade) != 0 || r.Rootfses == 0 != tt.stays {
+				t.Errorf("got %+v, %v", r, err)
+			}
+			if names, err := b.RootfsNames(); err != nil || len(names) != 0 != tt.stays {
+				t.Errorf("images: got %q, %v, want that it stays: %t", names, err, tt.stays)
+			}
+			if left, err := os.ReadDir(filepath.Join(b.path, TmpDir)); err != nil || len(left) != 0 {
+				t.Errorf("tmp: got %v, %v, want nothing", left, err)
+			}
+			if err := b.VerifyRootfs(t.Context(), chain); !tt.stays && !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("got %v, want that there is no image", err)
+			}
+		})
+	}
+}
+
+func makeImage(t *testing.T, b *bed, chain []objectstore.Checksum) {
+	t.Helper()
+	image, _, err := b.OpenRootfs(t.Context(), chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := image.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Without a journal a rootfs image is on the disk before it has its name.
+func TestSyncedRootfs(t *testing.T) {
+	b := newBed(t, Options{})
+	l := importTar(t, b.Store, someTar(t))
+	var synced []string
+	b.hook = func(op atfs.Op, name string) error {
+		if op == atfs.OpSync {
+			synced = append(synced, filepath.Base(name))
+		}
+		return nil
+	}
+	makeImage(t, b, []objectstore.Checksum{l.ID})
+	if got := strings.Join(synced, " "); !strings.Contains(got, rootfsImage) || !strings.Contains(got, rootfsDigest) {
+		t.Errorf("synced: %q, want image and digest", got)
+	}
+}
+
 // An import is killed after writing its entry and before writing refs, and another program prunes before the next
 // start: nothing was lost.
 func TestRecoverPruned(t *testing.T) {

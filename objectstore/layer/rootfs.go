@@ -144,7 +144,8 @@ func (s *Store) enabledDigest(sum objectstore.Checksum) (objectstore.Checksum, e
 // hold the layers.
 //
 // The image matches the digest in the file beside it: an image damaged by a power failure or the disk is rebuilt, like
-// a missing one, so it is not synced. If it is to have the digests of its files, it and all of them have fs-verity.
+// a missing one. It is not synced if there is a journal: Recover removes images that a power failure has damaged. If it
+// is to have the digests of its files, it and all of them have fs-verity.
 func (s *Store) OpenRootfs(ctx context.Context, chain []objectstore.Checksum) (_ *atfs.File, added Usage, err error) {
 	name := s.RootfsName(chain)
 	f, err := s.openRootfs(name)
@@ -231,6 +232,12 @@ func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore
 	if err != nil {
 		return Usage{}, err
 	}
+	// While a power failure may take the image, the journal has an entry, and then Recover looks at all images.
+	entry, err := s.journal.hold(chain[len(chain)-1])
+	if err != nil {
+		return Usage{}, err
+	}
+	defer s.journal.end(entry)
 	tmp := checkoutTmpPrefix + rand.Text()
 	if err := s.tmp.Mkdir(tmp, 0o700); err != nil {
 		return Usage{}, err
@@ -239,7 +246,7 @@ func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore
 	if err := s.writeImage(path.Join(tmp, rootfsImage), image); err != nil {
 		return Usage{}, err
 	}
-	if err := s.tmp.WriteFile(path.Join(tmp, rootfsDigest), []byte(digest.String()+"\n"), 0o600, false); err != nil {
+	if err := s.tmp.WriteFile(path.Join(tmp, rootfsDigest), []byte(digest.String()+"\n"), 0o600, !s.journal.on); err != nil {
 		return Usage{}, err
 	}
 	var added Usage
@@ -268,7 +275,7 @@ func (s *Store) makeRootfs(ctx context.Context, name string, chain []objectstore
 
 // writeImage writes a rootfs image below tmp/.
 func (s *Store) writeImage(name string, image []byte) error {
-	err := s.tmp.WriteFile(name, image, 0o600, false)
+	err := s.tmp.WriteFile(name, image, 0o600, !s.journal.on)
 	if err != nil || !s.repo.Verity() {
 		return err
 	}
@@ -313,6 +320,38 @@ func (s *Store) DiscardRootfs(name string) (remove func() error, err error) {
 		return nil, fmt.Errorf("remove rootfs image: %w", err)
 	}
 	return func() error { return s.tmp.RemoveAll(tmp) }, nil
+}
+
+// discardDamagedRootfses removes the rootfs images that do not match their digests, and returns how many.
+func (s *Store) discardDamagedRootfses(ctx context.Context) (n int, err error) {
+	names, err := s.RootfsNames()
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return n, context.Cause(ctx)
+		}
+		f, err := s.openRootfs(name)
+		if err == nil && f != nil {
+			if err := f.Close(); err != nil {
+				return n, err
+			}
+			continue
+		}
+		var remove func() error
+		if err == nil {
+			remove, err = s.DiscardRootfs(name)
+		}
+		if err == nil {
+			err = remove()
+		}
+		if err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
 }
 
 // VerifyRootfs compares the rootfs image of a chain, lowest layer first, with the tree that its layers show together.
