@@ -34,7 +34,7 @@ func lostEnv(t *testing.T) (e *env, fulls []string, id string) {
 func TestLost(t *testing.T) {
 	const (
 		restored = "metadata.db is lost, and its copy takes its place without later changes"
-		remade   = "checkouts of layers are missing: they are rebuilt when used"
+		remade   = "checkouts of layers were missing and are rebuilt"
 		refs     = "refs of layers were lost and are restored"
 	)
 	for _, tt := range []struct {

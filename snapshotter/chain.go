@@ -43,21 +43,29 @@ func (s *Snapshotter) chainOf(ctx context.Context, name string) (chain []content
 
 // chainIn is chainOf inside a transaction.
 func chainIn(ctx context.Context, name string) ([]content, error) {
+	return chainBy(name, func(name string) (snapshot, error) {
+		id, info, _, err := storage.GetInfo(ctx, name)
+		return snapshot{id, info}, err
+	})
+}
+
+// chainBy is chainOf with a function that returns snapshots.
+func chainBy(name string, get func(name string) (snapshot, error)) ([]content, error) {
 	var chain []content
 	for name != "" {
-		id, info, _, err := storage.GetInfo(ctx, name)
+		sn, err := get(name)
 		if err != nil {
 			return nil, fmt.Errorf("parent snapshot %q: %w", name, err)
 		}
-		if info.Kind != snapshots.KindCommitted {
+		if sn.Kind != snapshots.KindCommitted {
 			return nil, fmt.Errorf("parent snapshot %q is not committed: %w", name, errdefs.ErrInvalidArgument)
 		}
-		c, err := contentOf(id, info)
+		c, err := contentOf(sn.id, sn.Info)
 		if err != nil {
 			return nil, err
 		}
 		chain = append(chain, c)
-		name = info.Parent
+		name = sn.Parent
 	}
 	return chain, nil
 }

@@ -5,14 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
@@ -21,9 +25,46 @@ type hardlinkMounter struct{ mountTree }
 
 func newHardlinkMounter(t mountTree) *hardlinkMounter { return &hardlinkMounter{t} }
 
-// start logs how many checkouts are missing.
+// start rebuilds missing checkouts, such as those that a recovery removed, and logs how many. A checkout that cannot be
+// rebuilt, for want of its layer, does not stop it: Mounts reports it too.
 func (m *hardlinkMounter) start(ctx context.Context, existing []snapshot) error {
-	missing := 0
+	missing, err := m.missing(existing)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	var mu sync.Mutex
+	var failed []error
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for _, chain := range missing {
+		group.Go(func() error {
+			if _, _, err := m.layers.Checkout(ctx, chain); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, err)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // returns no error
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	logger := log.G(ctx).WithField("checkouts", len(missing))
+	if len(failed) > 0 {
+		logger = logger.WithField("failed", len(failed)).WithError(failed[0])
+	}
+	logger.Warn("checkouts of layers were missing and are rebuilt")
+	return nil
+}
+
+// missing returns the chains, lowest layer first, of missing checkouts. Chains that cannot be read are left out: their
+// snapshots cannot be used.
+func (m *hardlinkMounter) missing(existing []snapshot) (chains [][]objectstore.Checksum, err error) {
+	rows := make(map[string]snapshot)
+	for _, s := range existing {
+		rows[s.Name] = s
+	}
 	seen := make(map[string]struct{})
 	for _, s := range existing {
 		name := s.Labels[LabelCheckout]
@@ -31,18 +72,17 @@ func (m *hardlinkMounter) start(ctx context.Context, existing []snapshot) error 
 			continue
 		}
 		seen[name] = struct{}{}
-		ok, err := m.layers.HasCheckout(name)
-		if err != nil {
-			return err
+		if ok, err := m.layers.HasCheckout(name); err != nil {
+			return nil, err
+		} else if ok {
+			continue
 		}
-		if !ok {
-			missing++
+		chain, err := chainBy(s.Name, func(name string) (snapshot, error) { return rows[name], nil })
+		if err == nil {
+			chains = append(chains, layerIDs(chain))
 		}
 	}
-	if missing > 0 {
-		log.G(ctx).WithField("checkouts", missing).Warn("checkouts of layers are missing: they are rebuilt when used")
-	}
-	return nil
+	return chains, nil
 }
 
 func (m *hardlinkMounter) mount(ctx context.Context, r mountRequest) ([]mount.Mount, error) {

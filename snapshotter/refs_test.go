@@ -134,8 +134,8 @@ func TestBlobOfAnotherLayer(t *testing.T) {
 	}
 }
 
-// TestCheckoutsAreCounted checks that missing checkouts are counted at start and rebuilt when used.
-func TestCheckoutsAreCounted(t *testing.T) {
+// TestCheckoutsAreRebuilt checks that missing checkouts are rebuilt at start, as far as their layers exist.
+func TestCheckoutsAreRebuilt(t *testing.T) {
 	testenv.NeedsRoot(t)
 	e, err := snaptest.OpenBare(t.Context(), t.TempDir()) // with composefs none could be missing
 	testenv.Must(t, err)
@@ -148,8 +148,11 @@ func TestCheckoutsAreCounted(t *testing.T) {
 	again, err := snaptest.OpenBare(ctx, e.Path)
 	testenv.Must(t, err)
 	*e = *again
-	if !strings.Contains(text.String(), "checkouts of layers are missing") || !strings.Contains(text.String(), "checkouts=2") || strings.Count(text.String(), "\n") != 1 {
+	if !strings.Contains(text.String(), "checkouts of layers were missing and are rebuilt") || !strings.Contains(text.String(), "checkouts=2") || strings.Count(text.String(), "\n") != 1 {
 		t.Errorf("log has\n%s", text)
+	}
+	if names, err := filepath.Glob(filepath.Join(e.Path, "layers/*/fs*")); err != nil || len(names) != 2 {
+		t.Errorf("checkouts: got %q, %v, want two", names, err)
 	}
 	wantFiles(t, view(t, e, img.name(1)), imageFiles)
 }

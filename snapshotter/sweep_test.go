@@ -546,11 +546,19 @@ func mounting(t *testing.T) sweepCase {
 			t.Helper()
 			prepare(t, e, "container", img.unpackAll(t, e))
 			testenv.Must(t, e.Store.Sync(t.Context()))
-			testenv.Must(t, os.RemoveAll(filepath.Join(e.Path, "layers")))
 			testenv.Must(t, e.Unmount())
 			testenv.Must(t, os.RemoveAll(filepath.Join(e.Path, "rootfs")))
 		}),
-		Open: openSwept,
+		Open: func(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
+			t.Helper()
+			e := openSwept(t, path, hook)
+			names, err := filepath.Glob(filepath.Join(path, "layers/*"))
+			testenv.Must(t, err)
+			for _, name := range names { // the start would rebuild them
+				testenv.Must(t, os.RemoveAll(name))
+			}
+			return e
+		},
 		Run: func(t *testing.T, e *snaptest.Env) error {
 			t.Helper()
 			_, err := e.Mounts(t.Context(), "container")
