@@ -20,7 +20,7 @@ var (
 	ErrLocked error = lockedError{}
 	// ErrNoRepo reports that a directory is not an ostree repository.
 	ErrNoRepo error = noRepoError{}
-	// ErrNotRemoved reports that a prune is done, except for files that could not be removed. The error names them.
+	// ErrNotRemoved reports that all is done, except that some files could not be removed. The error names them.
 	ErrNotRemoved = errors.New("some files could not be removed")
 	// ErrInvalid reports a value that cannot be stored in an ostree repository: a bad name, type, mode or ref.
 	ErrInvalid error = invalidError{}
@@ -144,4 +144,13 @@ func corruptf(format string, args ...any) error {
 // invalidf returns an ErrInvalid with a description.
 func invalidf(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), ErrInvalid)
+}
+
+// NotRemoved returns an ErrNotRemoved of errors that name files which could not be removed, nil if all errors are nil.
+func NotRemoved(errs ...error) error {
+	err := errors.Join(errs...)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrNotRemoved, err)
+	}
+	return err
 }

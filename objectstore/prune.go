@@ -234,10 +234,7 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 		stats.Bytes += bytes
 		return nil
 	})
-	if err = errors.Join(append(errs, err)...); err != nil {
-		err = fmt.Errorf("%w: %w", ErrNotRemoved, err)
-	}
-	return stats, err
+	return stats, NotRemoved(append(errs, err)...)
 }
 
 // maxPruneErrors bounds the errors of one prune: on a broken disk each object would have its own.

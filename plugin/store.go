@@ -98,7 +98,12 @@ func openStore(ctx context.Context, c *Config, open opener) (_ *Store, err error
 	if s.Layers, err = layer.Open(s.Root, s.Repo, opts); err != nil {
 		return nil, err
 	}
-	return s, s.Layers.SweepTmp()
+	err = s.Layers.SweepTmp()
+	if errors.Is(err, objectstore.ErrNotRemoved) { // no reason not to serve
+		log.G(ctx).WithError(err).Warn("unfinished checkouts cannot be removed: the next start tries again")
+		err = nil
+	}
+	return s, err
 }
 
 // A NoStoreError reports that no store exists.

@@ -106,7 +106,7 @@ func (s *Snapshotter) discardOrphans(ctx context.Context) error {
 			s.shares.stale.Store(true)
 			errs = append(errs, atfs.IgnoreNotExist(s.discard(name)))
 		}
-		return errors.Join(errs...)
+		return objectstore.NotRemoved(errs...)
 	})
 }
 

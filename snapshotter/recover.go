@@ -18,11 +18,13 @@ import (
 
 // recover reconciles metadata, directories and layers after a stop of any kind, and fills the indexes in memory.
 func (s *Snapshotter) recover(ctx context.Context) error {
-	if err := s.sweepUnfinished(); err != nil {
-		return err
-	}
-	if err := s.discardOrphans(ctx); err != nil {
-		return err
+	for _, err := range []error{s.sweepUnfinished(), s.discardOrphans(ctx)} {
+		switch {
+		case errors.Is(err, objectstore.ErrNotRemoved): // no reason not to serve
+			log.G(ctx).WithError(err).Warn("leftovers cannot be removed: the next start tries again")
+		case err != nil:
+			return err
+		}
 	}
 	damaged, err := s.restoreRefs(ctx)
 	if err != nil {
@@ -163,10 +165,11 @@ func (s *Snapshotter) checkLayer(
 
 // sweepUnfinished removes directories and copies of metadata.db that the last process did not finish.
 func (s *Snapshotter) sweepUnfinished() error {
-	err := sweepNames(s.tmp, func(name string) bool { return strings.HasPrefix(name, newPrefix) })
-	return errors.Join(err, sweepNames(s.root, func(name string) bool {
-		return strings.HasPrefix(name, MetadataFile+".") && strings.Contains(name, ".tmp-")
-	}))
+	return objectstore.NotRemoved(
+		sweepNames(s.tmp, func(name string) bool { return strings.HasPrefix(name, newPrefix) }),
+		sweepNames(s.root, func(name string) bool {
+			return strings.HasPrefix(name, MetadataFile+".") && strings.Contains(name, ".tmp-")
+		}))
 }
 
 func sweepNames(dir *atfs.Dir, match func(name string) bool) error {

@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -75,10 +74,7 @@ func Sweep(ctx context.Context, root *atfs.Dir, dryRun bool) (_ *Swept, err erro
 			swept.Removed++
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return swept, fmt.Errorf("%w: %w", objectstore.ErrNotRemoved, err)
-	}
-	return swept, nil
+	return swept, objectstore.NotRemoved(errs...)
 }
 
 // sweepTree removes a directory and adds the space this frees to bytes. Files that are links to objects free nothing.

@@ -314,6 +314,9 @@ func starting(t *testing.T) sweepCase {
 	}
 	return sweepCase{
 		Min: 8,
+		Survives: func(_ atfs.Op, name string) bool { // the next start removes it
+			return survives("", name) || strings.HasPrefix(name, "tmp/snapshot-new-x") || strings.HasPrefix(name, "tmp/checkout-x")
+		},
 		Prepare: func(t *testing.T, path string) {
 			t.Helper()
 			prepared(func(t *testing.T, e *snaptest.Env) {

@@ -220,10 +220,7 @@ func (s *Sysroot) removeLeftovers(ctx context.Context, st *State, others []*Depl
 			errs = append(errs, err)
 		}
 	}
-	if len(errs) > 0 {
-		return fmt.Errorf("%w: %w", objectstore.ErrNotRemoved, errors.Join(errs...))
-	}
-	return nil
+	return objectstore.NotRemoved(errs...)
 }
 
 // isPartly reports whether an error is only about files that could not be removed.

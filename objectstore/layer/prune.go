@@ -239,12 +239,10 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 		stats.Leftovers++
 		stats.Bytes += p.bytes[name]
 	}
-	switch lerr := errors.Join(left...); {
-	case lerr == nil:
-	case err == nil:
-		err = fmt.Errorf("%w: %w", objectstore.ErrNotRemoved, lerr)
-	default:
-		err = errors.Join(err, lerr)
+	if err == nil {
+		err = objectstore.NotRemoved(left...)
+	} else {
+		err = errors.Join(append(left, err)...)
 	}
 	if err != nil {
 		err = fmt.Errorf("prune: %w", err)

@@ -36,6 +36,7 @@ type Recovery struct {
 	Rootfses  int                      // rootfs images removed
 	Remade    []objectstore.Checksum   // rebuilt layers
 	Lost      []LostLayer              // layers that could not be rebuilt
+	Left      error                    // an objectstore.ErrNotRemoved if files of removed checkouts and images are left in tmp/
 }
 
 // Recover repairs the store after a stop without warning. It hashes exactly the objects listed in the journal, in
@@ -73,10 +74,16 @@ func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context,
 		return nil, err
 	}
 	if r.rebooted {
-		if r.report.Rootfses, err = s.discardDamagedRootfses(ctx); err != nil {
+		removals, err := s.discardDamagedRootfses(ctx)
+		if err != nil {
 			return nil, err
 		}
+		r.report.Rootfses = len(removals)
+		for _, remove := range removals {
+			r.left = append(r.left, remove())
+		}
 	}
+	r.report.Left = objectstore.NotRemoved(r.left...)
 	if err := s.Sync(ctx); err != nil {
 		return nil, err
 	}
@@ -94,6 +101,7 @@ type recovery struct {
 	rebooted bool                                    // since an entry was written
 	layers   map[objectstore.Checksum]*journalRecord // the merged entries of each layer
 	lost     []LostLayer
+	left     []error // of removals in tmp/
 }
 
 // read reads the entries, and returns their objects.
@@ -315,7 +323,8 @@ func (r *recovery) removeCheckouts(id objectstore.Checksum) error {
 		return err
 	}
 	r.report.Checkouts++
-	return r.store.tmp.RemoveAll(tmp)
+	r.left = append(r.left, r.store.tmp.RemoveAll(tmp))
+	return nil
 }
 
 // remake has lost layers rebuilt, and checks the result.

@@ -322,36 +322,31 @@ func (s *Store) DiscardRootfs(name string) (remove func() error, err error) {
 	return func() error { return s.tmp.RemoveAll(tmp) }, nil
 }
 
-// discardDamagedRootfses removes the rootfs images that do not match their digests, and returns how many.
-func (s *Store) discardDamagedRootfses(ctx context.Context) (n int, err error) {
+// discardDamagedRootfses moves away the rootfs images that do not match their digests, and returns functions that remove
+// them.
+func (s *Store) discardDamagedRootfses(ctx context.Context) (removals []func() error, err error) {
 	names, err := s.RootfsNames()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, name := range names {
 		if ctx.Err() != nil {
-			return n, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 		f, err := s.openRootfs(name)
-		if err == nil && f != nil {
-			if err := f.Close(); err != nil {
-				return n, err
-			}
+		if err = errors.Join(err, closeFile(f)); err != nil {
+			return nil, err
+		}
+		if f != nil {
 			continue
 		}
-		var remove func() error
-		if err == nil {
-			remove, err = s.DiscardRootfs(name)
-		}
-		if err == nil {
-			err = remove()
-		}
+		remove, err := s.DiscardRootfs(name)
 		if err != nil {
-			return n, err
+			return nil, err
 		}
-		n++
+		removals = append(removals, remove)
 	}
-	return n, nil
+	return removals, nil
 }
 
 // VerifyRootfs compares the rootfs image of a chain, lowest layer first, with the tree that its layers show together.

@@ -148,15 +148,20 @@ func (s *Store) Close() error {
 // Repo returns the repository the store was opened with.
 func (s *Store) Repo() *objectstore.Repo { return s.repo }
 
-// SweepTmp removes unfinished checkouts of dead processes. Nothing else may use the store meanwhile.
+// SweepTmp removes unfinished checkouts of dead processes. Nothing else may use the store meanwhile. If some cannot be
+// removed, all others are, and the error is an objectstore.ErrNotRemoved; the next prune tries again.
 func (s *Store) SweepTmp() error {
 	names, err := s.tmp.ReadNames()
+	if err != nil {
+		return err
+	}
+	var errs []error
 	for _, name := range names {
 		if strings.HasPrefix(name, checkoutTmpPrefix) {
-			err = errors.Join(err, s.tmp.RemoveAll(name))
+			errs = append(errs, s.tmp.RemoveAll(name))
 		}
 	}
-	return err
+	return objectstore.NotRemoved(errs...)
 }
 
 // A Layer describes a layer of the store.

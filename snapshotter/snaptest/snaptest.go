@@ -99,7 +99,7 @@ func openAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 	if e.Store, err = layer.Open(e.Root, e.Repo, layers); err != nil {
 		return nil, err
 	}
-	if err := e.Store.SweepTmp(); err != nil {
+	if err := e.Store.SweepTmp(); err != nil && !errors.Is(err, objectstore.ErrNotRemoved) {
 		return nil, err
 	}
 	if e.Recovery, err = e.Store.Recover(ctx, nil); err != nil {
