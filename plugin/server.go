@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
@@ -154,12 +154,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer cancel()
 	background.Go(func() {
 		// Leftovers of the last process.
-		if err := s.snapshotter.Cleanup(ctx); err != nil && ctx.Err() == nil {
+		err := panics.Call(func() error { return s.snapshotter.Cleanup(ctx) })
+		if err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).Warn("cleanup at start")
 		}
 	})
-	served := make(chan error, 1)
-	go func() { served <- s.grpc.Serve(l) }()
+	served := panics.Go(func() error { return s.grpc.Serve(l) })
 	s.store.recordCheckout(ctx)
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("root", s.config.Root).Info("serving")
 	notify(ctx, sd.SdNotifyReady)
@@ -224,29 +224,32 @@ func newGRPC(identity, version string) *grpc.Server {
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.WaitForHandlers(true),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
-			defer recovered(ctx, info.FullMethod, &err)
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 			if err := grpc.SetHeader(ctx, header); err != nil {
 				return nil, err
 			}
-			resp, err := handler(ctx, req)
+			err = call(info.FullMethod, func() error { resp, err = handler(ctx, req); return err })
 			return resp, errgrpc.ToGRPC(err)
 		}),
-		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-			defer recovered(ss.Context(), info.FullMethod, &err)
+		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			if err := ss.SetHeader(header); err != nil {
 				return err
 			}
-			return errgrpc.ToGRPC(handler(srv, ss))
+			return errgrpc.ToGRPC(call(info.FullMethod, func() error { return handler(srv, ss) }))
 		}),
 	)
 }
 
-func recovered(ctx context.Context, method string, err *error) {
-	p := recover()
-	if p == nil {
-		return
+// call calls a handler. A panic in it, or in a goroutine of it, is an error with the code Internal.
+func call(method string, handler func() error) error {
+	err := panics.Call(handler)
+	var p *panics.Error
+	if errors.As(err, &p) {
+		return status.Errorf(codes.Internal, "%s %v", method, err)
 	}
-	log.G(ctx).WithField("method", method).WithField("panic", p).WithField("stack", string(debug.Stack())).Error("call panicked")
-	*err = status.Errorf(codes.Internal, "%s panicked: %v", method, p)
+	return err
+}
+
+func init() {
+	panics.Report = func(e *panics.Error) { log.L.WithField("stack", string(e.Stack)).Error(e) }
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -239,7 +240,7 @@ func (s *Snapshotter) sweepCommitted(ctx context.Context, id string, full bool) 
 		return
 	}
 	remove := func() {
-		if err := s.tmp.RemoveAll(tmp); err != nil {
+		if err := panics.Call(func() error { return s.tmp.RemoveAll(tmp) }); err != nil {
 			log.WithError(err).Warn("directory of committed snapshot stays until cleanup")
 		}
 	}

@@ -3,6 +3,8 @@ package snapshotter
 import (
 	"sync"
 	"time"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 )
 
 // A worker runs a task in the background, some time after it was last triggered, and never twice at once.
@@ -58,7 +60,7 @@ func (w *worker) background() {
 	w.running.Add(1)
 	w.mu.Unlock()
 	defer w.running.Done()
-	if err := w.flush(); err != nil {
+	if err := panics.Call(w.flush); err != nil && w.failed != nil {
 		w.failed(err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 )
 
 // testWorker returns a worker with the delays of the one that copies metadata.db.
@@ -127,5 +129,30 @@ func TestWorkerFails(t *testing.T) {
 		if err := w.flush(); !errors.Is(err, disk) || runs != 2 {
 			t.Errorf("flush: got %v after %d runs", err, runs)
 		}
+	})
+}
+
+// TestWorkerPanic has the task of a worker panic. The worker reports it, and runs the next time.
+func TestWorkerPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		runs := 0
+		var failed []error
+		w := newWorker(func() error {
+			if runs++; runs == 1 {
+				panic("boom")
+			}
+			return nil
+		}, time.Second, 0)
+		w.failed = func(err error) { failed = append(failed, err) }
+		for range 2 {
+			w.trigger()
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+		}
+		var p *panics.Error
+		if runs != 2 || len(failed) != 1 || !errors.As(failed[0], &p) {
+			t.Errorf("got %d runs, errors %v; want 2 and the panic", runs, failed)
+		}
+		w.stop()
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 )
 
@@ -87,16 +88,16 @@ func (f *serveFlags) apply(cfg *plugin.Config) error {
 func onHangup(ctx context.Context, f func()) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
-	go func() {
+	panics.Go(func() error {
 		for {
 			select {
 			case <-hangups:
-				f()
+				_ = panics.Call(func() error { f(); return nil }) // reported
 			case <-ctx.Done():
-				return
+				return nil
 			}
 		}
-	}()
+	})
 }
 
 // serve runs the daemon until ctx is done, which is not an error.

@@ -9,9 +9,9 @@ import (
 	"runtime"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
@@ -144,7 +144,7 @@ const filesPerWorker = 1024
 
 // storeFiles stores every file, and calls done after each.
 func (o *objects) storeFiles(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, done func(objectstore.Stored)) error {
-	group, ctx := errgroup.WithContext(ctx)
+	group, ctx := panics.WithContext(ctx)
 	var next atomic.Int64
 	for range min(runtime.GOMAXPROCS(0), 1+len(o.files)/filesPerWorker) {
 		group.Go(func() error {

@@ -9,10 +9,10 @@ import (
 	"path"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -218,7 +218,7 @@ func (s *Store) checkoutOnce(ctx context.Context, name string, f func() (Usage, 
 		s.mu.Unlock()
 		close(c.done)
 	}()
-	c.added, c.err = f()
+	c.err = panics.Call(func() (err error) { c.added, err = f(); return err })
 	c.cancelled = c.err != nil && ctx.Err() != nil
 	return c.added, c.err
 }
@@ -326,7 +326,7 @@ func linkGroups(root *composefs.Inode) map[*composefs.Inode]*linkGroup {
 }
 
 func (c *checkout) run(ctx context.Context, root *composefs.Inode) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := panics.WithContext(ctx)
 	g.SetLimit(c.s.opts.Workers)
 	dir, err := c.root.OpenDir(".")
 	if err != nil {
@@ -338,7 +338,7 @@ func (c *checkout) run(ctx context.Context, root *composefs.Inode) error {
 
 // dir fills a directory and those below it, and closes it. It sets the directory's own attributes last: adding an entry
 // changes the directory's time, adding one in a directory below does not.
-func (c *checkout) dir(ctx context.Context, g *errgroup.Group, d *atfs.Dir, name string, n *composefs.Inode) (err error) {
+func (c *checkout) dir(ctx context.Context, g *panics.Group, d *atfs.Dir, name string, n *composefs.Inode) (err error) {
 	defer func() { err = errors.Join(err, d.Close()) }()
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)

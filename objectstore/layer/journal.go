@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -293,7 +294,7 @@ func (j *journal) background() {
 	j.work.Add(1)
 	j.mu.Unlock()
 	defer j.work.Done()
-	err := j.flush(context.Background())
+	err := panics.Call(func() error { return j.flush(context.Background()) })
 	if err != nil && j.failed != nil {
 		j.failed(err)
 	}

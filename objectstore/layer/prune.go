@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -206,7 +206,7 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
 	}
 	stats, trash, left, err := p.unlink(ctx, lock)
-	var group errgroup.Group
+	group := panics.NewGroup()
 	group.SetLimit(p.s.opts.Workers)
 	var mu sync.Mutex // of left
 	keep := func(err error) {
@@ -214,14 +214,15 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 		defer mu.Unlock()
 		left = append(left, err)
 	}
-	group.Go(func() error {
+	group.Go(func() (gerr error) {
+		defer func() { gerr = errors.Join(gerr, lock.Unlock()) }()
 		var objects objectstore.PruneStats
 		if err == nil {
 			objects, err = p.objects.ExecuteLocked(ctx, lock)
 		}
 		stats.Objects, stats.Leftovers = objects.Objects, objects.Leftovers
 		stats.Bytes += objects.Bytes
-		return errors.Join(err, lock.Unlock())
+		return err
 	})
 	// The links of a checkout keep its objects' bytes allocated, but nothing waits for them, so this needs no lock. It
 	// takes as long as removing the objects, so it runs in parallel: whoever removes an image waits for both.

@@ -7,11 +7,12 @@ import (
 	"io"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -27,10 +28,11 @@ type publisher struct {
 	ctx    context.Context //nolint:containedctx // of the workers; ends with the first error
 	cancel context.CancelCauseFunc
 	txn    *objectstore.Txn
-	group  *errgroup.Group
+	group  *panics.Group
 	jobs   chan job
 	memory *semaphore.Weighted
 	shared *semaphore.Weighted // with the publishers of other imports; nil if there is none
+	taken  atomic.Int64        // of shared
 	closed bool
 
 	mu    sync.Mutex
@@ -55,7 +57,7 @@ func newPublisher(ctx context.Context, txn *objectstore.Txn, o Options) *publish
 		jobs:   make(chan job, 4*o.Workers),
 		memory: semaphore.NewWeighted(max(o.MaxInFlight, 4*chunkSize)),
 	}
-	p.group, p.ctx = errgroup.WithContext(ctx)
+	p.group, p.ctx = panics.WithContext(ctx)
 	for range o.Workers {
 		p.group.Go(p.work)
 	}
@@ -197,14 +199,19 @@ func (p *publisher) run(j job) error {
 	if j.open != nil {
 		stored, err = j.open(p.txn)
 	} else {
-		stored, err = p.txn.StoreFile(&j.meta, j.time, j.buf.data)
-		p.release(j.buf)
+		stored, err = p.store(j)
 	}
 	if err != nil {
 		return err
 	}
 	p.done(j.n, stored)
 	return nil
+}
+
+// store makes an object of content in memory.
+func (p *publisher) store(j job) (objectstore.Stored, error) {
+	defer p.release(j.buf)
+	return p.txn.StoreFile(&j.meta, j.time, j.buf.data)
 }
 
 func (p *publisher) done(n *inode, stored objectstore.Stored) {
@@ -227,6 +234,7 @@ func (p *publisher) wait() error {
 func (p *publisher) stop() {
 	p.cancel(context.Canceled)
 	_ = p.group.Wait() // the error is the cancellation, or one that wait returned
+	defer p.releaseRest()
 	for {
 		select {
 		case j, ok := <-p.jobs:
@@ -237,6 +245,13 @@ func (p *publisher) stop() {
 		default:
 			return
 		}
+	}
+}
+
+// releaseRest returns what a worker that panicked has left of the shared memory.
+func (p *publisher) releaseRest() {
+	if p.shared != nil {
+		p.shared.Release(p.taken.Swap(0))
 	}
 }
 
@@ -283,6 +298,7 @@ func (p *publisher) acquire(size int64) (*buffer, error) {
 			p.memory.Release(size)
 			return nil, &storeError{p.cause()}
 		}
+		p.taken.Add(1 << (class + minBuffer))
 	}
 	b, _ := buffers[class].Get().(*buffer)
 	if b == nil {
@@ -299,5 +315,6 @@ func (p *publisher) release(b *buffer) {
 	p.memory.Release(size)
 	if p.shared != nil {
 		p.shared.Release(1 << (class + minBuffer))
+		p.taken.Add(-1 << (class + minBuffer))
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -176,7 +176,7 @@ func (r *recovery) judge(ctx context.Context, objects []objectstore.ObjectName) 
 // verify hashes objects and collects those that are damaged.
 func (r *recovery) verify(ctx context.Context, objects []objectstore.ObjectName) error {
 	var mu sync.Mutex
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := panics.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, name := range objects {
 		if gctx.Err() != nil {

@@ -12,10 +12,10 @@ import (
 	"path"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -91,7 +91,7 @@ func (s *Store) addDigests(ctx context.Context, root *composefs.Inode, digestOf 
 	if err != nil {
 		return err
 	}
-	group, groupCtx := errgroup.WithContext(ctx)
+	group, groupCtx := panics.WithContext(ctx)
 	group.SetLimit(s.opts.Workers)
 	for payload, inodes := range files {
 		if groupCtx.Err() != nil {

@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 )
 
 const (
@@ -48,6 +50,7 @@ type digester struct {
 	off              int
 	size             int64
 	sum              hash.Hash
+	hashErr          error // of the goroutine that hashes; read after wg
 	stop             chan struct{}
 	wg               sync.WaitGroup
 	once             sync.Once
@@ -80,7 +83,9 @@ func (d *digester) fill(src io.Reader) {
 		case <-d.stop:
 			return
 		}
-		b.fill(src)
+		if err := panics.Call(func() error { b.fill(src); return nil }); err != nil {
+			b.n, b.err = 0, err
+		}
 		last := b.err != nil
 		select {
 		case d.full <- b:
@@ -95,7 +100,9 @@ func (d *digester) fill(src io.Reader) {
 
 func (d *digester) hash() {
 	for b := range d.used {
-		d.sum.Write(b.buf[:b.n])
+		if d.hashErr == nil {
+			d.hashErr = panics.Call(func() error { _, err := d.sum.Write(b.buf[:b.n]); return err })
+		}
 		d.free <- b // never blocks: only blockCount blocks exist
 	}
 }
@@ -147,6 +154,9 @@ func (d *digester) Finish() (digest.Digest, int64, error) {
 	d.Close()
 	if !errors.Is(d.err, io.EOF) {
 		return "", 0, d.err
+	}
+	if d.hashErr != nil {
+		return "", 0, d.hashErr
 	}
 	return digest.NewDigest(digest.SHA256, d.sum), d.size, nil
 }

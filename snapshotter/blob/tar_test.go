@@ -3,12 +3,16 @@ package blob
 import (
 	"bytes"
 	"errors"
+	"hash"
 	"io"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 func TestOpen(t *testing.T) {
@@ -89,4 +93,26 @@ func TestOpenDigest(t *testing.T) {
 	if err := tar.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// panickingHash is a hash with a defect.
+type panickingHash struct{ hash.Hash }
+
+func (panickingHash) Write([]byte) (int, error) { panic("boom") }
+
+// TestPanicOfHash has the goroutine that hashes a file panic. Closing does not wait for it.
+func TestPanicOfHash(t *testing.T) {
+	files, desc := putBlob(t, t.TempDir(), text(1<<20))
+	b, err := files.ReaderAt(t.Context(), desc)
+	testenv.Must(t, err)
+	defer b.Close()
+	v, err := newVerifier(t.Context(), b, desc)
+	testenv.Must(t, err)
+	v.hash = panickingHash{v.hash}
+	v.startHash()
+	var p *panics.Error
+	if err := v.verify(); !errors.As(err, &p) {
+		t.Errorf("got error %v, want the panic", err)
+	}
+	v.stop()
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 )
 
 const (
@@ -75,11 +77,15 @@ func (v *verifier) reader() io.Reader {
 // startHash starts to hash a file in the background.
 func (v *verifier) startHash() {
 	v.done = make(chan struct{})
-	go func() {
+	panics.Go(func() error {
 		defer close(v.done)
-		buf := make([]byte, hashSize)
-		_, v.err = io.CopyBuffer(struct{ io.Writer }{v.hash}, stopReader{v.section(), v.quit}, buf)
-	}()
+		v.err = panics.Call(func() error {
+			buf := make([]byte, hashSize)
+			_, err := io.CopyBuffer(struct{ io.Writer }{v.hash}, stopReader{v.section(), v.quit}, buf)
+			return err
+		})
+		return nil
+	})
 }
 
 // verify waits until the whole blob is hashed, and compares its digest with the descriptor.

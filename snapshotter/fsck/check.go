@@ -13,8 +13,8 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"golang.org/x/sync/errgroup"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
@@ -213,7 +213,7 @@ func (k *checker) layers(ctx context.Context, layers []layer.Layer, list []inspe
 		return err
 	}
 
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := panics.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	var done atomic.Int64
 	for _, l := range layers {
