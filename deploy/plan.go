@@ -20,12 +20,13 @@ type Request struct {
 	Stateroot string      // as for [System.Stateroot]
 	Kargs     kargs.Edits // of the kernel arguments that it takes over
 
-	Retain    bool // keep all other deployments
-	Stage     bool // finalize it when the system shuts down; needs a booted deployment
-	NoSELinux bool // deploy an image with an SELinux policy although files get no labels
-	NoPrune   bool // leave unneeded objects in the repository
-	Tries     int  // boots in which to prove itself; 0: boots are not counted
-	Untried   bool // do nothing if the image was deployed before and failed to boot
+	Retain     bool // keep all other deployments
+	Stage      bool // finalize it when the system shuts down; needs a booted deployment
+	NoSELinux  bool // deploy an image with an SELinux policy although files get no labels
+	NoPrune    bool // leave unneeded objects in the repository
+	EarlyPrune bool // see [sysroot.Request]
+	Tries      int  // boots in which to prove itself; 0: boots are not counted
+	Untried    bool // do nothing if the image was deployed before and failed to boot
 
 	Promote PromoteOptions // with DryRun the plan cannot be executed, and the sysroot stays as it is
 }
@@ -91,16 +92,17 @@ func (s *System) Plan(ctx context.Context, st *sysroot.State, layers *layer.Stor
 func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r *Request) (err error) {
 	from := newest(st, stateroot)
 	req := sysroot.Request{
-		Stateroot: stateroot,
-		Commit:    p.OS.Commit,
-		Origin:    NewOrigin(from, r.Image.Name),
-		Merge:     st.MergeDeployment(stateroot),
-		Retain:    r.Retain,
-		Stage:     r.Stage,
-		NoSELinux: r.NoSELinux,
-		NoPrune:   r.NoPrune,
-		Tries:     r.Tries,
-		From:      p.OS.Repo,
+		Stateroot:  stateroot,
+		Commit:     p.OS.Commit,
+		Origin:     NewOrigin(from, r.Image.Name),
+		Merge:      st.MergeDeployment(stateroot),
+		Retain:     r.Retain,
+		Stage:      r.Stage,
+		NoSELinux:  r.NoSELinux,
+		NoPrune:    r.NoPrune,
+		EarlyPrune: r.EarlyPrune,
+		Tries:      r.Tries,
+		From:       p.OS.Repo,
 	}
 	if st.Booted == nil { // a deployment that failed to boot is not the one to fall back to
 		req.Merge = from

@@ -20,15 +20,16 @@ type deployFlags struct {
 	systemFlags
 	daemonFlags
 	imageFlags
-	init      bool
-	stage     bool
-	retain    bool
-	noPrune   bool
-	noSELinux bool
-	verbose   bool
-	tries     int
-	kargs     kargs.Edits
-	untried   bool // do nothing if the image failed to boot before
+	init       bool
+	stage      bool
+	retain     bool
+	noPrune    bool
+	earlyPrune bool
+	noSELinux  bool
+	verbose    bool
+	tries      int
+	kargs      kargs.Edits
+	untried    bool // do nothing if the image failed to boot before
 }
 
 // addDeploy adds the flags common to the commands that deploy an image.
@@ -39,6 +40,8 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 	fl.BoolVar(&f.stage, "stage", false, "finalize when the system shuts down, with /etc as it is then")
 	fl.BoolVar(&f.retain, "retain", false, "keep all other deployments")
 	fl.IntVar(&f.tries, "boot-tries", 0, "fall back to the previous deployment if this one does not boot well in `N` tries")
+	fl.BoolVar(&f.earlyPrune, "early-prune", false,
+		"if /boot is full, first remove the deployments that go anyway, such as the rollback")
 	fl.BoolVar(&f.noPrune, "no-prune", false, "leave unneeded objects in the repository")
 	fl.BoolVar(&f.noSELinux, "no-selinux", false, "deploy an image with an SELinux policy, although files get no labels")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
@@ -165,7 +168,7 @@ func (c *cli) deployImage(
 	bar := c.newProgress("storing files")
 	p, err := s.Plan(ctx, st, src.store.Layers, deploy.Request{
 		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux,
-		NoPrune: f.noPrune, Tries: f.tries, Untried: f.untried,
+		NoPrune: f.noPrune, EarlyPrune: f.earlyPrune, Tries: f.tries, Untried: f.untried,
 		Promote: deploy.PromoteOptions{DryRun: f.dryRun, Progress: bar.stored},
 	})
 	bar.stop()

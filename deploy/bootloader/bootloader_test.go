@@ -468,7 +468,7 @@ func TestSpace(t *testing.T) {
 		{[]string{"b", "a"}, false},
 	} {
 		before := list(t, m.esp)
-		check := m.Check(t.Context(), need(c.kernels...))
+		check := m.Check(t.Context(), need(c.kernels...), nil)
 		write := m.Write(t.Context(), m.boot, entries(1, c.kernels...))
 		for what, err := range map[string]error{"check": check, "write": write} {
 			var space *SpaceError
@@ -480,6 +480,13 @@ func TestSpace(t *testing.T) {
 			t.Error("the ESP was changed")
 		}
 	}
+	// Files that go before do not get in the way.
+	if err := m.Check(t.Context(), need("b"), []string{kernelDirOf("a")}); err != nil {
+		t.Errorf("a goes first: %v", err)
+	}
+	if err := m.Check(t.Context(), need("b"), []string{kernelDirOf("c")}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("another kernel goes first: got %v, want ENOSPC", err)
+	}
 	// Unreferenced files do not get in the way.
 	m.write(t, 1)
 	garbage := filepath.Join(esp, kernelDirOf("c"))
@@ -489,7 +496,7 @@ func TestSpace(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(garbage, "vmlinuz-6.1"), make([]byte, (blocks-3)*4096), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Check(t.Context(), need("a")); err != nil {
+	if err := m.Check(t.Context(), need("a"), nil); err != nil {
 		t.Error(err)
 	}
 	m.write(t, 0, "a")

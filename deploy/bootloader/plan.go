@@ -134,6 +134,16 @@ func (b *SystemdBoot) scan() (c *contents, err error) {
 	return c, err
 }
 
+// forget removes the entries that name files in these directories of /boot.
+func (c *contents) forget(dirs []string) {
+	for _, dir := range dirs {
+		isIn := func(name string) bool { return fold(path.Dir(name)) == fold("/"+dir) }
+		c.entries = slices.DeleteFunc(c.entries, func(e entryFile) bool {
+			return e.data != nil && slices.ContainsFunc(paths(e.entry), isIn)
+		})
+	}
+}
+
 // sortedNames returns the names in a directory of the ESP, in the same order on every file system.
 func (b *SystemdBoot) sortedNames(name string) ([]string, error) {
 	dir, err := b.esp.OpenDir(name)

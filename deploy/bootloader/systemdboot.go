@@ -73,16 +73,17 @@ func (b *SystemdBoot) Close() error {
 func (b *SystemdBoot) Path() string { return b.esp.Path() }
 
 // Check returns a *[SpaceError] if the ESP has no room for the missing files. Unreferenced files count as free space,
-// since Write removes them first.
-func (b *SystemdBoot) Check(_ context.Context, need []sysroot.BootFile) error {
-	return wrap("check", b.check(need))
+// since Write removes them first, and so do those in the directories of gone.
+func (b *SystemdBoot) Check(_ context.Context, need []sysroot.BootFile, gone []string) error {
+	return wrap("check", b.check(need, gone))
 }
 
-func (b *SystemdBoot) check(need []sysroot.BootFile) error {
+func (b *SystemdBoot) check(need []sysroot.BootFile, gone []string) error {
 	have, err := b.scan()
 	if err != nil {
 		return err
 	}
+	have.forget(gone)
 	var files []kernelFile
 	for _, f := range need {
 		k, err := newKernelFile("/" + f.Name)

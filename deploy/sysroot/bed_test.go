@@ -85,6 +85,7 @@ type bed struct {
 	run      string // its /run; "" for none
 	bootPath string // its /boot; "" for that in the sysroot
 	noPrune  bool   // try leaves objects
+	full     bool   // reopen has a smallLoader
 }
 
 // newSysroot makes a sysroot with the stateroot os, in a directory that can be removed when the test ends.

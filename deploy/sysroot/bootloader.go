@@ -19,8 +19,9 @@ type BootEntry struct {
 type Bootloader interface {
 	// Check is called while a change is planned, and reports what would make Write fail: above all, no room for the
 	// files that it lacks. The files in need are the kernels and initramfs images of the planned entries. Their names
-	// are paths below /boot, where they need not exist yet.
-	Check(ctx context.Context, need []BootFile) error
+	// are paths below /boot, where they need not exist yet. Gone are directories below /boot that Write will be told to
+	// do without before it is told of the files.
+	Check(ctx context.Context, need []BootFile, gone []string) error
 	// Write makes the boot loader offer exactly these entries, the first of them by default. It is called after
 	// boot/loader was switched to them durably, and before anything that the old entries need is removed. It is called
 	// again after a crash and with every cleanup, so it must be idempotent, and quick if there is nothing to do. Its

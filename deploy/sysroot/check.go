@@ -102,8 +102,9 @@ func (t *osTree) checkComposefs() error {
 	return nil
 }
 
-// checkSpace refuses a deployment that does not fit: its kernel into /boot, its /etc into the sysroot.
-func (s *Sysroot) checkSpace(ctx context.Context, d *Deployment, t *osTree, k *kernel) error {
+// checkBoot refuses a new deployment whose kernel does not fit into /boot, or on the boot loader's file system, once the
+// directories in gone are removed.
+func (s *Sysroot) checkBoot(ctx context.Context, p *Plan, gone []string) error {
 	boot, known, err := s.boot.Space()
 	if err != nil {
 		return err
@@ -114,8 +115,8 @@ func (s *Sysroot) checkSpace(ctx context.Context, d *Deployment, t *osTree, k *k
 	}
 	need := int64(0)
 	var files []BootFile
-	for _, f := range k.files {
-		name := path.Join(kernelDir(d), f.name)
+	for _, f := range p.kernel.files {
+		name := path.Join(kernelDir(p.New), f.name)
 		files = append(files, BootFile{name, f.size})
 		there, err := s.boot.Exists(name)
 		if err != nil {
@@ -126,15 +127,26 @@ func (s *Sysroot) checkSpace(ctx context.Context, d *Deployment, t *osTree, k *k
 		}
 	}
 	// Directories of links and entries, and the entries.
-	need += int64(16+len(k.files)) * int64(boot.BlockSize)
-	if known && need > int64(min(boot.Free, 1<<62)) {
-		return fmt.Errorf("%w: the boot file system needs %s, has %s", ErrNoSpace, bytesText(need), bytesText(int64(boot.Free)))
-	}
-	if s.opts.Bootloader != nil {
-		if err := s.opts.Bootloader.Check(ctx, files); err != nil {
+	need += int64(16+len(p.kernel.files)) * int64(boot.BlockSize)
+	has := int64(min(boot.Free, 1<<62))
+	if copied { // otherwise the objects stay
+		freed, err := s.allocated(gone)
+		if err != nil {
 			return err
 		}
+		has += freed
 	}
+	if known && need > has {
+		return fmt.Errorf("%w: the boot file system needs %s, has %s", ErrNoSpace, bytesText(need), bytesText(has))
+	}
+	if s.opts.Bootloader != nil {
+		return s.opts.Bootloader.Check(ctx, files, gone)
+	}
+	return nil
+}
+
+// checkEtcSpace refuses a tree whose /etc does not fit into the sysroot.
+func (s *Sysroot) checkEtcSpace(ctx context.Context, t *osTree) error {
 	root, known, err := s.dir.Space()
 	if err != nil || !known {
 		return err
@@ -149,7 +161,8 @@ func (s *Sysroot) checkSpace(ctx context.Context, d *Deployment, t *osTree, k *k
 	if err != nil {
 		return err
 	}
-	if need, err = t.copySize(ctx, n, root.BlockSize); err != nil {
+	need, err := t.copySize(ctx, n, root.BlockSize)
+	if err != nil {
 		return err
 	}
 	if need > int64(min(root.Free, 1<<62)) {

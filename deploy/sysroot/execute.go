@@ -11,7 +11,7 @@ import (
 // Execute makes the change. The caller holds the lock, and has held it since before the plan's state was loaded: a
 // sysroot that has changed since is an ErrChanged. After an error, or if the process is killed, the sysroot boots as
 // before or as planned; planning and executing the same again finishes it. An error before the switch leaves nothing
-// behind. If the error is an objectstore.ErrNotRemoved, the change is made, and the files that it names could not be
+// behind; what was removed to make room in /boot is gone. If the error is an objectstore.ErrNotRemoved, the change is made, and the files that it names could not be
 // removed: every later change tries again.
 func (s *Sysroot) Execute(ctx context.Context, p *Plan) error {
 	if err := s.execute(ctx, p); err != nil {
@@ -33,6 +33,11 @@ func (s *Sysroot) execute(ctx context.Context, p *Plan) error {
 	}
 	if !now.equal(p.state) {
 		return ErrChanged
+	}
+	if p.early != nil {
+		if now, err = s.pruneEarly(ctx, p); err != nil {
+			return err
+		}
 	}
 	if p.pin != nil {
 		if err := s.setPinned(p.pin, p.pinned); err != nil {

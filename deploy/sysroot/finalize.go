@@ -97,7 +97,10 @@ func (s *Sysroot) planFinalize(ctx context.Context, st *State) (*Plan, error) {
 	if p.kernel.csum != d.BootCsum {
 		return nil, fmt.Errorf("its kernel has the checksum %s, and was staged with %s: %w", p.kernel.csum, d.BootCsum, ErrCorrupt)
 	}
-	if err := s.checkSpace(ctx, d, p.tree, p.kernel); err != nil {
+	if err := s.makeRoom(ctx, p, false); err != nil {
+		return nil, err
+	}
+	if err := s.checkEtcSpace(ctx, p.tree); err != nil {
 		return nil, err
 	}
 	if p.merge == nil {

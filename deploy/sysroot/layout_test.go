@@ -240,7 +240,7 @@ type recorder struct {
 	fail    error
 }
 
-func (r *recorder) Check(context.Context, []sysroot.BootFile) error { return r.check }
+func (r *recorder) Check(context.Context, []sysroot.BootFile, []string) error { return r.check }
 
 func (r *recorder) Write(_ context.Context, boot *atfs.Dir, entries []sysroot.BootEntry) error {
 	if r.fail != nil {

@@ -34,6 +34,10 @@ type Request struct {
 	NoPrune    bool // leave unneeded objects in the repository
 	Tries      int  // boots it has to prove itself; 0: boots are not counted
 
+	// EarlyPrune allows to first remove the deployments that go anyway if /boot has no room for old and new kernels. Never
+	// among them are the booted one, pinned ones and Merge.
+	EarlyPrune bool
+
 	// From is the repository with the commit for a plan that is not executed; nil: the sysroot's repository. Executing
 	// a plan takes the commit from the sysroot's repository.
 	From *objectstore.Repo
@@ -60,10 +64,11 @@ type Plan struct {
 	cfs    *Deployment // whose composefs image New gets; nil: none
 	args   kargs.List  // of New, with ostree= in its place; nil: none yet
 
-	finalize   bool        // New is what was staged
-	dropStaged bool        // the staged deployment goes
-	pin        *Deployment // whose origin file changes; nil: none
-	pinned     bool        // its new state
+	early      []*Deployment // what boots before the new one is made, to make room in /boot; nil: as before
+	finalize   bool          // New is what was staged
+	dropStaged bool          // the staged deployment goes
+	pin        *Deployment   // whose origin file changes; nil: none
+	pinned     bool          // its new state
 
 	filledVar bool // during execution: the stateroot's /var was empty
 }
@@ -151,10 +156,13 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 		d.Tries = &bls.Tries{Left: r.Tries}
 	}
 	p.New = d
-	if err := s.checkSpace(ctx, d, p.tree, p.kernel); err != nil {
+	p.arrange(&r)
+	if err := s.makeRoom(ctx, p, r.EarlyPrune); err != nil {
 		return nil, err
 	}
-	p.arrange(&r)
+	if err := s.checkEtcSpace(ctx, p.tree); err != nil {
+		return nil, err
+	}
 	if err := s.noteLostCfs(p); err != nil {
 		return nil, err
 	}

@@ -31,6 +31,8 @@ type sweepCase struct {
 	booted int
 	// apart has /boot on a file system of its own.
 	apart bool
+	// full has a boot loader with room for two kernels.
+	full bool
 	// prune has objects pruned, which has a sweep of its own.
 	prune bool
 	min   int
@@ -40,16 +42,20 @@ var sweepCases = map[string]sweepCase{
 	"deploy":                      {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, min: 200},
 	"deploy with its own boot":    {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, apart: true, min: 200},
 	"deploy with composefs image": {prepare: oneCfs, run: kargsOnce, booted: -1, min: 130},
-	"first deploy":                {prepare: with(nil, "1"), run: deployOnce("1", nil), booted: -1, min: 130},
-	"undeploy":                    {prepare: twoDeployments, run: undeployOnce, booted: -1, min: 100},
-	"rollback":                    {prepare: twoDeployments, run: rollbackOnce("1"), booted: -1, min: 70},
-	"rollback to same kernel":     {prepare: sameKernels, run: rollbackOnce("2"), booted: -1, min: 35},
-	"rollback staged":             {prepare: oneStaged, run: rollbackOnce("1"), booted: 0, min: 100},
-	"pin":                         {prepare: twoDeployments, run: pinOnce, booted: -1, min: 9},
-	"cleanup":                     {prepare: with(manyLeftovers, "3"), run: cleanupOnce, booted: -1, prune: true, min: 29},
-	"stage":                       {prepare: with(oneStaged, "4"), run: deployOnce("4", func(r *sysroot.Request) { r.Stage = true }), booted: 0, min: 110},
-	"finalize":                    {prepare: oneStaged, run: finalizeOnce, booted: 0, min: 140},
-	"boot complete":               {prepare: oneCounted, run: completeOnce, booted: 0, min: 5},
+	"deploy with early prune": {
+		prepare: with(twoDeployments, "3"), run: deployOnce("3", func(r *sysroot.Request) { r.EarlyPrune = true }),
+		booted: -1, full: true, min: 250,
+	},
+	"first deploy":            {prepare: with(nil, "1"), run: deployOnce("1", nil), booted: -1, min: 130},
+	"undeploy":                {prepare: twoDeployments, run: undeployOnce, booted: -1, min: 100},
+	"rollback":                {prepare: twoDeployments, run: rollbackOnce("1"), booted: -1, min: 70},
+	"rollback to same kernel": {prepare: sameKernels, run: rollbackOnce("2"), booted: -1, min: 35},
+	"rollback staged":         {prepare: oneStaged, run: rollbackOnce("1"), booted: 0, min: 100},
+	"pin":                     {prepare: twoDeployments, run: pinOnce, booted: -1, min: 9},
+	"cleanup":                 {prepare: with(manyLeftovers, "3"), run: cleanupOnce, booted: -1, prune: true, min: 29},
+	"stage":                   {prepare: with(oneStaged, "4"), run: deployOnce("4", func(r *sysroot.Request) { r.Stage = true }), booted: 0, min: 110},
+	"finalize":                {prepare: oneStaged, run: finalizeOnce, booted: 0, min: 140},
+	"boot complete":           {prepare: oneCounted, run: completeOnce, booted: 0, min: 5},
 }
 
 // tinyTree returns a minimal system: each file adds operations to the sweep.
@@ -272,6 +278,9 @@ func (b *bed) reopen(hook atfs.Hook) {
 	if root, err := os.ReadFile(filepath.Join(b.run, "root")); err == nil {
 		opts.Root = string(root)
 	}
+	if b.full {
+		opts.Bootloader = smallLoader{filepath.Join(b.path, "boot")}
+	}
 	b.Sysroot = value(sysroot.Open(dir, opts))(b.t)
 }
 
@@ -283,7 +292,7 @@ func bootOf(path string) string {
 
 func (c *sweepCase) bed(t *testing.T, path string) *bed {
 	t.Helper()
-	b := &bed{t: t, path: filepath.Join(path, "sysroot"), run: filepath.Join(path, "run"), noPrune: !c.prune}
+	b := &bed{t: t, path: filepath.Join(path, "sysroot"), run: filepath.Join(path, "run"), noPrune: !c.prune, full: c.full}
 	if c.apart {
 		b.bootPath = bootOf(path)
 	}
@@ -411,6 +420,10 @@ func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
 					t.Errorf("differs from the result without failures (-want +got):\n%s", diff)
 				}
 			}
+		},
+		// What the first of two removals leaves, the second removes.
+		Survives: func(op atfs.Op, _ string) bool {
+			return c.full && slices.Contains([]atfs.Op{atfs.OpUnlink, atfs.OpSetFlags}, op)
 		},
 		Clean: func(t *testing.T, path string) { t.Helper(); thaw(t, filepath.Join(path, "sysroot")) },
 	}
