@@ -15,6 +15,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -24,6 +25,12 @@ import (
 // start agree on what is lost.
 func TestSmallFilesAfterPowerLoss(t *testing.T) {
 	testenv.NeedsRoot(t)
+	t.Run("hard links", func(t *testing.T) { smallFilesAfterPowerLoss(t, false) })
+	t.Run("composefs", func(t *testing.T) { smallFilesAfterPowerLoss(t, true, snapshotter.WithComposefs(snaptest.Kernel(t))) })
+}
+
+func smallFilesAfterPowerLoss(t *testing.T, composefs bool, opts ...snapshotter.Option) {
+	t.Helper()
 	const active = "default/1/extract-1 unfinished"
 	damages := []struct {
 		name   string
@@ -55,11 +62,21 @@ func TestSmallFilesAfterPowerLoss(t *testing.T) {
 		{"repo/refs/heads/oci/blob/*", nil, KindRef},
 		{"repo/refs/heads/oci/diff/*", nil, KindRef},
 	} {
+		if composefs && file.fsck == KindCheckout {
+			continue
+		}
 		for _, d := range damages {
 			t.Run(file.name+" "+d.name, func(t *testing.T) {
 				dir := t.TempDir()
 				f, err := snaptest.MakeFixture(t.Context(), dir)
 				testenv.Must(t, err)
+				if composefs { // a daemon that used hard links before
+					base, a := f.Base, f.A
+					testenv.Must(t, f.Close())
+					f, err = snaptest.OpenFixture(t.Context(), dir, opts...)
+					testenv.Must(t, err)
+					f.Base, f.A = base, a
+				}
 				s := &inspect.Store{Root: f.Root, Repo: f.Repo, Layers: f.Store}
 				mounts, err := f.Prepare(t.Context(), active, "")
 				testenv.Must(t, err)
@@ -85,7 +102,7 @@ func TestSmallFilesAfterPowerLoss(t *testing.T) {
 					d.damage(t, name)
 				}
 
-				r, err := Check(t.Context(), s, Options{})
+				r, err := Check(t.Context(), s, Options{Composefs: composefs})
 				testenv.Must(t, err)
 				missed := file.fsck != "" && (d.name != "absent" || file.fsck == KindCheckout)
 				if !missed && d.name != "absent" && len(r.Problems) > 0 {
@@ -112,7 +129,7 @@ func TestSmallFilesAfterPowerLoss(t *testing.T) {
 					t.Errorf("prune: %v", err)
 				}
 				testenv.Must(t, f.Close())
-				f2, err := snaptest.OpenFixture(t.Context(), dir)
+				f2, err := snaptest.OpenFixture(t.Context(), dir, opts...)
 				if err != nil {
 					t.Fatalf("start: %v", err)
 				}
@@ -140,7 +157,7 @@ func TestSmallFilesAfterPowerLoss(t *testing.T) {
 				testenv.Must(t, f2.Snapshotter.Close())
 				s = &inspect.Store{Root: f2.Root, Repo: f2.Repo, Layers: f2.Store}
 				noBlobs := func(context.Context) (Blobs, error) { return Blobs{}, nil }
-				r, err = CheckAndRepair(t.Context(), s, Options{}, noBlobs, func(err error) { t.Errorf("repair: %v", err) })
+				r, err = CheckAndRepair(t.Context(), s, Options{Composefs: composefs}, noBlobs, func(err error) { t.Errorf("repair: %v", err) })
 				if err != nil || len(r.Problems) > 0 {
 					t.Errorf("fsck --repair: got %+v, %v, want no problems", r, err)
 				}

@@ -16,6 +16,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
 // TarFile is a file of a layer: a directory if its name ends in a slash, else a regular file unless it is a link.
@@ -131,10 +132,11 @@ func MakeFixture(ctx context.Context, dir string) (_ *Fixture, err error) {
 	return f, f.Run(ctx, "container", f.ChainA, "written by a container\n")
 }
 
-// OpenFixture opens the store in a directory as a daemon does, and creates missing parts.
-func OpenFixture(ctx context.Context, dir string) (*Fixture, error) {
+// OpenFixture opens the store in a directory as a daemon does, and creates missing parts. It uses hard links unless the
+// options choose otherwise.
+func OpenFixture(ctx context.Context, dir string, opts ...snapshotter.Option) (*Fixture, error) {
 	unix.Umask(0) // as the daemon does
-	e, err := OpenBare(ctx, dir)
+	e, err := OpenBare(ctx, dir, opts...)
 	if err != nil {
 		return nil, err
 	}
