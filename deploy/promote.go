@@ -42,8 +42,8 @@ func (p *Promoted) Close() error { return p.close() }
 
 // Promote makes the OS commit of an image in a repository, the sysroot's. When it returns the commit is durable, and
 // has the ref that ostree's tools give to images. Files become part of that repository by hard links if the kernel
-// allows it and only root can change them, else they are copied. The image's layers are not pruned meanwhile. A failed Promote leaves garbage, which
-// the next prune removes or the next Promote reuses.
+// allows it and only root can change them, else they are copied. The image's layers are not pruned meanwhile. A failed
+// Promote leaves garbage, which the next prune removes or the next Promote reuses.
 //
 // An image that cannot be booted is an ErrNotBootable or an oscommit.ErrInvalid, a missing layer is a
 // layer.ErrNotExist, and a repository without enough room ENOSPC.

@@ -27,8 +27,9 @@ import (
 // always compared with its checksum.
 //
 // An object that exists here is success, whether from has it or not. If the metadata of the two inodes differ, the one
-// here is read, and replaced unless it is the object. One that is [Repo.Tied] is replaced by a copy. The other repository need not be locked: an object removed from
-// it meanwhile is ErrNotExist, as if it had never been there. Stored.Blocks is 0 unless content was copied.
+// here is read, and replaced unless it is the object. One that is [Repo.Tied] is replaced by a copy. The other
+// repository need not be locked: an object removed from it meanwhile is ErrNotExist, as if it had never been there.
+// Stored.Blocks is 0 unless content was copied.
 func (t *Txn) Import(from *Repo, sum Checksum) (Stored, error) {
 	return t.importAs(from, sum, nil, 0)
 }

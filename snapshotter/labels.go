@@ -74,7 +74,8 @@ func privateLabels(labels map[string]string) map[string]string {
 }
 
 // committedLabels returns the labels of a committed snapshot: the requested ones, its own, and the label that lets
-// containerd find the snapshot from another namespace, with WithSharedNamespaces. Client-side unpacking does not request the latter.
+// containerd find the snapshot from another namespace, with WithSharedNamespaces. Client-side unpacking does not request
+// the latter.
 func committedLabels(name string, asked, private map[string]string) map[string]string {
 	labels := publicLabels(asked)
 	maps.Copy(labels, private)

@@ -82,14 +82,11 @@ func (c *cli) imageLabel(ctx context.Context, f *imageLabelFlags, name string, p
 	})
 }
 
+// labelTypes are the names of types of files. An OS commit has no others.
+var labelTypes = map[fs.FileMode]string{0: "file", fs.ModeDir: "directory", fs.ModeSymlink: "symlink"}
+
 func newImageLabelFile(f deploy.FileLabel) imageLabelFile {
-	r := imageLabelFile{Path: f.Path, Type: "file", InImage: f.InImage, Label: f.Label}
-	switch f.Type {
-	case fs.ModeDir:
-		r.Type = "directory"
-	case fs.ModeSymlink:
-		r.Type = "symlink"
-	}
+	r := imageLabelFile{Path: f.Path, Type: labelTypes[f.Type], InImage: f.InImage, Label: f.Label}
 	if f.Line.Line > 0 {
 		r.Line = &imageLabelLine{File: f.Line.File, Number: f.Line.Line, Spec: f.Line.Spec}
 	}

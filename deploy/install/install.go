@@ -16,9 +16,10 @@ import (
 // Execute installs an OS as planned. It needs root.
 //
 // The old contents of the disk are gone once Execute has begun to write. Contents that have appeared since the disk was
-// planned are an error before that, and so is another disk at its path, an ErrChanged. After an error, or if the process is killed, the disk has no partition table and
-// counts as empty. After an error a new image file is removed, and an existing one has its old size. No mount and no
-// loop device stays in any case. When it returns nil everything is on the disk.
+// planned are an error before that, and so is another disk at its path, an ErrChanged. After an error, or if the process
+// is killed, the disk has no partition table and counts as empty. After an error a new image file is removed, and an
+// existing one has its old size. No mount and no loop device stays in any case. When it returns nil everything is on the
+// disk.
 func (p *Plan) Execute(ctx context.Context, o *OS) error {
 	err := p.execute(ctx, func(ctx context.Context, root *atfs.Dir) error { return p.fill(ctx, root, o) })
 	if err != nil {
