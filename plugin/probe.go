@@ -52,7 +52,23 @@ func probe(c *Config, open opener) []Finding {
 	err = errors.Join(err, p.close())
 	add("repository", detail, err)
 	add("checkouts", checkouts, cerr)
+	add("namespaces", c.namespaces(), nil)
 	return list
+}
+
+// namespaces describes what the namespaces of containerd share beside files.
+func (c *Config) namespaces() string {
+	var keys []string
+	if c.ShareNamespaces {
+		keys = append(keys, "share_namespaces")
+	}
+	if c.SkipDownload {
+		keys = append(keys, "skip_download")
+	}
+	if len(keys) == 0 {
+		return "each has the blobs of its images"
+	}
+	return strings.Join(keys, ", ") + ": images may lack blobs, and whoever knows an image's diff IDs can read its files"
 }
 
 // prober is one call of Probe.

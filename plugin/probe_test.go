@@ -245,3 +245,25 @@ func TestProbe(t *testing.T) {
 	c.Root += "-absent"
 	notChecked("root", "repository", "checkouts")
 }
+
+// TestProbeNamespaces checks that the report says what sharing between namespaces gives away.
+func TestProbeNamespaces(t *testing.T) {
+	for _, tt := range []struct {
+		share, skip bool
+		want        string
+	}{
+		{false, false, "each has the blobs of its images"},
+		{true, false, "share_namespaces: images may lack blobs"},
+		{false, true, "skip_download: images may lack blobs"},
+		{true, true, "share_namespaces, skip_download: images may lack blobs"},
+	} {
+		c := DefaultConfig()
+		c.Root = filepath.Join(t.TempDir(), "none")
+		c.ShareNamespaces, c.SkipDownload = tt.share, tt.skip
+		list := Probe(c)
+		i := slices.IndexFunc(list, func(f Finding) bool { return f.Check == "namespaces" })
+		if i < 0 || list[i].Err != nil || !strings.HasPrefix(list[i].Detail, tt.want) {
+			t.Errorf("share_namespaces %v, skip_download %v: found %v, want %q", tt.share, tt.skip, list, tt.want)
+		}
+	}
+}
