@@ -11,6 +11,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -79,7 +80,7 @@ func TestProtectedFiles(t *testing.T) {
 // TestMountInOldDeployment: what is mounted in an old deployment stays, and is named. All else is done, and the rest goes
 // once it is unmounted.
 func TestMountInOldDeployment(t *testing.T) {
-	for name, plan := range removals {
+	for name := range removals {
 		t.Run(name, func(t *testing.T) {
 			b, old := newRemovals(t)
 			mnt := old + "/etc/mnt"
@@ -87,49 +88,82 @@ func TestMountInOldDeployment(t *testing.T) {
 			testenv.Must(t, unix.Mount("tmpfs", mnt, "tmpfs", 0, ""))
 			t.Cleanup(func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) })
 			testenv.Must(t, os.WriteFile(mnt+"/precious", []byte("text"), 0o600))
-			kernel := value(filepath.Glob(b.path + "/boot/ostree/os-" + bootcsum("kernel 1", "initramfs 1")))(t)
-			if len(kernel) != 1 {
-				t.Fatalf("no kernel of the old deployment: %q", kernel)
-			}
-
-			p, err := b.execute(plan)
-			if !errors.Is(err, objectstore.ErrNotRemoved) || !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "/etc/mnt") {
-				t.Errorf("got error %v, want %v, %v, for /etc/mnt", err, objectstore.ErrNotRemoved, unix.EBUSY)
-			}
-			st := b.load()
-			for i, d := range p.Deployments {
-				if len(st.Deployments) != len(p.Deployments) || st.Deployments[i].Path() != d.Path() {
-					t.Fatalf("got deployments %+v, want the plan's", st.Deployments)
+			b.removeStuck(name, old, "/etc/mnt", unix.EBUSY, func() {
+				if text := string(value(os.ReadFile(mnt + "/precious"))(t)); text != "text" {
+					t.Errorf("the mounted file has %q", text)
 				}
-			}
-			if text := string(value(os.ReadFile(mnt + "/precious"))(t)); text != "text" {
-				t.Errorf("the mounted file has %q", text)
-			}
-			if _, err := os.Lstat(old + "/usr"); !os.IsNotExist(err) {
-				t.Errorf("/usr of the old deployment exists: %v", err)
-			}
-			if p.New == nil || p.New.Commit != ref(b, "1") {
-				if _, err := os.Lstat(kernel[0]); !os.IsNotExist(err) {
-					t.Errorf("the kernel of the old deployment exists: %v", err)
-				}
-			}
-
-			if name == "undeploy" { // its directory is taken until then
-				again, err := b.execute(removals["deploy the same commit"])
-				if !errors.Is(err, objectstore.ErrNotRemoved) || again.New.Serial != 1 {
-					t.Errorf("deploy it again: got serial %d, error %v, want 1 and %v", again.New.Serial, err, objectstore.ErrNotRemoved)
-				}
-				p = again
-			}
-
-			testenv.Must(t, unix.Unmount(mnt, 0))
-			b.do(func(st *sysroot.State) (*sysroot.Plan, error) { return b.PlanCleanup(t.Context(), st) })
-			if _, err := os.Lstat(old); !os.IsNotExist(err) {
-				t.Errorf("the old deployment exists: %v", err)
-			}
-			if n := len(b.load().Deployments); n != len(p.Deployments) {
-				t.Errorf("got %d deployments, want %d", n, len(p.Deployments))
-			}
+				testenv.Must(t, unix.Unmount(mnt, 0))
+			})
 		})
+	}
+}
+
+// TestBadDiskInOldDeployment is the same for a file that the disk does not let go.
+func TestBadDiskInOldDeployment(t *testing.T) {
+	for name := range removals {
+		t.Run(name, func(t *testing.T) {
+			b, old := newRemovals(t)
+			testenv.Must(t, os.WriteFile(old+"/etc/bad", nil, 0o600))
+			bad := true
+			plain := value(atfs.Open(b.path))(t)
+			defer plain.Close()
+			dir := value(plain.WithHook(func(op atfs.Op, name string) error {
+				if bad && op == atfs.OpUnlink && strings.HasSuffix(name, "/etc/bad") {
+					return unix.EIO
+				}
+				return nil
+			}))(t)
+			defer dir.Close()
+			testenv.Must(t, b.Close())
+			b.Sysroot = value(sysroot.Open(dir, sysroot.Options{}))(t)
+			b.removeStuck(name, old, "/etc/bad", unix.EIO, func() { bad = false })
+		})
+	}
+}
+
+// removeStuck executes a removal of the deployment at old, which has a file that cannot be removed for the given cause,
+// until undo is called.
+func (b *bed) removeStuck(name, old, stuck string, cause error, undo func()) {
+	t := b.t
+	t.Helper()
+	kernel := value(filepath.Glob(b.path + "/boot/ostree/os-" + bootcsum("kernel 1", "initramfs 1")))(t)
+	if len(kernel) != 1 {
+		t.Fatalf("no kernel of the old deployment: %q", kernel)
+	}
+
+	p, err := b.execute(removals[name])
+	if !errors.Is(err, objectstore.ErrNotRemoved) || !errors.Is(err, cause) || !strings.Contains(err.Error(), stuck) {
+		t.Errorf("got error %v, want %v, %v, for %s", err, objectstore.ErrNotRemoved, cause, stuck)
+	}
+	st := b.load()
+	for i, d := range p.Deployments {
+		if len(st.Deployments) != len(p.Deployments) || st.Deployments[i].Path() != d.Path() {
+			t.Fatalf("got deployments %+v, want the plan's", st.Deployments)
+		}
+	}
+	if _, err := os.Lstat(old + "/usr"); !os.IsNotExist(err) {
+		t.Errorf("/usr of the old deployment exists: %v", err)
+	}
+	if p.New == nil || p.New.Commit != ref(b, "1") {
+		if _, err := os.Lstat(kernel[0]); !os.IsNotExist(err) {
+			t.Errorf("the kernel of the old deployment exists: %v", err)
+		}
+	}
+
+	if name == "undeploy" { // its directory is taken until then
+		again, err := b.execute(removals["deploy the same commit"])
+		if !errors.Is(err, objectstore.ErrNotRemoved) || again.New.Serial != 1 {
+			t.Errorf("deploy it again: got serial %d, error %v, want 1 and %v", again.New.Serial, err, objectstore.ErrNotRemoved)
+		}
+		p = again
+	}
+
+	undo()
+	b.do(func(st *sysroot.State) (*sysroot.Plan, error) { return b.PlanCleanup(t.Context(), st) })
+	if _, err := os.Lstat(old); !os.IsNotExist(err) {
+		t.Errorf("the old deployment exists: %v", err)
+	}
+	if n := len(b.load().Deployments); n != len(p.Deployments) {
+		t.Errorf("got %d deployments, want %d", n, len(p.Deployments))
 	}
 }
