@@ -148,11 +148,8 @@ func (s *Snapshotter) addLayer(ctx context.Context, id string, held *layer.Held)
 	if err := s.writeLayer(id, top, usage); err != nil {
 		return err
 	}
-	if top.Unresolved > 0 {
-		return nil // Commit knows the layers below
-	}
 	start := time.Now()
-	_, added, err := s.mounter.checkout(ctx, &top.Layer, nil)
+	added, err := s.mounter.checkoutAlone(ctx, &top.Layer) // if not, Commit knows the layers below
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ type mounter interface {
 	mount(ctx context.Context, r mountRequest) ([]mount.Mount, error)
 	// unmount releases the directories of an active snapshot that was removed or will be mounted over other layers.
 	unmount(id string) error
+	// checkoutAlone prepares a layer whose chain is not known yet, if that is possible, and returns the space this added.
+	checkoutAlone(ctx context.Context, top *layer.Layer) (added layer.Usage, err error)
 	// checkout prepares a layer for mounts over the chain below it. It returns the name of its checkout, "" if it needs
 	// none, and the space this added to the store. If the layer cannot lie on this chain, it returns an error.
 	checkout(ctx context.Context, top *layer.Layer, below []content) (name string, added layer.Usage, err error)

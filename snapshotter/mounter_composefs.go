@@ -229,6 +229,10 @@ func (m *composefsMounter) mkdir(name string) error {
 	return err
 }
 
+func (*composefsMounter) checkoutAlone(context.Context, *layer.Layer) (layer.Usage, error) {
+	return layer.Usage{}, nil
+}
+
 // checkout only resolves the layer: the image of a chain is built when a snapshot runs on it.
 func (m *composefsMounter) checkout(ctx context.Context, top *layer.Layer, below []content) (string, layer.Usage, error) {
 	if top.Unresolved == 0 {

@@ -86,12 +86,18 @@ func (m *hardlinkMounter) missing(existing []snapshot) (chains [][]objectstore.C
 }
 
 func (m *hardlinkMounter) mount(ctx context.Context, r mountRequest) ([]mount.Mount, error) {
-	for i := range r.chain {
+	if r.dir.staged && r.created { // staged snapshots are not mounted
+		return r.stack.mount(), nil
+	}
+	for i, hidden := 0, false; i < len(r.chain) && !hidden; i++ {
 		name, err := m.checkoutOf(ctx, r.chain[i:])
 		if err != nil {
 			return nil, err
 		}
 		r.stack.lowers = append(r.stack.lowers, m.abs(name))
+		if hidden, err = m.layers.HidesBelow(name); err != nil {
+			return nil, err
+		}
 	}
 	if !r.ids.IsZero() {
 		// The upper directory has the mapped owner; containerd maps the directories below when it mounts them.
@@ -115,6 +121,15 @@ func (m *hardlinkMounter) checkoutOf(ctx context.Context, chain []content) (stri
 }
 
 func (*hardlinkMounter) unmount(string) error { return nil }
+
+func (m *hardlinkMounter) checkoutAlone(ctx context.Context, top *layer.Layer) (layer.Usage, error) {
+	depends, err := m.layers.DependsOnBelow(top)
+	if err != nil || depends {
+		return layer.Usage{}, err
+	}
+	_, added, err := m.layers.Checkout(ctx, layerIDs(nil, top.ID))
+	return added, err
+}
 
 func (m *hardlinkMounter) checkout(ctx context.Context, top *layer.Layer, below []content) (string, layer.Usage, error) {
 	return m.layers.Checkout(ctx, layerIDs(below, top.ID))

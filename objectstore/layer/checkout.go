@@ -94,13 +94,12 @@ func (s *Store) nameCheckout(ctx context.Context, chain []objectstore.Checksum) 
 		return nil, nil, "", err
 	}
 	variant := checkoutFS
-	if l.Unresolved > 0 {
-		if root, err = s.readImage(l); err != nil {
-			return nil, nil, "", err
-		}
-		if variant, err = s.resolve(ctx, root, chain[:len(chain)-1]); err != nil {
-			return nil, nil, "", err
-		}
+	depends, root, err := s.dependsOnBelow(l)
+	if err == nil && depends {
+		root, variant, err = s.resolved(ctx, id, chain[:len(chain)-1], true)
+	}
+	if err != nil {
+		return nil, nil, "", err
 	}
 	return l, root, path.Join(LayersDir, CheckoutDir(id), variant), nil
 }
@@ -148,6 +147,13 @@ func (s *Store) discard(dir *atfs.Dir, name string) (tmp string, err error) {
 
 // HasCheckout reports whether the checkout with this name, as returned by Checkout, exists.
 func (s *Store) HasCheckout(name string) (bool, error) { return s.root.Exists(name) }
+
+// HidesBelow reports whether a layer hides everything below it, given the name of its checkout. overlayfs does not heed
+// the mark of an opaque directory on a root: lower layers must be left out of the mount.
+func (s *Store) HidesBelow(checkout string) (bool, error) {
+	x, err := s.root.Xattrs(checkout)
+	return string(x[xattrOpaque]) == "y", err
+}
 
 // ownCheckout reports whether an existing checkout can be used. If its directory does not name the layer it may be
 // damaged too, so it is compared with the layer: a whole one gets the name of its layer again, another one is removed.

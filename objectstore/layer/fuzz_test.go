@@ -76,7 +76,7 @@ func FuzzImport(f *testing.F) {
 		}
 		testenv.Must(t, s.VerifyCheckout(t.Context(), name, []objectstore.Checksum{h.ID}))
 		testenv.Must(t, s.Prove(t.Context(), h.ID))
-		image, err := s.Image(t.Context(), h.ID)
+		image, _, err := s.resolved(t.Context(), h.ID, nil, true)
 		testenv.Must(t, err)
 		d, err := dir.OpenDir(name)
 		testenv.Must(t, err)

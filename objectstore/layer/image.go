@@ -110,6 +110,7 @@ func (in *ingest) storeLayer(l *Layer, root *composefs.Inode, added *Usage) erro
 	if l.ID, err = marshal(objectstore.TypeCommit, c); err != nil {
 		return fmt.Errorf("store layer commit: %w", err)
 	}
+	in.s.noteWhiteouts(l.ID, root)
 	return nil
 }
 

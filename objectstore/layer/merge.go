@@ -82,7 +82,7 @@ func (s *Store) Flatten(ctx context.Context, chain []objectstore.Checksum) (*com
 // dropMarks removes marks that only have a meaning over further layers from a tree that lies over none.
 func dropMarks(dir *composefs.Inode) {
 	dir.Xattrs = withoutXattr(dir.Xattrs, xattrOpaque)
-	dir.Entries = slices.DeleteFunc(dir.Entries, func(e composefs.Entry) bool { return e.Inode.IsWhiteout() })
+	dir.Entries = slices.DeleteFunc(dir.Entries, isWhiteoutEntry)
 	for _, e := range dir.Entries {
 		if e.Inode.IsDir() {
 			dropMarks(e.Inode)

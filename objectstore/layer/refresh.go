@@ -53,7 +53,7 @@ func (s *Store) refresh(ctx context.Context, id objectstore.Checksum, chain []ob
 	if added != (Usage{}) {
 		return 1, nil
 	}
-	root, err := s.resolved(ctx, id, chain[:len(chain)-1])
+	root, err := s.checkoutTree(ctx, name, chain)
 	if err != nil {
 		return 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -18,36 +19,99 @@ var errNoLinkTarget = errors.New("hard link target is in neither this layer nor 
 // Resolve checks that the last layer of a chain, lowest first, can be shown over the others: a hard link whose target
 // is in none of them is an [EntryError].
 func (s *Store) Resolve(ctx context.Context, chain []objectstore.Checksum) error {
-	_, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1])
+	_, _, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1], false)
 	if err != nil {
 		return fmt.Errorf("check layer %s: %w", chain[len(chain)-1], err)
 	}
 	return nil
 }
 
-// resolved returns the tree of a layer in its checkout over the layers below.
-func (s *Store) resolved(ctx context.Context, id objectstore.Checksum, below []objectstore.Checksum) (*composefs.Inode, error) {
+// DependsOnBelow reports whether the checkout of a layer depends on the layers below: it has entries that only these
+// resolve, or whiteouts, which are left out where they hide nothing.
+func (s *Store) DependsOnBelow(l *Layer) (bool, error) {
+	depends, _, err := s.dependsOnBelow(l)
+	return depends, err
+}
+
+// dependsOnBelow is DependsOnBelow. It also returns the layer's tree if it had to read it.
+func (s *Store) dependsOnBelow(l *Layer) (depends bool, root *composefs.Inode, err error) {
+	if l.Unresolved > 0 {
+		return true, nil, nil
+	}
+	s.mu.Lock()
+	depends, known := s.whiteouts[l.ID]
+	s.mu.Unlock()
+	if known {
+		return depends, nil, nil
+	}
+	if root, err = s.readImage(l); err != nil {
+		return false, nil, err
+	}
+	return s.noteWhiteouts(l.ID, root), root, nil
+}
+
+// noteWhiteouts remembers whether a layer's tree has whiteouts, so that its image is not read for that.
+func (s *Store) noteWhiteouts(id objectstore.Checksum, root *composefs.Inode) bool {
+	has := hasWhiteouts(root)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.whiteouts[id] = has
+	return has
+}
+
+func hasWhiteouts(dir *composefs.Inode) bool {
+	return slices.ContainsFunc(dir.Entries, func(e composefs.Entry) bool {
+		return isWhiteoutEntry(e) || e.Inode.IsDir() && hasWhiteouts(e.Inode)
+	})
+}
+
+// checkoutTree returns the tree that a checkout must show. Earlier versions left no whiteouts out.
+func (s *Store) checkoutTree(ctx context.Context, name string, chain []objectstore.Checksum) (*composefs.Inode, error) {
+	id, below := chain[len(chain)-1], chain[:len(chain)-1]
+	root, variant, err := s.resolved(ctx, id, below, true)
+	if err == nil && variant != path.Base(name) {
+		root, _, err = s.resolved(ctx, id, below, false)
+	}
+	return root, err
+}
+
+// resolved returns the tree of a layer over the layers below, and the name of its checkout there. With drop, it leaves
+// out whiteouts that hide nothing.
+func (s *Store) resolved(
+	ctx context.Context, id objectstore.Checksum, below []objectstore.Checksum, drop bool,
+) (root *composefs.Inode, variant string, err error) {
 	l, err := s.Layer(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	root, err := s.readImage(l)
-	if err != nil || l.Unresolved == 0 {
-		return root, err
+	if root, err = s.readImage(l); err != nil || l.Unresolved == 0 && !drop {
+		return root, checkoutFS, err
 	}
-	_, err = s.resolve(ctx, root, below)
-	return root, err
+	variant, err = s.resolve(ctx, root, below, drop)
+	return root, variant, err
 }
 
 // resolve resolves the entries of a layer's tree that depend on the layers below it, lowest first: directories without
 // an entry take the attributes of the directory below, as a copy-up would give them, and hard links to files below
-// become these files. It changes root and returns the name of the checkout, which depends only on layer and resolution.
-func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []objectstore.Checksum) (string, error) {
+// become these files. With drop, whiteouts go from directories that no layer below has: overlayfs lists them there. It
+// changes root and returns the name of the checkout, which depends only on layer and resolution.
+func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []objectstore.Checksum, drop bool) (string, error) {
 	r := &resolver{s: s, below: below, images: make(map[objectstore.Checksum]*composefs.Inode)}
 	sum := sha256.New()
+	same := true                               // as the layer's own tree
 	links := make(map[string]*composefs.Inode) // by target: two links to one file below stay links of each other
 	var walk func(dir *composefs.Inode, name string) error
 	walk = func(dir *composefs.Inode, name string) error {
+		if drop {
+			dropped, err := r.dropWhiteouts(ctx, dir, name)
+			if err != nil {
+				return err
+			}
+			if dropped {
+				same = false
+				fmt.Fprintf(sum, "%q without whiteouts\n", name)
+			}
+		}
 		for i, e := range dir.Entries {
 			p := path.Join(name, e.Name)
 			target, isLink := external(e.Inode)
@@ -63,12 +127,14 @@ func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []obje
 					links[target] = n
 				}
 				dir.Entries[i].Inode = n
+				same = false
 				describe(sum, p, n)
 			case isImplicit(e.Inode):
 				e.Inode.Xattrs = withoutXattr(e.Inode.Xattrs, xattrImplicit)
 				if err := r.adopt(ctx, e.Inode, p); err != nil {
 					return err
 				}
+				same = false
 				describe(sum, p, e.Inode)
 			}
 			if e.Inode.IsDir() {
@@ -81,6 +147,9 @@ func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []obje
 	}
 	if err := walk(root, ""); err != nil {
 		return "", err
+	}
+	if same {
+		return checkoutFS, nil
 	}
 	return checkoutFS + "-" + hex.EncodeToString(sum.Sum(nil))[:shortID], nil
 }
@@ -144,6 +213,30 @@ func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer 
 	}
 	return nil
 }
+
+// dropWhiteouts removes the whiteouts from a directory that the layers below do not have, and reports whether it had
+// any. name is "" for the root.
+func (r *resolver) dropWhiteouts(ctx context.Context, dir *composefs.Inode, name string) (bool, error) {
+	if !slices.ContainsFunc(dir.Entries, isWhiteoutEntry) {
+		return false, nil
+	}
+	merged := name == "" && len(r.below) > 0
+	if name != "" {
+		err := r.lookup(ctx, name, len(r.below), func(_ int, n *composefs.Inode) bool {
+			merged = n.IsDir()
+			return true
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	if !merged {
+		dir.Entries = slices.DeleteFunc(dir.Entries, isWhiteoutEntry)
+	}
+	return !merged, nil
+}
+
+func isWhiteoutEntry(e composefs.Entry) bool { return e.Inode.IsWhiteout() }
 
 // adopt gives a directory the attributes of the directory below it. If none exists, it keeps the default, 0755
 // root:root.

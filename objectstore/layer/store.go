@@ -81,7 +81,8 @@ type Store struct {
 	journal journal
 
 	mu        sync.Mutex
-	checkouts map[string]*checkoutCall // in progress, by name
+	checkouts map[string]*checkoutCall      // in progress, by name
+	whiteouts map[objectstore.Checksum]bool // by layer seen so far: whether it has any
 }
 
 // Open opens the layers below root, whose objects are in repo. It makes missing layers/, journal/ and tmp/ with mode
@@ -91,7 +92,10 @@ func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err e
 	if opts.Mtime != MtimeExact && opts.Mtime != MtimeCanonical {
 		return nil, fmt.Errorf("open layer store: mtime %q is neither %q nor %q", opts.Mtime, MtimeExact, MtimeCanonical)
 	}
-	s := &Store{repo: repo, opts: opts, budget: newBudget(opts.TotalMemory), checkouts: make(map[string]*checkoutCall)}
+	s := &Store{
+		repo: repo, opts: opts, budget: newBudget(opts.TotalMemory),
+		checkouts: make(map[string]*checkoutCall), whiteouts: make(map[objectstore.Checksum]bool),
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("open layer store: %w", err), s.Close())

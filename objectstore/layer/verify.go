@@ -85,7 +85,7 @@ func (s *Store) VerifyCheckout(ctx context.Context, name string, chain []objects
 
 // verifyFiles is VerifyCheckout without the name of the layer.
 func (s *Store) verifyFiles(ctx context.Context, name string, chain []objectstore.Checksum) (err error) {
-	root, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1])
+	root, err := s.checkoutTree(ctx, name, chain)
 	if err != nil {
 		return err
 	}
