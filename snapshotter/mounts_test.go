@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -111,6 +112,29 @@ func TestMountsKeepObjects(t *testing.T) {
 		}
 		wantFiles(t, view(t, e, one), lowerFiles)
 		wantFiles(t, view(t, e, two), imageFiles)
+	})
+}
+
+// TestVolatile mounts a snapshot as containerd's CRI plugin mounts an image volume: it adds an option to overlay mounts.
+// With composefs it gets a bind mount, to which it adds none; docs/configuration.md gives the reason.
+func TestVolatile(t *testing.T) {
+	img := newImage(t)
+	eachMode(t, nil, func(t *testing.T, e *snaptest.Env) {
+		t.Helper()
+		m := prepare(t, e, "image volume", img.unpackAll(t, e))
+		overlay := m[0].Type == "overlay"
+		if overlay {
+			m[0].Options = append(m[0].Options, "volatile")
+		}
+		dir, unmount := snaptest.Mount(t, m)
+		defer unmount()
+		info := value(mount.Lookup(dir))(t)
+		options := strings.Split(info.VFSOptions, ",")
+		set := slices.Contains(options, "volatile") || slices.Contains(options, "fsync=volatile")
+		if info.FSType != "overlay" || set != overlay {
+			t.Errorf("mounted by %v: %s with %q, want an overlay with the option if it was set", m, info.FSType, options)
+		}
+		wantFiles(t, files(t, dir), imageFiles)
 	})
 }
 
