@@ -156,8 +156,8 @@ func (t *Txn) link(src *atfs.Dir, sum Checksum, m *FileMeta, size int64) (added 
 var errNotExclusive = errors.New("other users can change the file")
 
 // cannotLink reports whether a link failed because of the inode or its location, so that a new inode is needed: it is
-// on another file system or mount, has the maximum of names, or may not get more (within reach of other users, immutable,
-// or owned by another user under protected_hardlinks).
+// on another file system or mount, has the maximum of names, or may not get more (within reach of other users,
+// immutable, or owned by another user under protected_hardlinks).
 func cannotLink(err error) bool {
 	return errors.Is(err, errNotExclusive) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM)
 }
@@ -239,8 +239,8 @@ type Lenders struct {
 
 // Borrow links regular files that are stored in this transaction, and that the repository lacks, to the inodes that
 // other repositories have for them. An inode's name in another repository proves nothing: the inode is read and
-// compared with the file first, and not used unless it is [FileMeta.Exclusive] and nobody has it open for writing. If an
-// inode cannot be used, the file is written as without Borrow.
+// compared with the file first, and not used unless it is [FileMeta.Exclusive] and nobody has it open for writing. If
+// an inode cannot be used, the file is written as without Borrow.
 //
 // Call it before storing anything. The other repositories need not be locked, and must not be closed meanwhile.
 func (t *Txn) Borrow(from Lenders) { t.lenders = from }
@@ -283,8 +283,8 @@ func isExclusive(mode, uid uint32) bool {
 		uid == uint32(os.Geteuid()) && mode&(unix.S_ISUID|unix.S_ISGID|0o022) == 0
 }
 
-// hasAlone reports whether only the process's own user can change a file in tmp from now on. Another user could have it open
-// for writing from the time before it changed its owner.
+// hasAlone reports whether only the process's own user can change a file in tmp from now on. Another user could have it
+// open for writing from the time before it changed its owner.
 func (t *Txn) hasAlone(name string) (bool, error) {
 	st, err := t.repo.tmp.Lstat(name)
 	if err != nil || !exclusive(&st) {

@@ -18,8 +18,8 @@ type Layer struct {
 	Annotations map[string]string // of its descriptor
 }
 
-// Archive returns an image as an OCI archive, which "ctr images import" takes. Equal arguments give equal bytes. Nothing
-// checks that config has the diff IDs of the layers.
+// Archive returns an image as an OCI archive, which "ctr images import" takes. Equal arguments give equal bytes.
+// Nothing checks that config has the diff IDs of the layers.
 func Archive(name string, config ocispec.Image, layers ...Layer) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

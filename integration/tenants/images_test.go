@@ -31,7 +31,9 @@ func symlink(name, target string) tar.Header {
 }
 
 func device(typ byte, name string, dev uint64) tar.Header {
-	return tar.Header{Typeflag: typ, Name: name, Mode: 0o666, Devmajor: int64(unix.Major(dev)), Devminor: int64(unix.Minor(dev))}
+	return tar.Header{
+		Typeflag: typ, Name: name, Mode: 0o666, Devmajor: int64(unix.Major(dev)), Devminor: int64(unix.Minor(dev)),
+	}
 }
 
 func hostileImages(w *world) []hostile {
@@ -49,25 +51,36 @@ func hostileImages(w *world) []hostile {
 		}
 		return headers
 	}
+	through := func(parent tar.Header, names ...string) []tar.Header {
+		return append([]tar.Header{parent}, files(names...)...)
+	}
 	list := []hostile{
 		{name: "dot dot", entries: files(up+outside+"/planted", "etc/"+up+outside+"/planted", "./../planted")},
 		{name: "absolute", entries: files(outside+"/planted", canary, "//"+outside+"//planted")},
-		{name: "through an absolute link", entries: append([]tar.Header{symlink("out", outside)}, files("out/planted", "out/canary")...)},
-		{name: "through a relative link", entries: append([]tar.Header{symlink("out", up+outside)}, files("out/planted", "out/canary")...)},
-		{name: "directory becomes a link", entries: append([]tar.Header{dir("d", 0o755, 0), symlink("d", outside)}, files("d/planted", "d/canary")...)},
-		{name: "root becomes a link", entries: append([]tar.Header{symlink(".", outside), symlink("./", outside)}, files("planted", "canary")...)},
+		{name: "through an absolute link", entries: through(symlink("out", outside), "out/planted", "out/canary")},
+		{name: "through a relative link", entries: through(symlink("out", up+outside), "out/planted", "out/canary")},
+		{name: "directory becomes a link", entries: append([]tar.Header{dir("d", 0o755, 0)},
+			through(symlink("d", outside), "d/planted", "d/canary")...)},
+		{name: "root becomes a link", entries: append([]tar.Header{symlink(".", outside)},
+			through(symlink("./", outside), "planted", "canary")...)},
 		{name: "hard link outside", entries: []tar.Header{snaptest.Link("etc/stolen", canary)}},
 		{name: "hard link up", entries: []tar.Header{snaptest.Link("etc/stolen", up+canary)}},
-		{name: "hard link through a link", entries: []tar.Header{symlink("out", outside), snaptest.Link("etc/stolen", "out/canary")}},
-		{name: "hard link to the object", entries: []tar.Header{snaptest.Link("etc/stolen", filepath.Join(w.repo, "objects", object))}},
+		{name: "hard link through a link", entries: []tar.Header{
+			symlink("out", outside), snaptest.Link("etc/stolen", "out/canary"),
+		}},
+		{name: "hard link to the object", entries: []tar.Header{
+			snaptest.Link("etc/stolen", filepath.Join(w.repo, "objects", object)),
+		}},
 		{name: "whiteouts of parents", entries: files(".wh..", "etc/.wh..", "srv/../../.wh.etc", "etc/"+up+outside+"/.wh.canary")},
 		{name: "whiteout without a name", entries: files(".wh.")},
-		{name: "whiteouts through a link", entries: append([]tar.Header{symlink("out", outside)}, files("out/.wh.canary", "out/.wh..wh..opq")...)},
+		{name: "whiteouts through a link", entries: through(symlink("out", outside), "out/.wh.canary", "out/.wh..wh..opq")},
 		{name: "devices", disks: []string{"/disk", "/memory"}, entries: []tar.Header{
-			device(tar.TypeBlock, "disk", w.disk()), device(tar.TypeChar, "memory", unix.Mkdev(1, 1)), device(tar.TypeChar, "etc/passwd", 0),
+			device(tar.TypeBlock, "disk", w.disk()), device(tar.TypeChar, "memory", unix.Mkdev(1, 1)),
+			device(tar.TypeChar, "etc/passwd", 0),
 		}},
 		{name: "set-user-ID of host users", entries: []tar.Header{
-			file("home/user/suid", "#!/bin/sh\n", 0o6777, user), file("home/user/nobody", "#!/bin/sh\n", 0o6777, nobody), dir("home/user/open", 0o777, user),
+			file("home/user/suid", "#!/bin/sh\n", 0o6777, user), file("home/user/nobody", "#!/bin/sh\n", 0o6777, nobody),
+			dir("home/user/open", 0o777, user),
 		}},
 		{name: "capability", entries: []tar.Header{
 			xattr(file("srv/all", "#!/bin/sh\n", 0o777, 0), "security.capability", "\x01\x00\x00\x02"+strings.Repeat("\xff", 16)),
@@ -88,16 +101,18 @@ func hostileImages(w *world) []hostile {
 			"containerd.io/snapshot/remote/stargz.hint": outside,
 		}},
 	}
-	for _, prefix := range []string{"trusted.overlay.", "trusted.overlay.overlay.", "user.overlay.", "user.overlay.overlay."} {
+	for _, prefix := range overlayPrefixes {
 		opaque := dir("srv", 0o755, 0)
 		opaque.PAXRecords = map[string]string{}
-		list = append(list, hostile{name: prefix, entries: []tar.Header{stolen(prefix), xattr(opaque, prefix+"opaque", "y"), xattr(file("etc/passwd", "", 0, 0), prefix+"whiteout", "")}})
+		list = append(list, hostile{name: prefix, entries: []tar.Header{
+			stolen(prefix), xattr(opaque, prefix+"opaque", "y"), xattr(file("etc/passwd", "", 0, 0), prefix+"whiteout", ""),
+		}})
 	}
 	return list
 }
 
-// hostileImage unpacks an image. Whether it is refused or not, nothing outside the store changes, and the image shows nothing
-// of Alice's.
+// hostileImage unpacks an image. Whether it is refused or not, nothing outside the store changes, and the image shows
+// nothing of Alice's.
 func hostileImage(w *world, h hostile) {
 	w.must(os.MkdirAll(w.outside(), 0o755))
 	canary := filepath.Join(w.outside(), "canary")

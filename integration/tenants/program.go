@@ -94,8 +94,9 @@ func Main(args []string) error {
 
 func (o *Order) run(r *Report) error {
 	for _, dir := range o.Remount {
-		r.Writes = append(r.Writes, attempt("remount writable", dir, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, "")))
-		r.Writes = append(r.Writes, attempt("remount the file system writable", dir, unix.Mount("", dir, "", unix.MS_REMOUNT, "")))
+		r.Writes = append(r.Writes,
+			attempt("remount writable", dir, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, "")),
+			attempt("remount the file system writable", dir, unix.Mount("", dir, "", unix.MS_REMOUNT, "")))
 	}
 	if o.Cached != "" {
 		var err error
@@ -121,7 +122,7 @@ func (o *Order) run(r *Report) error {
 		r.Breaches = append(r.Breaches, reach(name, o.Scratch)...)
 	}
 	for _, name := range o.Disks {
-		r.Breaches = append(r.Breaches, attempt("open a device", name, opened(name, os.O_RDONLY, func(*os.File) error { return nil })))
+		r.Breaches = append(r.Breaches, attempt("open a device", name, opened(name, os.O_RDONLY, nothing)))
 	}
 	for _, name := range o.Sockets {
 		r.Breaches = append(r.Breaches, attempt("connect", name, connect(name)))

@@ -21,7 +21,7 @@ func reach(name, scratch string) (attempts []Attempt) {
 	note("list", err)
 	_, err = os.Readlink(name)
 	note("read a link", err)
-	note("open", opened(name, os.O_RDONLY, func(*os.File) error { return nil }))
+	note("open", opened(name, os.O_RDONLY, nothing))
 	note("execute", unix.Access(name, unix.X_OK))
 	t := &target{path: name, scratch: scratch}
 	note("create", os.WriteFile(t.temp(name), nil, 0o644))
@@ -61,7 +61,7 @@ func enter(pid int) (attempts []Attempt) {
 	}
 	for _, name := range []string{"mem", "oom_score_adj", "setgroups", "clear_refs"} {
 		path := fmt.Sprintf("/proc/%d/%s", pid, name)
-		attempts = append(attempts, attempt("write to a process", path, opened(path, os.O_WRONLY, func(*os.File) error { return nil })))
+		attempts = append(attempts, attempt("write to a process", path, opened(path, os.O_WRONLY, nothing)))
 	}
 	path := fmt.Sprintf("/proc/%d", pid)
 	attempts = append(attempts, attempt("signal", path, unix.Kill(pid, 0)))
@@ -115,15 +115,15 @@ func escape(device uint64, host []string, scratch string) (attempts []Attempt) {
 	for _, dir := range []string{"/", "/tmp", "/dev", controlPath} {
 		node := filepath.Join(dir, fmt.Sprintf("disk-%d", os.Getpid()))
 		err := unix.Mknod(node, unix.S_IFBLK|0o666, int(device))
-		note("open the disk", node, errors.Join(err, opened(node, os.O_RDONLY, func(*os.File) error { return nil })))
+		note("open the disk", node, errors.Join(err, opened(node, os.O_RDONLY, nothing)))
 		for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
 			note("mount the disk as "+fstype, node, unix.Mount(node, scratch, fstype, unix.MS_RDONLY, ""))
 		}
 	}
 	for _, mount := range []string{"/", controlPath, volumePath} {
-		note("open the root of the file system by handle", mount, opened(mount, os.O_RDONLY|unix.O_DIRECTORY, func(f *os.File) error {
-			root := binary.LittleEndian.AppendUint32(nil, 2) // inode 2, any generation
-			n, err := unix.OpenByHandleAt(fd(f), unix.NewFileHandle(1, binary.LittleEndian.AppendUint32(root, 0)), unix.O_RDONLY|unix.O_CLOEXEC)
+		root := binary.LittleEndian.AppendUint64(nil, 2) // inode 2, any generation
+		note("open the root of the file system by handle", mount, opened(mount, unix.O_DIRECTORY, func(f *os.File) error {
+			n, err := unix.OpenByHandleAt(fd(f), unix.NewFileHandle(1, root), unix.O_CLOEXEC)
 			if err != nil {
 				return err
 			}
@@ -142,7 +142,8 @@ func escape(device uint64, host []string, scratch string) (attempts []Attempt) {
 	return append(attempts, attempt("leave a chroot", "/", onThread(func() error { return leaveChroot(host[0]) })))
 }
 
-// mountSources returns the directories of the host that the mounts of the container are made of, as far as it sees them.
+// mountSources returns the directories of the host that the mounts of the container are made of, as far as it sees
+// them.
 func mountSources() (found []string) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -164,8 +165,8 @@ func mountSources() (found []string) {
 	return found
 }
 
-// leaveChroot uses that a process whose working directory is above its root directory can go up. It fails unless a path of
-// the host is there.
+// leaveChroot uses that a process whose working directory is above its root directory can go up. It fails unless a path
+// of the host is there.
 func leaveChroot(path string) error {
 	jail, err := os.MkdirTemp("/", "jail")
 	if err != nil {
@@ -184,16 +185,21 @@ func leaveChroot(path string) error {
 }
 
 // overlayAttributes are those by which overlayfs takes the content of a file from elsewhere, or hides it.
-var overlayAttributes = []string{"opaque", "redirect", "metacopy", "origin", "impure", "nlink", "upper", "uuid", "protattr", "verity", "whiteouts", "whiteout"}
+var overlayAttributes = []string{
+	"opaque", "redirect", "metacopy", "origin", "impure", "nlink", "upper", "uuid", "protattr", "verity", "whiteouts", "whiteout",
+}
 
-// tamper sets attributes of overlayfs on all files and directories below dir, under each prefix by which the kernel could
-// know them. Where they are redirects they lead to an object.
+// overlayPrefixes are those under which a kernel could know them.
+var overlayPrefixes = []string{"trusted.overlay.", "trusted.overlay.overlay.", "user.overlay.", "user.overlay.overlay."}
+
+// tamper sets attributes of overlayfs on all files and directories below dir, under each prefix by which the kernel
+// could know them. Where they are redirects they lead to an object.
 func tamper(dir, object string) (attempts []Attempt) {
 	stolen := filepath.Join(dir, "stolen")
 	attempts = append(attempts, attempt("create", stolen, os.WriteFile(stolen, nil, 0o644)))
 	names := append(files(dir), dir)
 	for _, name := range names {
-		for _, prefix := range []string{"trusted.overlay.", "trusted.overlay.overlay.", "user.overlay.", "user.overlay.overlay."} {
+		for _, prefix := range overlayPrefixes {
 			for _, attribute := range overlayAttributes {
 				value := "y"
 				if attribute == "redirect" {

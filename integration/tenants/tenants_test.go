@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -14,10 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// TestTenants has Mallory's containers, users of the host and hostile images attack Alice's image, with each kind of checkout
-// and each store. At the end the same attacks find the guards off, and succeed.
+// TestTenants has Mallory's containers, users of the host and hostile images attack Alice's image, with each kind of
+// checkout and each store. At the end the same attacks find the guards off, and succeed.
 func TestTenants(t *testing.T) {
 	for _, checkout := range []string{"composefs", "hardlink"} {
 		for _, store := range []string{ownStore, systemStore} {
@@ -53,6 +55,7 @@ func TestTenants(t *testing.T) {
 				w.command("ostree", "fsck", "--repo="+w.repo)
 				if store == ownStore {
 					part("with an open repository", openRepository)
+					part("with handles", handlesInContainer)
 				}
 				part("with the objects in a container", objectsInContainer)
 			})
@@ -69,8 +72,8 @@ func secretsAreFound(w *world) {
 	}
 }
 
-// neighbourTells checks what the documentation says: a container can tell whether another one has read a file that both images
-// have, and with hard links how often the store has it. If this fails, the documentation is wrong.
+// neighbourTells checks what the documentation says: a container can tell whether another one has read a file that both
+// images have, and with hard links how often the store has it. If this fails, the documentation is wrong.
 func neighbourTells(w *world) {
 	const shared = "/usr/bin/library"
 	ask := func() int { return w.attack(mallory, ownImage, "curious", nil, "", Order{Cached: shared}).Cached }
@@ -111,7 +114,8 @@ func fromContainer(w *world, b box) {
 	defer remove()
 	o := Order{
 		Write: []string{"/", volumePath}, Search: []string{"/"}, Escape: true, Device: w.disk(),
-		Paths: []string{w.Root, filepath.Join(w.repo, "objects"), w.repo, w.Dir, w.public}, Sockets: []string{w.Daemon, w.Containerd},
+		Paths:   []string{w.Root, filepath.Join(w.repo, "objects"), w.repo, w.Dir, w.public},
+		Sockets: []string{w.Daemon, w.Containerd},
 	}
 	if b.remount {
 		o.Remount = []string{"/", volumePath}
@@ -119,8 +123,8 @@ func fromContainer(w *world, b box) {
 	w.contained(w.attack(mallory, ownImage, "box", b.flags, volume, o), b.writes)
 }
 
-// commitUnderWriter commits a container's snapshot while a process of it has files open and mapped. The process then writes.
-// Neither the committed snapshot nor a later image of Alice's with the same files shows it.
+// commitUnderWriter commits a container's snapshot while a process of it has files open and mapped. The process then
+// writes. Neither the committed snapshot nor a later image of Alice's with the same files shows it.
 func commitUnderWriter(w *world) {
 	const id, committed = "writer", "committed"
 	control := w.start(mallory, ownImage, id, nil, Order{Hold: "/srv", Ready: controlPath + "/ready", Go: controlPath + "/go"})
@@ -131,7 +135,8 @@ func commitUnderWriter(w *world) {
 		got, err := w.ReadActive(w.t.Context(), namespace, name)
 		w.must(err)
 		for name, content := range heldFiles {
-			if e := got[filepath.Join(dir, name)]; e == nil || e.SHA256 != sum(content) || e.Mode&0o7777 != 0o644 || len(e.Xattrs) > 0 {
+			e := got[filepath.Join(dir, name)]
+			if e == nil || e.SHA256 != sum(content) || e.Mode&0o7777 != 0o644 || len(e.Xattrs) > 0 {
 				w.t.Errorf("%s is %v, want it as it was committed", name, e)
 			}
 		}
@@ -255,17 +260,19 @@ func labelsOfSnapshots(w *world) {
 	w.must(release(ctx))
 }
 
-// usersOfHost attacks the store as users of the host. If they can reach the objects, because the operator accepts that, they
-// may read and write what the file of the image itself lets them.
+// usersOfHost attacks the store as users of the host. If they can reach the objects, because the operator accepts that,
+// they may read and write what the file of the image itself lets them.
 func usersOfHost(w *world, reachable bool) {
 	store := w.paths(w.Root)
 	for name, st := range w.paths(w.repo) {
 		store[name] = st
 	}
-	// A repair gives an object another time, so that checkouts get copies of it. The one who can change less comes first.
+	// A repair gives an object another time, so that checkouts get copies of it. The one who can change less comes
+	// first.
 	for _, uid := range []uint32{nobody, user} {
 		o := Order{
-			Sockets: []string{w.Daemon, w.Containerd, w.Containerd + ".ttrpc"}, Processes: []int{w.DaemonPid()}, Search: []string{w.Root, w.repo},
+			Sockets:   []string{w.Daemon, w.Containerd, w.Containerd + ".ttrpc"},
+			Processes: []int{w.DaemonPid()}, Search: []string{w.Root, w.repo},
 		}
 		for name := range store {
 			o.Paths = append(o.Paths, name)
@@ -275,15 +282,13 @@ func usersOfHost(w *world, reachable bool) {
 		r := w.attackAs(uid, o)
 		slices.Sort(r.Secrets)
 		r.Secrets = slices.Compact(r.Secrets)
-		allowed := func(a Attempt) bool { return a.Path == w.Root && a.What == "execute" } // the mode of the root is 0711
-		if reachable {
-			allowed = func(a Attempt) bool {
-				st := store[a.Path]
-				if st == nil || !strings.HasPrefix(a.Path, w.repo) {
-					return a.Path == w.Root && a.What == "execute"
-				}
-				return st.Uid == uid || st.Mode&0o002 != 0 || slices.Contains([]string{"list", "open", "execute", "read a link"}, a.What)
+		allowed := func(a Attempt) bool {
+			if a.Path == w.Root && a.What == "execute" { // the mode of the root is 0711
+				return true
 			}
+			st := store[a.Path]
+			return reachable && st != nil && strings.HasPrefix(a.Path, w.repo) &&
+				(writable(st, uid) || slices.Contains([]string{"list", "open", "execute", "read a link"}, a.What))
 		}
 		for _, list := range [][]Attempt{r.Breaches, r.Writes} {
 			if got := slices.DeleteFunc(succeeded(list), allowed); len(got) > 0 {
@@ -303,7 +308,8 @@ func usersOfHost(w *world, reachable bool) {
 		}
 		changed := w.differences()
 		for _, line := range changed {
-			if !strings.Contains(line, `"srv/world"`) && (uid != user || !strings.Contains(line, `"home/user/`)) {
+			own := uid == user && (strings.Contains(line, `"home/user/`) || strings.Contains(line, `"srv/group"`))
+			if !own && !strings.Contains(line, `"srv/world"`) {
 				w.t.Errorf("user %d changed a file that is not his: %s", uid, line)
 			}
 		}
@@ -312,6 +318,11 @@ func usersOfHost(w *world, reachable bool) {
 		}
 		w.restored()
 	}
+}
+
+// writable reports whether a user of the host, who is in the group of the same number, can change a file where he reaches it.
+func writable(st *syscall.Stat_t, uid uint32) bool {
+	return st.Uid == uid || st.Gid == uid && st.Mode&0o020 != 0 || st.Mode&0o002 != 0
 }
 
 // openRepository opens the repository to users of the host. What usersOfHost looks for must then happen.
@@ -323,10 +334,25 @@ func openRepository(w *world) {
 	usersOfHost(w, true)
 }
 
+// handlesInContainer lets a container open files by handle. That and a device are what escape needs.
+func handlesInContainer(w *world) {
+	var st unix.Statfs_t
+	w.must(unix.Statfs(w.public, &st))
+	if st.Type != unix.EXT4_SUPER_MAGIC {
+		testenv.Unsupported(w.t, "needs ext4, whose handles are known")
+	}
+	o := Order{Escape: true, Device: w.disk(), Paths: []string{w.Root}}
+	got := succeeded(w.attack(mallory, ownImage, "handles", []string{"--cap-add", "CAP_DAC_READ_SEARCH"}, "", o).Breaches)
+	if len(got) != 1 || got[0].Path != controlPath {
+		w.t.Errorf("the container managed to\n\t%s\nwant it to open the host's root by the mount at %s", sorted(got), controlPath)
+	}
+}
+
 // objectsInContainer gives a container the directory of objects. What fromContainer looks for must then happen.
 func objectsInContainer(w *world) {
 	o := Order{Remount: []string{volumePath}, Write: []string{volumePath}, Search: []string{volumePath}}
-	r := w.attack(mallory, ownImage, "unguarded", []string{"--cap-add", "CAP_SYS_ADMIN"}, filepath.Join(w.repo, "objects"), o)
+	objects := filepath.Join(w.repo, "objects")
+	r := w.attack(mallory, ownImage, "unguarded", []string{"--cap-add", "CAP_SYS_ADMIN"}, objects, o)
 	if len(r.Secrets) != len(secrets) {
 		w.t.Errorf("a container that has the objects found the secrets %q, want all", r.Secrets)
 	}

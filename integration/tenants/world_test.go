@@ -62,6 +62,11 @@ func dir(name string, mode int64, uid int) tar.Header {
 	return h
 }
 
+func ofGroup(h tar.Header, gid int) tar.Header {
+	h.Gid = gid
+	return h
+}
+
 func xattr(h tar.Header, name, value string) tar.Header {
 	h.PAXRecords["SCHILY.xattr."+name] = value
 	h.Format = tar.FormatPAX
@@ -91,8 +96,10 @@ func commonLayer(t *testing.T) []byte {
 		file("etc/empty", "", 0o644, 0),
 		file("etc/linked", "one file, two names\n", 0o644, 0), snaptest.Link("srv/linked", "etc/linked"),
 		xattr(file("etc/attribute", "with an attribute\n", 0o644, 0), "user.kept", "as it was"),
-		xattr(file("usr/bin/ping", "#!/bin/sh\n# capable\n", 0o755, 0), "security.capability", "\x01\x00\x00\x02\x00\x20"+strings.Repeat("\x00", 14)),
+		xattr(file("usr/bin/ping", "#!/bin/sh\n# capable\n", 0o755, 0),
+			"security.capability", "\x01\x00\x00\x02\x00\x20"+strings.Repeat("\x00", 14)),
 		file("srv/world", "for everybody to write\n", 0o666, 0),
+		ofGroup(file("srv/group", "for a group to write\n", 0o664, 0), user),
 		file("home/user/file", "of the user\n", 0o644, user),
 		file("home/user/private", "of the user alone\n", 0o600, user),
 		file("home/user/program", "#!/bin/sh\n", 0o4755, user),
@@ -109,7 +116,9 @@ func privateLayer(t *testing.T) []byte {
 
 func ownLayer(t *testing.T) []byte {
 	t.Helper()
-	return snaptest.Tar(t, file("srv/shared", "in two layers of two tenants\n", 0o644, 0), file("srv/own", "of the neighbour\n", 0o644, 0))
+	return snaptest.Tar(
+		t, file("srv/shared", "in two layers of two tenants\n", 0o644, 0), file("srv/own", "of the neighbour\n", 0o644, 0),
+	)
 }
 
 // laterLayer has the files that the program holds open when they are committed.
@@ -137,7 +146,7 @@ type world struct {
 // Stores.
 const (
 	ownStore    = "own"    // the repository is below the root
-	systemStore = "system" // it is one that everybody can enter, as ostree makes /ostree/repo, and the configuration accepts that
+	systemStore = "system" // everybody can enter it, as ostree makes /ostree/repo, and the configuration accepts that
 )
 
 // start starts a stack with Alice's image.
@@ -228,7 +237,9 @@ func sum(content string) string {
 
 // configOf returns the configuration of an image with layers.
 func configOf(layers ...[]byte) ocispec.Image {
-	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, RootFS: ocispec.RootFS{Type: "layers"}}
+	config := ocispec.Image{
+		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, RootFS: ocispec.RootFS{Type: "layers"},
+	}
 	for _, l := range layers {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(l))
 	}
@@ -285,7 +296,8 @@ func (w *world) unharmed() {
 // ours runs a command of our program, which must succeed.
 func (w *world) ours(args ...string) {
 	w.t.Helper()
-	args = append(args, "--root", w.Root, "--daemon-address", w.Daemon, "--address", w.Containerd, "--config", filepath.Join(w.Dir, "ostree.toml"))
+	args = append(args, "--root", w.Root, "--daemon-address", w.Daemon, "--address", w.Containerd,
+		"--config", filepath.Join(w.Dir, "ostree.toml"))
 	if out, err := w.Run(w.t.Context(), shared.daemon, args...); err != nil {
 		w.t.Errorf("%v\n%s", err, out)
 	}

@@ -25,7 +25,8 @@ type target struct {
 // temp returns a new name in a directory.
 func (t *target) temp(dir string) string {
 	t.step++
-	return filepath.Join(dir, fmt.Sprintf(".%s-%d-%d", filepath.Base(t.path)[:min(16, len(filepath.Base(t.path)))], os.Getpid(), t.step))
+	base := filepath.Base(t.path)
+	return filepath.Join(dir, fmt.Sprintf(".%s-%d-%d", base[:min(16, len(base))], os.Getpid(), t.step))
 }
 
 func (t *target) beside() string { return t.temp(filepath.Dir(t.path)) }
@@ -198,6 +199,9 @@ func opened(name string, flags int, do func(*os.File) error) error {
 	return errors.Join(do(f), f.Close())
 }
 
+// nothing is what to do with a file that must not open.
+func nothing(*os.File) error { return nil }
+
 func overwriteAt(name string) error { return opened(name, os.O_RDWR, write) }
 
 func punch(f *os.File) error {
@@ -328,7 +332,8 @@ func hold(dir, ready, start string) (attempts []Attempt, err error) {
 		if h.writable, err = os.OpenFile(name, os.O_RDWR, 0); err != nil {
 			return nil, err
 		}
-		if h.mapping, err = unix.Mmap(fd(h.writable), 0, len(content), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		h.mapping, err = unix.Mmap(fd(h.writable), 0, len(content), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
 			return nil, err
 		}
 		all = append(all, h)

@@ -14,8 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// TestTechniques uses each technique, as root, on a file of a plain directory that another directory has a hard link to. The
-// comparison of trees sees each change.
+// TestTechniques uses each technique, as root, on a file of a plain directory that another directory has a hard link
+// to. The comparison of trees sees each change.
 func TestTechniques(t *testing.T) {
 	testenv.NeedsRoot(t)
 	for _, how := range slices.Concat(descriptorTechniques, pathTechniques) {
