@@ -359,5 +359,7 @@ func objectsInContainer(w *world) {
 	if len(w.differences()) == 0 {
 		w.t.Error("a container that has the objects changed nothing: the comparison does not see it")
 	}
+	w.ours("fsck", "--repair")
+	w.must(w.Reboot(w.t.Context())) // mounts from before lead to the inodes that the container put other files in place of
 	w.restored()
 }
