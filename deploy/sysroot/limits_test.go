@@ -2,6 +2,7 @@ package sysroot_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
@@ -61,6 +63,77 @@ func TestLimits(t *testing.T) {
 				t.Error("the sysroot was changed")
 			}
 		})
+	}
+}
+
+// TestLongStaged stages as many kernel arguments as there may be, which must be readable and finalized, and more, which
+// must not disturb what is staged.
+func TestLongStaged(t *testing.T) {
+	b := newBooted(t)
+	around := len("BOOT_IMAGE=(hd0,gpt99)/ostree/os-/vmlinuz-6.1.0 rw x= ostree=/ostree/boot.0/os//0") + 2*64
+	most := kargs.MaxLen(runtime.GOARCH) - around
+	long := kargs.List{"rw", "x=" + strings.Repeat("y", most)}
+	b.deploy(ref(b, "3"), staged, withKargs(long...))
+	for _, size := range []int{most + 1, 2 << 20} {
+		st := b.load()
+		r := sysroot.Request{
+			Stateroot: "os", Commit: ref(b, "4"), Merge: st.Booted, Stage: true, Kargs: kargs.List{"rw", "x=" + strings.Repeat("y", size)},
+		}
+		if _, err := b.PlanDeploy(t.Context(), st, r); !errors.Is(err, sysroot.ErrInvalid) {
+			t.Errorf("size %d: got error %v, want %v", size, err, sysroot.ErrInvalid)
+		}
+	}
+	if got := b.load().Staged; got == nil || !slices.Equal(got.Kargs, long) {
+		t.Fatalf("got %+v, want commit 3 with its arguments", got)
+	}
+	value(b.FinalizeStaged(t.Context()))(t)
+	if got := b.load().Default(); got.Commit != ref(b, "3") || !slices.Equal(got.Kargs, long) {
+		t.Errorf("finalized: got %s with %d arguments", got.Name(), len(got.Kargs))
+	}
+}
+
+// TestHugeStagedFile: a staged file that another program has made too long is an error that names it, at once and at the
+// next boot.
+func TestHugeStagedFile(t *testing.T) {
+	b := newBooted(t)
+	b.deploy(ref(b, "3"), staged)
+	testenv.Must(t, os.Truncate(b.stagedFile(), 1<<20+1))
+	_, err := b.Load(t.Context())
+	_, ferr := b.FinalizeStaged(t.Context())
+	for _, err := range []error{err, ferr} {
+		if !errors.Is(err, sysroot.ErrCorrupt) || !strings.Contains(err.Error(), "/run/ostree/staged-deployment") {
+			t.Errorf("got error %v, want %v that names the file", err, sysroot.ErrCorrupt)
+		}
+	}
+	testenv.Must(t, os.Remove(b.stagedFile())) // as a reboot does
+	if r := value(b.BootComplete(t.Context()))(t); !strings.Contains(r.Finalize, "staged-deployment") {
+		t.Errorf("the next boot reports %q", r.Finalize)
+	}
+}
+
+// TestLongFailure: the next boot reports why a staged deployment was not finalized, even if the reasons are too many.
+func TestLongFailure(t *testing.T) {
+	b := newBooted(t)
+	deep := strings.Repeat("/"+strings.Repeat("x", 240), 14)
+	etc := filepath.Join(b.path, b.load().Booted.Path(), "etc"+deep)
+	testenv.Must(t, os.MkdirAll(etc, 0o755))
+	tree := tinyTree("5", "e")
+	for i := range 320 { // conflicts
+		name := fmt.Sprintf("%04d", i)
+		at(tree, "usr/etc"+deep+"/"+name)["file"] = file(0o644, "")
+		testenv.Must(t, os.WriteFile(filepath.Join(etc, name), nil, 0o644))
+	}
+	commitTree(t, b.Repo(), "os/5", "5", tree)
+	b.deploy(ref(b, "5"), staged)
+	if _, err := b.FinalizeStaged(t.Context()); !errors.Is(err, etcmerge.ErrConflict) || len(err.Error()) <= 1<<20 {
+		t.Fatalf("got error %.300v, want %v with more than a MiB", err, etcmerge.ErrConflict)
+	}
+	r := value(b.BootComplete(t.Context()))(t)
+	if !strings.Contains(r.Finalize, "xxx/0000") || len(r.Finalize) > 1<<20 {
+		t.Errorf("the next boot reports %d bytes: %.300s", len(r.Finalize), r.Finalize)
+	}
+	if st := b.load(); st.Default().Commit != ref(b, "2") {
+		t.Errorf("the default is %s", st.Default().Name())
 	}
 }
 

@@ -102,8 +102,9 @@ func TestRefusedTrees(t *testing.T) {
 		"composefs":        {composefs("yes"), sysroot.ErrUnsupported, "demands a composefs image"},
 		"composefs signed": {composefs("signed"), sysroot.ErrUnsupported, "demands a composefs image"},
 		"composefs maybe":  {composefs("maybe"), nil, ""},
-		"composefs image": {func(tree *node) { tree.Entries[".ostree.cfs"] = file(0o644, "image") },
-			sysroot.ErrInvalid, "/.ostree.cfs, which would pass for its composefs image"},
+		"composefs image": {func(tree *node) {
+			tree.Entries[".ostree.cfs"] = file(0o644, "image")
+		}, sysroot.ErrInvalid, "/.ostree.cfs, which would pass for its composefs image"},
 		"/etc conflict": {func(tree *node) {
 			delete(at(tree, "usr/etc"), "conf")
 			at(tree, "usr/etc/conf")["x"] = file(0o644, "x")

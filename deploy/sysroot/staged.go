@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -147,10 +149,13 @@ func (s *Sysroot) readStaged(st *State) (*Staged, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EFBIG) {
 		return nil, err
 	}
-	r, err := parseStaged(data)
+	var r *stagedRecord
+	if err == nil {
+		r, err = parseStaged(data)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("/run/%s: %w: %w", stagedFile, err, ErrCorrupt)
 	}

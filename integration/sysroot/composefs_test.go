@@ -53,4 +53,3 @@ func TestComposefsImage(t *testing.T) {
 		t.Errorf("ostree admin status lists %q, want two deployments", got)
 	}
 }
-
