@@ -184,8 +184,8 @@ func (f *fsck) check(k fsckKey) error {
 	return nil
 }
 
-// Verify reads an object and compares it with its name. The error is ErrCorrupt if they differ, ErrNotExist if the
-// object is absent, both in an *ObjectError.
+// Verify reads an object and compares it with its name. The error is ErrCorrupt if they differ or the disk cannot read
+// it, ErrNotExist if the object is absent, both in an *ObjectError.
 func (r *Repo) Verify(t ObjectType, sum Checksum) error { return objectError(t, sum, r.verify(t, sum)) }
 
 // RemoveObject deletes an object. The caller must hold the lock, of either kind, and know that nobody can use the
@@ -196,6 +196,14 @@ func (l *Lock) RemoveObject(t ObjectType, sum Checksum) error {
 }
 
 func (r *Repo) verify(t ObjectType, sum Checksum) error {
+	err := r.verifyContent(t, sum)
+	if errors.Is(err, unix.EIO) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return err
+}
+
+func (r *Repo) verifyContent(t ObjectType, sum Checksum) error {
 	if t == TypeFile {
 		return r.verifyFile(sum)
 	}
