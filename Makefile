@@ -14,13 +14,32 @@ HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|R
 MODULES = integration/browser integration/script integration/tools/goerofs
 LONGEST = ./integration ./integration/boot ./integration/kernel ./integration/sysroot ./integration/tenants ./objectstore/layer ./cmd/ostree-snapshotter
 FUZZTIME ?= 20s
+BIN ?= bin/ostree-snapshotter
+# Without a tag the program has the version that the Go tool makes of the commit.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null)
+LDFLAGS = $(if $(VERSION),-ldflags '-X main.version=$(VERSION)')
+RELEASED = amd64 arm64
+OTHERS = s390x ppc64le riscv64
 BENCH ?= .
 
 .DEFAULT_GOAL := build
-.PHONY: build test test-default test-modes slowest race lint fmt fuzz bench gobench bench-compare integration test-containerd demo clean help setup
+.PHONY: build cross vuln test test-default test-modes slowest race lint fmt fuzz bench gobench bench-compare integration test-containerd demo clean help setup
 
-build: ## the static binary, bin/ostree-snapshotter
-	CGO_ENABLED=0 $(GO) build -o bin/ostree-snapshotter ./cmd/ostree-snapshotter
+build: ## the static binary, bin/ostree-snapshotter; VERSION is the release, by default the tag
+	CGO_ENABLED=0 $(GO) build $(LDFLAGS) -o $(BIN) ./cmd/ostree-snapshotter
+
+cross: ## compile for the released platforms, and for the others that should work
+	@set -e; for arch in $(RELEASED); do \
+	  echo "== $$arch"; CGO_ENABLED=0 GOARCH=$$arch $(GO) build -o /dev/null ./cmd/ostree-snapshotter; GOARCH=$$arch $(GO) vet ./...; \
+	done
+	@set -e; for arch in $(OTHERS); do \
+	  echo "== $$arch"; CGO_ENABLED=0 GOARCH=$$arch $(GO) build -o /dev/null ./cmd/ostree-snapshotter; \
+	done
+
+vuln: ## known vulnerabilities that the code reaches, if their database can be reached
+	@if out=$$($(GO) tool -modfile=tools.mod govulncheck ./... 2>&1); then echo "$$out"; \
+	elif echo "$$out" | grep '^govulncheck: fetching vulnerabilities:'; then echo "== make vuln: nothing was checked"; \
+	else echo "$$out"; exit 1; fi
 
 setup: ## Debian packages, containerd, its clients and images for the tests; needs root the first time
 	$(GO) run ./integration/setup

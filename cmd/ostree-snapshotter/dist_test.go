@@ -94,3 +94,25 @@ func TestUnitVerifies(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// TestMakeVersion builds the program as a release does, and asks for its version.
+func TestMakeVersion(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "ostree-snapshotter")
+	out, err := exec.Command(testenv.NeedsTool(t, "make"), "-C", "../..", "build", "VERSION=v9.8.7", "BIN="+bin).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out, err := exec.Command(bin, "version").Output(); err != nil || !strings.HasPrefix(string(out), "ostree-snapshotter v9.8.7") {
+		t.Errorf("got %q (%v), want version v9.8.7", out, err)
+	}
+}
+
+// TestPlatforms compiles for a processor that the program cannot run on. The error tells why.
+func TestPlatforms(t *testing.T) {
+	cmd := exec.Command(testenv.NeedsTool(t, "go"), "vet", "../../internal/atfs")
+	cmd.Env = append(os.Environ(), "GOARCH=386", "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "needs a processor of 64 bits") {
+		t.Errorf("GOARCH=386: got %v\n%s", err, out)
+	}
+}

@@ -73,7 +73,7 @@ func stat(p string) (*node, error) {
 	if err := unix.Lstat(p, &st); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", p, err)
 	}
-	n := &node{mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: st.Mtim, ino: st.Ino, nlink: st.Nlink, xattrs: map[string]string{}}
+	n := &node{mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: st.Mtim, ino: st.Ino, nlink: uint64(st.Nlink), xattrs: map[string]string{}} //nolint:unconvert // arm64 has another type of Nlink
 	var err error
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:

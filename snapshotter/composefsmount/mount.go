@@ -133,7 +133,7 @@ func isType(dir *atfs.Dir, magic int64) (bool, error) {
 	if err := unix.Fstatfs(dir.FD(), &st); err != nil {
 		return false, &os.PathError{Op: "statfs", Path: dir.Path(), Err: err}
 	}
-	return st.Type == magic, nil
+	return int64(st.Type) == magic, nil //nolint:unconvert // s390x has another type
 }
 
 // Unmount unmounts everything that is mounted on a directory. Users of the file system, such as overlay mounts, keep
