@@ -82,6 +82,7 @@ type mountTree struct {
 	root, snaps *atfs.Dir // snaps is SnapshotsDir
 	path        string    // of root, absolute and without symbolic links
 	layers      *layer.Store
+	changed     func() // called when checkouts were made or discarded that no commit accounts for
 }
 
 // abs returns the absolute path of a name below the root.

@@ -326,7 +326,11 @@ func (m *composefsMounter) discardCheckouts(live map[objectstore.Checksum]struct
 	if lost, err := m.names(LostDir); err != nil || len(lost) > 0 {
 		return nil, err
 	}
-	return m.layers.DiscardCheckouts(live)
+	remove, err = m.layers.DiscardCheckouts(live)
+	if remove != nil {
+		m.changed()
+	}
+	return remove, err
 }
 
 // live returns the mounts that snapshots need, and the layers whose checkouts containers of an earlier daemon may run

@@ -116,7 +116,10 @@ func (m *hardlinkMounter) checkoutOf(ctx context.Context, chain []content) (stri
 		}
 		log.G(ctx).WithField("snapshot", top.name).WithField("layer", top.layer.String()).Info("checkout is missing, rebuilding it")
 	}
-	name, _, err := m.layers.Checkout(ctx, layerIDs(chain))
+	name, added, err := m.layers.Checkout(ctx, layerIDs(chain))
+	if added != (layer.Usage{}) {
+		m.changed()
+	}
 	return name, lost(top, err)
 }
 

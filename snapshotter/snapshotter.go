@@ -118,6 +118,7 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 // openMounter chooses the way to mount snapshots. Leftovers of a daemon that used the other one count as idle.
 func (s *Snapshotter) openMounter() error {
 	tree := mountTree{root: s.root, snaps: s.snaps, path: s.path, layers: s.layers}
+	tree.changed = func() { s.shares.stale.Store(true) }
 	s.idle.Store(true)
 	if s.opts.composefs == nil {
 		s.mounter = newHardlinkMounter(tree)

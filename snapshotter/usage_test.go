@@ -125,6 +125,27 @@ func TestUsageOfGarbage(t *testing.T) {
 	}
 }
 
+// TestUsageOfRebuiltCheckout loses the checkout of a layer, if it has one, while the daemon runs. The next container has
+// it rebuilt.
+func TestUsageOfRebuiltCheckout(t *testing.T) {
+	e := snaptest.New(t)
+	apply(t, e, prepare(t, e, "n/1/extract-1 x", ""), snaptest.Tar(t, snaptest.File("a", "a"), snaptest.File("b", "b")))
+	commit(t, e, "image", "n/1/extract-1 x")
+	testenv.Must(t, e.Cleanup(t.Context()))
+	checkouts, err := filepath.Glob(filepath.Join(e.Path, layer.LayersDir, "*"))
+	testenv.Must(t, err)
+	for _, name := range checkouts {
+		testenv.Must(t, os.RemoveAll(name))
+	}
+	for _, when := range []string{"lost", "rebuilt"} {
+		if got, want := sumUsage(t, e), storeUsage(t, e); got != want {
+			t.Errorf("checkout is %s: usage is %+v, and the store takes %+v", when, got, want)
+		}
+		prepare(t, e, "container", "image")
+		testenv.Must(t, e.Remove(t.Context(), "container"))
+	}
+}
+
 // TestUsageAfterFailure unpacks a layer whose first unpacking has failed and left objects. A cleanup finds them in use,
 // before the snapshot is committed.
 func TestUsageAfterFailure(t *testing.T) {
