@@ -3,8 +3,10 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -144,4 +146,58 @@ func TestFullDisk(t *testing.T) {
 	e.must(e.Pull(t.Context(), defaultNS, tiny))
 	e.ctr(defaultNS, "images", "rm", "--sync", tiny)
 	e.empty()
+}
+
+// TestForeignLayer pulls images whose layer is of a type that nobody can unpack, or of another type than it says. The
+// error names the blob and, if that is what is wrong, the type, whoever unpacks.
+func TestForeignLayer(t *testing.T) {
+	e := start(t, nil)
+	push(t, "tiny:1")
+	blob := image(t, "tiny:1").Manifest.Layers[0].Digest.String()
+	for _, tc := range []struct{ name, mediaType, want string }{
+		{"encrypted", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"},
+		{"unknown", "application/vnd.oci.image.layer.v1.tar+lz4", "application/vnd.oci.image.layer.v1.tar+lz4"},
+		{"not a tar", "application/vnd.oci.image.layer.v1.tar", "tar"},
+	} {
+		full := retype(t, "tiny:1", strings.ReplaceAll(tc.name, " ", "-"), tc.mediaType)
+		for _, flag := range []string{"--local=false", "--local=true"} {
+			t.Run(tc.name+"/"+flag[2:], func(t *testing.T) {
+				err := e.Pull(t.Context(), defaultNS, full, flag)
+				if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), blob) {
+					t.Errorf("got %v, want an error with %s and %s", err, tc.want, blob)
+				}
+			})
+		}
+	}
+}
+
+// retype pushes the manifest of a pushed image under another tag, with another media type of the layers, and returns the
+// name to pull it by.
+func retype(t *testing.T, ref, tag, mediaType string) string {
+	t.Helper()
+	m := image(t, ref).Manifest
+	m.Layers = slices.Clone(m.Layers)
+	for i := range m.Layers {
+		m.Layers[i].MediaType = mediaType
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, _, _ := strings.Cut(ref, ":")
+	address := "http://" + shared.registry.Address + "/v2/" + name + "/manifests/" + tag
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, address, bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", m.MediaType)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		t.Fatalf("push manifest: %s", resp.Status)
+	}
+	return shared.registry.Address + "/" + name + ":" + tag
 }

@@ -70,7 +70,8 @@ func New(snapshots Snapshots, layers *layer.Store, source Content, target Target
 // the uncompressed tar. Concurrent calls for one blob unpack it once, and a known blob is not read at all.
 //
 // The snapshot's namespace must have the blob, known or not: the error is an errdefs.ErrNotFound otherwise. Whoever can
-// only name a layer of another namespace does not get it.
+// only name a layer of another namespace does not get it. A layer of a type that cannot be unpacked is an
+// errdefs.ErrInvalidArgument, or an errdefs.ErrNotImplemented if the caller sends payloads for stream processors.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	var config diff.ApplyConfig
 	for _, o := range opts {
@@ -86,9 +87,6 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 }
 
 func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, config diff.ApplyConfig) (_ ocispec.Descriptor, err error) {
-	if err := blob.CheckType(desc.MediaType); err != nil {
-		return ocispec.Descriptor{}, err
-	}
 	id, staged, err := d.snapshots.Locate(ctx, mounts)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -102,6 +100,9 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 			return ocispec.Descriptor{}, err
 		}
 		return tarDescriptor(l)
+	}
+	if err := checkType(desc.MediaType, config); err != nil {
+		return ocispec.Descriptor{}, err
 	}
 	if ctx, err = d.checkOwned(ctx, id, desc.Digest); err != nil {
 		return ocispec.Descriptor{}, err
@@ -121,21 +122,38 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 // checkOwned checks that the namespace of a snapshot has a blob, and returns a context for reading it there. The store
 // finds blobs and layers of every namespace, so this is all that keeps them apart.
 func (d *Differ) checkOwned(ctx context.Context, id string, blob digest.Digest) (context.Context, error) {
-	ns, ok := namespaces.Namespace(ctx)
-	if !ok { // not every version of containerd passes it on
-		var err error
-		if ns, err = d.snapshots.Namespace(ctx, id); err != nil {
-			return nil, err
-		}
-		if ns == "" {
-			return ctx, nil // no metadata service, and so no namespaces
-		}
+	ctx, ns, err := d.within(ctx, id)
+	if err != nil || ns == "" { // no metadata service, and so no namespaces
+		return ctx, err
 	}
-	ctx = namespaces.WithNamespace(ctx, ns) // for the calls that follow
 	if _, err := d.content.Info(ctx, blob); err != nil {
 		return nil, fmt.Errorf("find blob in namespace %q: %w", ns, err)
 	}
 	return ctx, nil
+}
+
+// within returns a context for calls to containerd in the namespace of a snapshot, and the namespace; "" if there is
+// none.
+func (d *Differ) within(ctx context.Context, id string) (_ context.Context, namespace string, err error) {
+	namespace, ok := namespaces.Namespace(ctx)
+	if !ok { // not every build of containerd passes it on
+		if namespace, err = d.snapshots.Namespace(ctx, id); err != nil || namespace == "" {
+			return ctx, "", err
+		}
+	}
+	return namespaces.WithNamespace(ctx, namespace), namespace, nil
+}
+
+// checkType checks the media type of a layer for one of our snapshots. An errdefs.ErrNotImplemented would make containerd
+// try another differ; its transfer service has no other, and reports only that the transfer is not implemented. So the
+// differ steps back only if the caller sends payloads, such as keys: they are for containerd's stream processors, which
+// only the walking differ uses.
+func checkType(mediaType string, config diff.ApplyConfig) error {
+	err := blob.CheckType(mediaType)
+	if err == nil || len(config.ProcessorPayloads) > 0 {
+		return err
+	}
+	return fmt.Errorf("media type %q is of no layer that can be unpacked: %w", mediaType, errdefs.ErrInvalidArgument)
 }
 
 func tarDescriptor(l *layer.Layer) (ocispec.Descriptor, error) {

@@ -436,8 +436,9 @@ func TestApplyRefuses(t *testing.T) {
 	}{
 		{"another snapshotter's mounts", desc, elsewhere, errdefs.IsNotImplemented},
 		{"no mounts", desc, nil, errdefs.IsNotImplemented},
-		{"encrypted layer", with(func(d *ocispec.Descriptor) { d.MediaType += "+encrypted" }), ours, errdefs.IsNotImplemented},
-		{"not a layer", with(func(d *ocispec.Descriptor) { d.MediaType = ocispec.MediaTypeImageManifest }), ours, errdefs.IsNotImplemented},
+		{"encrypted layer", with(func(d *ocispec.Descriptor) { d.MediaType += "+encrypted" }), ours, errdefs.IsInvalidArgument},
+		{"encrypted layer for another snapshotter", with(func(d *ocispec.Descriptor) { d.MediaType += "+encrypted" }), elsewhere, errdefs.IsNotImplemented},
+		{"not a layer", with(func(d *ocispec.Descriptor) { d.MediaType = ocispec.MediaTypeImageManifest }), ours, errdefs.IsInvalidArgument},
 		{"digest is a path", with(func(d *ocispec.Descriptor) { d.Digest = "sha256:../../../../etc/passwd" }), ours, errdefs.IsInvalidArgument},
 		{"no digest", with(func(d *ocispec.Descriptor) { d.Digest = "" }), ours, errdefs.IsInvalidArgument},
 		{"no such blob", with(func(d *ocispec.Descriptor) { d.Digest = digest.FromString("?") }), ours, errdefs.IsNotFound},
@@ -449,9 +450,25 @@ func TestApplyRefuses(t *testing.T) {
 			}
 		})
 	}
+	encrypted := with(func(d *ocispec.Descriptor) { d.MediaType += "+encrypted" })
+	keys := func(_ context.Context, _ ocispec.Descriptor, c *diff.ApplyConfig) error {
+		c.ProcessorPayloads = oneOf(c.ProcessorPayloads, "io.containerd.ocicrypt.v1.Payload")
+		return nil
+	}
+	if _, err := w.differ.Apply(t.Context(), encrypted, ours, keys); !errdefs.IsNotImplemented(err) {
+		t.Errorf("an encrypted layer with keys: got %v, want an ErrNotImplemented: the walking differ may decrypt it", err)
+	}
+	if _, err := w.differ.Apply(t.Context(), encrypted, ours); err == nil || !strings.Contains(err.Error(), encrypted.MediaType) || !strings.Contains(err.Error(), encrypted.Digest.String()) {
+		t.Errorf("an encrypted layer: got %v, want an error with its type and digest", err)
+	}
 	if _, err := w.differ.Compare(t.Context(), ours, ours); !errdefs.IsNotImplemented(err) {
 		t.Errorf("compare: got %v, want not implemented", err)
 	}
+}
+
+// oneOf returns a map with one key. It takes a map to know the type of the values, whose module we do not require.
+func oneOf[V any](_ map[string]V, key string) map[string]V {
+	return map[string]V{key: *new(V)}
 }
 
 // Nothing refers to the remains of a bad blob, and the good one can be applied afterwards.

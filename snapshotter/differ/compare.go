@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/epoch"
 	"github.com/containerd/containerd/v2/pkg/labels"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
@@ -34,7 +33,8 @@ const leaseTime = 10 * time.Minute
 // Compare writes a blob with the changes that an active snapshot makes to lower, and returns its descriptor. It reads
 // the snapshot's upper directory and not the whole tree, so its duration depends on the changes alone. The blob is
 // identical to that of containerd's walking differ. Mounts other than those of an active snapshot and its parent are an
-// errdefs.ErrNotImplemented: the walking differ can compare them.
+// errdefs.ErrNotImplemented: the walking differ can compare them. So is a call without a namespace for a snapshot without
+// one.
 //
 // containerd does not pass the caller's lease to a proxy. Without a lease the blob is kept for ten minutes.
 func (d *Differ) Compare(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error) {
@@ -66,8 +66,16 @@ func (d *Differ) compare(ctx context.Context, lower, upper []mount.Mount, config
 		return desc, err
 	}
 	defer func() { err = errors.Join(err, dir.Close(), lowers(below).close()) }()
-	if ns, ok := namespaces.Namespace(ctx); ok {
-		ctx = namespaces.WithNamespace(ctx, ns) // for the calls that follow
+	id, _, err := d.snapshots.Locate(ctx, upper)
+	if err != nil {
+		return desc, err
+	}
+	ctx, ns, err := d.within(ctx, id)
+	if err != nil {
+		return desc, err
+	}
+	if ns == "" {
+		return desc, fmt.Errorf("no namespace to write the blob to: %w", errdefs.ErrNotImplemented)
 	}
 	if ctx, err = d.lease(ctx); err != nil {
 		return desc, err

@@ -365,6 +365,31 @@ func TestCompareLease(t *testing.T) {
 	}
 }
 
+// A containerd that does not pass the caller's namespace on gets the blob in that of the snapshot. Without any, the
+// differ steps back.
+func TestCompareWithoutNamespace(t *testing.T) {
+	c := newContainer(t)
+	c.change(t, compareScripts["modify"])
+	if _, err := c.differ.Compare(t.Context(), c.lower, c.upper); !errdefs.IsNotImplemented(err) {
+		t.Errorf("a snapshot without a namespace: got %v, want an ErrNotImplemented", err)
+	}
+	if all, err := c.target.Leases.List(c.ctx); err != nil || len(all) != 0 {
+		t.Errorf("got leases %v, %v, want none", all, err)
+	}
+	c.upper = c.prepare(t, "test/9/container", "layer-1")
+	c.change(t, compareScripts["modify"])
+	desc, err := c.differ.Compare(t.Context(), c.lower, c.upper)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want, err := c.differ.Compare(c.ctx, c.lower, c.upper); err != nil || want.Digest != desc.Digest {
+		t.Errorf("got blob %s, want %s as with a namespace (%v)", desc.Digest, want.Digest, err)
+	}
+	if _, err := c.target.Store.Info(c.ctx, desc.Digest); err != nil {
+		t.Errorf("the blob is not in the snapshot's namespace: %v", err)
+	}
+}
+
 // Mounts other than those of an active snapshot and its parent are left to another differ, and so are files that only a
 // mount can read.
 func TestCompareRefuses(t *testing.T) {
