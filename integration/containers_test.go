@@ -80,17 +80,22 @@ func TestUserNamespace(t *testing.T) {
 	e.ctr(defaultNS, "images", "rm", "--sync", full)
 }
 
-// remapped runs a container of layers:1 with a mapped root user.
+// remapped runs a container of layers:1 with a mapped root user, and checks the owners it sees.
 func (e *env) remapped(namespace, full string, flags ...string) {
 	e.t.Helper()
-	flags = append(flags, "--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
-	out, err := e.RunContainerWith(e.t.Context(), namespace, flags, full, containerID(), "/bin/sh", "-c",
-		"id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept; echo > /data/new; chmod 600 /data/kept; stat -c '%u %g' /data/new /data/kept")
+	out, err := e.runRemapped(namespace, full, flags...)
 	e.must(err)
 	want := "0 0 0 1000 1001 0 100000 65536 content of data/kept 0 0 0 0"
 	if got := strings.Join(strings.Fields(out), " "); got != want {
 		e.t.Errorf("%s: the container printed %q, want %q", flags, got, want)
 	}
+}
+
+// runRemapped runs a container of layers:1 with a mapped root user, and returns its output.
+func (e *env) runRemapped(namespace, full string, flags ...string) (string, error) {
+	flags = append(flags, "--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
+	return e.RunContainerWith(e.t.Context(), namespace, flags, full, containerID(), "/bin/sh", "-c",
+		"id -u; stat -c '%u %g' /bin/busybox /data/modes/owner; cat /proc/self/uid_map; cat /data/kept; echo > /data/new; chmod 600 /data/kept; stat -c '%u %g' /data/new /data/kept")
 }
 
 // committed counts the committed snapshots of a namespace.

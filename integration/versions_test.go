@@ -14,17 +14,23 @@ import (
 // releaseVariable names the environment variable with the containerd release of TestRelease.
 const releaseVariable = "OSTREE_SNAPSHOTTER_TEST_CONTAINERD"
 
-// TestRelease runs another release of containerd than the other tests do, as "config containerd" configures it, with
-// its own ctr: the oldest that is supported, unless the environment names one.
-func TestRelease(t *testing.T) {
+// startRelease starts a stack with another release of containerd than the other tests have, as "config containerd"
+// configures it, and with its own ctr: the oldest that is supported, unless the environment names one.
+func startRelease(t *testing.T, config string) *env {
+	t.Helper()
 	needsHost(t)
 	release := cmp.Or(os.Getenv(releaseVariable), testhost.OldContainerd)
 	tools, err := shared.tools.WithContainerd(t.Context(), t.Output(), release)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := start(t, func(o *stack.Options) { o.Tools = tools })
 	t.Logf("containerd %s", release)
+	return start(t, func(o *stack.Options) { o.Tools, o.Config = tools, config })
+}
+
+// TestRelease runs another release of containerd.
+func TestRelease(t *testing.T) {
+	e := startRelease(t, "")
 	for _, tc := range []struct {
 		name string
 		test func(e *env)
@@ -52,13 +58,19 @@ func TestRelease(t *testing.T) {
 	}
 }
 
+// isOld reports whether this is containerd 1.7.
+func (e *env) isOld() bool {
+	e.t.Helper()
+	version, err := e.Client().Version(e.t.Context())
+	e.must(err)
+	return strings.HasPrefix(version.Version, "1.")
+}
+
 // transfer makes containerd pull an image by its transfer service. That of 1.7 talks to registries by TLS alone, so the
 // image is imported there.
 func (e *env) transfer(namespace, ref string) string {
 	e.t.Helper()
-	version, err := e.Client().Version(e.t.Context())
-	e.must(err)
-	if !strings.HasPrefix(version.Version, "1.") {
+	if !e.isOld() {
 		return e.pull(namespace, ref, "--local=false")
 	}
 	full := e.pull("exporting", ref, "--local=true")
@@ -101,6 +113,22 @@ func testReleaseUserNamespace(e *env) {
 	e.remapped(ns, full)
 	e.compare("layers:1", e.view(ns, full))
 	e.ctr(ns, "images", "rm", "--sync", full)
+}
+
+// TestReleaseHardLinks runs containers in a user namespace on checkouts of hard links. containerd 1.7 cannot map the owners
+// of such a mount, so it is refused, and the copy that containerd makes without labels works.
+func TestReleaseHardLinks(t *testing.T) {
+	e := startRelease(t, "checkout = \"hardlink\"\n")
+	full := e.pull(defaultNS, "layers:1", "--local=true")
+	if e.isOld() {
+		_, err := e.runRemapped(defaultNS, full, "--remap-labels")
+		if err == nil || !strings.Contains(err.Error(), "2.0 or later") {
+			t.Errorf("got %v, want an error with the release that is needed", err)
+		}
+	} else {
+		e.remapped(defaultNS, full, "--remap-labels")
+	}
+	e.remapped(defaultNS, full)
 }
 
 // testReleaseNerdctl commits a changed container, pushes the new image, and pulls it again.

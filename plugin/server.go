@@ -92,7 +92,7 @@ func Assemble(ctx context.Context, c *Config, options ...Option) (_ *Server, err
 	if err := s.store.Recover(ctx, blobs, decompressor); err != nil {
 		return nil, err
 	}
-	var opts []snapshotter.Option
+	opts := []snapshotter.Option{snapshotter.WithMappedMounts(s.containerd.MapsMounts)}
 	if c.SkipDownload {
 		opts = append(opts, snapshotter.WithStaging(s.containerd.StagesMounts))
 	}

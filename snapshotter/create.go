@@ -101,7 +101,11 @@ func (s *Snapshotter) rootOwner(ctx context.Context, below []content, ids compos
 	if ids.IsZero() {
 		return uid, gid, nil
 	}
-	return ids.Host(uid, gid)
+	if uid, gid, err = ids.Host(uid, gid); err != nil {
+		return 0, 0, fmt.Errorf("map owner of the parent's root, which containerd has mapped already if its configuration "+
+			"lacks the capability remap-ids: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return uid, gid, nil
 }
 
 // insert creates the row and the directory of a new snapshot, both or neither.

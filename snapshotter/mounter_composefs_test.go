@@ -412,6 +412,30 @@ func TestUserNamespace(t *testing.T) {
 	}
 }
 
+// TestUserNamespaceUnmapped has a containerd that cannot map the owners of a mount: a snapshot that it could not mount is
+// refused.
+func TestUserNamespaceUnmapped(t *testing.T) {
+	labels := snapshots.WithLabels(map[string]string{
+		snapshots.LabelSnapshotUIDMapping: "0:100000:65536", snapshots.LabelSnapshotGIDMapping: "0:200000:65536",
+	})
+	cannot := snapshotter.WithMappedMounts(func(context.Context) bool { return false })
+	e := value(snaptest.OpenBare(t.Context(), t.TempDir(), cannot))(t)
+	defer func() { testenv.Must(t, e.Close()) }()
+	parent := newImage(t).unpackAll(t, e)
+	prepare(t, e, "plain", parent)
+	_, err := e.Prepare(t.Context(), "mapped", parent, labels)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "2.0 or later") {
+		t.Errorf("hard links: got %v, want a failed precondition that names the release that is needed", err)
+	}
+	if _, err := e.Stat(t.Context(), "mapped"); !errdefs.IsNotFound(err) {
+		t.Errorf("the refused snapshot: got %v, want not found", err)
+	}
+
+	e = value(snaptest.OpenBare(t.Context(), t.TempDir(), cannot, snapshotter.WithComposefs(snaptest.Kernel(t))))(t)
+	defer func() { testenv.Must(t, e.Close()) }()
+	prepare(t, e, "mapped", newImage(t).unpackAll(t, e), labels)
+}
+
 func wantOwner(t *testing.T, name string, uid, gid uint32) {
 	t.Helper()
 	var st unix.Stat_t

@@ -21,9 +21,14 @@ import (
 )
 
 // hardlinkMounter mounts snapshots over hard-link checkouts: one directory per layer, created at Commit.
-type hardlinkMounter struct{ mountTree }
+type hardlinkMounter struct {
+	mountTree
+	mapped func(context.Context) bool // of WithMappedMounts, or nil
+}
 
-func newHardlinkMounter(t mountTree) *hardlinkMounter { return &hardlinkMounter{t} }
+func newHardlinkMounter(t mountTree, mapped func(context.Context) bool) *hardlinkMounter {
+	return &hardlinkMounter{t, mapped}
+}
 
 // start rebuilds missing checkouts, such as those that a recovery removed, and logs how many. A checkout that cannot be
 // rebuilt, for want of its layer, does not stop it: Mounts reports it too.
@@ -88,6 +93,10 @@ func (m *hardlinkMounter) missing(existing []snapshot) (chains [][]objectstore.C
 func (m *hardlinkMounter) mount(ctx context.Context, r mountRequest) ([]mount.Mount, error) {
 	if r.dir.staged && r.created { // staged snapshots are not mounted
 		return r.stack.mount(), nil
+	}
+	if !r.ids.IsZero() && m.mapped != nil && !m.mapped(ctx) {
+		return nil, fmt.Errorf("mount snapshot %q for a user namespace: this containerd maps no owners of hard-link checkouts; "+
+			"2.0 or later or checkout = \"composefs\" is needed: %w", r.key, errdefs.ErrFailedPrecondition)
 	}
 	for i, hidden := 0, false; i < len(r.chain) && !hidden; i++ {
 		name, err := m.checkoutOf(ctx, r.chain[i:])

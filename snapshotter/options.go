@@ -8,6 +8,7 @@ import (
 
 type options struct {
 	staging   func(context.Context) bool
+	mapped    func(context.Context) bool
 	sync      bool
 	shared    bool
 	overlay   []string
@@ -29,6 +30,13 @@ func WithStaging(allow func(context.Context) bool) Option {
 // sees its files. Without it only containerd itself gives that answer, for a chain that the namespace has.
 func WithSharedNamespaces() Option {
 	return func(o *options) { o.shared = true }
+}
+
+// WithMappedMounts tells the snapshotter whether the caller can mount with the options uidmap and gidmap, as containerd
+// can since 2.0. If can returns false, a snapshot of hard-link checkouts for a user namespace is refused, which could not
+// be mounted. Without this option, the caller is taken to be able to. With composefs it does not have to.
+func WithMappedMounts(can func(context.Context) bool) Option {
+	return func(o *options) { o.mapped = can }
 }
 
 // WithSync makes AddLayer sync everything before it returns, and Commit before it records the snapshot.

@@ -121,7 +121,7 @@ func (s *Snapshotter) openMounter() error {
 	tree.changed = func() { s.shares.stale.Store(true) }
 	s.idle.Store(true)
 	if s.opts.composefs == nil {
-		s.mounter = newHardlinkMounter(tree)
+		s.mounter = newHardlinkMounter(tree, s.opts.mapped)
 		return nil
 	}
 	m, err := newComposefsMounter(tree, *s.opts.composefs, s.parentOf)

@@ -91,20 +91,32 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 }
 
 // StagesMounts reports whether containerd accepts read-only mounts for a layer that exists already. If containerd does
-// not answer within two seconds the result is false, and the layer is fetched, which is always correct.
+// not answer within two seconds, or has an unknown version, the result is false, and the layer is fetched, which is
+// always correct.
 func (c *Client) StagesMounts(ctx context.Context) bool {
+	v, err := c.running(ctx)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("containerd's version is not known, the layer is fetched")
+	}
+	return v.StagesMounts()
+}
+
+// MapsMounts reports whether containerd can mount with the options uidmap and gidmap. If containerd does not answer
+// within two seconds, or has an unknown version, the result is true: the mount fails if it cannot.
+func (c *Client) MapsMounts(ctx context.Context) bool {
+	v, err := c.running(ctx)
+	return err != nil || v.MapsMounts()
+}
+
+// running returns the version of containerd, which may wait for the daemon meanwhile.
+func (c *Client) running(ctx context.Context) (Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
 	defer cancel()
 	text, err := c.Version(ctx)
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("containerd does not report its version, the layer is fetched")
-		return false
+		return Version{}, err
 	}
-	v, err := ParseVersion(text)
-	if err != nil {
-		log.G(ctx).WithError(err).Warn("containerd has an unknown version, the layer is fetched")
-	}
-	return v.StagesMounts()
+	return ParseVersion(text)
 }
 
 // ContentRoot returns the directory of containerd's content store, or [ErrNoContentRoot].

@@ -87,6 +87,17 @@ func TestStagesMounts(t *testing.T) {
 	}
 }
 
+func TestMapsMounts(t *testing.T) {
+	s := containerdtest.New(t)
+	c := dial(t, s.Address)
+	for version, want := range map[string]bool{"1.7.24~ds1": false, "1.7.35+unknown": false, "2.0.14": true, "2.4.2": true, "devel": true} {
+		s.Version = version
+		if got := c.MapsMounts(t.Context()); got != want {
+			t.Errorf("containerd %q maps mounts: %v, want %v", version, got, want)
+		}
+	}
+}
+
 func TestStagesMountsWithoutContainerd(t *testing.T) {
 	c := dial(t, filepath.Join(t.TempDir(), "sock"))
 	begin := time.Now()

@@ -43,6 +43,9 @@ func ParseConfigVersion(text string) (Version, error) {
 // it.
 func (v Version) StagesMounts() bool { return v.atLeast(2, 4) }
 
+// MapsMounts reports whether containerd and its clients can mount with the options uidmap and gidmap.
+func (v Version) MapsMounts() bool { return v.atLeast(2, 0) }
+
 // Supported returns an error for a containerd that cannot load our proxy plugins at all.
 func (v Version) Supported() error {
 	if v.atLeast(1, 7) {
