@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
 	"sync/atomic"
@@ -70,5 +71,41 @@ func TestPanicOfSource(t *testing.T) {
 	var p *panics.Error
 	if err := importErr(t, s, panickingReader{}, ImportOptions{}); !errors.As(err, &p) {
 		t.Errorf("got error %v, want the panic", err)
+	}
+}
+
+// TestPanicInRecovery has the import of a damaged layer's blob panic, in the recovery of a store: in its own goroutine, and in
+// one that it starts. The layer is lost and named, and the next start has nothing to recover.
+func TestPanicInRecovery(t *testing.T) {
+	for name, remake := range map[string]func(context.Context, *bed) error{
+		"import": func(context.Context, *bed) error { panic("boom") },
+		"source": func(ctx context.Context, b *bed) error {
+			_, err := b.Import(ctx, panickingReader{}, ImportOptions{Blob: someBlob})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, Options{Journal: true, Boot: "before"})
+			l := b.importBlob(t, someTar(t), someBlob)
+			b.crash(t)
+			b.open(t, Options{Journal: true, Boot: "after"})
+			truncate(t, b.objectFile(objectstore.TypeFile, l.Image))
+			r, err := b.Recover(t.Context(), func(ctx context.Context, _ LostLayer) error { return remake(ctx, b) })
+			testenv.Must(t, err)
+			var p *panics.Error
+			if len(r.Lost) != 1 || r.Lost[0].ID != l.ID || !errors.As(r.Lost[0].Cause, &p) {
+				t.Errorf("got lost layers %+v, want %s with the panic", r.Lost, l.ID)
+			}
+			r, err = b.Recover(t.Context(), nil)
+			if err != nil || r.Entries != 0 {
+				t.Errorf("the next time: got %d entries (%v), want none", r.Entries, err)
+			}
+			if problems := b.problems(t); len(problems) > 0 {
+				t.Errorf("fsck: %v", problems)
+			}
+		})
+	}
+	if err := unreadable(func() error { panic("boom") }); !errors.Is(err, objectstore.ErrCorrupt) {
+		t.Errorf("read that panics: got error %v, want %v", err, objectstore.ErrCorrupt)
 	}
 }

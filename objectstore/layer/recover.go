@@ -48,6 +48,9 @@ type Recovery struct {
 // been running since it was made: then nothing was lost, and containers may use it. For the same reason rootfs images
 // that do not match their digests are removed unless the kernel has been running since the journal was written.
 //
+// An object or a layer whose check panics counts as damaged, and a layer whose import panics is lost: no entry of the
+// journal ends every start.
+//
 // Nothing else may use the store meanwhile, except that remake imports into it.
 func (s *Store) Recover(ctx context.Context, remake func(context.Context, LostLayer) error) (*Recovery, error) {
 	r, err := s.recoverJournal(ctx, remake)
@@ -183,7 +186,7 @@ func (r *recovery) verify(ctx context.Context, objects []objectstore.ObjectName)
 			break
 		}
 		g.Go(func() error {
-			err := r.store.repo.Verify(name.Type, name.Checksum)
+			err := unreadable(func() error { return r.store.repo.Verify(name.Type, name.Checksum) })
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -210,10 +213,21 @@ func (r *recovery) verify(ctx context.Context, objects []objectstore.ObjectName)
 	return nil
 }
 
+// unreadable is panics.Call of a function that reads the store. What cannot be read without a panic is an ErrCorrupt: it
+// would panic at each start.
+func unreadable(read func() error) error {
+	err := panics.Call(read)
+	var p *panics.Error
+	if errors.As(err, &p) {
+		return fmt.Errorf("%w: %w", objectstore.ErrCorrupt, err)
+	}
+	return err
+}
+
 // layer removes an incomplete layer, or those parts of a complete one that may be damaged.
 func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objectstore.Checksum, rec *journalRecord) error {
 	s := r.store
-	switch cause := s.Whole(id); {
+	switch cause := unreadable(func() error { return s.Whole(id) }); {
 	case cause == nil:
 		if err := s.setMissingRefs(ctx, id, rec.refs); err != nil {
 			return err
@@ -332,7 +346,7 @@ func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer
 	for _, lost := range r.lost {
 		err := errors.New("its blob is not known")
 		if f != nil && lost.Blob != "" {
-			err = f(ctx, lost)
+			err = panics.Call(func() error { return f(ctx, lost) })
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
