@@ -84,12 +84,8 @@ func mountOption(m mount.Mount, prefix string) string {
 // key has none, because no metadata service of containerd created it.
 func (s *Snapshotter) Namespace(ctx context.Context, id string) (namespace string, err error) {
 	err = s.read(ctx, func(ctx context.Context) error {
-		all, err := allIn(ctx)
-		for _, sn := range all {
-			if sn.id == id {
-				namespace = namespaceOf(sn.Name)
-			}
-		}
+		sn, err := rowIn(ctx, id)
+		namespace = namespaceOf(sn.Name)
 		return err
 	})
 	return namespace, err

@@ -73,18 +73,22 @@ func chainBy(name string, get func(name string) (snapshot, error)) ([]content, e
 // parentOf returns the chain that an active snapshot lies on, topmost first.
 func (s *Snapshotter) parentOf(ctx context.Context, id string) (chain []content, err error) {
 	err = s.read(ctx, func(ctx context.Context) error {
-		all, err := allIn(ctx)
-		if err != nil {
-			return err
-		}
-		for _, sn := range all {
-			if sn.id == id {
-				chain, err = chainIn(ctx, sn.Parent)
-			}
+		sn, err := rowIn(ctx, id)
+		if err == nil {
+			chain, err = chainIn(ctx, sn.Parent)
 		}
 		return err
 	})
 	return chain, err
+}
+
+// rowIn returns the snapshot with an ID, inside a transaction; the zero value if there is none.
+func rowIn(ctx context.Context, id string) (row snapshot, err error) {
+	all, err := allIn(ctx)
+	if i := slices.IndexFunc(all, func(sn snapshot) bool { return sn.id == id }); i >= 0 {
+		row = all[i]
+	}
+	return row, err
 }
 
 // layerIDs returns the layers of a chain, lowest first, as the layer store expects them.
