@@ -21,7 +21,7 @@ var (
 	// ErrNoRepo reports that a directory is not an ostree repository.
 	ErrNoRepo error = noRepoError{}
 	// ErrNotRemoved reports that all is done, except that some files could not be removed. The error names them.
-	ErrNotRemoved = errors.New("some files could not be removed")
+	ErrNotRemoved error = notRemovedError{}
 	// ErrInvalid reports a value that cannot be stored in an ostree repository: a bad name, type, mode or ref.
 	ErrInvalid error = invalidError{}
 )
@@ -31,6 +31,11 @@ type notExistError struct{}
 func (notExistError) Error() string        { return "does not exist" }
 func (notExistError) NotFound()            {}
 func (notExistError) Is(target error) bool { return target == fs.ErrNotExist }
+
+type notRemovedError struct{}
+
+func (notRemovedError) Error() string       { return "some files could not be removed" }
+func (notRemovedError) FailedPrecondition() {}
 
 type noEntryError struct{ name string }
 

@@ -21,13 +21,16 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -241,4 +244,42 @@ func TestMaxCalls(t *testing.T) {
 		}
 	}
 	t.Errorf("settings %x do not limit calls", settings)
+}
+
+// TestPruneBesideStuckDaemon: a file that the daemon cannot remove does not make it look locked.
+func TestPruneBesideStuckDaemon(t *testing.T) {
+	c := testConfig(t)
+	c.Checkout = CheckoutHardlink
+	start(t, c)
+	stuck := filepath.Join(c.Root, "tmp/snapshot-old-x/stuck")
+	if err := os.MkdirAll(stuck, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", stuck, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(stuck, unix.MNT_DETACH) })
+	prune := func() error {
+		s, err := OpenShared(c, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		_, err = (&inspect.Store{Root: s.Root, Repo: s.Repo, Layers: s.Layers, Daemon: c.Address}).Prune(t.Context(), false)
+		return err
+	}
+	var locked *inspect.LockedError
+	err := prune()
+	if !errors.Is(err, objectstore.ErrNotRemoved) || errors.As(err, &locked) || !strings.Contains(err.Error(), "snapshot-old-x/stuck") {
+		t.Errorf("got %v, want %v that names the mount point", err, objectstore.ErrNotRemoved)
+	}
+	if err := unix.Unmount(stuck, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := prune(); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Dir(stuck)); !os.IsNotExist(err) {
+		t.Errorf("it is left: %v", err)
+	}
 }

@@ -19,7 +19,8 @@ import (
 
 // Cleanup frees the space of removed snapshots: their directories, layers that no snapshot needs any more, and the
 // checkouts and objects of these. Calls wait for each other. During a pull the store is not pruned; the next Cleanup
-// does so. What cannot be removed does not stop the rest: the error names it, and the next Cleanup tries again.
+// does so. Files that cannot be removed do not stop the rest: the error is then an objectstore.ErrNotRemoved that names
+// them, and the next Cleanup tries again.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	select {
 	case s.cleaning <- struct{}{}:
@@ -41,19 +42,20 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 
 // sweepDirectories removes the directories of snapshots that were removed.
 func (s *Snapshotter) sweepDirectories(ctx context.Context) error {
-	errs := []error{s.discardOrphans(ctx)}
-	names, err := s.tmp.ReadNames()
-	errs = append(errs, err)
+	err := s.discardOrphans(ctx)
+	names, rerr := s.tmp.ReadNames()
+	err = errors.Join(err, rerr)
+	var left []error
 	for _, name := range names {
 		if ctx.Err() != nil {
-			return errors.Join(append(errs, context.Cause(ctx))...)
+			return errors.Join(append(left, err, context.Cause(ctx))...)
 		}
 		// Directories with newPrefix belong to a running Prepare.
 		if strings.HasPrefix(name, oldPrefix) {
-			errs = append(errs, s.tmp.RemoveAll(name))
+			left = append(left, s.tmp.RemoveAll(name))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(err, objectstore.NotRemoved(left...))
 }
 
 // sweepMounts has the mounter remove mounts, images and checkouts that no snapshot needs any more.

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 )
 
@@ -55,15 +56,21 @@ func (e *LockedError) Error() string {
 func (e *LockedError) Unwrap() error { return e.Err }
 
 // Cleanup asks the daemon that uses this store to remove leftovers of removed snapshots. If the daemon does not answer,
-// the error is a [LockedError].
+// the error is a [LockedError]; if it could not remove some files, an objectstore.ErrNotRemoved that names them.
 func (s *Store) Cleanup(ctx context.Context) error {
-	return s.askDaemon(ctx, func(sn snapshots.Snapshotter) error {
+	var left error
+	err := s.askDaemon(ctx, func(sn snapshots.Snapshotter) error {
 		c, ok := sn.(snapshots.Cleaner)
 		if !ok {
 			return errdefs.ErrNotImplemented
 		}
-		return c.Cleanup(ctx)
+		err := c.Cleanup(ctx)
+		if errdefs.IsFailedPrecondition(err) { // the class of the daemon's objectstore.ErrNotRemoved
+			left, err = objectstore.NotRemoved(err), nil
+		}
+		return err
 	})
+	return errors.Join(err, left)
 }
 
 // askDaemon calls f with the snapshotter of the daemon, which must have this store open: the snapshots of another store
