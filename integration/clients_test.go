@@ -124,7 +124,7 @@ func testCRI(e *env) {
 	if got := info.Status.ImageFilesystems; len(got) != 1 || got[0].FsID.Mountpoint != e.Root {
 		e.t.Errorf("the image file systems are %s, want one, at the daemon's root %s", out, e.Root)
 	}
-	out = e.runPod(strings.TrimSpace(ref))
+	out = e.runPod(strings.TrimSpace(ref), "/usr/bin/python3", "/srv/app/main.py")
 	// crictl prints stdout and stderr, and a newline after each.
 	if want := `{"sum": 45, "name": "second"}` + "\n\n\n"; out != want {
 		e.t.Errorf("the pod's container printed %q, want %q", out, want)
@@ -140,8 +140,8 @@ func (e *env) crictl(args ...string) string {
 	return out
 }
 
-// runPod runs the image's python program in a pod on the host's network and returns its output.
-func (e *env) runPod(image string) string {
+// runPod runs a command in a container of a pod on the host's network and returns its output.
+func (e *env) runPod(image string, command ...string) string {
 	e.t.Helper()
 	const hostNetwork = 2 // NamespaceMode_NODE of the CRI
 	name := containerID()
@@ -160,7 +160,7 @@ func (e *env) runPod(image string) string {
 	podID := strings.TrimSpace(e.crictl("runp", pod))
 	id := strings.TrimSpace(e.crictl("create", podID, container, pod))
 	e.crictl("start", id)
-	out := e.crictl("exec", "--sync", "--timeout", "60", id, "/usr/bin/python3", "/srv/app/main.py")
+	out := e.crictl(append([]string{"exec", "--sync", "--timeout", "60", id}, command...)...)
 	e.crictl("stopp", podID)
 	e.crictl("rmp", podID)
 	return out

@@ -25,7 +25,9 @@ func startRelease(t *testing.T, config string) *env {
 		t.Fatal(err)
 	}
 	t.Logf("containerd %s", release)
-	return start(t, func(o *stack.Options) { o.Tools, o.Config = tools, config })
+	return start(t, func(o *stack.Options) {
+		o.Tools, o.Config, o.SandboxImage = tools, config, push(t, "pause:1")
+	})
 }
 
 // TestRelease runs another release of containerd.
@@ -39,6 +41,7 @@ func TestRelease(t *testing.T) {
 		{"transfer", testReleaseTransfer},
 		{"user namespace", testReleaseUserNamespace},
 		{"nerdctl", testReleaseNerdctl},
+		{"cri", testReleaseCRI},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := &env{Stack: e.Stack, t: t}
@@ -125,9 +128,11 @@ func TestReleaseHardLinks(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "2.0 or later") {
 			t.Errorf("got %v, want an error with the release that is needed", err)
 		}
-		return
+	} else {
+		e.remapped(defaultNS, full, "--remap-labels")
 	}
-	e.remapped(defaultNS, full, "--remap-labels")
+	e.ctr(defaultNS, "images", "rm", "--sync", full)
+	e.empty()
 }
 
 // testReleaseNerdctl commits a changed container, pushes the new image, and pulls it again.
@@ -153,4 +158,16 @@ func testReleaseNerdctl(e *env) {
 	nerdctl("run", parent, "--rm", "--net", "none", pushed, "/bin/sh", "-c",
 		`[ "$(cat /committed /data/made-link/link; ls /data/late-opaque)" = "$(printf 'kept-by-commit\nnew\nfile')" ]`)
 	nerdctl("rmi", pushed)
+}
+
+// testReleaseCRI pulls an image and runs a pod by the CRI.
+func testReleaseCRI(e *env) {
+	full := push(e.t, "layers:1")
+	e.crictl("pull", full)
+	e.compare("layers:1", e.view("k8s.io", full))
+	if out := e.runPod(full, "/bin/cat", "/data/kept"); !strings.HasPrefix(out, "content of data/kept") {
+		e.t.Errorf("the pod's container printed %q", out)
+	}
+	e.crictl("rmi", full)
+	e.crictl("rmi", push(e.t, "pause:1"))
 }

@@ -44,7 +44,7 @@ type Options struct {
 	// Root is the daemon's root. The default is a directory of the stack, which Stop removes.
 	Root string
 	// ParallelUnpacks is containerd's max_concurrent_unpacks; 0 means 1: layer after layer. If Tools names a release of
-	// containerd, it is configured by what "config containerd" prints for it instead, and CRI is off.
+	// containerd, it is configured by what "config containerd" prints for it instead.
 	ParallelUnpacks int
 	// Registry is the address of the registry that holds the images, for containerd's configuration.
 	Registry string
@@ -74,11 +74,7 @@ var containerdConfig = template.Must(template.New("config.toml").Parse(`version 
 {{end}}root = "{{.Dir}}/containerd"
 state = "{{.Dir}}/state"
 disabled_plugins = [
-{{if .Import}}
-  "io.containerd.grpc.v1.cri",
-  "io.containerd.cri.v1.images",
-  "io.containerd.cri.v1.runtime",
-{{end}}  "io.containerd.nri.v1.nri",
+  "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.blockfile",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",
@@ -114,6 +110,23 @@ disabled_plugins = [
     platform = "linux"
     snapshotter = "overlayfs"
     differ = "walking"
+{{end}}
+{{if eq .Format 2}}
+[plugins."io.containerd.grpc.v1.cri"]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  sandbox_image = "{{.SandboxImage}}"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{{.Dir}}/cni/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{{.Snapshotter}}"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      BinaryName = "{{.Runc}}"
+      Root = "{{.Dir}}/runc"
+      SystemdCgroup = false
+{{else}}
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "{{.Snapshotter}}"
 {{if .SandboxImage}}
@@ -124,7 +137,7 @@ disabled_plugins = [
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = ["{{.Dir}}/cni/bin"]
+    {{if not .Import}}bin_dirs = ["{{.Dir}}/cni/bin"]{{end}}
     conf_dir = "{{.Dir}}/cni/net.d"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
