@@ -2,7 +2,6 @@
 package selinux
 
 import (
-	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -62,14 +61,6 @@ func TestLikeLibselinux(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	programs := make(map[string]string)
-	for _, release := range testhost.LibselinuxReleases {
-		dir, err := testhost.Matchpathcon(t.Context(), t.Output(), release)
-		if err != nil {
-			t.Fatal(err)
-		}
-		programs[release] = filepath.Join(dir, "matchpathcon")
-	}
 	for name, extra := range map[string]map[string]string{"plain": nil, "with local lines": local} {
 		t.Run(name, func(t *testing.T) {
 			root, specs := copyPolicy(t, built, extra)
@@ -80,12 +71,75 @@ func TestLikeLibselinux(t *testing.T) {
 			for _, typ := range types {
 				paths := generate(rand.New(rand.NewPCG(1, uint64(typ.mode))), specs, testenv.Scale(3000, 100_000))
 				paths = append(paths, "/usr/bin/passwd", "/root/.k5login", "/srv/data/b", "/data/b", "/data/x/data/b")
-				for release, program := range programs {
-					compare(t, ours, release, program, root, typ.name, typ.mode, paths)
+				for _, release := range testhost.LibselinuxReleases {
+					compare(t, ours, release, root, typ.name, typ.mode, paths)
 				}
 			}
 		})
 	}
+}
+
+// TestVersionsDiffer looks up the paths on which versions of libselinux differ. deploy/selinux follows the newest.
+func TestVersionsDiffer(t *testing.T) {
+	testenv.SkipShort(t, "needs versions of libselinux")
+	testenv.NeedsRoot(t) // to unpack them
+	root := t.TempDir()
+	const contexts = policy + "/x/contexts/files"
+	testenv.Must(t, os.MkdirAll(filepath.Join(root, contexts), 0o755))
+	for name, text := range map[string]string{
+		policy + "/config": "SELINUX=enforcing\nSELINUXTYPE=x\n",
+		contexts + "/file_contexts": `/.* u:o:root
+/a/b/.* <<none>>
+/a/.* u:o:label
+/files u:o:first
+/typed -- u:o:typed
+/typed u:o:any
+/untyped u:o:any
+/untyped -- u:o:typed
+`,
+		contexts + "/file_contexts.local": "/files u:o:last\n",
+	} {
+		testenv.Must(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o600))
+	}
+	paths := []string{"/a/b/x", "/files", "/typed", "/untyped"}
+	for release, want := range map[string][]string{
+		"bookworm": {"u:o:label", "u:o:last", "u:o:any", "u:o:typed"},
+		"trixie":   {"<<none>>", "u:o:first", "u:o:typed", "u:o:typed"},
+		"forky":    {"<<none>>", "u:o:last", "u:o:typed", "u:o:any"},
+	} {
+		got := matchpathcon(t, release, filepath.Join(root, contexts, "file_contexts"), "file", paths)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", release, got, want)
+		}
+		if release != "forky" {
+			continue
+		}
+		ours, err := selinux.Load(os.DirFS(root).(fs.ReadFileFS).ReadFile, policy)
+		testenv.Must(t, err)
+		for i, path := range paths {
+			if m, _ := ours.Lookup(path, 0); m.Context != want[i] {
+				t.Errorf("%s: got %s, want %s", path, m.Context, want[i])
+			}
+		}
+	}
+}
+
+// matchpathcon returns the labels of files of a type by a release's libselinux.
+func matchpathcon(t *testing.T, release, contexts, typ string, paths []string) (labels []string) {
+	t.Helper()
+	dir, err := testhost.Matchpathcon(t.Context(), t.Output(), release)
+	testenv.Must(t, err)
+	args := append([]string{"-f", contexts, "-m", typ}, paths...)
+	out, err := exec.CommandContext(t.Context(), filepath.Join(dir, "matchpathcon"), args...).CombinedOutput()
+	lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	if err != nil || len(lines) != len(paths) {
+		t.Fatalf("matchpathcon of %s: %v: %d lines for %d paths:\n%.2000s", release, err, len(lines), len(paths), out)
+	}
+	for _, line := range lines {
+		_, label, _ := strings.Cut(line, "\t")
+		labels = append(labels, label)
+	}
+	return labels
 }
 
 // copyPolicy copies the text files of a policy, so that no version of libselinux uses compiled ones. It returns the new
@@ -213,21 +267,13 @@ func change(rnd *rand.Rand, p string) string {
 	return p
 }
 
-// compare compares labels with those of a version of libselinux.
-func compare(
-	t *testing.T, ours *selinux.Policy, release, program, root, typ string, mode fs.FileMode, paths []string,
-) {
+// compare compares labels with those of a release's libselinux.
+func compare(t *testing.T, ours *selinux.Policy, release, root, typ string, mode fs.FileMode, paths []string) {
 	t.Helper()
 	wrong := 0
 	for chunk := range slices.Chunk(paths, 2000) {
-		args := append([]string{"-f", filepath.Join(root, policy, "default/contexts/files/file_contexts"), "-m", typ}, chunk...)
-		out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
-		lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
-		if err != nil || len(lines) != len(chunk) {
-			t.Fatalf("matchpathcon of %s: %v: %d lines for %d paths:\n%.2000s", release, err, len(lines), len(chunk), out)
-		}
-		for i, line := range lines {
-			name, want, _ := strings.Cut(line, "\t")
+		labels := matchpathcon(t, release, filepath.Join(root, policy, "default/contexts/files/file_contexts"), typ, chunk)
+		for i, want := range labels {
 			m, ok := ours.Lookup(chunk[i], mode)
 			got := m.Context
 			if !ok {
@@ -238,7 +284,8 @@ func compare(
 				continue
 			}
 			if wrong++; wrong <= 10 {
-				t.Errorf("%s: %s of type %s: got %s by %q (%s), want %s", release, name, typ, got, m.Spec, fmt.Sprint(filepath.Base(m.File), ":", m.Line), want)
+				t.Errorf("%s: %s of type %s: got %s by %q (%s:%d), want %s",
+					release, chunk[i], typ, got, m.Spec, filepath.Base(m.File), m.Line, want)
 			}
 		}
 	}
