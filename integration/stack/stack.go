@@ -5,13 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"text/template"
 	"time"
 
@@ -368,7 +366,7 @@ func (s *Stack) Reboot(ctx context.Context) error {
 // A CommandError is the failure of a client's command.
 type CommandError struct {
 	Args   []string
-	Output string // both streams
+	Output string // standard output, then standard error
 	Err    error
 }
 
@@ -386,32 +384,13 @@ func (s *Stack) Run(ctx context.Context, name string, args ...string) (string, e
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), s.environment()...)
 	cmd.WaitDelay = 10 * time.Second
-	var stdout, both buffer
-	cmd.Stdout = io.MultiWriter(&stdout, &both)
-	cmd.Stderr = &both
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		args = append([]string{filepath.Base(name)}, args...)
-		return stdout.String(), &CommandError{Args: args, Output: both.String(), Err: err}
+		return stdout.String(), &CommandError{Args: args, Output: stdout.String() + stderr.String(), Err: err}
 	}
 	return stdout.String(), nil
-}
-
-// A buffer collects both output streams of a command, which are copied by two goroutines.
-type buffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // Ctr runs ctr in a namespace.
