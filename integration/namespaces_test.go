@@ -20,6 +20,8 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	coreimages "github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/transfer/archive"
+	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -66,8 +68,10 @@ func tenants() []tenant {
 	cri := ctrTenant("k8s.io") // the CRI can neither export nor push
 	cri.pull = func(e *env, _, full, _ string) error { _, err := e.Crictl(e.t.Context(), "pull", full); return err }
 	cri.remove = func(e *env, _, full, _ string) error { _, err := e.Crictl(e.t.Context(), "rmi", full); return err }
+	transfer := ctrTenant("transfer")
+	transfer.export = exportByTransfer
 	return []tenant{
-		ctrTenant("transfer"),
+		transfer,
 		ctrTenant("local", "--local"),
 		cri,
 		{
@@ -81,6 +85,27 @@ func tenants() []tenant {
 			remove: func(e *env, ns, full, _ string) error { return nerdctl(e, ns, "rmi", full) },
 		},
 	}
+}
+
+// exportByTransfer has containerd's transfer service export an image. ctr does so too, but ends when the service does: what
+// it has not written by then is missing in the archive.
+func exportByTransfer(e *env, ns, full, file string) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	r, w := io.Pipe()
+	written := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(f, r)
+		written <- errors.Join(err, f.Close())
+	}()
+	ctx := namespaces.WithNamespace(e.t.Context(), ns)
+	err = e.Client().Transfer(ctx, transferimage.NewStore(full), archive.NewImageExportStream(w, ""))
+	if err != nil {
+		_ = w.Close()
+	}
+	return errors.Join(err, <-written)
 }
 
 // TestNamespaces pulls an image in four namespaces, by each kind of client, in both orders. Everywhere it is whole: it
