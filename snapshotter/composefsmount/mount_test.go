@@ -1,10 +1,10 @@
 package composefsmount
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -15,13 +15,22 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
+// printUser has the test's own program print whose rights it has.
+const printUser = "OSTREE_SNAPSHOTTER_TEST_PRINT_USER"
+
 // TestImageAttributes checks that set-user-ID programs and devices of an image work in an overlay of it, and not in the
 // mount of the image below.
 func TestImageAttributes(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsOverlay(t)
 	testenv.NeedsEROFS(t)
-	id, err := os.ReadFile("/usr/bin/id")
+	if os.Getenv(printUser) != "" { // as the set-user-ID program
+		fmt.Printf("user %d\n", os.Geteuid())
+		os.Exit(0)
+	}
+	self, err := os.Executable()
+	testenv.Must(t, err)
+	program, err := os.ReadFile(self)
 	testenv.Must(t, err)
 	dir := t.TempDir()
 	for d := dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
@@ -31,10 +40,10 @@ func TestImageAttributes(t *testing.T) {
 	for _, name := range []string{"objects", "image.mnt", "root", "upper", "work"} {
 		testenv.Must(t, os.Mkdir(in(name), 0o755))
 	}
-	testenv.Must(t, os.WriteFile(in("objects/id"), id, 0o755))
+	testenv.Must(t, os.WriteFile(in("objects/program"), program, 0o755))
 	image, err := composefs.Marshal(&composefs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: []composefs.Entry{
-		{Name: "id", Inode: &composefs.Inode{Mode: unix.S_IFREG | 0o4755, Size: int64(len(id)), Payload: "id"}},
 		{Name: "null", Inode: &composefs.Inode{Mode: unix.S_IFCHR | 0o666, Rdev: unix.Mkdev(1, 3)}},
+		{Name: "program", Inode: &composefs.Inode{Mode: unix.S_IFREG | 0o4755, Size: int64(len(program)), Payload: "program"}},
 	}}, composefs.Options{})
 	testenv.Must(t, err)
 	testenv.Must(t, os.WriteFile(in("image"), image, 0o600))
@@ -64,10 +73,11 @@ func TestImageAttributes(t *testing.T) {
 		t.Error("image mount: opened a device")
 		testenv.Must(t, f.Close())
 	}
-	cmd := exec.Command(in("root/id"), "-u")
+	cmd := exec.Command(in("root/program"), "-test.run=^TestImageAttributes$")
+	cmd.Dir, cmd.Env = "/", []string{printUser + "=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "0" {
-		t.Errorf("set-user-ID program in the overlay: got user %q (%v), want 0", out, err)
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "user 0\n" {
+		t.Errorf("set-user-ID program in the overlay: got %q (%v), want user 0", out, err)
 	}
 	if err := os.WriteFile(in("root/null"), []byte("x"), 0); err != nil {
 		t.Errorf("device in the overlay: %v", err)
