@@ -13,9 +13,9 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
@@ -39,7 +39,7 @@ func (m *hardlinkMounter) start(ctx context.Context, existing []snapshot) error 
 	}
 	var mu sync.Mutex
 	var failed []error
-	var group errgroup.Group
+	group := panics.NewGroup()
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for _, chain := range missing {
 		group.Go(func() error {
@@ -51,7 +51,9 @@ func (m *hardlinkMounter) start(ctx context.Context, existing []snapshot) error 
 			return nil
 		})
 	}
-	_ = group.Wait() // returns no error
+	if err := group.Wait(); err != nil { // a panic
+		failed = append(failed, err)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
@@ -106,7 +107,14 @@ func TestPlugins(t *testing.T) {
 	if m, err = sn.View(ctx, "view", "name"); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(filepath.Join(m[0].Source, "file")); err != nil || string(b) != "content" {
-		t.Errorf("got %q, %v", b, err)
+	err = mount.WithTempMount(ctx, m, func(root string) error {
+		b, err := os.ReadFile(filepath.Join(root, "file"))
+		if string(b) != "content" {
+			t.Errorf("got %q", b)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
