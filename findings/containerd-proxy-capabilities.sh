@@ -12,12 +12,10 @@
 set -euo pipefail
 # shellcheck source=lib/debian.bash
 . "$(dirname "$0")/lib/debian.bash"
-need go
+need go ps
 need_root "chroot"
 tmp=$(mktemp -d)
-pid=
-stop() { [ -z "$pid" ] || { kill "$pid" && wait "$pid"; pid=; } || true; }
-trap 'stop; chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
+trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
 
 # config DIR prints a configuration for a containerd that sees the directory for its files as DIR.
 config() {
@@ -47,18 +45,19 @@ config() {
 # plugins DIR SEEN COMMAND... runs containerd with its files in DIR, which it sees as SEEN, and prints the proxy plugins and their
 # capabilities. COMMAND runs a program there.
 plugins() {
-	local dir=$1 seen=$2
+	local dir=$1 seen=$2 pid
 	shift 2
 	mkdir -p "$dir"
 	config "$seen" >"$dir/config.toml"
 	"$@" containerd --config "$seen/config.toml" >"$dir/log" 2>&1 &
-	pid=$!
+	pid=$! # of a shell, whose only child becomes containerd
 	for _ in $(seq 100); do [ -S "$dir/containerd.sock" ] && break; sleep 0.1; done
 	"$@" ctr --address "$seen/containerd.sock" plugins ls -d | awk '$1 == "ID:" { id = $2 }
 		$1 == "address" && $2 ~ /\/(one|two|three)\.sock$/ { split($2, part, "/"); got[id] = "" ; list[++n] = id }
 		$1 == "Capabilities:" && id in got { got[id] = $2 }
 		END { for (i = 1; i <= n; i++) print list[i] ":", got[list[i]] }' | sort
-	stop
+	kill "$(ps --no-headers -o pid --ppid "$pid" | tr -d ' ')"
+	wait "$pid" || true
 }
 
 # module VERSION builds containerd and ctr from the module of a version.
