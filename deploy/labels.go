@@ -34,18 +34,22 @@ type FileLabel struct {
 // ReadLabels reads the policy of an image. An image whose files need no labels is a selinux.ErrNoPolicy, and one whose
 // policy cannot be used a selinux.ErrInvalid. The caller holds the shared lock of the layers' repository.
 func ReadLabels(ctx context.Context, layers *layer.Store, img *Image) (*Labels, error) {
-	root, err := layers.Flatten(ctx, img.Layers)
+	l, err := readLabels(ctx, layers, img)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read labels of image %s: %w", img.Name, err)
 	}
-	tree, err := oscommit.NewTree(root)
+	return l, nil
+}
+
+func readLabels(ctx context.Context, layers *layer.Store, img *Image) (*Labels, error) {
+	tree, err := flatTree(ctx, layers, img)
 	if err != nil {
 		return nil, err
 	}
 	read := func(name string) ([]byte, error) { return tree.ReadFile(layers.Repo(), name, maxPolicyFile) }
 	policy, err := selinux.Load(read, "etc/selinux")
 	if err != nil {
-		return nil, fmt.Errorf("read labels of image %s: %w", img.Name, err)
+		return nil, err
 	}
 	return &Labels{policy, tree}, nil
 }
@@ -61,7 +65,7 @@ func (l *Labels) File(name string) FileLabel {
 		f.Type = fs.ModeDir
 	}
 	f.Line, _ = l.Policy.Lookup(f.Path, f.Type)
-	f.Label, _ = l.Policy.Label(f.Path, f.Type)
+	f.Label, _ = f.Line.Label()
 	return f
 }
 

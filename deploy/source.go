@@ -74,15 +74,20 @@ func Flatten(layers *layer.Store) Source { return flatten{layers} }
 type flatten struct{ layers *layer.Store }
 
 func (f flatten) OS(ctx context.Context, img *Image) (OS, error) {
-	root, err := f.layers.Flatten(ctx, img.Layers)
-	if err != nil {
-		return nil, err
-	}
-	tree, err := oscommit.NewTree(root)
+	tree, err := flatTree(ctx, f.layers, img)
 	if err != nil {
 		return nil, err
 	}
 	return &flatOS{tree, img}, nil
+}
+
+// flatTree returns the tree of an OS commit, made by flattening an image.
+func flatTree(ctx context.Context, layers *layer.Store, img *Image) (*oscommit.Tree, error) {
+	root, err := layers.Flatten(ctx, img.Layers)
+	if err != nil {
+		return nil, err
+	}
+	return oscommit.NewTree(root)
 }
 
 // A flatOS is an OS made by flattening.

@@ -27,8 +27,13 @@ type Match struct {
 // Label returns the label of a file: its path in the system, which begins with a slash, and its type. There is none for
 // files that the policy says nothing about, or says that they have none.
 func (p *Policy) Label(name string, typ fs.FileMode) (string, bool) {
-	m, ok := p.Lookup(name, typ)
-	if !ok || m.Context == none {
+	m, _ := p.Lookup(name, typ)
+	return m.Label()
+}
+
+// Label returns the label that the line gives, if it gives one.
+func (m Match) Label() (string, bool) {
+	if m.Context == "" || m.Context == none {
 		return "", false
 	}
 	return m.Context, true
