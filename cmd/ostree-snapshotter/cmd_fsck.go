@@ -67,8 +67,8 @@ func (c *cli) fsckCommand() *cobra.Command {
 readable and its objects exist, each snapshot's layer, directory and checkout exist, each checkout matches its layer's
 image, and each composefs image matches the images of its layers.
 
-Problems are listed with the snapshots and images that they affect: three of each kind, or all with -v or --json. The check runs beside the daemon; files that the
-daemon removes meanwhile are not reported.
+Problems are listed with the snapshots and images that they affect: three of each kind, or all with -v or --json. The
+check runs beside the daemon; files that the daemon removes meanwhile are not reported.
 
 With --deep, the tar of each layer is also reassembled from the store, and its digest compared with the layer's diff ID:
 this proves that the store has every byte that was pulled. It reads every file of every layer once more. Layers that were

@@ -67,13 +67,13 @@ func (c *cli) imageDigest(ctx context.Context, f *imageDigestFlags, name string)
 		if f.dump {
 			root, err := s.Layers.RootfsTree(ctx, img.Layers)
 			if err != nil {
-				return err
+				return fmt.Errorf("image %s: %w", name, err)
 			}
 			return composefs.WriteDump(c.stdout, root)
 		}
 		image, digest, err := s.Layers.MarshalRootfs(ctx, img.Layers)
 		if err != nil {
-			return err
+			return fmt.Errorf("image %s: %w", name, err)
 		}
 		if c.json {
 			return c.writeJSON(imageDigestReport{Name: name, Digest: digest, Size: len(image)})
@@ -100,8 +100,5 @@ func (c *cli) viewImage(
 	if err != nil {
 		return err
 	}
-	if err := view(src.store, img); err != nil {
-		return fmt.Errorf("image %s: %w", name, err)
-	}
-	return nil
+	return view(src.store, img)
 }
