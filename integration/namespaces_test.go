@@ -38,6 +38,13 @@ type tenant struct {
 
 // ctrTenant uses ctr, whose flag --local makes it do itself what containerd's transfer service does otherwise.
 func ctrTenant(namespace string, local ...string) tenant {
+	export := exportByTransfer
+	if len(local) > 0 {
+		export = func(e *env, ns, full, file string) error {
+			_, err := e.Ctr(e.t.Context(), ns, slices.Concat([]string{"images", "export"}, local, []string{file, full})...)
+			return err
+		}
+	}
 	run := func(e *env, ns string, args ...string) error {
 		_, err := e.Ctr(e.t.Context(), ns, args...)
 		return err
@@ -47,9 +54,7 @@ func ctrTenant(namespace string, local ...string) tenant {
 		pull: func(e *env, ns, full, _ string) error {
 			return e.Pull(e.t.Context(), ns, full, local...)
 		},
-		export: func(e *env, ns, full, file string) error {
-			return run(e, ns, slices.Concat([]string{"images", "export"}, local, []string{file, full})...)
-		},
+		export: export,
 		push: func(e *env, ns, full, target string) error {
 			return run(e, ns, slices.Concat([]string{"images", "push", "--plain-http"}, local, []string{target, full})...)
 		},
@@ -68,10 +73,8 @@ func tenants() []tenant {
 	cri := ctrTenant("k8s.io") // the CRI can neither export nor push
 	cri.pull = func(e *env, _, full, _ string) error { _, err := e.Crictl(e.t.Context(), "pull", full); return err }
 	cri.remove = func(e *env, _, full, _ string) error { _, err := e.Crictl(e.t.Context(), "rmi", full); return err }
-	transfer := ctrTenant("transfer")
-	transfer.export = exportByTransfer
 	return []tenant{
-		transfer,
+		ctrTenant("transfer"),
 		ctrTenant("local", "--local"),
 		cri,
 		{
