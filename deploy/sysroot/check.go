@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/prepareroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -83,23 +84,29 @@ func (t *osTree) checkSELinux() error {
 // checkComposefs refuses a tree whose root must be a composefs image: a deployment gets none unless another one of its
 // commit has it.
 func (t *osTree) checkComposefs() error {
-	const name = "usr/lib/ostree/prepare-root.conf"
-	data, err := t.readFile(name, maxConfigLen)
-	if isAbsent(err) {
-		return nil
-	}
+	config, err := t.prepareRoot()
 	if err != nil {
 		return err
 	}
-	f, err := keyfile.Parse(data)
-	if err != nil {
-		return fmt.Errorf("/%s: %w: %w", name, err, ErrInvalid)
-	}
-	switch v, _ := f.Get("composefs", "enabled"); v {
-	case "yes", "true", "1", "verity", "signed":
-		return fmt.Errorf("%w: the tree demands a composefs image as its root (/%s), and deployments do not get one yet", ErrUnsupported, name)
+	if config.Composefs == prepareroot.Yes {
+		return fmt.Errorf("%w: the tree demands a composefs image as its root (/%s), and deployments do not get one yet", ErrUnsupported, config.File)
 	}
 	return nil
+}
+
+// prepareRoot returns the configuration by which a deployment of the tree boots.
+func (t *osTree) prepareRoot() (*prepareroot.Config, error) {
+	config, err := prepareroot.Load(func(name string) ([]byte, error) {
+		data, err := t.readFile(name, maxConfigLen)
+		if isAbsent(err) {
+			err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+		}
+		return data, err
+	})
+	if errors.Is(err, prepareroot.ErrInvalid) {
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return config, err
 }
 
 // checkBoot refuses a new deployment whose kernel does not fit into /boot, or on the boot loader's file system, once the

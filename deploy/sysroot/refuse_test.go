@@ -102,6 +102,11 @@ func TestRefusedTrees(t *testing.T) {
 		"composefs":        {composefs("yes"), sysroot.ErrUnsupported, "demands a composefs image"},
 		"composefs signed": {composefs("signed"), sysroot.ErrUnsupported, "demands a composefs image"},
 		"composefs maybe":  {composefs("maybe"), nil, ""},
+		"composefs in /etc": {func(tree *node) {
+			composefs("no")(tree)
+			at(tree, "usr/etc/ostree")["prepare-root.conf"] = file(0o644, "[composefs]\nenabled=yes\n")
+		}, sysroot.ErrUnsupported, "(/etc/ostree/prepare-root.conf)"},
+		"composefs unknown": {composefs("On"), sysroot.ErrInvalid, "/usr/lib/ostree/prepare-root.conf: "},
 		"composefs image": {func(tree *node) {
 			tree.Entries[".ostree.cfs"] = file(0o644, "image")
 		}, sysroot.ErrInvalid, "/.ostree.cfs, which would pass for its composefs image"},
