@@ -17,7 +17,7 @@ import (
 
 type sweepCase = faulttest.Case[*objectstore.Repo]
 
-var sweepCases = map[string]func(*testing.T) sweepCase{"commit": committing, "prune": pruning, "import": linking}
+var sweepCases = map[string]func(*testing.T) sweepCase{"commit": committing, "prune": pruning, "import": linking, "import content": relabelling}
 
 // Whichever disk operation fails: the error names it, the repository is whole, and a retry works.
 func TestFaults(t *testing.T) {

@@ -498,8 +498,7 @@ func (w *FileWriter) copyFrom(from *atfs.File, buf []byte) error {
 	}
 	src, write, off := from, w.Write, int64(len(buf))
 	if cloned {
-		src, off = w.file, 0
-		write = func(b []byte) (int, error) { w.size += int64(len(b)); return w.h.hash.Write(b) }
+		src, write, off = w.file, cloneWriter{w}.Write, 0
 	} else if _, err := write(buf); err != nil {
 		return err
 	}
