@@ -84,6 +84,16 @@ func (r *Repo) giveVerity(f *atfs.File) error {
 	return err
 }
 
+// HasVerity reports whether kernel and file system have fs-verity, whatever the config says. It changes nothing.
+func (r *Repo) HasVerity() (bool, error) {
+	f, err := r.dir.Open(configName)
+	if err != nil {
+		return false, err
+	}
+	has, err := f.HasVerity()
+	return has, errors.Join(err, f.Close())
+}
+
 // EnableVerity makes sure that a content object that is a regular file has fs-verity, and returns its digest (SHA-256,
 // blocks of 4 KiB). An object without fs-verity is hashed first, so that only the right content is made immutable;
 // otherwise the error is an ErrCorrupt. A file system without fs-verity is errors.ErrUnsupported.

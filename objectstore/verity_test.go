@@ -68,6 +68,9 @@ func TestVerity(t *testing.T) {
 	if st, err := repo.Stat(before.Checksum); err != nil || st.Mtim.Sec != 7 {
 		t.Errorf("got time %v, %v, want 7 s", st.Mtim, err)
 	}
+	if has, err := repo.HasVerity(); !has || err != nil {
+		t.Errorf("got %v, %v, want fs-verity", has, err)
+	}
 	objecttest.Fsck(t, repo)
 
 	// Damaged objects do not get it.
@@ -99,6 +102,9 @@ func TestVeritySetting(t *testing.T) {
 	path := testenv.MemoryDir(t)
 	dir := objecttest.OpenDir(t, path)
 	repo := objecttest.NewRepoAt(t, dir)
+	if has, err := repo.HasVerity(); has || err != nil {
+		t.Errorf("got %v, %v, want no fs-verity", has, err)
+	}
 	config := filepath.Join(path, "config")
 	plain, err := os.ReadFile(config)
 	if err != nil {

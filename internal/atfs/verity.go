@@ -77,6 +77,20 @@ func (f *File) MeasureVerity() (digest [verityDigest]byte, ok bool, err error) {
 	return [verityDigest]byte(arg[4:]), true, nil
 }
 
+// HasVerity reports whether kernel and file system have fs-verity for the file, enabled or not.
+func (f *File) HasVerity() (bool, error) {
+	var arg [4 + verityDigest]byte
+	binary.NativeEndian.PutUint16(arg[2:], verityDigest)
+	err := retry0(func() error { return verityIoctl(f.fd, unix.FS_IOC_MEASURE_VERITY, unsafe.Pointer(&arg)) })
+	switch {
+	case err == nil, errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOVERFLOW):
+		return true, nil
+	case errors.Is(unsupported(err), errors.ErrUnsupported):
+		return false, nil
+	}
+	return false, f.err("measure fs-verity", err)
+}
+
 func verityIoctl(fd int, request uintptr, arg unsafe.Pointer) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
 		return errno

@@ -49,6 +49,9 @@ func TestEnableVerity(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.AfterFunc(20*time.Millisecond, func() { _ = unix.Close(other) })
+		if has, err := f.HasVerity(); !has || err != nil {
+			t.Errorf("file system with fs-verity: got %v, %v", has, err)
+		}
 		for range 2 { // the second time changes nothing
 			if err := f.EnableVerity(); err != nil {
 				t.Fatal(err)
@@ -56,6 +59,9 @@ func TestEnableVerity(t *testing.T) {
 		}
 		if _, ok, err := f.MeasureVerity(); !ok || err != nil {
 			t.Errorf("got %v, %v, want a digest", ok, err)
+		}
+		if has, err := f.HasVerity(); !has || err != nil {
+			t.Errorf("file with fs-verity: got %v, %v", has, err)
 		}
 		if st, err := f.Stat(); err != nil || st.Mtim != mtime || st.Size != int64(len(content)) {
 			t.Errorf("got time %v, size %d, %v, want %v, %d", st.Mtim, st.Size, err, mtime, len(content))
@@ -83,5 +89,8 @@ func TestVerityUnsupported(t *testing.T) {
 	}
 	if _, ok, err := f.MeasureVerity(); ok || err != nil {
 		t.Errorf("got %v, %v, want no digest", ok, err)
+	}
+	if has, err := f.HasVerity(); has || err != nil {
+		t.Errorf("got %v, %v, want no fs-verity", has, err)
 	}
 }
