@@ -2,12 +2,20 @@ package sysroot
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
 // TestComposefsImage checks that a deployment of the same commit keeps the composefs image that newer versions of
@@ -52,4 +60,106 @@ func TestComposefsImage(t *testing.T) {
 	} else if got := statusLines(out); len(got) != 2 {
 		t.Errorf("ostree admin status lists %q, want two deployments", got)
 	}
+}
+
+// oddTree returns a tree with everything that a commit can hold, and the files that a deployment needs. config is its
+// prepare-root.conf; "": none.
+func oddTree(config string) *objecttest.Node {
+	file, dir := objecttest.File, objecttest.Dir
+	type nodes = map[string]*objecttest.Node
+	odd := objecttest.OddTree()
+	linked := file(0o755, "several names").Own(5, 6).Xattr("security.selinux", "system_u:object_r:bin_t:s0\x00")
+	odd.Entries["linked"], odd.Entries["linked again"] = linked, linked
+	odd.Entries[".ostree-wh.gone"] = file(0o600, "").Own(3, 4)
+	odd.Entries[".ostree-wh.full"] = file(0o600, "with content")
+	odd.Entries[".wh.other"] = file(0o600, "of another kind")
+	odd.Entries["00"] = file(0o600, "named as a directory of objects")
+	ostree := nodes{}
+	if config != "" {
+		ostree["prepare-root.conf"] = file(0o644, config)
+	}
+	return dir(0o700, nodes{
+		"odd": odd, "ff": file(0o644, "as well"), "var": dir(0o711, nil), "sysroot": dir(0o755, nil),
+		"usr": dir(0o755, nodes{
+			"etc": dir(0o750, nodes{"conf": file(0o640, "conf").Own(0, 7)}),
+			"lib": dir(0o755, nodes{
+				"ostree": dir(0o755, ostree), "os-release": file(0o644, "PRETTY_NAME=odd\n"),
+				"modules": dir(0o755, nodes{"6.1.0": dir(0o755, nodes{
+					"vmlinuz": file(0o644, "kernel"), "initramfs.img": file(0o600, "initramfs"),
+				})}),
+			}),
+		}),
+	}).Own(8, 9).Xattr("user.root", "r")
+}
+
+// TestComposefsImageOfOstree compares the images of odd trees with those that ostree makes of them, and their digests
+// with those that it puts into commits.
+func TestComposefsImageOfOstree(t *testing.T) {
+	needs(t)
+	configs := map[string]cfs.Digests{"": cfs.KnownDigests}
+	for _, enabled := range []string{"no", "maybe", "yes", "1", "true"} {
+		configs["[composefs]\nenabled="+enabled+"\n"] = cfs.KnownDigests
+	}
+	for _, enabled := range []string{"verity", "signed"} {
+		configs["[composefs]\nenabled="+enabled+"\n"] = cfs.AllDigests
+	}
+	_, systems := newSystems(t, ostreehost.Forky, false, "theirs")
+	s := systems[0]
+	s.initEmpty()
+	repo := openRepo(t, s)
+	for _, config := range slices.Sorted(maps.Keys(configs)) {
+		t.Run(config, func(t *testing.T) {
+			c, err := repo.Commit(objecttest.Commit(t, repo, "odd", oddTree(config)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.ostree("commit", "--branch=digest", "--tree=ref=odd", "--generate-composefs-metadata")
+			if _, err := s.admin("deploy", "--os="+osName, "digest"); err != nil {
+				t.Fatal(err)
+			}
+			want, err := os.ReadFile(filepath.Join(s.root, s.deploymentOf(s.entries()[0]), cfs.Name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			image, err := cfs.Marshal(t.Context(), repo, c.Root(), configs[config])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(image, want) {
+				t.Errorf("image of %d bytes is not that of ostree, of %d bytes", len(image), len(want))
+			}
+			if image, err = cfs.Marshal(t.Context(), repo, c.Root(), cfs.AllDigests); err != nil {
+				t.Fatal(err)
+			}
+			digest, err := composefs.VerityDigest(bytes.NewReader(image))
+			if err != nil {
+				t.Fatal(err)
+			}
+			text := fmt.Sprintf("%#x", digest[:])
+			if got := s.ostree("show", "--print-metadata-key="+cfs.DigestKey, "digest"); plainBytes(got) != text {
+				t.Errorf("digest is %s, ostree has %s", text, got)
+			}
+		})
+	}
+}
+
+// plainBytes returns the bytes of a GVariant text in one hexadecimal number.
+func plainBytes(text string) string {
+	text = strings.NewReplacer("[byte ", "", "]", "", "0x", "", ", ", "").Replace(text)
+	return "0x" + strings.TrimSpace(text)
+}
+
+// openRepo opens the repository of a system until the test ends.
+func openRepo(t *testing.T, s *system) *objectstore.Repo {
+	t.Helper()
+	repo, err := objectstore.Open(objecttest.OpenDir(t, filepath.Join(s.root, "ostree/repo")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := repo.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return repo
 }
