@@ -9,6 +9,8 @@ var (
 	ErrNotBootable = errors.New("image cannot be booted")
 	// ErrImageKargs: the kernel arguments of an image are invalid or cannot be read.
 	ErrImageKargs = errors.New("kernel arguments of the image cannot be used")
+	// ErrInstallConfig: an image's configuration of its installation cannot be read or followed.
+	ErrInstallConfig = errors.New("configuration of the installation cannot be used")
 	// ErrNotBooted: the running system was not booted from a deployment.
 	ErrNotBooted = errors.New("system was not booted from a deployment")
 	// ErrNoStateroot: the sysroot lacks the stateroot, or has none at all.

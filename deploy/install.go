@@ -1,11 +1,14 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"runtime"
+	"slices"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
@@ -15,32 +18,40 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
+// maxConfigFiles bounds the files that configure an image's installation.
+const maxConfigFiles = 256
+
 // An InstallRequest asks for the installation of an image on a disk.
 type InstallRequest struct {
 	Image     *Image
-	Stateroot string
+	Stateroot string          // "": what the image asks for, else DefaultStateroot
 	Kargs     kargs.Edits     // of those of the installation and the image
 	NoSELinux bool            // install an image with an SELinux policy although files get no labels
-	Options   install.Options // without Arch, Need, ESPNeed and OSLoader, which depend on the image
+	Options   install.Options // without Arch, Need, ESPNeed, OSLoader and ExceptDefault, which depend on the image
 	Promote   PromoteOptions  // without DryRun
 }
 
 // An Installation is a plan to install an image. It has changed nothing on the disk.
 type Installation struct {
 	*install.Plan
-	Dropped []oscommit.Dropped // files of the image that its deployment will not have
-	Notes   []string           // about the image, as sentences
+	Stateroot string
+	Dropped   []oscommit.Dropped // files of the image that its deployment will not have
+	Notes     []string           // about the image, as sentences
 
 	request *InstallRequest
 	layers  *layer.Store
+	config  *install.Config // of the image
 }
 
 // PlanInstall plans to install an image on a disk: a block device, or a file that is or becomes the image of one. It
 // rehearses the deployment in a temporary directory of the store, so that an image that cannot be deployed is an error
 // before the disk is written to.
 //
+// The image chooses the file system of the root partition, the stateroot and further kernel arguments (see
+// [install.Config]) where the request does not.
+//
 // Besides the errors of [Promote] it returns those of package install, as *[InstallError], and ErrStaterootName,
-// ErrImageKargs and kargs.ErrEdit.
+// ErrInstallConfig, ErrImageKargs and kargs.ErrEdit.
 func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r InstallRequest) (*Installation, error) {
 	i := &Installation{request: &r, layers: layers}
 	found, err := i.look(ctx)
@@ -48,6 +59,7 @@ func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r Instal
 		return nil, fmt.Errorf("image %s: %w", r.Image.Name, err)
 	}
 	i.Dropped = found.Dropped()
+	i.Stateroot = cmp.Or(r.Stateroot, i.config.Stateroot, DefaultStateroot)
 	if i.Plan, err = install.NewPlan(ctx, disk, i.options(found)); err != nil {
 		return nil, &InstallError{err}
 	}
@@ -57,14 +69,58 @@ func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r Instal
 	return i, nil
 }
 
-// look returns the OS of the image.
+// look returns the OS of the image, and reads its configuration.
 func (i *Installation) look(ctx context.Context) (_ OS, err error) {
 	lock, err := i.layers.Repo().Lock(ctx, objectstore.LockShared)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	return bootableOS(ctx, i.request.Promote.source(i.layers), i.request.Image)
+	found, err := bootableOS(ctx, i.request.Promote.source(i.layers), i.request.Image)
+	if err == nil {
+		err = i.readConfig(found)
+	}
+	return found, err
+}
+
+// readConfig reads the configuration of the image's installation.
+func (i *Installation) readConfig(found OS) error {
+	i.config = new(install.Config)
+	files := install.ConfigFiles(found.ReadDir)
+	if len(files) > maxConfigFiles {
+		return as(ErrInstallConfig, fmt.Errorf("more than %d files that configure the installation", maxConfigFiles))
+	}
+	for _, name := range files {
+		data, err := found.ReadFile(i.layers.Repo(), name, install.MaxConfig)
+		if errors.Is(err, fs.ErrNotExist) { // a link that leads nowhere
+			continue
+		}
+		i.config.Ignored = nil
+		if err == nil {
+			err = i.config.Merge(data, runtime.GOARCH)
+		}
+		if err != nil {
+			return as(ErrInstallConfig, fmt.Errorf("read /%s: %w", Printable(name), err))
+		}
+		for _, key := range i.config.Ignored {
+			i.Notes = append(i.Notes, fmt.Sprintf("/%s: %s has no effect", Printable(name), Printable(key)))
+		}
+	}
+	return i.checkBlocks()
+}
+
+// checkBlocks refuses an image that wants nothing but encrypted disks.
+func (i *Installation) checkBlocks() error {
+	const direct = "direct"
+	switch b := i.config.Blocks; {
+	case b == nil || slices.Index(b, direct) == 0:
+		return nil
+	case !slices.Contains(b, direct):
+		return as(ErrInstallConfig, fmt.Errorf("it allows only disks of the kind %.80q, and install makes %s ones without encryption", b, direct))
+	default:
+		i.Notes = append(i.Notes, fmt.Sprintf("the image prefers a disk of the kind %.80q; this one is not encrypted", b[0]))
+	}
+	return nil
 }
 
 // options completes the options of the installation for an OS.
@@ -86,6 +142,8 @@ func (i *Installation) options(found OS) install.Options {
 	o.Arch = runtime.GOARCH
 	o.Need, o.ESPNeed = found.Allocated(block), kernel+initramfs
 	o.OSLoader = install.HasLoader(runtime.GOARCH, hasFile)
+	o.Filesystem = cmp.Or(o.Filesystem, i.config.Filesystem)
+	o.ExceptDefault = i.config.ExceptDefault
 	return o
 }
 
@@ -104,7 +162,7 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := s.InitStateroot(i.request.Stateroot); err != nil {
+	if err := s.InitStateroot(i.Stateroot); err != nil {
 		if errors.Is(err, sysroot.ErrInvalid) {
 			err = as(ErrStaterootName, err)
 		}
@@ -119,7 +177,7 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 		return err
 	}
 	_, err = s.PlanDeploy(ctx, st, sysroot.Request{
-		Stateroot: i.request.Stateroot, Commit: commit, Kargs: args, NoSELinux: i.request.NoSELinux,
+		Stateroot: i.Stateroot, Commit: commit, Kargs: args, NoSELinux: i.request.NoSELinux,
 	})
 	return err
 }
@@ -138,7 +196,7 @@ func (i *Installation) store(ctx context.Context, repo *objectstore.Repo) (sum o
 	if err != nil {
 		return sum, nil, nil, as(ErrImageKargs, fmt.Errorf("read kernel arguments of the image: %w", err))
 	}
-	args, shared, err = followImage(i.Kargs(), nil, own, nil, &i.request.Kargs)
+	args, shared, err = followImage(slices.Concat(i.Kargs(), i.config.Kargs), nil, own, nil, &i.request.Kargs)
 	return p.Commit, args, shared, err
 }
 
@@ -146,7 +204,7 @@ func (i *Installation) store(ctx context.Context, repo *objectstore.Repo) (sum o
 func (i *Installation) Execute(ctx context.Context) error {
 	origin := NewOrigin(nil, i.request.Image.Name)
 	err := i.Plan.Execute(ctx, &install.OS{
-		Stateroot: i.request.Stateroot,
+		Stateroot: i.Stateroot,
 		Origin:    origin,
 		NoSELinux: i.request.NoSELinux,
 		Store: func(ctx context.Context, repo *objectstore.Repo) (objectstore.Checksum, kargs.List, error) {

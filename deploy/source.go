@@ -59,6 +59,10 @@ type OS interface {
 	Kernel() string
 	// FileSize returns the size of a regular file. It follows no symbolic links.
 	FileSize(name string) (size int64, ok bool)
+	// ReadDir and ReadFile read the OS as [oscommit.Tree.ReadDir] and [oscommit.Tree.ReadFile] do; repo is that of the
+	// image's layers.
+	ReadDir(name string) []string
+	ReadFile(repo *objectstore.Repo, name string, limit int64) ([]byte, error)
 	// Allocated estimates the size of a deployment on an empty file system with the given block size.
 	Allocated(block int64) int64
 	// Need returns what Store would transfer from one repository to another, and changes neither.

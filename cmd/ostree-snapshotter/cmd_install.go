@@ -41,6 +41,9 @@ systemd-boot, and a root partition.
 A disk with data on it is refused and its contents are named; --wipe erases them. A disk that is in use is always refused.
 The partition table is written last: until then the disk counts as empty, also after a failure or an interruption.
 
+The image can choose the root partition's file system, the stateroot and kernel arguments, in the files of bootc-install-config(5):
+/usr/lib/bootc/install/*.toml. Flags win.
+
 IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the installed system pulls it again.` +
 			exitHelp(exitNoRepo, exitLocked, exitCorrupt, exitNotBootable, exitNoImage, exitInterrupted),
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -58,8 +61,9 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 		RunE: func(cmd *cobra.Command, args []string) error { return c.install(cmd.Context(), &f, args[0], args[1]) },
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.stateroot, "stateroot", deploy.DefaultStateroot, "stateroot `NAME` of the new system")
-	fl.StringVar(&f.filesystem, "filesystem", install.Filesystems[0], "file system of the root partition: "+strings.Join(install.Filesystems, ", "))
+	fl.StringVar(&f.stateroot, "stateroot", "", "stateroot `NAME` of the new system, instead of the image's choice or "+deploy.DefaultStateroot)
+	fl.StringVar(&f.filesystem, "filesystem", "", "`TYPE` of the root partition's file system, instead of the image's choice or "+
+		install.Filesystems[0]+": "+strings.Join(install.Filesystems, ", "))
 	fl.Var(&f.size, "size", "create DISK as an image file of this `SIZE`, or extend it to this size: 8G")
 	fl.Var(&f.espSize, "esp-size", "`SIZE` of the EFI system partition, which holds the kernels of all deployments")
 	addKargs(cmd, &f.kargs)
@@ -107,7 +111,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 	}
 	c.dropped(p.Dropped, f.verbose)
 	if f.dryRun {
-		_, err := fmt.Fprintf(c.stdout, "%sdeployment: %s, in the stateroot %s\n", p, image, f.stateroot)
+		_, err := fmt.Fprintf(c.stdout, "%sdeployment: %s, in the stateroot %s\n", p, image, p.Stateroot)
 		return err
 	}
 	err = p.Execute(ctx)

@@ -101,6 +101,9 @@ func (p *Plan) setBootloader(root *atfs.Dir) error {
 		return fmt.Errorf("%s: %w", repoConfig, err)
 	}
 	config.Set("sysroot", "bootloader", "none")
+	if p.opts.ExceptDefault != "" {
+		config.Set("sysroot", "bls-append-except-default", p.opts.ExceptDefault)
+	}
 	bootloader.SetESP(config, p.esp().UUID)
 	return root.WriteFile(repoConfig, config.Marshal(), 0o644, true)
 }

@@ -73,7 +73,7 @@ func TestExecute(t *testing.T) {
 			}
 			image := filepath.Join(testenv.MemoryDir(t), "disk.img")
 			opts := options()
-			opts.Filesystem = fstype
+			opts.Filesystem, opts.ExceptDefault = fstype, `grub_users=""`
 			p := mustPlan(t, image, opts)
 			const loader = "MZ the loader of the OS"
 			if err := p.Execute(t.Context(), tinyOS(p, loader)); err != nil {
@@ -87,8 +87,10 @@ func TestExecute(t *testing.T) {
 				t.Errorf("ostree admin status:\n%s", status)
 			}
 			command(t, "ostree", "fsck", "--repo="+root+"/ostree/repo")
-			if got := strings.TrimSpace(command(t, "ostree", "config", "--repo="+root+"/ostree/repo", "get", "sysroot.bootloader")); got != "none" {
-				t.Errorf("sysroot.bootloader: got %q", got)
+			for key, want := range map[string]string{"bootloader": "none", "bls-append-except-default": opts.ExceptDefault} {
+				if got := strings.TrimSpace(command(t, "ostree", "config", "--repo="+root+"/ostree/repo", "get", "sysroot."+key)); got != want {
+					t.Errorf("sysroot.%s: got %q, want %q", key, got, want)
+				}
 			}
 			entry := checkESP(t, image, p, root, loader)
 			if want := "root=UUID=" + p.RootUUID + " rw console=ttyS0 quiet ostree=/ostree/boot."; !strings.Contains(entry, want) {

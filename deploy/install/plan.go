@@ -21,6 +21,8 @@ type Options struct {
 	ESPNeed    int64  // the same for its kernel and initramfs on the EFI system partition
 	OSLoader   bool   // the OS has systemd-boot; otherwise this host needs it
 
+	ExceptDefault string // see [Config]
+
 	// Progress is told each step when it begins. It may be nil.
 	Progress func(step string)
 }

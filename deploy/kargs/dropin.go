@@ -54,10 +54,16 @@ func ParseDropIn(data []byte, arch string) ([]string, error) {
 		}
 		args = append(args, Parse(s)...)
 	}
-	if d.Match != nil && !slices.ContainsFunc(*d.Match, func(name string) bool { return archName(name) == archName(arch) }) {
+	if d.Match != nil && !IsFor(*d.Match, arch) {
 		return nil, nil
 	}
 	return args, nil
+}
+
+// IsFor reports whether a list of architectures in bootc's configuration has an architecture. Each may have the name that
+// Rust, Go or the kernel gives it.
+func IsFor(names []string, arch string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return archName(name) == archName(arch) })
 }
 
 // archName returns Rust's name (std::env::consts::ARCH) for an architecture that Go or uname -m names.

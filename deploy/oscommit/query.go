@@ -15,6 +15,19 @@ func (t *Tree) FileSize(name string) (size int64, ok bool) {
 	return n.Size, true
 }
 
+// ReadDir returns the names in a directory, by its path in a system that runs the tree, sorted. It follows symbolic links.
+// Anything but a directory has none.
+func (t *Tree) ReadDir(name string) (names []string) {
+	dir := t.resolve(name)
+	if dir == nil {
+		return nil
+	}
+	for _, e := range dir.Entries {
+		names = append(names, e.Name)
+	}
+	return names
+}
+
 // Allocated estimates the size of a sysroot with one deployment of the tree on a file system with the given block size.
 // Files count once, however often they occur, but /etc, of which each deployment has its own, counts twice.
 func (t *Tree) Allocated(block int64) int64 {

@@ -1,0 +1,91 @@
+package deploy
+
+import (
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+)
+
+// asks returns a file in which an image configures its installation.
+func asks(name, text string) file {
+	return file{name: "usr/lib/bootc/install/" + name, content: text}
+}
+
+// newInstallation plans to install an image that asks for something on a new disk image.
+func newInstallation(t *testing.T, r InstallRequest, files ...file) (*Installation, error) {
+	t.Helper()
+	for _, tool := range []string{"sfdisk", "wipefs", "mkfs.vfat", "mcopy", "mkfs.ext4", "mkfs.xfs"} {
+		testenv.NeedsTool(t, tool)
+	}
+	b := newBed(t)
+	// The loader need not run.
+	r.Image = b.osImage(t, append(files, file{name: "usr/lib/systemd/boot/efi/systemd-bootx64.efi"}, file{name: "usr/lib/systemd/boot/efi/systemd-bootaa64.efi"})...)
+	r.Options.Size, r.Options.ESPSize = 400<<20, 40<<20
+	return PlanInstall(t.Context(), b.layers, filepath.Join(t.TempDir(), "disk"), r)
+}
+
+// TestInstallConfig: an image chooses what the request leaves open.
+func TestInstallConfig(t *testing.T) {
+	files := []file{
+		asks("00-base.toml", "[install]\nstateroot = \"ours\"\nkargs = [\"console=ttyS0\"]\nblock = [\"direct\"]\n[install.filesystem.root]\ntype = \"xfs\"\n"),
+		asks("10-more.toml", "[install]\nkargs = [\"nosmt\"]\n[install.bootupd]\nskip-boot-uuid = true\n"),
+		{name: "etc/bootc/install/20-site.toml", content: "[install]\nkargs = [\"site\"]\n"},
+		wants(`"quiet"`),
+	}
+	p, err := newInstallation(t, InstallRequest{Kargs: kargs.Edits{Delete: []string{"nosmt"}}}, files...)
+	testenv.Must(t, err)
+	if p.Stateroot != "ours" || !strings.Contains(p.String(), "partition 2: root, 358 MiB, xfs") {
+		t.Errorf("got the stateroot %s and the plan\n%s\nwant those of the image", p.Stateroot, p)
+	}
+	if want := "/usr/lib/bootc/install/10-more.toml: install.bootupd has no effect"; !slices.Contains(p.Notes, want) {
+		t.Errorf("got the notes %q, want %q", p.Notes, want)
+	}
+	_, args, _, err := p.store(t.Context(), sysrootRepo(t, filepath.Join(t.TempDir(), "repo")))
+	testenv.Must(t, err)
+	if got, want := strings.Join(args[1:], " "), "rw console=ttyS0 site quiet"; got != want {
+		t.Errorf("got the kernel arguments %q, want %q", got, want)
+	}
+
+	p, err = newInstallation(t, InstallRequest{Stateroot: "mine", Options: install.Options{Filesystem: "ext4"}}, files...)
+	testenv.Must(t, err)
+	if p.Stateroot != "mine" || !strings.Contains(p.String(), "root, 358 MiB, ext4") {
+		t.Errorf("got the stateroot %s and the plan\n%s\nwant those of the request", p.Stateroot, p)
+	}
+	p, err = newInstallation(t, InstallRequest{})
+	testenv.Must(t, err)
+	if p.Stateroot != DefaultStateroot || !strings.Contains(p.String(), "root, 358 MiB, ext4") {
+		t.Errorf("got the stateroot %s and the plan\n%s\nwant the defaults", p.Stateroot, p)
+	}
+}
+
+// TestInstallConfigBlocks: a disk without encryption is made only for an image that allows it.
+func TestInstallConfigBlocks(t *testing.T) {
+	p, err := newInstallation(t, InstallRequest{}, asks("00.toml", "[install]\nblock = [\"tpm2-luks\", \"direct\"]\n"))
+	testenv.Must(t, err)
+	if want := `the image prefers a disk of the kind "tpm2-luks"; this one is not encrypted`; !slices.Contains(p.Notes, want) {
+		t.Errorf("got the notes %q, want %q", p.Notes, want)
+	}
+	for name, tt := range map[string]struct{ text, want string }{
+		"encrypted":   {"[install]\nblock = [\"tpm2-luks\"]\n", "allows only disks of the kind"},
+		"none":        {"[install]\nblock = []\n", "allows only disks of the kind"},
+		"not TOML":    {"[install\n", "read /usr/lib/bootc/install/00.toml: "},
+		"file system": {"[install.filesystem.root]\ntype = \"zfs\"\n", `root file system "zfs"`},
+		"stateroot":   {"[install]\nstateroot = \"../x\"\n", "../x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := newInstallation(t, InstallRequest{}, asks("00.toml", tt.text))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got error %v, want %q", err, tt.want)
+			}
+			if name != "file system" && name != "stateroot" && !errors.Is(err, ErrInstallConfig) {
+				t.Errorf("got error %v, want an ErrInstallConfig", err)
+			}
+		})
+	}
+}
