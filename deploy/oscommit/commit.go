@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,7 +58,10 @@ func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 }
 
 func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (sum objectstore.Checksum, err error) {
-	o, err := compile(t.root)
+	o, err := compile(t)
+	if err == nil {
+		err = o.directories(t.root)
+	}
 	if err != nil {
 		return sum, err
 	}
@@ -76,6 +80,9 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 		}
 	})
 	if err != nil {
+		return sum, err
+	}
+	if err := o.directories(t.root); err != nil { // now with the checksums of all files
 		return sum, err
 	}
 	for i := range o.metadata {
@@ -113,7 +120,10 @@ type Need struct {
 // Need returns what Store would transfer from one repository to another, and changes neither. Store needs room for
 // Bytes and Metadata.
 func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
-	o, err := compile(t.root)
+	o, err := compile(t)
+	if err == nil {
+		err = o.directories(t.root)
+	}
 	var n Need
 	if err == nil {
 		n, err = o.need(to, from)
@@ -134,7 +144,7 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 		space.Free = math.MaxInt64
 	}
 	// If everything can be linked and the directories fit, there is no need to look at each object.
-	how, err := transfers(to, from)
+	how, err := o.transfers(to, from)
 	if err != nil || how.Others != objectstore.TransferCopy && uint64(o.metadataSize(to)) <= space.Free {
 		return 0, err
 	}
@@ -147,11 +157,15 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 }
 
 // transfers returns how content gets from one repository to another. A nil from stands for the same repository.
-func transfers(to, from *objectstore.Repo) (objectstore.Transfers, error) {
-	if from == nil {
-		return objectstore.Transfers{}, nil
+func (o *objects) transfers(to, from *objectstore.Repo) (objectstore.Transfers, error) {
+	relabelled := func(f file) bool { return f.relabel != nil }
+	switch {
+	case from != nil:
+		return to.Transfers(from)
+	case slices.ContainsFunc(o.files, relabelled):
+		return to.Transfers(to)
 	}
-	return to.Transfers(from)
+	return objectstore.Transfers{}, nil
 }
 
 func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {

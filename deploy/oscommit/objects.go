@@ -23,28 +23,88 @@ type objects struct {
 	metadata   []metadataObject // from the leaves to the root
 	tree, meta objectstore.Checksum
 
-	inodes map[*composefs.Inode]objectstore.Checksum // of files with several names, to hash each once
+	inodes map[*composefs.Inode]int // index in files, to hash files with several names once
 	seen   map[objectstore.ObjectName]struct{}
 }
 
 // A file is a content object.
 type file struct {
-	sum   objectstore.Checksum
-	path  string // one of its paths in the commit
-	inode *composefs.Inode
+	sum     objectstore.Checksum // zero if not known before the content is read
+	path    string               // one of its paths in the commit
+	inode   *composefs.Inode
+	relabel *relabel // nil if the object is in a layer, or has no content
+}
+
+// A relabel is the object with the content of a file that has another label.
+type relabel struct {
+	from objectstore.Checksum
+	is   objectstore.FileMeta
 }
 
 type metadataObject struct {
 	typ  objectstore.ObjectType
-	sum  objectstore.Checksum
+	sum  objectstore.Checksum // zero if not known yet
 	data []byte
 }
 
-func compile(root *composefs.Inode) (*objects, error) {
-	o := &objects{inodes: make(map[*composefs.Inode]objectstore.Checksum), seen: make(map[objectstore.ObjectName]struct{})}
+// compile lists the files of a tree.
+func compile(t *Tree) (*objects, error) {
+	o := &objects{inodes: make(map[*composefs.Inode]int), seen: make(map[objectstore.ObjectName]struct{})}
+	return o, o.listFiles(t, t.root, "", make(map[fileKey]int))
+}
+
+// A fileKey identifies a content object.
+type fileKey struct {
+	sum   objectstore.Checksum
+	label string // of a relabel, whose checksum is that of its content under another label
+}
+
+func (o *objects) listFiles(t *Tree, dir *composefs.Inode, name string, index map[fileKey]int) error {
+	for _, e := range dir.Entries {
+		below := path.Join(name, e.Name)
+		if e.Inode.IsDir() {
+			if err := o.listFiles(t, e.Inode, below, index); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, ok := o.inodes[e.Inode]; ok {
+			continue
+		}
+		f, key, err := t.file(e.Inode, below)
+		if err != nil {
+			return fmt.Errorf("/%s: %w", below, err)
+		}
+		i, ok := index[key]
+		if !ok {
+			i = len(o.files)
+			index[key] = i
+			o.files = append(o.files, f)
+		}
+		o.inodes[e.Inode] = i
+	}
+	return nil
+}
+
+// file returns the content object of a file.
+func (t *Tree) file(n *composefs.Inode, name string) (file, fileKey, error) {
+	f := file{path: name, inode: n}
+	sum, err := checksum(n)
+	if source := t.sources[n]; source != nil && n.Payload != "" {
+		f.relabel = &relabel{from: sum, is: contentMeta(source)}
+		return f, fileKey{sum, labelOf(n)}, err
+	}
+	f.sum = sum
+	return f, fileKey{sum: sum}, err
+}
+
+// directories compiles the metadata objects. Those that depend on unknown files have no checksum.
+func (o *objects) directories(root *composefs.Inode) error {
+	o.metadata = nil
+	clear(o.seen)
 	var err error
 	o.tree, o.meta, err = o.dir(root, "")
-	return o, err
+	return err
 }
 
 // first reports whether an object is new.
@@ -57,13 +117,15 @@ func (o *objects) first(typ objectstore.ObjectType, sum objectstore.Checksum) bo
 	return true
 }
 
-func (o *objects) marshal(typ objectstore.ObjectType, v interface{ Marshal() ([]byte, error) }) (objectstore.Checksum, error) {
+func (o *objects) marshal(typ objectstore.ObjectType, v interface{ Marshal() ([]byte, error) }, known bool) (sum objectstore.Checksum, err error) {
 	data, err := v.Marshal()
 	if err != nil {
-		return objectstore.Checksum{}, err
+		return sum, err
 	}
-	sum := objectstore.Checksum(sha256.Sum256(data))
-	if o.first(typ, sum) {
+	if known {
+		sum = objectstore.Checksum(sha256.Sum256(data))
+	}
+	if !known || o.first(typ, sum) {
 		o.metadata = append(o.metadata, metadataObject{typ, sum, data})
 	}
 	return sum, nil
@@ -71,28 +133,27 @@ func (o *objects) marshal(typ objectstore.ObjectType, v interface{ Marshal() ([]
 
 func (o *objects) dir(n *composefs.Inode, name string) (tree, meta objectstore.Checksum, err error) {
 	var t objectstore.DirTree
+	known := true
 	for _, e := range n.Entries {
-		below := path.Join(name, e.Name)
 		if e.Inode.IsDir() {
 			d := objectstore.TreeDir{Name: e.Name}
-			if d.Tree, d.Meta, err = o.dir(e.Inode, below); err != nil {
+			if d.Tree, d.Meta, err = o.dir(e.Inode, path.Join(name, e.Name)); err != nil {
 				return tree, meta, err
 			}
+			known = known && !d.Tree.IsZero()
 			t.Dirs = append(t.Dirs, d)
 			continue
 		}
-		sum, err := o.file(e.Inode, below)
-		if err != nil {
-			return tree, meta, fmt.Errorf("/%s: %w", below, err)
-		}
+		sum := o.files[o.inodes[e.Inode]].sum
+		known = known && !sum.IsZero()
 		t.Files = append(t.Files, objectstore.TreeFile{Name: e.Name, Checksum: sum})
 	}
 	attributes := layer.FileMeta(n)
 	meta, err = o.marshal(objectstore.TypeDirMeta, &objectstore.DirMeta{
 		UID: attributes.UID, GID: attributes.GID, Mode: attributes.Mode, Xattrs: attributes.Xattrs,
-	})
+	}, true)
 	if err == nil {
-		tree, err = o.marshal(objectstore.TypeDirTree, &t)
+		tree, err = o.marshal(objectstore.TypeDirTree, &t, known)
 	}
 	if err != nil {
 		err = fmt.Errorf("/%s: %w", name, err)
@@ -100,23 +161,8 @@ func (o *objects) dir(n *composefs.Inode, name string) (tree, meta objectstore.C
 	return tree, meta, err
 }
 
-func (o *objects) file(n *composefs.Inode, name string) (objectstore.Checksum, error) {
-	if sum, ok := o.inodes[n]; ok {
-		return sum, nil
-	}
-	sum, err := checksum(n)
-	if err != nil {
-		return sum, err
-	}
-	o.inodes[n] = sum
-	if o.first(objectstore.TypeFile, sum) {
-		o.files = append(o.files, file{sum, name, n})
-	}
-	return sum, nil
-}
-
-// checksum returns the content object of a regular file or symbolic link: the one that a layer names, or, for a file
-// that layers have only in their image, the one to create.
+// checksum returns the content object of a regular file or symbolic link: the one that a layer names, whatever label the
+// file has now, or, for a file that layers have only in their image, the one to create.
 func checksum(n *composefs.Inode) (objectstore.Checksum, error) {
 	if n.Payload != "" {
 		return layer.PayloadSum(n.Payload)
@@ -172,6 +218,8 @@ func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.
 		return txn.StoreSymlink(&meta)
 	case f.inode.Payload == "":
 		return txn.StoreFile(&meta, f.inode.Mtime, nil)
+	case f.relabel != nil:
+		return f.storeRelabelled(txn, from, &meta)
 	case from == nil:
 		have, err := f.find(txn.Repo())
 		if err == nil && !have {
@@ -180,6 +228,16 @@ func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.
 		return objectstore.Stored{Checksum: f.sum}, err
 	}
 	return txn.ImportFile(from, f.sum, &meta, f.inode.Size)
+}
+
+// storeRelabelled creates an object with the content of another one, and learns its checksum.
+func (f *file) storeRelabelled(txn *objectstore.Txn, from *objectstore.Repo, meta *objectstore.FileMeta) (objectstore.Stored, error) {
+	if from == nil {
+		from = txn.Repo()
+	}
+	stored, err := txn.ImportContent(from, f.relabel.from, &f.relabel.is, meta, f.inode.Size)
+	f.sum = stored.Checksum
+	return stored, err
 }
 
 func (f *file) notExist() error {
@@ -203,7 +261,7 @@ func (f *file) find(repo *objectstore.Repo) (bool, error) {
 
 // need returns what a repository lacks: objects to create, or to take from another one.
 func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
-	if n.Transfers, err = transfers(to, from); err != nil {
+	if n.Transfers, err = o.transfers(to, from); err != nil {
 		return n, err
 	}
 	for i := range o.files {
@@ -214,7 +272,7 @@ func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
 		case err != nil:
 			return n, fmt.Errorf("/%s: %w", f.path, err)
 		case lacks == nothing, f.inode.Payload == "": // takes an inode
-		case lacks == ownObject, n.Transfers.Of(&meta) == objectstore.TransferCopy:
+		case lacks == ownObject, f.transfer(&n.Transfers, &meta) == objectstore.TransferCopy:
 			n.Objects++
 			n.Bytes += to.Allocated(f.inode.Size)
 		default:
@@ -223,15 +281,25 @@ func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
 	}
 	for i := range o.metadata {
 		m := &o.metadata[i]
-		have, err := to.Has(m.typ, m.sum)
-		if err != nil {
-			return n, err
+		have := false
+		if !m.sum.IsZero() {
+			if have, err = to.Has(m.typ, m.sum); err != nil {
+				return n, err
+			}
 		}
 		if !have {
 			n.Metadata += to.Allocated(int64(len(m.data)))
 		}
 	}
 	return n, nil
+}
+
+// transfer returns how a repository gets an object that it lacks. One with a new label is another inode.
+func (f *file) transfer(t *objectstore.Transfers, meta *objectstore.FileMeta) objectstore.Transfer {
+	if f.relabel != nil {
+		return t.Others
+	}
+	return t.Of(meta)
 }
 
 // metadataSize returns the size of the directories that a repository lacks entirely.
@@ -253,6 +321,9 @@ const (
 
 // lackedBy returns what a repository lacks of the object, which has metadata meta and can be stored.
 func (f *file) lackedBy(to, from *objectstore.Repo, meta *objectstore.FileMeta) (lack, error) {
+	if f.relabel != nil {
+		return object, nil
+	}
 	have, err := f.find(to)
 	lacks := object
 	if errors.Is(err, objectstore.ErrCorrupt) && (from != nil || f.inode.Payload == "") {

@@ -128,8 +128,13 @@ type bed struct {
 
 func newBed(t *testing.T) bed {
 	t.Helper()
+	return newBedAt(t, t.TempDir())
+}
+
+func newBedAt(t *testing.T, path string) bed {
+	t.Helper()
 	testenv.NeedsRoot(t)
-	root, err := atfs.Open(t.TempDir())
+	root, err := atfs.Open(path)
 	testenv.Must(t, err)
 	t.Cleanup(func() { testenv.Must(t, root.Close()) })
 	testenv.Must(t, root.Mkdir("repo", 0o700))
@@ -177,9 +182,13 @@ func TestCommitIsThatOfOSTree(t *testing.T) {
 	layers := osLayers(t)
 	tree, err := oscommit.NewTree(b.flatten(t, layers...))
 	testenv.Must(t, err)
-	sum := b.store(t, tree, oscommit.Image{})
+	b.compareWithOSTree(t, b.store(t, tree, oscommit.Image{}), unpackOS(t, layers))
+}
 
-	dir := t.TempDir()
+// unpackOS unpacks the layers of an OS image with containerd's applier, and rearranges the files as for a deployment.
+func unpackOS(t *testing.T, layers [][]byte) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	testenv.Must(t, os.Chmod(dir, 0o755))
 	for _, data := range layers {
 		_, err := archive.Apply(t.Context(), dir, bytes.NewReader(data))
@@ -189,7 +198,13 @@ func TestCommitIsThatOfOSTree(t *testing.T) {
 	if out, err := exec.Command("sh", "-c", script, "sh", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	objecttest.Ostree(t, b.repo, "commit", "--branch=oracle", "--tree=dir="+dir, "--timestamp=@0")
+	return dir
+}
+
+// compareWithOSTree compares the tree of a commit with that of ostree's commit of a directory.
+func (b bed) compareWithOSTree(t *testing.T, sum objectstore.Checksum, dir string, args ...string) {
+	t.Helper()
+	objecttest.Ostree(t, b.repo, append([]string{"commit", "--branch=oracle", "--tree=dir=" + dir, "--timestamp=@0"}, args...)...)
 	id, err := b.repo.Ref("oracle")
 	testenv.Must(t, err)
 	want, err := b.repo.Commit(id)

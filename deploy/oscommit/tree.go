@@ -26,8 +26,9 @@ var ErrInvalid = errors.New("image cannot become an OS commit")
 // A Tree is the tree of an OS commit.
 type Tree struct {
 	root     *composefs.Inode
-	Dropped  []Dropped      // files of the image that the commit does not have, by path
-	Progress func(Progress) // called by Store after each object, by one goroutine at a time; may be nil
+	sources  map[*composefs.Inode]*composefs.Inode // what files were before they got their labels
+	Dropped  []Dropped                             // files of the image that the commit does not have, by path
+	Progress func(Progress)                        // called by Store after each object, by one goroutine at a time; may be nil
 }
 
 // Dropped is a file or directory that an OS commit does not have.
