@@ -342,6 +342,16 @@ func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
 	needsHost(t)
 	ref = images.SameContent(ref)
 	full := push(t, ref)
+	return referenceOf(t, ref, image(t, ref), func(e *env) {
+		if out := e.printed(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(out) != "42" {
+			t.Errorf("the container printed %q, want 42", out)
+		}
+	})
+}
+
+// referenceOf is reference for any image in the registry. The first call for an image runs check while it is pulled.
+func referenceOf(t *testing.T, ref string, img *images.Image, check func(*env)) (tree.Tree, tree.Options) {
+	t.Helper()
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if got, ok := shared.trees[ref]; ok {
@@ -355,13 +365,12 @@ func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
 		shared.reference = s
 	}
 	e := &env{Stack: shared.reference, t: t}
+	full := shared.registry.Address + "/" + ref
 	e.must(e.Pull(t.Context(), defaultNS, full))
 	got := e.view(defaultNS, full)
-	if out := e.printed(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(out) != "42" {
-		t.Errorf("the container printed %q, want 42", out)
-	}
+	check(e)
 	e.ctr(defaultNS, "images", "rm", "--sync", full)
-	unsaid, err := image(t, ref).UnsaidTimes()
+	unsaid, err := img.UnsaidTimes()
 	e.must(err)
 	shared.trees[ref], shared.options[ref] = got, tree.Options{IgnoreMtime: unsaid}
 	return got, shared.options[ref]

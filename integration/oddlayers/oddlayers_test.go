@@ -55,7 +55,10 @@ var (
 
 func rows() []row {
 	dir, file, link := snaptest.Dir, snaptest.File, snaptest.Link
-	const opaque = ".wh..wh..opq"
+	const (
+		opaque     = ".wh..wh..opq"
+		capability = "\x01\x00\x00\x02\x00\x24\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	)
 	return []row{
 		{
 			name:   "hard link to a file of a lower layer",
@@ -92,6 +95,12 @@ func rows() []row {
 			layers: [][]tar.Header{{dir("d")}, {with(dir("d"), "user.overlay.opaque", "y")}},
 			look:   xattrOf("d", "user.overlay.opaque"),
 			ours:   "none", overlayfs: "y", native: "y", erofs: "y",
+		},
+		{
+			name:   "capability of a file that its hard link does not repeat",
+			layers: [][]tar.Header{{with(file("a", "1"), "security.capability", capability), link("b", "a")}},
+			look:   xattrOf("b", "security.capability"),
+			ours:   capability, overlayfs: "none", native: "none", erofs: capability,
 		},
 		{
 			name:   "opaque marker in the root",
