@@ -240,6 +240,9 @@ func list(t *testing.T, path, root string, content bool) (lines []string) {
 		case content:
 			rel += ": " + strings.ReplaceAll(string(value(os.ReadFile(name))(t)), "\n", "|")
 		}
+		if label := label(t, name); label != "" {
+			rel += " label " + label
+		}
 		lines = append(lines, rel)
 		return nil
 	}))

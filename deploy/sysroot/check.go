@@ -55,8 +55,11 @@ func (t *osTree) checkTree(noSELinux, hasCfs bool) error {
 	return t.checkComposefs()
 }
 
-// checkSELinux refuses a tree that enforces a policy, or logs by one: its files have no labels.
+// checkSELinux refuses a tree that enforces a policy, or logs by one, although its files have no labels.
 func (t *osTree) checkSELinux() error {
+	if has, err := t.hasLabels(); has || err != nil {
+		return err
+	}
 	for _, etc := range []string{"usr/etc", "etc"} {
 		data, err := t.readFile(path.Join(etc, "selinux/config"), maxConfigLen)
 		if isAbsent(err) {
@@ -75,7 +78,7 @@ func (t *osTree) checkSELinux() error {
 		} else if err != nil {
 			return err
 		}
-		return fmt.Errorf("%w: the tree has %q (%s, in /%s), which needs labels on files, and deployments get none",
+		return fmt.Errorf("%w: the tree has %q (%s, in /%s), which needs labels on files, and its files have none",
 			ErrSELinux, config.Type, config.Mode, dir)
 	}
 	return nil

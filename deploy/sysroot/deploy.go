@@ -190,8 +190,8 @@ func legacyVar(parent *atfs.Dir, name string) error {
 	return nil
 }
 
-// finishDeployment does the last steps of a deployment: it merges the changes of /etc, and makes the root immutable. It
-// can be repeated.
+// finishDeployment does the last steps of a deployment: it merges the changes of /etc, labels files, and makes the root
+// immutable. It can be repeated.
 func (s *Sysroot) finishDeployment(ctx context.Context, p *Plan, root *atfs.Dir) error {
 	d := p.New
 	if p.Etc != nil {
@@ -203,6 +203,9 @@ func (s *Sysroot) finishDeployment(ctx context.Context, p *Plan, root *atfs.Dir)
 		if err := atfs.IgnoreNotExist(s.dir.Unlink(name)); err != nil {
 			return err
 		}
+	}
+	if err := s.labelDeployment(ctx, p, root); err != nil {
+		return err
 	}
 	if err := s.makeBacking(d); err != nil {
 		return err

@@ -15,7 +15,7 @@ var (
 	ErrNotExist = errors.New("does not exist")
 	// ErrUnsupported reports a sysroot or commit that this package would harm, or whose system it would break.
 	ErrUnsupported = errors.New("not supported")
-	// ErrSELinux reports a commit whose files need labels, which they do not get. It is an ErrUnsupported.
+	// ErrSELinux reports a commit whose files need labels and have none. It is an ErrUnsupported.
 	ErrSELinux = fmt.Errorf("%w: SELinux policy", ErrUnsupported)
 	// ErrInvalid reports a request that cannot be met, or a commit that cannot be deployed.
 	ErrInvalid = errors.New("cannot be deployed")

@@ -97,6 +97,9 @@ func (s *Sysroot) change(ctx context.Context, p *Plan, now *State) (err error) {
 		}
 		if after, lerr := s.load(context.WithoutCancel(ctx)); lerr == nil && after.equal(now) {
 			// The next plan that is executed removes the rest.
+			if p.stampedVar {
+				_ = s.unlabelVar(p.New.Stateroot)
+			}
 			if p.filledVar {
 				_ = s.emptyVar(p.New.Stateroot)
 			}

@@ -91,6 +91,9 @@ func (s *Sysroot) planFinalize(ctx context.Context, st *State) (*Plan, error) {
 	if p.tree, err = openTree(s.repo, d.Commit); err != nil {
 		return nil, commitError(d.Commit, err)
 	}
+	if p.policy, err = p.tree.policy(); err != nil {
+		return nil, err
+	}
 	if p.kernel, err = p.tree.findKernel(ctx, ""); err != nil {
 		return nil, err
 	}

@@ -95,7 +95,7 @@ func TestOlderTrees(t *testing.T) {
 	b := newSysroot(t)
 	b.commit("1", "a")
 	b.deploy(ref(b, "1"))
-	b.changeEtc(0)
+	b.changeEtc()
 	tree := osTree("2", "a")
 	tree.Entries["etc"] = tree.Entries["usr"].Entries["etc"]
 	delete(tree.Entries["usr"].Entries, "etc")

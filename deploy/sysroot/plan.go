@@ -14,6 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -30,7 +31,7 @@ type Request struct {
 	Retain     bool // keep all deployments
 	Stage      bool // to be finalized at shutdown; needs a booted deployment
 	NotDefault bool // behind the booted one, or the one whose /etc is merged, or all others
-	NoSELinux  bool // deploy a tree with an SELinux policy although files get no labels
+	NoSELinux  bool // deploy a tree with an SELinux policy although its files have no labels; others get none either
 	NoPrune    bool // leave unneeded objects in the repository
 	Tries      int  // boots it has to prove itself; 0: boots are not counted
 
@@ -70,7 +71,9 @@ type Plan struct {
 	pin        *Deployment   // whose origin file changes; nil: none
 	pinned     bool          // its new state
 
-	filledVar bool // during execution: the stateroot's /var was empty
+	policy *selinux.Policy // of New, if its tree has labels; at first that of the tree, later with the changes of /etc
+
+	filledVar, stampedVar bool // during execution: what was done to the stateroot's /var
 }
 
 // Remaining returns the deployments that exist once the plan is executed, a staged one among them.
@@ -136,6 +139,9 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 		return nil, err
 	}
 	if err := p.tree.checkTree(r.NoSELinux, p.cfs != nil); err != nil {
+		return nil, err
+	}
+	if p.policy, err = p.tree.policy(); err != nil {
 		return nil, err
 	}
 	if _, err := p.tree.systemName(); err != nil {

@@ -41,7 +41,7 @@ func TestStage(t *testing.T) {
 	if before.Booted == nil || before.Booted != before.Default() || before.Pending() != nil || before.Rollback() != before.Deployments[1] {
 		t.Fatalf("got %+v", before)
 	}
-	b.changeEtc(0)
+	b.changeEtc()
 	b.deploy(ref(b, "3"), staged)
 	st := b.load()
 	if st.Staged == nil || st.Staged.Commit != ref(b, "3") || st.Staged.Merge != st.Booted || st.Staged.Locked || st.Pending() != st.Staged.Deployment {

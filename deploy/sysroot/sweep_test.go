@@ -46,16 +46,18 @@ var sweepCases = map[string]sweepCase{
 		prepare: with(twoDeployments, "3"), run: deployOnce("3", func(r *sysroot.Request) { r.EarlyPrune = true }),
 		booted: -1, full: true, min: 250,
 	},
-	"first deploy":            {prepare: with(nil, "1"), run: deployOnce("1", nil), booted: -1, min: 130},
-	"undeploy":                {prepare: twoDeployments, run: undeployOnce, booted: -1, min: 100},
-	"rollback":                {prepare: twoDeployments, run: rollbackOnce("1"), booted: -1, min: 70},
-	"rollback to same kernel": {prepare: sameKernels, run: rollbackOnce("2"), booted: -1, min: 35},
-	"rollback staged":         {prepare: oneStaged, run: rollbackOnce("1"), booted: 0, min: 100},
-	"pin":                     {prepare: twoDeployments, run: pinOnce, booted: -1, min: 9},
-	"cleanup":                 {prepare: with(manyLeftovers, "3"), run: cleanupOnce, booted: -1, prune: true, min: 29},
-	"stage":                   {prepare: with(oneStaged, "4"), run: deployOnce("4", func(r *sysroot.Request) { r.Stage = true }), booted: 0, min: 110},
-	"finalize":                {prepare: oneStaged, run: finalizeOnce, booted: 0, min: 140},
-	"boot complete":           {prepare: oneCounted, run: completeOnce, booted: 0, min: 5},
+	"first deploy":             {prepare: with(nil, "1"), run: deployOnce("1", nil), booted: -1, min: 130},
+	"first deploy with labels": {prepare: oneLabelled, run: deployOnce("1", nil), booted: -1, min: 230},
+	"finalize with labels":     {prepare: stagedLabelled, run: finalizeOnce, booted: 0, min: 110},
+	"undeploy":                 {prepare: twoDeployments, run: undeployOnce, booted: -1, min: 100},
+	"rollback":                 {prepare: twoDeployments, run: rollbackOnce("1"), booted: -1, min: 70},
+	"rollback to same kernel":  {prepare: sameKernels, run: rollbackOnce("2"), booted: -1, min: 35},
+	"rollback staged":          {prepare: oneStaged, run: rollbackOnce("1"), booted: 0, min: 100},
+	"pin":                      {prepare: twoDeployments, run: pinOnce, booted: -1, min: 9},
+	"cleanup":                  {prepare: with(manyLeftovers, "3"), run: cleanupOnce, booted: -1, prune: true, min: 29},
+	"stage":                    {prepare: with(oneStaged, "4"), run: deployOnce("4", func(r *sysroot.Request) { r.Stage = true }), booted: 0, min: 110},
+	"finalize":                 {prepare: oneStaged, run: finalizeOnce, booted: 0, min: 140},
+	"boot complete":            {prepare: oneCounted, run: completeOnce, booted: 0, min: 5},
 }
 
 // tinyTree returns a minimal system: each file adds operations to the sweep.
@@ -94,7 +96,7 @@ func twoDeployments(b *bed) {
 	b.commitTiny("1", "2")
 	b.deploy(ref(b, "1"), withKargs("rw"))
 	b.deploy(ref(b, "2"))
-	b.changeEtc(0)
+	b.changeEtc()
 }
 
 func oneCfs(b *bed) {
@@ -113,16 +115,42 @@ func kargsOnce(b *bed) error {
 	})
 }
 
+// tinyLabelledTree is a tinyTree with a policy and labels.
+func tinyLabelledTree(tb testing.TB, version, kernel string) *node {
+	tb.Helper()
+	tree := tinyTree(version, kernel)
+	addPolicy(tree)
+	labelTree(tb, tree)
+	return tree
+}
+
+func oneLabelled(b *bed) {
+	commitTree(b.t, b.Repo(), "os/1", "1", tinyLabelledTree(b.t, "1", "a"))
+}
+
+func stagedLabelled(b *bed) {
+	oneLabelled(b)
+	b.deploy(ref(b, "1"), withKargs("rw"))
+	b.changeEtc()
+	for _, name := range []string{"conf", "added"} {
+		name = filepath.Join(b.path, b.load().Deployments[0].Path(), "etc", name)
+		testenv.Must(b.t, unix.Setxattr(name, atfs.XattrSELinux, []byte("u:r:old_t:s0"), 0))
+	}
+	commitTree(b.t, b.Repo(), "os/2", "2", tinyLabelledTree(b.t, "2", "b"))
+	b.boot(0)
+	b.deploy(ref(b, "2"), func(r *sysroot.Request) { r.Stage = true })
+}
+
 func sameKernels(b *bed) {
 	b.commitTiny("2", "2b")
 	b.deploy(ref(b, "2"), withKargs("rw"))
 	b.deploy(ref(b, "2b"))
 }
 
-// changeEtc changes /etc of a deployment.
-func (b *bed) changeEtc(index int) {
+// changeEtc changes /etc of the default deployment.
+func (b *bed) changeEtc() {
 	b.t.Helper()
-	etc := filepath.Join(b.path, b.load().Deployments[index].Path(), "etc")
+	etc := filepath.Join(b.path, b.load().Default().Path(), "etc")
 	testenv.Must(b.t, os.WriteFile(filepath.Join(etc, "conf"), []byte("changed"), 0o600))
 	testenv.Must(b.t, os.WriteFile(filepath.Join(etc, "added"), []byte("added"), 0o644))
 	testenv.Must(b.t, os.Remove(filepath.Join(etc, "same")))
@@ -321,7 +349,8 @@ func (c *sweepCase) setUp(t *testing.T, path string) {
 	testenv.Must(t, b.Close())
 }
 
-// copySetUp copies the prepared state to another directory. Files are links: changes must write them anew.
+// copySetUp copies the prepared state to another directory. Files are links, but for those of /etc: changes must write them
+// anew.
 func (c *sweepCase) copySetUp(t *testing.T, from, path string) {
 	t.Helper()
 	testenv.Must(t, cloneTree(from, path))
@@ -336,7 +365,7 @@ func (c *sweepCase) copySetUp(t *testing.T, from, path string) {
 	}
 }
 
-// cloneTree copies directories, and links their files.
+// cloneTree copies directories, and links their files. Those of /etc it copies.
 func cloneTree(from, to string) error {
 	var dirs []func() error // finish directories that are filled
 	err := filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
@@ -344,14 +373,20 @@ func cloneTree(from, to string) error {
 			return err
 		}
 		target := to + strings.TrimPrefix(name, from)
-		if !d.IsDir() {
-			return os.Link(name, target)
-		}
 		fi, err := d.Info()
 		if err != nil {
 			return err
 		}
+		if fi.Mode().IsRegular() && strings.Contains(name, "/etc/") && !strings.Contains(name, "/usr/etc/") {
+			return cloneFile(name, target, fi.Mode())
+		}
+		if !d.IsDir() {
+			return os.Link(name, target)
+		}
 		if err := os.Mkdir(target, 0o700); err != nil && target != to {
+			return err
+		}
+		if err := cloneLabel(name, target); err != nil {
 			return err
 		}
 		src, err := atfs.Open(name)
@@ -377,6 +412,29 @@ func cloneTree(from, to string) error {
 		err = errors.Join(err, f())
 	}
 	return err
+}
+
+func cloneFile(from, to string, mode fs.FileMode) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(to, data, mode); err != nil {
+		return err
+	}
+	return cloneLabel(from, to)
+}
+
+func cloneLabel(from, to string) error {
+	var buf [256]byte
+	n, err := unix.Getxattr(from, atfs.XattrSELinux, buf[:])
+	if errors.Is(err, unix.ENODATA) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Setxattr(to, atfs.XattrSELinux, buf[:n], 0)
 }
 
 func (c *sweepCase) faultCase(t *testing.T) faulttest.Case[*bed] {
@@ -438,7 +496,7 @@ func (b *bed) snapshot() string {
 	if err == nil {
 		text += "staged: " + hex.EncodeToString(staged) + "\n"
 	}
-	return text
+	return text + strings.Join(list(b.t, b.path, "ostree/deploy/os/var", true), "\n") + "\n"
 }
 
 // check verifies that whatever boots is complete.
@@ -450,6 +508,13 @@ func (b *bed) check() {
 		boot = filepath.Join(b.path, "boot")
 	}
 	st := b.load()
+	if stateroot := labels(t, filepath.Join(b.path, "ostree/deploy/os/var")); stateroot[".ostree-selabeled"] != "" {
+		for name, label := range stateroot {
+			if label == "" {
+				t.Errorf("/var counts as labelled, but %s is not", name)
+			}
+		}
+	}
 	entries := value(filepath.Glob(filepath.Join(boot, "loader/entries/*.conf")))(t)
 	if len(entries) != len(st.Deployments) {
 		t.Errorf("%d entries, %d deployments", len(entries), len(st.Deployments))
@@ -481,6 +546,13 @@ func (b *bed) checkDeployment(root string) {
 	}
 	if _, err := os.Stat(root + ".origin"); err != nil {
 		b.t.Error(err)
+	}
+	if label(b.t, root) != "" {
+		for name, label := range labels(b.t, filepath.Join(root, "etc")) {
+			if label == "" || label == "u:r:usr_t:s0" {
+				b.t.Errorf("/etc/%s has the label %q", name, label)
+			}
+		}
 	}
 	if !immutable(b.t, root) {
 		b.t.Errorf("%s is not immutable", root)

@@ -1,0 +1,293 @@
+package sysroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/internal/links"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+)
+
+const (
+	// labelledFile, below /var, records that the files of /var have got their labels. libostree creates it too.
+	labelledFile = ".ostree-selabeled"
+
+	maxPolicyLen   = 16 << 20 // of each text file of a policy; those of distributions have less than a megabyte
+	maxLabelsDepth = 1024     // nested directories; each level costs a descriptor
+)
+
+// hasLabels reports whether the files of the tree have SELinux labels. Those of a deployment then need them too.
+func (t *osTree) hasLabels() (bool, error) {
+	m, err := t.repo.DirMeta(t.commit.Meta)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(m.Xattrs, func(x objectstore.Xattr) bool { return x.Name == atfs.XattrSELinux }), nil
+}
+
+// policy returns the SELinux policy of a tree whose files have labels. It returns nil if they have none, or if the tree's
+// configuration disables the policy.
+func (t *osTree) policy() (*selinux.Policy, error) {
+	if has, err := t.hasLabels(); !has || err != nil {
+		return nil, err
+	}
+	etc := "etc/selinux"
+	if _, err := t.lookup(etc); isAbsent(err) {
+		etc = "usr/etc/selinux"
+	} else if err != nil {
+		return nil, err
+	}
+	return loadPolicy(etc, func(name string) ([]byte, error) { return t.readFile(name, maxPolicyLen) })
+}
+
+// deployedPolicy returns the policy of a deployment, with the local changes in /etc, or nil if it has none.
+func deployedPolicy(root *atfs.Dir) (*selinux.Policy, error) {
+	etc := "etc/selinux"
+	if ok, err := root.Exists(etc); err != nil {
+		return nil, err
+	} else if !ok {
+		etc = "usr/etc/selinux"
+	}
+	return loadPolicy(etc, func(name string) ([]byte, error) {
+		file, err := links.Resolve(name, func(name string) (here, target string, err error) {
+			st, err := root.Lstat(name)
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+				err = errors.Join(err, objectstore.ErrNoEntry)
+			}
+			if err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+				target, err = root.Readlink(name)
+			}
+			return name, target, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		return root.ReadFile(file, maxPolicyLen)
+	})
+}
+
+func loadPolicy(dir string, read selinux.ReadFile) (*selinux.Policy, error) {
+	p, err := selinux.Load(func(name string) ([]byte, error) {
+		data, err := read(name)
+		if isAbsent(err) {
+			err = fs.ErrNotExist
+		}
+		return data, err
+	}, dir)
+	if errors.Is(err, selinux.ErrNoPolicy) {
+		return nil, nil
+	}
+	return p, err
+}
+
+// labelDeployment gives the files of a new deployment that are not in its commit their labels, by the policy in root, its
+// directory, which has the merged /etc. It writes no label to an inode of the repository.
+func (s *Sysroot) labelDeployment(ctx context.Context, p *Plan, root *atfs.Dir) error {
+	has, err := p.tree.hasLabels()
+	if err != nil {
+		return err
+	}
+	policy, err := deployedPolicy(root)
+	if !has {
+		if policy == nil && err == nil {
+			p.stampedVar, err = s.labelVar(ctx, p.New.Stateroot, nil)
+			return err
+		}
+		return nil // a later deployment that has labels labels /var
+	}
+	if err != nil {
+		return err
+	}
+	if p.policy = policy; policy != nil {
+		if err := newLabeler(ctx, policy).tree(root, "etc", "/etc"); err != nil {
+			return err
+		}
+	}
+	p.stampedVar, err = s.labelVar(ctx, p.New.Stateroot, policy)
+	return err
+}
+
+// labelVar gives the files in a stateroot's /var their labels, once, and reports whether it has recorded that. As with
+// libostree, a deployment without a policy counts.
+func (s *Sysroot) labelVar(ctx context.Context, stateroot string, policy *selinux.Policy) (done bool, err error) {
+	parent, err := s.dir.OpenDir(staterootDir(stateroot))
+	if err != nil {
+		return false, err
+	}
+	defer parent.Close()
+	dir, err := parent.OpenDir("var")
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close()
+	if ok, err := dir.Exists(labelledFile); ok || err != nil {
+		return false, err
+	}
+	if policy != nil {
+		if err := newLabeler(ctx, policy).tree(parent, "var", "/var"); err != nil {
+			return false, err
+		}
+		// The record must not survive a power failure that the labels do not.
+		if err := dir.SyncFS(); err != nil {
+			return false, err
+		}
+	}
+	f, err := dir.TmpFile(fileMode)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if err := f.Chmod(fileMode); err != nil {
+		return false, err
+	}
+	if err := labelFile(f, policy, path.Join("/var", labelledFile)); err != nil {
+		return false, err
+	}
+	if err := f.Sync(); err != nil {
+		return false, err
+	}
+	if err := f.LinkTo(dir, labelledFile); err != nil {
+		return false, err
+	}
+	return true, dir.Sync()
+}
+
+// unlabelVar undoes the record of labelVar. The labels are right whoever deploys next.
+func (s *Sysroot) unlabelVar(stateroot string) error {
+	return atfs.IgnoreNotExist(s.dir.Unlink(path.Join(varDir(stateroot), labelledFile)))
+}
+
+// A labeler labels directory trees by a policy.
+type labeler struct {
+	ctx    context.Context
+	policy *selinux.Policy
+}
+
+func newLabeler(ctx context.Context, policy *selinux.Policy) *labeler { return &labeler{ctx, policy} }
+
+// tree labels name in dir, and everything below it, as if it were the path at of the running system. It follows no
+// symbolic links, stays on one file system, and leaves files with several names alone: one of them may be an object of a
+// repository, or belong to another tree. A name that does not exist has no files.
+func (l *labeler) tree(dir *atfs.Dir, name, at string) error {
+	st, err := dir.Lstat(name)
+	if err != nil {
+		return atfs.IgnoreNotExist(err)
+	}
+	if err := l.entry(dir, name, at, st.Dev, 0); err != nil {
+		return fmt.Errorf("label %s: %w", at, err)
+	}
+	return nil
+}
+
+func (l *labeler) entry(dir *atfs.Dir, name, at string, dev uint64, depth int) error {
+	if l.ctx.Err() != nil {
+		return context.Cause(l.ctx)
+	}
+	if depth > maxLabelsDepth {
+		return fmt.Errorf("%q: more than %d nested directories", at, maxLabelsDepth)
+	}
+	st, err := dir.Lstat(name)
+	if err != nil || st.Dev != dev {
+		return atfs.IgnoreNotExist(err)
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if isDir || st.Nlink == 1 {
+		if label, ok := l.policy.Label(at, labelType(st.Mode)); ok {
+			if err := setLabel(dir, name, label); err != nil {
+				return atfs.IgnoreNotExist(err)
+			}
+		}
+	}
+	if !isDir {
+		return nil
+	}
+	sub, err := dir.OpenDir(name)
+	if err != nil {
+		return atfs.IgnoreNotExist(err)
+	}
+	names, err := sub.ReadNames()
+	slices.Sort(names)
+	for _, n := range names {
+		if err == nil {
+			err = l.entry(sub, n, path.Join(at, n), dev, depth+1)
+		}
+	}
+	return errors.Join(err, sub.Close())
+}
+
+// labelOf returns the label of a file in dir, or "" for none.
+func labelOf(dir *atfs.Dir, name string) (string, error) {
+	attrs, err := dir.Xattrs(name)
+	return labelText(attrs[atfs.XattrSELinux]), err
+}
+
+// labelText returns a label without the zero byte that ends it on disk. The label that the kernel shows for a file without
+// one counts as none.
+func labelText(value []byte) string {
+	text := strings.TrimRight(string(value), "\x00")
+	if parts := strings.Split(text, ":"); len(parts) > 2 && parts[2] == "unlabeled_t" {
+		return ""
+	}
+	return text
+}
+
+// setLabel gives a file in dir a label, unless it has it, or its file system has no labels.
+func setLabel(dir *atfs.Dir, name, label string) error {
+	if have, err := labelOf(dir, name); have == label || err != nil {
+		return err
+	}
+	return labelError(label, dir.Setxattr(name, atfs.XattrSELinux, labelValue(label)))
+}
+
+// labelFile gives an open regular file the label of the path at, if there is a policy and it has one.
+func labelFile(f *atfs.File, policy *selinux.Policy, at string) error {
+	if policy == nil {
+		return nil
+	}
+	label, ok := policy.Label(at, 0)
+	if !ok {
+		return nil
+	}
+	return labelError(label, f.Setxattr(atfs.XattrSELinux, labelValue(label)))
+}
+
+// labelValue returns a label as it is stored.
+func labelValue(label string) []byte { return append([]byte(label), 0) }
+
+func labelError(label string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOTSUP):
+		return nil // on a file system without labels, such as FAT
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("the running kernel's policy does not know the label %q, and refuses it: %w", label, err)
+	}
+	return err
+}
+
+// labelType returns the type bits of a mode.
+func labelType(mode uint32) fs.FileMode {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return fs.ModeDir
+	case unix.S_IFLNK:
+		return fs.ModeSymlink
+	case unix.S_IFCHR:
+		return fs.ModeDevice | fs.ModeCharDevice
+	case unix.S_IFBLK:
+		return fs.ModeDevice
+	case unix.S_IFIFO:
+		return fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		return fs.ModeSocket
+	}
+	return 0
+}

@@ -1,0 +1,335 @@
+package sysroot_test
+
+import (
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
+)
+
+// fileContexts is a small policy.
+const fileContexts = `/.*                   u:r:default_t:s0
+/                   -d  u:r:root_t:s0
+/usr(/.*)?              u:r:usr_t:s0
+/etc(/.*)?              u:r:etc_t:s0
+/etc/selinux(/.*)?      u:r:policy_t:s0
+/etc/.*\.key        --  u:r:key_t:s0
+/etc/link           -l  u:r:link_t:s0
+/etc/none               <<none>>
+/var(/.*)?              u:r:var_t:s0
+/var/lib(/.*)?          u:r:lib_t:s0
+/boot(/.*)?             u:r:boot_t:s0
+/boot/.*/initramfs-.* -- u:r:initrd_t:s0
+/usr/lib/modules(/.*)?  u:r:modules_t:s0
+`
+
+// addPolicy adds a policy to a tree.
+func addPolicy(tree *node) {
+	at(tree, "usr/etc/selinux")["config"] = file(0o644, "SELINUX=enforcing\nSELINUXTYPE=x\n")
+	at(tree, "usr/etc/selinux/x/policy")["policy.33"] = file(0o644, "binary")
+	at(tree, "usr/etc/selinux/x/contexts/files")["file_contexts"] = file(0o644, fileContexts)
+}
+
+// labelTree gives the files of a tree the labels of its policy.
+func labelTree(tb testing.TB, tree *node) {
+	tb.Helper()
+	policy := value(selinux.Load(func(name string) ([]byte, error) {
+		dir, base := filepath.Split(name)
+		n := at(tree, strings.TrimSuffix(dir, "/"))[base]
+		if n == nil {
+			return nil, fs.ErrNotExist
+		}
+		return n.Content, nil
+	}, "usr/etc/selinux"))(tb)
+	var walk func(name string, n *node)
+	walk = func(name string, n *node) {
+		typ := fs.FileMode(0)
+		switch n.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			typ = fs.ModeDir
+		case unix.S_IFLNK:
+			typ = fs.ModeSymlink
+		}
+		if label, ok := policy.Label(name, typ); ok {
+			n.Xattr("security.selinux", label+"\x00")
+		}
+		for base, sub := range n.Entries {
+			walk(filepath.Join(name, base), sub)
+		}
+	}
+	walk("/", tree)
+}
+
+// labelledTree is an osTree with a policy and labels.
+func labelledTree(tb testing.TB, version, kernel string, change ...func(tree *node)) *node {
+	tb.Helper()
+	tree := osTree(version, kernel)
+	addPolicy(tree)
+	maps.Copy(at(tree, "usr/etc"), names{
+		"link": link("conf"), "none": file(0o600, "no label"), "host.key": file(0o600, "key"), "sub": dir(0o755, names{"a.key": dir(0o755, nil)}),
+	})
+	for _, f := range change {
+		f(tree)
+	}
+	labelTree(tb, tree)
+	return tree
+}
+
+// labels returns the labels below a directory by their paths: "" for none.
+func labels(tb testing.TB, dir string) map[string]string {
+	tb.Helper()
+	found := map[string]string{}
+	testenv.Must(tb, filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		found[value(filepath.Rel(dir, name))(tb)] = label(tb, name)
+		return nil
+	}))
+	return found
+}
+
+// label returns the label of a file, or "".
+func label(tb testing.TB, name string) string {
+	tb.Helper()
+	buf := make([]byte, 256)
+	n, err := unix.Lgetxattr(name, "security.selinux", buf)
+	if errors.Is(err, unix.ENODATA) {
+		return ""
+	}
+	testenv.Must(tb, err)
+	return strings.TrimSuffix(string(buf[:n]), "\x00")
+}
+
+// checkLabels compares the types of labels.
+func checkLabels(tb testing.TB, what string, got, want map[string]string) {
+	tb.Helper()
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		full := want[name]
+		if full != "" {
+			full = "u:r:" + full + "_t:s0"
+		}
+		if got[name] != full {
+			tb.Errorf("%s: %s has the label %q, want %q", what, name, got[name], full)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(got)) {
+		if _, ok := want[name]; !ok {
+			tb.Errorf("%s: also has %s, with the label %q", what, name, got[name])
+		}
+	}
+}
+
+var (
+	etcLabels = map[string]string{
+		".": "etc", "conf": "etc", "same": "etc", "empty": "etc", "link": "link", "none": "usr", "host.key": "key", "sub": "etc", "sub/a.key": "etc",
+		"selinux": "policy", "selinux/config": "policy", "selinux/x": "policy", "selinux/x/policy": "policy", "selinux/x/policy/policy.33": "policy",
+		"selinux/x/contexts": "policy", "selinux/x/contexts/files": "policy", "selinux/x/contexts/files/file_contexts": "policy",
+	}
+	varLabels = map[string]string{".": "var", ".ostree-selabeled": "var", "lib": "lib", "lib/db": "lib"}
+)
+
+// and returns a map with more entries.
+func and(m map[string]string, more map[string]string) map[string]string {
+	m = maps.Clone(m)
+	maps.Copy(m, more)
+	return m
+}
+
+func (b *bed) etcLabels() map[string]string {
+	b.t.Helper()
+	return labels(b.t, filepath.Join(b.path, b.load().Default().Path(), "etc"))
+}
+
+// checkRepo has all objects compared with their checksums, which cover labels.
+func (b *bed) checkRepo() {
+	b.t.Helper()
+	r := value(b.Repo().Fsck(b.t.Context(), objectstore.FsckOptions{}))(b.t)
+	if len(r.Problems) > 0 {
+		b.t.Errorf("the repository is damaged: %+v", r)
+	}
+}
+
+// TestLabels deploys a tree with labels, and upgrades it with changes in /etc.
+func TestLabels(t *testing.T) {
+	b := newSysroot(t)
+	commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+	commitTree(t, b.Repo(), "os/2", "2", labelledTree(t, "2", "b"))
+	b.deploy(ref(b, "1"))
+	checkLabels(t, "/etc", b.etcLabels(), etcLabels)
+	for _, name := range []string{"etc", "etc/link", "etc/sub", "etc/conf"} { // as the kernel writes them
+		name = filepath.Join(b.path, b.load().Default().Path(), name)
+		if n := value(unix.Lgetxattr(name, "security.selinux", nil))(t); n != len(label(t, name))+1 {
+			t.Errorf("%s: the label does not end with a zero byte", name)
+		}
+	}
+	stateroot := filepath.Join(b.path, "ostree/deploy/os")
+	checkLabels(t, "/var", labels(t, stateroot+"/var"), varLabels)
+
+	// Changes that no label follows, or a wrong one. The last is a local change of the policy.
+	etc := filepath.Join(b.path, b.load().Deployments[0].Path(), "etc")
+	b.changeEtc()
+	for name, text := range map[string]string{"new.key": "k", "new": "n", "conf": "changed", "selinux/x/contexts/files/file_contexts.local": "/etc/new -- u:r:new_t:s0\n"} {
+		testenv.Must(t, os.WriteFile(filepath.Join(etc, name), []byte(text), 0o644))
+		testenv.Must(t, unix.Lsetxattr(filepath.Join(etc, name), "security.selinux", []byte("u:r:wrong_t:s0"), 0))
+	}
+	testenv.Must(t, os.Symlink("conf", filepath.Join(etc, "second")))
+	testenv.Must(t, unix.Mkfifo(filepath.Join(etc, "fifo"), 0o600))
+	// What happened in /var stays.
+	testenv.Must(t, os.WriteFile(stateroot+"/var/lib/new", nil, 0o644))
+
+	b.deploy(ref(b, "2"))
+	want := and(etcLabels, map[string]string{
+		"new.key": "key", "new": "new", "added": "etc", "second": "etc", "fifo": "etc", "selinux/x/contexts/files/file_contexts.local": "policy",
+	})
+	delete(want, "same")
+	checkLabels(t, "/etc after an upgrade", b.etcLabels(), want)
+	checkLabels(t, "/var after an upgrade", labels(t, stateroot+"/var"), and(varLabels, map[string]string{"lib/new": ""}))
+	b.checkRepo()
+}
+
+// TestLabelsOfStaged: a staged deployment gets its labels when it is finalized.
+func TestLabelsOfStaged(t *testing.T) {
+	b := newSysroot(t)
+	b = openSysroot(t, b.path, sysroot.Options{})
+	b.run = t.TempDir()
+	commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+	commitTree(t, b.Repo(), "os/2", "2", labelledTree(t, "2", "b"))
+	b.deploy(ref(b, "1"))
+	b.boot(0)
+	b.deploy(ref(b, "2"), func(r *sysroot.Request) { r.Stage = true })
+	etc := filepath.Join(b.path, b.load().Deployments[0].Path(), "etc")
+	testenv.Must(t, os.WriteFile(filepath.Join(etc, "late.key"), []byte("k"), 0o600))
+	testenv.Must(t, finalizeOnce(b))
+	checkLabels(t, "/etc", b.etcLabels(), and(etcLabels, map[string]string{"late.key": "key"}))
+	b.checkRepo()
+}
+
+// TestNoLabels: a tree without labels gets none. Without a policy, /var counts as labelled; with one, that is left to a
+// deployment that has labels.
+func TestNoLabels(t *testing.T) {
+	b := newSysroot(t)
+	tree := osTree("1", "a")
+	addPolicy(tree)
+	commitTree(t, b.Repo(), "os/1", "1", tree)
+	none := func(what string, got map[string]string) {
+		t.Helper()
+		for name, label := range got {
+			if label != "" {
+				t.Errorf("%s: %s has the label %q", what, name, label)
+			}
+		}
+	}
+	b.deploy(ref(b, "1"), func(r *sysroot.Request) { r.NoSELinux = true })
+	stateroot := filepath.Join(b.path, "ostree/deploy/os")
+	none("system without labels", labels(t, b.path))
+	if _, err := os.Lstat(stateroot + "/var/.ostree-selabeled"); !os.IsNotExist(err) {
+		t.Errorf("/var of a system without labels: got error %v, want no record", err)
+	}
+	b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
+		return b.PlanKargs(t.Context(), st, st.Default(), []string{"quiet"}, nil)
+	})
+	none("/etc with other kernel arguments", b.etcLabels())
+	commitTree(t, b.Repo(), "os/2", "2", labelledTree(t, "2", "b"))
+	b.deploy(ref(b, "2"))
+	checkLabels(t, "/var", labels(t, stateroot+"/var"), varLabels)
+	b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
+		return b.PlanKargs(t.Context(), st, st.Default(), []string{"quiet"}, nil)
+	})
+	checkLabels(t, "/etc with other kernel arguments", b.etcLabels(), etcLabels)
+
+	testenv.Must(t, b.InitStateroot("other"))
+	commitTree(t, b.Repo(), "os/3", "3", osTree("3", "c"))
+	b.deploy(ref(b, "3"), func(r *sysroot.Request) { r.Stateroot = "other" })
+	other := filepath.Join(b.path, "ostree/deploy/other/var")
+	none("/var without a policy", labels(t, other))
+	if st := value(os.Lstat(other + "/.ostree-selabeled"))(t); st.Size() != 0 || st.Mode() != 0o644 {
+		t.Errorf("record: %d bytes, mode %v", st.Size(), st.Mode())
+	}
+}
+
+// TestLabelsOfLinks: another name of a file in /var may be an object, whose label is part of its checksum.
+func TestLabelsOfLinks(t *testing.T) {
+	b := newSysroot(t)
+	commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+	dir := filepath.Join(b.path, "ostree/deploy/os/var/store")
+	testenv.Must(t, os.Mkdir(dir, 0o755))
+	sum := value(b.Repo().Lookup(value(b.Repo().Commit(ref(b, "1")))(t).Root(), "usr/bin/sh"))(t).Checksum.String()
+	object := filepath.Join(b.path, "ostree/repo/objects", sum[:2], sum[2:]+".file")
+	testenv.Must(t, os.Link(object, dir+"/object"))
+	testenv.Must(t, os.Symlink(object, dir+"/symlink"))
+	b.deploy(ref(b, "1"))
+	checkLabels(t, "/var", labels(t, dir), map[string]string{".": "var", "symlink": "var", "object": "usr"})
+	b.checkRepo()
+}
+
+// TestBadPolicy: a policy that nobody can use is refused with the file and line.
+func TestBadPolicy(t *testing.T) {
+	b := newSysroot(t)
+	tree := labelledTree(t, "1", "a")
+	at(tree, "usr/etc/selinux/x/contexts/files")["file_contexts.local"] = file(0o644, "\n/x\n")
+	commitTree(t, b.Repo(), "os/1", "1", tree)
+	commitTree(t, b.Repo(), "os/2", "2", labelledTree(t, "2", "a"))
+	st := b.load()
+	_, err := b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "1")})
+	if !errors.Is(err, selinux.ErrInvalid) || !strings.Contains(err.Error(), "/usr/etc/selinux/x/contexts/files/file_contexts.local: line 2: ") {
+		t.Errorf("got error %v, want %v with file and line", err, selinux.ErrInvalid)
+	}
+
+	// The administrator's own, which only the merge of /etc brings into the deployment.
+	b.deploy(ref(b, "2"))
+	local := filepath.Join(b.path, b.load().Default().Path(), "etc/selinux/x/contexts/files/file_contexts.local")
+	testenv.Must(t, os.WriteFile(local, []byte("/y\n"), 0o644))
+	before := snapshot(t, b.path)
+	st = b.load()
+	p := value(b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "2"), Merge: st.Default()}))(t)
+	if err := b.Execute(t.Context(), p); !errors.Is(err, selinux.ErrInvalid) || !strings.Contains(err.Error(), "/etc/selinux/x/contexts/files/file_contexts.local: line 1: ") {
+		t.Errorf("got error %v, want %v with file and line", err, selinux.ErrInvalid)
+	}
+	if snapshot(t, b.path) != before {
+		t.Error("the sysroot was changed")
+	}
+}
+
+// TestLabelsAsOSTree compares the labels of ostree(1). On a host without SELinux it labels only the regular files of /etc,
+// without the zero byte at the end, and /var.
+func TestLabelsAsOSTree(t *testing.T) {
+	objecttest.NeedsOstree(t)
+	var got [2]map[string]string
+	for i := range got {
+		b := newSysroot(t)
+		commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a", func(tree *node) {
+			delete(at(tree, "usr/etc"), "none") // ostree 2022.7 crashes
+		}))
+		if i == 0 {
+			b.admin("deploy", "--os=os", "os/1")
+		} else {
+			b.deploy(ref(b, "1"))
+		}
+		got[i] = labels(t, filepath.Join(b.path, "ostree/deploy/os"))
+	}
+	n := 0
+	for name, label := range got[0] {
+		if strings.Contains(name, "/etc/") && label != "" {
+			n++
+		}
+		if label != "" && got[1][name] != label {
+			t.Errorf("%s: got the label %q, want %q", name, got[1][name], label)
+		}
+	}
+	if n < 7 {
+		t.Errorf("ostree labelled only %d files of /etc", n)
+	}
+}
