@@ -203,3 +203,22 @@ func TestStuckFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestStuckMount: a mount directory of ours that cannot be removed is named like any other file, and goes once the reason has
+// gone.
+func TestStuckMount(t *testing.T) {
+	e := snaptest.New(t)
+	stuck := filepath.Join(e.Path, snapshotter.MountsDir, "99", "stuck")
+	testenv.Must(t, os.MkdirAll(stuck, 0o700))
+	testenv.Must(t, unix.Mount("tmpfs", stuck, "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(stuck, unix.MNT_DETACH) })
+	err := e.Cleanup(t.Context())
+	if !errors.Is(err, objectstore.ErrNotRemoved) || !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), stuck) {
+		t.Errorf("got %v, want that %s is busy", err, stuck)
+	}
+	testenv.Must(t, unix.Unmount(stuck, 0))
+	testenv.Must(t, e.Cleanup(t.Context()))
+	if _, err := os.Stat(filepath.Dir(stuck)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory is left: %v", err)
+	}
+}

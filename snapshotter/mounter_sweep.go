@@ -6,6 +6,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // Mount points in the directory of a rootfs image: the image, and a read-only overlay of image and objects. Those with
@@ -76,7 +78,7 @@ func planMountSweep(found foundMounts, live liveMounts) (plan mountSweep) {
 }
 
 // execute unmounts and discards. It returns functions that remove the discarded images, also beside an error. What cannot
-// be unmounted stays, with its image, and does not stop the rest.
+// be unmounted stays, with its image, and does not stop the rest: the error is an objectstore.ErrNotRemoved that names it.
 func (t *mountTree) execute(plan mountSweep) (removals, error) {
 	var errs []error
 	mounted := make(map[string]struct{}) // directories with a mount that stays
@@ -98,7 +100,7 @@ func (t *mountTree) execute(plan mountSweep) (removals, error) {
 		}
 		discarded = append(discarded, remove)
 	}
-	return discarded, errors.Join(errs...)
+	return discarded, objectstore.NotRemoved(errs...)
 }
 
 // removals delete discarded files.
