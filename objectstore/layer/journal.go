@@ -40,10 +40,18 @@ type journalRecord struct {
 	file    string                   // from which that blob was read; may be ""
 	refs    []string                 // to the layer
 	objects []objectstore.ObjectName // of the layer, that may not be on the disk yet
+
+	attempt objectstore.Checksum // layer that a recovery rebuilds as long as the entry exists; such an entry has nothing else
 }
 
 func (r *journalRecord) marshal() []byte {
-	b := fmt.Appendf(nil, "%s\nboot %s\nlayer %s\n", journalTitle, r.boot, r.layer)
+	b := fmt.Appendf(nil, "%s\nboot %s\n", journalTitle, r.boot)
+	if !r.attempt.IsZero() {
+		b = fmt.Appendf(b, "attempt %s\n", r.attempt)
+	}
+	if !r.layer.IsZero() {
+		b = fmt.Appendf(b, "layer %s\n", r.layer)
+	}
 	if r.blob != "" {
 		b = fmt.Appendf(b, "blob %s\n", r.blob)
 	}
@@ -71,9 +79,14 @@ func parseJournal(b []byte) journalRecord {
 		switch key {
 		case "boot":
 			r.boot = value
-		case "layer":
-			if sum, err := objectstore.ParseChecksum(value); err == nil {
+		case "layer", "attempt":
+			sum, err := objectstore.ParseChecksum(value)
+			switch {
+			case err != nil:
+			case key == "layer":
 				r.layer = sum
+			default:
+				r.attempt = sum
 			}
 		case "blob":
 			if d, err := digest.Parse(value); err == nil {

@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
@@ -107,5 +112,61 @@ func TestPanicInRecovery(t *testing.T) {
 	}
 	if err := unreadable(func() error { panic("boom") }); !errors.Is(err, objectstore.ErrCorrupt) {
 		t.Errorf("read that panics: got error %v, want %v", err, objectstore.ErrCorrupt)
+	}
+}
+
+// TestAttemptsOfRecovery has the process of a recovery end each time that a damaged layer's blob is imported, as when the kernel
+// kills it for using up all memory. The third recovery gives the layer up and names it, and rebuilds the other one. The next
+// start has nothing to recover.
+func TestAttemptsOfRecovery(t *testing.T) {
+	const variable = "OSTREE_SNAPSHOTTER_TEST_RECOVER"
+	options := Options{Journal: true, Boot: "after"}
+	other, otherTar := digest.FromString("another blob"), makeTar(t, file("other", "other content"))
+	remake := func(b *bed, ended func()) func(context.Context, LostLayer) error {
+		return func(ctx context.Context, l LostLayer) error {
+			if l.Blob == someBlob {
+				ended()
+			}
+			_, err := b.Import(ctx, bytes.NewReader(otherTar), ImportOptions{Blob: other})
+			return err
+		}
+	}
+	if root := os.Getenv(variable); root != "" {
+		b := &bed{path: root}
+		b.open(t, options)
+		_, err := b.Recover(t.Context(), remake(b, func() { os.Exit(9) }))
+		t.Fatalf("the process did not end: %v", err)
+	}
+
+	b := newBed(t, Options{Journal: true, Boot: "before"})
+	bad := b.importBlob(t, someTar(t), someBlob)
+	good := b.importBlob(t, otherTar, other)
+	b.crash(t)
+	for _, l := range []Layer{bad, good} {
+		truncate(t, b.objectFile(objectstore.TypeFile, l.Image))
+	}
+	for range maxAttempts {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestAttemptsOfRecovery$")
+		cmd.Env = append(os.Environ(), variable+"="+b.path)
+		var exit *exec.ExitError
+		if out, err := cmd.CombinedOutput(); !errors.As(err, &exit) || exit.ExitCode() != 9 {
+			t.Fatalf("a recovery ended with %v, want exit status 9\n%s", err, out)
+		}
+	}
+	b.open(t, options)
+	r, err := b.Recover(t.Context(), remake(b, func() { t.Error("the layer was rebuilt once more") }))
+	testenv.Must(t, err)
+	if len(r.Lost) != 1 || r.Lost[0].ID != bad.ID || !strings.Contains(r.Lost[0].Cause.Error(), "ended 2 times") {
+		t.Errorf("got lost layers %+v, want %s because the process ended twice", r.Lost, bad.ID)
+	}
+	if !slices.Equal(r.Remade, []objectstore.Checksum{good.ID}) {
+		t.Errorf("got rebuilt layers %v, want %s", r.Remade, good.ID)
+	}
+	r, err = b.Recover(t.Context(), nil)
+	if err != nil || r.Entries != 0 {
+		t.Errorf("the next time: got %d entries (%v), want none", r.Entries, err)
+	}
+	if problems := b.problems(t); len(problems) > 0 {
+		t.Errorf("fsck: %v", problems)
 	}
 }

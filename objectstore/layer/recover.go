@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,8 +49,8 @@ type Recovery struct {
 // been running since it was made: then nothing was lost, and containers may use it. For the same reason rootfs images
 // that do not match their digests are removed unless the kernel has been running since the journal was written.
 //
-// An object or a layer whose check panics counts as damaged, and a layer whose import panics is lost: no entry of the
-// journal ends every start.
+// An object or a layer whose check panics counts as damaged, and a layer whose import panics is lost. So is one whose
+// import has twice ended the process, by using up all memory for example. So no entry of the journal ends every start.
 //
 // Nothing else may use the store meanwhile, except that remake imports into it.
 func (s *Store) Recover(ctx context.Context, remake func(context.Context, LostLayer) error) (*Recovery, error) {
@@ -65,7 +66,10 @@ func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context,
 	if err != nil || len(entries) == 0 {
 		return &Recovery{}, err
 	}
-	r := &recovery{store: s, report: &Recovery{Entries: len(entries)}, layers: make(map[objectstore.Checksum]*journalRecord)}
+	r := &recovery{
+		store: s, report: &Recovery{Entries: len(entries)},
+		layers: make(map[objectstore.Checksum]*journalRecord), attempts: make(map[objectstore.Checksum]int),
+	}
 	objects, err := r.read(entries)
 	if err != nil {
 		return nil, err
@@ -103,6 +107,7 @@ type recovery struct {
 	report   *Recovery
 	rebooted bool                                    // since an entry was written
 	layers   map[objectstore.Checksum]*journalRecord // the merged entries of each layer
+	attempts map[objectstore.Checksum]int            // to rebuild a layer, that ended with their process
 	lost     []LostLayer
 	left     []error // of removals in tmp/
 }
@@ -122,6 +127,9 @@ func (r *recovery) read(entries []string) ([]objectstore.ObjectName, error) {
 		}
 		if !rec.layer.IsZero() {
 			r.merge(rec)
+		}
+		if !rec.attempt.IsZero() {
+			r.attempts[rec.attempt]++
 		}
 	}
 	return slices.Collect(maps.Keys(objects)), nil
@@ -346,7 +354,13 @@ func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer
 	for _, lost := range r.lost {
 		err := errors.New("its blob is not known")
 		if f != nil && lost.Blob != "" {
-			err = panics.Call(func() error { return f(ctx, lost) })
+			var attempt string
+			if attempt, err = r.beginAttempt(lost.ID); err == nil {
+				err = panics.Call(func() error { return f(ctx, lost) })
+				if err := r.store.journal.dir.Unlink(attempt); err != nil {
+					return err
+				}
+			}
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -364,4 +378,21 @@ func (r *recovery) remake(ctx context.Context, f func(context.Context, LostLayer
 		r.report.Remade = append(r.report.Remade, lost.ID)
 	}
 	return nil
+}
+
+// maxAttempts is the number of times that the process may end while a layer is rebuilt. It may end once by chance.
+const maxAttempts = 2
+
+// beginAttempt writes a journal entry that says that a layer is being rebuilt, and returns its name. It refuses if too many
+// such attempts have ended with their process.
+func (r *recovery) beginAttempt(id objectstore.Checksum) (string, error) {
+	if n := r.attempts[id]; n >= maxAttempts {
+		return "", fmt.Errorf("the process has ended %d times while rebuilding it", n)
+	}
+	name := rand.Text()
+	rec := journalRecord{boot: r.store.journal.boot, attempt: id}
+	if err := r.store.journal.write(name, rec.marshal()); err != nil {
+		return "", errors.Join(fmt.Errorf("write journal: %w", err), atfs.IgnoreNotExist(r.store.journal.dir.Unlink(name)))
+	}
+	return name, nil
 }
