@@ -197,6 +197,13 @@ func external(n *composefs.Inode) (string, bool) {
 	return string(v), ok
 }
 
+// LinksBelow reports whether a file of a layer's image is a hard link to a file of a layer below, which alone has its
+// content and attributes.
+func LinksBelow(n *composefs.Inode) bool {
+	_, ok := external(n)
+	return ok
+}
+
 func unresolved(n *composefs.Inode) bool {
 	_, link := external(n)
 	return link || isImplicit(n)

@@ -55,7 +55,12 @@ func mergeOver(lower, upper *composefs.Inode) {
 //
 // A hard link whose target is in no layer is an error; so is a missing or damaged layer.
 func (s *Store) Flatten(ctx context.Context, chain []objectstore.Checksum) (*composefs.Inode, error) {
-	root := &newDir().Inode
+	return s.FlattenOver(ctx, &newDir().Inode, chain)
+}
+
+// FlattenOver is Flatten over a tree below the lowest layer, which has no whiteouts. It takes over root and its inodes:
+// a file of this tree is the same inode in the result, unless a layer has a hard link to it.
+func (s *Store) FlattenOver(ctx context.Context, root *composefs.Inode, chain []objectstore.Checksum) (*composefs.Inode, error) {
 	for _, id := range chain {
 		upper, err := s.Image(ctx, id)
 		if err != nil {

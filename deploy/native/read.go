@@ -1,0 +1,402 @@
+package native
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+)
+
+// Limits of a commit.
+const (
+	maxAllMetadata = 64 << 20 // bytes of metadata objects
+	maxAllXattrs   = 64 << 20 // bytes of different lists of extended attributes
+	maxPaths       = 4 << 20
+	maxPath        = 4095 // PATH_MAX without the NUL
+	maxDepth       = maxPath / len("a/")
+)
+
+// repoMode is the mode of the repository in an image.
+const repoMode = "bare-split-xattrs"
+
+// emptyTree is the dirtree of an empty directory. Builders leave out everything below /sysroot, and so this one where
+// no other directory is empty.
+var emptyTree = func() objectstore.ObjectName {
+	data, err := (&objectstore.DirTree{}).Marshal()
+	if err != nil {
+		panic(err)
+	}
+	return objectstore.ObjectName{Type: objectstore.TypeDirTree, Checksum: sha256.Sum256(data)}
+}()
+
+// A Base is the verified commit of an image. Of its content objects, those are not verified yet whose extended attributes
+// differ from the layer's.
+type Base struct {
+	Sum    objectstore.Checksum
+	Commit *objectstore.Commit
+
+	place      *Place
+	metadata   []metadata // children before parents; the commit is the last
+	commitMeta []byte     // nil if there is none
+	trees      map[objectstore.Checksum]*objectstore.DirTree
+	metas      map[objectstore.Checksum]*objectstore.DirMeta
+	files      []*file // in the order of the tree
+}
+
+// errChecksum is the error of an object in a layer that is another one than its name tells.
+var errChecksum = errors.New("its checksum is not its name")
+
+type metadata struct {
+	name objectstore.ObjectName
+	data []byte
+}
+
+// A file is a content object of the commit.
+type file struct {
+	sum   objectstore.Checksum
+	layer int
+	inode *composefs.Inode     // in the layer, whose extended attributes it has
+	own   objectstore.FileMeta // in the layer
+	meta  objectstore.FileMeta // in the commit
+}
+
+// Read reads and verifies the metadata of the commit at a place, from the unpacked layers of its image, lowest first. It
+// writes nothing. Errors in the image are ErrInvalid, those in a single layer a [LayerError].
+func Read(ctx context.Context, layers *layer.Store, ids []objectstore.Checksum, place *Place) (*Base, error) {
+	if len(ids) < len(place.DiffIDs) {
+		return nil, fmt.Errorf("%w: its configuration has more layers than the image", ErrInvalid)
+	}
+	roots := make([]*composefs.Inode, len(place.DiffIDs))
+	for i := range roots {
+		var err error
+		if roots[i], err = layers.Image(ctx, ids[i]); err != nil {
+			return nil, err
+		}
+	}
+	found, at, err := scan(roots)
+	if err != nil {
+		return nil, place.layerError(at, err)
+	}
+	r := &reader{
+		Base: &Base{
+			Sum: found.commit, place: place,
+			trees: make(map[objectstore.Checksum]*objectstore.DirTree),
+			metas: make(map[objectstore.Checksum]*objectstore.DirMeta),
+		},
+		seen: make(map[objectstore.Checksum]struct{}),
+		ctx:  ctx, repo: layers.Repo(), found: found,
+		extents: make(map[objectstore.Checksum]extent),
+		xattrs:  make(map[string][]objectstore.Xattr),
+	}
+	if err := r.read(); err != nil {
+		return nil, err
+	}
+	return r.Base, nil
+}
+
+// A readError is an error of the disk, and not in a layer.
+type readError struct{ error }
+
+func (e *readError) Unwrap() error { return e.error }
+
+// layerError names the layer of an error, unless it is one of the disk.
+func (p *Place) layerError(at int, err error) error {
+	var disk *readError
+	if errors.As(err, &disk) {
+		return err
+	}
+	return &LayerError{Layer: at, DiffID: p.DiffIDs[at], Err: err}
+}
+
+// A reader reads a commit.
+type reader struct {
+	*Base
+	ctx         context.Context
+	repo        *objectstore.Repo // of the layers
+	found       *objects
+	metadataLen int
+	seen        map[objectstore.Checksum]struct{} // files
+	extents     map[objectstore.Checksum]extent   // by dirtree
+	xattrs      map[string][]objectstore.Xattr    // by the payload of the list
+	xattrsLen   int64
+}
+
+// An extent is the size of the tree below a directory.
+type extent struct {
+	paths  int // of files and directories
+	length int // of the longest, in bytes
+}
+
+func (r *reader) read() error {
+	if r.Sum != r.place.Commit {
+		return r.place.layerError(0, fmt.Errorf("its commit is %s, the label %s names %s", r.Sum, labelCommit, r.place.Commit))
+	}
+	if err := r.checkConfig(); err != nil {
+		return err
+	}
+	commit := objectstore.ObjectName{Type: objectstore.TypeCommit, Checksum: r.Sum}
+	data, err := r.object(commit)
+	if err != nil {
+		return err
+	}
+	if r.Commit, err = objectstore.ParseCommit(data); err != nil {
+		return r.place.layerError(0, err)
+	}
+	if err := r.dirMeta(r.Commit.Meta); err != nil {
+		return err
+	}
+	if _, err := r.dirTree(r.Commit.Tree, 0); err != nil {
+		return err
+	}
+	r.metadata = append(r.metadata, metadata{commit, data})
+	return r.readCommitMeta()
+}
+
+// checkConfig checks the mode of the repository. Images without the label of their last layer may have no configuration.
+func (r *reader) checkConfig() error {
+	if r.found.config == nil {
+		if r.place.Unmarked {
+			return nil
+		}
+		return r.place.layerError(0, fmt.Errorf("/%s has no %s", repoDir, configName))
+	}
+	if r.found.config.Size > maxConfig {
+		return r.place.layerError(0, fmt.Errorf("/%s/%s has %d bytes, at most %d are allowed", repoDir, configName, r.found.config.Size, maxConfig))
+	}
+	data, err := r.content(r.found.config)
+	if err != nil {
+		return err
+	}
+	f, err := keyfile.Parse(data)
+	if err != nil {
+		return r.place.layerError(0, fmt.Errorf("/%s/%s: %w", repoDir, configName, err))
+	}
+	if mode, _ := f.Get("core", "mode"); strings.TrimSpace(mode) != repoMode {
+		return r.place.layerError(0, fmt.Errorf("/%s has mode %.50q, not %s", repoDir, mode, repoMode))
+	}
+	return nil
+}
+
+func (r *reader) readCommitMeta() (err error) {
+	if r.found.commitMeta == nil {
+		return nil
+	}
+	name := objectstore.ObjectName{Type: objectstore.TypeCommitMeta, Checksum: r.Sum}
+	if r.found.metadata[name] == nil {
+		return r.place.layerError(0, errors.New("it has the signatures of another commit"))
+	}
+	r.commitMeta, err = r.content(r.found.commitMeta)
+	return err
+}
+
+// object returns the verified bytes of a metadata object.
+func (r *reader) object(name objectstore.ObjectName) ([]byte, error) {
+	if r.ctx.Err() != nil {
+		return nil, context.Cause(r.ctx)
+	}
+	n := r.found.metadata[name]
+	if n == nil && name == emptyTree {
+		return (&objectstore.DirTree{}).Marshal()
+	}
+	if n == nil {
+		return nil, r.place.layerError(0, fmt.Errorf("object %s is missing", name))
+	}
+	if r.metadataLen += int(n.Size); r.metadataLen > maxAllMetadata {
+		return nil, r.place.layerError(0, fmt.Errorf("metadata of more than %d bytes", maxAllMetadata))
+	}
+	data, err := r.content(n)
+	if err == nil && sha256.Sum256(data) != name.Checksum {
+		err = r.place.layerError(0, fmt.Errorf("object %s: %w", name, errChecksum))
+	}
+	return data, err
+}
+
+// content returns the content of a regular file of a layer, whose size has been checked.
+func (r *reader) content(n *composefs.Inode) ([]byte, error) {
+	if n.Payload == "" {
+		return n.Content, nil
+	}
+	sum, err := layer.PayloadSum(n.Payload)
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.repo.OpenFile(sum)
+	if err != nil {
+		return nil, &readError{err}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, n.Size))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, &readError{err}
+	}
+	return data, nil
+}
+
+func (r *reader) dirMeta(sum objectstore.Checksum) error {
+	if r.metas[sum] != nil {
+		return nil
+	}
+	name := objectstore.ObjectName{Type: objectstore.TypeDirMeta, Checksum: sum}
+	data, err := r.object(name)
+	if err != nil {
+		return err
+	}
+	m, err := objectstore.ParseDirMeta(data)
+	if err != nil {
+		return r.place.layerError(0, fmt.Errorf("object %s: %w", name, err))
+	}
+	r.metas[sum] = m
+	r.metadata = append(r.metadata, metadata{name, data})
+	return nil
+}
+
+// dirTree reads a directory with all that is below it, each object once.
+func (r *reader) dirTree(sum objectstore.Checksum, depth int) (extent, error) {
+	if e, ok := r.extents[sum]; ok {
+		return e, nil
+	}
+	name := objectstore.ObjectName{Type: objectstore.TypeDirTree, Checksum: sum}
+	if depth > maxDepth {
+		return extent{}, r.place.layerError(0, fmt.Errorf("object %s: more than %d directories above it", name, maxDepth))
+	}
+	data, err := r.object(name)
+	if err != nil {
+		return extent{}, err
+	}
+	t, err := objectstore.ParseDirTree(data)
+	if err != nil {
+		return extent{}, r.place.layerError(0, fmt.Errorf("object %s: %w", name, err))
+	}
+	var all extent
+	for _, f := range t.Files {
+		if err := r.file(f.Checksum); err != nil {
+			return extent{}, err
+		}
+		all.add(f.Name, extent{})
+	}
+	for _, d := range t.Dirs {
+		if err := r.dirMeta(d.Meta); err != nil {
+			return extent{}, err
+		}
+		below, err := r.dirTree(d.Tree, depth+1)
+		if err != nil {
+			return extent{}, err
+		}
+		all.add(d.Name, below)
+	}
+	if all.paths > maxPaths || all.length > maxPath {
+		return extent{}, r.place.layerError(0, fmt.Errorf("object %s: more than %d paths below it, or longer than %d", name, maxPaths, maxPath))
+	}
+	r.extents[sum] = all
+	r.trees[sum] = t
+	r.metadata = append(r.metadata, metadata{name, data})
+	return all, nil
+}
+
+// add adds an entry, which has an extent itself if it is a directory.
+func (e *extent) add(name string, below extent) {
+	e.paths = min(e.paths+1+below.paths, maxPaths+1)
+	e.length = max(e.length, len(name)+1+below.length)
+}
+
+// file finds a content object, and verifies it as far as that takes no content.
+func (r *reader) file(sum objectstore.Checksum) error {
+	if _, ok := r.seen[sum]; ok {
+		return nil
+	}
+	r.seen[sum] = struct{}{}
+	c := r.found.files[sum]
+	if c == nil {
+		last := len(r.place.DiffIDs) - 1
+		return r.place.layerError(last, fmt.Errorf("object %s.file is missing, in this layer and those below", sum))
+	}
+	own := layer.FileMeta(c.file)
+	f := &file{sum: sum, layer: c.layer, inode: c.file, own: own, meta: own}
+	var err error
+	if f.meta.Xattrs, err = r.xattrsOf(c.xattrs); err != nil {
+		return r.place.layerError(c.layer, fmt.Errorf("object %s.%s: %w", sum, objectstore.TypeFileXattrsLink, err))
+	}
+	if f.isSymlink() {
+		f.meta.Target = c.file.Target
+	}
+	got, known, err := f.known()
+	if err == nil && known && got != sum {
+		err = errChecksum
+	}
+	if err != nil {
+		return r.place.layerError(c.layer, fmt.Errorf("object %s.file: %w", sum, err))
+	}
+	inode := *c.file
+	inode.Mode, inode.Xattrs = f.meta.Mode, inodeXattrs(f.meta.Xattrs)
+	f.inode = &inode
+	r.files = append(r.files, f)
+	return nil
+}
+
+func (f *file) isSymlink() bool { return f.inode.Mode&unix.S_IFMT == unix.S_IFLNK }
+
+// linkable reports whether the layer has an inode that is the object.
+func (f *file) linkable() bool {
+	return f.inode.Payload == objectstore.LoosePath(f.sum, objectstore.TypeFile)
+}
+
+// known returns the checksum of an object if that takes no content: a layer knows those of files that have the same
+// attributes in the commit.
+func (f *file) known() (sum objectstore.Checksum, known bool, err error) {
+	h, err := objectstore.NewContentHash(&f.meta)
+	if err != nil {
+		return sum, false, err
+	}
+	switch {
+	case f.inode.Payload == "":
+		h.Write(f.inode.Content)
+		return objectstore.Checksum(h.Sum(nil)), true, nil
+	case sameXattrs(f.own.Xattrs, f.meta.Xattrs):
+		sum, err = layer.PayloadSum(f.inode.Payload)
+		return sum, true, err
+	}
+	return sum, false, nil
+}
+
+func sameXattrs(a, b []objectstore.Xattr) bool {
+	return slices.EqualFunc(a, b, func(a, b objectstore.Xattr) bool { return a.Name == b.Name && string(a.Value) == string(b.Value) })
+}
+
+func inodeXattrs(xattrs []objectstore.Xattr) (list []composefs.Xattr) {
+	for _, x := range xattrs {
+		list = append(list, composefs.Xattr{Name: x.Name, Value: x.Value})
+	}
+	return list
+}
+
+// xattrsOf reads a list of extended attributes. Most files of an image share a few lists.
+func (r *reader) xattrsOf(n *composefs.Inode) ([]objectstore.Xattr, error) {
+	if n.Size == 0 {
+		return nil, nil
+	}
+	if xattrs, ok := r.xattrs[n.Payload]; ok && n.Payload != "" {
+		return xattrs, nil
+	}
+	if r.xattrsLen += n.Size; r.xattrsLen > maxAllXattrs {
+		return nil, fmt.Errorf("all lists of extended attributes have more than %d bytes", maxAllXattrs)
+	}
+	data, err := r.content(n)
+	if err != nil {
+		return nil, err
+	}
+	xattrs, err := objectstore.ParseXattrs(data)
+	if err != nil {
+		return nil, err
+	}
+	r.xattrs[n.Payload] = xattrs
+	return xattrs, nil
+}

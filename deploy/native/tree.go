@@ -1,0 +1,50 @@
+package native
+
+import (
+	"strings"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
+)
+
+// A Tree is the tree of a commit.
+type Tree struct {
+	Root *composefs.Inode
+	// Objects are the content objects of its files, by inode. A file's payload is the layer's object, which may have
+	// other extended attributes.
+	Objects map[*composefs.Inode]objectstore.Checksum
+
+	inodes map[objectstore.Checksum]*composefs.Inode
+}
+
+// Tree returns a tree of the commit, which the caller may change. All names of an object are hard links.
+func (b *Base) Tree() *Tree {
+	t := &Tree{
+		Objects: make(map[*composefs.Inode]objectstore.Checksum, len(b.files)),
+		inodes:  make(map[objectstore.Checksum]*composefs.Inode, len(b.files)),
+	}
+	for _, f := range b.files {
+		n := *f.inode
+		t.inodes[f.sum] = &n
+		t.Objects[&n] = f.sum
+	}
+	t.Root = b.dir(t, b.Commit.Tree, b.Commit.Meta)
+	return t
+}
+
+func (b *Base) dir(t *Tree, tree, meta objectstore.Checksum) *composefs.Inode {
+	m := b.metas[meta]
+	n := &composefs.Inode{Mode: m.Mode, UID: m.UID, GID: m.GID, Xattrs: inodeXattrs(m.Xattrs)}
+	files, dirs := b.trees[tree].Files, b.trees[tree].Dirs
+	n.Entries = make([]composefs.Entry, 0, len(files)+len(dirs))
+	for len(files) > 0 || len(dirs) > 0 {
+		if len(dirs) == 0 || len(files) > 0 && strings.Compare(files[0].Name, dirs[0].Name) < 0 {
+			n.Entries = append(n.Entries, composefs.Entry{Name: files[0].Name, Inode: t.inodes[files[0].Checksum]})
+			files = files[1:]
+		} else {
+			n.Entries = append(n.Entries, composefs.Entry{Name: dirs[0].Name, Inode: b.dir(t, dirs[0].Tree, dirs[0].Meta)})
+			dirs = dirs[1:]
+		}
+	}
+	return n
+}
