@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"crypto/sha256"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os/exec"
 	"path/filepath"
@@ -19,28 +18,21 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// chunked distributes files over five layers, with no regard to directories.
-func chunked(o encapsulate.Options) encapsulate.Options {
-	o.Chunks = 5
-	o.Chunk = func(path string) int {
-		h := fnv.New32a()
-		_, _ = io.WriteString(h, path)
-		return int(h.Sum32() % 5)
-	}
-	return o
-}
-
 // nativeForms are the forms in which builders encapsulate a commit.
 var nativeForms = map[string]encapsulate.Options{
-	"native:version-1":     chunked(encapsulate.Options{}),
-	"native:version-2":     chunked(encapsulate.Options{Parents: true}),
-	"native:linked-xattrs": chunked(encapsulate.Options{LinkedXattrs: true}),
+	"native:version-1":     encapsulate.Scatter(5),
+	"native:version-2":     with(encapsulate.Scatter(5), func(o *encapsulate.Options) { o.Parents = true }),
+	"native:linked-xattrs": with(encapsulate.Scatter(5), func(o *encapsulate.Options) { o.LinkedXattrs = true }),
 	"native:one-layer":     {},
+}
+
+func with(o encapsulate.Options, change func(*encapsulate.Options)) encapsulate.Options {
+	change(&o)
+	return o
 }
 
 // nativeScript makes a tree to commit: with whatever matters to links, and to directories that a layer does not name.
@@ -70,33 +62,9 @@ func nativeCommit(t *testing.T) *encapsulate.Commit {
 	script := exec.Command("sh", "-euc", nativeScript)
 	script.Dir = tree
 	testenv.Must(t, script.Run())
-	return commitOf(t, repo, tree)
-}
-
-// commitOf commits a directory with ostree.
-func commitOf(t *testing.T, repo, tree string) *encapsulate.Commit {
-	t.Helper()
-	out := ""
-	for _, args := range [][]string{
-		{"init", "--mode=bare"},
-		{"commit", "--branch=os", "--timestamp=2024-02-29T12:30:15Z", "--add-metadata-string=version=1", tree},
-		{"rev-parse", "os"},
-	} {
-		b, err := exec.Command("ostree", append([]string{"--repo=" + repo}, args...)...).CombinedOutput()
-		if out = strings.TrimSpace(string(b)); err != nil {
-			t.Fatalf("ostree %s: %v\n%s", args[0], err, out)
-		}
-	}
-	dir, err := atfs.Open(repo)
+	commit, closeIt, err := encapsulate.CommitTree(t.Context(), repo, tree)
 	testenv.Must(t, err)
-	opened, err := objectstore.Open(dir)
-	testenv.Must(t, err)
-	testenv.Must(t, dir.Close())
-	t.Cleanup(func() { testenv.Must(t, opened.Close()) })
-	sum, err := objectstore.ParseChecksum(out)
-	testenv.Must(t, err)
-	commit, err := encapsulate.Read(encapsulate.Repo(opened), sum)
-	testenv.Must(t, err)
+	t.Cleanup(func() { testenv.Must(t, closeIt()) })
 	return commit
 }
 

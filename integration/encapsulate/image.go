@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -36,6 +37,44 @@ func Layout(dir string, layers []Layer, label func(diffIDs []digest.Digest) map[
 		return nil, fmt.Errorf("write layout: %w", err)
 	}
 	return images.Open(dir)
+}
+
+// Derive writes an image with more layers on top of those of another one, as an OCI layout into an empty directory. It keeps
+// the labels, and shares the blobs.
+func Derive(dir string, base *images.Image, layers ...Layer) (*images.Image, error) {
+	w := layoutWriter{dir: dir}
+	if err := w.addLayersOf(base); err != nil {
+		return nil, fmt.Errorf("write layout: %w", err)
+	}
+	if err := w.write(layers, func([]digest.Digest) map[string]string { return base.Config.Config.Labels }); err != nil {
+		return nil, fmt.Errorf("write layout: %w", err)
+	}
+	return images.Open(dir)
+}
+
+func (w *layoutWriter) addLayersOf(base *images.Image) error {
+	if err := os.MkdirAll(w.blob(""), 0o755); err != nil {
+		return err
+	}
+	for _, l := range base.Manifest.Layers {
+		if err := os.Symlink(base.Blob(l.Digest), w.blob(l.Digest.Encoded())); err != nil {
+			return err
+		}
+	}
+	w.layers, w.diffIDs = slices.Clone(base.Manifest.Layers), slices.Clone(base.Config.RootFS.DiffIDs)
+	return nil
+}
+
+// Blob returns a layer with the content of a file, which is a plain tar.
+func Blob(name string) Layer {
+	return func(w io.Writer) error {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(w, f)
+		return errors.Join(err, f.Close())
+	}
 }
 
 type layoutWriter struct {
