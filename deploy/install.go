@@ -26,9 +26,9 @@ type InstallRequest struct {
 	Image     *Image
 	Stateroot string          // "": what the image asks for, else DefaultStateroot
 	Kargs     kargs.Edits     // of those of the installation and the image
-	NoSELinux bool            // install an image with an SELinux policy although files get no labels
+	NoSELinux bool            // give files no labels, although the image has an SELinux policy
 	Options   install.Options // without Arch, Need, ESPNeed, OSLoader and ExceptDefault, which depend on the image
-	Promote   PromoteOptions  // without DryRun
+	Promote   PromoteOptions  // without DryRun and NoLabels
 }
 
 // An Installation is a plan to install an image. It has changed nothing on the disk.
@@ -53,6 +53,7 @@ type Installation struct {
 // Besides the errors of [Promote] it returns those of package install, as *[InstallError], and ErrStaterootName,
 // ErrInstallConfig, ErrImageKargs and kargs.ErrEdit.
 func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r InstallRequest) (*Installation, error) {
+	r.Promote.NoLabels = r.NoSELinux
 	i := &Installation{request: &r, layers: layers}
 	found, err := i.look(ctx)
 	if err != nil {
@@ -168,7 +169,9 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	commit, args, _, err := i.store(ctx, s.Repo())
+	o := i.request.Promote
+	o.NoLabels = true // look has read the policy; labels would take copies of all files
+	commit, args, _, err := i.store(ctx, s.Repo(), o)
 	if err != nil {
 		return err
 	}
@@ -177,15 +180,16 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 		return err
 	}
 	_, err = s.PlanDeploy(ctx, st, sysroot.Request{
-		Stateroot: i.Stateroot, Commit: commit, Kargs: args, NoSELinux: i.request.NoSELinux,
+		Stateroot: i.Stateroot, Commit: commit, Kargs: args, NoSELinux: true,
 	})
 	return err
 }
 
 // store makes the OS commit in the repository of a sysroot. It returns the commit, the kernel arguments of its
 // deployment, and those that both the image and the installation ask for.
-func (i *Installation) store(ctx context.Context, repo *objectstore.Repo) (sum objectstore.Checksum, args, shared kargs.List, err error) {
-	o := i.request.Promote
+func (i *Installation) store(
+	ctx context.Context, repo *objectstore.Repo, o PromoteOptions,
+) (sum objectstore.Checksum, args, shared kargs.List, err error) {
 	o.DryRun = false
 	p, err := Promote(ctx, i.layers, repo, i.request.Image, o)
 	if err != nil {
@@ -208,7 +212,7 @@ func (i *Installation) Execute(ctx context.Context) error {
 		Origin:    origin,
 		NoSELinux: i.request.NoSELinux,
 		Store: func(ctx context.Context, repo *objectstore.Repo) (objectstore.Checksum, kargs.List, error) {
-			sum, args, shared, err := i.store(ctx, repo)
+			sum, args, shared, err := i.store(ctx, repo, i.request.Promote)
 			setSharedKargs(origin, shared)
 			return sum, args, err
 		},

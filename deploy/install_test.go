@@ -46,7 +46,7 @@ func TestInstallConfig(t *testing.T) {
 	if want := "/usr/lib/bootc/install/10-more.toml: install.bootupd has no effect"; !slices.Contains(p.Notes, want) {
 		t.Errorf("got the notes %q, want %q", p.Notes, want)
 	}
-	_, args, _, err := p.store(t.Context(), sysrootRepo(t, filepath.Join(t.TempDir(), "repo")))
+	_, args, _, err := p.store(t.Context(), sysrootRepo(t, filepath.Join(t.TempDir(), "repo")), PromoteOptions{})
 	testenv.Must(t, err)
 	if got, want := strings.Join(args[1:], " "), "rw console=ttyS0 site quiet"; got != want {
 		t.Errorf("got the kernel arguments %q, want %q", got, want)

@@ -2,8 +2,11 @@ package deploy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -46,12 +49,37 @@ func readLabels(ctx context.Context, layers *layer.Store, img *Image) (*Labels, 
 	if err != nil {
 		return nil, err
 	}
-	read := func(name string) ([]byte, error) { return tree.ReadFile(layers.Repo(), name, maxPolicyFile) }
-	policy, err := selinux.Load(read, "etc/selinux")
+	policy, err := readPolicy(layers, tree)
 	if err != nil {
 		return nil, err
 	}
 	return &Labels{policy, tree}, nil
+}
+
+// policyDir is the directory of policies in a running system.
+const policyDir = "etc/selinux"
+
+func readPolicy(layers *layer.Store, tree *oscommit.Tree) (*selinux.Policy, error) {
+	read := func(name string) ([]byte, error) { return tree.ReadFile(layers.Repo(), name, maxPolicyFile) }
+	return selinux.Load(read, policyDir)
+}
+
+// label gives the files of a tree the labels of the policy inside it, if there is one.
+func label(layers *layer.Store, tree *oscommit.Tree, epoch oscommit.Epoch) error {
+	policy, err := readPolicy(layers, tree)
+	if errors.Is(err, selinux.ErrNoPolicy) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Like ostree: the kernel of the system would find no policy to load.
+	compiled := path.Join(policyDir, policy.Type, "policy")
+	if !slices.ContainsFunc(tree.ReadDir(compiled), func(name string) bool { return strings.HasPrefix(name, "policy.") }) {
+		return fmt.Errorf("%w: there is no /%s/policy.<version>", selinux.ErrInvalid, compiled)
+	}
+	tree.Label(policy, epoch)
+	return nil
 }
 
 // File returns the label of a file by its path in the running system. A path that the image does not have is taken for

@@ -3,17 +3,23 @@ package deploy
 import (
 	"errors"
 	"io/fs"
+	"path"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // policyFiles are those of a policy with a given text.
 func policyFiles(mode, contexts string) []file {
 	return []file{
 		{name: "etc/selinux/config", content: "SELINUX=" + mode + "\nSELINUXTYPE=targeted\n"},
+		{name: "etc/selinux/targeted/policy/policy.33", content: "compiled"},
 		{name: "etc/selinux/targeted/contexts/files/file_contexts", content: contexts},
 		{name: "etc/selinux/targeted/contexts/files/file_contexts.subs_dist", content: "/lib /usr/lib\n"},
 	}
@@ -72,4 +78,70 @@ func TestReadLabelsRefused(t *testing.T) {
 			t.Errorf("%s: got error %v, want %v", name, err, tt.want)
 		}
 	}
+}
+
+// TestLabelled promotes images with the default source, and compares the commits with those that it makes without labels.
+func TestLabelled(t *testing.T) {
+	b := newBed(t)
+	to := sysrootRepo(t, b.root.Path()+"-sysroot/ostree/repo")
+	promote := func(img *Image, o PromoteOptions) (objectstore.Checksum, error) {
+		p, err := Promote(t.Context(), b.layers, to, img, o)
+		if err != nil {
+			return objectstore.Checksum{}, err
+		}
+		return p.Commit, p.Close()
+	}
+	without := func(files []file, name string) []file {
+		return slices.DeleteFunc(files, func(f file) bool { return path.Base(f.name) == name })
+	}
+	const contexts = "/.* u:o:root\n/usr/etc(/.*)? u:o:usretc\n/etc(/.*)? u:o:etc\n"
+	for name, tt := range map[string]struct {
+		files  []file
+		o      PromoteOptions
+		labels map[string]string // of directories
+		want   error
+	}{
+		"policy":             {policyFiles("enforcing", contexts), PromoteOptions{}, map[string]string{"": "root", "usr/etc": "usretc"}, nil},
+		"epoch 1":            {policyFiles("permissive", contexts), PromoteOptions{Epoch: 1}, map[string]string{"": "root", "usr/etc": "etc"}, nil},
+		"no labels":          {policyFiles("enforcing", contexts), PromoteOptions{NoLabels: true}, map[string]string{"": "", "usr/etc": ""}, nil},
+		"disabled":           {policyFiles("disabled", contexts), PromoteOptions{}, map[string]string{"": "", "usr/etc": ""}, nil},
+		"no policy":          {nil, PromoteOptions{}, map[string]string{"": "", "usr/etc": ""}, nil},
+		"no compiled one":    {without(policyFiles("enforcing", contexts), "policy.33"), PromoteOptions{}, nil, selinux.ErrInvalid},
+		"no file_contexts":   {without(policyFiles("enforcing", contexts), "file_contexts"), PromoteOptions{}, nil, selinux.ErrInvalid},
+		"no label for /":     {policyFiles("enforcing", "/usr u:o:usr\n"), PromoteOptions{}, nil, selinux.ErrInvalid},
+		"bad line":           {policyFiles("enforcing", "/.* u:o:root\n/(?=x) u:o:x\n"), PromoteOptions{}, nil, selinux.ErrInvalid},
+		"bad, and no labels": {policyFiles("enforcing", "/.* u:o:root\n/(?=x) u:o:x\n"), PromoteOptions{NoLabels: true}, map[string]string{"": ""}, nil},
+	} {
+		commit, err := promote(b.osImage(t, tt.files...), tt.o)
+		if !errors.Is(err, tt.want) {
+			t.Errorf("%s: got error %v, want %v", name, err, tt.want)
+		}
+		for dir, want := range tt.labels {
+			if got := dirLabel(t, to, commit, dir); got != want && got != "u:o:"+want+"\x00" {
+				t.Errorf("%s: /%s: got label %q, want %q", name, dir, got, want)
+			}
+		}
+	}
+}
+
+// dirLabel returns the label of a directory of a commit, "" for none.
+func dirLabel(t *testing.T, repo *objectstore.Repo, commit objectstore.Checksum, name string) string {
+	t.Helper()
+	c, err := repo.Commit(commit)
+	testenv.Must(t, err)
+	tree, meta := c.Tree, c.Meta
+	for part := range strings.FieldsFuncSeq(name, func(r rune) bool { return r == '/' }) {
+		d, err := repo.DirTree(tree)
+		testenv.Must(t, err)
+		i := slices.IndexFunc(d.Dirs, func(d objectstore.TreeDir) bool { return d.Name == part })
+		tree, meta = d.Dirs[i].Tree, d.Dirs[i].Meta
+	}
+	m, err := repo.DirMeta(meta)
+	testenv.Must(t, err)
+	for _, x := range m.Xattrs {
+		if x.Name == atfs.XattrSELinux {
+			return string(x.Value)
+		}
+	}
+	return ""
 }

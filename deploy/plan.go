@@ -22,13 +22,14 @@ type Request struct {
 
 	Retain     bool // keep all other deployments
 	Stage      bool // finalize it when the system shuts down; needs a booted deployment
-	NoSELinux  bool // deploy an image with an SELinux policy although files get no labels
+	NoSELinux  bool // give files no labels, although the image has an SELinux policy
 	NoPrune    bool // leave unneeded objects in the repository
 	EarlyPrune bool // see [sysroot.Request]
 	Tries      int  // boots in which to prove itself; 0: boots are not counted
 	Untried    bool // do nothing if the image was deployed before and failed to boot
 
-	Promote PromoteOptions // with DryRun the plan cannot be executed, and the sysroot stays as it is
+	// Promote is without NoLabels. With DryRun the plan cannot be executed, and the sysroot stays as it is.
+	Promote PromoteOptions
 }
 
 // A Plan is a deployment of an image that has not been made. The caller closes it.
@@ -75,6 +76,7 @@ func (s *System) Plan(ctx context.Context, st *sysroot.State, layers *layer.Stor
 			return &Plan{}, nil
 		}
 	}
+	r.Promote.NoLabels = r.NoSELinux
 	promoted, err := Promote(ctx, layers, s.Repo(), r.Image, r.Promote)
 	if err != nil {
 		return nil, err

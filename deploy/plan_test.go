@@ -14,6 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
@@ -133,7 +134,7 @@ func TestPlanErrors(t *testing.T) {
 		{"not bootable", Request{Image: b.image(t, "example.org/app:1", baseFiles)}, ErrNotBootable},
 		{"arguments of the image", Request{Image: b.osImage(t, wants(`"ostree=/evil"`))}, ErrImageKargs},
 		{"policy", Request{Image: b.osImage(t, file{name: "etc/selinux/config", content: "SELINUX=enforcing\nSELINUXTYPE=x\n"},
-			file{name: "etc/selinux/x/policy"})}, sysroot.ErrSELinux},
+			file{name: "etc/selinux/x/policy"})}, selinux.ErrInvalid},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := s.Plan(t.Context(), b.load(t, s), b.layers, tt.r)

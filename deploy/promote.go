@@ -14,16 +14,21 @@ import (
 
 // PromoteOptions are those of [Promote].
 type PromoteOptions struct {
-	Source   Source                  // nil: Flatten
+	Source   Source                  // nil: Labelled, or Flatten with NoLabels
+	NoLabels bool                    // give files no SELinux labels, although the image has a policy
+	Epoch    oscommit.Epoch          // of the labels
 	DryRun   bool                    // make the commit in a temporary repository, and leave the other one alone
 	Progress func(oscommit.Progress) // called after each object, by one goroutine at a time; may be nil
 }
 
 func (o *PromoteOptions) source(layers *layer.Store) Source {
-	if o.Source != nil {
+	switch {
+	case o.Source != nil:
 		return o.Source
+	case o.NoLabels:
+		return Flatten(layers)
 	}
-	return Flatten(layers)
+	return Labelled(layers, o.Epoch)
 }
 
 // A Promoted image is the OS commit of an image.

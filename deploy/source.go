@@ -71,6 +71,29 @@ type OS interface {
 	Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress)) (objectstore.Checksum, error)
 }
 
+// Labelled returns the Source that merges the layers of an image, as Flatten does, and gives files the SELinux labels of
+// the policy inside the image, as ostree commit --selinux-policy does. An image without a policy, or whose configuration
+// disables it, gets no labels. A policy that cannot be used is a selinux.ErrInvalid.
+func Labelled(layers *layer.Store, epoch oscommit.Epoch) Source {
+	return labelled{flatten{layers}, epoch}
+}
+
+type labelled struct {
+	flatten
+	epoch oscommit.Epoch
+}
+
+func (l labelled) OS(ctx context.Context, img *Image) (OS, error) {
+	tree, err := flatTree(ctx, l.layers, img)
+	if err != nil {
+		return nil, err
+	}
+	if err := label(l.layers, tree, l.epoch); err != nil {
+		return nil, err
+	}
+	return &flatOS{tree, img}, nil
+}
+
 // Flatten returns the Source that merges the layers of an image. Files keep their owners, modes and extended
 // attributes, and get no SELinux labels. The commit is a function of the image alone: it is the same on every host.
 func Flatten(layers *layer.Store) Source { return flatten{layers} }

@@ -241,6 +241,7 @@ var deployHints = []struct {
 	{install.ErrNotEmpty, "--wipe erases its contents"},
 	{install.ErrNoSize, "--size creates it: --size 8G"},
 	{etcmerge.ErrConflict, "make them match the image, or move them away; then try again"},
+	{selinux.ErrInvalid, "--no-selinux deploys the image without labels"},
 	{sysroot.ErrSELinux, "--no-selinux deploys it anyway, for a system that does not enforce the policy"},
 	{sysroot.ErrNoSpace, "\"ostree-snapshotter undeploy\" and \"cleanup\" make room, in /boot also --early-prune"},
 	{sysroot.ErrChanged, "try again"},
