@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/buildah"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/encapsulate"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
@@ -37,7 +38,10 @@ func with(o encapsulate.Options, change func(*encapsulate.Options)) encapsulate.
 
 // nativeScript makes a tree to commit: with whatever matters to links, and to directories that a layer does not name.
 const nativeScript = `
-mkdir -p usr/bin usr/etc/private usr/lib/deep/deeper usr/share root tmp var sysroot home/user
+mkdir -p usr/bin usr/etc/private usr/lib/deep/deeper usr/lib/modules/6.1.0 usr/share boot dev proc root run sys sysroot tmp var home/user
+ln -s sysroot/ostree ostree
+echo ID=example >usr/lib/os-release; echo kernel >usr/lib/modules/6.1.0/vmlinuz; echo initramfs >usr/lib/modules/6.1.0/initramfs.img
+for f in passwd group shadow shells; do echo "first line of $f" >usr/etc/$f; done
 chmod 700 root; chmod 1777 tmp; chmod 711 usr/etc/private; chown 5:6 usr/etc/private
 chmod 2775 usr/lib/deep; chown 0:50 usr/lib/deep; chmod 750 home/user; chown 1000:1000 home/user
 setfattr -n user.directory -v yes usr/lib/deep/deeper
@@ -181,6 +185,54 @@ func TestNative(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// deriveScript changes an image as administrators do: by writes into its files, and by replacing and deleting them.
+const deriveScript = `
+echo appended >>etc/shells
+echo 'someone:x:1000:1000::/home/someone:/bin/sh' >>etc/passwd
+sed -i s/first/changed/ etc/group
+echo replaced >usr/share/new; mv usr/share/new usr/share/equal-1
+echo changed >>usr/share/equal-2
+rm usr/share/equal-3 usr/bin/alias-2 usr/share/empty-1
+rm -r usr/lib/deep/deeper; mkdir usr/lib/deep/deeper; echo new >usr/lib/deep/deeper/file-1
+echo not empty now >usr/share/empty-2
+mkdir usr/lib/added; echo added >usr/lib/added/file
+chmod 600 usr/lib/os-release
+ln -sfn program-2 usr/bin/alias
+`
+
+// nativeBuilds are ways to derive an image. buildah's driver overlay gives directories that a layer does not name the mode
+// 0755, so its base has layers that name them.
+var nativeBuilds = []struct{ driver, base string }{{"vfs", "native:version-1"}, {"overlay", "native:version-2"}}
+
+// TestNativeDerived pulls images that buildah made of an ostree-native one. Containers must see what "buildah mount" shows.
+func TestNativeDerived(t *testing.T) {
+	needsHost(t)
+	commit := nativeCommit(t)
+	e := start(t, nil)
+	for _, build := range nativeBuilds {
+		base, err := commit.Image(t.TempDir(), nativeForms[build.base])
+		e.must(err)
+		derived, err := buildah.Derive(t.Context(), t.Output(), t.TempDir(), base, build.driver, deriveScript)
+		e.must(err)
+		want, err := tree.Read(t.Context(), derived.Root)
+		e.must(err)
+		ref := "native-derived:" + build.driver
+		e.must(derived.Push(t.Context(), shared.registry.Address, ref))
+		full := shared.registry.Address + "/" + ref
+		e.must(e.Pull(t.Context(), defaultNS, full))
+		got := e.view(defaultNS, full)
+		for path, w := range want {
+			if g := got[path]; g != nil {
+				w.Mtime = g.Mtime // the layer has it in whole seconds, or not at all
+			}
+		}
+		want["."] = got["."] // not in a layer
+		for _, line := range diffTrees(want, got, tree.Options{}) {
+			t.Errorf("%s: %s", build.driver, line)
+		}
 	}
 }
 

@@ -20,6 +20,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/buildah"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/encapsulate"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
@@ -71,6 +73,10 @@ var steps = []step{
 		_, err := testhost.Mkcomposefs(ctx, log)
 		return err
 	}},
+	{"buildah", false, func(ctx context.Context, log io.Writer) error {
+		_, err := buildah.Rootfs(ctx, log)
+		return err
+	}},
 	{"kernel", false, func(ctx context.Context, log io.Writer) error {
 		_, err := testhost.Kernel(ctx, log)
 		return err
@@ -90,7 +96,8 @@ var steps = []step{
 				return err
 			}
 		}
-		return nil
+		_, err := encapsulate.OS(ctx, log)
+		return err
 	}},
 }
 

@@ -11,6 +11,8 @@
 //	ostree-host/<key>/      ostree of a Debian release with what it needs to run (package ostreehost)
 //	erofs-utils/<key>/      mkfs.erofs of Debian 13 with what it needs to run
 //	images/<key>/           OCI layouts (package images)
+//	native-os/<key>/        OCI layout of an ostree-native image (package encapsulate)
+//	buildah/<key>/          buildah of Debian 14 with what it needs to run (package buildah)
 //
 // Every entry is complete: it is built under another name and renamed.
 package testhost
