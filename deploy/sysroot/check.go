@@ -132,20 +132,22 @@ func (s *Sysroot) checkBoot(ctx context.Context, p *Plan, gone []string) error {
 		if err != nil {
 			return err
 		}
-		if !there && copied {
+		_, relabel, err := s.bootLabel(f, name, p.policy)
+		if err != nil {
+			return err
+		}
+		if !there && (copied || relabel) {
 			need += roundUp(f.size, boot.BlockSize)
 		}
 	}
 	// Directories of links and entries, and the entries.
 	need += int64(16+len(p.kernel.files)) * int64(boot.BlockSize)
 	has := int64(min(boot.Free, 1<<62))
-	if copied { // otherwise the objects stay
-		freed, err := s.allocated(gone)
-		if err != nil {
-			return err
-		}
-		has += freed
+	freed, err := s.allocated(gone)
+	if err != nil {
+		return err
 	}
+	has += freed
 	if known && need > has {
 		return fmt.Errorf("%w: the boot file system needs %s, has %s", ErrNoSpace, bytesText(need), bytesText(has))
 	}

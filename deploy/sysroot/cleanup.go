@@ -318,7 +318,7 @@ func (s *Sysroot) installOverlays(d *Deployment) error {
 			return err
 		}
 		if err = s.boot.MkdirAll(overlaysDir, dirMode); err == nil {
-			err = copyInto(src, s.boot, name)
+			err = copyInto(src, s.boot, name, "") // it gets the label of its directory
 		}
 		if err = errors.Join(err, src.Close()); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -53,7 +54,7 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 	if err := s.makeTmp(p.tree); err != nil {
 		return err
 	}
-	if err := s.writeOrigin(d, false); err != nil {
+	if err := s.writeOrigin(d, p.policy, false); err != nil {
 		return err
 	}
 	if p.Staged {
@@ -210,6 +211,9 @@ func (s *Sysroot) finishDeployment(ctx context.Context, p *Plan, root *atfs.Dir)
 	if err := s.makeBacking(d); err != nil {
 		return err
 	}
+	if err := s.labelSysroot(d, p.policy); err != nil {
+		return err
+	}
 	return root.SetImmutable(true)
 }
 
@@ -226,23 +230,42 @@ func (s *Sysroot) mergeEtc(ctx context.Context, p *Plan, root *atfs.Dir) error {
 	return errors.Join(p.Etc.Apply(ctx, current, to), to.Close())
 }
 
+// Directories of a deployment in the stateroot's backing directory.
+const (
+	transientUpper = "root-transient/upper"
+	transientWork  = "root-transient/work"
+)
+
 // makeBacking creates the directories for the upper layer of a transient root, as ostree does since 2023.9.
 func (s *Sysroot) makeBacking(d *Deployment) error {
 	root, err := s.dir.Lstat(d.Path())
 	if err != nil {
 		return err
 	}
-	base := path.Join(backingDir(d.Stateroot), d.Name(), "root-transient")
-	if err := s.dir.MkdirAll(path.Join(base, "work"), 0o700); err != nil {
+	base := path.Join(backingDir(d.Stateroot), d.Name())
+	if err := s.dir.MkdirAll(path.Join(base, transientWork), 0o700); err != nil {
 		return err
 	}
-	return s.dir.MkdirAll(path.Join(base, "upper"), root.Mode&0o7777)
+	return s.dir.MkdirAll(path.Join(base, transientUpper), root.Mode&0o7777)
 }
 
-// writeOrigin writes the origin file of a deployment that has one.
-func (s *Sysroot) writeOrigin(d *Deployment, sync bool) error {
+// originLabel is the path whose label origin files get, as with libostree.
+const originLabel = "/etc/ostree/remotes.d/dummy.conf"
+
+// writeOrigin writes the origin file of a deployment that has one. It keeps its label; a new one gets that of the policy.
+func (s *Sysroot) writeOrigin(d *Deployment, policy *selinux.Policy, sync bool) error {
 	if d.Origin == nil {
 		return nil
 	}
-	return s.dir.WriteFile(originPath(d), d.Origin.Marshal(), fileMode, sync)
+	label, err := labelOf(s.dir, originPath(d))
+	if atfs.IgnoreNotExist(err) != nil {
+		return err
+	}
+	if label == "" && policy != nil {
+		label, _ = policy.Label(originLabel, 0)
+	}
+	if err := s.dir.WriteFile(originPath(d), d.Origin.Marshal(), fileMode, sync); err != nil || label == "" {
+		return err
+	}
+	return setLabel(s.dir, originPath(d), label)
 }

@@ -94,11 +94,13 @@ func kernelsOnlyOf(list, others []*Deployment) (dirs []string) {
 	return dirs
 }
 
-// allocated returns the bytes that directories of /boot take.
+// allocated returns the bytes that directories of /boot take, without links of objects.
 func (s *Sysroot) allocated(dirs []string) (size int64, err error) {
 	for _, dir := range dirs {
 		err := s.boot.Walk(dir, func(st *unix.Stat_t) error {
-			size += atfs.Allocated(st)
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Nlink == 1 {
+				size += atfs.Allocated(st)
+			}
 			return nil
 		})
 		if err = atfs.IgnoreNotExist(err); err != nil {

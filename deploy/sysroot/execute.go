@@ -146,5 +146,5 @@ func (s *Sysroot) setPinned(d *Deployment, pinned bool) error {
 	} else {
 		changed.Origin.Remove(transientGroup, pinnedKey)
 	}
-	return errors.Join(s.writeOrigin(&changed, true), s.bump())
+	return errors.Join(s.writeOrigin(&changed, nil, true), s.bump())
 }

@@ -149,8 +149,11 @@ func (s *Sysroot) labelVar(ctx context.Context, stateroot string, policy *selinu
 	if err := f.Chmod(fileMode); err != nil {
 		return false, err
 	}
-	if err := labelFile(f, policy, path.Join("/var", labelledFile)); err != nil {
-		return false, err
+	if policy != nil {
+		label, _ := policy.Label(path.Join("/var", labelledFile), 0)
+		if err := labelFile(f, label); err != nil {
+			return false, err
+		}
 	}
 	if err := f.Sync(); err != nil {
 		return false, err
@@ -164,6 +167,114 @@ func (s *Sysroot) labelVar(ctx context.Context, stateroot string, policy *selinu
 // unlabelVar undoes the record of labelVar. The labels are right whoever deploys next.
 func (s *Sysroot) unlabelVar(stateroot string) error {
 	return atfs.IgnoreNotExist(s.dir.Unlink(path.Join(varDir(stateroot), labelledFile)))
+}
+
+// labelSysroot gives the sysroot's own directories labels, where they have none: the root and /boot those of the policy, the
+// others the label of the directory that they are in, as a kernel with SELinux has done.
+func (s *Sysroot) labelSysroot(d *Deployment, policy *selinux.Policy) error {
+	if policy == nil {
+		return nil
+	}
+	for _, r := range []struct {
+		dir *atfs.Dir
+		at  string
+	}{{s.dir, "/"}, {s.boot, "/boot"}} {
+		label, _ := policy.Label(r.at, fs.ModeDir)
+		if err := labelNew(r.dir, ".", label); err != nil {
+			return err
+		}
+	}
+	upper := path.Join(backingDir(d.Stateroot), d.Name(), transientUpper)
+	label, _ := policy.Label("/", fs.ModeDir)
+	if err := labelNew(s.dir, upper, label); err != nil {
+		return err
+	}
+	for _, name := range []string{ostreeDir, deployDir, staterootDir(d.Stateroot), deploysDir(d.Stateroot)} {
+		if err := inheritLabel(s.dir, name); err != nil {
+			return err
+		}
+	}
+	return inheritLabels(s.dir, backingDir(d.Stateroot))
+}
+
+// labelNew gives a file a label if it has none.
+func labelNew(dir *atfs.Dir, name, label string) error {
+	if have, err := labelOf(dir, name); have != "" || label == "" || err != nil {
+		return err
+	}
+	return setLabel(dir, name, label)
+}
+
+// inheritLabel gives a file that has no label that of its directory.
+func inheritLabel(dir *atfs.Dir, name string) error {
+	label, err := labelOf(dir, path.Dir(name))
+	if err != nil {
+		return err
+	}
+	return labelNew(dir, name, label)
+}
+
+// inheritLabels is inheritLabel for names and everything below them. Names that do not exist, and files with several names,
+// are left out.
+func inheritLabels(dir *atfs.Dir, names ...string) error {
+	for _, name := range names {
+		label, err := labelOf(dir, path.Dir(name))
+		if err != nil || label == "" {
+			return err
+		}
+		if err := inheritBelow(dir, name, label); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inheritBelow(dir *atfs.Dir, name, label string) error {
+	st, err := dir.Lstat(name)
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if err != nil || !isDir && st.Nlink > 1 {
+		return atfs.IgnoreNotExist(err)
+	}
+	have, err := labelOf(dir, name)
+	if have == "" && err == nil {
+		have, err = label, setLabel(dir, name, label)
+	}
+	if err != nil || !isDir {
+		return err
+	}
+	sub, err := dir.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	names, err := sub.ReadNames()
+	slices.Sort(names)
+	for _, n := range names {
+		if err == nil {
+			err = inheritBelow(sub, n, have)
+		}
+	}
+	return errors.Join(err, sub.Close())
+}
+
+// bootLabel returns the label of a file in /boot, or "" for none, and whether its object has another one.
+func (s *Sysroot) bootLabel(f treeFile, name string, policy *selinux.Policy) (label string, relabel bool, err error) {
+	if policy == nil {
+		return "", false, nil
+	}
+	label, ok := policy.Label(path.Join("/boot", name), 0)
+	if !ok {
+		return "", false, nil
+	}
+	m, err := s.repo.FileMeta(f.sum)
+	if err != nil {
+		return "", false, err
+	}
+	for _, x := range m.Xattrs {
+		if x.Name == atfs.XattrSELinux && labelText(x.Value) == label {
+			return label, false, nil
+		}
+	}
+	return label, true, nil
 }
 
 // A labeler labels directory trees by a policy.
@@ -245,16 +356,15 @@ func setLabel(dir *atfs.Dir, name, label string) error {
 	if have, err := labelOf(dir, name); have == label || err != nil {
 		return err
 	}
+	if name == "." {
+		return labelError(label, dir.SetxattrSelf(atfs.XattrSELinux, labelValue(label)))
+	}
 	return labelError(label, dir.Setxattr(name, atfs.XattrSELinux, labelValue(label)))
 }
 
-// labelFile gives an open regular file the label of the path at, if there is a policy and it has one.
-func labelFile(f *atfs.File, policy *selinux.Policy, at string) error {
-	if policy == nil {
-		return nil
-	}
-	label, ok := policy.Label(at, 0)
-	if !ok {
+// labelFile gives an open file a label, unless that is "", or its file system has no labels.
+func labelFile(f *atfs.File, label string) error {
+	if label == "" {
 		return nil
 	}
 	return labelError(label, f.Setxattr(atfs.XattrSELinux, labelValue(label)))

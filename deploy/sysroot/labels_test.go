@@ -5,7 +5,9 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
@@ -303,33 +306,162 @@ func TestBadPolicy(t *testing.T) {
 	}
 }
 
-// TestLabelsAsOSTree compares the labels of ostree(1). On a host without SELinux it labels only the regular files of /etc,
-// without the zero byte at the end, and /var.
+// TestLabelsAsOSTree compares the labels of a sysroot that we write, on a host without SELinux, with those that ostree(1)
+// writes on one with it, as far as a preloaded library can make it believe that.
 func TestLabelsAsOSTree(t *testing.T) {
 	objecttest.NeedsOstree(t)
-	var got [2]map[string]string
-	for i := range got {
-		b := newSysroot(t)
-		commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a", func(tree *node) {
-			delete(at(tree, "usr/etc"), "none") // ostree 2022.7 crashes
-		}))
-		if i == 0 {
-			b.admin("deploy", "--os=os", "os/1")
-		} else {
-			b.deploy(ref(b, "1"))
-		}
-		got[i] = labels(t, filepath.Join(b.path, "ostree/deploy/os"))
+	lib := filepath.Join(t.TempDir(), "selinuxhost.so")
+	cc := exec.Command(testenv.NeedsTool(t, "cc"), "-shared", "-fPIC", "-o", lib, "testdata/selinuxhost.c")
+	if out, err := cc.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	n := 0
-	for name, label := range got[0] {
-		if strings.Contains(name, "/etc/") && label != "" {
-			n++
+	for name, ownBoot := range map[string]bool{"one file system": false, "own boot": true} {
+		t.Run(name, func(t *testing.T) {
+			var got [2]map[string]string
+			for i := range got {
+				got[i] = deployLabelled(t, ownBoot, i == 0, lib)
+			}
+			for _, name := range slices.Sorted(maps.Keys(and(got[0], got[1]))) {
+				want, ok := got[0][name]
+				if kernel := bootFile.FindStringSubmatch(name); kernel != nil {
+					// Without a file system of its own, ostree links the kernel, and has the label of the object. Else it
+					// looks up another path.
+					want = map[string]string{"vmlinuz": "u:r:boot_t:s0", "initramfs": "u:r:initrd_t:s0"}[kernel[1]]
+				}
+				switch {
+				case strings.HasPrefix(name, "ostree/repo"):
+					// Checksums cover labels of objects; the rest is the repository's.
+				case ok && want != got[1][name]:
+					t.Errorf("%s: ostree %q, ours %q", name, want, got[1][name])
+				case !ok && got[1][name] == "": // such as /var, and directories that later versions of ostree create
+					t.Errorf("%s: ours has no label", name)
+				}
+			}
+		})
+	}
+}
+
+// deployLabelled makes two deployments, the second with local changes, and one in another stateroot, and returns the labels of
+// the whole sysroot.
+func deployLabelled(t *testing.T, ownBoot, byOSTree bool, lib string) map[string]string {
+	t.Helper()
+	b := newSysroot(t)
+	testenv.Must(t, b.InitStateroot("other"))
+	boot := filepath.Join(b.path, "boot")
+	if ownBoot {
+		bind(t, testenv.MemoryDir(t), boot)
+		b = openSysroot(t, b.path, sysroot.Options{})
+	}
+	change := func(tree *node) {
+		delete(at(tree, "usr/etc"), "none") // ostree 2022.7 crashes
+	}
+	for _, v := range []string{"1", "2"} {
+		commitTree(t, b.Repo(), "os/"+v, v, labelledTree(t, v, v, change))
+	}
+	deploy := func(version, stateroot string) {
+		b.deploy(ref(b, version), func(r *sysroot.Request) { r.Stateroot = stateroot })
+	}
+	if byOSTree {
+		// The labels that the administrator gave the file systems.
+		for name := range labels(t, b.path) {
+			if strings.HasPrefix(name, "ostree") && !strings.HasPrefix(name, "ostree/repo") || name == "." {
+				setLabel(t, filepath.Join(b.path, name), "u:r:root_t:s0")
+			}
 		}
-		if label != "" && got[1][name] != label {
-			t.Errorf("%s: got the label %q, want %q", name, got[1][name], label)
+		setLabel(t, boot, "u:r:boot_t:s0")
+		t.Setenv("LD_PRELOAD", lib)
+		defer func() { testenv.Must(t, os.Unsetenv("LD_PRELOAD")) }()
+		deploy = func(version, stateroot string) { b.admin("deploy", "--os="+stateroot, "os/"+version) }
+	}
+	deploy("1", "os")
+	b.changeEtc()
+	etc := filepath.Join(b.path, b.load().Default().Path(), "etc")
+	testenv.Must(t, os.WriteFile(etc+"/new.key", []byte("k"), 0o600))
+	testenv.Must(t, os.MkdirAll(etc+"/dir/sub", 0o755))
+	testenv.Must(t, os.Symlink("conf", etc+"/dir/sub/symlink"))
+	for _, name := range []string{"conf", "added", "dir", "dir/sub", "dir/sub/symlink"} { // as the kernel does
+		setLabel(t, filepath.Join(etc, name), "u:r:etc_t:s0")
+	}
+	setLabel(t, etc+"/new.key", "u:r:key_t:s0")
+	deploy("2", "os")
+	deploy("2", "other")
+	b.checkRepo()
+	return labels(t, b.path)
+}
+
+var bootFile = regexp.MustCompile(`^boot/ostree/[^/]*/(vmlinuz|initramfs)-`)
+
+func setLabel(tb testing.TB, name, label string) {
+	tb.Helper()
+	testenv.Must(tb, unix.Lsetxattr(name, "security.selinux", []byte(label), 0))
+}
+
+// TestLabelsOfBoot: kernels get their own inodes where the labels differ, new entries and links get labels whatever changes,
+// and an origin file keeps its label.
+func TestLabelsOfBoot(t *testing.T) {
+	b := newSysroot(t)
+	for _, v := range []string{"1", "2"} {
+		commitTree(t, b.Repo(), "os/"+v, v, labelledTree(t, v, v))
+		b.deploy(ref(b, v))
+	}
+	b.do(func(st *sysroot.State) (*sysroot.Plan, error) { return b.PlanRollback(st) })
+	b.do(func(st *sysroot.State) (*sysroot.Plan, error) { return b.PlanPin(st, 0, true) })
+	for name, label := range labels(t, filepath.Join(b.path, "boot")) {
+		want := "u:r:boot_t:s0"
+		if strings.HasPrefix(filepath.Base(name), "initramfs-") {
+			want = "u:r:initrd_t:s0"
+		}
+		if label != want {
+			t.Errorf("/boot/%s has the label %q, want %q", name, label, want)
 		}
 	}
-	if n < 7 {
-		t.Errorf("ostree labelled only %d files of /etc", n)
+	for _, link := range value(filepath.Glob(b.path + "/ostree/boot.*"))(t) {
+		for name, label := range labels(t, link) {
+			if label != "u:r:root_t:s0" {
+				t.Errorf("%s/%s has the label %q", link, name, label)
+			}
+		}
+	}
+	origin := filepath.Join(b.path, b.load().Default().Path()+".origin")
+	if got := label(t, origin); got != "u:r:etc_t:s0" {
+		t.Errorf("origin file: label %q", got)
+	}
+	b.checkRepo()
+}
+
+// TestLabelsNotSupported: /boot is on a file system without labels.
+func TestLabelsNotSupported(t *testing.T) {
+	b := newSysroot(t)
+	bind(t, testenv.NewDisk(t, "ext4", 16<<20, "-O", "^ext_attr").Dir, filepath.Join(b.path, "boot"))
+	b = openSysroot(t, b.path, sysroot.Options{})
+	commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+	b.deploy(ref(b, "1"))
+	checkLabels(t, "/etc", b.etcLabels(), etcLabels)
+}
+
+// TestRefusedLabel: a kernel with SELinux refuses labels that its own policy does not know.
+func TestRefusedLabel(t *testing.T) {
+	b := newSysroot(t)
+	b.run = t.TempDir()
+	commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+	before := snapshot(t, b.path)
+	times := 0
+	b.reopen(func(op atfs.Op, name string) error {
+		if op != atfs.OpSetxattr || !strings.HasSuffix(name, ".0/etc/host.key") {
+			return nil
+		}
+		if times++; times == 1 {
+			return nil // the label of /usr/etc
+		}
+		return unix.EINVAL
+	})
+	st := b.load()
+	p := value(b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "1")}))(t)
+	err := b.Execute(t.Context(), p)
+	if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), `label /etc: the running kernel's policy does not know the label "u:r:key_t:s0", and refuses it: `) {
+		t.Errorf("got error %v, want %v with the label", err, unix.EINVAL)
+	}
+	if snapshot(t, b.path) != before {
+		t.Error("the sysroot was changed")
 	}
 }

@@ -253,7 +253,7 @@ func TestVar(t *testing.T) {
 		return strings.Join(list(t, filepath.Join(b.path, "ostree/deploy", name), "var", true), "\n")
 	}
 	b.deploy(ref(b, "1"))
-	const want = "var/\nvar/lib/\nvar/lib/db: data"
+	const want = "var/\nvar/.ostree-selabeled: \nvar/lib/\nvar/lib/db: data"
 	if got := list("os"); got != want {
 		t.Errorf("first:\ngot  %q\nwant %q", got, want)
 	}
@@ -266,7 +266,7 @@ func TestVar(t *testing.T) {
 	}
 	testenv.Must(t, b.InitStateroot("other"))
 	b.deploy(ref(b, "2"), func(r *sysroot.Request) { r.Stateroot = "other" })
-	if got, want := list("other"), "var/\nvar/lib/\nvar/lib/db: other\nvar/lock -> ../run/lock\nvar/log/\nvar/run -> ../run\nvar/tmp/"; got != want {
+	if got, want := list("other"), "var/\nvar/.ostree-selabeled: \nvar/lib/\nvar/lib/db: other\nvar/lock -> ../run/lock\nvar/log/\nvar/run -> ../run\nvar/tmp/"; got != want {
 		t.Errorf("of a system without tmpfiles.d:\ngot  %q\nwant %q", got, want)
 	}
 	if fi := value(os.Stat(filepath.Join(b.path, "ostree/deploy/other/var/tmp")))(t); fi.Mode() != fs.ModeDir|fs.ModeSticky|0o777 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 )
 
@@ -65,6 +66,9 @@ func (s *Sysroot) switchEntries(ctx context.Context, p *Plan) error {
 	if err := s.boot.Symlink(".", bootDir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	if err := inheritLabels(s.boot, bootDir, ostreeDir, loaderDir(b)); err != nil {
+		return err
+	}
 	if err := prepareLink(s.boot, loaderDir(b), "loader"); err != nil {
 		return err
 	}
@@ -109,7 +113,7 @@ func (s *Sysroot) writeLinks(b, sub int, list []*Deployment) error {
 			return err
 		}
 	}
-	return nil
+	return inheritLabels(s.dir, base)
 }
 
 // switchSub makes ostree/boot.B lead to boot.B.S.
@@ -132,7 +136,10 @@ func prepareLink(d *atfs.Dir, target, name string) error {
 	if err := atfs.IgnoreNotExist(d.Unlink(tmp)); err != nil {
 		return err
 	}
-	return d.Symlink(target, tmp)
+	if err := d.Symlink(target, tmp); err != nil {
+		return err
+	}
+	return inheritLabels(d, tmp)
 }
 
 func throwLink(d *atfs.Dir, name string) error { return d.Rename(name+".tmp", d, name, 0) }
@@ -315,7 +322,7 @@ func (s *Sysroot) installKernel(ctx context.Context, p *Plan, d *Deployment) (bo
 		}
 	}
 	for _, f := range k.files {
-		if err := s.installFile(f, path.Join(kernelDir(d), f.name)); err != nil {
+		if err := s.installFile(f, path.Join(kernelDir(d), f.name), p.policy); err != nil {
 			return bootNames{}, err
 		}
 	}
@@ -351,27 +358,34 @@ func (s *Sysroot) installedKernel(d *Deployment) (names bootNames, ok bool, err 
 }
 
 // installFile gives an object a name in /boot: a link, or a copy that gets its name only when it is complete and
-// durable.
-func (s *Sysroot) installFile(f treeFile, name string) error {
+// durable. Where the policy has another label for the name than the object has, it is a copy.
+func (s *Sysroot) installFile(f treeFile, name string, policy *selinux.Policy) error {
 	if ok, err := s.boot.Exists(name); ok || err != nil {
 		return err
 	}
 	if err := s.boot.MkdirAll(path.Dir(name), dirMode); err != nil {
 		return err
 	}
-	err := s.repo.LinkFile(f.sum, s.boot, name)
-	if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EMLINK) && !errors.Is(err, unix.EPERM) {
+	label, relabel, err := s.bootLabel(f, name, policy)
+	if err != nil {
 		return err
+	}
+	if !relabel {
+		err := s.repo.LinkFile(f.sum, s.boot, name)
+		if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EMLINK) && !errors.Is(err, unix.EPERM) {
+			return err
+		}
 	}
 	src, err := s.repo.OpenFile(f.sum)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	return copyInto(src, s.boot, name)
+	return copyInto(src, s.boot, name, label)
 }
 
-func copyInto(src *atfs.File, dir *atfs.Dir, name string) (err error) {
+// copyInto copies a file into dir, with a label unless that is "".
+func copyInto(src *atfs.File, dir *atfs.Dir, name, label string) (err error) {
 	parent, err := dir.OpenDir(path.Dir(name))
 	if err != nil {
 		return err
@@ -393,6 +407,9 @@ func copyInto(src *atfs.File, dir *atfs.Dir, name string) (err error) {
 		return err
 	}
 	if err := f.Chmod(st.Mode); err != nil {
+		return err
+	}
+	if err := labelFile(f, label); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
