@@ -16,6 +16,8 @@ type CheckoutOptions struct {
 	// ForceCopy gives every file its own inode (a reflink where the file system can), as files need that will be
 	// modified, such as /etc of a deployment.
 	ForceCopy bool
+	// CopyTop chooses by their names files and directories directly in the tree for which ForceCopy holds. It may be nil.
+	CopyTop func(name string) bool
 	// PassthroughWhiteouts turns a file named .ostree-wh.NAME into an overlay whiteout: a character device 0:0 named
 	// NAME with the file's owner, mode and extended attributes. ostree does so for deployments.
 	PassthroughWhiteouts bool
@@ -55,6 +57,16 @@ type checkout struct {
 	repo  *Repo
 	opts  CheckoutOptions
 	metas map[Checksum]*DirMeta // few dirmetas serve all directories
+}
+
+// at returns the checkout for an entry of a directory.
+func (c *checkout) at(depth int, name string) *checkout {
+	if depth > 0 || c.opts.ForceCopy || c.opts.CopyTop == nil || !c.opts.CopyTop(name) {
+		return c
+	}
+	forced := *c
+	forced.opts.ForceCopy = true
+	return &forced
 }
 
 func (c *checkout) meta(sum Checksum) (*DirMeta, error) {
@@ -99,13 +111,13 @@ func (c *checkout) dir(ctx context.Context, tree, meta Checksum, parent *atfs.Di
 		}
 	}
 	for i := range t.Files {
-		if err := c.file(&t.Files[i], d); err != nil {
+		if err := c.at(depth, t.Files[i].Name).file(&t.Files[i], d); err != nil {
 			return true, err
 		}
 	}
 	for i := range t.Dirs {
 		e := &t.Dirs[i]
-		if _, err := c.dir(ctx, e.Tree, e.Meta, d, e.Name, depth+1); err != nil {
+		if _, err := c.at(depth, e.Name).dir(ctx, e.Tree, e.Meta, d, e.Name, depth+1); err != nil {
 			return true, err
 		}
 	}

@@ -29,7 +29,8 @@ func (t *Tree) ReadDir(name string) (names []string) {
 }
 
 // Allocated estimates the size of a sysroot with one deployment of the tree on a file system with the given block size.
-// Files count once, however often they occur, but /etc, of which each deployment has its own, counts twice.
+// Files count once, however often they occur. /etc and everything outside of /usr, of which a deployment may have copies,
+// counts twice.
 func (t *Tree) Allocated(block int64) int64 {
 	seen := make(map[string]bool) // payloads
 	var walk func(n *composefs.Inode) int64
@@ -48,8 +49,13 @@ func (t *Tree) Allocated(block int64) int64 {
 		return sum
 	}
 	sum := walk(t.root)
+	clear(seen)
+	for _, e := range t.root.Entries {
+		if e.Name != "usr" {
+			sum += walk(e.Inode)
+		}
+	}
 	if etc := lookup(t.root, "usr/etc"); etc != nil {
-		clear(seen)
 		sum += walk(etc)
 	}
 	return sum

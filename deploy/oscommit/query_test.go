@@ -14,11 +14,13 @@ func TestSizes(t *testing.T) {
 	tree, err := oscommit.NewTree(b.flatten(t, makeTar(t,
 		entry{"usr/", "", nil}, entry{"usr/empty", "", nil}, entry{"usr/link -> one", "", nil},
 		entry{"usr/one", content(5000), nil}, entry{"usr/same", content(5000), nil},
-		entry{"etc/", "", nil}, entry{"etc/conf", content(100), nil},
+		entry{"etc/", "", nil}, entry{"etc/conf", content(101), nil},
+		entry{"opt/", "", nil}, entry{"opt/app", content(9000), nil},
+		entry{"var/", "", nil}, entry{"var/db", content(100), nil},
 	)))
 	testenv.Must(t, err)
 	for name, want := range map[string]int64{
-		"usr/one": 5000, "usr/empty": 0, "usr/etc/conf": 100, "usr/link": -1, "usr": -1, "usr/none": -1, "etc/conf": -1, "": -1,
+		"usr/one": 5000, "usr/empty": 0, "usr/etc/conf": 101, "usr/link": -1, "usr": -1, "usr/none": -1, "etc/conf": -1, "": -1,
 	} {
 		size, ok := tree.FileSize(name)
 		if ok != (want >= 0) || ok && size != want {
@@ -26,8 +28,8 @@ func TestSizes(t *testing.T) {
 		}
 	}
 	const block = 4096
-	files := int64(2+1+1) * block  // /usr/one, which is /usr/same, and /usr/etc/conf twice
-	dirs := int64(4) * (2 * block) // the root, /usr, and /usr/etc twice
+	files := int64(2+2+6+2) * block // /usr/one, which is /usr/same; twice /usr/etc/conf, /opt/app, /var/db
+	dirs := int64(8) * (2 * block)  // the root, /usr, and twice /usr/etc, /opt, /var
 	if got, want := tree.Allocated(block), files+dirs; got != want {
 		t.Errorf("allocated: got %d, want %d", got, want)
 	}

@@ -157,30 +157,47 @@ func (s *Sysroot) checkBoot(ctx context.Context, p *Plan, gone []string) error {
 	return nil
 }
 
-// checkEtcSpace refuses a tree whose /etc does not fit into the sysroot.
-func (s *Sysroot) checkEtcSpace(ctx context.Context, t *osTree) error {
+// checkCopySpace refuses a tree whose files that a deployment has for itself do not fit into the sysroot: those of /etc,
+// and if outside is true those outside of [ownDirs].
+func (s *Sysroot) checkCopySpace(ctx context.Context, t *osTree, outside bool) error {
 	root, known, err := s.dir.Space()
 	if err != nil || !known {
 		return err
 	}
+	need, err := t.etcSize(ctx, root.BlockSize)
+	if err != nil {
+		return err
+	}
+	what := "/etc of the deployment"
+	if outside {
+		more, err := t.outsideSize(ctx, root.BlockSize)
+		if err != nil {
+			return err
+		}
+		if more > need {
+			what = "what the deployment has outside of /usr and /var"
+		}
+		need += more
+	}
+	if need > int64(min(root.Free, 1<<62)) {
+		return fmt.Errorf("%w: %s needs %s, the sysroot has %s", ErrNoSpace, what, bytesText(need), bytesText(int64(root.Free)))
+	}
+	return nil
+}
+
+// etcSize returns the minimal size of a copy of /etc.
+func (t *osTree) etcSize(ctx context.Context, block uint64) (int64, error) {
 	n, err := t.lookup("usr/etc")
 	if isAbsent(err) {
 		n, err = t.lookup("etc")
 	}
 	if isAbsent(err) || err == nil && !n.Dir {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
-	need, err := t.copySize(ctx, n, root.BlockSize)
-	if err != nil {
-		return err
-	}
-	if need > int64(min(root.Free, 1<<62)) {
-		return fmt.Errorf("%w: /etc of the deployment needs %s, the sysroot has %s", ErrNoSpace, bytesText(need), bytesText(int64(root.Free)))
-	}
-	return nil
+	return t.copySize(ctx, n, block)
 }
 
 // kernelIsCopied reports whether objects cannot be linked into /boot.
@@ -195,14 +212,19 @@ func (s *Sysroot) kernelIsCopied() (bool, error) {
 
 // copySize returns the minimal size of a copy of a directory.
 func (t *osTree) copySize(ctx context.Context, n objectstore.TreeEntry, block uint64) (int64, error) {
-	if ctx.Err() != nil {
-		return 0, context.Cause(ctx)
-	}
 	d, err := t.repo.DirTree(n.Checksum)
 	if err != nil {
 		return 0, err
 	}
-	size := int64(block)
+	size, err := t.contentSize(ctx, d, block)
+	return int64(block) + size, err
+}
+
+// contentSize returns the minimal size of copies of a directory's content.
+func (t *osTree) contentSize(ctx context.Context, d *objectstore.DirTree, block uint64) (size int64, err error) {
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
 	for _, f := range d.Files {
 		st, err := t.repo.Stat(f.Checksum)
 		if err != nil {

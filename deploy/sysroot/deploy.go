@@ -32,7 +32,11 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 		return err
 	}
 	defer parent.Close()
-	if err := s.repo.Checkout(ctx, d.Commit, parent, d.Name(), objectstore.CheckoutOptions{PassthroughWhiteouts: true}); err != nil {
+	opts := objectstore.CheckoutOptions{PassthroughWhiteouts: true}
+	if p.copyRoot {
+		opts.CopyTop = func(name string) bool { return !isOwnDir(name) }
+	}
+	if err := s.repo.Checkout(ctx, d.Commit, parent, d.Name(), opts); err != nil {
 		return err
 	}
 	root, err := parent.OpenDir(d.Name())

@@ -103,7 +103,7 @@ func (s *Sysroot) planFinalize(ctx context.Context, st *State) (*Plan, error) {
 	if err := s.makeRoom(ctx, p, false); err != nil {
 		return nil, err
 	}
-	if err := s.checkEtcSpace(ctx, p.tree); err != nil {
+	if err := s.checkCopySpace(ctx, p.tree, false); err != nil {
 		return nil, err
 	}
 	if p.merge == nil {

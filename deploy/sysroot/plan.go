@@ -73,6 +73,8 @@ type Plan struct {
 
 	policy *selinux.Policy // of New, if its tree has labels; at first that of the tree, later with the changes of /etc
 
+	copyRoot bool // the files of New outside of ownDirs are copies
+
 	filledVar, stampedVar bool // during execution: what was done to the stateroot's /var
 }
 
@@ -166,7 +168,7 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if err := s.makeRoom(ctx, p, r.EarlyPrune); err != nil {
 		return nil, err
 	}
-	if err := s.checkEtcSpace(ctx, p.tree); err != nil {
+	if err := s.planRoot(ctx, p); err != nil {
 		return nil, err
 	}
 	if err := s.noteLostCfs(p); err != nil {
