@@ -58,10 +58,7 @@ func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 }
 
 func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (sum objectstore.Checksum, err error) {
-	o, err := compile(t)
-	if err == nil {
-		err = o.directories(t.root)
-	}
+	o, err := compile(t, txn.Repo())
 	if err != nil {
 		return sum, err
 	}
@@ -82,7 +79,7 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 	if err != nil {
 		return sum, err
 	}
-	if err := o.directories(t.root); err != nil { // now with the checksums of all files
+	if err := o.complete(t.root, txn.Repo()); err != nil {
 		return sum, err
 	}
 	for i := range o.metadata {
@@ -120,18 +117,23 @@ type Need struct {
 // Need returns what Store would transfer from one repository to another, and changes neither. Store needs room for
 // Bytes and Metadata.
 func (t *Tree) Need(to, from *objectstore.Repo) (Need, error) {
-	o, err := compile(t)
-	if err == nil {
-		err = o.directories(t.root)
-	}
-	var n Need
-	if err == nil {
-		n, err = o.need(to, from)
-	}
+	n, err := t.need(to, from)
 	if err != nil {
 		return Need{}, fmt.Errorf("compare OS commit with %s: %w", to.Dir().Path(), err)
 	}
 	return n, nil
+}
+
+func (t *Tree) need(to, from *objectstore.Repo) (Need, error) {
+	o, err := compile(t, to)
+	if err != nil {
+		return Need{}, err
+	}
+	how, err := o.transfers(to, from)
+	if err != nil {
+		return Need{}, err
+	}
+	return o.need(to, from, how)
 }
 
 // room returns the bytes to copy into a repository, or an error if it has no room for them.
@@ -148,7 +150,7 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 	if err != nil || how.Others != objectstore.TransferCopy && uint64(o.metadataSize(to)) <= space.Free {
 		return 0, err
 	}
-	n, err := o.need(to, from)
+	n, err := o.need(to, from, how)
 	if err == nil && uint64(n.Bytes+n.Metadata) > space.Free {
 		err = fmt.Errorf("%d files that cannot be linked, and directories, take %s in %s, where %s are free: %w",
 			n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(space.Free), unix.ENOSPC)
@@ -158,11 +160,10 @@ func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
 
 // transfers returns how content gets from one repository to another. A nil from stands for the same repository.
 func (o *objects) transfers(to, from *objectstore.Repo) (objectstore.Transfers, error) {
-	relabelled := func(f file) bool { return f.relabel != nil }
 	switch {
 	case from != nil:
 		return to.Transfers(from)
-	case slices.ContainsFunc(o.files, relabelled):
+	case slices.ContainsFunc(o.files, isRelabelled):
 		return to.Transfers(to)
 	}
 	return objectstore.Transfers{}, nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// objects are the objects of an OS commit without the commit itself, each once. Compiling them does no I/O.
+// objects are the objects of an OS commit without the commit itself, each once. Compiling them reads no content.
 type objects struct {
 	files      []file
 	metadata   []metadataObject // from the leaves to the root
@@ -25,6 +26,7 @@ type objects struct {
 
 	inodes map[*composefs.Inode]int // index in files, to hash files with several names once
 	seen   map[objectstore.ObjectName]struct{}
+	known  known // of the repository
 }
 
 // A file is a content object.
@@ -39,6 +41,7 @@ type file struct {
 type relabel struct {
 	from objectstore.Checksum
 	is   objectstore.FileMeta
+	key  knownKey
 }
 
 type metadataObject struct {
@@ -47,10 +50,17 @@ type metadataObject struct {
 	data []byte
 }
 
-// compile lists the files of a tree.
-func compile(t *Tree) (*objects, error) {
+// compile lists the objects of a tree. The checksums of files with labels are known if the repository has their objects.
+func compile(t *Tree, repo *objectstore.Repo) (*objects, error) {
 	o := &objects{inodes: make(map[*composefs.Inode]int), seen: make(map[objectstore.ObjectName]struct{})}
-	return o, o.listFiles(t, t.root, "", make(map[fileKey]int))
+	err := o.listFiles(t, t.root, "", make(map[fileKey]int))
+	if err == nil {
+		err = o.resolve(repo)
+	}
+	if err == nil {
+		err = o.directories(t.root)
+	}
+	return o, err
 }
 
 // A fileKey identifies a content object.
@@ -91,8 +101,9 @@ func (t *Tree) file(n *composefs.Inode, name string) (file, fileKey, error) {
 	f := file{path: name, inode: n}
 	sum, err := checksum(n)
 	if source := t.sources[n]; source != nil && n.Payload != "" {
-		f.relabel = &relabel{from: sum, is: contentMeta(source)}
-		return f, fileKey{sum, labelOf(n)}, err
+		label := labelOf(n)
+		f.relabel = &relabel{from: sum, is: contentMeta(source), key: keyOf(sum, label)}
+		return f, fileKey{sum, label}, err
 	}
 	f.sum = sum
 	return f, fileKey{sum: sum}, err
@@ -105,6 +116,17 @@ func (o *objects) directories(root *composefs.Inode) error {
 	var err error
 	o.tree, o.meta, err = o.dir(root, "")
 	return err
+}
+
+// complete compiles the metadata objects again, once all files are stored and known.
+func (o *objects) complete(root *composefs.Inode, repo *objectstore.Repo) error {
+	if !slices.ContainsFunc(o.files, isRelabelled) {
+		return nil
+	}
+	if err := o.remember(repo); err != nil {
+		return err
+	}
+	return o.directories(root)
 }
 
 // first reports whether an object is new.
@@ -230,9 +252,12 @@ func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.
 	return txn.ImportFile(from, f.sum, &meta, f.inode.Size)
 }
 
-// storeRelabelled creates an object with the content of another one, and learns its checksum.
+// storeRelabelled creates an object with the content of another one, and learns its checksum, unless it is known.
 func (f *file) storeRelabelled(txn *objectstore.Txn, from *objectstore.Repo, meta *objectstore.FileMeta) (objectstore.Stored, error) {
-	if from == nil {
+	switch {
+	case !f.sum.IsZero():
+		return objectstore.Stored{Checksum: f.sum}, nil
+	case from == nil:
 		from = txn.Repo()
 	}
 	stored, err := txn.ImportContent(from, f.relabel.from, &f.relabel.is, meta, f.inode.Size)
@@ -260,10 +285,8 @@ func (f *file) find(repo *objectstore.Repo) (bool, error) {
 }
 
 // need returns what a repository lacks: objects to create, or to take from another one.
-func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
-	if n.Transfers, err = o.transfers(to, from); err != nil {
-		return n, err
-	}
+func (o *objects) need(to, from *objectstore.Repo, how objectstore.Transfers) (n Need, err error) {
+	n.Transfers = how
 	for i := range o.files {
 		f := &o.files[i]
 		meta := contentMeta(f.inode)
@@ -278,6 +301,9 @@ func (o *objects) need(to, from *objectstore.Repo) (n Need, err error) {
 		default:
 			n.Shared++
 		}
+	}
+	if slices.ContainsFunc(o.files, func(f file) bool { return isRelabelled(f) && f.sum.IsZero() }) {
+		n.Metadata += to.Allocated(int64(knownSize(len(o.files) + len(o.known))))
 	}
 	for i := range o.metadata {
 		m := &o.metadata[i]
@@ -321,8 +347,11 @@ const (
 
 // lackedBy returns what a repository lacks of the object, which has metadata meta and can be stored.
 func (f *file) lackedBy(to, from *objectstore.Repo, meta *objectstore.FileMeta) (lack, error) {
-	if f.relabel != nil {
+	switch {
+	case f.relabel != nil && f.sum.IsZero():
 		return object, nil
+	case f.relabel != nil:
+		return nothing, nil
 	}
 	have, err := f.find(to)
 	lacks := object
