@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 )
@@ -113,21 +114,51 @@ func parse(data []byte) (*Config, error) {
 }
 
 func (c *Config) parseComposefs(f *keyfile.File) error {
-	switch v, ok := f.Get("composefs", "enabled"); v {
-	case "yes", "true", "1":
-		c.Composefs = Yes
+	v, ok := f.Get("composefs", "enabled")
+	if !ok {
+		return nil
+	}
+	switch v = strings.TrimSpace(v); v {
 	case "verity":
 		c.Composefs, c.Verity = Yes, true
 	case "signed":
 		c.Composefs, c.Verity, c.Signed = Yes, true, true
-	case "maybe":
-		c.Composefs = Maybe
-	case "no", "false", "0":
-		c.Composefs = No
 	default:
-		if ok {
+		if c.Composefs, ok = parseTristate(v); !ok {
 			return fmt.Errorf("enabled in group composefs is %.20q", v)
 		}
 	}
 	return nil
+}
+
+func parseTristate(v string) (Composefs, bool) {
+	switch v {
+	case "yes", "true", "1":
+		return Yes, true
+	case "maybe":
+		return Maybe, true
+	case "no", "false", "0":
+		return No, true
+	}
+	return "", false
+}
+
+// Argument is the key of a kernel argument that overrides what files say of composefs.
+const Argument = "ostree.prepare-root.composefs"
+
+// Override returns the configuration of a system with a value of [Argument]. One with which ostree-prepare-root would
+// fail is an ErrInvalid.
+func (c *Config) Override(value string) (*Config, error) {
+	o := *c
+	o.Signed = value == "signed"
+	if o.Signed {
+		o.Composefs, o.Verity = Yes, true
+		return &o, nil
+	}
+	var ok bool
+	if o.Composefs, ok = parseTristate(value); !ok {
+		return nil, fmt.Errorf("%w: kernel argument %s=%.20s", ErrInvalid, Argument, value)
+	}
+	o.Verity = o.Verity && o.Composefs != No
+	return &o, nil
 }

@@ -37,7 +37,7 @@ func TestParse(t *testing.T) {
 		{text: "[etc]\ntransient=\n", err: "transient in group etc"},
 		{text: "[composefs]\nenabled=On\n", err: `enabled in group composefs is "On"`},
 		{text: "[composefs]\nenabled=\n", err: `enabled in group composefs is ""`},
-		{text: "[composefs]\nenabled=no \n", err: `enabled in group composefs is "no "`},
+		{text: "[composefs]\nenabled= maybe \n", want: prepareroot.Config{Composefs: prepareroot.Maybe}},
 		{text: "enabled=yes\n", err: "line 1"},
 	} {
 		t.Run(tt.text, func(t *testing.T) {
@@ -102,6 +102,30 @@ func TestKeepsRoot(t *testing.T) {
 	} {
 		if got := tt.config.KeepsRoot(); got != tt.want {
 			t.Errorf("%+v: got %v, want %v", tt.config, got, tt.want)
+		}
+	}
+}
+
+// The argument overrides the file, but for verity.
+func TestOverride(t *testing.T) {
+	verity := prepareroot.Config{File: "f", Composefs: prepareroot.Yes, Verity: true, Signed: true}
+	for _, tt := range []struct {
+		config prepareroot.Config
+		value  string
+		want   prepareroot.Config
+		err    bool
+	}{
+		{config: prepareroot.Config{}, value: "1", want: prepareroot.Config{Composefs: prepareroot.Yes}},
+		{config: prepareroot.Config{}, value: "signed", want: prepareroot.Config{Composefs: prepareroot.Yes, Verity: true, Signed: true}},
+		{config: verity, value: "yes", want: prepareroot.Config{File: "f", Composefs: prepareroot.Yes, Verity: true}},
+		{config: verity, value: "maybe", want: prepareroot.Config{File: "f", Composefs: prepareroot.Maybe, Verity: true}},
+		{config: verity, value: "no", want: prepareroot.Config{File: "f", Composefs: prepareroot.No}},
+		{config: verity, value: "verity", err: true},
+		{config: verity, value: "", err: true},
+	} {
+		got, err := tt.config.Override(tt.value)
+		if errors.Is(err, prepareroot.ErrInvalid) != tt.err || err == nil && *got != tt.want {
+			t.Errorf("%+v with %q: got %+v, %v, want %+v", tt.config, tt.value, got, err, tt.want)
 		}
 	}
 }
