@@ -199,7 +199,7 @@ func (t *Txn) setAttr(f *atfs.File, m *FileMeta, mtime unix.Timespec) error {
 // replaced.
 func (t *Txn) publish(f *atfs.File, sum Checksum, typ ObjectType, replace bool) (added bool, err error) {
 	if typ == TypeFile {
-		if err := t.repo.giveVerity(f); err != nil {
+		if err := t.repo.GiveVerity(f); err != nil {
 			return false, err
 		}
 	}

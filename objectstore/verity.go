@@ -72,8 +72,9 @@ func (r *Repo) writeVerity(value string) error {
 	return r.dir.WriteFile(configName, f.Marshal(), fileMode, true)
 }
 
-// giveVerity enables fs-verity for a file that is about to become an object, if the config requires it.
-func (r *Repo) giveVerity(f *atfs.File) error {
+// GiveVerity enables fs-verity for a file that is about to become an object, or that belongs to the repository otherwise,
+// if the config requires it. With "maybe", a file system without fs-verity is no error.
+func (r *Repo) GiveVerity(f *atfs.File) error {
 	if r.config.verity == verityNo {
 		return nil
 	}

@@ -39,6 +39,9 @@ const (
 	KnownDigests Digests = iota
 	// AllDigests makes an image that depends on the tree alone. Objects without fs-verity are read.
 	AllDigests
+	// VerityDigests makes the same image as AllDigests, and gives fs-verity to every object in it. Damaged objects are an
+	// objectstore.ErrCorrupt, and a file system without fs-verity is errors.ErrUnsupported.
+	VerityDigests
 )
 
 // format is that of ostree: the second version for trees with whiteouts, which commits do not have.
@@ -227,7 +230,7 @@ func (t *tree) file(sum objectstore.Checksum, known bool) (*composefs.Inode, err
 		return n, nil
 	}
 	n.Size, n.Payload = st.Size, objectstore.LoosePath(sum, objectstore.TypeFile)
-	if !known && t.digests == KnownDigests {
+	if t.digests == KnownDigests && !known {
 		return n, nil
 	}
 	n.Verity, err = t.digest(sum)
@@ -236,6 +239,10 @@ func (t *tree) file(sum objectstore.Checksum, known bool) (*composefs.Inode, err
 
 // digest returns the fs-verity digest of an object, or nil if the image does without.
 func (t *tree) digest(sum objectstore.Checksum) ([]byte, error) {
+	if t.digests == VerityDigests {
+		d, err := t.repo.EnableVerity(sum)
+		return d[:], err
+	}
 	known, ok, err := t.repo.MeasureVerity(sum)
 	switch {
 	case err != nil:

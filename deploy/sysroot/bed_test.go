@@ -62,16 +62,16 @@ func osTree(version, kernel string) *node {
 	})
 }
 
-// commitTree stores a commit of a tree, with a version, under a ref.
-func commitTree(tb testing.TB, repo *objectstore.Repo, ref, version string, tree *node) {
+// commitTree stores a commit of a tree, with a version and other metadata, under a ref.
+func commitTree(tb testing.TB, repo *objectstore.Repo, ref, version string, tree *node, metadata ...objectstore.MetaEntry) {
 	tb.Helper()
 	txn := value(repo.Begin(tb.Context()))(tb)
 	root, meta, err := objecttest.Store(txn, tree)
 	testenv.Must(tb, err)
-	c := &objectstore.Commit{Tree: root, Meta: meta, Timestamp: 1700000000, Metadata: []objectstore.MetaEntry{
+	c := &objectstore.Commit{Tree: root, Meta: meta, Timestamp: 1700000000, Metadata: append([]objectstore.MetaEntry{
 		{Key: "version", Value: gvariant.String(version)},
 		{Key: "ostree.ref-binding", Value: gvariant.Strings([]string{ref})},
-	}}
+	}, metadata...)}
 	stored := value(txn.StoreMetadata(objectstore.TypeCommit, value(c.Marshal())(tb)))(tb)
 	txn.SetRef(ref, stored.Checksum)
 	testenv.Must(tb, txn.Commit(tb.Context(), objectstore.CommitOptions{}))

@@ -10,17 +10,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/prepareroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// checkTree refuses trees that would not boot, or not work, as this package deploys them: with a composefs image or
-// without.
-func (t *osTree) checkTree(noSELinux, hasCfs bool) error {
-	switch _, err := t.lookup(cfsName); {
+// checkTree refuses trees that would not boot, or not work, as this package deploys them.
+func (t *osTree) checkTree(noSELinux bool) error {
+	switch _, err := t.lookup(cfs.Name); {
 	case err == nil:
-		return fmt.Errorf("the tree has /%s, which would pass for its composefs image: %w", cfsName, ErrInvalid)
+		return fmt.Errorf("the tree has /%s, which would pass for its composefs image: %w", cfs.Name, ErrInvalid)
 	case !isAbsent(err):
 		return err
 	}
@@ -45,14 +45,9 @@ func (t *osTree) checkTree(noSELinux, hasCfs bool) error {
 		return fmt.Errorf("the tree has both /etc and /usr/etc: %w", ErrInvalid)
 	}
 	if !noSELinux {
-		if err := t.checkSELinux(); err != nil {
-			return err
-		}
+		return t.checkSELinux()
 	}
-	if hasCfs {
-		return nil
-	}
-	return t.checkComposefs()
+	return nil
 }
 
 // checkSELinux refuses a tree that enforces a policy, or logs by one, although its files have no labels.
@@ -84,20 +79,7 @@ func (t *osTree) checkSELinux() error {
 	return nil
 }
 
-// checkComposefs refuses a tree whose root must be a composefs image: a deployment gets none unless another one of its
-// commit has it.
-func (t *osTree) checkComposefs() error {
-	config, err := t.prepareRoot()
-	if err != nil {
-		return err
-	}
-	if config.Composefs == prepareroot.Yes {
-		return fmt.Errorf("%w: the tree demands a composefs image as its root (/%s), and deployments do not get one yet", ErrUnsupported, config.File)
-	}
-	return nil
-}
-
-// prepareRoot returns the configuration by which a deployment of the tree boots.
+// prepareRoot returns the configuration by which a deployment of the tree boots, but for kernel arguments.
 func (t *osTree) prepareRoot() (*prepareroot.Config, error) {
 	config, err := prepareroot.Load(func(name string) ([]byte, error) {
 		data, err := t.readFile(name, maxConfigLen)

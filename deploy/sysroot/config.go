@@ -19,10 +19,10 @@ const maxConfigLen = 1 << 20
 
 // config is the part of the repository's configuration that concerns the sysroot.
 type config struct {
-	bootloader       string      // "auto" by default
-	bootPrefix       bool        // paths in entries begin with /boot
-	exceptDefault    []bls.Field // of all entries but the default deployment's
-	requireComposefs bool
+	bootloader    string      // "auto" by default
+	bootPrefix    bool        // paths in entries begin with /boot
+	exceptDefault []bls.Field // of all entries but the default deployment's
+	composefs     bool        // every deployment gets a composefs image
 }
 
 func readConfig(dir *atfs.Dir) (config, error) {
@@ -56,8 +56,10 @@ func parseConfig(text []byte) (config, error) {
 			c.exceptDefault = append(c.exceptDefault, bls.Field{Key: key, Value: value})
 		}
 	}
-	composefs, _ := f.Get("ex-integrity", "composefs")
-	c.requireComposefs = composefs == "yes" || composefs == "true"
+	switch v, _ := f.Get("ex-integrity", "composefs"); strings.TrimSpace(v) {
+	case "yes", "true", "1", "maybe":
+		c.composefs = true
+	}
 	return c, nil
 }
 
@@ -87,9 +89,6 @@ func (s *Sysroot) checkSupported() error {
 		return fmt.Errorf("%w: the boot loader is %q (%s), whose configuration would have to be generated; if it reads the entries in "+
 			"/boot/loader itself, say so with \"ostree config --repo=%s set sysroot.bootloader none\"",
 			ErrUnsupported, name, evidence, path.Join(s.dir.Path(), repoDir))
-	}
-	if s.config.requireComposefs {
-		return fmt.Errorf("%w: the repository's config demands composefs images of deployments (ex-integrity.composefs)", ErrUnsupported)
 	}
 	return nil
 }

@@ -44,10 +44,8 @@ func (s *Sysroot) makeDeployment(ctx context.Context, p *Plan) error {
 		return err
 	}
 	defer root.Close()
-	if p.cfs != nil {
-		if err := s.linkCfs(p.cfs, root); err != nil {
-			return err
-		}
+	if err := s.giveCfs(ctx, p, root); err != nil {
+		return err
 	}
 	if err := s.makeEtc(ctx, p.tree, root); err != nil {
 		return err

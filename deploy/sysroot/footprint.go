@@ -15,7 +15,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// A Footprint is the space that a deployment takes in the sysroot's repository: allocated bytes, each inode once.
+// A Footprint is the space that a deployment takes in the sysroot's repository, and its composefs image: allocated bytes,
+// each inode once.
 type Footprint struct {
 	Unique int64 // freed if only this deployment went
 	Shared int64 // needed by another deployment or another commit of the repository, or linked from elsewhere
@@ -34,7 +35,25 @@ type measurer struct {
 
 // Footprints measures each of a list of deployments. A deployment whose commit is incomplete gets nil.
 func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footprint, error) {
-	return footprints(ctx, s.repo, s.boot, list)
+	result, err := footprints(ctx, s.repo, s.boot, list)
+	if err != nil {
+		return nil, err
+	}
+	for i, d := range list {
+		if result[i] == nil {
+			continue
+		}
+		switch st, err := s.statCfs(d); {
+		case err != nil:
+			return nil, err
+		case st == nil:
+		case st.Nlink > 1:
+			result[i].Shared += atfs.Allocated(st)
+		default:
+			result[i].Unique += atfs.Allocated(st)
+		}
+	}
+	return result, nil
 }
 
 func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, list []*Deployment) ([]*Footprint, error) {

@@ -62,8 +62,8 @@ type Plan struct {
 	tree   *osTree // of New
 	kernel *kernel // of New
 	merge  *Deployment
-	cfs    *Deployment // whose composefs image New gets; nil: none
-	args   kargs.List  // of New, with ostree= in its place; nil: none yet
+	cfs    cfsPlan    // of New
+	args   kargs.List // of New, with ostree= in its place; nil: none yet
 
 	early      []*Deployment // what boots before the new one is made, to make room in /boot; nil: as before
 	finalize   bool          // New is what was staged
@@ -137,10 +137,7 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if p.tree, err = openTree(cmp.Or(r.From, s.repo), r.Commit); err != nil {
 		return nil, err
 	}
-	if p.cfs, err = s.cfsSource(st, &r); err != nil {
-		return nil, err
-	}
-	if err := p.tree.checkTree(r.NoSELinux, p.cfs != nil); err != nil {
+	if err := p.tree.checkTree(r.NoSELinux); err != nil {
 		return nil, err
 	}
 	if p.policy, err = p.tree.policy(); err != nil {
@@ -164,6 +161,9 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 		d.Tries = &bls.Tries{Left: r.Tries}
 	}
 	p.New = d
+	if p.cfs, err = s.planCfs(st, p, &r); err != nil {
+		return nil, err
+	}
 	p.arrange(&r)
 	if err := s.makeRoom(ctx, p, r.EarlyPrune); err != nil {
 		return nil, err

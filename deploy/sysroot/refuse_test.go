@@ -99,13 +99,13 @@ func TestRefusedTrees(t *testing.T) {
 		"policy that is not there": {func(tree *node) {
 			at(tree, "usr/etc/selinux")["config"] = file(0o644, "SELINUX=enforcing\nSELINUXTYPE=targeted\n")
 		}, nil, ""},
-		"composefs":        {composefs("yes"), sysroot.ErrUnsupported, "demands a composefs image"},
-		"composefs signed": {composefs("signed"), sysroot.ErrUnsupported, "demands a composefs image"},
-		"composefs maybe":  {composefs("maybe"), nil, ""},
+		"composefs":        {composefs("yes"), nil, ""},
+		"composefs signed": {composefs("signed"), sysroot.ErrUnsupported, "the commit has no signature"},
+		"composefs verity": {composefs("verity"), sysroot.ErrUnsupported, "the tree demands fs-verity"},
 		"composefs in /etc": {func(tree *node) {
 			composefs("no")(tree)
-			at(tree, "usr/etc/ostree")["prepare-root.conf"] = file(0o644, "[composefs]\nenabled=yes\n")
-		}, sysroot.ErrUnsupported, "(/etc/ostree/prepare-root.conf)"},
+			at(tree, "usr/etc/ostree")["prepare-root.conf"] = file(0o644, "[composefs]\nenabled=verity\n")
+		}, sysroot.ErrUnsupported, "the tree demands fs-verity"},
 		"composefs unknown": {composefs("On"), sysroot.ErrInvalid, "/usr/lib/ostree/prepare-root.conf: "},
 		"composefs image": {func(tree *node) {
 			tree.Entries[".ostree.cfs"] = file(0o644, "image")
@@ -215,7 +215,7 @@ func TestBootloaders(t *testing.T) {
 		"u-boot":           {"", []string{"boot/loader.0/uEnv.txt"}, `"uboot"`},
 		"said to be grub":  {"bootloader=grub2", nil, `"grub2" (the repository's config says so)`},
 		"said to be zipl":  {"bootloader=zipl", nil, `"zipl"`},
-		"composefs wanted": {"bootprefix=false\n[ex-integrity]\ncomposefs=true", nil, "ex-integrity.composefs"},
+		"composefs wanted": {"bootprefix=false\n[ex-integrity]\ncomposefs=true", nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newSysroot(t)

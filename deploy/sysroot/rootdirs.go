@@ -18,14 +18,14 @@ var ownDirs = []string{"boot", "dev", "efi", "etc", "ostree", "proc", "run", "sy
 func isOwnDir(name string) bool { return slices.Contains(ownDirs, name) }
 
 // planRoot decides what becomes of the files that the new deployment's tree has outside of ownDirs. Unless the root is a
-// composefs image the running system can write to them. They become copies then: otherwise a change would damage
+// composefs image for certain, the running system can write to them. They become copies then: otherwise a change would damage
 // the repository, other deployments and, with the object, everything else that has the file.
 func (s *Sysroot) planRoot(ctx context.Context, p *Plan) error {
-	config, err := p.tree.prepareRoot()
+	config, err := p.tree.bootConfig(p.New.Kargs)
 	if err != nil {
 		return err
 	}
-	p.copyRoot = config.Composefs != prepareroot.Yes && p.cfs == nil
+	p.copyRoot = config.Composefs != prepareroot.Yes
 	if err := s.checkCopySpace(ctx, p.tree, p.copyRoot); err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (s *Sysroot) planRoot(ctx context.Context, p *Plan) error {
 		return err
 	}
 	switch {
-	case p.copyRoot:
+	case p.copyRoot && config.Composefs != prepareroot.Maybe:
 		p.noteDirs(dirs, "what the running system writes there is lost with the next deployment")
 	case !config.TransientRoot:
 		dirs = slices.DeleteFunc(dirs, func(name string) bool { return !slices.Contains(homeDirs, name) })

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/faulttest"
@@ -42,6 +43,7 @@ var sweepCases = map[string]sweepCase{
 	"deploy":                      {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, min: 200},
 	"deploy with its own boot":    {prepare: with(twoDeployments, "3"), run: deployOnce("3", nil), booted: -1, apart: true, min: 200},
 	"deploy with composefs image": {prepare: oneCfs, run: kargsOnce, booted: -1, min: 130},
+	"make a composefs image":      {prepare: with(twoDeployments, "cfs"), run: deployOnce("cfs", nil), booted: -1, min: 200},
 	"deploy with early prune": {
 		prepare: with(twoDeployments, "3"), run: deployOnce("3", func(r *sysroot.Request) { r.EarlyPrune = true }),
 		booted: -1, full: true, min: 250,
@@ -76,9 +78,13 @@ func tinyTree(version, kernel string) *node {
 // commitTiny stores versions of a tiny system.
 func (b *bed) commitTiny(names ...string) {
 	b.t.Helper()
-	versions := map[string]struct{ version, kernel string }{"1": {"1", "a"}, "2": {"2", "b"}, "3": {"3", "c"}, "4": {"4", "a"}, "2b": {"2", "b"}}
+	versions := map[string]struct{ version, kernel string }{"1": {"1", "a"}, "2": {"2", "b"}, "3": {"3", "c"}, "4": {"4", "a"}, "2b": {"2", "b"}, "cfs": {"3", "c"}}
 	for _, name := range names {
-		commitTree(b.t, b.Repo(), "os/"+name, versions[name].version, tinyTree(name, versions[name].kernel))
+		tree := tinyTree(name, versions[name].kernel)
+		if name == "cfs" {
+			at(tree, "usr/lib/ostree")["prepare-root.conf"] = file(0o644, "[composefs]\nenabled=yes\n")
+		}
+		commitTree(b.t, b.Repo(), "os/"+name, versions[name].version, tree)
 	}
 }
 
@@ -554,6 +560,11 @@ func (b *bed) checkDeployment(root string) {
 			}
 		}
 	}
+	if _, err := os.Stat(filepath.Join(root, "usr/lib/ostree/prepare-root.conf")); err == nil {
+		if _, err := os.Stat(filepath.Join(root, cfs.Name)); err != nil {
+			b.t.Error(err)
+		}
+	}
 	if !immutable(b.t, root) {
 		b.t.Errorf("%s is not immutable", root)
 	}
@@ -589,7 +600,7 @@ func TestKillSweep(t *testing.T) {
 // are thrown, and nothing that is needed until then is removed before.
 func TestOrder(t *testing.T) {
 	testenv.NeedsRoot(t)
-	for _, name := range []string{"deploy with its own boot", "rollback to same kernel", "finalize"} {
+	for _, name := range []string{"deploy with its own boot", "rollback to same kernel", "finalize", "make a composefs image"} {
 		t.Run(name, func(t *testing.T) {
 			c := sweepCases[name]
 			f := c.faultCase(t)

@@ -268,12 +268,23 @@ func (s *setup) switchRoot() error {
 	if err := bind(filepath.Join(s.Root, "run"), filepath.Join(root, "run")); err != nil {
 		return err
 	}
-	if s.Boot.Boot != "" {
-		if err := bind(s.Boot.Boot, filepath.Join(root, "boot")); err != nil {
-			return err
-		}
+	if err := s.mountBoot(root); err != nil {
+		return err
 	}
 	return s.system(root, filepath.Join(s.Root, "run/cmdline"))
+}
+
+// mountBoot mounts a separate /boot, or else that of the sysroot: from ostree 2026 on a generated unit does so instead of
+// ostree-prepare-root.
+func (s *setup) mountBoot(root string) error {
+	from := s.Boot.Boot
+	if from == "" {
+		if _, err := os.Lstat(filepath.Join(root, "boot/loader")); err == nil {
+			return nil
+		}
+		from = filepath.Join(root, "sysroot/boot")
+	}
+	return bind(from, filepath.Join(root, "boot"))
 }
 
 // bindNew binds a file or directory to a name, which is created if it is below a writable directory.

@@ -2,6 +2,7 @@ package sysroot
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
@@ -103,9 +106,10 @@ func TestComposefsImageOfOstree(t *testing.T) {
 	for _, enabled := range []string{"verity", "signed"} {
 		configs["[composefs]\nenabled="+enabled+"\n"] = cfs.AllDigests
 	}
-	_, systems := newSystems(t, ostreehost.Forky, false, "theirs")
-	s := systems[0]
+	_, systems := newSystems(t, ostreehost.Forky, false, "theirs", "ours")
+	s, ours := systems[0], systems[1]
 	s.initEmpty()
+	ours.initEmpty()
 	repo := openRepo(t, s)
 	for _, config := range slices.Sorted(maps.Keys(configs)) {
 		t.Run(config, func(t *testing.T) {
@@ -128,6 +132,7 @@ func TestComposefsImageOfOstree(t *testing.T) {
 			if !bytes.Equal(image, want) {
 				t.Errorf("image of %d bytes is not that of ostree, of %d bytes", len(image), len(want))
 			}
+			ours.compareImage(t, config, configs[config] == cfs.AllDigests, want)
 			if image, err = cfs.Marshal(t.Context(), repo, c.Root(), cfs.AllDigests); err != nil {
 				t.Fatal(err)
 			}
@@ -140,6 +145,74 @@ func TestComposefsImageOfOstree(t *testing.T) {
 				t.Errorf("digest is %s, ostree has %s", text, got)
 			}
 		})
+	}
+}
+
+// compareImage deploys the odd tree with our package, and compares its image with ostree's. A tree that demands fs-verity,
+// which no file system in memory has, is refused.
+func (s *system) compareImage(t *testing.T, config string, verity bool, want []byte) {
+	t.Helper()
+	repo := openRepo(t, s)
+	objecttest.Commit(t, repo, "odd", oddTree(config))
+	d := deployOp{ref: "odd", stateroot: osName, set: []string{"root=LABEL=root"}}
+	before := s.list()
+	err := d.ours(t.Context(), s)
+	if verity {
+		if !errors.Is(err, sysroot.ErrUnsupported) {
+			t.Errorf("got %v, want %v", err, sysroot.ErrUnsupported)
+		}
+		if diff := before.diff(s.list()); len(diff) > 0 {
+			t.Errorf("refused, and changed\n%s", strings.Join(diff, "\n"))
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(s.root, s.deploymentOf(s.entries()[0]), cfs.Name)
+	got, err := os.ReadFile(name)
+	switch {
+	case strings.Contains(config, "maybe"), strings.Contains(config, "yes"), strings.Contains(config, "1"), strings.Contains(config, "true"):
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("our image of %d bytes is not that of ostree, of %d bytes (%v)", len(got), len(want), err)
+		}
+	case !errors.Is(err, os.ErrNotExist):
+		t.Errorf("a tree without composefs: got %v", err)
+	}
+}
+
+// TestComposefsBoot starts our deployments with the ostree-prepare-root of ostree 2026, which mounts their images.
+func TestComposefsBoot(t *testing.T) {
+	needs(t)
+	disk, systems := newSystems(t, ostreehost.Forky, false, "ours")
+	s := systems[0]
+	s.initEmpty()
+	const config = "[composefs]\nenabled=yes\n"
+	tree := *trees["os/v1"]
+	tree.files = map[string]string{"usr/lib/ostree/prepare-root.conf": config}
+	s.commitTree(disk, "os/v1", &tree)
+	d := deployOp{ref: "os/v1", stateroot: osName, set: []string{"root=LABEL=root", "rw"}}
+	if err := d.ours(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	h := s.start(ostreehost.Forky, 0, config)
+	info, err := os.ReadFile(h.Path("proc/1/mountinfo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := mountinfo.GetMountsFromReader(bytes.NewReader(info), mountinfo.SingleEntryFilter("/"))
+	if err != nil || len(mounts) == 0 {
+		t.Fatalf("mounts of /: %v, %v", mounts, err)
+	}
+	if m := mounts[len(mounts)-1]; m.FSType != "overlay" || m.Source != "composefs" {
+		t.Errorf("/ is %s of %s, want an overlay of composefs", m.FSType, m.Source)
+	}
+	want := []string{"* debian " + s.commitOf("os/v1") + ".0"}
+	if got := statusLines(run(t, h, "ostree", "admin", "status")); !slices.Equal(got, want) {
+		t.Errorf("status of the booted system: %q, want %q", got, want)
+	}
+	if got, err := os.ReadFile(h.Path("etc/conf")); err != nil || string(got) != "default of 1" {
+		t.Errorf("/etc/conf is %q, %v", got, err)
 	}
 }
 
