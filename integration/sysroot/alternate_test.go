@@ -414,7 +414,6 @@ var abootKeys = regexp.MustCompile(`aboot(cfg)? .*?\\n`)
 //   - What ostree of trixie adds for two things that we do not do: the keys of Android's boot loader, which it writes into
 //     each entry without looking for the files they name, and directories for the changes of roots that are writable until
 //     the next boot.
-//   - The mark that /var has labels of SELinux, which ostree makes without a policy too.
 //   - Kernels of no entry that ostree leaves in /boot, since another stateroot has the same one under another name.
 //   - Refs that ostree leaves of deployments beyond the last, after the staged one was dropped, which it had counted.
 //   - The kernel arguments of a staged deployment, which ostree leaves out if they are those of the merge deployment.
@@ -423,7 +422,7 @@ func diffSettled(want, got listing) []string {
 	for _, l := range []listing{want, got} {
 		for name, line := range l {
 			switch {
-			case backing.MatchString(name), strings.HasSuffix(name, "/var/.ostree-selabeled"), l.unusedKernel(name), l.unusedRef(name):
+			case backing.MatchString(name), l.unusedKernel(name), l.unusedRef(name):
 				delete(l, name)
 			case strings.HasSuffix(name, ".conf"):
 				l[name] = abootKeys.ReplaceAllString(line, "")
