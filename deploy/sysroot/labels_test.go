@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -310,11 +309,7 @@ func TestBadPolicy(t *testing.T) {
 // writes on one with it, as far as a preloaded library can make it believe that.
 func TestLabelsAsOSTree(t *testing.T) {
 	objecttest.NeedsOstree(t)
-	lib := filepath.Join(t.TempDir(), "selinuxhost.so")
-	cc := exec.Command(testenv.NeedsTool(t, "cc"), "-shared", "-fPIC", "-o", lib, "testdata/selinuxhost.c")
-	if out, err := cc.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	lib := testenv.SELinuxHost(t)
 	for name, ownBoot := range map[string]bool{"one file system": false, "own boot": true} {
 		t.Run(name, func(t *testing.T) {
 			var got [2]map[string]string

@@ -42,6 +42,8 @@ type system struct {
 
 	booted *ostreehost.Host // started from the sysroot; nil: none
 
+	env []string // more variables of commands in the running system
+
 	byProgram bool // our changes are made with the program where it has a verb, and not with the package
 }
 
@@ -147,13 +149,19 @@ func initAll(disk string, systems ...*system) {
 	s.initEmpty()
 	s.commit(disk)
 	for _, other := range systems[1:] {
-		out, err := exec.CommandContext(s.t.Context(), "cp", "-a", filepath.Join(s.root, "ostree"), other.root).CombinedOutput()
-		if err != nil {
-			s.t.Fatalf("copy %s to %s: %v: %s", s.root, other.root, err, out)
-		}
-		if err := os.MkdirAll(other.bootDir(), 0o755); err != nil {
-			s.t.Fatal(err)
-		}
+		copySystem(s, other)
+	}
+}
+
+// copySystem copies a sysroot without deployments.
+func copySystem(from, to *system) {
+	from.t.Helper()
+	out, err := exec.CommandContext(from.t.Context(), "cp", "-a", filepath.Join(from.root, "ostree"), to.root).CombinedOutput()
+	if err != nil {
+		from.t.Fatalf("copy %s to %s: %v: %s", from.root, to.root, err, out)
+	}
+	if err := os.MkdirAll(to.bootDir(), 0o755); err != nil {
+		from.t.Fatal(err)
 	}
 }
 
@@ -273,7 +281,9 @@ func (s *system) start(r ostreehost.Release, index int, config string) *ostreeho
 	if index >= len(entries) {
 		s.t.Fatalf("there are %d boot loader entries, want to start the one with index %d", len(entries), index)
 	}
-	h, err := ostreehost.StartBoot(s.t, r, withProgram(s.t), ostreehost.Boot{
+	opts := withProgram(s.t)
+	opts.Env = append(slices.Clone(opts.Env), s.env...)
+	h, err := ostreehost.StartBoot(s.t, r, opts, ostreehost.Boot{
 		Sysroot: s.root, Boot: s.boot, Options: entries[index].Options, Config: config,
 	})
 	if err != nil {
