@@ -48,6 +48,8 @@ type Report struct {
 	Console string             // file with the output of firmware, kernel and systemd
 	Seconds float64            // from the start of qemu to its end
 
+	processor float64 // seconds of processor time that qemu took
+
 	began float64 // seconds from the start of the guest's kernel to the first command; 0: none ran
 	order []string
 	all   bool     // every command ran
@@ -127,7 +129,7 @@ func (r *Report) err() error {
 
 // times describes the durations.
 func (r *Report) times() string {
-	text := fmt.Sprintf("%.0f s, of which %.0f until the first command", r.Seconds, r.began)
+	text := fmt.Sprintf("%.0f s of processor time in %.0f s, of which %.0f until the first command", r.processor, r.Seconds, r.began)
 	last := r.began
 	for _, name := range r.order {
 		if res := r.Results[name]; res.Ended-last >= 1 {
