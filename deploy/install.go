@@ -214,6 +214,7 @@ func (i *Installation) Execute(ctx context.Context) error {
 		Store: func(ctx context.Context, repo *objectstore.Repo) (objectstore.Checksum, kargs.List, error) {
 			sum, args, shared, err := i.store(ctx, repo, i.request.Promote)
 			setSharedKargs(origin, shared)
+			setLabelEpoch(origin, i.request.Promote.Epoch)
 			return sum, args, err
 		},
 	})

@@ -8,9 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
@@ -144,4 +146,63 @@ func dirLabel(t *testing.T, repo *objectstore.Repo, commit objectstore.Checksum,
 		}
 	}
 	return ""
+}
+
+// TestLabelEpoch keeps the epoch of a system's labels in upgrades until another one is asked for.
+func TestLabelEpoch(t *testing.T) {
+	b := newBed(t)
+	s := newSystem(t)
+	const contexts = "/.* u:o:root\n/usr/etc(/.*)? u:o:usretc\n/etc(/.*)? u:o:etc\n"
+	img := b.osImage(t, policyFiles("enforcing", contexts)...)
+	one, zero := oscommit.EpochEtc, oscommit.EpochUsrEtc
+	for i, tt := range []struct {
+		epoch  *oscommit.Epoch
+		edits  kargs.Edits
+		same   bool
+		label  string
+		origin string
+	}{
+		{&one, kargs.Edits{}, false, "u:o:etc\x00", "1"},
+		{nil, kargs.Edits{}, true, "u:o:etc\x00", "1"},
+		{nil, kargs.Edits{Append: []string{"another"}}, false, "u:o:etc\x00", "1"},
+		{&zero, kargs.Edits{}, false, "u:o:usretc\x00", ""},
+		{nil, kargs.Edits{}, true, "u:o:usretc\x00", ""},
+	} {
+		p, err := s.Plan(t.Context(), b.load(t, s), b.layers, Request{Image: img, Epoch: tt.epoch, Kargs: tt.edits})
+		testenv.Must(t, err)
+		if got := dirLabel(t, s.Repo(), p.OS.Commit, "usr/etc"); got != tt.label || (p.Same != nil) != tt.same {
+			t.Errorf("step %d: label %q, same: %t, want %q, %t", i, got, p.Same != nil, tt.label, tt.same)
+		}
+		testenv.Must(t, p.Execute(t.Context()))
+		testenv.Must(t, p.Close())
+		origin := b.load(t, s).Deployments[0].Origin
+		if got, _ := origin.Get(originGroup, originEpoch); got != tt.origin {
+			t.Errorf("step %d: origin\n%s", i, origin.Marshal())
+		}
+	}
+	d := b.load(t, s).Deployments[0]
+	d.Origin.Set(originGroup, originEpoch, "2")
+	if err := (&Request{}).labels(d); err == nil || !strings.Contains(err.Error(), `selinux-labeling-epoch="2"`) {
+		t.Errorf("unknown epoch: got error %v", err)
+	}
+}
+
+// TestOriginOwn keeps the keys of the program's own group in an origin file apart.
+func TestOriginOwn(t *testing.T) {
+	f := &keyfile.File{}
+	setSharedKargs(f, kargs.List{"quiet"})
+	setLabelEpoch(f, oscommit.EpochEtc)
+	setSharedKargs(f, nil)
+	if got, err := labelEpoch(f); err != nil || got != oscommit.EpochEtc {
+		t.Errorf("epoch %d, %v, want 1", got, err)
+	}
+	setSharedKargs(f, kargs.List{"quiet"})
+	setLabelEpoch(f, oscommit.EpochUsrEtc)
+	if want := "[ostree-snapshotter]\nshared-kargs=quiet\n"; string(f.Marshal()) != want {
+		t.Errorf("got %s, want %s", f.Marshal(), want)
+	}
+	setSharedKargs(f, nil)
+	if got := f.Marshal(); len(got) > 0 {
+		t.Errorf("got %s, want an empty file", got)
+	}
 }

@@ -22,12 +22,53 @@ const (
 	originOverride = "override-commit"
 )
 
-// The group of an origin file that is this program's own, and its key for the kernel arguments that both the image and
-// the machine ask for: they stay when the image no longer does.
+// The group of an origin file that is this program's own, and its keys: the kernel arguments that both the image and the
+// machine ask for, which stay when the image no longer does, and the epoch of SELinux labels.
 const (
 	originGroup  = "ostree-snapshotter"
 	originShared = "shared-kargs"
+	originEpoch  = "selinux-labeling-epoch"
 )
+
+// setOwn sets a key of this program's own group; "" removes it.
+func setOwn(f *keyfile.File, key, value string) {
+	if value != "" {
+		f.Set(originGroup, key, value)
+		return
+	}
+	f.Remove(originGroup, key)
+	for _, key := range []string{originShared, originEpoch} {
+		if _, ok := f.Get(originGroup, key); ok {
+			return
+		}
+	}
+	f.RemoveGroup(originGroup)
+}
+
+// labelEpoch returns the epoch that an origin file records. The file may be nil.
+func labelEpoch(f *keyfile.File) (oscommit.Epoch, error) {
+	if f == nil {
+		return 0, nil
+	}
+	text, ok := f.Get(originGroup, originEpoch)
+	if !ok {
+		return 0, nil
+	}
+	e, ok := oscommit.ParseEpoch(text)
+	if !ok {
+		return 0, fmt.Errorf("origin: %s=%.80q is no epoch of SELinux labels", originEpoch, text)
+	}
+	return e, nil
+}
+
+// setLabelEpoch records an epoch. That of the first needs no record.
+func setLabelEpoch(f *keyfile.File, e oscommit.Epoch) {
+	text := ""
+	if e != 0 {
+		text = e.String()
+	}
+	setOwn(f, originEpoch, text)
+}
 
 // sharedKargs returns the kernel arguments of a deployment that an origin file records as both the image's and the
 // machine's. The file may be nil.
@@ -40,11 +81,7 @@ func sharedKargs(f *keyfile.File) kargs.List {
 }
 
 func setSharedKargs(f *keyfile.File, args kargs.List) {
-	if len(args) == 0 {
-		f.RemoveGroup(originGroup)
-		return
-	}
-	f.Set(originGroup, originShared, args.String())
+	setOwn(f, originShared, args.String())
 }
 
 const unverifiedRegistry = "ostree-unverified-registry:"

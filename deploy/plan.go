@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
@@ -28,7 +29,9 @@ type Request struct {
 	Tries      int  // boots in which to prove itself; 0: boots are not counted
 	Untried    bool // do nothing if the image was deployed before and failed to boot
 
-	// Promote is without NoLabels. With DryRun the plan cannot be executed, and the sysroot stays as it is.
+	Epoch *oscommit.Epoch // of SELinux labels; nil: that of the deployment that it takes over from
+
+	// Promote is without NoLabels and Epoch. With DryRun the plan cannot be executed, and the sysroot stays as it is.
 	Promote PromoteOptions
 }
 
@@ -76,7 +79,9 @@ func (s *System) Plan(ctx context.Context, st *sysroot.State, layers *layer.Stor
 			return &Plan{}, nil
 		}
 	}
-	r.Promote.NoLabels = r.NoSELinux
+	if err := r.labels(newest(st, stateroot)); err != nil {
+		return nil, err
+	}
 	promoted, err := Promote(ctx, layers, s.Repo(), r.Image, r.Promote)
 	if err != nil {
 		return nil, err
@@ -89,6 +94,18 @@ func (s *System) Plan(ctx context.Context, st *sysroot.State, layers *layer.Stor
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, err
+}
+
+// labels determines the labels of a deployment that takes over from another, which may be nil.
+func (r *Request) labels(from *sysroot.Deployment) (err error) {
+	r.Promote.NoLabels = r.NoSELinux
+	switch {
+	case r.Epoch != nil:
+		r.Promote.Epoch = *r.Epoch
+	case from != nil:
+		r.Promote.Epoch, err = labelEpoch(from.Origin)
+	}
+	return err
 }
 
 func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r *Request) (err error) {
@@ -114,6 +131,7 @@ func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r 
 		return err
 	}
 	setSharedKargs(req.Origin, shared)
+	setLabelEpoch(req.Origin, r.Promote.Epoch)
 	if next := bootsNext(st); next != nil && next == from && isSame(next, &req, r.Image.Name) {
 		p.Same = next
 		return nil
@@ -209,7 +227,9 @@ func bootsNext(st *sysroot.State) *sysroot.Deployment {
 // isSame reports whether a deployment equals the requested one.
 func isSame(d *sysroot.Deployment, r *sysroot.Request, image string) bool {
 	name, _ := OriginName(d)
-	return d.Commit == r.Commit && name == image && slices.Equal(d.Kargs, r.Kargs) &&
+	before, err := labelEpoch(d.Origin)
+	after, _ := labelEpoch(r.Origin)
+	return err == nil && before == after && d.Commit == r.Commit && name == image && slices.Equal(d.Kargs, r.Kargs) &&
 		slices.Equal(sharedKargs(d.Origin), sharedKargs(r.Origin))
 }
 

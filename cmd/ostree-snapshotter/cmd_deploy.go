@@ -26,6 +26,7 @@ type deployFlags struct {
 	noPrune    bool
 	earlyPrune bool
 	noSELinux  bool
+	epoch      epochValue
 	verbose    bool
 	tries      int
 	kargs      kargs.Edits
@@ -44,6 +45,7 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 		"if /boot is full, first remove the deployments that go anyway, such as the rollback")
 	fl.BoolVar(&f.noPrune, "no-prune", false, "leave unneeded objects in the repository")
 	fl.BoolVar(&f.noSELinux, "no-selinux", false, "give files no SELinux labels, although the image has a policy")
+	f.epoch.addEpoch(cmd)
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
 	c.jsonFlag(cmd)
 	f.addDaemon(cmd)
@@ -167,7 +169,7 @@ func (c *cli) deployImage(
 	}
 	bar := c.newProgress("storing files")
 	p, err := s.Plan(ctx, st, src.store.Layers, deploy.Request{
-		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux,
+		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux, Epoch: f.epoch.epoch,
 		NoPrune: f.noPrune, EarlyPrune: f.earlyPrune, Tries: f.tries, Untried: f.untried,
 		Promote: deploy.PromoteOptions{DryRun: f.dryRun, Progress: bar.stored},
 	})

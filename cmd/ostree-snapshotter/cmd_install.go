@@ -25,6 +25,7 @@ type installFlags struct {
 	wipe          bool
 	dryRun        bool
 	noSELinux     bool
+	epoch         epochValue
 	verbose       bool
 	kargs         kargs.Edits
 }
@@ -70,6 +71,7 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 	fl.BoolVar(&f.wipe, "wipe", false, "erase the contents of the disk")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "report what would happen and change nothing")
 	fl.BoolVar(&f.noSELinux, "no-selinux", false, "give files no SELinux labels, although the image has a policy")
+	f.epoch.addEpoch(cmd)
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
 	completeValues(cmd, "filesystem", install.Filesystems...)
 	f.addDaemon(cmd)
@@ -98,9 +100,13 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 			c.note("%s", step)
 		}
 	}
+	promote := deploy.PromoteOptions{Progress: bar.stored}
+	if f.epoch.epoch != nil {
+		promote.Epoch = *f.epoch.epoch
+	}
 	p, err := deploy.PlanInstall(ctx, src.store.Layers, disk, deploy.InstallRequest{
 		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, NoSELinux: f.noSELinux, Options: opts,
-		Promote: deploy.PromoteOptions{Progress: bar.stored},
+		Promote: promote,
 	})
 	bar.stop()
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,18 @@ const (
 	EpochUsrEtc Epoch = 0 // /usr/etc has the labels of /usr/etc
 	EpochEtc    Epoch = 1 // /usr/etc has the labels of /etc
 )
+
+// ParseEpoch parses the number of an epoch.
+func ParseEpoch(text string) (Epoch, bool) {
+	for _, e := range []Epoch{EpochUsrEtc, EpochEtc} {
+		if text == e.String() {
+			return e, true
+		}
+	}
+	return 0, false
+}
+
+func (e Epoch) String() string { return strconv.Itoa(int(e)) }
 
 // Label gives the files of the tree their SELinux labels, as ostree does when it commits a tree with a policy: to
 // directories, regular files and symbolic links. A label replaces the one that a file has; a file that gets none keeps
