@@ -68,6 +68,7 @@ func osLayers(tb testing.TB) [][]byte {
 		{"bin -> usr/bin", "", nil},
 		{"ostree -> sysroot/ostree", "", nil},
 		{"boot/", "", nil},
+		{"boot/config-6.1.0", "y", nil},
 		{"dev/", "", nil},
 		{"dev/null", "", typ(tar.TypeChar)},
 		{"dev/shm/", "", nil},
@@ -194,7 +195,7 @@ func unpackOS(t *testing.T, layers [][]byte) (dir string) {
 		_, err := archive.Apply(t.Context(), dir, bytes.NewReader(data))
 		testenv.Must(t, err)
 	}
-	script := `set -e; cd "$1"; rm -rf dev/* run/* tmp/*; rm etc/hostname etc/resolv.conf; mv etc usr/etc; find . ! -type f ! -type d ! -type l -delete`
+	script := `set -e; cd "$1"; rm -rf boot/* dev/* run/* tmp/*; rm etc/hostname etc/resolv.conf; mv etc usr/etc; find . ! -type f ! -type d ! -type l -delete`
 	if out, err := exec.Command("sh", "-c", script, "sh", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -242,6 +243,7 @@ func TestDropped(t *testing.T) {
 		got = append(got, d.Path+": "+d.Reason)
 	}
 	want := []string{
+		"/boot/config-6.1.0: is hidden by /boot of the running system",
 		"/dev/null: is populated at run time", "/dev/shm: is populated at run time",
 		"/etc/hostname: is an empty file of the build container", "/etc/pipe: is a fifo", "/etc/resolv.conf: is an empty file of the build container",
 		"/run/lock: is populated at run time", "/tmp/x: is populated at run time", "/usr/lib/node: is a device",

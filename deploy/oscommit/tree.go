@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -37,8 +38,14 @@ type Dropped struct {
 	Reason string
 }
 
-// apiDirs are populated at run time, which hides their contents in an image.
-var apiDirs = []string{"dev", "proc", "run", "sys", "tmp"}
+// emptied are the directories whose contents in an image no system sees, and why.
+var emptied = map[string]string{
+	"boot": "is hidden by /boot of the running system",
+	"dev":  atRunTime, "proc": atRunTime, "run": atRunTime, "sys": atRunTime, "tmp": atRunTime,
+	"sysroot": "belongs to the running system",
+}
+
+const atRunTime = "is populated at run time"
 
 // buildFiles are files that image builders leave behind empty. They belong to the build container.
 var buildFiles = []string{"hostname", "resolv.conf"}
@@ -47,15 +54,15 @@ var buildFiles = []string{"hostname", "resolv.conf"}
 //
 // /etc becomes /usr/etc, from which each deployment gets its own. The contents of directories that are populated at run
 // time are dropped, and so are files that a commit cannot have: devices, FIFOs, sockets. The contents of /sysroot
-// belong to an ostree system and not to an image. /var stays: a new stateroot starts with it.
+// and /boot belong to an ostree system and not to an image. /var stays: a new stateroot starts with it.
 //
 // Names and symbolic link targets that are not UTF-8 are an ErrInvalid, since a commit cannot hold them, and so are an
 // /etc and a /usr/etc that both have entries.
 func NewTree(root *composefs.Inode) (*Tree, error) {
 	t := &Tree{root: root}
-	for _, name := range append(slices.Clone(apiDirs), "sysroot") {
+	for _, name := range slices.Sorted(maps.Keys(emptied)) {
 		if dir := entry(root, name); dir != nil && dir.IsDir() {
-			t.empty(dir, name)
+			t.empty(dir, name, emptied[name])
 		}
 	}
 	if err := t.moveEtc(); err != nil {
@@ -163,11 +170,7 @@ func (t *Tree) ReadFile(repo *objectstore.Repo, name string, limit int64) ([]byt
 	return io.ReadAll(io.LimitReader(f, limit))
 }
 
-func (t *Tree) empty(dir *composefs.Inode, name string) {
-	reason := "is populated at run time"
-	if name == "sysroot" {
-		reason = "belongs to the running system"
-	}
+func (t *Tree) empty(dir *composefs.Inode, name, reason string) {
 	for _, e := range dir.Entries {
 		t.Dropped = append(t.Dropped, Dropped{path.Join("/", name, e.Name), reason})
 	}
