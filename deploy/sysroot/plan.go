@@ -180,10 +180,13 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if r.Merge == nil || r.Stage {
 		return p, nil
 	}
-	if p.Etc, err = s.planEtc(ctx, p.tree, r.Merge); err == nil && p.Etc != nil {
-		err = p.Etc.Err()
+	if p.Etc, err = s.planEtc(ctx, p.tree, r.Merge); err != nil || p.Etc == nil {
+		return p, err
 	}
-	return p, err
+	if err := p.noteEtc(); err != nil {
+		return nil, err
+	}
+	return p, p.Etc.Err()
 }
 
 func (s *Sysroot) checkRequest(st *State, r *Request) error {

@@ -43,6 +43,16 @@ func (s *Sysroot) planRoot(ctx context.Context, p *Plan) error {
 	return nil
 }
 
+// noteEtc notes local changes of /etc that the new deployment has in vain.
+func (p *Plan) noteEtc() error {
+	config, err := p.tree.prepareRoot()
+	if err == nil && config.TransientEtc && len(p.Etc.Changes) > 0 {
+		p.Notes = append(p.Notes, fmt.Sprintf(
+			"/etc is the tree's at each boot (/%s): local changes of it are kept, without effect.", config.File))
+	}
+	return err
+}
+
 // maxNoted is the number of directories that a note names.
 const maxNoted = 8
 

@@ -128,3 +128,27 @@ func TestRootDirsSpace(t *testing.T) {
 		t.Error("the sysroot was changed")
 	}
 }
+
+// TestTransientEtc: local changes of /etc have no effect once the tree has a transient one.
+func TestTransientEtc(t *testing.T) {
+	const note = "/etc is the tree's at each boot (/usr/lib/ostree/prepare-root.conf): local changes of it are kept, without effect."
+	b := newSysroot(t)
+	tree := osTree("1", "a")
+	commitTree(t, b.Repo(), "os/1", "1", tree)
+	at(tree, "usr/lib/ostree")["prepare-root.conf"] = file(0o644, "[etc]\ntransient=true\n")
+	commitTree(t, b.Repo(), "os/2", "2", tree)
+	b.deploy(ref(b, "1"))
+	plan := func(st *sysroot.State) (*sysroot.Plan, error) {
+		return b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "2"), Merge: st.Default()})
+	}
+	if p := value(plan(b.load()))(t); len(p.Notes) != 0 {
+		t.Errorf("without changes: got the notes %q", p.Notes)
+	}
+	testenv.Must(t, os.WriteFile(filepath.Join(b.path, b.load().Default().Path(), "etc/conf"), []byte("mine"), 0o644))
+	if p := b.do(plan); strings.Join(p.Notes, "\n") != note {
+		t.Errorf("got the notes %q, want %q", p.Notes, note)
+	}
+	if got, err := os.ReadFile(filepath.Join(b.path, b.load().Default().Path(), "etc/conf")); err != nil || string(got) != "mine" {
+		t.Errorf("the change is not kept: %q, %v", got, err)
+	}
+}
