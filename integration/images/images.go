@@ -113,7 +113,7 @@ func (r recipe) key(ref string) (string, error) {
 		return "", err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), "_test.go") || e.Name() == "push.go" || e.Name() == "link.go" {
+		if strings.HasSuffix(e.Name(), "_test.go") || e.Name() == "push.go" || e.Name() == "link.go" || e.Name() == "bootc.go" {
 			continue
 		}
 		b, err := sources.ReadFile(e.Name())
