@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
@@ -25,7 +26,7 @@ func (p Package) installed() bool {
 }
 
 // Packages are the Debian packages that the tests need on the host.
-var Packages = []Package{
+var Packages = slices.Concat(compiler, []Package{
 	{"mmdebstrap", "mmdebstrap"},                // the test images
 	{"ostree", "ostree"},                        // checks our repository
 	{"runc", "runc"},                            // runs the containers
@@ -45,10 +46,10 @@ var Packages = []Package{
 	{"chromium", "chromium"},                    // shows the page of a benchmark
 	// The boot loader for disks whose OS has none.
 	{"systemd-boot-efi", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"},
-}
+})
 
-// compiler is needed by the race detector.
-var compiler = []Package{{"gcc", "gcc"}, {"libc6-dev", "gcc"}}
+// compiler makes a library for tests of SELinux labels, and is needed by the race detector.
+var compiler = []Package{{"gcc", "gcc"}, {"libc6-dev", "/usr/include/stdlib.h"}}
 
 // InstallPackages installs missing packages of Packages. If nothing is missing it changes nothing, and needs neither
 // network nor root.
