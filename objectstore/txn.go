@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -71,8 +72,14 @@ func (t *Txn) OnPublish(f func(ObjectName)) { t.onPublish = f }
 
 // Distrust names objects whose stored form is not to be trusted: storing one of them again repairs it. A content object
 // is mended in place, so that everything linked to the inode, and every running program that has it mapped, is repaired
-// too. If that is not possible, and for a metadata object, it is replaced atomically. Call it before storing anything.
-func (t *Txn) Distrust(names map[ObjectName]struct{}) { t.distrust = names }
+// too. If that is not possible, and for a metadata object, it is replaced atomically. Call it before storing anything;
+// further calls add names.
+func (t *Txn) Distrust(names map[ObjectName]struct{}) {
+	if t.distrust == nil {
+		t.distrust = make(map[ObjectName]struct{}, len(names))
+	}
+	maps.Copy(t.distrust, names)
+}
 
 func (t *Txn) distrusts(typ ObjectType, sum Checksum) bool {
 	_, ok := t.distrust[ObjectName{typ, sum}]

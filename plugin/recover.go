@@ -38,7 +38,7 @@ func logRecovery(logger *log.Entry, r *layer.Recovery) {
 		"remade": len(r.Remade), "lost": len(r.Lost),
 	})
 	if r.Left != nil {
-		logger.WithError(r.Left).Warn("damaged checkouts and images cannot be removed: the next start tries again")
+		logger.WithError(r.Left).Warn("damaged files cannot be removed: the next start tries again")
 	}
 	if len(r.Damaged)+len(r.Lost)+len(r.Remade) == 0 {
 		summary.Info("store was not stopped cleanly, nothing is damaged")

@@ -123,6 +123,7 @@ func (s *Store) begin(ctx context.Context) (_ *ingest, err error) {
 		return nil, errors.Join(err, lock.Unlock())
 	}
 	txn.OnPublish(s.journal.published)
+	txn.Distrust(s.stuckObjects())
 	txn.Borrow(s.lenders)
 	in := &ingest{s: s, ctx: ctx, lock: lock, txn: txn, share: share}
 	in.tarReader = tarReader{tree: newTree(s.opts.MaxEntries), store: in.content}
@@ -169,6 +170,9 @@ func (in *ingest) commit(l Layer, r journalRecord) (*Held, error) {
 	}
 	added := in.pub.added
 	if err := in.storeLayer(&l, in.tree.seal(), &added); err != nil {
+		return nil, fmt.Errorf("import layer: %w", err)
+	}
+	if err := in.s.trust(l.ID); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
 	r.layer = l.ID

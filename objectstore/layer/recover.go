@@ -32,12 +32,12 @@ type LostLayer struct {
 type Recovery struct {
 	Entries   int                      // of the journal; 0 after a clean stop
 	Objects   int                      // hashed again
-	Damaged   []objectstore.ObjectName // did not match their names, and were removed
+	Damaged   []objectstore.ObjectName // did not match their names, and were removed unless Left names them
 	Checkouts int                      // removed
 	Rootfses  int                      // rootfs images removed
 	Remade    []objectstore.Checksum   // rebuilt layers
 	Lost      []LostLayer              // layers that could not be rebuilt
-	Left      error                    // an objectstore.ErrNotRemoved if files of removed checkouts and images are left in tmp/
+	Left      error                    // an objectstore.ErrNotRemoved that names damaged objects, and files in tmp/, that are left
 }
 
 // Recover repairs the store after a stop without warning. It hashes exactly the objects listed in the journal, in
@@ -51,6 +51,9 @@ type Recovery struct {
 //
 // An object or a layer whose check panics counts as damaged, and a layer whose import panics is lost. So is one whose
 // import has twice ended the process, by using up all memory for example. So no entry of the journal ends every start.
+//
+// A damaged object that cannot be removed, from a broken disk for example, does not stop the rest. Layers that need it are
+// lost until an import replaces it: this store trusts it no more, and the journal stays for the next Recover.
 //
 // Nothing else may use the store meanwhile, except that remake imports into it.
 func (s *Store) Recover(ctx context.Context, remake func(context.Context, LostLayer) error) (*Recovery, error) {
@@ -93,6 +96,9 @@ func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context,
 	r.report.Left = objectstore.NotRemoved(r.left...)
 	if err := s.Sync(ctx); err != nil {
 		return nil, err
+	}
+	if len(s.stuckObjects()) > 0 {
+		return r.report, nil
 	}
 	for _, name := range entries {
 		if err := atfs.IgnoreNotExist(s.journal.dir.Unlink(name)); err != nil {
@@ -163,9 +169,7 @@ func (r *recovery) judge(ctx context.Context, objects []objectstore.ObjectName) 
 		return err
 	}
 	for _, name := range r.report.Damaged {
-		if err := lock.RemoveObject(name.Type, name.Checksum); err != nil {
-			return err
-		}
+		r.removeObject(lock, name)
 	}
 	ids := slices.SortedFunc(maps.Keys(r.layers), func(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:]) })
 	for _, id := range ids {
@@ -255,23 +259,71 @@ func (r *recovery) layer(ctx context.Context, lock *objectstore.Lock, id objects
 		}
 		r.lost = append(r.lost, LostLayer{ID: id, Blob: rec.blob, BlobFile: rec.file, Cause: cause})
 		// ostree fsck reports a ref to a missing commit, and an incomplete commit.
-		if err := errors.Join(lock.DeleteRefs(refs...), lock.RemoveObject(objectstore.TypeCommit, id)); err != nil {
+		if err := lock.DeleteRefs(refs...); err != nil {
 			return err
 		}
+		r.removeObject(lock, objectstore.ObjectName{Type: objectstore.TypeCommit, Checksum: id})
 	default:
 		return cause
 	}
 	return r.removeCheckouts(id)
 }
 
-// Whole returns an error that names the first missing object of a layer, or if its connections cannot be read. It
-// hashes nothing.
+// removeObject removes an object that nothing may use, or remembers that it is damaged.
+func (r *recovery) removeObject(lock *objectstore.Lock, name objectstore.ObjectName) {
+	err := lock.RemoveObject(name.Type, name.Checksum)
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	delete(r.store.stuck, name)
+	if err != nil {
+		r.left = append(r.left, err)
+		r.store.stuck[name] = struct{}{}
+	}
+}
+
+// stuckObjects returns a copy of the names of damaged objects.
+func (s *Store) stuckObjects() map[objectstore.ObjectName]struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.stuck)
+}
+
+// trust trusts those damaged objects of a layer again that are intact now.
+func (s *Store) trust(id objectstore.Checksum) error {
+	stuck := s.stuckObjects()
+	if len(stuck) == 0 {
+		return nil
+	}
+	objects, err := s.Closure(id)
+	if err != nil {
+		return err
+	}
+	for _, name := range objects {
+		if _, ok := stuck[name]; !ok {
+			continue
+		}
+		if err := s.repo.Verify(name.Type, name.Checksum); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		delete(s.stuck, name)
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// Whole returns an error that names the first object of a layer that is missing, or damaged as far as this store has
+// learned, or if the layer's connections cannot be read. It hashes nothing.
 func (s *Store) Whole(id objectstore.Checksum) error {
 	names, err := s.Closure(id)
 	if err != nil {
 		return err
 	}
+	stuck := s.stuckObjects()
 	for _, name := range names {
+		if _, ok := stuck[name]; ok {
+			return &objectstore.ObjectError{Type: name.Type, Checksum: name.Checksum, Err: objectstore.ErrCorrupt}
+		}
 		switch ok, err := s.repo.Has(name.Type, name.Checksum); {
 		case err != nil:
 			return err

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -234,6 +235,82 @@ func TestRecover(t *testing.T) {
 					t.Error("fsck finds nothing: this test does not damage anything")
 				}
 			})
+		})
+	}
+}
+
+// TestRecoverStuck: a damaged object that cannot be removed keeps no other layer from being rebuilt. It is named. Its layer is
+// lost, and an import of the layer's blob fails rather than use the object. Once the cause has gone, an import repairs it,
+// and so does the next start.
+func TestRecoverStuck(t *testing.T) {
+	blobs := map[digest.Digest][]byte{
+		someBlob:                      someTar(t),
+		digest.FromString("a second"): makeTar(t, file("other", "of another layer")),
+	}
+	for _, repair := range []string{"import", "start"} {
+		t.Run(repair, func(t *testing.T) {
+			b := newBed(t, Options{Journal: true, Boot: "before"})
+			layers := make(map[digest.Digest]Layer)
+			for blob, data := range blobs {
+				layers[blob] = b.importBlob(t, data, blob)
+			}
+			b.crash(t)
+			b.open(t, Options{Journal: true, Boot: "after"})
+			for _, l := range layers {
+				truncate(t, b.objectFile(objectstore.TypeFile, l.Image))
+			}
+			bad := layers[someBlob]
+			stuck := objectstore.ObjectName{Type: objectstore.TypeFile, Checksum: bad.Image}
+			base := filepath.Base(b.objectFile(stuck.Type, stuck.Checksum))
+			b.hook = func(op atfs.Op, name string) error {
+				if filepath.Base(name) == base && (op == atfs.OpUnlink || op == atfs.OpRename || op == atfs.OpWrite) {
+					return unix.EIO
+				}
+				return nil
+			}
+			remake := func(ctx context.Context, lost LostLayer) error {
+				h, err := b.Import(ctx, bytes.NewReader(blobs[lost.Blob]), ImportOptions{Blob: lost.Blob})
+				if err != nil {
+					return err
+				}
+				return h.Release()
+			}
+			r, err := b.Recover(t.Context(), remake)
+			testenv.Must(t, err)
+			if !errors.Is(r.Left, objectstore.ErrNotRemoved) || !strings.Contains(r.Left.Error(), stuck.String()) {
+				t.Errorf("got left %v, want %s", r.Left, stuck)
+			}
+			if len(r.Lost) != 1 || r.Lost[0].ID != bad.ID || !errors.Is(r.Lost[0].Cause, unix.EIO) || len(r.Remade) != 1 {
+				t.Errorf("got lost layers %+v, rebuilt %v, want %s lost, and the other rebuilt", r.Lost, r.Remade, bad.ID)
+			}
+			if err := remake(t.Context(), LostLayer{Blob: someBlob}); !errors.Is(err, unix.EIO) {
+				t.Errorf("import that needs the object: got %v, want %v", err, unix.EIO)
+			}
+
+			b.hook = nil
+			if repair == "import" {
+				testenv.Must(t, remake(t.Context(), LostLayer{Blob: someBlob}))
+				testenv.Must(t, b.Whole(bad.ID))
+			}
+			b.crash(t)
+			b.open(t, Options{Journal: true, Boot: "after"})
+			r, err = b.Recover(t.Context(), remake)
+			testenv.Must(t, err)
+			if r.Left != nil || len(r.Lost) > 0 {
+				t.Errorf("the next time: got left %v, lost layers %+v, want none", r.Left, r.Lost)
+			}
+			if p := b.problems(t); len(p) != 0 {
+				t.Errorf("fsck: %v", p)
+			}
+			if records := b.records(t); len(records) != 0 {
+				t.Errorf("journal has %d entries", len(records))
+			}
+			for blob, l := range layers {
+				testenv.Must(t, b.Whole(l.ID))
+				if _, err := b.Layer(t.Context(), l.ID); err != nil {
+					t.Errorf("layer of blob %s: %v", blob, err)
+				}
+			}
 		})
 	}
 }

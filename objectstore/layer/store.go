@@ -83,6 +83,8 @@ type Store struct {
 	mu        sync.Mutex
 	checkouts map[string]*checkoutCall      // in progress, by name
 	whiteouts map[objectstore.Checksum]bool // by layer seen so far: whether it has any
+
+	stuck map[objectstore.ObjectName]struct{} // damaged objects that a recovery could not remove
 }
 
 // Open opens the layers below root, whose objects are in repo. It makes missing layers/, journal/ and tmp/ with mode
@@ -95,6 +97,7 @@ func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err e
 	s := &Store{
 		repo: repo, opts: opts, budget: newBudget(opts.TotalMemory),
 		checkouts: make(map[string]*checkoutCall), whiteouts: make(map[objectstore.Checksum]bool),
+		stuck: make(map[objectstore.ObjectName]struct{}),
 	}
 	defer func() {
 		if err != nil {

@@ -659,6 +659,9 @@ func recovering() sweepCase {
 				return h.Release()
 			}
 			r, err := b.Recover(t.Context(), again)
+			if err == nil {
+				err = r.Left
+			}
 			if err != nil {
 				return err
 			}
