@@ -58,9 +58,10 @@ test-modes:
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=hardlink $(GO) test -timeout 40m -run '$(HARDLINK)' ./integration
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs $(GO) test -p 1 -timeout 40m ./snapshotter/...
 
-slowest: build setup ## all tests once, with the time of each package and the slowest tests
-	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(GO) test -json -count=1 -timeout 25m $(LONGEST) ./... | \
-	  $(GO) run ./integration/slowest
+slowest: build setup ## all tests once, with the time of each package and the slowest tests, and the processor time of both
+	$(GO) build -o bin/slowest ./integration/slowest
+	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(GO) test -json -count=1 -timeout 40m \
+	  -exec '$(CURDIR)/bin/slowest -exec' $(LONGEST) ./... | bin/slowest
 
 race: ## units and suites with the race detector; needs gcc
 	$(GO) run ./integration/setup gcc
