@@ -298,20 +298,29 @@ func TestDiskFull(t *testing.T) {
 
 // TestFailedFirst: a deployment that fails removes its files from /var.
 func TestFailedFirst(t *testing.T) {
-	disk := testenv.NewDisk(t, "ext4", 8<<20, "-m", "0", "-O", "^has_journal")
-	b := newSysroot(t)
-	b.commit("1", "a")
-	b = openSysroot(t, b.path, sysroot.Options{Boot: openDir(t, disk.Dir)})
-	p := value(b.PlanDeploy(t.Context(), b.load(), sysroot.Request{Stateroot: "os", Commit: ref(b, "1")}))(t)
-	filler := fill(t, disk.Dir, 0)
-	if err := b.Execute(t.Context(), p); !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("got error %v, want %v", err, unix.ENOSPC)
+	for name, change := range map[string]func(tree *node){
+		"with files in /var": func(*node) {},
+		"without":            func(tree *node) { tree.Entries["var"] = dir(0o755, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := testenv.NewDisk(t, "ext4", 8<<20, "-m", "0", "-O", "^has_journal")
+			b := newSysroot(t)
+			tree := osTree("1", "a")
+			change(tree)
+			commitTree(t, b.Repo(), "os/1", "1", tree)
+			b = openSysroot(t, b.path, sysroot.Options{Boot: openDir(t, disk.Dir)})
+			p := value(b.PlanDeploy(t.Context(), b.load(), sysroot.Request{Stateroot: "os", Commit: ref(b, "1")}))(t)
+			filler := fill(t, disk.Dir, 0)
+			if err := b.Execute(t.Context(), p); !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("got error %v, want %v", err, unix.ENOSPC)
+			}
+			if left := append(value(filepath.Glob(b.path+"/ostree/deploy/os/var*/*"))(t), value(filepath.Glob(b.path+"/ostree/deploy/os/deploy/*"))(t)...); len(left) > 0 {
+				t.Errorf("left over: %q", left)
+			}
+			testenv.Must(t, os.Remove(filler))
+			b.deploy(ref(b, "1"))
+		})
 	}
-	if left := append(value(filepath.Glob(b.path+"/ostree/deploy/os/var*/*"))(t), value(filepath.Glob(b.path+"/ostree/deploy/os/deploy/*"))(t)...); len(left) > 0 {
-		t.Errorf("left over: %q", left)
-	}
-	testenv.Must(t, os.Remove(filler))
-	b.deploy(ref(b, "1"))
 }
 
 // fill creates a file that leaves so many bytes free.

@@ -600,7 +600,7 @@ func TestKillSweep(t *testing.T) {
 // are thrown, and nothing that is needed until then is removed before.
 func TestOrder(t *testing.T) {
 	testenv.NeedsRoot(t)
-	for _, name := range []string{"deploy with its own boot", "rollback to same kernel", "finalize", "make a composefs image"} {
+	for _, name := range []string{"deploy with its own boot", "rollback to same kernel", "finalize", "make a composefs image", "first deploy with labels"} {
 		t.Run(name, func(t *testing.T) {
 			c := sweepCases[name]
 			f := c.faultCase(t)
