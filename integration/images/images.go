@@ -9,8 +9,11 @@
 //	app:1          an application on base:1: two small layers
 //	layers:1       layers that delete and replace what lower layers hold, in every way a layer can
 //	layers:zstd, layers:tar, layers:docker    the same layers in other media types
+//	policy-bookworm:1, policy-forky:1    essential packages and the SELinux policy of these releases of Debian
+//	policy-trixie:local                  the same of trixie, with local changes and home directories
 //	odd:1          everything a file can be: capabilities, links, devices, long names, sparse files
 //	os-base:1      Debian with a kernel, systemd, systemd-boot and ostree, of which OS makes os:1, os:2 and os:broken
+//	os-selinux-base:1    the same of Debian trixie, with SELinux, of which SELinux makes selinux:1, selinux:2 and selinux:3
 //
 // and for workloads of benchmarks:
 //
@@ -74,7 +77,15 @@ var recipes = map[string]recipe{
 	"layers:tar":    {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: ociTar},
 	"layers:docker": {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: dockerGzip},
 	OSBase:          {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, media: osMedia, extra: true},
+	SELinuxBase:     {rootfs: &selinuxRootfs, keep: osKeep, edit: selinuxEdit, cmd: []string{"/sbin/init"}, media: osMedia, extra: true},
 	"odd:1":         {rootfs: &smallRootfs, edit: addBusybox, layers: oddLayers, cmd: []string{"/bin/sh"}},
+
+	PolicyBookworm: {rootfs: policyRootfs("bookworm", nil), cmd: []string{"/bin/sh"}, extra: true},
+	PolicyForky:    {rootfs: policyRootfs("forky", nil), cmd: []string{"/bin/sh"}, extra: true},
+	PolicyLocal: {
+		rootfs: policyRootfs("trixie", []string{"policycoreutils-python-utils"}, "--customize-hook="+localPolicy),
+		cmd:    []string{"/bin/sh"}, extra: true,
+	},
 
 	"app:2":          {base: "base:2", layers: appLayers, cmd: []string{"/usr/bin/python3", "/srv/app/main.py"}, extra: true},
 	"base:1-split":   {rootfs: &base1Rootfs, split: 10, cmd: []string{"/usr/bin/python3"}, extra: true},

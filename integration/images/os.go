@@ -35,33 +35,41 @@ type File struct {
 //	os:2         version 2: os:1, and a layer that changes, adds and deletes defaults in /etc/example, and changes /usr
 //	os:broken    version 3: os:2, and a layer whose init ends at once
 func OS(ctx context.Context, log io.Writer, dir string, files []File) (map[string]*Image, error) {
-	base, err := Layout(ctx, log, OSBase)
+	return writeOS(ctx, log, dir, OSBase, []osVersion{
+		{"os:1", "1", func(l *layerWriter) { osFirst(l, files) }},
+		{"os:2", "2", osSecond},
+		{"os:broken", "3", osBroken},
+	})
+}
+
+// An osVersion is an OS image with one layer more than the version before it.
+type osVersion struct {
+	ref, version string
+	layer        func(*layerWriter)
+}
+
+// writeOS writes versions of an operating system on a base image as OCI layouts below a directory.
+func writeOS(ctx context.Context, log io.Writer, dir, baseRef string, versions []osVersion) (map[string]*Image, error) {
+	base, err := Layout(ctx, log, baseRef)
 	if err != nil {
 		return nil, err
 	}
 	images := make(map[string]*Image)
-	for _, version := range []struct {
-		ref, version string
-		layer        func(*layerWriter)
-	}{
-		{"os:1", "1", func(l *layerWriter) { osFirst(l, files) }},
-		{"os:2", "2", osSecond},
-		{"os:broken", "3", osBroken},
-	} {
-		w, err := newLayoutWriter(filepath.Join(dir, strings.ReplaceAll(version.ref, ":", "-")), osMedia)
+	for _, v := range versions {
+		w, err := newLayoutWriter(filepath.Join(dir, strings.ReplaceAll(v.ref, ":", "-")), osMedia)
 		if err != nil {
 			return nil, err
 		}
 		if err := w.addLayersOf(base); err != nil {
 			return nil, err
 		}
-		if err := w.addLayer(version.layer); err != nil {
-			return nil, fmt.Errorf("make image %s: %w", version.ref, err)
+		if err := w.addLayer(v.layer); err != nil {
+			return nil, fmt.Errorf("make image %s: %w", v.ref, err)
 		}
-		if err := w.finish([]string{"/sbin/init"}, map[string]string{ocispec.AnnotationVersion: version.version}); err != nil {
-			return nil, fmt.Errorf("make image %s: %w", version.ref, err)
+		if err := w.finish([]string{"/sbin/init"}, map[string]string{ocispec.AnnotationVersion: v.version}); err != nil {
+			return nil, fmt.Errorf("make image %s: %w", v.ref, err)
 		}
-		if images[version.ref], err = Open(w.dir); err != nil {
+		if images[v.ref], err = Open(w.dir); err != nil {
 			return nil, err
 		}
 		base = w.dir
@@ -111,8 +119,8 @@ var osPackages = []string{
 
 // These packages contain what an ostree deployment needs to boot, from systemd-boot on.
 var (
-	osRootfs  = rootfs{variant: "essential", packages: osPackages, args: osArgs()}
-	os2Rootfs = rootfs{variant: "essential", packages: osPackages, args: osArgs(), updates: true}
+	osRootfs  = rootfs{variant: "essential", packages: osPackages, args: osArgs(osExcludes)}
+	os2Rootfs = rootfs{variant: "essential", packages: osPackages, args: osArgs(osExcludes), updates: true}
 )
 
 // osExcludes are files of packages that a virtual machine does not need. Patterns that begin with + are kept.
@@ -144,9 +152,10 @@ dracut --quiet --force --no-hostonly --no-hostonly-cmdline --zstd --reproducible
   --omit "multipath dmraid mdraid lvm crypt crypt-gpg crypt-loop dm btrfs iscsi nfs nbd cifs fcoe fcoe-uefi network network-legacy network-manager url-lib plymouth i18n lunmask qemu-net resume bluetooth rngd biosdevname memstrack nvmf pcsc tpm2-tss kernel-network-modules hwdb squash usrmount modsign lvmmerge dmsquash-live livenet virtiofs overlay-root nvdimm terminfo kernel-modules-extra" \
   "/usr/lib/modules/$k/initramfs.img" "$k"'`
 
-func osArgs() []string {
+// osArgs returns arguments of mmdebstrap that leave out files and build the initramfs.
+func osArgs(excludes []string) []string {
 	args := []string{"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"} // without the package usrmerge, which needs all of Perl
-	for _, pattern := range osExcludes {
+	for _, pattern := range excludes {
 		if include, ok := strings.CutPrefix(pattern, "+"); ok {
 			args = append(args, "--dpkgopt=path-include="+include)
 			continue

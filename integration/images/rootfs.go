@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -20,9 +21,10 @@ const rootfsTar = "rootfs.tar.zst"
 
 // A rootfs is a root file system made by mmdebstrap.
 type rootfs struct {
+	suite    string // "" for bookworm
 	variant  string
 	packages []string
-	updates  bool     // with bookworm-updates and bookworm-security
+	updates  bool     // with the suite's updates and security
 	args     []string // additional arguments of mmdebstrap
 }
 
@@ -35,12 +37,15 @@ var (
 	smallRootfs = rootfs{variant: "extract", packages: []string{"busybox-static", "base-files", "netbase", "tzdata"}}
 )
 
+// release returns the name of the suite.
+func (r *rootfs) release() string { return cmp.Or(r.suite, "bookworm") }
+
 // sources returns the apt sources, on the mirror of the host.
 func (r *rootfs) sources() []string {
 	main, security := testhost.Mirrors()
-	lines := []string{"deb " + main + " bookworm main"}
+	lines := []string{"deb " + main + " " + r.release() + " main"}
 	if r.updates {
-		lines = append(lines, "deb "+main+" bookworm-updates main", "deb "+security+" bookworm-security main")
+		lines = append(lines, "deb "+main+" "+r.release()+"-updates main", "deb "+security+" "+r.release()+"-security main")
 	}
 	return lines
 }
@@ -51,7 +56,7 @@ func (r *rootfs) make(ctx context.Context, log io.Writer) (string, error) {
 		"--mode=root", "--variant=" + r.variant, "--format=tar", "--include=" + strings.Join(r.packages, ","),
 		`--aptopt=Acquire::Languages "none"`, `--aptopt=APT::Install-Recommends "false"`, "--dpkgopt=force-unsafe-io",
 	}
-	args = slices.Concat(args, r.args, []string{"bookworm", "-"}, r.sources())
+	args = slices.Concat(args, r.args, []string{r.release(), "-"}, r.sources())
 	return testhost.Cached("rootfs", testhost.Key(args...), func(dir string) error {
 		fmt.Fprintf(log, "+ mmdebstrap %s\n", strings.Join(args, " "))
 		f, err := os.Create(filepath.Join(dir, rootfsTar))
