@@ -69,7 +69,7 @@ func (r *CleanupReport) leaveOut(ctx context.Context, s *System, st *sysroot.Sta
 
 // prune removes unneeded objects, or with dryRun finds them.
 func (s *System) prune(ctx context.Context, st *sysroot.State, dryRun bool) (objectstore.PruneStats, error) {
-	unused, err := s.unusedImages(st.All()...)
+	unused, err := s.unusedRefs(st.All()...)
 	if err != nil {
 		return objectstore.PruneStats{}, err
 	}

@@ -14,6 +14,7 @@ import (
 
 const (
 	imageRefs    = "ostree/container/image" // the directory of refs of images
+	blobRefs     = "ostree/container/blob"  // likewise of layers
 	metaImporter = "ostree.importer.version"
 )
 
@@ -23,15 +24,19 @@ func imageRef(name string) (string, error) {
 	if name == "" || strings.ContainsRune(name, 0) {
 		return "", fmt.Errorf("%w: reference %q", oscommit.ErrInvalid, name)
 	}
-	reference := "docker://" + name
+	return escapeRef(imageRefs, "docker://"+name), nil
+}
+
+// escapeRef returns the ref below a directory that ostree's own tools make of a text.
+func escapeRef(dir, text string) string {
 	var b strings.Builder
-	b.WriteString(imageRefs + "/")
+	b.WriteString(dir + "/")
 	alnum := false // whether the character before was a letter or a digit
-	for i, c := range reference {
+	for i, c := range text {
 		was := alnum
 		alnum = c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
 		switch {
-		case alnum, c == '-', c == '/' && was && i+1 < len(reference):
+		case alnum, c == '-', c == '/' && was && i+1 < len(text):
 			b.WriteRune(c)
 		case c == '_':
 			b.WriteString("__")
@@ -39,11 +44,100 @@ func imageRef(name string) (string, error) {
 			fmt.Fprintf(&b, "_%02X_", c)
 		}
 	}
-	return b.String(), nil
+	return b.String()
 }
 
-// unusedImages returns the refs of images without a deployment. Refs of other tools, whose commits name an importer,
-// stay.
+// unusedRefs returns the refs of images without a deployment, and of the commits inside images that neither a deployment
+// nor another ref of an image needs. Refs of other tools, whose commits name an importer, stay.
+func (s *System) unusedRefs(deployed ...*sysroot.Deployment) (names []string, err error) {
+	if names, err = s.unusedImages(deployed...); err != nil {
+		return nil, err
+	}
+	blobs, err := s.Repo().Refs(blobRefs)
+	if err != nil || len(blobs) == 0 {
+		return names, err
+	}
+	used, all, err := s.usedBlobs(names, deployed)
+	if err != nil {
+		return nil, err
+	}
+	if !all {
+		return names, nil
+	}
+	for name, sum := range blobs {
+		if used[name] {
+			continue
+		}
+		c, err := s.commit(sum)
+		if err != nil {
+			return nil, err
+		}
+		// Other tools write commits of layers: with their name, or for a part of a commit, with nothing.
+		if c == nil || len(c.Metadata) == 0 && c.Timestamp == 0 {
+			continue
+		}
+		if _, foreign := c.MetaString(metaImporter); !foreign {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// usedBlobs returns the refs of layers of all deployed images, and of all others whose commits have refs but for some. It
+// returns false for all if one of these images has a manifest that cannot be read.
+func (s *System) usedBlobs(but []string, deployed []*sysroot.Deployment) (used map[string]bool, all bool, err error) {
+	refs, err := s.Repo().Refs("")
+	if err != nil {
+		return nil, false, err
+	}
+	commits := make(map[objectstore.Checksum]struct{})
+	for _, d := range deployed {
+		commits[d.Commit] = struct{}{}
+	}
+	for name, sum := range refs {
+		if !slices.Contains(but, name) && !hasPrefix(name, blobRefs+"/", "ostree/0/", "ostree/1/") { // those of deployments
+			commits[sum] = struct{}{}
+		}
+	}
+	used = make(map[string]bool)
+	for sum := range commits {
+		c, err := s.commit(sum)
+		if err != nil {
+			return nil, false, err
+		}
+		if c == nil {
+			continue
+		}
+		manifest, ok := c.MetaString(oscommit.Manifest)
+		if !ok {
+			continue
+		}
+		blobs, err := layerBlobs([]byte(manifest))
+		if err != nil {
+			return nil, false, nil //nolint:nilerr // of another tool
+		}
+		for _, blob := range blobs {
+			used[escapeRef(blobRefs, blob.String())] = true
+		}
+	}
+	return used, true, nil
+}
+
+func hasPrefix(s string, prefixes ...string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
+}
+
+// commit returns a commit, or nil if it is absent.
+func (s *System) commit(sum objectstore.Checksum) (*objectstore.Commit, error) {
+	c, err := s.Repo().Commit(sum)
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return nil, nil
+	}
+	return c, err
+}
+
+// unusedImages returns the refs of images without a deployment.
 func (s *System) unusedImages(deployed ...*sysroot.Deployment) (names []string, err error) {
 	refs, err := s.Repo().Refs(imageRefs)
 	if err != nil {
@@ -53,26 +147,25 @@ func (s *System) unusedImages(deployed ...*sysroot.Deployment) (names []string, 
 		if slices.ContainsFunc(deployed, func(d *sysroot.Deployment) bool { return d.Commit == sum }) {
 			continue
 		}
-		c, err := s.Repo().Commit(sum)
-		if errors.Is(err, objectstore.ErrNotExist) {
-			continue
-		}
+		c, err := s.commit(sum)
 		if err != nil {
 			return nil, err
+		}
+		if c == nil {
+			continue
 		}
 		_, image := c.MetaString(oscommit.ManifestDigest)
 		if _, foreign := c.MetaString(metaImporter); image && !foreign {
 			names = append(names, name)
 		}
 	}
-	slices.Sort(names)
 	return names, nil
 }
 
 // dropImages removes the refs of images without a deployment, so that their commits can be pruned. Deployments have
 // refs of their own. The caller holds the sysroot's lock, as for every deployment of an image.
 func (s *System) dropImages(ctx context.Context, deployed ...*sysroot.Deployment) error {
-	names, err := s.unusedImages(deployed...)
+	names, err := s.unusedRefs(deployed...)
 	if err != nil || len(names) == 0 {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 
 // PromoteOptions are those of [Promote].
 type PromoteOptions struct {
-	Source   Source                  // nil: Labelled, or Flatten with NoLabels
+	Source   Source                  // nil: Native; for other images Labelled, or Flatten with NoLabels
 	NoLabels bool                    // give files no SELinux labels, although the image has a policy
 	Epoch    oscommit.Epoch          // of the labels
 	DryRun   bool                    // make the commit in a temporary repository, and leave the other one alone
@@ -26,9 +26,9 @@ func (o *PromoteOptions) source(layers *layer.Store) Source {
 	case o.Source != nil:
 		return o.Source
 	case o.NoLabels:
-		return Flatten(layers)
+		return Native(layers, Flatten(layers), nil)
 	}
-	return Labelled(layers, o.Epoch)
+	return Native(layers, Labelled(layers, o.Epoch), func(tree *oscommit.Tree) error { return label(layers, tree, o.Epoch) })
 }
 
 // A Promoted image is the OS commit of an image.

@@ -128,6 +128,13 @@ func (f *flatOS) Dropped() []oscommit.Dropped { return f.Tree.Dropped }
 func (f *flatOS) Store(
 	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress),
 ) (objectstore.Checksum, error) {
+	return f.store(ctx, txn, from, progress, nil)
+}
+
+// store writes the commit with a parent, nil for none.
+func (f *flatOS) store(
+	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress), parent *objectstore.Checksum,
+) (objectstore.Checksum, error) {
 	f.Progress = progress
 	return f.Tree.Store(ctx, txn, from, oscommit.Image{
 		ManifestDigest: f.img.ManifestDigest.String(),
@@ -135,6 +142,7 @@ func (f *flatOS) Store(
 		Config:         string(f.img.Config),
 		Version:        f.img.Version,
 		Created:        f.img.Created,
+		Parent:         parent,
 	})
 }
 

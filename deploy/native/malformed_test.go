@@ -186,6 +186,11 @@ func TestMalformed(t *testing.T) {
 			l[1][i] = nativetest.File(l[1][i].Name, "\xff\xff", 0o644)
 			return l
 		}, []string{"layer 1 ", ".file-xattrs-link: parse extended attributes"}},
+		"unsorted attributes": {func(l layers) layers {
+			at, i := find(l, selinux)
+			l[at][i] = nativetest.File(selinux, "b\x00v\x02a\x00v\x02\x04\x08", 0o644)
+			return l
+		}, []string{"layer 1 ", `.file: extended attribute "a": not sorted, or twice`}},
 		"other attributes": {func(l layers) layers {
 			at, i := find(l, selinux)
 			l[at][i] = nativetest.File(selinux, "", 0o644)

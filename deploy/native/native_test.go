@@ -198,22 +198,34 @@ func TestRebuildTree(t *testing.T) {
 	base, err := img.read(t)
 	testenv.Must(t, err)
 	tree := base.Tree()
-	for n, sum := range tree.Objects {
-		if n.Payload != "" {
-			n.Payload = objectstore.LoosePath(sum, objectstore.TypeFile)
-		}
-	}
 	flat, err := oscommit.NewTree(tree.Root)
 	testenv.Must(t, err)
+	flat.Give(tree.Given)
 	txn, err := from.Begin(t.Context())
 	testenv.Must(t, err)
-	sum, err := flat.Store(t.Context(), txn, from, oscommit.Image{})
+	sum, err := flat.Store(t.Context(), txn, img.layers.Repo(), oscommit.Image{Parent: &base.Sum})
 	testenv.Must(t, err)
 	testenv.Must(t, txn.Abort())
 	got, err := from.Commit(sum)
 	testenv.Must(t, err)
-	if got.Tree != base.Commit.Tree || got.Meta != base.Commit.Meta {
-		t.Errorf("root %s, %s, want %s, %s", got.Tree, got.Meta, base.Commit.Tree, base.Commit.Meta)
+	if got.Tree != base.Commit.Tree || got.Meta != base.Commit.Meta || got.Parent == nil || *got.Parent != want {
+		t.Errorf("got root %s, %s over %v, want %s, %s over %s", got.Tree, got.Meta, got.Parent, base.Commit.Tree, base.Commit.Meta, want)
+	}
+}
+
+// TestMergeRoot: layers have no attributes for the root directory.
+func TestMergeRoot(t *testing.T) {
+	from := objecttest.NewRepo(t)
+	root := objecttest.Dir(0o711, nil).Own(3, 4).Xattr("user.root", "r")
+	want := objecttest.Commit(t, from, "os", root)
+	img := newImage(t, want, nativetest.Encapsulate(t, from, want, 1, inLowest)...)
+	base, err := img.read(t)
+	testenv.Must(t, err)
+	data, _ := nativetest.Layer{nativetest.File("new", "new", 0o644)}.Tar(t)
+	tree, err := base.Merge(t.Context(), img.layers, append(img.ids, importTars(t, img.layers, data)...))
+	testenv.Must(t, err)
+	if got := tree.Root; got.Mode != root.Mode || got.UID != 3 || got.GID != 4 || len(got.Xattrs) != 1 || got.Entries[0].Name != "new" {
+		t.Errorf("root: got %+v, want that of the commit, with a new file", got)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
@@ -79,7 +80,7 @@ func Read(ctx context.Context, layers *layer.Store, ids []objectstore.Checksum, 
 	roots := make([]*composefs.Inode, len(place.DiffIDs))
 	for i := range roots {
 		var err error
-		if roots[i], err = layers.Image(ctx, ids[i]); err != nil {
+		if roots[i], err = openLayer(ctx, layers, ids[i], place.DiffIDs[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -102,6 +103,18 @@ func Read(ctx context.Context, layers *layer.Store, ids []objectstore.Checksum, 
 		return nil, err
 	}
 	return r.Base, nil
+}
+
+// openLayer returns the tree of a layer, which should have a diff ID.
+func openLayer(ctx context.Context, layers *layer.Store, id objectstore.Checksum, want digest.Digest) (*composefs.Inode, error) {
+	l, err := layers.Layer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if l.DiffID != want {
+		return nil, fmt.Errorf("%w: its configuration names layer %s where the image has layer %q", ErrInvalid, want, l.DiffID)
+	}
+	return layers.Image(ctx, id)
 }
 
 // A readError is an error of the disk, and not in a layer.

@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -79,7 +78,7 @@ func lookup(root *composefs.Inode, name string) *composefs.Inode {
 }
 
 func child(dir *composefs.Inode, name string) *composefs.Inode {
-	i, ok := slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int { return strings.Compare(e.Name, name) })
+	i, ok := position(dir, name)
 	if !ok {
 		return nil
 	}

@@ -3,16 +3,17 @@ package native
 import (
 	"strings"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
 
-// A Tree is the tree of a commit.
+// A Tree is the tree of a commit, or of an image with a commit inside.
 type Tree struct {
 	Root *composefs.Inode
-	// Objects are the content objects of its files, by inode. A file's payload is the layer's object, which may have
-	// other extended attributes.
-	Objects map[*composefs.Inode]objectstore.Checksum
+	// Given are the content objects of the commit by the tree's files. A file's payload is the layer's object, which may
+	// have other extended attributes.
+	Given map[*composefs.Inode]oscommit.Given
 
 	inodes map[objectstore.Checksum]*composefs.Inode
 }
@@ -20,13 +21,15 @@ type Tree struct {
 // Tree returns a tree of the commit, which the caller may change. All names of an object are hard links.
 func (b *Base) Tree() *Tree {
 	t := &Tree{
-		Objects: make(map[*composefs.Inode]objectstore.Checksum, len(b.files)),
-		inodes:  make(map[objectstore.Checksum]*composefs.Inode, len(b.files)),
+		Given:  make(map[*composefs.Inode]oscommit.Given, len(b.files)),
+		inodes: make(map[objectstore.Checksum]*composefs.Inode, len(b.files)),
 	}
 	for _, f := range b.files {
 		n := *f.inode
 		t.inodes[f.sum] = &n
-		t.Objects[&n] = f.sum
+		if n.Payload != "" {
+			t.Given[&n] = oscommit.Given{Sum: f.sum, Layer: f.own}
+		}
 	}
 	t.Root = b.dir(t, b.Commit.Tree, b.Commit.Meta)
 	return t

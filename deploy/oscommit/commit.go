@@ -23,17 +23,19 @@ type Image struct {
 	Config         string // JSON, byte for byte
 	Version        string // "" for none
 	Created        time.Time
+	Parent         *objectstore.Checksum // the commit that the image has inside; nil for none
 }
 
 // Names in the metadata of an OS commit. For the names that describe an image, ostree's own tools write the same.
 const (
 	// ManifestDigest is the digest of the image's manifest.
 	ManifestDigest = "ostree.manifest-digest"
+	// Manifest is the image's manifest, JSON.
+	Manifest = "ostree.manifest"
 
 	metaVersion  = "version"
 	metaLinux    = "ostree.linux"
 	metaBootable = "ostree.bootable"
-	metaManifest = "ostree.manifest"
 	metaConfig   = "ostree.container.image-config"
 )
 
@@ -87,7 +89,7 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 			return sum, err
 		}
 	}
-	c := &objectstore.Commit{Metadata: t.metadata(img), Tree: o.tree, Meta: o.meta}
+	c := &objectstore.Commit{Metadata: t.metadata(img), Tree: o.tree, Meta: o.meta, Parent: img.Parent}
 	if img.Created.Unix() > 0 {
 		c.Timestamp = uint64(img.Created.Unix())
 	}
@@ -181,7 +183,7 @@ func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {
 		entries = append(entries, objectstore.MetaEntry{Key: metaBootable, Value: gvariant.Bool(true)})
 	}
 	add(ManifestDigest, img.ManifestDigest)
-	add(metaManifest, img.Manifest)
+	add(Manifest, img.Manifest)
 	add(metaConfig, img.Config)
 	return entries
 }

@@ -35,6 +35,7 @@ type file struct {
 	path    string               // one of its paths in the commit
 	inode   *composefs.Inode
 	relabel *relabel // nil if the object is in a layer, or has no content
+	given   bool     // the repository has the object, see Tree.Give
 }
 
 // A relabel is the object with the content of a file that has another label.
@@ -100,13 +101,26 @@ func (o *objects) listFiles(t *Tree, dir *composefs.Inode, name string, index ma
 func (t *Tree) file(n *composefs.Inode, name string) (file, fileKey, error) {
 	f := file{path: name, inode: n}
 	sum, err := checksum(n)
-	if source := t.sources[n]; source != nil && n.Payload != "" {
-		label := labelOf(n)
-		f.relabel = &relabel{from: sum, is: contentMeta(source), key: keyOf(sum, label)}
-		return f, fileKey{sum, label}, err
+	source, changed := t.sources[n]
+	if !changed {
+		source = n
 	}
-	f.sum = sum
-	return f, fileKey{sum: sum}, err
+	given, isGiven := t.given[source]
+	switch {
+	case n.Payload == "", !changed && !isGiven:
+		f.sum = sum
+		return f, fileKey{sum: sum}, err
+	case !changed:
+		f.sum, f.given = given.Sum, true
+		return f, fileKey{sum: given.Sum}, err
+	}
+	before, is := sum, contentMeta(source)
+	if isGiven {
+		before, is = given.Sum, given.Layer
+	}
+	label := labelOf(n)
+	f.relabel = &relabel{from: sum, is: is, key: keyOf(before, label)}
+	return f, fileKey{before, label}, err
 }
 
 // directories compiles the metadata objects. Those that depend on unknown files have no checksum.
@@ -242,7 +256,7 @@ func (f *file) store(txn *objectstore.Txn, from *objectstore.Repo) (objectstore.
 		return txn.StoreFile(&meta, f.inode.Mtime, nil)
 	case f.relabel != nil:
 		return f.storeRelabelled(txn, from, &meta)
-	case from == nil:
+	case from == nil, f.given:
 		have, err := f.find(txn.Repo())
 		if err == nil && !have {
 			err = f.notExist()
@@ -350,7 +364,7 @@ func (f *file) lackedBy(to, from *objectstore.Repo, meta *objectstore.FileMeta) 
 	switch {
 	case f.relabel != nil && f.sum.IsZero():
 		return object, nil
-	case f.relabel != nil:
+	case f.relabel != nil, f.given:
 		return nothing, nil
 	}
 	have, err := f.find(to)

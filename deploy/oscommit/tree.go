@@ -28,8 +28,9 @@ var ErrInvalid = errors.New("image cannot become an OS commit")
 type Tree struct {
 	root     *composefs.Inode
 	sources  map[*composefs.Inode]*composefs.Inode // what files were before they got their labels
-	Dropped  []Dropped                             // files of the image that the commit does not have, by path
-	Progress func(Progress)                        // called by Store after each object, by one goroutine at a time; may be nil
+	given    map[*composefs.Inode]Given
+	Dropped  []Dropped      // files of the image that the commit does not have, by path
+	Progress func(Progress) // called by Store after each object, by one goroutine at a time; may be nil
 }
 
 // Dropped is a file or directory that an OS commit does not have.
@@ -46,6 +47,16 @@ var emptied = map[string]string{
 }
 
 const atRunTime = "is populated at run time"
+
+// A Given file is one whose content object is known, and need not be that of a layer.
+type Given struct {
+	Sum   objectstore.Checksum
+	Layer objectstore.FileMeta // of the object that the file's payload names; its content is the same
+}
+
+// Give tells the objects of some of the tree's files, by inode. The repository will have them when Store is called, unless
+// Label changes the file.
+func (t *Tree) Give(files map[*composefs.Inode]Given) { t.given = files }
 
 // buildFiles are files that image builders leave behind empty. They belong to the build container.
 var buildFiles = []string{"hostname", "resolv.conf"}
