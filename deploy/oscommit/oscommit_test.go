@@ -314,6 +314,8 @@ func TestMissing(t *testing.T) {
 		want    []string // some of the missing files
 	}{
 		{"everything", nil, []string{"kernel: /usr/lib/modules/<version>/vmlinuz", "directory: /boot", "directory: /etc", "directory: /sysroot", "directory: /usr", "symbolic link: /ostree -> sysroot/ostree", "file: /usr/lib/os-release"}},
+		{"kernel in /boot", []entry{{"boot/vmlinuz-6.1.0", "k", nil}}, []string{"kernel: /usr/lib/modules/<version>/vmlinuz (/boot/vmlinuz-6.1.0 belongs there)"}},
+		{"kernel in /boot with a strange name", []entry{{"boot/vmlinuz-6 \x1b[2J", "k", nil}}, []string{"kernel: /usr/lib/modules/<version>/vmlinuz"}},
 		{"initramfs", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}}, []string{"initramfs: /usr/lib/modules/6/initramfs.img"}},
 		{"two kernels", []entry{{"usr/lib/modules/6/vmlinuz", "k", nil}, {"usr/lib/modules/7/vmlinuz", "k", nil}}, []string{"a single kernel: /usr/lib/modules has 6, 7"}},
 		{"kernel version", []entry{{"usr/lib/modules/6 \x1b[2J/vmlinuz", "k", nil}}, []string{`kernel: "6 \x1b[2J" is not the name of a version`}},

@@ -305,11 +305,22 @@ func isSysrootLink(name string, n *composefs.Inode) bool {
 	return (name == "tmp" || name == "boot") && n.Mode&unix.S_IFMT == unix.S_IFLNK && n.Target == "sysroot/"+name
 }
 
+// kernelElsewhere tells of a kernel where packages of distributions put it.
+func (t *Tree) kernelElsewhere() string {
+	const prefix = "/boot/vmlinuz-"
+	for _, d := range t.Dropped {
+		if version, ok := strings.CutPrefix(d.Path, prefix); ok && bls.IsKernelVersion(version) {
+			return fmt.Sprintf(" (%s belongs there)", d.Path)
+		}
+	}
+	return ""
+}
+
 // Missing lists what the tree lacks to boot; nothing if it can.
 func (t *Tree) Missing() (missing []string) {
 	switch k := t.kernels(); len(k) {
 	case 0:
-		missing = append(missing, "kernel: /usr/lib/modules/<version>/vmlinuz")
+		missing = append(missing, "kernel: /usr/lib/modules/<version>/vmlinuz"+t.kernelElsewhere())
 	case 1:
 		if !bls.IsKernelVersion(k[0]) {
 			missing = append(missing, fmt.Sprintf("kernel: %q is not the name of a version", k[0]))
