@@ -102,6 +102,10 @@ func TestRefusedTrees(t *testing.T) {
 		"composefs":        {composefs("yes"), nil, ""},
 		"composefs signed": {composefs("signed"), sysroot.ErrUnsupported, "the commit has no signature"},
 		"composefs verity": {composefs("verity"), sysroot.ErrUnsupported, "the tree demands fs-verity"},
+		"transient root without composefs": {func(tree *node) {
+			at(tree, "usr/lib/ostree")["prepare-root.conf"] = file(0o644, "[root]\ntransient=true\n")
+		}, sysroot.ErrInvalid, "/usr/lib/ostree/prepare-root.conf: a transient root needs composefs"},
+		"transient root with composefs": {composefs("maybe\n[root]\ntransient=true"), nil, ""},
 		"composefs in /etc": {func(tree *node) {
 			composefs("no")(tree)
 			at(tree, "usr/etc/ostree")["prepare-root.conf"] = file(0o644, "[composefs]\nenabled=verity\n")

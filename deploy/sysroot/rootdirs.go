@@ -25,6 +25,9 @@ func (s *Sysroot) planRoot(ctx context.Context, p *Plan) error {
 	if err != nil {
 		return err
 	}
+	if config.TransientRoot && config.Composefs != prepareroot.Yes && config.Composefs != prepareroot.Maybe {
+		return fmt.Errorf("/%s: a transient root needs composefs, else ostree-prepare-root fails: %w", config.File, ErrInvalid)
+	}
 	p.copyRoot = config.Composefs != prepareroot.Yes
 	if err := s.checkCopySpace(ctx, p.tree, p.copyRoot); err != nil {
 		return err
