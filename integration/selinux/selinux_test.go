@@ -1,4 +1,5 @@
-// Package selinux compares the labels of deploy/selinux with those of several versions of libselinux.
+// Package selinux compares the labels of deploy/selinux with those of several versions of libselinux, and commits with labels
+// with those of several releases of ostree.
 package selinux
 
 import (
