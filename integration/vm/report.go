@@ -75,11 +75,13 @@ func (r *Report) read(in io.Reader, begin func()) error {
 
 // line handles one line from guest.sh.
 func (r *Report) line(line string) error {
-	word, rest, _ := strings.Cut(line, " ")
-	switch word {
-	case "@begin":
+	// The firmware writes to this serial line too, and need not end its last line.
+	if _, rest, ok := strings.Cut(line, "@begin "); ok && r.began == 0 {
 		_, err := fmt.Sscan(rest, &r.began)
 		return err
+	}
+	word, rest, _ := strings.Cut(line, " ")
+	switch word {
 	case "@end":
 		var name string
 		var res Result

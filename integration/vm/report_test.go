@@ -19,6 +19,11 @@ func TestReport(t *testing.T) {
 			outputs: map[string]string{"a": "one\ntwo: three\n", "b": ""},
 		},
 		{
+			name:    "the firmware does not end its line",
+			text:    "Boot in 1 s.\x1b[2J\x1b[01;01H@begin 33.1\r\na: one @begin 2\r\n@end a 0 34.0\r\n@all\r\n@done\r\n",
+			outputs: map[string]string{"a": "one @begin 2\n"},
+		},
+		{
 			name:    "empty lines",
 			text:    "@begin 1\na: \na:   indented\n@end a 0 2\n@all\n@done\n",
 			outputs: map[string]string{"a": "\n  indented\n"},
