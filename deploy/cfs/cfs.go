@@ -7,6 +7,7 @@
 package cfs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,15 @@ func Marshal(ctx context.Context, repo *objectstore.Repo, root objectstore.TreeE
 		return nil, fmt.Errorf("make composefs image: %w", err)
 	}
 	return image, nil
+}
+
+// Digest returns the fs-verity digest of the image of the tree of a commit with [AllDigests]. Errors are those of Marshal.
+func Digest(ctx context.Context, repo *objectstore.Repo, root objectstore.TreeEntry) (objectstore.Checksum, error) {
+	image, err := Marshal(ctx, repo, root, AllDigests)
+	if err != nil {
+		return objectstore.Checksum{}, err
+	}
+	return composefs.VerityDigest(bytes.NewReader(image))
 }
 
 func marshal(ctx context.Context, repo *objectstore.Repo, root objectstore.TreeEntry, digests Digests) ([]byte, error) {

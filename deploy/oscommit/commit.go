@@ -1,7 +1,9 @@
 package oscommit
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -11,6 +13,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/prepareroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
@@ -50,7 +54,8 @@ const (
 // is no room for the files to copy, the error states the size, unwraps to ENOSPC, and nothing has been written.
 //
 // Nothing refers to the commit yet: call txn.SetRef before committing txn. The caller must keep the other repository
-// from being pruned meanwhile. A failed Store leaves garbage, which the next prune removes or the next Store reuses.
+// from being pruned meanwhile. A tree whose configuration of ostree-prepare-root is invalid, or that has no composefs image
+// although it asks for one, is an ErrInvalid. A failed Store leaves garbage, which the next prune removes or the next Store reuses.
 func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (objectstore.Checksum, error) {
 	sum, err := t.store(ctx, txn, from, img)
 	if err != nil {
@@ -92,6 +97,9 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 	c := &objectstore.Commit{Metadata: t.metadata(img), Tree: o.tree, Meta: o.meta, Parent: img.Parent}
 	if img.Created.Unix() > 0 {
 		c.Timestamp = uint64(img.Created.Unix())
+	}
+	if err := t.addDigest(ctx, c, txn.Repo(), cmp.Or(from, txn.Repo())); err != nil {
+		return sum, err
 	}
 	data, err := c.Marshal()
 	if err != nil {
@@ -186,4 +194,25 @@ func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {
 	add(Manifest, img.Manifest)
 	add(metaConfig, img.Config)
 	return entries
+}
+
+// maxConfigLen is the size of the largest configuration of ostree-prepare-root.
+const maxConfigLen = 1 << 20
+
+// addDigest adds the digest of the tree's composefs image to the commit, as ostree commit --generate-composefs-metadata
+// does, if the tree asks for an image. The tree is complete in repo, and from has the objects of the layers.
+func (t *Tree) addDigest(ctx context.Context, c *objectstore.Commit, repo, from *objectstore.Repo) error {
+	config, err := prepareroot.Load(func(name string) ([]byte, error) { return t.ReadFile(from, name, maxConfigLen) })
+	if errors.Is(err, prepareroot.ErrInvalid) {
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if err != nil || config.Composefs != prepareroot.Yes && config.Composefs != prepareroot.Maybe {
+		return err
+	}
+	digest, err := cfs.Digest(ctx, repo, c.Root())
+	if errors.Is(err, cfs.ErrInvalid) {
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	c.Metadata = append(c.Metadata, objectstore.MetaEntry{Key: cfs.DigestKey, Value: gvariant.Bytes(digest[:])})
+	return err
 }

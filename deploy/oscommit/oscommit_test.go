@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
@@ -283,6 +284,56 @@ func TestCommitIsPure(t *testing.T) {
 	}
 	if sums[0] != sums[1] {
 		t.Errorf("commits differ: %s and %s", sums[0], sums[1])
+	}
+}
+
+// TestComposefsDigest: the commit of an image that asks for a composefs image states that one's digest, the same in the
+// repository of the layers and in another one.
+func TestComposefsDigest(t *testing.T) {
+	for _, tt := range []struct {
+		config string
+		want   bool
+		err    error
+	}{
+		{config: "[composefs]\nenabled=yes\n", want: true},
+		{config: "[composefs]\nenabled=maybe\n", want: true},
+		{config: "[composefs]\nenabled=signed\n", want: true},
+		{config: "[composefs]\nenabled=no\n"},
+		{config: "[etc]\ntransient=true\n"},
+		{config: "[composefs]\nenabled=on\n", err: oscommit.ErrInvalid},
+	} {
+		t.Run(tt.config, func(t *testing.T) {
+			b := newBed(t)
+			config := makeTar(t, entry{"etc/ostree/", "", nil}, entry{"etc/ostree/prepare-root.conf", tt.config, nil})
+			tree, err := oscommit.NewTree(b.flatten(t, append(osLayers(t), config)...))
+			testenv.Must(t, err)
+			to := sysrootRepo(t, filepath.Dir(b.repo.Dir().Path())+"/sysroot/ostree/repo", nil)
+			sum, err := storeInto(t, tree, to, b.repo)
+			if tt.err != nil {
+				if !errors.Is(err, tt.err) || !strings.Contains(err.Error(), "/etc/ostree/prepare-root.conf") {
+					t.Errorf("got %v, want an error that names the file", err)
+				}
+				return
+			}
+			testenv.Must(t, err)
+			if again := b.store(t, tree, oscommit.Image{}); again != sum {
+				t.Errorf("commit %s, in the store it is %s", sum, again)
+			}
+			c, err := to.Commit(sum)
+			testenv.Must(t, err)
+			v, ok := c.Lookup(cfs.DigestKey)
+			if !ok || !tt.want {
+				if ok != tt.want {
+					t.Errorf("states a digest: %t, want %t", ok, tt.want)
+				}
+				return
+			}
+			want, err := cfs.Digest(t.Context(), to, c.Root())
+			testenv.Must(t, err)
+			if got, _ := v.Bytes(); !bytes.Equal(got, want[:]) {
+				t.Errorf("states the digest %x, want %s", got, want)
+			}
+		})
 	}
 }
 
