@@ -50,6 +50,9 @@ func (s *nativeSource) find(ctx context.Context, img *Image) (OS, error) {
 	if err != nil || place == nil {
 		return nil, err
 	}
+	if err := img.Check(); err != nil {
+		return nil, err
+	}
 	if place.Unmarked {
 		lowest, err := s.layers.Image(ctx, img.Layers[0])
 		if err != nil || !native.HasCommit(lowest, place.Commit) {

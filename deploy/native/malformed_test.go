@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -374,6 +375,67 @@ func TestManyPaths(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLimits: all metadata objects, and all different lists of extended attributes, have a limit.
+func TestLimits(t *testing.T) {
+	for name, tt := range map[string]struct {
+		tree  *objecttest.Node
+		limit int64
+		want  string
+	}{
+		"metadata":                      {small(), 200, "layer 0 .*: metadata of more than 200 bytes"},
+		"attributes":                    {manyLists(20), 10000, "all lists of extended attributes have more than 10000 bytes"},
+		"attributes, enough":            {manyLists(20), 30000, "^$"},
+		"attributes of all files":       {oneList(20), 1100, "the extended attributes of all files have more than 17600 bytes"},
+		"attributes of all directories": {nestedDirs(6), 2500, "attributes of directories below it have more than 40000 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			from := objecttest.NewRepo(t)
+			commit := objecttest.Commit(t, from, "os", tt.tree)
+			img := newImage(t, commit, nativetest.Encapsulate(t, from, commit, 1, inLowest)...)
+			place, err := native.Find(img.config)
+			testenv.Must(t, err)
+			_, err = native.ReadWithin(t.Context(), img.layers, img.ids, place, tt.limit)
+			got := ""
+			if err != nil {
+				got = err.Error()
+			}
+			if !regexp.MustCompile(tt.want).MatchString(got) || err != nil && !errors.Is(err, native.ErrInvalid) {
+				t.Errorf("got error %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// manyLists is a tree of files with n different lists of extended attributes of 1,000 bytes, each of two files.
+func manyLists(n int) *objecttest.Node {
+	files := make(map[string]*objecttest.Node)
+	for i := range n {
+		for _, content := range []string{"a", "b"} {
+			files[fmt.Sprint(content, i)] = objecttest.File(0o644, content).Xattr("user.x", strings.Repeat(fmt.Sprint(i%10), 1000+i))
+		}
+	}
+	return objecttest.Dir(0o755, files)
+}
+
+// oneList is a tree of n files that share a list of extended attributes of 1,000 bytes.
+func oneList(n int) *objecttest.Node {
+	files := make(map[string]*objecttest.Node)
+	for i := range n {
+		files[fmt.Sprint(i)] = objecttest.File(0o644, fmt.Sprint(i)).Xattr("user.x", strings.Repeat("x", 1000))
+	}
+	return objecttest.Dir(0o755, files)
+}
+
+// nestedDirs is a tree of n objects, and 2^n paths, with attributes of 600 bytes each.
+func nestedDirs(n int) *objecttest.Node {
+	dir := objecttest.Dir(0o755, nil)
+	for range n {
+		below := dir.Xattr("user.x", strings.Repeat("x", 600))
+		dir = objecttest.Dir(0o755, map[string]*objecttest.Node{"a": below, "b": below})
+	}
+	return dir
 }
 
 // TestNoRoom: too little room is an error before anything is written.

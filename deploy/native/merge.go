@@ -2,6 +2,7 @@ package native
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -87,7 +88,7 @@ func (t *Tree) linkObjects(dir *composefs.Inode) {
 
 // findCopies gives inodes that are copies of the commit's files, which a hard link to such a file makes, the same objects.
 func (t *Tree) findCopies() {
-	given := make(map[string]oscommit.Given, len(t.Given))
+	given := make(map[[sha256.Size]byte]oscommit.Given, len(t.Given))
 	for n, g := range t.Given {
 		given[identity(n)] = g
 	}
@@ -106,14 +107,14 @@ func (t *Tree) findCopies() {
 	walk(t.Root)
 }
 
-// identity returns a text that differs for regular files with different content objects.
-func identity(n *composefs.Inode) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %o %d:%d", n.Payload, n.Mode, n.UID, n.GID)
+// identity returns a hash that differs for regular files with different content objects.
+func identity(n *composefs.Inode) [sha256.Size]byte {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %o %d:%d", n.Payload, n.Mode, n.UID, n.GID)
 	for _, x := range n.Xattrs {
-		fmt.Fprintf(&b, " %q=%q", x.Name, x.Value)
+		fmt.Fprintf(h, " %q=%q", x.Name, x.Value)
 	}
-	return b.String()
+	return [sha256.Size]byte(h.Sum(nil))
 }
 
 func position(dir *composefs.Inode, name string) (int, bool) {

@@ -20,11 +20,11 @@ import (
 
 // Limits of a commit.
 const (
-	maxAllMetadata = 64 << 20 // bytes of metadata objects
-	maxAllXattrs   = 64 << 20 // bytes of different lists of extended attributes
-	maxPaths       = 4 << 20
-	maxPath        = 4095 // PATH_MAX without the NUL
-	maxDepth       = maxPath / len("a/")
+	maxAll   = 64 << 20 // bytes of all metadata objects, and of all different lists of extended attributes
+	spread   = 16       // times maxAll: bytes of the attributes of all files, and of all directories, by path
+	maxPaths = 4 << 20
+	maxPath  = 4095 // PATH_MAX without the NUL
+	maxDepth = maxPath / len("a/")
 )
 
 // repoMode is the mode of the repository in an image.
@@ -50,7 +50,7 @@ type Base struct {
 	metadata   []metadata // children before parents; the commit is the last
 	commitMeta []byte     // nil if there is none
 	trees      map[objectstore.Checksum]*objectstore.DirTree
-	metas      map[objectstore.Checksum]*objectstore.DirMeta
+	metas      map[objectstore.Checksum]*dirMeta
 	files      []*file // in the order of the tree
 }
 
@@ -60,6 +60,13 @@ var errChecksum = errors.New("its checksum is not its name")
 type metadata struct {
 	name objectstore.ObjectName
 	data []byte
+}
+
+// A dirMeta is a dirmeta object.
+type dirMeta struct {
+	*objectstore.DirMeta
+	xattrs []composefs.Xattr // the same once more
+	size   int64             // of the object
 }
 
 // A file is a content object of the commit.
@@ -74,6 +81,10 @@ type file struct {
 // Read reads and verifies the metadata of the commit at a place, from the unpacked layers of its image, lowest first. It
 // writes nothing. Errors in the image are ErrInvalid, those in a single layer a [LayerError].
 func Read(ctx context.Context, layers *layer.Store, ids []objectstore.Checksum, place *Place) (*Base, error) {
+	return read(ctx, layers, ids, place, maxAll)
+}
+
+func read(ctx context.Context, layers *layer.Store, ids []objectstore.Checksum, place *Place, limit int64) (*Base, error) {
 	if len(ids) < len(place.DiffIDs) {
 		return nil, fmt.Errorf("%w: its configuration has more layers than the image", ErrInvalid)
 	}
@@ -92,12 +103,12 @@ func Read(ctx context.Context, layers *layer.Store, ids []objectstore.Checksum, 
 		Base: &Base{
 			Sum: found.commit, place: place,
 			trees: make(map[objectstore.Checksum]*objectstore.DirTree),
-			metas: make(map[objectstore.Checksum]*objectstore.DirMeta),
+			metas: make(map[objectstore.Checksum]*dirMeta),
 		},
 		seen: make(map[objectstore.Checksum]struct{}),
-		ctx:  ctx, repo: layers.Repo(), found: found,
+		ctx:  ctx, repo: layers.Repo(), found: found, limit: limit,
 		extents: make(map[objectstore.Checksum]extent),
-		xattrs:  make(map[string][]objectstore.Xattr),
+		lists:   make(map[string]xattrList),
 	}
 	if err := r.read(); err != nil {
 		return nil, err
@@ -137,17 +148,20 @@ type reader struct {
 	ctx         context.Context
 	repo        *objectstore.Repo // of the layers
 	found       *objects
-	metadataLen int
+	limit       int64 // maxAll
+	metadataLen int64
 	seen        map[objectstore.Checksum]struct{} // files
 	extents     map[objectstore.Checksum]extent   // by dirtree
-	xattrs      map[string][]objectstore.Xattr    // by the payload of the list
-	xattrsLen   int64
+	lists       map[string]xattrList              // of extended attributes, by payload
+	listsLen    int64
+	xattrsLen   int64 // of all files
 }
 
 // An extent is the size of the tree below a directory.
 type extent struct {
-	paths  int // of files and directories
-	length int // of the longest, in bytes
+	paths  int   // of files and directories
+	length int   // of the longest, in bytes
+	metas  int64 // bytes of the dirmeta objects of all paths
 }
 
 func (r *reader) read() error {
@@ -224,8 +238,8 @@ func (r *reader) object(name objectstore.ObjectName) ([]byte, error) {
 	if n == nil {
 		return nil, r.place.layerError(0, fmt.Errorf("object %s is missing", name))
 	}
-	if r.metadataLen += int(n.Size); r.metadataLen > maxAllMetadata {
-		return nil, r.place.layerError(0, fmt.Errorf("metadata of more than %d bytes", maxAllMetadata))
+	if r.metadataLen += n.Size; r.metadataLen > r.limit {
+		return nil, r.place.layerError(0, fmt.Errorf("metadata of more than %d bytes", r.limit))
 	}
 	data, err := r.content(n)
 	if err == nil && sha256.Sum256(data) != name.Checksum {
@@ -267,7 +281,10 @@ func (r *reader) dirMeta(sum objectstore.Checksum) error {
 	if err != nil {
 		return r.place.layerError(0, fmt.Errorf("object %s: %w", name, err))
 	}
-	r.metas[sum] = m
+	if err := m.Validate(); err != nil {
+		return r.place.layerError(0, fmt.Errorf("object %s: %w", name, err))
+	}
+	r.metas[sum] = &dirMeta{m, inodeXattrs(m.Xattrs), int64(len(data))}
 	r.metadata = append(r.metadata, metadata{name, data})
 	return nil
 }
@@ -294,7 +311,7 @@ func (r *reader) dirTree(sum objectstore.Checksum, depth int) (extent, error) {
 		if err := r.file(f.Checksum); err != nil {
 			return extent{}, err
 		}
-		all.add(f.Name, extent{})
+		all.add(f.Name, extent{}, 0)
 	}
 	for _, d := range t.Dirs {
 		if err := r.dirMeta(d.Meta); err != nil {
@@ -304,10 +321,13 @@ func (r *reader) dirTree(sum objectstore.Checksum, depth int) (extent, error) {
 		if err != nil {
 			return extent{}, err
 		}
-		all.add(d.Name, below)
+		all.add(d.Name, below, r.metas[d.Meta].size)
 	}
 	if all.paths > maxPaths || all.length > maxPath {
 		return extent{}, r.place.layerError(0, fmt.Errorf("object %s: more than %d paths below it, or longer than %d", name, maxPaths, maxPath))
+	}
+	if all.metas > spread*r.limit {
+		return extent{}, r.place.layerError(0, fmt.Errorf("object %s: attributes of directories below it have more than %d bytes", name, spread*r.limit))
 	}
 	r.extents[sum] = all
 	r.trees[sum] = t
@@ -315,8 +335,9 @@ func (r *reader) dirTree(sum objectstore.Checksum, depth int) (extent, error) {
 	return all, nil
 }
 
-// add adds an entry, which has an extent itself if it is a directory.
-func (e *extent) add(name string, below extent) {
+// add adds an entry, which has an extent itself, and a dirmeta, if it is a directory.
+func (e *extent) add(name string, below extent, meta int64) {
+	e.metas += meta + below.metas // no overflow: both are limited, and so is the number of entries
 	e.paths = min(e.paths+1+below.paths, maxPaths+1)
 	e.length = max(e.length, len(name)+1+below.length)
 }
@@ -334,10 +355,11 @@ func (r *reader) file(sum objectstore.Checksum) error {
 	}
 	own := layer.FileMeta(c.file)
 	f := &file{sum: sum, layer: c.layer, inode: c.file, own: own, meta: own}
-	var err error
-	if f.meta.Xattrs, err = r.xattrsOf(c.xattrs); err != nil {
+	list, err := r.xattrsOf(c.xattrs)
+	if err != nil {
 		return r.place.layerError(c.layer, fmt.Errorf("object %s.%s: %w", sum, objectstore.TypeFileXattrsLink, err))
 	}
+	f.meta.Xattrs = list.xattrs
 	if f.isSymlink() {
 		f.meta.Target = c.file.Target
 	}
@@ -349,7 +371,7 @@ func (r *reader) file(sum objectstore.Checksum) error {
 		return r.place.layerError(c.layer, fmt.Errorf("object %s.file: %w", sum, err))
 	}
 	inode := *c.file
-	inode.Mode, inode.Xattrs = f.meta.Mode, inodeXattrs(f.meta.Xattrs)
+	inode.Xattrs = list.inode
 	f.inode = &inode
 	r.files = append(r.files, f)
 	return nil
@@ -363,17 +385,20 @@ func (f *file) linkable() bool {
 }
 
 // known returns the checksum of an object if that takes no content: a layer knows those of files that have the same
-// attributes in the commit.
+// attributes in the commit. Attributes that an object cannot have are an error.
 func (f *file) known() (sum objectstore.Checksum, known bool, err error) {
-	h, err := objectstore.NewContentHash(&f.meta)
-	if err != nil {
+	if err := f.meta.Validate(); err != nil {
 		return sum, false, err
 	}
-	switch {
-	case f.inode.Payload == "":
+	if f.inode.Payload == "" {
+		h, err := objectstore.NewContentHash(&f.meta)
+		if err != nil {
+			return sum, false, err
+		}
 		h.Write(f.inode.Content)
 		return objectstore.Checksum(h.Sum(nil)), true, nil
-	case sameXattrs(f.own.Xattrs, f.meta.Xattrs):
+	}
+	if sameXattrs(f.own.Xattrs, f.meta.Xattrs) {
 		sum, err = layer.PayloadSum(f.inode.Payload)
 		return sum, true, err
 	}
@@ -391,25 +416,34 @@ func inodeXattrs(xattrs []objectstore.Xattr) (list []composefs.Xattr) {
 	return list
 }
 
+// An xattrList is a list of extended attributes, in two forms.
+type xattrList struct {
+	xattrs []objectstore.Xattr
+	inode  []composefs.Xattr
+}
+
 // xattrsOf reads a list of extended attributes. Most files of an image share a few lists.
-func (r *reader) xattrsOf(n *composefs.Inode) ([]objectstore.Xattr, error) {
+func (r *reader) xattrsOf(n *composefs.Inode) (list xattrList, err error) {
 	if n.Size == 0 {
-		return nil, nil
+		return list, nil
 	}
-	if xattrs, ok := r.xattrs[n.Payload]; ok && n.Payload != "" {
-		return xattrs, nil
+	if r.xattrsLen += n.Size; r.xattrsLen > spread*r.limit {
+		return list, fmt.Errorf("the extended attributes of all files have more than %d bytes", spread*r.limit)
 	}
-	if r.xattrsLen += n.Size; r.xattrsLen > maxAllXattrs {
-		return nil, fmt.Errorf("all lists of extended attributes have more than %d bytes", maxAllXattrs)
+	if list, ok := r.lists[n.Payload]; ok && n.Payload != "" {
+		return list, nil
+	}
+	if r.listsLen += n.Size; r.listsLen > r.limit {
+		return list, fmt.Errorf("all lists of extended attributes have more than %d bytes", r.limit)
 	}
 	data, err := r.content(n)
 	if err != nil {
-		return nil, err
+		return list, err
 	}
-	xattrs, err := objectstore.ParseXattrs(data)
-	if err != nil {
-		return nil, err
+	if list.xattrs, err = objectstore.ParseXattrs(data); err != nil {
+		return list, err
 	}
-	r.xattrs[n.Payload] = xattrs
-	return xattrs, nil
+	list.inode = inodeXattrs(list.xattrs)
+	r.lists[n.Payload] = list
+	return list, nil
 }

@@ -37,7 +37,7 @@ func (b *Base) Tree() *Tree {
 
 func (b *Base) dir(t *Tree, tree, meta objectstore.Checksum) *composefs.Inode {
 	m := b.metas[meta]
-	n := &composefs.Inode{Mode: m.Mode, UID: m.UID, GID: m.GID, Xattrs: inodeXattrs(m.Xattrs)}
+	n := &composefs.Inode{Mode: m.Mode, UID: m.UID, GID: m.GID, Xattrs: m.xattrs}
 	files, dirs := b.trees[tree].Files, b.trees[tree].Dirs
 	n.Entries = make([]composefs.Entry, 0, len(files)+len(dirs))
 	for len(files) > 0 || len(dirs) > 0 {
