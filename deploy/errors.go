@@ -7,6 +7,8 @@ import "errors"
 var (
 	// ErrNotBootable: the image lacks files that a system needs to boot. The error lists them.
 	ErrNotBootable = errors.New("image cannot be booted")
+	// ErrArchitecture: the image is for machines of another architecture.
+	ErrArchitecture = errors.New("image of another architecture")
 	// ErrImageKargs: the kernel arguments of an image are invalid or cannot be read.
 	ErrImageKargs = errors.New("kernel arguments of the image cannot be used")
 	// ErrInstallConfig: an image's configuration of its installation cannot be read or followed.

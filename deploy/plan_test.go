@@ -122,6 +122,8 @@ func TestPlanErrors(t *testing.T) {
 	b := newBed(t)
 	s := newSystem(t)
 	img := b.osImage(t)
+	foreign := b.osImage(t)
+	foreign.Config = []byte(`{"architecture": "s390"}`)
 	for _, tt := range []struct {
 		name string
 		r    Request
@@ -132,6 +134,7 @@ func TestPlanErrors(t *testing.T) {
 		{"tries", Request{Image: img, Tries: 3}, ErrNoBootCounting},
 		{"edits", Request{Image: img, Kargs: kargs.Edits{Delete: []string{"absent"}}}, kargs.ErrEdit},
 		{"not bootable", Request{Image: b.image(t, "example.org/app:1", baseFiles)}, ErrNotBootable},
+		{"architecture", Request{Image: foreign}, ErrArchitecture},
 		{"arguments of the image", Request{Image: b.osImage(t, wants(`"ostree=/evil"`))}, ErrImageKargs},
 		{"policy", Request{Image: b.osImage(t, file{name: "etc/selinux/config", content: "SELINUX=enforcing\nSELINUXTYPE=x\n"},
 			file{name: "etc/selinux/x/policy"})}, selinux.ErrInvalid},

@@ -50,7 +50,7 @@ func (p *Promoted) Close() error { return p.close() }
 // allows it and only root can change them, else they are copied. The image's layers are not pruned meanwhile. A failed
 // Promote leaves garbage, which the next prune removes or the next Promote reuses.
 //
-// An image that cannot be booted is an ErrNotBootable or an oscommit.ErrInvalid, a missing layer is a
+// An image that cannot be booted is an ErrNotBootable, ErrArchitecture or oscommit.ErrInvalid, a missing layer is a
 // layer.ErrNotExist, and a repository without enough room ENOSPC.
 func Promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img *Image, o PromoteOptions) (*Promoted, error) {
 	p, err := promote(ctx, layers, to, img, o)

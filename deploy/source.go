@@ -1,15 +1,19 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
@@ -146,9 +150,23 @@ func (f *flatOS) store(
 	})
 }
 
-// bootableOS returns the OS of an image if it can be booted, else an ErrNotBootable or an oscommit.ErrInvalid.
+// checkArch returns an ErrArchitecture for an image that says that it is for another architecture than this machine's.
+// Containers can run some of these images, such as those for 386 on amd64.
+func (i *Image) checkArch() error {
+	var config struct{ Architecture string }
+	if err := json.Unmarshal(i.Config, &config); err != nil {
+		return as(oscommit.ErrInvalid, fmt.Errorf("read its config: %w", err))
+	}
+	if a := config.Architecture; a != "" && !kargs.IsFor([]string{a}, runtime.GOARCH) {
+		return as(ErrArchitecture, fmt.Errorf("it is for %.40q, and this machine is %s", a, runtime.GOARCH))
+	}
+	return nil
+}
+
+// bootableOS returns the OS of an image if it can be booted, else an ErrNotBootable, ErrArchitecture or
+// oscommit.ErrInvalid.
 func bootableOS(ctx context.Context, src Source, img *Image) (OS, error) {
-	if err := img.Check(); err != nil {
+	if err := cmp.Or(img.Check(), img.checkArch()); err != nil {
 		return nil, err
 	}
 	found, err := src.OS(ctx, img)

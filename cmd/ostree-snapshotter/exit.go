@@ -186,7 +186,7 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &status):
 		return status.status
-	case is(err, deploy.ErrNotBootable, deploy.ErrImageKargs, deploy.ErrInstallConfig):
+	case is(err, deploy.ErrNotBootable, deploy.ErrArchitecture, deploy.ErrImageKargs, deploy.ErrInstallConfig):
 		return exitNotBootable
 	case is(err, deploy.ErrNotArmed, objectstore.ErrNotRemoved):
 		return exitPartly
@@ -221,6 +221,7 @@ var deployHints = []struct {
 	hint string
 }{
 	{deploy.ErrNotBootable, "a bootable image has kernel and initramfs in /usr/lib/modules/<version>, and the directories of an ostree system"},
+	{deploy.ErrArchitecture, "\"ctr images pull --platform\" pulls another one, if the registry has it"},
 	{deploy.ErrInstallConfig, "a disk that you have partitioned and mounted yourself takes any image: \"ostree-snapshotter deploy --init --sysroot DIR\""},
 	{deploy.ErrNotBooted, "--sysroot DIR names another system, such as a mounted disk"},
 	{sysroot.ErrNotSysroot, "\"ostree-snapshotter deploy --init\" makes a sysroot of a directory, \"ostree-snapshotter install\" of a disk"},
