@@ -49,7 +49,7 @@ func BenchmarkDeploy(b *testing.B) {
 						}
 						return nil
 					})
-					return deployOS(b, ours, commit)
+					return deployOS(b, ours, commit, false)
 				})
 				testenv.Must(b, errors.Join(ours.Close(), theirs.Close(), store.Close(), store.Repo().Close()))
 				remove()
@@ -129,7 +129,7 @@ func storeOS(b *testing.B, store *layer.Store, chain []objectstore.Checksum, to 
 	return sum
 }
 
-func deployOS(b *testing.B, s *sysroot.Sysroot, commit objectstore.Checksum) error {
+func deployOS(b *testing.B, s *sysroot.Sysroot, commit objectstore.Checksum, noSELinux bool) error {
 	b.Helper()
 	unlock, err := s.Lock(b.Context())
 	if err != nil {
@@ -139,7 +139,7 @@ func deployOS(b *testing.B, s *sysroot.Sysroot, commit objectstore.Checksum) err
 	if err == nil {
 		var plan *sysroot.Plan
 		plan, err = s.PlanDeploy(b.Context(), st, sysroot.Request{
-			Stateroot: "os", Commit: commit, Kargs: kargs.List{"root=LABEL=root"},
+			Stateroot: "os", Commit: commit, Kargs: kargs.List{"root=LABEL=root"}, NoSELinux: noSELinux,
 		})
 		if err == nil {
 			err = s.Execute(b.Context(), plan)
