@@ -13,6 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/prepareroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
@@ -41,6 +42,7 @@ type Installation struct {
 	request *InstallRequest
 	layers  *layer.Store
 	config  *install.Config // of the image
+	copies  bool            // the deployment has copies of what is outside of /usr
 }
 
 // PlanInstall plans to install an image on a disk: a block device, or a file that is or becomes the image of one. It
@@ -78,10 +80,12 @@ func (i *Installation) look(ctx context.Context) (_ OS, err error) {
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	found, err := bootableOS(ctx, i.request.Promote.source(i.layers), i.request.Image)
-	if err == nil {
-		err = i.readConfig(found)
+	if err != nil {
+		return nil, err
 	}
-	return found, err
+	boot, err := prepareroot.Load(func(name string) ([]byte, error) { return found.ReadFile(i.layers.Repo(), name, install.MaxConfig) })
+	i.copies = err != nil || boot.Composefs != prepareroot.Yes // the rehearsal returns the error
+	return found, i.readConfig(found)
 }
 
 // readConfig reads the configuration of the image's installation.
@@ -141,7 +145,7 @@ func (i *Installation) options(found OS) install.Options {
 	const block = 4096 // of every file system on offer
 	o := i.request.Options
 	o.Arch = runtime.GOARCH
-	o.Need, o.ESPNeed = found.Allocated(block), kernel+initramfs
+	o.Need, o.ESPNeed = found.Allocated(block, i.copies), kernel+initramfs
 	o.OSLoader = install.HasLoader(runtime.GOARCH, hasFile)
 	o.Filesystem = cmp.Or(o.Filesystem, i.config.Filesystem)
 	o.ExceptDefault = i.config.ExceptDefault

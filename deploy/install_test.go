@@ -89,3 +89,14 @@ func TestInstallConfigBlocks(t *testing.T) {
 		})
 	}
 }
+
+// TestInstallSize: the copies that a deployment has of files outside of /usr count, unless its root is a composefs image.
+func TestInstallSize(t *testing.T) {
+	large := file{name: "opt/large", content: strings.Repeat("x", 170<<20)}
+	_, err := newInstallation(t, InstallRequest{}, large)
+	if err == nil || !strings.Contains(err.Error(), "too small: the OS takes 341 MiB") {
+		t.Errorf("got error %v, want one about the size", err)
+	}
+	_, err = newInstallation(t, InstallRequest{}, large, file{name: "usr/lib/ostree/prepare-root.conf", content: "[composefs]\nenabled=yes\n"})
+	testenv.Must(t, err)
+}

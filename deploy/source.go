@@ -67,8 +67,9 @@ type OS interface {
 	// image's layers.
 	ReadDir(name string) []string
 	ReadFile(repo *objectstore.Repo, name string, limit int64) ([]byte, error)
-	// Allocated estimates the size of a deployment on an empty file system with the given block size.
-	Allocated(block int64) int64
+	// Allocated estimates the size of a deployment on an empty file system with the given block size. With copies it has
+	// copies of everything outside of /usr.
+	Allocated(block int64, copies bool) int64
 	// Need returns what Store would transfer from one repository to another, and changes neither.
 	Need(to, from *objectstore.Repo) (oscommit.Need, error)
 	// Store writes the commit, as [oscommit.Tree.Store] does. Progress may be nil.

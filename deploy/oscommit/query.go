@@ -29,9 +29,9 @@ func (t *Tree) ReadDir(name string) (names []string) {
 }
 
 // Allocated estimates the size of a sysroot with one deployment of the tree on a file system with the given block size.
-// Files count once, however often they occur. /etc and everything outside of /usr, of which a deployment may have copies,
-// counts twice.
-func (t *Tree) Allocated(block int64) int64 {
+// Files count once, however often they occur. /etc, /var and, if copies is true, everything else outside of /usr count
+// twice: a deployment has copies of it.
+func (t *Tree) Allocated(block int64, copies bool) int64 {
 	seen := make(map[string]bool) // payloads
 	var walk func(n *composefs.Inode) int64
 	walk = func(n *composefs.Inode) (sum int64) {
@@ -51,7 +51,7 @@ func (t *Tree) Allocated(block int64) int64 {
 	sum := walk(t.root)
 	clear(seen)
 	for _, e := range t.root.Entries {
-		if e.Name != "usr" {
+		if e.Name == "var" || copies && e.Name != "usr" {
 			sum += walk(e.Inode)
 		}
 	}

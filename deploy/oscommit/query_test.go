@@ -30,7 +30,10 @@ func TestSizes(t *testing.T) {
 	const block = 4096
 	files := int64(2+2+6+2) * block // /usr/one, which is /usr/same; twice /usr/etc/conf, /opt/app, /var/db
 	dirs := int64(8) * (2 * block)  // the root, /usr, and twice /usr/etc, /opt, /var
-	if got, want := tree.Allocated(block), files+dirs; got != want {
+	if got, want := tree.Allocated(block, true), files+dirs; got != want {
+		t.Errorf("allocated with copies: got %d, want %d", got, want)
+	}
+	if got, want := tree.Allocated(block, false), files+dirs-(3+2)*block; got != want { // without /opt and /opt/app
 		t.Errorf("allocated: got %d, want %d", got, want)
 	}
 }
