@@ -182,6 +182,27 @@ func TestPromoteNative(t *testing.T) {
 	}
 }
 
+// TestPromoteNativeShared makes the commits in the repository that has the layers, and finds the objects again.
+func TestPromoteNativeShared(t *testing.T) {
+	b := newBed(t)
+	from := objecttest.NewRepo(t)
+	want := objecttest.Commit(t, from, "os", nativeTree())
+	layers := append(nativetest.Encapsulate(t, from, want, inside, byName), nativetest.Layer{nativetest.File("etc/new", "new", 0o644)})
+	img := b.nativeImage(t, "example.org/native:1", want, layers...)
+	sum, commit := b.promoteNative(t, b.repo, img)
+	if commit.Parent == nil || *commit.Parent != want {
+		t.Errorf("parent %v, want %s", commit.Parent, want)
+	}
+	if got := describe(t, b.repo, commit, "/usr/etc/new"); got != "new u:o:root" {
+		t.Errorf("/usr/etc/new: got %q, want a label", got)
+	}
+	p := promoteTo(t, b.layers, b.repo, img, false)
+	testenv.Must(t, p.Close())
+	if p.Commit != sum || p.Need.Objects+p.Need.Shared != 0 || p.Need.Metadata != 0 {
+		t.Errorf("again: commit %s, need %+v, want %s and nothing", p.Commit, p.Need, sum)
+	}
+}
+
 // TestPromoteNativeMerge lays layers over the commit. The commit has what a container sees, with labels by the policy of
 // the merged tree.
 func TestPromoteNativeMerge(t *testing.T) {
