@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +15,8 @@ var layered = []string{"app:1", "layers:1", "layers:zstd", "layers:tar", "layers
 
 // TestPull pulls every test image with containerd's transfer service, and compares the files of its containers with
 // those of overlayfs. Images with several layers are pulled layer by layer, and with all layers unpacked at the same
-// time.
+// time. With checkouts that are not the default, it leaves out images that differ from others only in the format of
+// their layers.
 func TestPull(t *testing.T) {
 	for _, mode := range []struct {
 		name    string
@@ -25,6 +27,9 @@ func TestPull(t *testing.T) {
 		{"parallel", 3, layered},
 	} {
 		for _, ref := range mode.refs {
+			if os.Getenv(checkoutVariable) != "" && images.SameContent(ref) != ref {
+				continue // the default checkouts were tested with all formats of layers, which give the same objects
+			}
 			t.Run(mode.name+"/"+ref, func(t *testing.T) {
 				e := start(t, func(o *stack.Options) { o.ParallelUnpacks = mode.unpacks })
 				full := e.pull(defaultNS, ref)
