@@ -16,6 +16,7 @@ var suites = []struct{ pkg, tests, checkout string }{
 	{"internal/atfs", "Verity", ""},
 	{"objectstore", "Verity", ""},
 	{"objectstore/layer", "Verity", ""},
+	{"deploy/sysroot", "^TestComposefs", ""},
 	{"plugin", "^TestChoose", ""},
 	{"snapshotter/composefsmount", ".", ""},
 	{"snapshotter", "^Test(Commit|RootfsLifetime|UserNamespace)", "composefs"},
