@@ -3,6 +3,7 @@
 set -o pipefail
 exec </dev/null >/dev/ttyS1 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+echo # ends a line that the firmware may have left unfinished
 echo "@begin $(cut -d' ' -f1 /proc/uptime)"
 
 # step NAME TEXT runs a command line and prints its output, its exit status and its end time.
