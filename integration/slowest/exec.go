@@ -24,8 +24,8 @@ const userHz = 100
 // ended matches the line that ends a test, but not a subtest. The first byte marks it for test2json.
 var ended = regexp.MustCompile(`^\x16?--- (?:PASS|FAIL|SKIP): (\S+) \(`)
 
-// execute runs a test program for "go test -exec". After its output it prints how much processor time each test took until it
-// ended, with the processes for which the program waited. It returns the program's exit status.
+// execute runs a test program for "go test -exec". After its output it prints how much processor time each test took
+// until it ended, with the processes for which the program waited. It returns the program's exit status.
 func execute(args []string, w io.Writer) (int, error) {
 	// A killed wrapper must not leave the program.
 	runtime.LockOSThread()

@@ -1,5 +1,5 @@
-// Command slowest reads the output of "go test -json" and prints the time of each package and the slowest tests. It fails if a
-// test failed, and prints the output of that test.
+// Command slowest reads the output of "go test -json" and prints the time of each package and the slowest tests. It
+// fails if a test failed, and prints the output of that test.
 //
 // As the program of "go test -exec", it also measures processor time.
 //

@@ -10,9 +10,9 @@
 // commands reach the guest as a file of qemu's firmware configuration device.
 //
 // qemu emulates the processor, on one thread of the guest. In qemu 7.2, cmpxchg16b can corrupt the flags (hence
-// cx16=off), and kernels that patch their own code can crash with a second processor. Three features would cost time: if
-// the processor claims to copy bytes fast (erms and fsrm), kernels have it copy bytes, which qemu does one by one; with
-// smap, each access of the kernel to the memory of a process ends a block of translated code. The presence of /dev/kvm
-// says little: on a host that is itself a virtual machine it may work for some kernels only. It is used only if the
-// environment variable OSTREE_SNAPSHOTTER_TEST_KVM is set.
+// cx16=off), and kernels that patch their own code can crash with a second processor. Three features would cost time:
+// if the processor claims to copy bytes fast (erms and fsrm), kernels have it copy bytes, which qemu does one by one;
+// with smap, each access of the kernel to the memory of a process ends a block of translated code. The presence of
+// /dev/kvm says little: on a host that is itself a virtual machine it may work for some kernels only. It is used only
+// if the environment variable OSTREE_SNAPSHOTTER_TEST_KVM is set.
 package vm
