@@ -1,8 +1,8 @@
 // Command setup prepares this machine for the integration tests and the benchmarks. It provides Debian packages, the
 // programs of the tests, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, an
-// SELinux policy, and the test images. Existing ones are kept.
+// SELinux policy, a buildah, and the test images. Existing ones are kept.
 //
-//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [kernel] [selinux] [images] [gcc]
+//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [buildah] [kernel] [selinux] [images] [gcc]
 //
 // Without arguments it provides everything except the C compiler. Only the race detector needs the compiler, which is
 // installed on request. For an ordinary user it prints a message and succeeds; tests that need it
