@@ -218,8 +218,8 @@ func TestBench(t *testing.T) {
 	wantSpace(t, small, b.value(t, ours, first, report.Cold, report.Disk))
 }
 
-// wantSpace pulls the image of a layout outside the benchmark and compares its disk space by du, by df of the product and by the
-// benchmark. They may differ by one percent.
+// wantSpace pulls the image of a layout outside the benchmark and compares its disk space by du, by df of the product
+// and by the benchmark. They may differ by one percent.
 func wantSpace(t *testing.T, layout string, got float64) {
 	t.Helper()
 	img, err := images.Open(layout)
