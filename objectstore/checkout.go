@@ -16,7 +16,8 @@ type CheckoutOptions struct {
 	// ForceCopy gives every file its own inode (a reflink where the file system can), as files need that will be
 	// modified, such as /etc of a deployment.
 	ForceCopy bool
-	// CopyTop chooses by their names files and directories directly in the tree for which ForceCopy holds. It may be nil.
+	// CopyTop chooses by their names files and directories directly in the tree for which ForceCopy holds. Symbolic links
+	// among them are links all the same. It may be nil.
 	CopyTop func(name string) bool
 	// PassthroughWhiteouts turns a file named .ostree-wh.NAME into an overlay whiteout: a character device 0:0 named
 	// NAME with the file's owner, mode and extended attributes. ostree does so for deployments.
@@ -111,7 +112,7 @@ func (c *checkout) dir(ctx context.Context, tree, meta Checksum, parent *atfs.Di
 		}
 	}
 	for i := range t.Files {
-		if err := c.at(depth, t.Files[i].Name).file(&t.Files[i], d); err != nil {
+		if err := c.at(depth, t.Files[i].Name).file(&t.Files[i], d, depth == 0); err != nil {
 			return true, err
 		}
 	}
@@ -124,7 +125,7 @@ func (c *checkout) dir(ctx context.Context, tree, meta Checksum, parent *atfs.Di
 	return true, d.SetAttr(m.UID, m.GID, m.Mode, unix.Timespec{})
 }
 
-func (c *checkout) file(e *TreeFile, d *atfs.Dir) error {
+func (c *checkout) file(e *TreeFile, d *atfs.Dir, top bool) error {
 	if whited, ok := strings.CutPrefix(e.Name, whiteoutPrefix); ok && c.opts.PassthroughWhiteouts {
 		return c.whiteout(e.Checksum, d, whited)
 	}
@@ -138,9 +139,11 @@ func (c *checkout) file(e *TreeFile, d *atfs.Dir) error {
 		return objectError(TypeFile, e.Checksum, err)
 	}
 	regular := st.Mode&unix.S_IFMT == unix.S_IFREG
+	// Nobody can write to symbolic links of the root itself, such as /bin.
+	linked := !c.opts.ForceCopy || top && !regular && c.opts.CopyTop != nil
 	// Sharing an empty file saves nothing: a link would only bring the object nearer to its maximum, and let a stray
 	// write show in every other empty file.
-	if !c.opts.ForceCopy && (!regular || st.Size > 0) {
+	if linked && (!regular || st.Size > 0) {
 		err := src.Link(name, d, e.Name)
 		if !errors.Is(err, unix.EMLINK) && !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EPERM) {
 			return err
