@@ -15,7 +15,9 @@ import (
 func TestStoreCommitMeta(t *testing.T) {
 	repo := objecttest.NewRepo(t)
 	commit := objecttest.Commit(t, repo, "r", oneFile("f"))
-	dict := func(v string) []byte { return gvariant.AppendDict(nil, []gvariant.Entry{{Key: "k", Value: gvariant.String(v)}}) }
+	dict := func(v string) []byte {
+		return gvariant.AppendDict(nil, []gvariant.Entry{{Key: "k", Value: gvariant.String(v)}})
+	}
 	txn := begin(t, repo)
 	for _, data := range [][]byte{dict("first"), dict("second")} {
 		testenv.Must(t, txn.StoreCommitMeta(commit, data))
