@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/vm"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
@@ -16,7 +17,7 @@ func TestBoot(t *testing.T) {
 	testenv.NeedsOverlay(t)
 	testenv.NeedsLoop(t)
 	vm.Needs(t)
-	b := newBed(t)
+	b := newBed(t, images.OS, "os:1")
 
 	first := b.boot(t, vm.Run{Name: "installed", Commands: slices.Concat(
 		look,

@@ -169,7 +169,10 @@ func (b *bootCheck) deployments(suffix string, wants []want) (booted deployment)
 }
 
 // versions are the versions of the images.
-var versions = map[string]string{"os:1": "1", "os:2": "2", "os:broken": "3"}
+var versions = map[string]string{
+	"os:1": "1", "os:2": "2", "os:broken": "3",
+	"selinux:1": "1", "selinux:2": "2", "selinux:3": "3",
+}
 
 // ostreeLine matches the line of a deployment in "ostree admin status".
 func ostreeLine(d deployment) string {

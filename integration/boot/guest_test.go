@@ -1,6 +1,8 @@
 package boot
 
 import (
+	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,14 +19,17 @@ import (
 // guest's store.
 const diskSize = "3GiB"
 
-// A bed is a machine with os:1 on its disk, and a registry with the other images.
+// A bed is a machine with an image on its disk, and a registry with the other images.
 type bed struct {
 	machine  *vm.Machine
 	registry string // its address in the guest
 }
 
-// newBed makes a bed. It pushes, pulls and installs the image.
-func newBed(t *testing.T) *bed {
+// A maker makes the images of a bed below a directory, with the given files.
+type maker func(ctx context.Context, log io.Writer, dir string, files []images.File) (map[string]*images.Image, error)
+
+// newBed makes a bed of images. It pushes them, and pulls and installs one.
+func newBed(t *testing.T, makeImages maker, first string) *bed {
 	t.Helper()
 	dir := t.TempDir()
 	tools, err := testhost.BuildTools(t.Context(), t.Output())
@@ -44,7 +49,7 @@ func newBed(t *testing.T) *bed {
 			t.Error(err)
 		}
 	})
-	systems, err := images.OS(t.Context(), t.Output(), dir, guestFiles(t, tools, binary))
+	systems, err := makeImages(t.Context(), t.Output(), dir, guestFiles(t, tools, binary))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +59,7 @@ func newBed(t *testing.T) *bed {
 		}
 	}
 	disk := filepath.Join(dir, "disk.img")
-	install(t, stack.Options{Tools: tools, Snapshotter: stack.Ostree, Binary: binary, Registry: registry.Address}, registry.Address+"/os:1", disk)
+	install(t, stack.Options{Tools: tools, Snapshotter: stack.Ostree, Binary: binary, Registry: registry.Address}, registry.Address+"/"+first, disk)
 	machine, err := vm.New(disk, t.ArtifactDir(), t.Output())
 	if err != nil {
 		t.Fatal(err)
