@@ -46,12 +46,6 @@ type Config struct {
 	ReadOnlySysroot bool
 }
 
-// KeepsRoot reports whether ostree's tools for images keep files of any directory below the root. Otherwise they leave out
-// all but /etc, /usr and /var: /opt, for example.
-func (c *Config) KeepsRoot() bool {
-	return c.TransientRoot || c.Composefs == Maybe || c.Composefs == Yes
-}
-
 // Load reads the configuration of a tree. read returns the content of a file of the tree, by its path below the root; the
 // error for a file that does not exist is an fs.ErrNotExist. A tree without configuration has the zero Config.
 func Load(read func(name string) ([]byte, error)) (*Config, error) {

@@ -89,23 +89,6 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-func TestKeepsRoot(t *testing.T) {
-	for _, tt := range []struct {
-		config prepareroot.Config
-		want   bool
-	}{
-		{prepareroot.Config{}, false},
-		{prepareroot.Config{Composefs: prepareroot.No, TransientEtc: true}, false},
-		{prepareroot.Config{Composefs: prepareroot.Maybe}, true},
-		{prepareroot.Config{Composefs: prepareroot.Yes}, true},
-		{prepareroot.Config{TransientRoot: true}, true},
-	} {
-		if got := tt.config.KeepsRoot(); got != tt.want {
-			t.Errorf("%+v: got %v, want %v", tt.config, got, tt.want)
-		}
-	}
-}
-
 // The argument overrides the file, but for verity.
 func TestOverride(t *testing.T) {
 	verity := prepareroot.Config{File: "f", Composefs: prepareroot.Yes, Verity: true, Signed: true}
