@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
@@ -88,22 +86,11 @@ func (l *Labels) File(name string) FileLabel {
 	at, n := l.tree.Lookup(name)
 	f := FileLabel{Path: at}
 	if n != nil {
-		f.Type, f.InImage = fileType(n.Mode), true
+		f.Type, f.InImage = selinux.TypeOf(n.Mode), true
 	} else if strings.HasSuffix(name, "/") {
 		f.Type = fs.ModeDir
 	}
 	f.Line, _ = l.Policy.Lookup(f.Path, f.Type)
 	f.Label, _ = f.Line.Label()
 	return f
-}
-
-// fileType returns the type bits of a mode.
-func fileType(mode uint32) fs.FileMode {
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return fs.ModeDir
-	case unix.S_IFLNK:
-		return fs.ModeSymlink
-	}
-	return 0 // a commit has no other files
 }

@@ -7,8 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 )
@@ -68,7 +67,7 @@ type labelled struct {
 
 // lookup returns the label of a file by its path in the commit; "" for none.
 func (l *labelling) lookup(name string, mode uint32) string {
-	label, ok := l.Label(l.path(name), fileType(mode))
+	label, ok := l.Label(l.path(name), selinux.TypeOf(mode))
 	if !ok {
 		return ""
 	}
@@ -144,15 +143,4 @@ func labelOf(n *composefs.Inode) string {
 		}
 	}
 	return ""
-}
-
-// fileType returns the type bits of a mode.
-func fileType(mode uint32) fs.FileMode {
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return fs.ModeDir
-	case unix.S_IFLNK:
-		return fs.ModeSymlink
-	}
-	return 0 // a commit has no other files
 }

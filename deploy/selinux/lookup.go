@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Policy knows the labels of a tree's files. Its methods may be called concurrently.
@@ -156,4 +158,23 @@ func (s *spec) matchesAll(name string) bool {
 		return rest == "" || rest[0] == '/'
 	}
 	return s.compile().MatchString(name)
+}
+
+// TypeOf returns the type of a file by its mode (stat(2)), as Lookup takes it.
+func TypeOf(mode uint32) fs.FileMode {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return fs.ModeDir
+	case unix.S_IFLNK:
+		return fs.ModeSymlink
+	case unix.S_IFCHR:
+		return fs.ModeDevice | fs.ModeCharDevice
+	case unix.S_IFBLK:
+		return fs.ModeDevice
+	case unix.S_IFIFO:
+		return fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		return fs.ModeSocket
+	}
+	return 0
 }

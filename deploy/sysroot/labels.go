@@ -312,7 +312,7 @@ func (l *labeler) entry(dir *atfs.Dir, name, at string, dev uint64, depth int) e
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if isDir || st.Nlink == 1 {
-		if label, ok := l.policy.Label(at, labelType(st.Mode)); ok {
+		if label, ok := l.policy.Label(at, selinux.TypeOf(st.Mode)); ok {
 			if err := setLabel(dir, name, label); err != nil {
 				return atfs.IgnoreNotExist(err)
 			}
@@ -381,23 +381,4 @@ func labelError(label string, err error) error {
 		return fmt.Errorf("the running kernel's policy does not know the label %q, and refuses it: %w", label, err)
 	}
 	return err
-}
-
-// labelType returns the type bits of a mode.
-func labelType(mode uint32) fs.FileMode {
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return fs.ModeDir
-	case unix.S_IFLNK:
-		return fs.ModeSymlink
-	case unix.S_IFCHR:
-		return fs.ModeDevice | fs.ModeCharDevice
-	case unix.S_IFBLK:
-		return fs.ModeDevice
-	case unix.S_IFIFO:
-		return fs.ModeNamedPipe
-	case unix.S_IFSOCK:
-		return fs.ModeSocket
-	}
-	return 0
 }

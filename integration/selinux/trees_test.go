@@ -26,10 +26,10 @@ func TestWholeTrees(t *testing.T) {
 		t.Run(ref, func(t *testing.T) {
 			layers, img := importImage(t, ref)
 			repo := layers.Repo()
-			commit := commitOS(t, layers, img, deploy.Labelled(layers, oscommit.EpochUsrEtc))
+			commit := storeTree(t, layers, img, deploy.Labelled(layers, oscommit.EpochUsrEtc))
 			tree, meta := root(t, repo, commit)
 
-			unlabelled := commitOS(t, layers, img, deploy.Flatten(layers))
+			unlabelled := storeTree(t, layers, img, deploy.Flatten(layers))
 			dir := filepath.Join(t.TempDir(), "tree")
 			objecttest.Ostree(t, repo, "checkout", unlabelled.String(), dir)
 			// Before the checksum the host's libselinux says that it cannot read a compiled policy of a newer one.
@@ -60,20 +60,6 @@ func importImage(t *testing.T, ref string) (*layer.Store, *deploy.Image) {
 		img.Layers = append(img.Layers, importTar(t, layers, name))
 	}
 	return layers, img
-}
-
-// commitOS writes the OS commit of an image into the repository of its layers.
-func commitOS(t *testing.T, layers *layer.Store, img *deploy.Image, src deploy.Source) objectstore.Checksum {
-	t.Helper()
-	found, err := src.OS(t.Context(), img)
-	testenv.Must(t, err)
-	txn, err := layers.Repo().Begin(t.Context())
-	testenv.Must(t, err)
-	sum, err := found.Store(t.Context(), txn, layers.Repo(), nil)
-	testenv.Must(t, err)
-	txn.SetRef("os/"+sum.String()[:8], sum)
-	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
-	return sum
 }
 
 func root(t *testing.T, repo *objectstore.Repo, commit objectstore.Checksum) (tree, meta objectstore.Checksum) {
