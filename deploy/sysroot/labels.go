@@ -14,6 +14,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/internal/links"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -286,8 +287,8 @@ type labeler struct {
 func newLabeler(ctx context.Context, policy *selinux.Policy) *labeler { return &labeler{ctx, policy} }
 
 // tree labels name in dir, and everything below it, as if it were the path at of the running system. It follows no
-// symbolic links, stays on one file system, and leaves files with several names alone: one of them may be an object of a
-// repository, or belong to another tree. A name that does not exist has no files.
+// symbolic links, stays on one file system, and leaves alone the objects of repositories, whose checksums cover labels, and
+// files with several names: one of them may be an object, or belong to another tree. A name that does not exist has no files.
 func (l *labeler) tree(dir *atfs.Dir, name, at string) error {
 	st, err := dir.Lstat(name)
 	if err != nil {
@@ -318,7 +319,7 @@ func (l *labeler) entry(dir *atfs.Dir, name, at string, dev uint64, depth int) e
 			}
 		}
 	}
-	if !isDir {
+	if !isDir || name == "objects" && isRepo(dir) {
 		return nil
 	}
 	sub, err := dir.OpenDir(name)
@@ -333,6 +334,20 @@ func (l *labeler) entry(dir *atfs.Dir, name, at string, dev uint64, depth int) e
 		}
 	}
 	return errors.Join(err, sub.Close())
+}
+
+// isRepo reports whether a directory is an ostree repository.
+func isRepo(dir *atfs.Dir) bool {
+	text, err := dir.ReadFile("config", maxConfigLen)
+	if err != nil {
+		return false
+	}
+	f, err := keyfile.Parse(text)
+	if err != nil {
+		return false
+	}
+	_, ok := f.Get("core", "repo_version")
+	return ok
 }
 
 // labelOf returns the label of a file in dir, or "" for none.

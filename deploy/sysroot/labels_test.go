@@ -277,6 +277,25 @@ func TestLabelsOfLinks(t *testing.T) {
 	b.checkRepo()
 }
 
+// TestLabelsOfStore: the objects of a repository in /var, such as the store of containers, may have one name each.
+func TestLabelsOfStore(t *testing.T) {
+	b := newSysroot(t)
+	commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+	lib := filepath.Join(b.path, "ostree/deploy/os/var/lib")
+	testenv.Must(t, os.MkdirAll(lib+"/store/repo", 0o755))
+	testenv.Must(t, os.MkdirAll(lib+"/git/objects", 0o755))
+	testenv.Must(t, os.WriteFile(lib+"/git/config", []byte("[core]\n\trepositoryformatversion = 0\n"), 0o644))
+	store := objecttest.NewRepoAt(t, objecttest.OpenDir(t, lib+"/store/repo"))
+	commitTree(t, store, "layer", "1", osTree("1", "b"))
+	b.deploy(ref(b, "1"))
+	objecttest.Fsck(t, store)
+	for _, name := range []string{"store/repo/config", "store/repo/objects", "git/objects"} {
+		if got := label(t, filepath.Join(lib, name)); got != "u:r:lib_t:s0" {
+			t.Errorf("%s has the label %q", name, got)
+		}
+	}
+}
+
 // TestBadPolicy: a policy that nobody can use is refused with the file and line.
 func TestBadPolicy(t *testing.T) {
 	b := newSysroot(t)
