@@ -43,6 +43,7 @@ type Installation struct {
 	layers  *layer.Store
 	config  *install.Config // of the image
 	copies  bool            // the deployment has copies of what is outside of /usr
+	asIs    bool            // the deployment has the tree of a commit inside the image, with or without labels
 }
 
 // PlanInstall plans to install an image on a disk: a block device, or a file that is or becomes the image of one. It
@@ -82,6 +83,9 @@ func (i *Installation) look(ctx context.Context) (_ OS, err error) {
 	found, err := bootableOS(ctx, i.request.Promote.source(i.layers), i.request.Image)
 	if err != nil {
 		return nil, err
+	}
+	if n, ok := found.(*nativeOS); ok {
+		i.asIs = !n.derived
 	}
 	boot, err := prepareroot.Load(func(name string) ([]byte, error) { return found.ReadFile(i.layers.Repo(), name, install.MaxConfig) })
 	i.copies = err != nil || boot.Composefs != prepareroot.Yes // the rehearsal returns the error
@@ -184,7 +188,7 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 		return err
 	}
 	_, err = s.PlanDeploy(ctx, st, sysroot.Request{
-		Stateroot: i.Stateroot, Commit: commit, Kargs: args, NoSELinux: true,
+		Stateroot: i.Stateroot, Commit: commit, Kargs: args, NoSELinux: i.request.NoSELinux || !i.asIs,
 	})
 	return err
 }

@@ -9,7 +9,11 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/native/nativetest"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
 // asks returns a file in which an image configures its installation.
@@ -99,4 +103,33 @@ func TestInstallSize(t *testing.T) {
 	}
 	_, err = newInstallation(t, InstallRequest{}, large, file{name: "usr/lib/ostree/prepare-root.conf", content: "[composefs]\nenabled=yes\n"})
 	testenv.Must(t, err)
+}
+
+// TestInstallNative: an image whose commit cannot be deployed as it is, for its files lack labels, is refused before the
+// disk is written to.
+func TestInstallNative(t *testing.T) {
+	b := newBed(t)
+	from := objecttest.NewRepo(t)
+	tree := nativeTree()
+	unlabel(tree)
+	commit := objecttest.Commit(t, from, "os", tree)
+	img := b.nativeImage(t, "example.org/native:1", commit, nativetest.Encapsulate(t, from, commit, inside, byName)...)
+	plan := func(noSELinux bool) error {
+		_, err := PlanInstall(t.Context(), b.layers, filepath.Join(t.TempDir(), "disk"), InstallRequest{
+			Image: img, NoSELinux: noSELinux, Options: install.Options{Size: 400 << 20, ESPSize: 40 << 20},
+		})
+		return err
+	}
+	if err := plan(false); !errors.Is(err, sysroot.ErrSELinux) {
+		t.Errorf("got error %v, want %v", err, sysroot.ErrSELinux)
+	}
+	testenv.Must(t, plan(true))
+}
+
+// unlabel removes the labels of a tree.
+func unlabel(n *objecttest.Node) {
+	n.Xattrs = slices.DeleteFunc(n.Xattrs, func(x objectstore.Xattr) bool { return x.Name == selinuxXattr })
+	for _, e := range n.Entries {
+		unlabel(e)
+	}
 }
