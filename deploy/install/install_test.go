@@ -462,6 +462,7 @@ func TestPlanRefuses(t *testing.T) {
 		"ESP too small":         {dir + "/new", func(o *Options) { o.ESPSize = 10 * mib }, "FAT32 needs 34 MiB"},
 		"kernel too large":      {dir + "/new", func(o *Options) { o.ESPNeed = 35 * mib }, "EFI system partition: needs 36 MiB"},
 		"unknown file system":   {dir + "/new", func(o *Options) { o.Filesystem = "zfs" }, `"zfs": want one of ext4, xfs, btrfs`},
+		"no root file system":   {dir + "/new", func(o *Options) { o.Filesystem = "vfat" }, `"vfat": want one of ext4, xfs, btrfs`},
 		"unknown architecture":  {dir + "/new", func(o *Options) { o.Arch = "s390x" }, `"s390x"`},
 		"loader not for a host": {dir + "/new", func(o *Options) { o.Arch, o.OSLoader = "arm64", false }, "systemd-bootaa64.efi"},
 		"a directory":           {dir, func(*Options) {}, "neither a block device nor a regular file"},

@@ -94,7 +94,7 @@ func mkfs(fstype, label, uuid string) (command []string, debian string, err erro
 	case "btrfs":
 		return []string{"mkfs.btrfs", "-q", "-f", "-L", label, "-U", uuid}, "btrfs-progs", nil
 	}
-	return nil, "", fmt.Errorf("root file system %q: want one of %s", fstype, strings.Join(Filesystems, ", "))
+	return nil, "", fmt.Errorf("no program is known for the file system %q", fstype)
 }
 
 // Filesystems are the choices for the root partition.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +58,9 @@ func NewPlan(ctx context.Context, path string, opts Options) (*Plan, error) {
 func newPlan(ctx context.Context, path string, opts Options) (p *Plan, err error) {
 	if opts.Filesystem == "" {
 		opts.Filesystem = Filesystems[0]
+	}
+	if !slices.Contains(Filesystems, opts.Filesystem) {
+		return nil, fmt.Errorf("root file system %q: want one of %s", opts.Filesystem, strings.Join(Filesystems, ", "))
 	}
 	if opts.ESPSize == 0 {
 		opts.ESPSize = DefaultESPSize
