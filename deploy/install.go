@@ -9,6 +9,7 @@ import (
 	"path"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/install"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
@@ -115,6 +116,9 @@ func (i *Installation) readConfig(found OS) error {
 			i.Notes = append(i.Notes, fmt.Sprintf("/%s: %s has no effect", Printable(name), Printable(key)))
 		}
 	}
+	if fs := i.config.Filesystem; fs != "" && i.request.Options.Filesystem == "" && !slices.Contains(install.Filesystems, fs) {
+		return as(ErrInstallConfig, fmt.Errorf("root file system %.80q: want one of %s", fs, strings.Join(install.Filesystems, ", ")))
+	}
 	return i.checkBlocks()
 }
 
@@ -173,7 +177,11 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
 	if err := s.InitStateroot(i.Stateroot); err != nil {
 		if errors.Is(err, sysroot.ErrInvalid) {
-			err = as(ErrStaterootName, err)
+			kind := ErrStaterootName
+			if i.request.Stateroot == "" {
+				kind = ErrInstallConfig
+			}
+			err = as(kind, err)
 		}
 		return err
 	}

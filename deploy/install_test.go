@@ -79,6 +79,7 @@ func TestInstallConfigBlocks(t *testing.T) {
 		"encrypted":   {"[install]\nblock = [\"tpm2-luks\"]\n", "allows only disks of the kind"},
 		"none":        {"[install]\nblock = []\n", "allows only disks of the kind"},
 		"not TOML":    {"[install\n", "read /usr/lib/bootc/install/00.toml: "},
+		"type":        {"[install]\nstateroot = 1\n", "00.toml: line 2: install.stateroot: "},
 		"file system": {"[install.filesystem.root]\ntype = \"zfs\"\n", `root file system "zfs"`},
 		"stateroot":   {"[install]\nstateroot = \"../x\"\n", "../x"},
 	} {
@@ -87,7 +88,7 @@ func TestInstallConfigBlocks(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got error %v, want %q", err, tt.want)
 			}
-			if name != "file system" && name != "stateroot" && !errors.Is(err, ErrInstallConfig) {
+			if !errors.Is(err, ErrInstallConfig) {
 				t.Errorf("got error %v, want an ErrInstallConfig", err)
 			}
 		})

@@ -84,7 +84,7 @@ func (c *Config) Merge(data []byte, arch string) error {
 	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&f)
 	var unknown *toml.StrictMissingError
 	if err != nil && !errors.As(err, &unknown) {
-		return err
+		return decodeError(err)
 	}
 	in := &f.Install
 	if in.Match != nil && !kargs.IsFor(*in.Match, arch) {
@@ -108,6 +108,16 @@ func (c *Config) Merge(data []byte, arch string) error {
 		return err
 	}
 	return c.addKargs(in.Kargs)
+}
+
+// decodeError names the place of a value of the wrong type. The decoder's own text names Go types.
+func decodeError(err error) error {
+	var e *toml.DecodeError
+	if !errors.As(err, &e) || len(e.Key()) == 0 || !strings.Contains(e.Error(), "cannot decode") {
+		return err
+	}
+	line, _ := e.Position()
+	return fmt.Errorf("line %d: %.80s: value of the wrong type", line, strings.Join(e.Key(), "."))
 }
 
 // mergeFilesystem sets the file system of the root partition, which has two keys. The newer one wins, in whatever file.
