@@ -195,10 +195,16 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = s.PlanDeploy(ctx, st, sysroot.Request{
-		Stateroot: i.Stateroot, Commit: commit, Kargs: args, NoSELinux: i.request.NoSELinux || !i.asIs,
+	p, err := s.PlanDeploy(ctx, st, sysroot.Request{
+		Stateroot: i.Stateroot, Commit: commit, Kargs: args, NoSELinux: i.request.NoSELinux || !i.asIs, Rehearsal: true,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	if p.NeedsVerity() && !i.HasVerity() {
+		return fmt.Errorf("%w: the image demands fs-verity, which its root file system will not have", sysroot.ErrUnsupported)
+	}
+	return nil
 }
 
 // store makes the OS commit in the repository of a sysroot. It returns the commit, the kernel arguments of its

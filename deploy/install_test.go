@@ -106,6 +106,24 @@ func TestInstallSize(t *testing.T) {
 	testenv.Must(t, err)
 }
 
+// TestInstallVerity: whether files can have fs-verity depends on the file system to come, not on that of the store.
+func TestInstallVerity(t *testing.T) {
+	demands := file{name: "usr/lib/ostree/prepare-root.conf", content: "[composefs]\nenabled=verity\n"}
+	_, err := newInstallation(t, InstallRequest{}, demands)
+	testenv.Must(t, err)
+	for name, files := range map[string][]file{
+		"flag": {demands}, "image": {demands, asks("00.toml", "[install]\nroot-fs-type = \"xfs\"\n")},
+	} {
+		var r InstallRequest
+		if name == "flag" {
+			r.Options.Filesystem = "xfs"
+		}
+		if _, err := newInstallation(t, r, files...); !errors.Is(err, sysroot.ErrUnsupported) {
+			t.Errorf("xfs by the %s: got error %v, want %v", name, err, sysroot.ErrUnsupported)
+		}
+	}
+}
+
 // TestInstallNative: an image whose commit cannot be deployed as it is, for its files lack labels, is refused before the
 // disk is written to.
 func TestInstallNative(t *testing.T) {

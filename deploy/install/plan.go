@@ -134,6 +134,9 @@ func (p *Plan) esp() Partition { return p.Partitions[0] }
 
 func (p *Plan) root() Partition { return p.Partitions[1] }
 
+// HasVerity reports whether files on the root partition can have fs-verity.
+func (p *Plan) HasVerity() bool { return p.root().Filesystem != "xfs" }
+
 // room estimates the room for files. File systems reserve some of their space, ext4 the most: 5 % for root, and as much
 // for inodes.
 func (p Partition) room() int64 { return p.Size - p.Size/16 - 32*mib }

@@ -37,7 +37,7 @@ func (s *Sysroot) planCfs(st *State, p *Plan, r *Request) (c cfsPlan, err error)
 	}
 	if config.Verity {
 		c.write, c.verity = true, true
-		c.digest, err = s.planVerity(p.tree, r.Commit, config)
+		c.digest, err = s.planVerity(p.tree, r, config)
 		return c, err
 	}
 	if c.from, err = s.cfsSource(st, r); c.from != nil || err != nil {
@@ -46,6 +46,9 @@ func (s *Sysroot) planCfs(st *State, p *Plan, r *Request) (c cfsPlan, err error)
 	c.write = s.config.composefs || config.Composefs == prepareroot.Maybe || config.Composefs == prepareroot.Yes
 	return c, nil
 }
+
+// NeedsVerity reports whether the new deployment boots only from a file system with fs-verity.
+func (p *Plan) NeedsVerity() bool { return p.cfs.verity }
 
 // bootConfig returns the configuration by which a deployment of the tree boots with these kernel arguments.
 func (t *osTree) bootConfig(args kargs.List) (*prepareroot.Config, error) {
@@ -65,11 +68,11 @@ func (t *osTree) bootConfig(args kargs.List) (*prepareroot.Config, error) {
 
 // planVerity checks what a boot that demands fs-verity needs, and returns the digest that the commit states for its
 // image, or nil.
-func (s *Sysroot) planVerity(t *osTree, sum objectstore.Checksum, config *prepareroot.Config) (*objectstore.Checksum, error) {
+func (s *Sysroot) planVerity(t *osTree, r *Request, config *prepareroot.Config) (*objectstore.Checksum, error) {
 	c := t.commit
 	if config.Signed {
 		var err error
-		if c, err = t.signedCommit(sum); err != nil {
+		if c, err = t.signedCommit(r.Commit); err != nil {
 			return nil, err
 		}
 	}
@@ -79,6 +82,9 @@ func (s *Sysroot) planVerity(t *osTree, sum objectstore.Checksum, config *prepar
 	}
 	if config.Signed && digest == nil {
 		return nil, fmt.Errorf("%w: the tree demands a signed composefs image as its root, and the commit has no %s", ErrUnsupported, cfs.DigestKey)
+	}
+	if r.Rehearsal {
+		return digest, nil
 	}
 	has, err := s.repo.HasVerity()
 	if err == nil && !has {

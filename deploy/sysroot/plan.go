@@ -42,6 +42,10 @@ type Request struct {
 	// From is the repository with the commit for a plan that is not executed; nil: the sysroot's repository. Executing
 	// a plan takes the commit from the sysroot's repository.
 	From *objectstore.Repo
+
+	// Rehearsal is for a plan that is not executed, in a sysroot on another file system than the one to come: neither
+	// fs-verity nor the space for copies is looked at.
+	Rehearsal bool
 }
 
 // A Plan is a change of a sysroot that has not been made.
@@ -168,8 +172,13 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if err := s.makeRoom(ctx, p, r.EarlyPrune); err != nil {
 		return nil, err
 	}
-	if err := s.planRoot(ctx, p); err != nil {
+	if err := s.planRoot(p); err != nil {
 		return nil, err
+	}
+	if !r.Rehearsal {
+		if err := s.checkCopySpace(ctx, p.tree, p.copyRoot); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.noteLostCfs(p); err != nil {
 		return nil, err

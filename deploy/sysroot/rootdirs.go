@@ -20,7 +20,7 @@ func isOwnDir(name string) bool { return slices.Contains(ownDirs, name) }
 // planRoot decides what becomes of the files that the new deployment's tree has outside of ownDirs. Unless the root is a
 // composefs image for certain, the running system can write to them. They become copies then: otherwise a change would damage
 // the repository, other deployments and, with the object, everything else that has the file.
-func (s *Sysroot) planRoot(ctx context.Context, p *Plan) error {
+func (s *Sysroot) planRoot(p *Plan) error {
 	config, err := p.tree.bootConfig(p.New.Kargs)
 	if err != nil {
 		return err
@@ -29,9 +29,6 @@ func (s *Sysroot) planRoot(ctx context.Context, p *Plan) error {
 		return fmt.Errorf("/%s: a transient root needs composefs, else ostree-prepare-root fails: %w", config.File, ErrInvalid)
 	}
 	p.copyRoot = config.Composefs != prepareroot.Yes
-	if err := s.checkCopySpace(ctx, p.tree, p.copyRoot); err != nil {
-		return err
-	}
 	dirs, err := p.tree.stateDirs()
 	if err != nil {
 		return err
