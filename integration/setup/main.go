@@ -4,9 +4,8 @@
 //
 //	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [buildah] [kernel] [selinux] [images] [gcc]
 //
-// Without arguments it provides everything except the C compiler. Only the race detector needs the compiler, which is
-// installed on request. For an ordinary user it prints a message and succeeds; tests that need it
-// are skipped.
+// Without arguments it provides everything. The step gcc is the part of packages that the race detector needs. For an
+// ordinary user it prints a message and succeeds; tests that need it are skipped.
 package main
 
 import (
