@@ -44,7 +44,7 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 	fl.BoolVar(&f.earlyPrune, "early-prune", false,
 		"if /boot is full, first remove the deployments that go anyway, such as the rollback")
 	fl.BoolVar(&f.noPrune, "no-prune", false, "leave unneeded objects in the repository")
-	fl.BoolVar(&f.noSELinux, "no-selinux", false, "give files no SELinux labels, although the image has a policy")
+	fl.BoolVar(&f.noSELinux, "no-selinux", false, "give files no SELinux labels, even if the image has a policy")
 	f.epoch.addEpoch(cmd)
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
 	c.jsonFlag(cmd)

@@ -70,7 +70,7 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 	addKargs(cmd, &f.kargs)
 	fl.BoolVar(&f.wipe, "wipe", false, "erase the contents of the disk")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "report what would happen and change nothing")
-	fl.BoolVar(&f.noSELinux, "no-selinux", false, "give files no SELinux labels, although the image has a policy")
+	fl.BoolVar(&f.noSELinux, "no-selinux", false, "give files no SELinux labels, even if the image has a policy")
 	f.epoch.addEpoch(cmd)
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list the files of the image that a deployment cannot have")
 	completeValues(cmd, "filesystem", install.Filesystems...)

@@ -32,6 +32,6 @@ func (v *epochValue) Type() string { return "epoch" }
 // addEpoch adds the flag to a command that makes OS commits.
 func (v *epochValue) addEpoch(cmd *cobra.Command) {
 	const name = "selinux-labeling-epoch"
-	cmd.Flags().Var(v, name, "`N` is 0, and /usr/etc gets its own SELinux labels, or 1, and it gets those of /etc; upgrades keep it")
+	cmd.Flags().Var(v, name, "SELinux labels of /usr/etc: `N` is 0 for its own, 1 for those of /etc; upgrades keep it")
 	completeValues(cmd, name, oscommit.EpochUsrEtc.String(), oscommit.EpochEtc.String())
 }

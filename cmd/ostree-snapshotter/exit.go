@@ -242,7 +242,7 @@ var deployHints = []struct {
 	{install.ErrNotEmpty, "--wipe erases its contents"},
 	{install.ErrNoSize, "--size creates it: --size 8G"},
 	{etcmerge.ErrConflict, "make them match the image, or move them away; then try again"},
-	{selinux.ErrInvalid, "--no-selinux deploys the image without labels"},
+	{selinux.ErrInvalid, "--no-selinux deploys the image without labels; if it is a change of yours in /etc/selinux, correct that instead"},
 	{sysroot.ErrSELinux, "--no-selinux deploys it anyway, for a system that does not enforce the policy"},
 	{sysroot.ErrNoSpace, "\"ostree-snapshotter undeploy\" and \"cleanup\" make room, in /boot also --early-prune"},
 	{sysroot.ErrChanged, "try again"},
