@@ -14,7 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 )
 
-// ConfigDirs are the directories of an OS with the files of its [Config]. Their names end in .toml.
+// ConfigDirs are the directories of an OS with the files of its [Config]. Their names end in .toml
+// and do not begin with a dot.
 var ConfigDirs = []string{"usr/lib/bootc/install", "usr/local/lib/bootc/install", "etc/bootc/install"}
 
 // MaxConfig is the largest file that [Config.Merge] reads, in bytes.
@@ -61,7 +62,7 @@ func ConfigFiles(list func(dir string) []string) []string {
 	byName := make(map[string]string)
 	for _, dir := range ConfigDirs {
 		for _, name := range list(dir) {
-			if path.Ext(name) == ".toml" {
+			if path.Ext(name) == ".toml" && name[0] != '.' {
 				byName[name] = path.Join(dir, name)
 			}
 		}

@@ -14,7 +14,7 @@ func TestConfigFiles(t *testing.T) {
 	got := install.ConfigFiles(func(dir string) []string {
 		return map[string][]string{
 			"usr/lib/bootc/install": {"00-base.toml", "50-x.toml", "README"},
-			"etc/bootc/install":     {"10-site.toml", "50-x.toml", ".toml.swp"},
+			"etc/bootc/install":     {"10-site.toml", "50-x.toml", ".toml.swp", ".#50-x.toml"},
 		}[dir]
 	})
 	want := []string{"usr/lib/bootc/install/00-base.toml", "etc/bootc/install/10-site.toml", "etc/bootc/install/50-x.toml"}
