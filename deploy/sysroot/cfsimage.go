@@ -112,10 +112,20 @@ func (t *osTree) signedCommit(sum objectstore.Checksum) (*objectstore.Commit, er
 			return nil, err
 		}
 		if signed {
-			return t.repo.Commit(*t.commit.Parent)
+			return t.signedParent(*t.commit.Parent)
 		}
 	}
 	return nil, fmt.Errorf("%w: the tree demands a signed composefs image as its root, and the commit has no signature", ErrUnsupported)
+}
+
+// signedParent returns a parent whose signature, and with it the digest of its image, is for the same tree.
+func (t *osTree) signedParent(sum objectstore.Checksum) (*objectstore.Commit, error) {
+	c, err := t.repo.Commit(sum)
+	if err == nil && (c.Tree != t.commit.Tree || c.Meta != t.commit.Meta) {
+		err = fmt.Errorf("%w: the tree demands a signed composefs image as its root, and the signature is for the commit without the layers above it",
+			ErrUnsupported)
+	}
+	return c, err
 }
 
 func (t *osTree) isSigned(sum objectstore.Checksum) (bool, error) {

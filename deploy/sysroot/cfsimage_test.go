@@ -266,6 +266,29 @@ func TestComposefsVerity(t *testing.T) {
 	b.measure(b.cfsOf(b.load().Default()))
 }
 
+// TestComposefsSignedParent: the signature of the commit inside a container image holds for an image without more files alone.
+func TestComposefsSignedParent(t *testing.T) {
+	b := newSysroot(t)
+	const signed = "[composefs]\nenabled=signed\n"
+	parent := b.cfsCommit("1", signed, objectstore.MetaEntry{Key: cfs.DigestKey, Value: gvariant.Bytes(make([]byte, 32))})
+	sign(t, b, parent)
+	for version, same := range map[string]bool{"1": true, "2": false} {
+		c := *value(b.Repo().Commit(b.cfsCommit(version, signed)))(t)
+		c.Parent = &parent
+		c.Metadata = append(c.Metadata, objectstore.MetaEntry{Key: "ostree.container.image-config", Value: gvariant.String("{}")})
+		txn := value(b.Repo().Begin(t.Context()))(t)
+		stored := value(txn.StoreMetadata(objectstore.TypeCommit, value(c.Marshal())(t)))(t)
+		txn.SetRef("os/image", stored.Checksum)
+		testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+		_, err := b.PlanDeploy(t.Context(), b.load(), sysroot.Request{Stateroot: "os", Commit: stored.Checksum, Rehearsal: true})
+		if same {
+			testenv.Must(t, err)
+		} else if !errors.Is(err, sysroot.ErrUnsupported) {
+			t.Errorf("with another tree than the signed parent's: got error %v, want an ErrUnsupported", err)
+		}
+	}
+}
+
 // measure returns the fs-verity digest of a file, which must have one.
 func (b *bed) measure(name string) objectstore.Checksum {
 	b.t.Helper()
