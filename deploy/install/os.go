@@ -16,7 +16,7 @@ import (
 type OS struct {
 	Stateroot string
 	Origin    *keyfile.File // of the deployment, read once Store has returned; nil: none
-	NoSELinux bool          // install a tree with an SELinux policy although files get no labels
+	NoSELinux bool          // install a tree with an SELinux policy although its files have no labels
 
 	// Store puts the OS commit into the repository of the new sysroot, under a ref. It returns the checksum and the
 	// kernel arguments, with those of [Plan.Kargs] among them.
