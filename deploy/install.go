@@ -20,8 +20,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// maxConfigFiles bounds the files that configure an image's installation.
-const maxConfigFiles = 256
+const (
+	maxConfigFiles = 32 // that configure an image's installation
+	maxIgnored     = 8  // keys of each that notes name
+)
 
 // An InstallRequest asks for the installation of an image on a disk.
 type InstallRequest struct {
@@ -112,8 +114,12 @@ func (i *Installation) readConfig(found OS) error {
 		if err != nil {
 			return as(ErrInstallConfig, fmt.Errorf("read /%s: %w", Printable(name), err))
 		}
-		for _, key := range i.config.Ignored {
+		keys := i.config.Ignored
+		for _, key := range keys[:min(len(keys), maxIgnored)] {
 			i.Notes = append(i.Notes, fmt.Sprintf("/%s: %s has no effect", Printable(name), Printable(key)))
+		}
+		if more := len(keys) - maxIgnored; more > 0 {
+			i.Notes = append(i.Notes, fmt.Sprintf("/%s: %d more keys have no effect", Printable(name), more))
 		}
 	}
 	if fs := i.config.Filesystem; fs != "" && i.request.Options.Filesystem == "" && !slices.Contains(install.Filesystems, fs) {

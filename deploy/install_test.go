@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -92,6 +93,20 @@ func TestInstallConfigBlocks(t *testing.T) {
 				t.Errorf("got error %v, want an ErrInstallConfig", err)
 			}
 		})
+	}
+}
+
+// TestInstallConfigNotes: a file names few of the keys that have no effect, however many there are.
+func TestInstallConfigNotes(t *testing.T) {
+	var text strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&text, "key%d = 1\n", i)
+	}
+	p, err := newInstallation(t, InstallRequest{}, asks("00.toml", text.String()))
+	testenv.Must(t, err)
+	want := []string{"/usr/lib/bootc/install/00.toml: key7 has no effect", "/usr/lib/bootc/install/00.toml: 92 more keys have no effect"}
+	if !slices.Equal(p.Notes[max(len(p.Notes)-2, 0):], want) {
+		t.Errorf("got %d notes, that end in %q, want %q", len(p.Notes), p.Notes[max(len(p.Notes)-2, 0):], want)
 	}
 }
 

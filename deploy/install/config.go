@@ -19,7 +19,8 @@ import (
 var ConfigDirs = []string{"usr/lib/bootc/install", "usr/local/lib/bootc/install", "etc/bootc/install"}
 
 // MaxConfig is the largest file that [Config.Merge] reads, in bytes.
-const MaxConfig = 64 << 10
+// The decoder's time grows with the square of the number of unknown keys.
+const MaxConfig = 16 << 10
 
 // maxConfigKargs bounds the kernel arguments of all files.
 const maxConfigKargs = 256

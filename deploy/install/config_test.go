@@ -83,7 +83,7 @@ func TestConfigMergeErrors(t *testing.T) {
 	for name, tt := range map[string]struct{ text, want string }{
 		"no TOML":                    {"[install\n", "toml"},
 		"type":                       {"[install]\nkargs = \"x\"\n", "kargs"},
-		"too large":                  {strings.Repeat("#\n", install.MaxConfig), "more than 65536 bytes"},
+		"too large":                  {strings.Repeat("#\n", install.MaxConfig), "more than 16384 bytes"},
 		"control character":          {"[install]\nkargs = [\"a\\u0007b\"]\n", "control character"},
 		"arguments of ostree":        {"[install]\nkargs = [\"ostree=/x\"]\n", `"ostree=/x" cannot be set`},
 		"too many arguments":         {"[install]\nkargs = [\"" + strings.Repeat("x ", 300) + "\"]\n", "more than 256 kernel arguments"},
