@@ -73,7 +73,7 @@ func (s *System) prune(ctx context.Context, st *sysroot.State, dryRun bool) (obj
 	if err != nil {
 		return objectstore.PruneStats{}, err
 	}
-	plan, err := s.Repo().PlanPrune(ctx, objectstore.PruneOptions{Without: unused})
+	plan, err := s.Repo().PlanPrune(ctx, objectstore.PruneOptions{Without: unused, NoHistory: true})
 	if err != nil {
 		return objectstore.PruneStats{}, err
 	}

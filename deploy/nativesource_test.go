@@ -519,3 +519,40 @@ func foreignRefs(t *testing.T, repo *objectstore.Repo) (refs []string) {
 	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
 	return refs
 }
+
+// commitAfter makes a commit with a parent.
+func commitAfter(t *testing.T, repo *objectstore.Repo, parent *objectstore.Checksum, root *objecttest.Node) objectstore.Checksum {
+	t.Helper()
+	txn, err := repo.Begin(t.Context())
+	testenv.Must(t, err)
+	tree, meta, err := objecttest.Store(txn, root)
+	testenv.Must(t, err)
+	data, err := (&objectstore.Commit{Timestamp: 1, Tree: tree, Meta: meta, Parent: parent}).Marshal()
+	testenv.Must(t, err)
+	stored, err := txn.StoreMetadata(objectstore.TypeCommit, data)
+	testenv.Must(t, err)
+	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+	return stored.Checksum
+}
+
+// TestNativeHistory: a commit inside an image goes with the image also if the commit inside the next image names it as
+// its parent, as those of a distribution's releases do.
+func TestNativeHistory(t *testing.T) {
+	b := newBed(t)
+	from := objecttest.NewRepo(t)
+	s := newSystem(t)
+	var parent *objectstore.Checksum
+	var commits []objectstore.Checksum
+	for _, content := range []string{"first", "second", "third"} {
+		tree := nativeTree()
+		tree.Entries["usr"].Entries["lib"].Entries["version"] = objecttest.File(0o644, content)
+		sum := commitAfter(t, from, parent, tree)
+		commits, parent = append(commits, sum), &sum
+		b.deploy(t, s, Request{Image: b.nativeImage(t, "example.org/native:1", sum, nativetest.Encapsulate(t, from, sum, inside, byName)...), Stateroot: "os"})
+	}
+	for i, have := range []bool{false, true, true} { // two deployments
+		if got, err := s.Repo().Has(objectstore.TypeCommit, commits[i]); err != nil || got != have {
+			t.Errorf("commit inside image %d: got %t, %v, want %t", i, got, err, have)
+		}
+	}
+}

@@ -30,6 +30,8 @@ type PruneOptions struct {
 	// Without names refs that will be gone: the caller deletes them before executing the plan, under the same lock. A
 	// ref that still exists then keeps what it reaches.
 	Without []string
+	// NoHistory takes parents of commits for unneeded unless a ref reaches them itself, as ostree does in a sysroot.
+	NoHistory bool
 	// Unlinked returns how many links to an inode, other than the object's own name, the caller removes too: the object
 	// frees its bytes if no other links remain. Nil means none.
 	Unlinked func(*unix.Stat_t) uint64
@@ -56,6 +58,8 @@ type PrunePlan struct {
 	dirs    [256]dirStamp         // of the directories of objects, as last read
 	garbage []garbage
 	stats   PruneStats
+
+	noHistory bool
 }
 
 type garbage struct {
@@ -67,9 +71,9 @@ type garbage struct {
 // Stats returns what Execute removes if no ref changes before.
 func (p *PrunePlan) Stats() PruneStats { return p.stats }
 
-// PlanPrune finds the objects that no ref reaches. Parents of commits count as reached, as far as they exist. It takes
-// no lock, so it disturbs nobody: the plan may contain objects of transactions in progress, and Execute skips those
-// that a ref has come to reach.
+// PlanPrune finds the objects that no ref reaches. Parents of commits count as reached, as far as they exist, but for
+// NoHistory. It takes no lock, so it disturbs nobody: the plan may contain objects of transactions in progress, and
+// Execute skips those that a ref has come to reach.
 //
 // If a ref cannot be read, or reaches a missing or corrupt metadata object, PlanPrune returns an error and plans
 // nothing: whatever that object referred to must not be lost. Partial commits are kept with the objects they have.
@@ -82,7 +86,7 @@ func (r *Repo) PlanPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 }
 
 func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, error) {
-	p := &PrunePlan{repo: r, commits: make(map[Checksum]struct{}), fresh: make(map[Checksum]struct{})}
+	p := &PrunePlan{repo: r, commits: make(map[Checksum]struct{}), fresh: make(map[Checksum]struct{}), noHistory: opts.NoHistory}
 	// Without a lock, a ref may be deleted and its commit pruned while it is followed.
 	const attempts = 3
 	var m *marker
@@ -94,7 +98,7 @@ func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 		for _, name := range opts.Without {
 			delete(p.refs, name)
 		}
-		m = newMarker(r)
+		m = p.marker()
 		if err = m.refs(ctx, p.refs); err == nil {
 			break
 		}
@@ -186,7 +190,7 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 			changed[name] = sum
 		}
 	}
-	m := newMarker(p.repo)
+	m := p.marker()
 	if err := m.refs(ctx, changed); err != nil {
 		return stats, err
 	}
@@ -297,8 +301,10 @@ func (p *PrunePlan) addFresh(ctx context.Context, m *marker, refs map[string]Che
 	if len(unreached) == 0 {
 		return nil
 	}
-	if err := m.parents(ctx, refs, unreached); err != nil {
-		return err
+	if !p.noHistory {
+		if err := m.parents(ctx, refs, unreached); err != nil {
+			return err
+		}
 	}
 	var commits []garbage
 	for sum := range unreached {
@@ -477,8 +483,9 @@ func (r *Repo) objectNames(first byte) (*atfs.Dir, []string, error) {
 // marker collects everything that refs reach. For each checksum it keeps a set of object types, because objects of
 // different types can have the same checksum: the empty file and the empty dirtree of a hostile image, for example.
 type marker struct {
-	repo *Repo
-	seen map[Checksum]typeSet
+	repo      *Repo
+	seen      map[Checksum]typeSet
+	noHistory bool // leave parents of commits alone
 }
 
 type typeSet uint16
@@ -486,6 +493,12 @@ type typeSet uint16
 func setOf(t ObjectType) typeSet { return 1 << t }
 
 func newMarker(r *Repo) *marker { return &marker{repo: r, seen: make(map[Checksum]typeSet)} }
+
+func (p *PrunePlan) marker() *marker {
+	m := newMarker(p.repo)
+	m.noHistory = p.noHistory
+	return m
+}
 
 // mark reports whether the object was new.
 func (m *marker) mark(t ObjectType, sum *Checksum) bool {
@@ -549,7 +562,7 @@ func (m *marker) parents(ctx context.Context, refs map[string]Checksum, fresh ma
 	return nil
 }
 
-// commits marks a commit and its parents.
+// commits marks a commit and, unless noHistory is set, its parents.
 func (m *marker) commits(ctx context.Context, sum Checksum) error {
 	for first := true; m.mark(TypeCommit, &sum); first = false {
 		c, err := m.repo.Commit(sum)
@@ -568,7 +581,7 @@ func (m *marker) commits(ctx context.Context, sum Checksum) error {
 		if err := m.tree(ctx, c.Tree, partial); err != nil {
 			return fmt.Errorf("commit %s: %w", sum, err)
 		}
-		if c.Parent == nil {
+		if c.Parent == nil || m.noHistory {
 			return nil
 		}
 		sum = *c.Parent

@@ -154,6 +154,36 @@ func TestHistoryAfterPlan(t *testing.T) {
 	}
 }
 
+// TestPruneNoHistory leaves parents of commits out, in the plan and among the commits added since.
+func TestPruneNoHistory(t *testing.T) {
+	repo := objecttest.NewRepo(t)
+	commit := func(content string, parent *objectstore.Checksum) objectstore.Checksum {
+		t.Helper()
+		txn := begin(t, repo)
+		tree, meta, err := objecttest.Store(txn, oneFile(content))
+		testenv.Must(t, err)
+		data, err := (&objectstore.Commit{Tree: tree, Meta: meta, Parent: parent}).Marshal()
+		testenv.Must(t, err)
+		s, err := txn.StoreMetadata(objectstore.TypeCommit, data)
+		testenv.Must(t, err)
+		txn.SetRef("ref", s.Checksum)
+		testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+		return s.Checksum
+	}
+	first := commit("first", nil)
+	second := commit("second", &first)
+	p, err := repo.PlanPrune(t.Context(), objectstore.PruneOptions{NoHistory: true})
+	testenv.Must(t, err)
+	if got := p.Stats().Objects; got != 3 {
+		t.Errorf("%d objects are planned, want commit, dirtree and file of the parent", got)
+	}
+	third := commit("third", &second)
+	commit("fourth", &third)
+	if got := execute(t, p).Objects; got != 4 {
+		t.Errorf("%d objects were removed, want three, and the commit that was added since", got)
+	}
+}
+
 // TestPruneWithoutRefs plans with refs that will be deleted.
 func TestPruneWithoutRefs(t *testing.T) {
 	repo := objecttest.NewRepo(t)

@@ -249,7 +249,7 @@ func (s *Sysroot) cleanup(ctx context.Context, prune bool) error {
 	if kept != nil && !isPartly(kept) || !prune {
 		return kept
 	}
-	plan, err := s.repo.PlanPrune(ctx, objectstore.PruneOptions{})
+	plan, err := s.repo.PlanPrune(ctx, objectstore.PruneOptions{NoHistory: true})
 	if err == nil {
 		_, err = plan.Execute(ctx)
 	}
