@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -31,7 +32,12 @@ type measurer struct {
 	repo    *objectstore.Repo
 	dirs    map[objectstore.Checksum]objectCounts // by dirtree
 	commits map[objectstore.Checksum]objectCounts
+	refs    map[string]objectstore.Checksum
+	inside  map[objectstore.Checksum]struct{} // commits inside the images of deployments
 }
+
+// layerRefs begin the refs of commits inside images. Such a ref goes with the last deployment of its image.
+const layerRefs = "ostree/container/blob/"
 
 // Footprints measures each of a list of deployments. A deployment whose commit is incomplete gets nil.
 func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footprint, error) {
@@ -57,10 +63,17 @@ func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footpr
 }
 
 func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, list []*Deployment) ([]*Footprint, error) {
-	m := measurer{ctx: ctx, repo: repo, dirs: make(map[objectstore.Checksum]objectCounts), commits: make(map[objectstore.Checksum]objectCounts)}
+	m := measurer{
+		ctx: ctx, repo: repo, dirs: make(map[objectstore.Checksum]objectCounts), commits: make(map[objectstore.Checksum]objectCounts),
+		inside: make(map[objectstore.Checksum]struct{}),
+	}
+	var err error
+	if m.refs, err = repo.Refs(""); err != nil {
+		return nil, err
+	}
 	uses := make([]objectCounts, len(list))
 	for i, d := range list {
-		use, err := m.commit(d.Commit)
+		use, err := m.deployed(d.Commit)
 		if err != nil && !errors.Is(err, objectstore.ErrNotExist) {
 			return nil, err
 		}
@@ -93,6 +106,41 @@ func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, lis
 		}
 	}
 	return result, nil
+}
+
+// deployed counts the objects of a deployed commit's tree, and has those of a commit inside its image, too.
+func (m *measurer) deployed(sum objectstore.Checksum) (objectCounts, error) {
+	use, err := m.commit(sum)
+	if err != nil {
+		return nil, err
+	}
+	c, err := m.repo.Commit(sum)
+	if err != nil || c.Parent == nil || !m.isInside(*c.Parent) {
+		return use, err
+	}
+	inside, err := m.commit(*c.Parent)
+	if errors.Is(err, objectstore.ErrNotExist) {
+		return use, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.inside[*c.Parent] = struct{}{}
+	use = maps.Clone(use)
+	for obj := range inside {
+		use[obj] += 0 // no links
+	}
+	return use, nil
+}
+
+// isInside reports whether a commit has the ref of one inside an image.
+func (m *measurer) isInside(sum objectstore.Checksum) bool {
+	for ref, s := range m.refs {
+		if s == sum && strings.HasPrefix(ref, layerRefs) {
+			return true
+		}
+	}
+	return false
 }
 
 // commit counts the objects of a commit's tree, and the commit itself.
@@ -157,12 +205,11 @@ func withMeta(use objectCounts, meta objectstore.Checksum) objectCounts {
 
 // others returns the objects of commits with refs that are not deployed.
 func (m *measurer) others(list []*Deployment) (map[objectstore.ObjectName]struct{}, error) {
-	refs, err := m.repo.Refs("")
-	if err != nil {
-		return nil, err
-	}
 	objects := make(map[objectstore.ObjectName]struct{})
-	for _, sum := range refs {
+	for ref, sum := range m.refs {
+		if _, ok := m.inside[sum]; ok && strings.HasPrefix(ref, layerRefs) {
+			continue
+		}
 		if slices.ContainsFunc(list, func(d *Deployment) bool { return d.Commit == sum }) {
 			continue
 		}

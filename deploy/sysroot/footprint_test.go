@@ -95,6 +95,40 @@ func TestFootprints(t *testing.T) {
 	}
 }
 
+// TestFootprintsInside measures a deployment of an image with a commit inside, whose ref goes with the deployment. Files
+// of that commit that the image replaces are no files of the deployment, but go too.
+func TestFootprintsInside(t *testing.T) {
+	testenv.NeedsRoot(t)
+	repo := objecttest.NewRepo(t)
+	inside := objecttest.Commit(t, repo, "ostree/container/blob/x", treeOf(map[string]string{"kept": kib("kept", 100), "old": kib("old", 40)}))
+	txn, err := repo.Begin(t.Context())
+	testenv.Must(t, err)
+	tree, meta, err := objecttest.Store(txn, treeOf(map[string]string{"kept": kib("kept", 100), "new": kib("new", 16)}))
+	testenv.Must(t, err)
+	data, err := (&objectstore.Commit{Tree: tree, Meta: meta, Parent: &inside}).Marshal()
+	testenv.Must(t, err)
+	image, err := txn.StoreMetadata(objectstore.TypeCommit, data)
+	testenv.Must(t, err)
+	txn.SetRef("ostree/0/1/0", image.Checksum)
+	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+	boot := objecttest.OpenDir(t, t.TempDir())
+	list := []*Deployment{{Commit: image.Checksum}}
+	got, err := footprints(t.Context(), repo, boot, list)
+	testenv.Must(t, err)
+	if all := allocated(t, repo); got[0].Unique != all || got[0].Shared != 0 {
+		t.Errorf("got %+v, want %d bytes unique", *got[0], all)
+	}
+	txn, err = repo.Begin(t.Context())
+	testenv.Must(t, err)
+	txn.SetRef("branch", inside)
+	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
+	got, err = footprints(t.Context(), repo, boot, list)
+	testenv.Must(t, err)
+	if got[0].Unique >= 30<<10 || got[0].Shared < 140<<10 {
+		t.Errorf("with another ref: got %+v, want 16 KiB of files unique", *got[0])
+	}
+}
+
 // allocated returns the size on the disk of a repository's objects.
 func allocated(t *testing.T, repo *objectstore.Repo) (sum int64) {
 	t.Helper()
