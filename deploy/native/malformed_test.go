@@ -197,6 +197,12 @@ func TestMalformed(t *testing.T) {
 			l[at][i] = nativetest.File(selinux, "", 0o644)
 			return l
 		}, []string{"layer 1 ", ".file: its checksum is not its name"}},
+		"attributes of a file without any": {func(l layers) layers {
+			link := xattrsLinkOf(t, from, commit, "/usr/file")
+			at, i := find(l, link)
+			l[at][i] = nativetest.File(link, "a\x00v\x02\x04", 0o644)
+			return l
+		}, []string{"layer 2 ", ".file: its checksum is not its name"}},
 		"other content": {func(l layers) layers {
 			at, i := find(l, strings.TrimSuffix(selinux, "-xattrs-link"))
 			l[at][i].Content = "SHELL"

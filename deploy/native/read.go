@@ -398,9 +398,12 @@ func (f *file) known() (sum objectstore.Checksum, known bool, err error) {
 		h.Write(f.inode.Content)
 		return objectstore.Checksum(h.Sum(nil)), true, nil
 	}
-	if sameXattrs(f.own.Xattrs, f.meta.Xattrs) {
+	switch {
+	case sameXattrs(f.own.Xattrs, f.meta.Xattrs):
 		sum, err = layer.PayloadSum(f.inode.Payload)
 		return sum, true, err
+	case f.linkable(): // without these attributes
+		return sum, false, errChecksum
 	}
 	return sum, false, nil
 }
