@@ -103,6 +103,9 @@ func (s *System) usedBlobs(but []string, deployed []*sysroot.Deployment) (used m
 	used = make(map[string]bool)
 	for sum := range commits {
 		c, err := s.commit(sum)
+		if errors.Is(err, objectstore.ErrCorrupt) { // its manifest cannot be read either
+			return nil, false, nil
+		}
 		if err != nil {
 			return nil, false, err
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -553,6 +554,26 @@ func TestNativeHistory(t *testing.T) {
 	for i, have := range []bool{false, true, true} { // two deployments
 		if got, err := s.Repo().Has(objectstore.TypeCommit, commits[i]); err != nil || got != have {
 			t.Errorf("commit inside image %d: got %t, %v, want %t", i, got, err, have)
+		}
+	}
+}
+
+// TestNativeRefsDamaged deploys although a branch that nobody needs is damaged. What it needs is not known, so all
+// commits inside images stay.
+func TestNativeRefsDamaged(t *testing.T) {
+	b := newBed(t)
+	from := objecttest.NewRepo(t)
+	s := newSystem(t)
+	damaged := objecttest.Commit(t, s.Repo(), "branch", objecttest.Dir(0o755, map[string]*objecttest.Node{"f": objecttest.File(0o644, "branch")}))
+	testenv.Must(t, os.Truncate(filepath.Join(s.Repo().ObjectsDir().Path(), objectstore.LoosePath(damaged, objectstore.TypeCommit)), 0))
+	for i, content := range []string{"first", "second", "third"} {
+		tree := nativeTree()
+		tree.Entries["usr"].Entries["lib"].Entries["version"] = objecttest.File(0o644, content)
+		sum := objecttest.Commit(t, from, content, tree)
+		img := b.nativeImage(t, "example.org/native:1", sum, nativetest.Encapsulate(t, from, sum, inside, byName)...)
+		b.deploy(t, s, Request{Image: img, Stateroot: "os", NoPrune: true})
+		if found, err := s.Repo().Refs(blobRefs); err != nil || len(found) != i+1 {
+			t.Errorf("refs of layers: got %v, %v, want %d", found, err, i+1)
 		}
 	}
 }
