@@ -289,6 +289,16 @@ func TestLabelsOfStore(t *testing.T) {
 	commitTree(t, store, "layer", "1", osTree("1", "b"))
 	b.deploy(ref(b, "1"))
 	objecttest.Fsck(t, store)
+	objects, err := filepath.Glob(filepath.Join(lib, "store/repo/objects/*/*.file"))
+	testenv.Must(t, err)
+	if len(objects) == 0 {
+		t.Error("the store has no objects")
+	}
+	for _, name := range objects {
+		if got := label(t, name); got != "" {
+			t.Errorf("object %s has the label %q", name, got)
+		}
+	}
 	for _, name := range []string{"store/repo/config", "store/repo/objects", "git/objects"} {
 		if got := label(t, filepath.Join(lib, name)); got != "u:r:lib_t:s0" {
 			t.Errorf("%s has the label %q", name, got)
