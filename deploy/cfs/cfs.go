@@ -275,7 +275,7 @@ var mountPoints = []string{"boot", "etc", "sysroot", "usr", "var"}
 
 func addMountPoints(root *composefs.Inode) {
 	for _, name := range mountPoints {
-		i, ok := slices.BinarySearchFunc(root.Entries, name, func(e composefs.Entry, name string) int { return strings.Compare(e.Name, name) })
+		i, ok := root.Find(name)
 		if !ok {
 			dir := &composefs.Inode{Mode: unix.S_IFDIR | 0o755}
 			root.Entries = slices.Insert(root.Entries, i, composefs.Entry{Name: name, Inode: dir})

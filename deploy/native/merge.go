@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -117,17 +116,13 @@ func identity(n *composefs.Inode) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-func position(dir *composefs.Inode, name string) (int, bool) {
-	return slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int { return strings.Compare(e.Name, name) })
-}
-
 func remove(dir *composefs.Inode, name string) {
-	if i, ok := position(dir, name); ok {
+	if i, ok := dir.Find(name); ok {
 		dir.Entries = slices.Delete(dir.Entries, i, i+1)
 	}
 }
 
 func insert(dir *composefs.Inode, name string, n *composefs.Inode) {
-	i, _ := position(dir, name)
+	i, _ := dir.Find(name)
 	dir.Entries = slices.Insert(dir.Entries, i, composefs.Entry{Name: name, Inode: n})
 }

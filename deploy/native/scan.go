@@ -78,7 +78,7 @@ func lookup(root *composefs.Inode, name string) *composefs.Inode {
 }
 
 func child(dir *composefs.Inode, name string) *composefs.Inode {
-	i, ok := position(dir, name)
+	i, ok := dir.Find(name)
 	if !ok {
 		return nil
 	}

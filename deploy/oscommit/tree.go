@@ -88,14 +88,10 @@ func NewTree(root *composefs.Inode) (*Tree, error) {
 
 // entry returns the entry of a directory with a name, or nil.
 func entry(dir *composefs.Inode, name string) *composefs.Inode {
-	if i, ok := find(dir, name); ok {
+	if i, ok := dir.Find(name); ok {
 		return dir.Entries[i].Inode
 	}
 	return nil
-}
-
-func find(dir *composefs.Inode, name string) (int, bool) {
-	return slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int { return strings.Compare(e.Name, name) })
 }
 
 // lookup returns the inode at a path, "." for the root, or nil. It follows no symbolic links.
@@ -189,7 +185,7 @@ func (t *Tree) empty(dir *composefs.Inode, name, reason string) {
 }
 
 func (t *Tree) moveEtc() error {
-	i, ok := find(t.root, "etc")
+	i, ok := t.root.Find("etc")
 	if !ok || !t.root.Entries[i].Inode.IsDir() {
 		return nil
 	}
@@ -199,7 +195,7 @@ func (t *Tree) moveEtc() error {
 		return nil // Missing reports it
 	}
 	t.dropBuildFiles(etc)
-	j, taken := find(usr, "etc")
+	j, taken := usr.Find("etc")
 	if taken && usr.Entries[j].Inode.IsDir() && len(usr.Entries[j].Inode.Entries) > 0 {
 		if len(etc.Entries) > 0 {
 			return fmt.Errorf("%w: both /etc and /usr/etc have files", ErrInvalid)

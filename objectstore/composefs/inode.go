@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -73,6 +74,12 @@ type Entry struct {
 
 // IsDir reports whether the inode is a directory.
 func (i *Inode) IsDir() bool { return i.kind() == unix.S_IFDIR }
+
+// Find returns the index of the entry of a directory with a name, and true, or the index where it would be. Entries are
+// sorted by name.
+func (i *Inode) Find(name string) (int, bool) {
+	return slices.BinarySearchFunc(i.Entries, name, func(e Entry, name string) int { return strings.Compare(e.Name, name) })
+}
 
 // IsWhiteout reports whether the inode is an overlay whiteout, a character device 0:0.
 func (i *Inode) IsWhiteout() bool { return i.kind() == unix.S_IFCHR && i.Rdev == 0 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -232,9 +231,7 @@ func child(dir *composefs.Inode, name string) *composefs.Inode {
 
 // childEntry returns the entry with a name in a directory, or nil. Entries are sorted.
 func childEntry(dir *composefs.Inode, name string) *composefs.Entry {
-	i, ok := slices.BinarySearchFunc(dir.Entries, name, func(e composefs.Entry, name string) int {
-		return strings.Compare(e.Name, name)
-	})
+	i, ok := dir.Find(name)
 	if !ok {
 		return nil
 	}
