@@ -14,9 +14,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// maxPolicyFile bounds each text file of a policy: those of distributions have less than a megabyte.
-const maxPolicyFile = 16 << 20
-
 // Labels are the SELinux labels of an image's files, by the policy inside the image.
 type Labels struct {
 	Policy *selinux.Policy
@@ -58,7 +55,7 @@ func readLabels(ctx context.Context, layers *layer.Store, img *Image) (*Labels, 
 const policyDir = "etc/selinux"
 
 func readPolicy(layers *layer.Store, tree *oscommit.Tree) (*selinux.Policy, error) {
-	read := func(name string) ([]byte, error) { return tree.ReadFile(layers.Repo(), name, maxPolicyFile) }
+	read := func(name string) ([]byte, error) { return tree.ReadFile(layers.Repo(), name, selinux.MaxFile) }
 	return selinux.Load(read, policyDir)
 }
 

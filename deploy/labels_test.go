@@ -72,7 +72,7 @@ func TestReadLabelsRefused(t *testing.T) {
 		"no policy": {nil, selinux.ErrNoPolicy},
 		"disabled":  {policyFiles("disabled", "/.* u:o:root\n"), selinux.ErrNoPolicy},
 		"bad line":  {policyFiles("permissive", "/.* u:o:root\n/x(\n"), selinux.ErrInvalid},
-		"too large": {policyFiles("permissive", kib("#", maxPolicyFile>>10+1)), oscommit.ErrInvalid},
+		"too large": {policyFiles("permissive", kib("#", selinux.MaxFile>>10+1)), oscommit.ErrInvalid},
 		"directory": {[]file{{name: "etc/selinux/config/"}}, oscommit.ErrInvalid},
 		"loop":      {[]file{{name: "etc/selinux/config", target: "config"}}, selinux.ErrNoPolicy},
 	} {

@@ -23,6 +23,10 @@ var ErrInvalid = errors.New("invalid SELinux policy")
 // file that does not exist is an fs.ErrNotExist.
 type ReadFile func(name string) ([]byte, error)
 
+// MaxFile is the size of the largest text file of a policy that a ReadFile need return: those of distributions have less
+// than a megabyte.
+const MaxFile = 16 << 20
+
 // Config is what libostree reads of /etc/selinux/config.
 type Config struct {
 	Mode string // "enforcing", "permissive" or "disabled"

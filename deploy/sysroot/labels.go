@@ -22,8 +22,7 @@ const (
 	// labelledFile, below /var, records that the files of /var have got their labels. libostree creates it too.
 	labelledFile = ".ostree-selabeled"
 
-	maxPolicyLen   = 16 << 20 // of each text file of a policy; those of distributions have less than a megabyte
-	maxLabelsDepth = 1024     // nested directories; each level costs a descriptor
+	maxLabelsDepth = 1024 // nested directories; each level costs a descriptor
 )
 
 // hasLabels reports whether the files of the tree have SELinux labels. Those of a deployment then need them too.
@@ -47,7 +46,7 @@ func (t *osTree) policy() (*selinux.Policy, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	return loadPolicy(etc, func(name string) ([]byte, error) { return t.readFile(name, maxPolicyLen) })
+	return loadPolicy(etc, func(name string) ([]byte, error) { return t.readFile(name, selinux.MaxFile) })
 }
 
 // deployedPolicy returns the policy of a deployment, with the local changes in /etc, or nil if it has none.
@@ -72,7 +71,7 @@ func deployedPolicy(root *atfs.Dir) (*selinux.Policy, error) {
 		if err != nil {
 			return nil, err
 		}
-		return root.ReadFile(file, maxPolicyLen)
+		return root.ReadFile(file, selinux.MaxFile)
 	})
 }
 
