@@ -14,7 +14,7 @@ import (
 
 const (
 	imageRefs    = "ostree/container/image" // the directory of refs of images
-	blobRefs     = "ostree/container/blob"  // likewise of layers
+	blobRefs     = sysroot.BlobRefs         // likewise of layers
 	metaImporter = "ostree.importer.version"
 )
 

@@ -36,8 +36,9 @@ type measurer struct {
 	inside  map[objectstore.Checksum]struct{} // commits inside the images of deployments
 }
 
-// layerRefs begin the refs of commits inside images. Such a ref goes with the last deployment of its image.
-const layerRefs = "ostree/container/blob/"
+// BlobRefs is where ostree's own tools have the refs of layers, and of the commits inside images. Such a ref of ours goes with
+// the last deployment of its image.
+const BlobRefs = "ostree/container/blob"
 
 // Footprints measures each of a list of deployments. A deployment whose commit is incomplete gets nil.
 func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footprint, error) {
@@ -136,7 +137,7 @@ func (m *measurer) deployed(sum objectstore.Checksum) (objectCounts, error) {
 // isInside reports whether a commit has the ref of one inside an image.
 func (m *measurer) isInside(sum objectstore.Checksum) bool {
 	for ref, s := range m.refs {
-		if s == sum && strings.HasPrefix(ref, layerRefs) {
+		if s == sum && strings.HasPrefix(ref, BlobRefs+"/") {
 			return true
 		}
 	}
@@ -207,7 +208,7 @@ func withMeta(use objectCounts, meta objectstore.Checksum) objectCounts {
 func (m *measurer) others(list []*Deployment) (map[objectstore.ObjectName]struct{}, error) {
 	objects := make(map[objectstore.ObjectName]struct{})
 	for ref, sum := range m.refs {
-		if _, ok := m.inside[sum]; ok && strings.HasPrefix(ref, layerRefs) {
+		if _, ok := m.inside[sum]; ok && strings.HasPrefix(ref, BlobRefs+"/") {
 			continue
 		}
 		if slices.ContainsFunc(list, func(d *Deployment) bool { return d.Commit == sum }) {
