@@ -32,6 +32,9 @@ type Xattr struct {
 	Value []byte
 }
 
+// Equal reports whether both attributes have the same name and value.
+func (x Xattr) Equal(y Xattr) bool { return x.Name == y.Name && bytes.Equal(x.Value, y.Value) }
+
 // FileMeta is the metadata of a content object.
 type FileMeta struct {
 	UID, GID uint32

@@ -399,17 +399,13 @@ func (f *file) known() (sum objectstore.Checksum, known bool, err error) {
 		return objectstore.Checksum(h.Sum(nil)), true, nil
 	}
 	switch {
-	case sameXattrs(f.own.Xattrs, f.meta.Xattrs):
+	case slices.EqualFunc(f.own.Xattrs, f.meta.Xattrs, objectstore.Xattr.Equal):
 		sum, err = layer.PayloadSum(f.inode.Payload)
 		return sum, true, err
 	case f.linkable(): // without these attributes
 		return sum, false, errChecksum
 	}
 	return sum, false, nil
-}
-
-func sameXattrs(a, b []objectstore.Xattr) bool {
-	return slices.EqualFunc(a, b, func(a, b objectstore.Xattr) bool { return a.Name == b.Name && string(a.Value) == string(b.Value) })
 }
 
 func inodeXattrs(xattrs []objectstore.Xattr) (list []composefs.Xattr) {

@@ -144,11 +144,7 @@ func (f *file) isStored(repo *objectstore.Repo, sum objectstore.Checksum) (bool,
 		return false, err
 	}
 	want := contentMeta(f.inode)
-	return is.UID == want.UID && is.GID == want.GID && slices.EqualFunc(is.Xattrs, want.Xattrs, equalXattrs), nil
-}
-
-func equalXattrs(a, b objectstore.Xattr) bool {
-	return a.Name == b.Name && bytes.Equal(a.Value, b.Value)
+	return is.UID == want.UID && is.GID == want.GID && slices.EqualFunc(is.Xattrs, want.Xattrs, objectstore.Xattr.Equal), nil
 }
 
 // remember adds the labelled objects to the repository's list, and removes those that it no longer has.
