@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/buildah"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/encapsulate"
@@ -171,6 +173,94 @@ func TestNativeDerived(t *testing.T) {
 			e.sameButTimes(want, defaults)
 		})
 	}
+}
+
+// policyScript changes a system with an SELinux policy as administrators do, also the policy.
+const policyScript = `
+chroot . useradd --create-home someone
+echo '# appended' >>etc/profile
+cmp usr/bin/perl usr/bin/perl5.* # one file
+echo replaced >usr/bin/new; mv usr/bin/new usr/bin/perl
+rm usr/bin/factor; rm -r usr/share/perl5
+mkdir -p usr/lib/site/deep; echo page >usr/lib/site/deep/page; ln -s deep/page usr/lib/site/page
+echo '/usr/lib/site(/.*)?    system_u:object_r:httpd_sys_content_t:s0
+/usr/bin/tail    --    system_u:object_r:passwd_exec_t:s0' >etc/selinux/default/contexts/files/file_contexts.local
+`
+
+// policyLabels are the types of files of the commit inside and of the image's, "" if it has no such file. The policy is in the
+// tree of each.
+var policyLabels = map[string]struct{ inside, merged string }{
+	"/usr/bin/tail":                  {"bin_t", "passwd_exec_t"},
+	"/usr/bin/perl":                  {"bin_t", "bin_t"},
+	"/usr/bin/factor":                {"bin_t", ""},
+	"/usr/lib/site/deep/page":        {"", "httpd_sys_content_t"},
+	"/usr/lib/site/page":             {"", "httpd_sys_content_t"},
+	"/usr/etc/shadow":                {"etc_t", "etc_t"},
+	"/var/home":                      {"home_root_t", "home_root_t"},
+	"/var/home/someone/.bash_logout": {"", "user_home_t"},
+}
+
+// TestNativeDerivedLabels deploys what buildah made of a whole Debian system with an SELinux policy. The image's commit has
+// the tree that ostree makes of what "buildah mount" shows, with labels by the policy there.
+func TestNativeDerivedLabels(t *testing.T) {
+	t.Parallel()
+	e := start(t, nil)
+	base, err := encapsulate.LabelledOS(t.Context(), t.Output())
+	e.must(err)
+	derived, err := buildah.Derive(t.Context(), t.Output(), t.TempDir(), base, "overlay", policyScript)
+	e.must(err)
+	s := e.deployed("native-labels:derived", derived.Image)
+	merged, inside := s.head()
+	if want := base.Config.Config.Labels["ostree.commit"]; inside != want {
+		t.Errorf("the commit inside is %s, want %s", inside, want)
+	}
+
+	for _, dir := range []string{"sysroot/ostree", "var/tmp"} { // not of the system
+		e.must(os.RemoveAll(filepath.Join(derived.Root, dir)))
+	}
+	e.must(os.Chmod(derived.Root, 0o755)) // in no layer
+	e.must(os.Rename(filepath.Join(derived.Root, "etc"), filepath.Join(derived.Root, "usr/etc")))
+	// Before the checksum the host's libselinux says that it cannot read a compiled policy of a newer one.
+	said := strings.Fields(s.ostree("commit", "--orphan", "--tree=dir="+derived.Root, "--selinux-policy="+derived.Root))
+	theirs := said[len(said)-1]
+	got, want := s.listed(merged), s.listed(theirs)
+	for name, line := range want {
+		if got[name] != line {
+			t.Errorf("got  %q\nwant %q", got[name], line)
+		}
+	}
+	for name, line := range got {
+		if want[name] == "" {
+			t.Errorf("got %q, which buildah does not show", line)
+		}
+	}
+
+	first := s.listed(inside)
+	for name, label := range policyLabels {
+		for _, c := range []struct{ commit, line, label string }{{"inside", first[name], label.inside}, {"merged", got[name], label.merged}} {
+			if (c.line == "") != (c.label == "") || !strings.Contains(c.line, c.label) {
+				t.Errorf("commit %s, %s: got %q, want the label %q", c.commit, name, c.line, c.label)
+			}
+		}
+	}
+	label := make([]byte, 256)
+	n, err := unix.Lgetxattr(s.path("etc/shadow"), "security.selinux", label)
+	e.must(err)
+	if got, want := string(label[:n]), "system_u:object_r:shadow_t:s0\x00"; got != want {
+		t.Errorf("the deployment's /etc/shadow has the label %q, want %q", got, want)
+	}
+}
+
+// listed returns the lines of "ostree ls" for the files of a commit, by path, with checksums and attributes.
+func (s *system) listed(commit string) map[string]string {
+	s.t.Helper()
+	lines := make(map[string]string)
+	for line := range strings.Lines(s.ostree("ls", "-RCX", commit)) {
+		line = strings.TrimSuffix(line, "\n")
+		name, _, _ := strings.Cut(line[strings.Index(line, " /")+1:], " -> ")
+		lines[name] = line
+	}
+	return lines
 }
 
 // within reports whether a path is a directory or below it.

@@ -27,15 +27,14 @@ func Scatter(chunks int) Options {
 	}}
 }
 
-// CommitTree commits a directory with ostree, to a new repository in an empty directory, and reads the commit. The caller
-// calls closeIt when done.
-func CommitTree(ctx context.Context, repoDir, tree string) (_ *Commit, closeIt func() error, err error) {
+// CommitTree commits a directory with ostree, to a new repository in an empty directory, and reads the commit. args are more
+// arguments of ostree commit. The caller calls closeIt when done.
+func CommitTree(ctx context.Context, repoDir, tree string, args ...string) (_ *Commit, closeIt func() error, err error) {
+	commit := []string{
+		"commit", "--branch=os", "--timestamp=2024-02-29T12:30:15Z", "--add-metadata-string=version=1", "--add-metadata=ostree.bootable=true",
+	}
 	out := ""
-	for _, args := range [][]string{
-		{"init", "--mode=bare"},
-		{"commit", "--branch=os", "--timestamp=2024-02-29T12:30:15Z", "--add-metadata-string=version=1", "--add-metadata=ostree.bootable=true", tree},
-		{"rev-parse", "os"},
-	} {
+	for _, args := range [][]string{{"init", "--mode=bare"}, append(append(commit, args...), tree), {"rev-parse", "os"}} {
 		cmd := exec.CommandContext(ctx, "ostree", append([]string{"--repo=" + repoDir}, args...)...)
 		b, err := cmd.CombinedOutput()
 		if out = strings.TrimSpace(string(b)); err != nil {
@@ -70,7 +69,20 @@ const OSChunks = 64
 // OS returns an image whose commit is that of images.OSBase, a Debian system, in 64 chunks of format version 1. It is made
 // unless the cache has it.
 func OS(ctx context.Context, log io.Writer) (*images.Image, error) {
-	layout, err := images.Layout(ctx, log, images.OSBase)
+	return system(ctx, log, "native-os", images.OSBase, Scatter(OSChunks), false)
+}
+
+// LabelledOS returns an image whose commit is that of images.SELinuxBase, with the labels of the policy in it, in 64 chunks of
+// format version 2. It is made unless the cache has it.
+func LabelledOS(ctx context.Context, log io.Writer) (*images.Image, error) {
+	o := Scatter(OSChunks)
+	o.Parents = true
+	return system(ctx, log, "native-labelled-os", images.SELinuxBase, o, true)
+}
+
+// system returns an image whose commit has the files of one of package images.
+func system(ctx context.Context, log io.Writer, kind, ref string, o Options, labels bool) (*images.Image, error) {
+	layout, err := images.Layout(ctx, log, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -86,14 +98,14 @@ func OS(ctx context.Context, log io.Writer) (*images.Image, error) {
 		}
 		inputs = append(inputs, string(b))
 	}
-	dir, err := testhost.Cached("native-os", testhost.Key(inputs...), func(dir string) error { return writeOS(ctx, base, dir) })
+	dir, err := testhost.Cached(kind, testhost.Key(inputs...), func(dir string) error { return writeOS(ctx, base, dir, o, labels) })
 	if err != nil {
 		return nil, err
 	}
 	return images.Open(dir)
 }
 
-func writeOS(ctx context.Context, base *images.Image, dir string) (err error) {
+func writeOS(ctx context.Context, base *images.Image, dir string, o Options, labels bool) (err error) {
 	tmp, err := os.MkdirTemp("", "encapsulate")
 	if err != nil {
 		return err
@@ -112,10 +124,14 @@ func writeOS(ctx context.Context, base *images.Image, dir string) (err error) {
 	if err := os.Rename(filepath.Join(tree, "etc"), filepath.Join(tree, "usr/etc")); err != nil {
 		return err
 	}
-	c, closeIt, err := CommitTree(ctx, repo, tree)
+	var args []string
+	if labels {
+		args = []string{"--selinux-policy=" + tree}
+	}
+	c, closeIt, err := CommitTree(ctx, repo, tree, args...)
 	if err != nil {
 		return err
 	}
-	_, err = c.Image(dir, Scatter(OSChunks))
+	_, err = c.Image(dir, o)
 	return errors.Join(err, closeIt())
 }

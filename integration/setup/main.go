@@ -95,7 +95,10 @@ var steps = []step{
 				return err
 			}
 		}
-		_, err := encapsulate.OS(ctx, log)
+		if _, err := encapsulate.OS(ctx, log); err != nil {
+			return err
+		}
+		_, err := encapsulate.LabelledOS(ctx, log)
 		return err
 	}},
 }
