@@ -49,7 +49,7 @@ find /data | sort | sha256sum
 // runChanges runs changeScript in a container of layers:1 and returns its output.
 func (e *env) runChanges(namespace, full string) string {
 	e.t.Helper()
-	return e.printed(namespace, full, "/bin/sh", "-c", changeScript)
+	return e.run(namespace, full, "/bin/sh", "-c", changeScript)
 }
 
 func testCtr(e *env) {

@@ -32,7 +32,7 @@ mv linked-a moved
 cat moved linked-b | wc -l
 `
 	for range 2 {
-		if got := strings.TrimSpace(e.printed(defaultNS, full, "/bin/sh", "-c", script)); got != "2" {
+		if got := strings.TrimSpace(e.run(defaultNS, full, "/bin/sh", "-c", script)); got != "2" {
 			t.Errorf("the container printed %q, want 2", got)
 		}
 	}

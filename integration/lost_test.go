@@ -69,7 +69,7 @@ func TestLost(t *testing.T) {
 					e.must(e.Pull(t.Context(), ns, full))
 					e.compare(lostImages[i], e.view(ns, full))
 				}
-				if got := e.printed(ns, fulls[0], "/bin/sh", "-c", "cat /data/kept > /dev/null && echo $((40+2))"); strings.TrimSpace(got) != "42" {
+				if got := e.run(ns, fulls[0], "/bin/sh", "-c", "cat /data/kept > /dev/null && echo $((40+2))"); strings.TrimSpace(got) != "42" {
 					t.Errorf("a new container in namespace %s printed %q, want 42", ns, got)
 				}
 			}
@@ -116,7 +116,7 @@ func TestMetadataLost(t *testing.T) {
 		e.must(e.Pull(t.Context(), defaultNS, full))
 		e.compare(lostImages[i], e.view(defaultNS, full))
 	}
-	if got := e.printed(defaultNS, fulls[0], "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
+	if got := e.run(defaultNS, fulls[0], "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
 		t.Errorf("a new container printed %q, want 42", got)
 	}
 	e.importedOnce(lostImages...)

@@ -215,7 +215,7 @@ func TestNativeOS(t *testing.T) {
 	leaveOut(got, "sysroot/ostree")
 	leaveOut(got, "var/tmp") // builders add it
 	e.sameButTimes(want, got)
-	if out := e.printed(defaultNS, full, "/bin/sh", "-c", ". /etc/os-release; echo $ID"); strings.TrimSpace(out) != "debian" {
+	if out := e.run(defaultNS, full, "/bin/sh", "-c", ". /etc/os-release; echo $ID"); strings.TrimSpace(out) != "debian" {
 		t.Errorf("the container printed %q, want debian", out)
 	}
 }

@@ -34,7 +34,7 @@ func TestPull(t *testing.T) {
 				e := start(t, func(o *stack.Options) { o.ParallelUnpacks = mode.unpacks })
 				full := e.pull(defaultNS, ref)
 				e.compare(ref, e.view(defaultNS, full))
-				if got := e.printed(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
+				if got := e.run(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
 					t.Errorf("the container printed %q, want 42", got)
 				}
 			})

@@ -215,7 +215,7 @@ func TestSkipDownload(t *testing.T) {
 			}
 			e.importedOnce("layers:1")
 			e.compare("layers:1", e.view("second", full))
-			if got := e.printed("second", full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
+			if got := e.run("second", full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
 				t.Errorf("the container printed %q, want 42", got)
 			}
 		})

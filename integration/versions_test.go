@@ -97,7 +97,7 @@ func (e *env) pullAndRun(pull func(ns, ref string) string, refs ...string) {
 	for _, ref := range refs {
 		full := pull(ns, ref)
 		e.compare(ref, e.view(ns, full))
-		if got := e.printed(ns, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
+		if got := e.run(ns, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(got) != "42" {
 			e.t.Errorf("the container of %s printed %q, want 42", ref, got)
 		}
 		e.ctr(ns, "images", "rm", "--sync", full)

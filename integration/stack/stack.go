@@ -3,8 +3,10 @@ package stack
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -405,14 +407,15 @@ func (s *Stack) Pull(ctx context.Context, namespace, ref string, flags ...string
 	return err
 }
 
-// RunContainer runs a command in a new container, removes the container, and returns the output.
+// RunContainer runs a command in a new container, removes the container, and returns what the command printed, to stdout
+// and to stderr.
 func (s *Stack) RunContainer(ctx context.Context, namespace, ref, id string, command ...string) (string, error) {
 	return s.RunContainerWith(ctx, namespace, nil, ref, id, command...)
 }
 
 // RunContainerWith is RunContainer with more flags of "ctr run".
 func (s *Stack) RunContainerWith(ctx context.Context, namespace string, flags []string, ref, id string, command ...string) (string, error) {
-	return s.Ctr(ctx, namespace, s.runArgs(append([]string{"--rm"}, flags...), ref, id, command)...)
+	return s.process(ctx, namespace, []string{"run"}, s.runArgs(append([]string{"--rm"}, flags...), ref, id, command))
 }
 
 // StartContainer starts a command in a new container and leaves it running.
@@ -422,27 +425,44 @@ func (s *Stack) StartContainer(ctx context.Context, namespace, ref, id string, c
 
 // StartContainerWith is StartContainer with more flags of "ctr run".
 func (s *Stack) StartContainerWith(ctx context.Context, namespace string, flags []string, ref, id string, command ...string) error {
-	_, err := s.Ctr(ctx, namespace, s.runArgs(append([]string{"--detach"}, flags...), ref, id, command)...)
+	args := append([]string{"run", "--detach", "--fifo-dir", s.path("fifo")}, s.runArgs(flags, ref, id, command)...)
+	_, err := s.Ctr(ctx, namespace, args...)
 	return err
 }
 
-// runArgs returns ctr's arguments to run a container.
+// runArgs returns the arguments of "ctr run" for a container.
 func (s *Stack) runArgs(flags []string, ref, id string, command []string) []string {
 	args := []string{
-		"run", "--snapshotter", s.Snapshotter, "--cgroup", s.CgroupParent() + "/" + id, "--fifo-dir", s.path("fifo"),
+		"--snapshotter", s.Snapshotter, "--cgroup", s.CgroupParent() + "/" + id,
 		"--runc-root", s.path("runc"), "--runc-binary", s.opts.Tools.Runc,
 	}
 	return slices.Concat(args, flags, []string{ref, id}, command)
 }
 
+// process runs a command of ctr that waits for a process in a container, and returns what the process printed. The shim
+// writes that to a file: ctr closes its own pipes when the process has ended (Task.Delete of containerd's client), so on a
+// busy machine the output can be lost.
+func (s *Stack) process(ctx context.Context, namespace string, verb, args []string) (string, error) {
+	file := s.path("printed-" + rand.Text())
+	_, err := s.Ctr(ctx, namespace, slices.Concat(verb, []string{"--log-uri", "file://" + file}, args)...)
+	// Without the file, the process was not started.
+	out, rerr := os.ReadFile(file)
+	if errors.Is(rerr, fs.ErrNotExist) && err != nil {
+		return "", err
+	}
+	if failed := (*CommandError)(nil); errors.As(err, &failed) {
+		failed.Output += string(out)
+	}
+	return string(out), errors.Join(err, rerr, os.Remove(file))
+}
+
 // CgroupParent returns the control group of the stack's containers. Stop removes it.
 func (s *Stack) CgroupParent() string { return "/" + filepath.Base(s.Dir) }
 
-// Exec runs a command in a running container and returns its output.
+// Exec runs a command in a running container and returns what it printed, to stdout and to stderr.
 func (s *Stack) Exec(ctx context.Context, namespace, id string, command ...string) (string, error) {
 	exec := fmt.Sprintf("exec-%d", time.Now().UnixNano())
-	args := []string{"tasks", "exec", "--exec-id", exec, "--fifo-dir", s.path("fifo"), id}
-	return s.Ctr(ctx, namespace, append(args, command...)...)
+	return s.process(ctx, namespace, []string{"tasks", "exec"}, append([]string{"--exec-id", exec, id}, command...))
 }
 
 // RemoveContainer kills a container's task and removes the container with its snapshot.
