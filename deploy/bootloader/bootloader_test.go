@@ -610,23 +610,47 @@ func TestCanCountDebian(t *testing.T) {
 	}
 }
 
-func TestLoaderInfo(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "LoaderInfo")
-	if got := readLoaderInfo(name); got != "" {
-		t.Errorf("no variable: got %q", got)
+// What a boot loader tells of itself is read from the variables of the firmware.
+func TestVariables(t *testing.T) {
+	const uuid = "0fc63daf-8483-4772-8e79-3d69d8477de4"
+	variable := func(text string) []byte {
+		data := []byte{6, 0, 0, 0}
+		for _, c := range text + "\x00" {
+			data = append(data, byte(c), 0)
+		}
+		return data
 	}
-	data := []byte{6, 0, 0, 0}
-	for _, c := range "systemd-boot 252.39\x00" {
-		data = append(data, byte(c), 0)
+	for name, c := range map[string]struct {
+		vars       map[string]string
+		info, from string
+	}{
+		"none":         {nil, "", ""},
+		"systemd-boot": {map[string]string{loaderInfo: "systemd-boot 252.39", loaderPart: strings.ToUpper(uuid)}, "systemd-boot 252.39", uuid},
+		"another":      {map[string]string{loaderInfo: "GRUB 2.12", loaderPart: uuid}, "GRUB 2.12", ""},
+		"no partition": {map[string]string{loaderInfo: "systemd-boot 252.39"}, "systemd-boot 252.39", ""},
+		"no loader":    {map[string]string{loaderPart: uuid}, "", ""},
+		"no UUID":      {map[string]string{loaderInfo: "systemd-boot 252.39", loaderPart: "../../sda1"}, "systemd-boot 252.39", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range c.vars {
+				if err := os.WriteFile(filepath.Join(dir, name), variable(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := readVariable(dir, loaderInfo); got != c.info {
+				t.Errorf("loader: got %q, want %q", got, c.info)
+			}
+			if got := startedFrom(dir); got != c.from {
+				t.Errorf("partition: got %q, want %q", got, c.from)
+			}
+		})
 	}
-	if err := os.WriteFile(name, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := readLoaderInfo(name), "systemd-boot 252.39"; got != want {
-		t.Errorf("got %q, want %q", got, want)
+	if got := readVariable("nowhere", loaderInfo); got != "" {
+		t.Errorf("no directory: got %q", got)
 	}
 	for _, n := range []int{0, 3, 5, 7} {
-		decodeVariable(data[:n]) // does not read past its end
+		decodeVariable(variable("systemd-boot")[:n]) // does not read past its end
 	}
 }
 
@@ -692,8 +716,11 @@ func TestMountESP(t *testing.T) {
 	m := newMachine(t, dir, nil)
 	defer m.boot.Close()
 	defer m.esp.Close()
-	for _, deployments := range [][]string{{"a"}, {"b", "a"}} {
-		b, err := mountESP(device, "ext4")
+	if b, err := mountESP(device, "ext4", false); !errors.Is(err, ErrNone) {
+		t.Errorf("an ESP without entries: got %v, %v, want ErrNone", b, err)
+	}
+	for i, deployments := range [][]string{{"a"}, {"b", "a"}} {
+		b, err := mountESP(device, "ext4", i == 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -711,7 +738,7 @@ func TestMountESP(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	b, err := mountESP(device, "ext4")
+	b, err := mountESP(device, "ext4", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -719,7 +746,7 @@ func TestMountESP(t *testing.T) {
 	if tries, err := b.Tries(t.Context()); err != nil || len(tries) != 2 {
 		t.Errorf("got %v, %v, want two entries", tries, err)
 	}
-	if _, err := mountESP(device, "no-such-fs"); err == nil || !strings.Contains(err.Error(), "the running kernel does not have it") {
+	if _, err := mountESP(device, "no-such-fs", true); err == nil || !strings.Contains(err.Error(), "the running kernel does not have it") {
 		t.Errorf("a file system that the kernel does not have: got %v", err)
 	}
 }

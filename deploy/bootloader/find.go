@@ -2,6 +2,7 @@ package bootloader
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func Open(name string) (*SystemdBoot, error) {
 func Find() (*SystemdBoot, error) {
 	b, err := find(mountPoints, isFAT)
 	if err == nil {
-		b.startedBy = readLoaderInfo(loaderInfo)
+		b.startedBy = readVariable(efiVars, loaderInfo)
 	}
 	return b, err
 }
@@ -108,8 +109,10 @@ func SetESP(config *keyfile.File, uuid string) {
 }
 
 // FindFor opens the boot loader of a sysroot. For the running system it does what [Find] does. Otherwise, and if that
-// fails, as it may while a system shuts down, it mounts the partition that [SetESP] has recorded, for this process
-// alone. If that fails too, the error is not an ErrNone: the entries in /boot are not what boots.
+// fails, it mounts a partition for this process alone: the one that [SetESP] has recorded, or else the one that
+// systemd-boot has started the running system from, if that has entries of ostree. Nothing need be mounted while a system
+// shuts down, and on a composefs root. If a mount fails, the error is not an ErrNone: the entries in /boot are not what
+// boots.
 func FindFor(sysroot *atfs.Dir, running bool) (*SystemdBoot, error) {
 	err := fmt.Errorf("%w: the sysroot names no EFI system partition", ErrNone)
 	if running {
@@ -118,19 +121,27 @@ func FindFor(sysroot *atfs.Dir, running bool) (*SystemdBoot, error) {
 			return b, nil
 		}
 	}
-	uuid, uerr := readESP(sysroot)
-	if uerr != nil {
-		return nil, uerr
+	recorded, rerr := readESP(sysroot)
+	if rerr != nil {
+		return nil, rerr
 	}
+	started := ""
+	if running {
+		started = startedFrom(efiVars)
+	}
+	uuid := cmp.Or(recorded, started)
 	if uuid == "" {
 		return nil, err
 	}
-	b, err := mountESP("/dev/disk/by-partuuid/"+uuid, "vfat")
-	if err != nil {
-		return nil, fmt.Errorf("find the boot entries of %s: %w", sysroot.Path(), err)
+	b, merr := mountESP("/dev/disk/by-partuuid/"+uuid, "vfat", recorded != "")
+	if errors.Is(merr, ErrNone) {
+		return nil, err // the boot loader reads /boot itself
+	}
+	if merr != nil {
+		return nil, fmt.Errorf("find the boot entries of %s: %w", sysroot.Path(), merr)
 	}
 	if running {
-		b.startedBy = readLoaderInfo(loaderInfo)
+		b.startedBy = readVariable(efiVars, loaderInfo)
 	}
 	return b, nil
 }
@@ -155,23 +166,40 @@ func readESP(sysroot *atfs.Dir) (string, error) {
 	return uuid, nil
 }
 
-func mountESP(device, fstype string) (*SystemdBoot, error) {
+// mountESP mounts an ESP for this process alone. One without entries of ostree is an ErrNone, unless it is certain that
+// they belong there.
+func mountESP(device, fstype string, certain bool) (*SystemdBoot, error) {
 	m, err := mounts.MountDetached(device, fstype, device)
 	if err != nil {
 		return nil, err
 	}
 	b, err := New(m.Dir)
+	if errors.Is(err, ErrNone) && certain {
+		err = fmt.Errorf("%s has no directory %s", device, entriesDir)
+	}
+	if err == nil && !certain {
+		err = b.hasEntries()
+	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s has no directory %s", device, entriesDir), m.Close())
+		return nil, errors.Join(err, m.Close())
 	}
 	b.mount = m
 	return b, nil
 }
 
+// hasEntries returns an ErrNone if there are no entries of ostree.
+func (b *SystemdBoot) hasEntries() error {
+	entries, err := b.scanEntries()
+	if err == nil && len(entries) == 0 {
+		err = fmt.Errorf("%w: %s has no entries of ostree", ErrNone, b.esp.Path())
+	}
+	return err
+}
+
 // CanCount returns nil if the boot loader on the ESP counts boots: it is systemd-boot, and if this is the ESP of the
 // running system, no other boot loader has started that. Otherwise the error is an ErrCannotCount with the reason.
 func (b *SystemdBoot) CanCount() error {
-	if b.startedBy != "" && !strings.HasPrefix(b.startedBy, "systemd-boot ") {
+	if b.startedBy != "" && !strings.HasPrefix(b.startedBy, sdName) {
 		return fmt.Errorf("%w: this machine is started by %s", ErrCannotCount, b.startedBy)
 	}
 	for _, dir := range []string{"EFI/systemd", "EFI/BOOT"} {
@@ -183,8 +211,11 @@ func (b *SystemdBoot) CanCount() error {
 	return fmt.Errorf("%w: %s has no systemd-boot", ErrCannotCount, b.esp.Path())
 }
 
-// sdMagic begins the section .sdmagic in which systemd-boot's program identifies itself.
-const sdMagic = "#### LoaderInfo: systemd-boot "
+// sdName begins how systemd-boot identifies itself.
+const sdName = "systemd-boot "
+
+// sdMagic begins the section .sdmagic of its program.
+const sdMagic = "#### LoaderInfo: " + sdName
 
 // maxProgram is the size of the largest EFI program that is searched.
 const maxProgram = 8 << 20
@@ -220,18 +251,33 @@ func (b *SystemdBoot) hasSystemdBoot(dir string) (bool, error) {
 	return false, nil
 }
 
-// loaderInfo is the EFI variable in which a boot loader identifies itself.
-const loaderInfo = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+// efiVars is where the variables of the firmware are, by their names and the UUIDs of those who define them.
+const efiVars = "/sys/firmware/efi/efivars"
 
-// readLoaderInfo returns how the boot loader that started the machine identifies itself, such as "systemd-boot 252.39".
-// It returns "" if the boot loader does not, as most do not, or if the variable cannot be read.
-func readLoaderInfo(file string) string {
-	dir, err := atfs.Open(path.Dir(file))
+// Variables in which a boot loader tells of itself (https://systemd.io/BOOT_LOADER_INTERFACE/).
+const (
+	loaderInfo = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"           // such as "systemd-boot 252.39"
+	loaderPart = "LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f" // the partition that it was started from
+)
+
+// startedFrom returns the UUID of the partition from which systemd-boot has started the machine, or "".
+func startedFrom(vars string) string {
+	uuid := strings.ToLower(readVariable(vars, loaderPart))
+	if !strings.HasPrefix(readVariable(vars, loaderInfo), sdName) || !partUUID.MatchString(uuid) {
+		return ""
+	}
+	return uuid
+}
+
+// readVariable returns the text of a variable. It returns "" if the boot loader has set none, as most do not, or if it
+// cannot be read.
+func readVariable(vars, name string) string {
+	dir, err := atfs.Open(vars)
 	if err != nil {
 		return ""
 	}
 	defer dir.Close()
-	data, err := dir.ReadFile(path.Base(file), 1<<10)
+	data, err := dir.ReadFile(name, 1<<10)
 	if err != nil {
 		return ""
 	}
