@@ -67,7 +67,8 @@ const systemctlName = "systemctl"
 // systemctl stands in for systemctl, which ostree calls after it has staged a deployment. No systemd would finalize the
 // deployment at shutdown; tests do that themselves.
 func systemctl(args []string) error {
-	if !slices.Equal(args, []string{"start", "ostree-finalize-staged.service"}) {
+	plain := slices.DeleteFunc(slices.Clone(args), func(a string) bool { return a == "--quiet" }) // since ostree 2026
+	if !slices.Equal(plain, []string{"start", "ostree-finalize-staged.service"}) {
 		return fmt.Errorf("stand-in for systemctl: called with %q", args)
 	}
 	return nil
@@ -149,7 +150,7 @@ func (s *setup) run(r request) *reply {
 // standIns is the directory of a host with the stand-in for systemctl.
 const standIns = "/run/stand-ins"
 
-const searchPath = "/usr/bin:/usr/sbin:" + standIns
+const searchPath = standIns + ":/usr/bin:/usr/sbin" // some releases have a systemctl
 
 // enter sets up the host's root and makes it the root of the process.
 func (s *setup) enter() error {

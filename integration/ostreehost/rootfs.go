@@ -17,8 +17,8 @@ const (
 	Forky    Release = "forky"    // ostree 2026.4 or later, with composefs
 )
 
-// Releases are the releases whose ostree checks all our results. That of [Forky] checks what only composefs changes.
-var Releases = []Release{Bookworm, Trixie}
+// Releases are the releases whose ostree checks all our results.
+var Releases = []Release{Bookworm, Trixie, Forky}
 
 // Rootfs returns the directory with the release's ostree and ostree-boot, and their dependencies. It is made by
 // mmdebstrap unless the cache has it.

@@ -57,7 +57,7 @@ var steps = []step{
 		return err
 	}},
 	{"ostree", false, func(ctx context.Context, log io.Writer) error {
-		for _, r := range append([]ostreehost.Release{ostreehost.Forky}, ostreehost.Releases...) {
+		for _, r := range ostreehost.Releases {
 			if _, err := ostreehost.Rootfs(ctx, log, r); err != nil {
 				return err
 			}

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 )
@@ -138,11 +140,16 @@ func (s *system) testCLI(r ostreehost.Release, config string, readonly bool) {
 	}
 	cli(t, h, 0, "finalize-staged")
 	expect(h, "finalized", "2 default pending; 1 booted")
+	// That of Debian testing gives every deployment a composefs image, which other kernel arguments do not take away.
+	_, err := os.Lstat(filepath.Join(s.root, s.deploymentOf(s.entries()[0]), cfs.Name))
+	if got, want := err == nil, r == ostreehost.Forky; got != want {
+		t.Errorf("the deployment with other kernel arguments has a composefs image: %t, want %t (%v)", got, want, err)
+	}
 	if got := len(statusLines(run(t, h, "ostree", "admin", "status"))); got != 2 {
 		t.Errorf("ostree lists %d deployments, want 2", got)
 	}
 	if readonly {
-		checkMounts(t, h, true) // for all processes but the program itself
+		checkMounts(t, h, true, s.boot != "") // for all processes but the program itself
 	}
 
 	h.Stop()

@@ -25,7 +25,7 @@ func TestOSTree(t *testing.T) {
 			}
 			v1 := s.commitOf("os/v1")
 			h := s.start(r, 0, s.setReadonly(readonly))
-			checkMounts(t, h, readonly)
+			checkMounts(t, h, readonly, false)
 			want := []string{"* debian " + v1 + ".0"}
 			if got := statusLines(run(t, h, "ostree", "admin", "status")); !slices.Equal(got, want) {
 				t.Errorf("status of the booted system: %q, want %q", got, want)
@@ -53,8 +53,8 @@ func TestOSTree(t *testing.T) {
 	})
 }
 
-// checkMounts checks the mounts made by ostree-prepare-root.
-func checkMounts(t *testing.T, h *ostreehost.Host, readonly bool) {
+// checkMounts checks the mounts of a running system, made by ostree-prepare-root and by units.
+func checkMounts(t *testing.T, h *ostreehost.Host, readonly, ownBoot bool) {
 	t.Helper()
 	info, err := os.ReadFile(h.Path("proc/1/mountinfo"))
 	if err != nil {
@@ -73,6 +73,9 @@ func checkMounts(t *testing.T, h *ostreehost.Host, readonly bool) {
 	want := map[string]string{"/": "rw", "/sysroot": "rw", "/usr": "ro", "/boot": "rw"}
 	if readonly {
 		want["/sysroot"], want["/etc"] = "ro", "rw"
+		if h.Release() == ostreehost.Forky && !ownBoot {
+			want["/boot"] = "ro" // a bind mount of that in /sysroot
+		}
 	}
 	for at, mode := range want {
 		if options[at] != mode {

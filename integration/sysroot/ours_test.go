@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
@@ -15,7 +17,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// open opens the sysroot with our package: as the running system's through the host's /run and /boot, if a system was
+// open opens the sysroot with our package: as the running system's through the host's /run and a /boot, if a system was
 // started.
 func (s *system) open() (_ *sysroot.Sysroot, err error) {
 	dir, err := atfs.Open(s.root)
@@ -29,13 +31,30 @@ func (s *system) open() (_ *sysroot.Sysroot, err error) {
 			return nil, err
 		}
 		defer opts.Run.Close()
-		if opts.Boot, err = atfs.Open(s.booted.Path("boot")); err != nil {
+		if opts.Boot, err = atfs.Open(s.writableBoot()); err != nil {
 			return nil, err
 		}
 		defer opts.Boot.Close()
 		opts.Root = s.booted.Root()
 	}
 	return sysroot.Open(dir, opts)
+}
+
+// writableBoot returns another mount of /boot, as the program makes of that of the running system, which may be read-only.
+func (s *system) writableBoot() string {
+	s.t.Helper()
+	if s.bootMount == "" {
+		s.bootMount = s.t.TempDir()
+		if err := unix.Mount(s.bootDir(), s.bootMount, "", unix.MS_BIND, ""); err != nil {
+			s.t.Fatalf("mount /boot: %v", err)
+		}
+		s.t.Cleanup(func() {
+			if err := unix.Unmount(s.bootMount, unix.MNT_DETACH); err != nil {
+				s.t.Errorf("unmount /boot: %v", err)
+			}
+		})
+	}
+	return s.bootMount
 }
 
 // locked calls f with the sysroot opened and locked.

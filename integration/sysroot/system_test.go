@@ -40,6 +40,8 @@ type system struct {
 	boot string // a separate /boot; "": that of the sysroot
 	host *ostreehost.Host
 
+	bootMount string // see writableBoot
+
 	booted *ostreehost.Host // started from the sysroot; nil: none
 
 	env []string // more variables of commands in the running system
@@ -239,7 +241,7 @@ func (s *system) check(t *testing.T, reference *system, hosts ...*ostreehost.Hos
 		}
 		readonly := i%2 == 1
 		h := s.start(s.host.Release(), i, s.setReadonly(readonly))
-		checkMounts(t, h, readonly)
+		checkMounts(t, h, readonly, s.boot != "")
 		d := s.deploymentOf(e)
 		want, got := stat(t, filepath.Join(s.root, d)), stat(t, h.Root())
 		if want.Dev != got.Dev || want.Ino != got.Ino {
