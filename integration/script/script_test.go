@@ -31,11 +31,12 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"remount": remountMain})
 }
 
-// remountMain is the program of a script's "remount DIR FILE": it makes DIR writable for itself, and FILE.
+// remountMain is the program of a script's "remount DIR... FILE": it makes each DIR writable for itself, and FILE.
 func remountMain() {
-	err := mounts.EnsureWritable(os.Args[1])
+	last := len(os.Args) - 1
+	err := mounts.EnsureWritable(os.Args[1:last]...)
 	if err == nil {
-		err = os.WriteFile(os.Args[2], nil, 0o600)
+		err = os.WriteFile(os.Args[last], nil, 0o600)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -65,10 +65,11 @@ func mountedReadOnly(name string) (bool, uintptr, error) {
 // mountFlags are the flags that a remount clears unless it repeats them. statfs(2) uses the same values.
 const mountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME
 
-// mountWritable makes a mount writable: the mount alone if that suffices, else its file system too.
+// mountWritable makes a mount writable: the mount alone if that suffices, else its file system too. It does nothing if
+// the place is a link to one that became writable before.
 func mountWritable(name string) error {
-	_, flags, err := mountedReadOnly(name)
-	if err != nil {
+	readOnly, flags, err := mountedReadOnly(name)
+	if err != nil || !readOnly {
 		return err
 	}
 	keep := flags & mountFlags
