@@ -52,7 +52,7 @@ func (o *PruneOptions) frees(st *unix.Stat_t) int64 {
 // PrunePlan is the list of objects that a prune will remove.
 type PrunePlan struct {
 	repo    *Repo
-	refs    map[string]Checksum
+	refs    map[string]Checksum   // what they reach is not in garbage
 	commits map[Checksum]struct{} // at planning time, reachable or not
 	fresh   map[Checksum]struct{} // commits added since
 	dirs    [256]dirStamp         // of the directories of objects, as last read
@@ -105,6 +105,9 @@ func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 		if attempt == attempts || !errors.Is(err, ErrNotExist) {
 			return nil, err
 		}
+	}
+	if m.partial {
+		p.refs = nil // a pull can complete what they reach without moving them
 	}
 	var err error
 	for i := range p.dirs {
@@ -486,6 +489,7 @@ type marker struct {
 	repo      *Repo
 	seen      map[Checksum]typeSet
 	noHistory bool // leave parents of commits alone
+	partial   bool // it met a partial commit
 }
 
 type typeSet uint16
@@ -577,6 +581,7 @@ func (m *marker) commits(ctx context.Context, sum Checksum) error {
 		if err != nil {
 			return err
 		}
+		m.partial = m.partial || partial
 		m.mark(TypeDirMeta, &c.Meta)
 		if err := m.tree(ctx, c.Tree, partial); err != nil {
 			return fmt.Errorf("commit %s: %w", sum, err)

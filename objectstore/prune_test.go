@@ -106,6 +106,33 @@ func TestCommitAfterPlan(t *testing.T) {
 	}
 }
 
+// TestPartialCompleted has a commit with a ref that lacks a directory. After the plan a pull completes it, with a file that
+// was garbage until then; no ref moves. The file must stay.
+func TestPartialCompleted(t *testing.T) {
+	repo := objecttest.NewRepo(t)
+	sum := objecttest.Commit(t, repo, "partial", oneFile("wanted"))
+	c, err := repo.Commit(sum)
+	testenv.Must(t, err)
+	path := repo.Dir().Path()
+	mark := filepath.Join(path, "state", sum.String()+".commitpartial")
+	testenv.Must(t, os.MkdirAll(filepath.Dir(mark), 0o755))
+	testenv.Must(t, os.WriteFile(mark, nil, 0o644))
+	tree := filepath.Join(path, "objects", c.Tree.String()[:2], c.Tree.String()[2:]+".dirtree")
+	data, err := os.ReadFile(tree)
+	testenv.Must(t, err)
+	testenv.Must(t, os.Remove(tree))
+	p := plan(t, repo)
+	if n := p.Stats().Objects; n != 1 {
+		t.Fatalf("%d objects are planned, want the file", n)
+	}
+	txn := begin(t, repo)
+	_, err = txn.StoreMetadata(objectstore.TypeDirTree, data)
+	testenv.Must(t, errors.Join(err, os.Remove(mark), txn.Commit(t.Context(), objectstore.CommitOptions{})))
+	if got := execute(t, p).Objects; got != 0 {
+		t.Errorf("%d objects of a complete commit were removed", got)
+	}
+}
+
 // TestHistoryAfterPlan pulls older history after the plan, as ostree pull does: no ref changes, and still it is
 // reached.
 func TestHistoryAfterPlan(t *testing.T) {
