@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -53,7 +55,7 @@ func (o *PruneOptions) frees(st *unix.Stat_t) int64 {
 type PrunePlan struct {
 	repo    *Repo
 	refs    map[string]Checksum   // what they reach is not in garbage
-	commits map[Checksum]struct{} // at planning time, reachable or not
+	commits map[Checksum]struct{} // at planning time, reachable or not, except those that an execution has dealt with
 	fresh   map[Checksum]struct{} // commits added since
 	dirs    [256]dirStamp         // of the directories of objects, as last read
 	garbage []garbage
@@ -182,66 +184,178 @@ func (p *PrunePlan) ExecuteLocked(ctx context.Context, lock *Lock) (PruneStats, 
 }
 
 func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
-	var stats PruneStats
-	refs, err := p.repo.allRefs()
-	if err != nil {
-		return stats, err
+	e := p.begin()
+	_, err := e.step(ctx, math.MaxInt)
+	return e.end(err)
+}
+
+// Steps divide the execution of a plan.
+type Steps struct {
+	// Objects is the number of objects that a step removes at most, under the lock.
+	Objects int
+	// Between is called between two steps, without the lock, with the time for which the first one held it. An error
+	// ends the execution.
+	Between func(ctx context.Context, held time.Duration) error
+}
+
+// ExecuteInSteps is Execute for a background task: between two steps it releases the lock, so that others get it, and
+// each step looks again at what refs reach by then.
+func (p *PrunePlan) ExecuteInSteps(ctx context.Context, steps Steps) (PruneStats, error) {
+	if err := p.Refresh(ctx); err != nil {
+		return PruneStats{}, err
 	}
-	changed := make(map[string]Checksum)
-	for name, sum := range refs {
-		if old, ok := p.refs[name]; !ok || old != sum {
-			changed[name] = sum
+	e := p.begin()
+	for {
+		done, held, err := e.stepLocked(ctx, steps.Objects)
+		if err == nil && !done {
+			err = steps.Between(ctx, held)
 		}
-	}
-	m := p.marker()
-	if err := m.refs(ctx, changed); err != nil {
-		return stats, err
-	}
-	if err := p.addFresh(ctx, m, refs); err != nil {
-		return stats, err
-	}
-	var errs []error
-	failures := 0
-	for _, g := range p.garbage {
-		if ctx.Err() != nil {
-			return stats, errors.Join(append(errs, context.Cause(ctx))...)
-		}
-		if !m.isGarbage(g.typ, g.sum) {
-			continue
-		}
-		removed, err := p.repo.removeObject(g.typ, g.sum)
-		if removed {
-			stats.Objects++
-			stats.Bytes += g.bytes
-		}
-		if err == nil {
-			continue
-		}
-		if !removed {
-			stats.Failed++
-		}
-		if failures++; failures <= maxPruneErrors {
-			errs = append(errs, err)
-		}
-		if g.typ == TypeCommit && !removed {
-			// The commit stays, so it keeps all it reaches.
-			if err := m.commits(ctx, g.sum); err != nil {
-				return stats, errors.Join(append(errs, err)...)
+		if err != nil || done {
+			stats, err := e.end(err)
+			if err != nil {
+				err = fmt.Errorf("prune: %w", err)
 			}
+			return stats, err
 		}
 	}
-	if more := failures - len(errs); more > 0 {
-		errs = append(errs, fmt.Errorf("%d more objects have errors", more))
+}
+
+// An execution removes what a plan lists, in steps under the exclusive lock. Between them anything may happen to the
+// repository.
+type execution struct {
+	p       *PrunePlan
+	garbage []garbage           // still to be removed
+	refs    map[string]Checksum // as of the last step
+	marker  *marker             // of refs that are not the plan's, and of kept; nil before the first step
+	kept    []Checksum          // commits that could not be removed
+
+	stats    PruneStats
+	errs     []error // the first ones
+	failures int
+}
+
+func (p *PrunePlan) begin() *execution { return &execution{p: p, garbage: p.garbage} }
+
+// end returns the result of an execution. stop is the error that ended it, nil after the last step.
+func (e *execution) end(stop error) (PruneStats, error) {
+	if more := e.failures - len(e.errs); more > 0 {
+		e.errs = append(e.errs, fmt.Errorf("%d more objects have errors", more))
 	}
-	err = p.repo.eachLeftover(time.Now(), func(name string, bytes int64) error {
-		if err := p.repo.tmp.RemoveAll(name); err != nil {
+	if stop != nil {
+		return e.stats, errors.Join(append(e.errs, stop)...)
+	}
+	return e.stats, NotRemoved(e.errs...)
+}
+
+// stepLocked is step under a lock of its own. It returns how long it held the lock.
+func (e *execution) stepLocked(ctx context.Context, limit int) (done bool, held time.Duration, err error) {
+	lock, err := e.p.repo.Lock(ctx, LockExclusive)
+	if err != nil {
+		return false, 0, err
+	}
+	start := time.Now()
+	done, err = e.step(ctx, limit)
+	err = errors.Join(err, lock.Unlock())
+	return done, time.Since(start), err
+}
+
+// step removes up to limit objects. It is done once it has removed the last one, and the leftovers in tmp/.
+func (e *execution) step(ctx context.Context, limit int) (done bool, err error) {
+	if err := e.look(ctx); err != nil {
+		return false, err
+	}
+	for n := 0; len(e.garbage) > 0; e.garbage = e.garbage[1:] {
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		g := e.garbage[0]
+		if g.typ == TypeCommit {
+			// Whatever becomes of it here, it may be there, and needed or not, in another step.
+			delete(e.p.commits, g.sum)
+			e.p.fresh[g.sum] = struct{}{}
+		}
+		if !e.marker.isGarbage(g.typ, g.sum) {
+			continue
+		}
+		if n == limit {
+			return false, nil
+		}
+		n++
+		if err := e.remove(ctx, g); err != nil {
+			return false, err
+		}
+	}
+	err = e.p.repo.eachLeftover(time.Now(), func(name string, bytes int64) error {
+		if err := e.p.repo.tmp.RemoveAll(name); err != nil {
 			return err
 		}
-		stats.Leftovers++
-		stats.Bytes += bytes
+		e.stats.Leftovers++
+		e.stats.Bytes += bytes
 		return nil
 	})
-	return stats, NotRemoved(append(errs, err)...)
+	if err != nil {
+		e.errs = append(e.errs, err)
+		e.failures++
+	}
+	return true, nil
+}
+
+// look finds out what has come to be needed since the plan, and which commits of it are garbage themselves.
+func (e *execution) look(ctx context.Context) error {
+	refs, err := e.p.repo.allRefs()
+	if err != nil {
+		return err
+	}
+	if e.marker == nil || e.marker.partial || !maps.Equal(refs, e.refs) {
+		changed := make(map[string]Checksum)
+		for name, sum := range refs {
+			if old, ok := e.p.refs[name]; !ok || old != sum {
+				changed[name] = sum
+			}
+		}
+		m := e.p.marker()
+		if err := m.refs(ctx, changed); err != nil {
+			return err
+		}
+		for _, sum := range e.kept {
+			if ok, err := e.p.repo.Has(TypeCommit, sum); err != nil {
+				return err
+			} else if !ok {
+				continue // somebody else could remove it
+			}
+			if err := m.commits(ctx, sum); err != nil {
+				return err
+			}
+		}
+		e.marker, e.refs = m, refs
+	}
+	commits, err := e.p.freshGarbage(ctx, e.marker, refs)
+	e.garbage = append(commits, e.garbage...)
+	return err
+}
+
+// remove removes an object. It returns an error only if the execution cannot go on.
+func (e *execution) remove(ctx context.Context, g garbage) error {
+	removed, err := e.p.repo.removeObject(g.typ, g.sum)
+	if removed {
+		e.stats.Objects++
+		e.stats.Bytes += g.bytes
+	}
+	if err == nil {
+		return nil
+	}
+	if !removed {
+		e.stats.Failed++
+	}
+	if e.failures++; e.failures <= maxPruneErrors {
+		e.errs = append(e.errs, err)
+	}
+	if g.typ != TypeCommit || removed {
+		return nil
+	}
+	// The commit stays, so it keeps all it reaches.
+	e.kept = append(e.kept, g.sum)
+	return e.marker.commits(ctx, g.sum)
 }
 
 // maxPruneErrors bounds the errors of one prune: on a broken disk each object would have its own.
@@ -288,12 +402,12 @@ func (p *PrunePlan) findFresh(ctx context.Context) error {
 	return nil
 }
 
-// addFresh adds the commits made since the plan that no ref reaches, because the ref was deleted again or the
+// freshGarbage returns the commits made since the plan that no ref reaches, because the ref was deleted again or the
 // transaction was killed. The plan may contain the files of such a commit: when it was made, a transaction was storing
 // or reusing them but had not stored the commit. A commit must not stay without its files.
-func (p *PrunePlan) addFresh(ctx context.Context, m *marker, refs map[string]Checksum) error {
+func (p *PrunePlan) freshGarbage(ctx context.Context, m *marker, refs map[string]Checksum) ([]garbage, error) {
 	if err := p.findFresh(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	unreached := make(map[Checksum]struct{})
 	for sum := range p.fresh {
@@ -302,11 +416,11 @@ func (p *PrunePlan) addFresh(ctx context.Context, m *marker, refs map[string]Che
 		}
 	}
 	if len(unreached) == 0 {
-		return nil
+		return nil, nil
 	}
 	if !p.noHistory {
 		if err := m.parents(ctx, refs, unreached); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	var commits []garbage
@@ -316,12 +430,11 @@ func (p *PrunePlan) addFresh(ctx context.Context, m *marker, refs map[string]Che
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		commits = append(commits, garbage{TypeCommit, sum, atfs.Allocated(&st)})
 	}
-	p.garbage = append(commits, p.garbage...)
-	return nil
+	return commits, nil
 }
 
 // A dirStamp tells whether names may have been added to a directory.

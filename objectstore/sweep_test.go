@@ -1,6 +1,7 @@
 package objectstore_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"slices"
@@ -17,7 +18,9 @@ import (
 
 type sweepCase = faulttest.Case[*objectstore.Repo]
 
-var sweepCases = map[string]func(*testing.T) sweepCase{"commit": committing, "prune": pruning, "import": linking, "import content": relabelling}
+var sweepCases = map[string]func(*testing.T) sweepCase{
+	"commit": committing, "prune": pruning, "prune in steps": pruningInSteps, "import": linking, "import content": relabelling,
+}
 
 // Whichever disk operation fails: the error names it, the repository is whole, and a retry works.
 func TestFaults(t *testing.T) {
@@ -49,6 +52,7 @@ func TestOrder(t *testing.T) {
 		}
 	})
 	t.Run("prune", func(t *testing.T) { faulttest.Order(t, "prune", pruning(t)) })
+	t.Run("prune-steps", func(t *testing.T) { faulttest.Order(t, "prune-steps", pruningInSteps(t)) })
 }
 
 // openSwept opens the repository in path, and makes it if needed.
@@ -119,8 +123,22 @@ func committing(t *testing.T) sweepCase {
 	}
 }
 
-// A pruning case has a commit that is kept, and two that are removed.
 func pruning(t *testing.T) sweepCase {
+	t.Helper()
+	return pruningWith(t, (*objectstore.PrunePlan).Execute)
+}
+
+func pruningInSteps(t *testing.T) sweepCase {
+	t.Helper()
+	return pruningWith(t, func(p *objectstore.PrunePlan, ctx context.Context) (objectstore.PruneStats, error) {
+		return p.ExecuteInSteps(ctx, objectstore.Steps{
+			Objects: 2, Between: func(context.Context, time.Duration) error { return nil },
+		})
+	})
+}
+
+// A pruning case has a commit that is kept, and two that are removed.
+func pruningWith(t *testing.T, execute func(*objectstore.PrunePlan, context.Context) (objectstore.PruneStats, error)) sweepCase {
 	t.Helper()
 	objects := func(t *testing.T, repo *objectstore.Repo) int {
 		t.Helper()
@@ -148,7 +166,7 @@ func pruning(t *testing.T) sweepCase {
 				return err
 			}
 			before := objects(t, repo)
-			stats, err := p.Execute(t.Context())
+			stats, err := execute(p, t.Context())
 			// It reports the removed objects even if it could not remove everything.
 			if after := objects(t, repo); before-after != stats.Objects {
 				t.Errorf("%d objects are gone, got %d", before-after, stats.Objects)

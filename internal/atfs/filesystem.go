@@ -63,6 +63,14 @@ func (d *Dir) Space() (s Space, known bool, err error) {
 	return Space{Free: st.Bfree * bsize, BlockSize: bsize}, st.Blocks > 0, nil
 }
 
+// Fuller reports whether users of the file system have used more than a percentage of its blocks or of its inodes. What a
+// file system does not report is not used.
+func (d *Dir) Fuller(percent int) (bool, error) {
+	st, err := d.statfs()
+	over := func(all, free uint64) bool { return all > 0 && (all-min(free, all))*100 > all*uint64(percent) }
+	return over(st.Blocks, st.Bavail) || over(st.Files, st.Ffree), err
+}
+
 // ReadOnly reports whether the directory is on a read-only mount or file system.
 func (d *Dir) ReadOnly() (bool, error) {
 	st, err := d.statfs()

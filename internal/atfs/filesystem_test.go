@@ -2,7 +2,10 @@ package atfs_test
 
 import (
 	"errors"
+	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -62,5 +65,40 @@ func TestRoom(t *testing.T) {
 	}
 	if err := d.Room(1); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFuller fills a file system by blocks, and one by inodes.
+func TestFuller(t *testing.T) {
+	testenv.NeedsRoot(t)
+	for name, fill := range map[string]func(t *testing.T, dir string){
+		"blocks": func(t *testing.T, dir string) {
+			t.Helper()
+			testenv.Must(t, os.WriteFile(filepath.Join(dir, "file"), make([]byte, 600<<10), 0o600))
+		},
+		"inodes": func(t *testing.T, dir string) {
+			t.Helper()
+			for i := range 60 {
+				testenv.Must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o600))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			testenv.Must(t, unix.Mount("test", dir, "tmpfs", 0, "size=1m,nr_inodes=100"))
+			t.Cleanup(func() { testenv.Must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+			d := openDir(t, dir)
+			want := func(percent int, full bool) {
+				t.Helper()
+				if got, err := d.Fuller(percent); err != nil || got != full {
+					t.Errorf("fuller than %d %%: got %v, %v, want %v", percent, got, err, full)
+				}
+			}
+			want(50, false)
+			fill(t, dir)
+			want(50, true)
+			want(70, false)
+			want(100, false)
+		})
 	}
 }

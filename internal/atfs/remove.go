@@ -16,8 +16,12 @@ import (
 // Files and directories that it removes lose their immutable and append-only flags if these are in the way: a container
 // can set them on its own files. A file that still cannot be removed, such as a mount point, does not stop the rest:
 // the error names each such file, up to maxRemoveErrors.
-func (d *Dir) RemoveAll(name string) error {
-	var r remover
+func (d *Dir) RemoveAll(name string) error { return d.RemoveAllWith(name, nil) }
+
+// RemoveAllWith is RemoveAll with a function that is called before each file is removed, to wait or to stop: after an
+// error of it nothing more is removed.
+func (d *Dir) RemoveAllWith(name string, before func() error) error {
+	r := remover{before: before}
 	r.remove(d, name, false)
 	if r.more > 0 {
 		r.errs = append(r.errs, fmt.Errorf("%d more files could not be removed", r.more))
@@ -28,10 +32,25 @@ func (d *Dir) RemoveAll(name string) error {
 // maxRemoveErrors bounds the errors of one RemoveAll: on a broken disk each file would have its own.
 const maxRemoveErrors = 10
 
-// A remover is one call of RemoveAll.
+// A remover is one call of RemoveAllWith.
 type remover struct {
+	before  func() error // nil does nothing
+	stopped bool         // by before
+
 	errs []error
 	more int // errors beyond maxRemoveErrors
+}
+
+// stop asks before whether to stop.
+func (r *remover) stop() bool {
+	if r.before == nil || r.stopped {
+		return r.stopped
+	}
+	if err := r.before(); err != nil {
+		r.stopped = true
+		r.failed(err)
+	}
+	return r.stopped
 }
 
 // failed records an error. It returns the result of remove.
@@ -47,6 +66,9 @@ func (r *remover) failed(err error) (gone bool) {
 // remove removes name in d, and reports whether it is gone. below is set if d is being removed too, so that its flags
 // may be cleared.
 func (r *remover) remove(d *Dir, name string, below bool) (gone bool) {
+	if r.stop() {
+		return false
+	}
 	err := d.Unlink(name)
 	if errors.Is(err, unix.EPERM) {
 		// Immutable or append-only, or in such a directory. A directory returns this error rather than EISDIR.

@@ -169,3 +169,32 @@ func TestRemoveAllGoesOn(t *testing.T) {
 		}
 	}
 }
+
+// TestRemoveAllWith stops in the middle of a tree: what was reached before is gone, and the rest is there.
+func TestRemoveAllWith(t *testing.T) {
+	d := openDir(t, t.TempDir())
+	testenv.Must(t, d.MkdirAll("tree/dir", 0o755))
+	for _, name := range []string{"tree/a", "tree/b", "tree/dir/c"} {
+		testenv.Must(t, os.WriteFile(filepath.Join(d.Path(), name), nil, 0o600))
+	}
+	enough := errors.New("enough")
+	calls := 0
+	err := d.RemoveAllWith("tree", func() error {
+		if calls++; calls == 3 { // the tree itself, one of its entries
+			return enough
+		}
+		return nil
+	})
+	if !errors.Is(err, enough) || calls != 3 {
+		t.Errorf("got %v after %d calls", err, calls)
+	}
+	left, err := os.ReadDir(filepath.Join(d.Path(), "tree"))
+	testenv.Must(t, err)
+	if len(left) != 2 && len(left) != 3 { // a directory is not gone before its entries
+		t.Errorf("left: %v, want all but one at most", left)
+	}
+	testenv.Must(t, d.RemoveAllWith("tree", func() error { return nil }))
+	if ok, err := d.Exists("tree"); err != nil || ok {
+		t.Errorf("the tree is there: %v", err)
+	}
+}

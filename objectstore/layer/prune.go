@@ -44,7 +44,6 @@ type PrunePlan struct {
 // leaves refs of other packages, and everything they reach, alone. First it restores lost refs of live layers, so that
 // neither this prune nor another program's takes the layers for garbage.
 func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
-	p := &PrunePlan{s: s, live: live}
 	ids, err := live(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan prune: list live layers: %w", err)
@@ -56,6 +55,20 @@ func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 	if _, err := s.RestoreRefs(ctx, layers); err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
 	}
+	return s.planPrune(ctx, live)
+}
+
+// Garbage returns what a prune would remove. It changes nothing, and takes refs that live layers have lost for lost.
+func (s *Store) Garbage(ctx context.Context, live Live) (PruneStats, error) {
+	p, err := s.planPrune(ctx, live)
+	if err != nil {
+		return PruneStats{}, err
+	}
+	return p.stats, nil
+}
+
+func (s *Store) planPrune(ctx context.Context, live Live) (*PrunePlan, error) {
+	p := &PrunePlan{s: s, live: live}
 	dead, err := p.dead(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
@@ -205,75 +218,160 @@ func (p *PrunePlan) Execute(ctx context.Context) (PruneStats, error) {
 	if err != nil {
 		return PruneStats{}, fmt.Errorf("prune: %w", err)
 	}
-	stats, trash, left, err := p.unlink(ctx, lock)
+	r := removal{p: p}
+	err = r.unlink(ctx, lock)
 	group := panics.NewGroup()
 	group.SetLimit(p.s.opts.Workers)
-	var mu sync.Mutex // of left
-	keep := func(err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		left = append(left, err)
-	}
 	group.Go(func() (gerr error) {
 		defer func() { gerr = errors.Join(gerr, lock.Unlock()) }()
-		var objects objectstore.PruneStats
-		if err == nil {
-			objects, err = p.objects.ExecuteLocked(ctx, lock)
+		if err != nil {
+			return err
 		}
-		stats.Objects, stats.Leftovers = objects.Objects, objects.Leftovers
-		stats.Bytes += objects.Bytes
+		objects, err := p.objects.ExecuteLocked(ctx, lock)
+		r.count(objects)
 		return err
 	})
 	// The links of a checkout keep its objects' bytes allocated, but nothing waits for them, so this needs no lock. It
 	// takes as long as removing the objects, so it runs in parallel: whoever removes an image waits for both.
-	for _, name := range trash {
-		group.Go(func() error { keep(p.s.tmp.RemoveAll(name)); return nil })
+	for _, name := range r.trash {
+		group.Go(func() error { r.keep(p.s.tmp.RemoveAll(name)); return nil })
 	}
 	err = group.Wait()
-	leftovers, terr := p.s.leftovers(time.Now())
-	keep(terr)
+	r.sweep(p.s.tmp.RemoveAll)
+	return r.end(err)
+}
+
+// ExecuteInSteps is Execute for a background task. It works in small steps, one after the other, and holds the lock only
+// during one that removes names of layers or objects: see [objectstore.PrunePlan.ExecuteInSteps].
+func (p *PrunePlan) ExecuteInSteps(ctx context.Context, steps objectstore.Steps) (PruneStats, error) {
+	r := removal{p: p}
+	err := p.s.locked(ctx, func(lock *objectstore.Lock) error { return r.unlink(ctx, lock) })
+	if err != nil {
+		return r.end(err)
+	}
+	objects, err := p.objects.ExecuteInSteps(ctx, steps)
+	r.count(objects)
+	if err != nil && !errors.Is(err, objectstore.ErrNotRemoved) {
+		return r.end(err)
+	}
+	files, start := 0, time.Now()
+	removeAll := func(name string) error {
+		return p.s.tmp.RemoveAllWith(name, func() error {
+			if files++; files <= steps.Objects {
+				return nil
+			}
+			err := steps.Between(ctx, time.Since(start))
+			files, start = 1, time.Now()
+			return err
+		})
+	}
+	for _, name := range r.trash {
+		r.keep(removeAll(name))
+	}
+	if ctx.Err() == nil {
+		r.sweep(removeAll)
+	}
+	return r.end(err)
+}
+
+// Forget removes what finds the layers that live does not name: refs, entries of the journal, names of checkouts. The
+// next prune removes the rest. It waits for the lock as [PrunePlan.Execute] does.
+func (s *Store) Forget(ctx context.Context, live Live) (PruneStats, error) {
+	r := removal{p: &PrunePlan{s: s, live: live}}
+	err := s.locked(ctx, func(lock *objectstore.Lock) error { return r.unlink(ctx, lock) })
+	if err == nil {
+		err = objectstore.NotRemoved(r.left...)
+	}
+	if err != nil {
+		err = fmt.Errorf("forget layers: %w", err)
+	}
+	return r.stats, err
+}
+
+// locked calls f with the repository's exclusive lock.
+func (s *Store) locked(ctx context.Context, f func(*objectstore.Lock) error) error {
+	lock, err := s.repo.Lock(ctx, objectstore.LockExclusive)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(lock), lock.Unlock())
+}
+
+// A removal is an execution of a plan.
+type removal struct {
+	p     *PrunePlan
+	trash []string // names in tmp/ of discarded checkouts
+
+	mu    sync.Mutex
+	stats PruneStats
+	left  []error // of files that could not be removed
+}
+
+func (r *removal) keep(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.left = append(r.left, err)
+}
+
+// count adds the objects that were removed.
+func (r *removal) count(objects objectstore.PruneStats) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stats.Objects += objects.Objects
+	r.stats.Leftovers += objects.Leftovers
+	r.stats.Bytes += objects.Bytes
+}
+
+// sweep removes leftovers in tmp/.
+func (r *removal) sweep(removeAll func(name string) error) {
+	leftovers, err := r.p.s.leftovers(time.Now())
+	r.keep(err)
 	for _, name := range leftovers {
-		if rerr := p.s.tmp.RemoveAll(name); rerr != nil {
-			keep(rerr)
+		if err := removeAll(name); err != nil {
+			r.keep(err)
 			continue
 		}
-		stats.Leftovers++
-		stats.Bytes += p.bytes[name]
+		r.stats.Leftovers++
+		r.stats.Bytes += r.p.bytes[name]
 	}
+}
+
+// end returns the result. err is the error that ended the removal, or that of the objects.
+func (r *removal) end(err error) (PruneStats, error) {
 	if err == nil {
-		err = objectstore.NotRemoved(left...)
+		err = objectstore.NotRemoved(r.left...)
 	} else {
-		err = errors.Join(append(left, err)...)
+		err = errors.Join(append(r.left, err)...)
 	}
 	if err != nil {
 		err = fmt.Errorf("prune: %w", err)
 	}
-	return stats, err
+	return r.stats, err
 }
 
-// unlink removes the names of dead layers, under the lock, and returns the names in tmp/ to which it moved their
-// checkouts. Left are the errors of checkouts that it could not move.
-func (p *PrunePlan) unlink(ctx context.Context, lock *objectstore.Lock) (stats PruneStats, trash []string, left []error, err error) {
-	dead, err := p.dead(ctx)
+// unlink removes the names of dead layers, under the lock, and moves their checkouts to tmp/.
+func (r *removal) unlink(ctx context.Context, lock *objectstore.Lock) error {
+	s := r.p.s
+	dead, err := r.p.dead(ctx)
 	if err != nil {
-		return stats, nil, nil, err
+		return err
 	}
-	stats.Layers = len(dead.layers)
+	r.stats.Layers = len(dead.layers)
 	if err := lock.DeleteRefs(dead.refs...); err != nil {
-		return stats, nil, nil, err
+		return err
 	}
-	if err := p.s.journal.forget(dead.layers); err != nil {
-		return stats, nil, nil, err
+	if err := s.journal.forget(dead.layers); err != nil {
+		return err
 	}
 	for _, name := range dead.checkouts {
-		tmp, err := p.s.discard(p.s.layers, name)
+		tmp, err := s.discard(s.layers, name)
 		if err != nil {
-			left = append(left, err)
+			r.left = append(r.left, err)
 			continue
 		}
-		trash = append(trash, tmp)
-		stats.Checkouts++
-		stats.Bytes += p.bytes[name]
+		r.trash = append(r.trash, tmp)
+		r.stats.Checkouts++
+		r.stats.Bytes += r.p.bytes[name]
 	}
-	return stats, trash, left, nil
+	return nil
 }

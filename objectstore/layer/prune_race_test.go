@@ -161,6 +161,35 @@ func (b *bed) pruner(t *testing.T, needed *liveSet, removed *atomic.Int64) func(
 	}
 }
 
+// slowPruner is pruner for prunes in steps.
+func (b *bed) slowPruner(t *testing.T, needed *liveSet, removed *atomic.Int64) func(r *rand.Rand) error {
+	t.Helper()
+	return func(r *rand.Rand) error {
+		plan, err := b.PlanPrune(t.Context(), needed.live)
+		if err != nil {
+			return err
+		}
+		stats, err := plan.ExecuteInSteps(t.Context(), objectstore.Steps{
+			Objects: 1 + r.IntN(5),
+			Between: func(context.Context, time.Duration) error {
+				time.Sleep(time.Duration(r.IntN(5)) * time.Millisecond) // let it become outdated
+				return nil
+			},
+		})
+		removed.Add(int64(stats.Objects))
+		return err
+	}
+}
+
+// forgetter returns a function for race that forgets layers.
+func (b *bed) forgetter(t *testing.T, needed *liveSet) func(r *rand.Rand) error {
+	t.Helper()
+	return func(*rand.Rand) error {
+		_, err := b.Forget(t.Context(), needed.live)
+		return err
+	}
+}
+
 // checker returns a function for race that checks the repository: concurrent changes are no problem.
 func (b *bed) checker(t *testing.T) func(r *rand.Rand) error {
 	t.Helper()
@@ -181,6 +210,19 @@ func TestPruneBesideImports(t *testing.T) {
 	var removed atomic.Int64
 	imp, prune := b.importer(t, needed), b.pruner(t, needed, &removed)
 	race(t, imp, imp, imp, prune, prune, b.checker(t))
+	if removed.Load() == 0 {
+		t.Error("no prune removed anything")
+	}
+	b.endRace(t)
+}
+
+// The same with prunes in steps, which imports come between, after layers were forgotten.
+func TestSlowPruneBesideImports(t *testing.T) {
+	b := newBed(t, Options{Journal: true})
+	needed := &liveSet{ids: make(map[objectstore.Checksum]int)}
+	var removed atomic.Int64
+	imp, prune := b.importer(t, needed), b.slowPruner(t, needed, &removed)
+	race(t, imp, imp, imp, prune, prune, b.forgetter(t, needed), b.checker(t))
 	if removed.Load() == 0 {
 		t.Error("no prune removed anything")
 	}
@@ -240,7 +282,7 @@ func TestPruneBesideOstree(t *testing.T) {
 	needed := &liveSet{ids: make(map[objectstore.Checksum]int)}
 	var removed atomic.Int64
 	imp := b.importer(t, needed)
-	race(t, imp, imp, b.pruner(t, needed, &removed),
+	race(t, imp, imp, b.pruner(t, needed, &removed), b.slowPruner(t, needed, &removed),
 		func(r *rand.Rand) error { return commit("theirs/a", r) },
 		func(*rand.Rand) error { return run("refs", repo, "--delete", "theirs/a") },
 		func(*rand.Rand) error { return run("prune", repo, "--refs-only") },

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -36,6 +37,7 @@ var sweepCases = map[string]func(tar func(testing.TB) []byte) sweepCase{
 	"refresh":          refreshing,
 	"repair":           repairing,
 	"prune":            func(func(testing.TB) []byte) sweepCase { return pruning() },
+	"prune-slowly":     func(func(testing.TB) []byte) sweepCase { return slowlyPruning() },
 	"recover":          func(func(testing.TB) []byte) sweepCase { return recovering() },
 	"restore-refs":     func(func(testing.TB) []byte) sweepCase { return restoringRefs() },
 }
@@ -533,8 +535,34 @@ func repairing(tar func(testing.TB) []byte) sweepCase {
 	}
 }
 
-// A pruning case has a dead layer, a live one that shares a file with it, and one that lost its ref.
+// A slowlyPruning case is a pruning case of the background: the layer is forgotten first, and its files removed in steps.
+func slowlyPruning() sweepCase {
+	return pruningWith(func(ctx context.Context, b *bed, live Live) error {
+		if _, err := b.Forget(ctx, live); err != nil {
+			return err
+		}
+		plan, err := b.PlanPrune(ctx, live)
+		if err == nil {
+			_, err = plan.ExecuteInSteps(ctx, objectstore.Steps{
+				Objects: 2, Between: func(context.Context, time.Duration) error { return nil },
+			})
+		}
+		return err
+	})
+}
+
 func pruning() sweepCase {
+	return pruningWith(func(ctx context.Context, b *bed, live Live) error {
+		plan, err := b.PlanPrune(ctx, live)
+		if err == nil {
+			_, err = plan.Execute(ctx)
+		}
+		return err
+	})
+}
+
+// A pruning case has a dead layer, a live one that shares a file with it, and one that lost its ref.
+func pruningWith(prune func(ctx context.Context, b *bed, live Live) error) sweepCase {
 	lost := func(t testing.TB) []byte { t.Helper(); return makeTar(t, file("lost", "lost")) }
 	live := func(t testing.TB) []byte { t.Helper(); return makeTar(t, file("b", "content b"), file("live", "live")) }
 	diffRef := func(tar []byte) string { return refDiff + digest.FromBytes(tar).Encoded() }
@@ -554,15 +582,10 @@ func pruning() sweepCase {
 		Open: openSwept,
 		Run: func(t *testing.T, b *bed) error {
 			t.Helper()
-			plan, err := b.PlanPrune(t.Context(), func(context.Context) (map[objectstore.Checksum]struct{}, error) {
+			return prune(t.Context(), b, func(context.Context) (map[objectstore.Checksum]struct{}, error) {
 				rows := b.rows(t)
 				return map[objectstore.Checksum]struct{}{rows[1]: {}, rows[2]: {}}, nil
 			})
-			if err != nil {
-				return err
-			}
-			_, err = plan.Execute(t.Context())
-			return err
 		},
 		Check: func(t *testing.T, b *bed, done bool) {
 			t.Helper()
