@@ -111,8 +111,13 @@ func (s *session) space(ctx context.Context) (space, error) {
 	return measureSpace(s.Root)
 }
 
-// remove removes images and waits until containerd has removed everything that only they needed.
+// remove removes images and waits until containerd has removed everything that only they needed. If it is measured, remove
+// also waits for what is done in the background afterwards.
 func (s *session) remove(ctx context.Context, v values, refs ...string) error {
+	cpu, err := processorTime(s.Pids)
+	if err != nil {
+		return err
+	}
 	start := time.Now()
 	for i, ref := range refs {
 		var opts []images.DeleteOpt
@@ -123,7 +128,15 @@ func (s *session) remove(ctx context.Context, v values, refs ...string) error {
 			return fmt.Errorf("remove: %w", err)
 		}
 	}
+	if v == nil {
+		return nil
+	}
 	v.seconds(report.Remove, time.Since(start))
+	after, err := idleTime(ctx, s.Pids)
+	if err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	v[report.Removal] = after - cpu
 	return nil
 }
 

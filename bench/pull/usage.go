@@ -1,6 +1,7 @@
 package pull
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -96,6 +98,28 @@ func processorTime(pids []int) (float64, error) {
 		}
 	}
 	return float64(ticks) / clockTicks, nil
+}
+
+// idleTime waits until processes do nothing, and returns their processor time. Processes that always do something have a
+// minute.
+func idleTime(ctx context.Context, pids []int) (float64, error) {
+	const (
+		still = 500 * time.Millisecond // more than any pause of a background task
+		noise = 1.5 / clockTicks       // of a process that does nothing
+	)
+	last, err := processorTime(pids)
+	for deadline := time.Now().Add(time.Minute); err == nil; {
+		select {
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-time.After(still):
+		}
+		before := last
+		if last, err = processorTime(pids); last-before < noise || time.Now().After(deadline) {
+			break
+		}
+	}
+	return last, err
 }
 
 // resetPeakMemory restarts the measurement of peakMemory. See clear_refs in proc(5).
