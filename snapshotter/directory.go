@@ -260,8 +260,9 @@ func (s *Snapshotter) isPristine(id string) (bool, error) {
 		return false, err
 	}
 	for name := range x {
-		// The kernel's own marks on upper directories (origin, impure, uuid) are not content.
-		if name == "trusted.overlay.opaque" || !strings.HasPrefix(name, "trusted.overlay.") {
+		// The kernel's own marks on upper directories (origin, impure, uuid) are not content, nor is the label that it gives.
+		mark := strings.HasPrefix(name, "trusted.overlay.") && name != "trusted.overlay.opaque"
+		if !mark && name != atfs.XattrSELinux {
 			return false, nil
 		}
 	}

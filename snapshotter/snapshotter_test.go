@@ -1137,6 +1137,25 @@ func TestAddLayerToWrittenSnapshot(t *testing.T) {
 	}
 }
 
+// TestAddLayerToLabelledSnapshot unpacks a layer where the kernel labels new directories: a label is nothing that was written.
+func TestAddLayerToLabelledSnapshot(t *testing.T) {
+	e := snaptest.New(t)
+	m := prepare(t, e, "a", "")
+	label := func() {
+		t.Helper()
+		if err := unix.Setxattr(m[0].Source, "security.selinux", []byte("system_u:object_r:var_lib_t:s0\x00"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	label()
+	apply(t, e, m, newImage(t).tars[0])
+	label()
+	commit(t, e, "x", "a")
+	if _, ok := labelsOf(t, e, "x")[snapshotter.LabelChainID]; !ok {
+		t.Error("the snapshot has no chain ID: its label counts as written by hand")
+	}
+}
+
 // TestConcurrentCommits checks that of two concurrent commits of a snapshot one succeeds.
 func TestConcurrentCommits(t *testing.T) {
 	e := snaptest.New(t)
