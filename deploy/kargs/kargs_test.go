@@ -2,9 +2,11 @@ package kargs
 
 import (
 	_ "embed"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 //go:embed testdata/vectors.tsv
@@ -210,6 +212,40 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestParseDropInTime: an image can have many files with as many keys as fit.
+func TestParseDropInTime(t *testing.T) {
+	for name, tt := range map[string]struct{ before, key, after, err string }{
+		"keys":         {"", "k%d=1\n", "", `unknown key "k0"`},
+		"tables":       {"kargs=[]\n", "[k%d]\n", "", `unknown key "k0"`},
+		"parts":        {"kargs", ".k%d", "=1", `unknown key "kargs"`},
+		"inline table": {"kargs=[{", "k%d=1,", "k=1}]", "kargs is not a list of texts"},
+		"texts":        {"kargs=[", `"%d",`, "]", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			parse := func(keys int) time.Duration {
+				var text strings.Builder
+				text.WriteString(tt.before)
+				for i := range keys {
+					fmt.Fprintf(&text, tt.key, i)
+				}
+				text.WriteString(tt.after)
+				best := time.Hour
+				for range 5 {
+					start := time.Now()
+					if _, err := ParseDropIn([]byte(text.String()), "amd64"); (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+						t.Fatalf("got error %v, want %q", err, tt.err)
+					}
+					best = min(best, time.Since(start))
+				}
+				return best
+			}
+			if few, many := parse(500), parse(8000); many > 64*few+100*time.Millisecond {
+				t.Errorf("16 times as many take %v, and not %v", many, 16*few)
+			}
+		})
+	}
 }
 
 func FuzzParseDropIn(f *testing.F) {
