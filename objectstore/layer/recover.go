@@ -302,18 +302,27 @@ func (s *Store) trust(id objectstore.Checksum) error {
 		if _, ok := stuck[name]; !ok {
 			continue
 		}
-		if err := s.repo.Verify(name.Type, name.Checksum); err != nil {
+		if err := s.trustObject(name); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		delete(s.stuck, name)
-		s.mu.Unlock()
 	}
 	return nil
 }
 
+// trustObject trusts a damaged object again if it is intact now.
+func (s *Store) trustObject(name objectstore.ObjectName) error {
+	if err := s.repo.Verify(name.Type, name.Checksum); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.stuck, name)
+	return nil
+}
+
 // Whole returns an error that names the first object of a layer that is missing, or damaged as far as this store has
-// learned, or if the layer's connections cannot be read. It hashes nothing.
+// learned, or if the layer's connections cannot be read. It hashes only objects known to have been damaged: another
+// process may have mended them.
 func (s *Store) Whole(id objectstore.Checksum) error {
 	names, err := s.Closure(id)
 	if err != nil {
@@ -322,7 +331,10 @@ func (s *Store) Whole(id objectstore.Checksum) error {
 	stuck := s.stuckObjects()
 	for _, name := range names {
 		if _, ok := stuck[name]; ok {
-			return &objectstore.ObjectError{Type: name.Type, Checksum: name.Checksum, Err: objectstore.ErrCorrupt}
+			if err := s.trustObject(name); err != nil {
+				return err
+			}
+			continue
 		}
 		switch ok, err := s.repo.Has(name.Type, name.Checksum); {
 		case err != nil:

@@ -239,6 +239,25 @@ func TestRecover(t *testing.T) {
 	}
 }
 
+// TestStuckMended: an object that could not be removed is trusted again once another process has mended it.
+func TestStuckMended(t *testing.T) {
+	b := newBed(t, Options{Journal: true, Boot: "before"})
+	l := b.importBlob(t, someTar(t), someBlob)
+	name := objectstore.ObjectName{Type: objectstore.TypeFile, Checksum: l.Image}
+	object := b.objectFile(name.Type, name.Checksum)
+	text, err := os.ReadFile(object)
+	testenv.Must(t, err)
+	truncate(t, object)
+	b.stuck[name] = struct{}{} // as after a recovery
+	if err := b.Whole(l.ID); !errors.Is(err, objectstore.ErrCorrupt) {
+		t.Errorf("damaged: got error %v, want %v", err, objectstore.ErrCorrupt)
+	}
+	testenv.Must(t, os.WriteFile(object, text, 0))
+	if err := b.Whole(l.ID); err != nil || len(b.stuckObjects()) > 0 {
+		t.Errorf("mended: got error %v, distrusted %v, want neither", err, b.stuckObjects())
+	}
+}
+
 // TestRecoverStuck: a damaged object that cannot be removed keeps no other layer from being rebuilt. It is named. Its layer is
 // lost, and an import of the layer's blob fails rather than use the object. Once the cause has gone, an import repairs it,
 // and so does the next start.
