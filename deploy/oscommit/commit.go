@@ -40,7 +40,6 @@ const (
 	metaVersion  = "version"
 	metaLinux    = "ostree.linux"
 	metaBootable = "ostree.bootable"
-	metaConfig   = "ostree.container.image-config"
 )
 
 // Store writes the OS commit of an image with this tree, and returns its checksum. Content objects that the repository
@@ -192,7 +191,7 @@ func (t *Tree) metadata(img Image) (entries []objectstore.MetaEntry) {
 	}
 	add(ManifestDigest, img.ManifestDigest)
 	add(Manifest, img.Manifest)
-	add(metaConfig, img.Config)
+	add(prepareroot.ImageConfig, img.Config)
 	return entries
 }
 

@@ -21,6 +21,10 @@ var ErrInvalid = errors.New("invalid configuration of ostree-prepare-root")
 // hides the other one.
 var Files = []string{"etc/ostree/prepare-root.conf", "usr/lib/ostree/prepare-root.conf"}
 
+// ImageConfig is the key in a commit's metadata of the configuration of the container image that the commit was made from.
+// ostree-prepare-root verifies the signature of such a commit's parent if the commit has none.
+const ImageConfig = "ostree.container.image-config"
+
 // Composefs says whether a system's root is a composefs image.
 type Composefs string
 

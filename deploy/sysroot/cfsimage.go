@@ -94,11 +94,8 @@ func (s *Sysroot) planVerity(t *osTree, r *Request, config *prepareroot.Config) 
 	return digest, err
 }
 
-// The metadata of a commit that decide which signature ostree-prepare-root wants.
-const (
-	signatureKey = "ostree.sign.ed25519"
-	imageKey     = "ostree.container.image-config"
-)
+// signatureKey is the key of the signatures that ostree-prepare-root verifies in the detached metadata of a commit.
+const signatureKey = "ostree.sign.ed25519"
 
 // signedCommit returns the commit whose signature ostree-prepare-root verifies: this one, or its parent if it is that of
 // a container image and has no signatures. The signature itself is verified at boot, by a key in the initramfs.
@@ -107,7 +104,7 @@ func (t *osTree) signedCommit(sum objectstore.Checksum) (*objectstore.Commit, er
 	if err != nil || signed {
 		return t.commit, err
 	}
-	if _, ok := t.commit.Lookup(imageKey); ok && t.commit.Parent != nil {
+	if _, ok := t.commit.Lookup(prepareroot.ImageConfig); ok && t.commit.Parent != nil {
 		if signed, err = t.isSigned(*t.commit.Parent); err != nil {
 			return nil, err
 		}
