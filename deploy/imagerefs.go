@@ -72,8 +72,15 @@ func (s *System) unusedRefs(deployed ...*sysroot.Deployment) (names []string, er
 		if err != nil {
 			return nil, err
 		}
+		if c == nil {
+			continue
+		}
 		// Other tools write commits of layers: with their name, or for a part of a commit, with nothing.
-		if c == nil || len(c.Metadata) == 0 && c.Timestamp == 0 {
+		part, err := s.isPart(c)
+		if err != nil {
+			return nil, err
+		}
+		if part {
 			continue
 		}
 		if _, foreign := c.MetaString(metaImporter); !foreign {
@@ -125,6 +132,23 @@ func (s *System) usedBlobs(but []string, deployed []*sysroot.Deployment) (used m
 		}
 	}
 	return used, true, nil
+}
+
+// isPart reports whether a commit may be one that other tools write for the objects in a layer: its root has nothing but
+// these, by their checksums. One whose root is missing or damaged may be such a commit.
+func (s *System) isPart(c *objectstore.Commit) (bool, error) {
+	if len(c.Metadata) > 0 || c.Timestamp != 0 {
+		return false, nil
+	}
+	root, err := s.Repo().DirTree(c.Tree)
+	if errors.Is(err, objectstore.ErrNotExist) || errors.Is(err, objectstore.ErrCorrupt) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	named := func(f objectstore.TreeFile) bool { return f.Name != f.Checksum.String() }
+	return len(root.Dirs) == 0 && !slices.ContainsFunc(root.Files, named), nil
 }
 
 func hasPrefix(s string, prefixes ...string) bool {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/native/nativetest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
@@ -461,7 +462,8 @@ func TestPromoteNativeMalformed(t *testing.T) {
 	}
 }
 
-// TestNativeRefs: the commit inside an image goes with the image, and commits of other tools stay.
+// TestNativeRefs: the commit inside an image goes with the image, also one without metadata and time, and commits of other
+// tools stay.
 func TestNativeRefs(t *testing.T) {
 	b := newBed(t)
 	from := objecttest.NewRepo(t)
@@ -471,7 +473,7 @@ func TestNativeRefs(t *testing.T) {
 	for _, content := range []string{"first", "second", "third"} {
 		tree := nativeTree()
 		tree.Entries["usr"].Entries["lib"].Entries["version"] = objecttest.File(0o644, content)
-		commits = append(commits, objecttest.Commit(t, from, content, tree))
+		commits = append(commits, bareCommit(t, from, nil, 0, tree))
 		imgs = append(imgs, b.nativeImage(t, "example.org/native:1", commits[len(commits)-1], nativetest.Encapsulate(t, from, commits[len(commits)-1], inside, byName)...))
 	}
 	foreign := foreignRefs(t, s.Repo())
@@ -516,19 +518,26 @@ func foreignRefs(t *testing.T, repo *objectstore.Repo) (refs []string) {
 		objectstore.MetaEntry{Key: oscommit.Manifest, Value: gvariant.String(`{"layers":[{"digest":"` + blob.String() + `"}]}`)})
 	put(escapeRef(blobRefs, blob.String()), objectstore.MetaEntry{Key: "version", Value: gvariant.String("1")})
 	put(escapeRef(blobRefs, digest.FromString("layer").String()), importer)
+	object, err := txn.StoreFile(&objectstore.FileMeta{Mode: unix.S_IFREG | 0o644}, unix.Timespec{}, []byte("part"))
+	testenv.Must(t, err)
+	part, err := (&objectstore.DirTree{Files: []objectstore.TreeFile{{Name: object.Checksum.String(), Checksum: object.Checksum}}}).Marshal()
+	testenv.Must(t, err)
+	stored, err := txn.StoreMetadata(objectstore.TypeDirTree, part)
+	testenv.Must(t, err)
+	tree = stored.Checksum
 	put(escapeRef(blobRefs, digest.FromString("part").String()))
 	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
 	return refs
 }
 
-// commitAfter makes a commit with a parent.
-func commitAfter(t *testing.T, repo *objectstore.Repo, parent *objectstore.Checksum, root *objecttest.Node) objectstore.Checksum {
+// bareCommit makes a commit without metadata.
+func bareCommit(t *testing.T, repo *objectstore.Repo, parent *objectstore.Checksum, timestamp uint64, root *objecttest.Node) objectstore.Checksum {
 	t.Helper()
 	txn, err := repo.Begin(t.Context())
 	testenv.Must(t, err)
 	tree, meta, err := objecttest.Store(txn, root)
 	testenv.Must(t, err)
-	data, err := (&objectstore.Commit{Timestamp: 1, Tree: tree, Meta: meta, Parent: parent}).Marshal()
+	data, err := (&objectstore.Commit{Timestamp: timestamp, Tree: tree, Meta: meta, Parent: parent}).Marshal()
 	testenv.Must(t, err)
 	stored, err := txn.StoreMetadata(objectstore.TypeCommit, data)
 	testenv.Must(t, err)
@@ -547,7 +556,7 @@ func TestNativeHistory(t *testing.T) {
 	for _, content := range []string{"first", "second", "third"} {
 		tree := nativeTree()
 		tree.Entries["usr"].Entries["lib"].Entries["version"] = objecttest.File(0o644, content)
-		sum := commitAfter(t, from, parent, tree)
+		sum := bareCommit(t, from, parent, 1, tree)
 		commits, parent = append(commits, sum), &sum
 		b.deploy(t, s, Request{Image: b.nativeImage(t, "example.org/native:1", sum, nativetest.Encapsulate(t, from, sum, inside, byName)...), Stateroot: "os"})
 	}
