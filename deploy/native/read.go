@@ -128,15 +128,14 @@ func openLayer(ctx context.Context, layers *layer.Store, id objectstore.Checksum
 	return layers.Image(ctx, id)
 }
 
-// A readError is an error of the disk, and not in a layer.
+// A readError is an error of the disk or the store, and not in a layer.
 type readError struct{ error }
 
 func (e *readError) Unwrap() error { return e.error }
 
-// layerError names the layer of an error, unless it is one of the disk.
+// layerError names the layer of an error, unless it is one of the disk or the store.
 func (p *Place) layerError(at int, err error) error {
-	var disk *readError
-	if errors.As(err, &disk) {
+	if errors.As(err, new(*readError)) {
 		return err
 	}
 	return &LayerError{Layer: at, DiffID: p.DiffIDs[at], Err: err}
@@ -262,10 +261,28 @@ func (r *reader) content(n *composefs.Inode) ([]byte, error) {
 		return nil, &readError{err}
 	}
 	data, err := io.ReadAll(io.LimitReader(f, n.Size))
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = verify(n, data, sum)
+	}
+	if err != nil {
 		return nil, &readError{err}
 	}
 	return data, nil
+}
+
+// verify tells damage of the store from an error in the image: it returns an objectstore.ErrCorrupt if a file of a layer
+// has other content than its object sum.
+func verify(n *composefs.Inode, data []byte, sum objectstore.Checksum) error {
+	meta := layer.FileMeta(n)
+	h, err := objectstore.NewContentHash(&meta)
+	if err != nil {
+		return err
+	}
+	h.Write(data)
+	if objectstore.Checksum(h.Sum(nil)) == sum {
+		return nil
+	}
+	return &objectstore.ObjectError{Type: objectstore.TypeFile, Checksum: sum, Err: objectstore.ErrCorrupt}
 }
 
 func (r *reader) dirMeta(sum objectstore.Checksum) error {
