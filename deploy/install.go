@@ -181,6 +181,7 @@ func (i *Installation) rehearse(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	s.Repo().Rehearse()
 	if err := s.InitStateroot(i.Stateroot); err != nil {
 		if errors.Is(err, sysroot.ErrInvalid) {
 			kind := ErrStaterootName

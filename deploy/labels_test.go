@@ -4,17 +4,22 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/native/nativetest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
 )
 
 // policyFiles are those of a policy with a given text.
@@ -124,6 +129,48 @@ func TestLabelled(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestDryRunLinks: a dry run makes the same commit as the real one, of hard links alone, where labels or other users' files
+// take copies.
+func TestDryRunLinks(t *testing.T) {
+	b := newBed(t)
+	from := objecttest.NewRepo(t)
+	sum := objecttest.Commit(t, from, "os", nativeTree())
+	native := nativetest.Encapsulate(t, from, sum, inside, byName)
+	above := nativetest.Layer{nativetest.File("usr/bin/more", "more", 0o755)}
+	open := file{name: "usr/bin/set", content: "of another user", uid: 1000}
+	for name, img := range map[string]*Image{
+		"ordinary": b.osImage(t, append(policyFiles("enforcing", "/.* u:o:root\n"), open)...),
+		"native":   b.nativeImage(t, "example.org/native:1", sum, native...),
+		"derived":  b.nativeImage(t, "example.org/derived:1", sum, append(native, above)...),
+	} {
+		to := sysrootRepo(t, filepath.Join(b.root.Path()+"-sysroot", name))
+		dry := promoteTo(t, b.layers, to, img, true)
+		for _, object := range contentObjects(t, dry.Repo) {
+			st, err := dry.Repo.Stat(object)
+			testenv.Must(t, err)
+			if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size > 0 && st.Nlink == 1 {
+				t.Errorf("%s: object %s of %d bytes is a copy", name, object, st.Size)
+			}
+		}
+		made := promoteTo(t, b.layers, to, img, false)
+		if dry.Commit != made.Commit {
+			t.Errorf("%s: the dry run has commit %s, want %s", name, dry.Commit, made.Commit)
+		}
+		for _, object := range contentObjects(t, to) {
+			want, err := to.FileMeta(object)
+			testenv.Must(t, err)
+			got, err := dry.Repo.FileMeta(object)
+			testenv.Must(t, err)
+			if diff := testenv.Diff(want, got); diff != "" {
+				t.Errorf("%s: object %s of the dry run (-want +got):\n%s", name, object, diff)
+			}
+		}
+		testenv.Must(t, errors.Join(dry.Close(), made.Close()))
+		objecttest.Fsck(t, to)
+	}
+	objecttest.Fsck(t, b.repo)
 }
 
 // dirLabel returns the label of a directory of a commit, "" for none.

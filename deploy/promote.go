@@ -131,7 +131,7 @@ func linkSource(from, to *objectstore.Repo) (_ *objectstore.Repo, closeIt func()
 	return repo, repo.Close, nil
 }
 
-// scratchRepo creates an empty repository on the store's mount, which closeIt removes.
+// scratchRepo creates an empty repository to rehearse in on the store's mount, which closeIt removes.
 func scratchRepo(layers *layer.Store) (_ *objectstore.Repo, closeIt func() error, err error) {
 	dir, remove, err := layers.Scratch("repo")
 	if err != nil {
@@ -141,5 +141,6 @@ func scratchRepo(layers *layer.Store) (_ *objectstore.Repo, closeIt func() error
 	if err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}
+	repo.Rehearse()
 	return repo, sync.OnceValue(func() error { return errors.Join(repo.Close(), remove()) }), nil
 }

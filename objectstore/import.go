@@ -57,7 +57,7 @@ func (t *Txn) importFile(from *Repo, sum Checksum, m *FileMeta, size int64) (Sto
 	} else {
 		state, err = t.find(sum, m, size)
 	}
-	if err == nil && state == present && (m == nil || !m.Exclusive()) {
+	if err == nil && state == present && t.repo.rehearsal == nil && (m == nil || !m.Exclusive()) {
 		tied := false
 		if tied, err = t.repo.Tied(from, sum); tied {
 			state = wrong
@@ -147,7 +147,7 @@ func (t *Txn) link(src *atfs.Dir, sum Checksum, m *FileMeta, size int64) (added 
 			st.Mode, st.Uid, st.Gid, st.Size, m.Mode, m.UID, m.GID, size)
 	case typ != unix.S_IFREG && typ != unix.S_IFLNK:
 		return false, corruptf("mode %o: neither a regular file nor a symbolic link", st.Mode)
-	case !exclusive(&st):
+	case !exclusive(&st) && t.repo.rehearsal == nil:
 		return false, errNotExclusive
 	}
 	return t.inSubdir(TypeFile, sum, func(d *atfs.Dir) error { return src.Link(name, d, name) })
@@ -338,7 +338,7 @@ const (
 // Transfers are the ways for content objects of one repository into another.
 type Transfers struct {
 	Exclusive Transfer // of files that are [FileMeta.Exclusive]
-	Others    Transfer // of other files; never TransferLink
+	Others    Transfer // of other files; TransferLink only in a repository to rehearse in
 }
 
 // Of returns the way of a file.
@@ -356,6 +356,9 @@ func (r *Repo) Transfers(from *Repo) (Transfers, error) {
 	var err error
 	if t.Others, err = r.tryCopy(from); err == nil {
 		t.Exclusive, err = r.tryLink(from, t.Others)
+	}
+	if r.rehearsal != nil {
+		t.Others = t.Exclusive
 	}
 	if err != nil {
 		return t, fmt.Errorf("link from %s to %s: %w", from.dir.Path(), r.dir.Path(), err)

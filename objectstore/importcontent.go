@@ -27,6 +27,11 @@ func (t *Txn) ImportContent(from *Repo, sum Checksum, is, want *FileMeta, size i
 }
 
 func (t *Txn) importContent(from *Repo, sum Checksum, is, want *FileMeta, size int64) (_ Stored, err error) {
+	if t.repo.rehearsal != nil {
+		if stored, err := t.rehearseContent(from, sum, is, want, size); !cannotLink(err) {
+			return stored, err
+		}
+	}
 	in, mtime, err := from.openContent(sum, size)
 	if err != nil {
 		return Stored{}, err

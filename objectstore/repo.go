@@ -45,6 +45,7 @@ type Repo struct {
 	blockSize int64
 	chownAll  bool // new files in tmp do not get the process's owner and group by themselves
 	refCache  refCache
+	rehearsal *rehearsal // nil unless it is one
 
 	subdirs [256]atomic.Pointer[atfs.Dir] // objects/00 to objects/ff, opened on first use
 	mu      sync.Mutex                    // protects changes of subdirs, and retired
@@ -353,6 +354,9 @@ func (r *Repo) FileMeta(sum Checksum) (*FileMeta, error) {
 }
 
 func (r *Repo) fileMeta(sum Checksum) (*FileMeta, error) {
+	if m := r.rehearsal.meta(sum); m != nil {
+		return m, nil
+	}
 	d, err := r.subdir(sum[0], false)
 	if err != nil {
 		return nil, err
