@@ -122,11 +122,11 @@ func storeOS(b *testing.B, store *layer.Store, chain []objectstore.Checksum, to 
 	}
 	txn, err := to.Begin(b.Context())
 	testenv.Must(b, err)
-	sum, err := tree.Store(b.Context(), txn, store.Repo(), oscommit.Image{})
+	stored, err := tree.Store(b.Context(), txn, store.Repo(), oscommit.Image{})
 	testenv.Must(b, err)
-	txn.SetRef("os", sum)
+	txn.SetRef("os", stored.Commit)
 	testenv.Must(b, txn.Commit(b.Context(), objectstore.CommitOptions{Sync: true}))
-	return sum
+	return stored.Commit
 }
 
 func deployOS(b *testing.B, s *sysroot.Sysroot, commit objectstore.Checksum, noSELinux bool) error {

@@ -93,32 +93,40 @@ func (n *nativeOS) Need(to, from *objectstore.Repo) (oscommit.Need, error) {
 		return need, err
 	}
 	above, err := n.flatOS.Need(to, from)
-	need.Objects += above.Objects
-	need.Bytes += above.Bytes
-	need.Shared += above.Shared
-	need.Metadata += above.Metadata
-	return need, err
+	return sumOf(need, above), err
+}
+
+// sumOf returns the need of a commit inside an image and of the layers above it.
+func sumOf(base, above oscommit.Need) oscommit.Need {
+	base.Objects += above.Objects
+	base.Bytes += above.Bytes
+	base.Shared += above.Shared
+	base.Metadata += above.Metadata
+	return base
 }
 
 // Store writes both commits, and stages the ref by which ostree's tools find the commit inside.
 func (n *nativeOS) Store(
 	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress),
-) (sum objectstore.Checksum, err error) {
+) (s oscommit.Stored, err error) {
 	ref, err := baseRef(n.img.Manifest)
 	if err != nil {
-		return sum, as(oscommit.ErrInvalid, err)
+		return s, as(oscommit.ErrInvalid, err)
 	}
-	if err := n.base.Store(ctx, txn, from, progress); err != nil {
+	base, err := n.base.Store(ctx, txn, from, progress)
+	if err != nil {
 		if errors.Is(err, native.ErrInvalid) {
 			err = as(oscommit.ErrInvalid, err)
 		}
-		return sum, err
+		return s, err
 	}
 	txn.SetRef(ref, n.base.Sum)
 	if !n.derived {
 		progress = nil // all is there
 	}
-	return n.store(ctx, txn, from, progress, &n.base.Sum)
+	s, err = n.store(ctx, txn, from, progress, &n.base.Sum)
+	s.Need = sumOf(base, s.Need)
+	return s, err
 }
 
 // baseRef returns the ref that ostree's tools give to the commit in the lowest layer of an image.

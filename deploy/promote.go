@@ -81,10 +81,10 @@ func promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeFrom()) }()
-	if p.Need, err = found.Need(to, from); err != nil {
-		return nil, err
-	}
 	if o.DryRun {
+		if p.Need, err = found.Need(to, from); err != nil {
+			return nil, err
+		}
 		if p.Repo, p.close, err = scratchRepo(layers); err != nil {
 			return nil, err
 		}
@@ -100,8 +100,13 @@ func promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, txn.Abort()) }()
-	if p.Commit, err = found.Store(ctx, txn, from, o.Progress); err != nil {
+	stored, err := found.Store(ctx, txn, from, o.Progress)
+	if err != nil {
 		return nil, err
+	}
+	p.Commit = stored.Commit
+	if !o.DryRun {
+		p.Need = stored.Need
 	}
 	txn.SetRef(p.Ref, p.Commit)
 	return p, txn.Commit(ctx, objectstore.CommitOptions{Sync: !o.DryRun})

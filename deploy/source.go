@@ -73,7 +73,7 @@ type OS interface {
 	// Need returns what Store would transfer from one repository to another, and changes neither.
 	Need(to, from *objectstore.Repo) (oscommit.Need, error)
 	// Store writes the commit, as [oscommit.Tree.Store] does. Progress may be nil.
-	Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress)) (objectstore.Checksum, error)
+	Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress)) (oscommit.Stored, error)
 }
 
 // Labelled returns the Source that merges the layers of an image, as Flatten does, and gives files the SELinux labels of
@@ -132,14 +132,14 @@ func (f *flatOS) Dropped() []oscommit.Dropped { return f.Tree.Dropped }
 
 func (f *flatOS) Store(
 	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress),
-) (objectstore.Checksum, error) {
+) (oscommit.Stored, error) {
 	return f.store(ctx, txn, from, progress, nil)
 }
 
 // store writes the commit with a parent, nil for none.
 func (f *flatOS) store(
 	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress), parent *objectstore.Checksum,
-) (objectstore.Checksum, error) {
+) (oscommit.Stored, error) {
 	f.Progress = progress
 	return f.Tree.Store(ctx, txn, from, oscommit.Image{
 		ManifestDigest: f.img.ManifestDigest.String(),

@@ -92,7 +92,7 @@ func storeBase(t *testing.T, base *native.Base, to, from *objectstore.Repo) erro
 	if err != nil {
 		return err
 	}
-	if err := base.Store(t.Context(), txn, from, nil); err != nil {
+	if _, err := base.Store(t.Context(), txn, from, nil); err != nil {
 		return errors.Join(err, txn.Abort())
 	}
 	txn.SetRef("base", base.Sum)
@@ -203,10 +203,10 @@ func TestRebuildTree(t *testing.T) {
 	flat.Give(tree.Given)
 	txn, err := from.Begin(t.Context())
 	testenv.Must(t, err)
-	sum, err := flat.Store(t.Context(), txn, img.layers.Repo(), oscommit.Image{Parent: &base.Sum})
+	stored, err := flat.Store(t.Context(), txn, img.layers.Repo(), oscommit.Image{Parent: &base.Sum})
 	testenv.Must(t, err)
 	testenv.Must(t, txn.Abort())
-	got, err := from.Commit(sum)
+	got, err := from.Commit(stored.Commit)
 	testenv.Must(t, err)
 	if got.Tree != base.Commit.Tree || got.Meta != base.Commit.Meta || got.Parent == nil || *got.Parent != want {
 		t.Errorf("got root %s, %s over %v, want %s, %s over %s", got.Tree, got.Meta, got.Parent, base.Commit.Tree, base.Commit.Meta, want)

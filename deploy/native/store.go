@@ -3,13 +3,9 @@ package native
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
-
-	"github.com/dustin/go-humanize"
-	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
@@ -67,19 +63,23 @@ func (f *file) storedIn(repo *objectstore.Repo) (bool, error) {
 const filesPerWorker = 1024
 
 // Store writes the commit, with the signatures that came with it, and calls progress, which may be nil, after each content
-// object, by one goroutine at a time. An object that is its layer's inode is linked or copied from the repository of the layers, as by
+// object, by one goroutine at a time. It returns what the repository lacked before. An object that is its layer's inode is linked or copied from the repository of the layers, as by
 // [objectstore.Txn.ImportFile]; any other is a copy, or a reflink, of the layer's content, which is read and verified. An
 // object that exists stays.
 //
 // The commit itself is stored last: it exists only if everything below it does. Nothing refers to it yet. An object that
 // does not have the checksum that its name is is a [LayerError], and too little room ENOSPC. A failed Store leaves garbage, which the next prune
 // removes or the next Store reuses.
-func (b *Base) Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress)) error {
-	p := oscommit.Progress{TotalObjects: len(b.files)}
-	var err error
-	if p.TotalBytes, err = b.room(txn.Repo(), from); err != nil {
-		return err
+func (b *Base) Store(
+	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress),
+) (need oscommit.Need, err error) {
+	if need, err = b.Need(txn.Repo(), from); err != nil {
+		return need, err
 	}
+	if err := need.Room(txn.Repo()); err != nil {
+		return need, err
+	}
+	p := oscommit.Progress{TotalObjects: len(b.files), TotalBytes: need.Bytes}
 	var mu sync.Mutex
 	err = b.storeFiles(ctx, txn, from, func(stored objectstore.Stored) {
 		mu.Lock()
@@ -91,9 +91,9 @@ func (b *Base) Store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 		}
 	})
 	if err != nil {
-		return err
+		return need, err
 	}
-	return b.storeMetadata(txn)
+	return need, b.storeMetadata(txn)
 }
 
 func (b *Base) storeMetadata(txn *objectstore.Txn) error {
@@ -117,20 +117,6 @@ func (p *Place) storeError(at int, err error) error {
 		return p.layerError(at, err)
 	}
 	return err
-}
-
-// room returns an error if a repository has no room for what it lacks, and else the bytes of content to copy.
-func (b *Base) room(to, from *objectstore.Repo) (int64, error) {
-	n, err := b.Need(to, from)
-	if err != nil {
-		return 0, err
-	}
-	space, known, err := to.Dir().Space()
-	if err == nil && known && uint64(n.Bytes+n.Metadata) > space.Free {
-		err = fmt.Errorf("%d files that cannot be linked, and directories, take %s in %s, where %s are free: %w",
-			n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(space.Free), unix.ENOSPC)
-	}
-	return n.Bytes, err
 }
 
 func (b *Base) storeFiles(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, done func(objectstore.Stored)) error {

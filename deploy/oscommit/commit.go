@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -42,7 +41,13 @@ const (
 	metaBootable = "ostree.bootable"
 )
 
-// Store writes the OS commit of an image with this tree, and returns its checksum. Content objects that the repository
+// Stored is the result of [Tree.Store].
+type Stored struct {
+	Commit objectstore.Checksum
+	Need   Need // what the repository lacked before
+}
+
+// Store writes the OS commit of an image with this tree. Content objects that the repository
 // lacks come from another one by [objectstore.Txn.Import], which reads and writes no content if both are on one mount,
 // except that of files that users other than root could change.
 // Empty files and symbolic links, which no layer stores as objects, are created here. Without another repository (nil)
@@ -55,23 +60,26 @@ const (
 // Nothing refers to the commit yet: call txn.SetRef before committing txn. The caller must keep the other repository
 // from being pruned meanwhile. A tree whose configuration of ostree-prepare-root is invalid, or that has no composefs image
 // although it asks for one, is an ErrInvalid. A failed Store leaves garbage, which the next prune removes or the next Store reuses.
-func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (objectstore.Checksum, error) {
-	sum, err := t.store(ctx, txn, from, img)
+func (t *Tree) Store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (Stored, error) {
+	s, err := t.store(ctx, txn, from, img)
 	if err != nil {
-		return objectstore.Checksum{}, fmt.Errorf("store OS commit: %w", err)
+		return Stored{}, fmt.Errorf("store OS commit: %w", err)
 	}
-	return sum, nil
+	return s, nil
 }
 
-func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (sum objectstore.Checksum, err error) {
+func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, img Image) (s Stored, err error) {
 	o, err := compile(t, txn.Repo())
 	if err != nil {
-		return sum, err
+		return s, err
 	}
-	progress := Progress{TotalObjects: len(o.files)}
-	if progress.TotalBytes, err = o.room(txn.Repo(), from); err != nil {
-		return sum, err
+	if s.Need, err = o.needAll(txn.Repo(), from); err != nil {
+		return s, err
 	}
+	if err := s.Need.Room(txn.Repo()); err != nil {
+		return s, err
+	}
+	progress := Progress{TotalObjects: len(o.files), TotalBytes: s.Need.Bytes}
 	var mu sync.Mutex
 	err = o.storeFiles(ctx, txn, from, func(stored objectstore.Stored) {
 		mu.Lock()
@@ -83,14 +91,14 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 		}
 	})
 	if err != nil {
-		return sum, err
+		return s, err
 	}
 	if err := o.complete(t.root, txn.Repo()); err != nil {
-		return sum, err
+		return s, err
 	}
 	for i := range o.metadata {
 		if _, err := txn.StoreMetadata(o.metadata[i].typ, o.metadata[i].data); err != nil {
-			return sum, err
+			return s, err
 		}
 	}
 	c := &objectstore.Commit{Metadata: t.metadata(img), Tree: o.tree, Meta: o.meta, Parent: img.Parent}
@@ -98,14 +106,15 @@ func (t *Tree) store(ctx context.Context, txn *objectstore.Txn, from *objectstor
 		c.Timestamp = uint64(img.Created.Unix())
 	}
 	if err := t.addDigest(ctx, c, txn.Repo(), cmp.Or(from, txn.Repo())); err != nil {
-		return sum, err
+		return s, err
 	}
 	data, err := c.Marshal()
 	if err != nil {
-		return sum, err
+		return s, err
 	}
 	stored, err := txn.StoreMetadata(objectstore.TypeCommit, data)
-	return stored.Checksum, err
+	s.Commit = stored.Checksum
+	return s, err
 }
 
 // Progress is the progress of a [Tree.Store].
@@ -138,6 +147,11 @@ func (t *Tree) need(to, from *objectstore.Repo) (Need, error) {
 	if err != nil {
 		return Need{}, err
 	}
+	return o.needAll(to, from)
+}
+
+// needAll returns what a repository lacks, and how it gets it from the other.
+func (o *objects) needAll(to, from *objectstore.Repo) (Need, error) {
 	how, err := o.transfers(to, from)
 	if err != nil {
 		return Need{}, err
@@ -145,26 +159,14 @@ func (t *Tree) need(to, from *objectstore.Repo) (Need, error) {
 	return o.need(to, from, how)
 }
 
-// room returns the bytes to copy into a repository, or an error if it has no room for them.
-func (o *objects) room(to, from *objectstore.Repo) (int64, error) {
+// Room returns an error that unwraps to ENOSPC if a repository has no room for what it needs.
+func (n *Need) Room(to *objectstore.Repo) error {
 	space, known, err := to.Dir().Space()
-	if err != nil {
-		return 0, err
-	}
-	if !known {
-		space.Free = math.MaxInt64
-	}
-	// If everything can be linked and the directories fit, there is no need to look at each object.
-	how, err := o.transfers(to, from)
-	if err != nil || how.Others != objectstore.TransferCopy && uint64(o.metadataSize(to)) <= space.Free {
-		return 0, err
-	}
-	n, err := o.need(to, from, how)
-	if err == nil && uint64(n.Bytes+n.Metadata) > space.Free {
+	if err == nil && known && uint64(n.Bytes+n.Metadata) > space.Free {
 		err = fmt.Errorf("%d files that cannot be linked, and directories, take %s in %s, where %s are free: %w",
 			n.Objects, humanize.IBytes(uint64(n.Bytes+n.Metadata)), to.Dir().Path(), humanize.IBytes(space.Free), unix.ENOSPC)
 	}
-	return n.Bytes, err
+	return err
 }
 
 // transfers returns how content gets from one repository to another. A nil from stands for the same repository.

@@ -153,11 +153,11 @@ func TestStoreLabelledFaults(t *testing.T) {
 			return err
 		}
 		defer txn.Abort() //nolint:errcheck // Commit's error matters
-		sum, err := tree().Store(t.Context(), txn, b.repo, oscommit.Image{})
+		stored, err := tree().Store(t.Context(), txn, b.repo, oscommit.Image{})
 		if err != nil {
 			return err
 		}
-		txn.SetRef("os", sum)
+		txn.SetRef("os", stored.Commit)
 		return txn.Commit(t.Context(), objectstore.CommitOptions{Sync: true})
 	}
 	want := b.store(t, tree(), oscommit.Image{})

@@ -192,15 +192,15 @@ func TestLabelKeepsLabels(t *testing.T) {
 	}})
 	testenv.Must(t, err)
 	tree.Label(labels{"/": "u:o:root", "/other": "u:o:other", "/same": "u:o:own"}, 0)
-	sum, err := tree.Store(t.Context(), txn, nil, oscommit.Image{})
+	made, err := tree.Store(t.Context(), txn, nil, oscommit.Image{})
 	testenv.Must(t, err)
-	c, err := b.repo.Commit(sum)
+	c, err := b.repo.Commit(made.Commit)
 	testenv.Must(t, err)
 	if m, err := b.repo.DirMeta(c.Meta); err != nil || len(m.Xattrs) != 1 || string(m.Xattrs[0].Value) != "u:o:root\x00" {
 		t.Errorf("root: got %+v, %v, want label u:o:root", m, err)
 	}
 	for path, want := range map[string]string{"none": "u:o:own", "same": "u:o:own", "other": "u:o:other"} {
-		if got := labelAt(t, b.repo, sum, path); got != want+"\x00" {
+		if got := labelAt(t, b.repo, made.Commit, path); got != want+"\x00" {
 			t.Errorf("%s: got %q, want %s", path, got, want)
 		}
 	}

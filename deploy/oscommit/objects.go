@@ -342,14 +342,6 @@ func (f *file) transfer(t *objectstore.Transfers, meta *objectstore.FileMeta) ob
 	return t.Of(meta)
 }
 
-// metadataSize returns the size of the directories that a repository lacks entirely.
-func (o *objects) metadataSize(to *objectstore.Repo) (size int64) {
-	for i := range o.metadata {
-		size += to.Allocated(int64(len(o.metadata[i].data)))
-	}
-	return size
-}
-
 // A lack is what a repository lacks of an object.
 type lack int
 

@@ -169,11 +169,11 @@ func (b bed) store(t *testing.T, tree *oscommit.Tree, img oscommit.Image) object
 	t.Helper()
 	txn, err := b.repo.Begin(t.Context())
 	testenv.Must(t, err)
-	sum, err := tree.Store(t.Context(), txn, nil, img)
+	stored, err := tree.Store(t.Context(), txn, nil, img)
 	testenv.Must(t, err)
-	txn.SetRef("os", sum)
+	txn.SetRef("os", stored.Commit)
 	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
-	return sum
+	return stored.Commit
 }
 
 // TestCommitIsThatOfOSTree compares the commit of an image with ostree's commit of the same layers, unpacked by

@@ -33,13 +33,13 @@ func storeInto(t *testing.T, tree *oscommit.Tree, to, from *objectstore.Repo) (o
 	t.Helper()
 	txn, err := to.Begin(t.Context())
 	testenv.Must(t, err)
-	sum, err := tree.Store(t.Context(), txn, from, oscommit.Image{})
+	stored, err := tree.Store(t.Context(), txn, from, oscommit.Image{})
 	if err != nil {
 		testenv.Must(t, txn.Abort())
-		return sum, err
+		return stored.Commit, err
 	}
-	txn.SetRef("os", sum)
-	return sum, txn.Commit(t.Context(), objectstore.CommitOptions{})
+	txn.SetRef("os", stored.Commit)
+	return stored.Commit, txn.Commit(t.Context(), objectstore.CommitOptions{})
 }
 
 // contentObjects returns path and inode of every content object.

@@ -153,11 +153,11 @@ func storeTree(t *testing.T, layers *layer.Store, img *deploy.Image, src deploy.
 	testenv.Must(t, err)
 	txn, err := layers.Repo().Begin(t.Context())
 	testenv.Must(t, err)
-	sum, err := found.Store(t.Context(), txn, layers.Repo(), nil)
+	stored, err := found.Store(t.Context(), txn, layers.Repo(), nil)
 	testenv.Must(t, err)
-	txn.SetRef("ours/"+sum.String(), sum)
+	txn.SetRef("ours/"+stored.Commit.String(), stored.Commit)
 	testenv.Must(t, txn.Commit(t.Context(), objectstore.CommitOptions{}))
-	return sum
+	return stored.Commit
 }
 
 // compareTrees compares the trees of two commits of one repository, whose metadata differ.

@@ -167,11 +167,11 @@ func TestOneInode(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			sum, err := tree.Store(t.Context(), txn, images.repo, oscommit.Image{Version: "1"})
+			stored, err := tree.Store(t.Context(), txn, images.repo, oscommit.Image{Version: "1"})
 			if err != nil {
 				return err
 			}
-			txn.SetRef(ref, sum)
+			txn.SetRef(ref, stored.Commit)
 			return txn.Commit(t.Context(), objectstore.CommitOptions{})
 		})
 		if err != nil {
