@@ -61,8 +61,9 @@ func (c *cli) statusCommand() *cobra.Command {
 		Long: `List the deployments of the system: which one is booted, which boots next, which is there to fall back to, and the image
 of each.
 
-"unique" is the space that is freed if only this deployment goes; "shared" is the rest of its commit's space, shared with
-other deployments, layers of images, or other content of the repository.` +
+"unique" is the space that is freed if only this deployment goes, with its own /etc and other copies; "shared" is the rest of
+its commit's space, shared with other deployments, layers of images, or other content of the repository. /var, which all
+deployments of a stateroot have in common, and /boot do not count.` +
 			exitHelp(exitNoSysroot, exitCorrupt, exitInterrupted),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.status(cmd.Context(), &f, verbose) },

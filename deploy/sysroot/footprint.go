@@ -16,8 +16,9 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-// A Footprint is the space that a deployment takes in the sysroot's repository, and its composefs image: allocated bytes,
-// each inode once.
+// A Footprint is the space that a deployment takes in the sysroot: objects of the repository, and files of its own, which
+// are its directories, its /etc and other copies, its composefs image, and the upper layer of a transient root. Those are
+// allocated bytes, each inode once. The stateroot's /var and what is in /boot are not part of it.
 type Footprint struct {
 	Unique int64 // freed if only this deployment went
 	Shared int64 // needed by another deployment or another commit of the repository, or linked from elsewhere
@@ -50,17 +51,50 @@ func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footpr
 		if result[i] == nil {
 			continue
 		}
-		switch st, err := s.statCfs(d); {
-		case err != nil:
+		if err := s.addOwn(ctx, d, result[i]); err != nil {
 			return nil, err
-		case st == nil:
-		case st.Nlink > 1:
-			result[i].Shared += atfs.Allocated(st)
-		default:
-			result[i].Unique += atfs.Allocated(st)
 		}
 	}
 	return result, nil
+}
+
+// addOwn adds the files of a deployment that are no objects.
+func (s *Sysroot) addOwn(ctx context.Context, d *Deployment, f *Footprint) error {
+	links := make(map[atfs.Inode]int) // found names of inodes with several
+	for _, name := range []string{d.Path(), originPath(d), path.Join(backingDir(d.Stateroot), d.Name())} {
+		top, err := s.dir.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = s.dir.Walk(name, func(st *unix.Stat_t) error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if st.Dev != top.Dev { // mounted there
+				return nil
+			}
+			names := 1
+			if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 { // an object, unless all names are in the deployment
+				links[atfs.InodeOf(st)]++
+				names = int(st.Nlink) - links[atfs.InodeOf(st)] + 1
+			}
+			if names == 1 {
+				f.Unique += atfs.Allocated(st)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	image, err := s.statCfs(d)
+	if err == nil && image != nil && image.Nlink > 1 {
+		f.Shared += atfs.Allocated(image)
+	}
+	return err
 }
 
 func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, list []*Deployment) ([]*Footprint, error) {
