@@ -14,16 +14,11 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/internal/links"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
-	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
-const (
-	// labelledFile, below /var, records that the files of /var have got their labels. libostree creates it too.
-	labelledFile = ".ostree-selabeled"
-
-	maxLabelsDepth = 1024 // nested directories; each level costs a descriptor
-)
+// labelledFile, below /var, records that the files of /var have got their labels. libostree creates it too.
+const labelledFile = ".ostree-selabeled"
 
 // hasLabels reports whether the files of the tree have SELinux labels. Those of a deployment then need them too.
 func (t *osTree) hasLabels() (bool, error) {
@@ -99,8 +94,7 @@ func (s *Sysroot) labelDeployment(ctx context.Context, p *Plan, root *atfs.Dir) 
 	policy, err := deployedPolicy(root)
 	if !has {
 		if policy == nil && err == nil {
-			p.stampedVar, err = s.labelVar(ctx, p.New.Stateroot, nil)
-			return err
+			return s.labelVar(ctx, p, nil)
 		}
 		return nil // a later deployment that has labels labels /var
 	}
@@ -108,39 +102,51 @@ func (s *Sysroot) labelDeployment(ctx context.Context, p *Plan, root *atfs.Dir) 
 		return err
 	}
 	if p.policy = policy; policy != nil {
-		if err := newLabeler(ctx, policy).tree(root, "etc", "/etc"); err != nil {
+		l := labeler{ctx: ctx, policy: policy}
+		if err := l.tree(root, "etc", "/etc"); err != nil {
 			return err
 		}
 	}
-	p.stampedVar, err = s.labelVar(ctx, p.New.Stateroot, policy)
-	return err
+	return s.labelVar(ctx, p, policy)
 }
 
-// labelVar gives the files in a stateroot's /var their labels, once, and reports whether it has recorded that. As with
-// libostree, a deployment without a policy counts.
-func (s *Sysroot) labelVar(ctx context.Context, stateroot string, policy *selinux.Policy) (done bool, err error) {
-	parent, err := s.dir.OpenDir(staterootDir(stateroot))
+// labelVar gives the files in the stateroot's /var their labels, once, and records that. As with libostree, a deployment
+// without a policy counts. Files that cannot be labelled are noted; the deployment can do without.
+func (s *Sysroot) labelVar(ctx context.Context, p *Plan, policy *selinux.Policy) error {
+	parent, err := s.dir.OpenDir(staterootDir(p.New.Stateroot))
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer parent.Close()
 	dir, err := parent.OpenDir("var")
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer dir.Close()
 	if ok, err := dir.Exists(labelledFile); ok || err != nil {
-		return false, err
+		return err
 	}
+	label := ""
 	if policy != nil {
-		if err := newLabeler(ctx, policy).tree(parent, "var", "/var"); err != nil {
-			return false, err
+		l := labeler{ctx: ctx, policy: policy, left: &unlabelled{}}
+		if err := l.tree(parent, "var", "/var"); err != nil {
+			return err
 		}
 		// The record must not survive a power failure that the labels do not.
 		if err := dir.SyncFS(); err != nil {
-			return false, err
+			return err
 		}
+		if note := l.left.String(); note != "" {
+			p.Notes = append(p.Notes, note)
+		}
+		label, _ = policy.Label(path.Join("/var", labelledFile), 0)
 	}
+	p.stampedVar, err = writeLabelled(dir, label)
+	return err
+}
+
+// writeLabelled records in /var that its files have labels, and reports whether the record exists now.
+func writeLabelled(dir *atfs.Dir, label string) (done bool, err error) {
 	f, err := dir.TmpFile(fileMode)
 	if err != nil {
 		return false, err
@@ -149,11 +155,8 @@ func (s *Sysroot) labelVar(ctx context.Context, stateroot string, policy *selinu
 	if err := f.Chmod(fileMode); err != nil {
 		return false, err
 	}
-	if policy != nil {
-		label, _ := policy.Label(path.Join("/var", labelledFile), 0)
-		if err := labelFile(f, label); err != nil {
-			return false, err
-		}
+	if err := labelFile(f, label); err != nil {
+		return false, err
 	}
 	if err := f.Sync(); err != nil {
 		return false, err
@@ -275,78 +278,6 @@ func (s *Sysroot) bootLabel(f treeFile, name string, policy *selinux.Policy) (la
 		}
 	}
 	return label, true, nil
-}
-
-// A labeler labels directory trees by a policy.
-type labeler struct {
-	ctx    context.Context
-	policy *selinux.Policy
-}
-
-func newLabeler(ctx context.Context, policy *selinux.Policy) *labeler { return &labeler{ctx, policy} }
-
-// tree labels name in dir, and everything below it, as if it were the path at of the running system. It follows no
-// symbolic links, stays on one file system, and leaves alone the objects of repositories, whose checksums cover labels, and
-// files with several names: one of them may be an object, or belong to another tree. A name that does not exist has no files.
-func (l *labeler) tree(dir *atfs.Dir, name, at string) error {
-	st, err := dir.Lstat(name)
-	if err != nil {
-		return atfs.IgnoreNotExist(err)
-	}
-	if err := l.entry(dir, name, at, st.Dev, 0); err != nil {
-		return fmt.Errorf("label %s: %w", at, err)
-	}
-	return nil
-}
-
-func (l *labeler) entry(dir *atfs.Dir, name, at string, dev uint64, depth int) error {
-	if l.ctx.Err() != nil {
-		return context.Cause(l.ctx)
-	}
-	if depth > maxLabelsDepth {
-		return fmt.Errorf("%q: more than %d nested directories", at, maxLabelsDepth)
-	}
-	st, err := dir.Lstat(name)
-	if err != nil || st.Dev != dev {
-		return atfs.IgnoreNotExist(err)
-	}
-	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-	if isDir || st.Nlink == 1 {
-		if label, ok := l.policy.Label(at, selinux.TypeOf(st.Mode)); ok {
-			if err := setLabel(dir, name, label); err != nil {
-				return atfs.IgnoreNotExist(err)
-			}
-		}
-	}
-	if !isDir || name == "objects" && isRepo(dir) {
-		return nil
-	}
-	sub, err := dir.OpenDir(name)
-	if err != nil {
-		return atfs.IgnoreNotExist(err)
-	}
-	names, err := sub.ReadNames()
-	slices.Sort(names)
-	for _, n := range names {
-		if err == nil {
-			err = l.entry(sub, n, path.Join(at, n), dev, depth+1)
-		}
-	}
-	return errors.Join(err, sub.Close())
-}
-
-// isRepo reports whether a directory is an ostree repository.
-func isRepo(dir *atfs.Dir) bool {
-	text, err := dir.ReadFile("config", maxConfigLen)
-	if err != nil {
-		return false
-	}
-	f, err := keyfile.Parse(text)
-	if err != nil {
-		return false
-	}
-	_, ok := f.Get("core", "repo_version")
-	return ok
 }
 
 // labelOf returns the label of a file in dir, or "" for none.

@@ -132,6 +132,40 @@ func (d *Dir) OpenDir(name string) (*Dir, error) {
 	return &Dir{fd: fd, name: path.Join(d.name, name), root: d.root, hook: d.hook}, nil
 }
 
+// OpenParent opens the directory that d is in, if that is still want; else the error is ESTALE.
+func (d *Dir) OpenParent(want Inode) (*Dir, error) {
+	fd, err := retry(func() (int, error) { return unix.Openat(d.fd, "..", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, d.err("open", "..", err)
+	}
+	up := &Dir{fd: fd, name: path.Dir(d.name), root: d.root, hook: d.hook}
+	st, err := up.Lstat(".")
+	if err == nil && InodeOf(&st) != want {
+		err = d.err("open", "..", unix.ESTALE)
+	}
+	if err != nil {
+		return nil, errors.Join(err, up.Close())
+	}
+	return up, nil
+}
+
+// IsMount reports whether something is mounted on name: another file system, or a part of the same. A subvolume of
+// Btrfs alone is no mount.
+func (d *Dir) IsMount(name string) (bool, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	fd, err := retry(func() (int, error) { return unix.Openat2(d.fd, name, &how) })
+	if errors.Is(err, unix.EXDEV) {
+		return true, nil
+	}
+	if err != nil {
+		return false, d.err("open", name, err)
+	}
+	return false, unix.Close(fd)
+}
+
 // Mkdir makes a directory whose mode is exactly mode, whatever the umask.
 func (d *Dir) Mkdir(name string, mode uint32) error {
 	if err := d.before(OpMkdir, name); err != nil {
