@@ -318,7 +318,7 @@ func (s *System) PlanKargs(ctx context.Context, st *sysroot.State, d *sysroot.De
 	}
 	return s.PlanDeploy(ctx, st, sysroot.Request{
 		Stateroot: d.Stateroot, Commit: d.Commit, Origin: origin, Kargs: list, Merge: st.Staged.Merge,
-		Stage: true, NoSELinux: true, // the staged deployment was allowed
+		Stage: true, NoSELinux: st.Staged.NoSELinux, Deployed: true,
 	})
 }
 

@@ -83,6 +83,9 @@ type Staged struct {
 	Merge  *Deployment // whose /etc is merged; one of the state's Deployments, or nil
 	Locked bool        // it is not finalized at shutdown
 
+	// NoSELinux: it was staged with this option of a [Request].
+	NoSELinux bool
+
 	kargs kargs.List  // as recorded, with ostree= in its place
 	lost  *Deployment // whose /etc was to be merged, and which no longer exists
 }

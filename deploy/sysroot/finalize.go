@@ -83,7 +83,7 @@ func (s *Sysroot) planFinalize(ctx context.Context, st *State) (*Plan, error) {
 	}
 	p := &Plan{
 		state: st, what: "finalize " + d.short(), New: d, merge: st.Staged.Merge, finalize: true, dropStaged: true, NoPrune: true,
-		args: st.Staged.kargs,
+		args: st.Staged.kargs, noSELinux: st.Staged.NoSELinux,
 	}
 	p.Deployments = st.listWith(d, p.merge, false, false)
 	p.Removed = st.missingFrom(p.Deployments)
@@ -91,7 +91,7 @@ func (s *Sysroot) planFinalize(ctx context.Context, st *State) (*Plan, error) {
 	if p.tree, err = openTree(s.repo, d.Commit); err != nil {
 		return nil, commitError(d.Commit, err)
 	}
-	if p.policy, err = p.tree.policy(); err != nil {
+	if err := p.planPolicy(true); err != nil { // it was staged with this tree
 		return nil, err
 	}
 	if p.kernel, err = p.tree.findKernel(ctx, ""); err != nil {

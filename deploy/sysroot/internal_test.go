@@ -73,14 +73,14 @@ func TestStagedRoundTrip(t *testing.T) {
 	d, merge := deploymentOf("os", 1), deploymentOf("os", 2)
 	d.Serial = 12
 	args := kargs.List{"rw", "ostree=/ostree/boot.1/os/x/0", `a="b c"`}
-	r, err := parseStaged(marshalStaged(d, merge, args))
+	r, err := parseStaged(marshalStaged(d, merge, args, false))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !r.target.same(d) || r.target.BootCsum != d.BootCsum || !r.merge.same(merge) || !slices.Equal(r.target.Kargs, args) || r.locked {
 		t.Errorf("got %+v", r)
 	}
-	if r, err = parseStaged(marshalStaged(d, nil, nil)); err != nil || r.merge != nil || r.target.Kargs != nil {
+	if r, err = parseStaged(marshalStaged(d, nil, nil, false)); err != nil || r.merge != nil || r.target.Kargs != nil {
 		t.Errorf("got %+v, error %v", r, err)
 	}
 	extra := gvariant.AppendArray(nil, 1, 1, func(b []byte, _ int) []byte {
@@ -107,8 +107,8 @@ func TestStagedRoundTrip(t *testing.T) {
 
 func FuzzParseStaged(f *testing.F) {
 	d := deploymentOf("os", 1)
-	f.Add(marshalStaged(d, nil, nil))
-	f.Add(marshalStaged(d, deploymentOf("other", 2), kargs.List{"a", "b=c"}))
+	f.Add(marshalStaged(d, nil, nil, false))
+	f.Add(marshalStaged(d, deploymentOf("other", 2), kargs.List{"a", "b=c"}, true))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := parseStaged(data)
 		if err != nil {
@@ -117,7 +117,7 @@ func FuzzParseStaged(f *testing.F) {
 		if validateStateroot(r.target.Stateroot) != nil || strings.Contains(r.target.Path(), "..") {
 			t.Errorf("stateroot %q, path %q", r.target.Stateroot, r.target.Path())
 		}
-		again, err := parseStaged(marshalStaged(r.target, r.merge, r.target.Kargs))
+		again, err := parseStaged(marshalStaged(r.target, r.merge, r.target.Kargs, r.noSELinux))
 		if err != nil || !again.target.same(r.target) || !slices.Equal(again.target.Kargs, r.target.Kargs) {
 			t.Errorf("got %+v, error %v; before %+v", again, err, r)
 		}

@@ -1,15 +1,18 @@
 package sysroot_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
@@ -149,5 +152,99 @@ func TestLabelsOfSubvolumes(t *testing.T) {
 		if got := label(t, filepath.Join(disk, name)); got != want {
 			t.Errorf("%s has the label %q, want %q", name, got, want)
 		}
+	}
+}
+
+// badPolicyTree is a tree with labels, whose policy cannot be used.
+func badPolicyTree(t *testing.T, version string) *node {
+	t.Helper()
+	tree := labelledTree(t, version, "a")
+	at(tree, "usr/etc/selinux/x/contexts/files")["file_contexts.local"] = file(0o644, "\n/x\n")
+	return tree
+}
+
+// TestNoPolicy deploys a tree with labels whose policy cannot be used, at once and staged.
+func TestNoPolicy(t *testing.T) {
+	b := newSysroot(t)
+	b = openSysroot(t, b.path, sysroot.Options{})
+	b.run = t.TempDir()
+	commitTree(t, b.Repo(), "os/1", "1", badPolicyTree(t, "1"))
+	commitTree(t, b.Repo(), "os/2", "2", badPolicyTree(t, "2"))
+	noSELinux := func(r *sysroot.Request) { r.NoSELinux = true }
+	check := func(what string, notes []string) {
+		t.Helper()
+		if len(notes) == 0 || !strings.HasPrefix(notes[0], "Files have the labels of the commit; those of /etc, /var and /boot that are not in it get none: ") ||
+			!strings.Contains(notes[0], "file_contexts.local: line 2") {
+			t.Errorf("%s: got notes %q, want the policy's error", what, notes)
+		}
+		root := filepath.Join(b.path, b.load().Deployments[0].Path())
+		if got := label(t, root+"/usr/bin/sh"); got != "u:r:usr_t:s0" {
+			t.Errorf("%s: /usr/bin/sh has the label %q", what, got)
+		}
+		if _, err := os.Lstat(b.path + "/ostree/deploy/os/var/.ostree-selabeled"); !os.IsNotExist(err) {
+			t.Errorf("%s: /var: got error %v, want no record", what, err)
+		}
+	}
+	check("deployed", b.notes("1", noSELinux))
+	p := b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
+		return b.PlanKargs(t.Context(), st, st.Default(), []string{"quiet"}, nil)
+	})
+	check("other kernel arguments", p.Notes)
+	b.boot(0)
+	b.notes("2", noSELinux, func(r *sysroot.Request) { r.Stage = true })
+	testenv.Must(t, finalizeOnce(b))
+	if d := b.load().Default(); d.Version != "2" {
+		t.Errorf("default is %s, want 2", d.Version)
+	}
+}
+
+// TestBadLocalPolicy finds an error in the local policy when a deployment is planned, also if it is staged.
+func TestBadLocalPolicy(t *testing.T) {
+	b := newSysroot(t)
+	b = openSysroot(t, b.path, sysroot.Options{})
+	b.run = t.TempDir()
+	commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+	commitTree(t, b.Repo(), "os/2", "2", labelledTree(t, "2", "b"))
+	b.deploy(ref(b, "1"))
+	b.boot(0)
+	files := filepath.Join(b.path, b.load().Default().Path(), "etc/selinux/x/contexts/files/")
+	plan := func(stage, noSELinux bool) (*sysroot.Plan, error) {
+		st := b.load()
+		return b.PlanDeploy(t.Context(), st, sysroot.Request{
+			Stateroot: "os", Commit: ref(b, "2"), Merge: st.Default(), Stage: stage, NoSELinux: noSELinux,
+		})
+	}
+	original := value(os.ReadFile(files + "/file_contexts"))(t)
+	for name, change := range map[string]func(){
+		"added":    func() { testenv.Must(t, os.WriteFile(files+"/file_contexts.local", []byte("/y\n"), 0o644)) },
+		"modified": func() { testenv.Must(t, os.WriteFile(files+"/file_contexts", []byte("/y\n"), 0o644)) },
+		"removed":  func() { testenv.Must(t, os.Remove(files+"/file_contexts")) },
+		"link": func() {
+			testenv.Must(t, os.WriteFile(files+"/mine", []byte("/y\n"), 0o644))
+			testenv.Must(t, os.Symlink("/etc/selinux/x/contexts/files/mine", files+"/file_contexts.local"))
+		},
+	} {
+		change()
+		for _, stage := range []bool{false, true} {
+			if _, err := plan(stage, false); !errors.Is(err, selinux.ErrInvalid) || !strings.Contains(err.Error(), "/etc/selinux/x/contexts/files/file_contexts") {
+				t.Errorf("%s, staged %t: got error %v, want an ErrInvalid with the file", name, stage, err)
+			}
+			if _, err := plan(stage, true); err != nil {
+				t.Errorf("%s, staged %t: without SELinux: %v", name, stage, err)
+			}
+		}
+		testenv.Must(t, os.RemoveAll(files+"/file_contexts.local"))
+		testenv.Must(t, os.WriteFile(files+"/file_contexts", original, 0o644))
+		if _, err := plan(true, false); err != nil {
+			t.Errorf("%s, undone: %v", name, err)
+		}
+	}
+
+	// A deployment that was staged without SELinux is finalized without.
+	testenv.Must(t, os.WriteFile(files+"/file_contexts.local", []byte("/y\n"), 0o644))
+	b.notes("2", func(r *sysroot.Request) { r.Stage, r.NoSELinux = true, true })
+	testenv.Must(t, finalizeOnce(b))
+	if d := b.load().Default(); d.Version != "2" {
+		t.Errorf("default is %s, want 2", d.Version)
 	}
 }

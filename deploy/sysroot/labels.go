@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/etcmerge"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/internal/links"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -54,13 +55,7 @@ func deployedPolicy(root *atfs.Dir) (*selinux.Policy, error) {
 	}
 	return loadPolicy(etc, func(name string) ([]byte, error) {
 		file, err := links.Resolve(name, func(name string) (here, target string, err error) {
-			st, err := root.Lstat(name)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-				err = errors.Join(err, objectstore.ErrNoEntry)
-			}
-			if err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
-				target, err = root.Readlink(name)
-			}
+			target, err = linkTarget(root, name)
 			return name, target, err
 		})
 		if err != nil {
@@ -84,6 +79,96 @@ func loadPolicy(dir string, read selinux.ReadFile) (*selinux.Policy, error) {
 	return p, err
 }
 
+// planPolicy reads the policy of the new deployment's tree. With allowed, one that cannot be used is no error: the files that
+// are not in the commit get no labels then.
+func (p *Plan) planPolicy(allowed bool) (err error) {
+	p.policy, err = p.tree.policy()
+	if allowed && errors.Is(err, selinux.ErrInvalid) {
+		p.dropPolicy(err)
+		err = nil
+	}
+	return err
+}
+
+// dropPolicy makes the plan do without a policy that cannot be used.
+func (p *Plan) dropPolicy(err error) {
+	if !p.noPolicy {
+		p.Notes = append(p.Notes, fmt.Sprintf(
+			"Files have the labels of the commit; those of /etc, /var and /boot that are not in it get none: %v.", err))
+	}
+	p.policy, p.noPolicy = nil, true
+}
+
+// checkLocalPolicy refuses changes of /etc/selinux that make the policy unusable. Otherwise a staged deployment would fail when
+// it is finalized, and any other in the middle.
+func (s *Sysroot) checkLocalPolicy(p *Plan, etc *etcmerge.Plan) error {
+	isPolicy := func(c etcmerge.Change) bool { return c.Path == "selinux" || strings.HasPrefix(c.Path, "selinux/") }
+	if p.policy == nil || etc == nil || !slices.ContainsFunc(etc.Changes, isPolicy) {
+		return nil
+	}
+	current, err := s.dir.OpenDir(p.merge.Path() + "/etc")
+	if err != nil {
+		return err
+	}
+	defer current.Close()
+	_, err = loadPolicy("etc/selinux", mergedReader(p.tree, current, etc.Changes))
+	if p.noSELinux && errors.Is(err, selinux.ErrInvalid) {
+		p.dropPolicy(err)
+		err = nil
+	}
+	return err
+}
+
+// mergedReader reads files as a deployment of a tree has them that takes over changes of the current /etc.
+func mergedReader(t *osTree, current *atfs.Dir, changes []etcmerge.Change) selinux.ReadFile {
+	kinds := make(map[string]etcmerge.Kind, len(changes))
+	for _, c := range changes {
+		kinds[c.Path] = c.Kind
+	}
+	type file struct {
+		local string // below the current /etc; "": none
+		entry objectstore.TreeEntry
+	}
+	look := func(name string) (f file, target string, err error) {
+		below, inEtc := strings.CutPrefix(name, "etc/")
+		kind, changed := kinds[below]
+		switch {
+		case !inEtc || !changed:
+			if f.entry, target, err = t.look(name); isAbsent(err) && (inEtc || name == "etc") {
+				f.entry, target, err = t.look("usr/" + name)
+			}
+		case kind == etcmerge.Removed:
+			err = objectstore.ErrNoEntry
+		default:
+			f.local = below
+			target, err = linkTarget(current, below)
+		}
+		return f, target, err
+	}
+	return func(name string) ([]byte, error) {
+		f, err := links.Resolve(name, look)
+		switch {
+		case err != nil:
+			return nil, err
+		case f.local != "":
+			return current.ReadFile(f.local, selinux.MaxFile)
+		}
+		return t.readEntry(f.entry, name, selinux.MaxFile)
+	}
+}
+
+// linkTarget returns the target of a symbolic link, or "" for another file. An absent one is isAbsent.
+func linkTarget(dir *atfs.Dir, name string) (string, error) {
+	st, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		err = errors.Join(err, objectstore.ErrNoEntry)
+	}
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", err
+	}
+	return dir.Readlink(name)
+}
+
 // labelDeployment gives the files of a new deployment that are not in its commit their labels, by the policy in root, its
 // directory, which has the merged /etc. It writes no label to an inode of the repository.
 func (s *Sysroot) labelDeployment(ctx context.Context, p *Plan, root *atfs.Dir) error {
@@ -97,6 +182,10 @@ func (s *Sysroot) labelDeployment(ctx context.Context, p *Plan, root *atfs.Dir) 
 			return s.labelVar(ctx, p, nil)
 		}
 		return nil // a later deployment that has labels labels /var
+	}
+	if errors.Is(err, selinux.ErrInvalid) && (p.noSELinux || p.noPolicy) {
+		p.dropPolicy(err)
+		return nil // likewise
 	}
 	if err != nil {
 		return err

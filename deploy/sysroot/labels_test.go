@@ -319,13 +319,14 @@ func TestBadPolicy(t *testing.T) {
 		t.Errorf("got error %v, want %v with file and line", err, selinux.ErrInvalid)
 	}
 
-	// The administrator's own, which only the merge of /etc brings into the deployment.
+	// The administrator's own, which only the merge of /etc brings into the deployment, broken after it was planned.
 	b.deploy(ref(b, "2"))
 	local := filepath.Join(b.path, b.load().Default().Path(), "etc/selinux/x/contexts/files/file_contexts.local")
-	testenv.Must(t, os.WriteFile(local, []byte("/y\n"), 0o644))
-	before := snapshot(t, b.path)
+	testenv.Must(t, os.WriteFile(local, []byte("/y u:r:y_t:s0\n"), 0o644))
 	st = b.load()
 	p := value(b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "2"), Merge: st.Default()}))(t)
+	testenv.Must(t, os.WriteFile(local, []byte("/y\n"), 0o644))
+	before := snapshot(t, b.path)
 	if err := b.Execute(t.Context(), p); !errors.Is(err, selinux.ErrInvalid) || !strings.Contains(err.Error(), "/etc/selinux/x/contexts/files/file_contexts.local: line 1: ") {
 		t.Errorf("got error %v, want %v with file and line", err, selinux.ErrInvalid)
 	}

@@ -31,7 +31,8 @@ type Request struct {
 	Retain     bool // keep all deployments
 	Stage      bool // to be finalized at shutdown; needs a booted deployment
 	NotDefault bool // behind the booted one, or the one whose /etc is merged, or all others
-	NoSELinux  bool // deploy a tree with an SELinux policy although its files have no labels; others get none either
+	NoSELinux  bool // deploy a tree with an SELinux policy although its files have no labels, or the policy cannot be used; others get none either
+	Deployed   bool // the tree is deployed already, labelled or not
 	NoPrune    bool // leave unneeded objects in the repository
 	Tries      int  // boots it has to prove itself; 0: boots are not counted
 
@@ -75,7 +76,9 @@ type Plan struct {
 	pin        *Deployment   // whose origin file changes; nil: none
 	pinned     bool          // its new state
 
-	policy *selinux.Policy // of New, if its tree has labels; at first that of the tree, later with the changes of /etc
+	policy    *selinux.Policy // of New, if its tree has labels; at first that of the tree, later with the changes of /etc
+	noPolicy  bool            // although the tree has labels, since its policy cannot be used
+	noSELinux bool            // as the request has it
 
 	copyRoot bool // the files of New outside of ownDirs are copies
 
@@ -136,15 +139,15 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if err := s.checkRequest(st, &r); err != nil {
 		return nil, err
 	}
-	p := &Plan{state: st, Staged: r.Stage, NoPrune: r.NoPrune, merge: r.Merge}
+	p := &Plan{state: st, Staged: r.Stage, NoPrune: r.NoPrune, merge: r.Merge, noSELinux: r.NoSELinux}
 	var err error
 	if p.tree, err = openTree(cmp.Or(r.From, s.repo), r.Commit); err != nil {
 		return nil, err
 	}
-	if err := p.tree.checkTree(r.NoSELinux); err != nil {
+	if err := p.tree.checkTree(r.NoSELinux || r.Deployed); err != nil {
 		return nil, err
 	}
-	if p.policy, err = p.tree.policy(); err != nil {
+	if err := p.planPolicy(r.NoSELinux || r.Deployed); err != nil {
 		return nil, err
 	}
 	if _, err := p.tree.systemName(); err != nil {
@@ -186,12 +189,17 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if err := s.checkLimits(p); err != nil {
 		return nil, err
 	}
-	if r.Merge == nil || r.Stage {
+	if r.Merge == nil || r.Stage && p.policy == nil {
 		return p, nil
 	}
-	if p.Etc, err = s.planEtc(ctx, p.tree, r.Merge); err != nil || p.Etc == nil {
+	etc, err := s.planEtc(ctx, p.tree, r.Merge)
+	if err != nil || etc == nil {
 		return p, err
 	}
+	if err := s.checkLocalPolicy(p, etc); err != nil || r.Stage {
+		return p, err
+	}
+	p.Etc = etc
 	if err := p.noteEtc(); err != nil {
 		return nil, err
 	}
@@ -367,8 +375,7 @@ func (s *Sysroot) PlanKargs(ctx context.Context, st *State, of *Deployment, args
 	if args == nil {
 		args = kargs.List{}
 	}
-	// Its tree is deployed already, labelled or not.
-	return s.PlanDeploy(ctx, st, Request{Stateroot: of.Stateroot, Commit: of.Commit, Origin: origin, Kargs: args, Merge: of, NoSELinux: true})
+	return s.PlanDeploy(ctx, st, Request{Stateroot: of.Stateroot, Commit: of.Commit, Origin: origin, Kargs: args, Merge: of, Deployed: true})
 }
 
 // PlanUndeploy plans to remove the deployment with this index in the state. A staged deployment has the index 0, and

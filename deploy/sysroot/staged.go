@@ -34,6 +34,8 @@ const (
 	keyName     = "name"
 	keyOSName   = "osname"
 	keyBootCsum = "bootcsum"
+
+	keyNoSELinux = "ostree-snapshotter.no-selinux" // ours; libostree ignores it
 )
 
 func (d *Deployment) marshal() gvariant.Variant {
@@ -68,13 +70,16 @@ func parseStagedDeployment(v gvariant.Variant) (*Deployment, error) {
 }
 
 // marshalStaged returns the content of the staged file, as libostree writes it.
-func marshalStaged(d, merge *Deployment, args kargs.List) []byte {
+func marshalStaged(d, merge *Deployment, args kargs.List, noSELinux bool) []byte {
 	entries := []gvariant.Entry{{Key: keyTarget, Value: d.marshal()}}
 	if merge != nil {
 		entries = append(entries, gvariant.Entry{Key: keyMerge, Value: merge.marshal()})
 	}
 	if args != nil {
 		entries = append(entries, gvariant.Entry{Key: keyKargs, Value: gvariant.Strings(args)})
+	}
+	if noSELinux {
+		entries = append(entries, gvariant.Entry{Key: keyNoSELinux, Value: gvariant.Bool(true)})
 	}
 	return gvariant.AppendDict(nil, entries)
 }
@@ -83,6 +88,7 @@ func marshalStaged(d, merge *Deployment, args kargs.List) []byte {
 type stagedRecord struct {
 	target, merge *Deployment // merge: nil for none
 	locked        bool
+	noSELinux     bool
 }
 
 func parseStaged(data []byte) (*stagedRecord, error) {
@@ -100,6 +106,7 @@ func parseStaged(data []byte) (*stagedRecord, error) {
 		}
 	}
 	r.locked, _ = lookup(entries, keyLocked).Bool()
+	r.noSELinux, _ = lookup(entries, keyNoSELinux).Bool()
 	if args, ok := lookup(entries, keyKargs).Strings(); ok {
 		r.target.Kargs = kargs.List(args)
 	}
@@ -163,7 +170,7 @@ func (s *Sysroot) readStaged(st *State) (*Staged, error) {
 	if slices.ContainsFunc(st.Deployments, d.same) {
 		return nil, nil // the process was killed after it had finalized it
 	}
-	staged := &Staged{Deployment: d, Locked: r.locked}
+	staged := &Staged{Deployment: d, Locked: r.locked, NoSELinux: r.noSELinux}
 	if !staged.Locked {
 		if staged.Locked, err = s.run.Exists(stagedLockFile); err != nil {
 			return nil, err
@@ -193,7 +200,7 @@ func (s *Sysroot) writeStaged(p *Plan) error {
 	if p.New.Kargs != nil {
 		args = p.options(p.New)
 	}
-	if err := s.run.WriteFile(stagedFile, marshalStaged(p.New, p.merge, args), fileMode, false); err != nil {
+	if err := s.run.WriteFile(stagedFile, marshalStaged(p.New, p.merge, args, p.noSELinux), fileMode, false); err != nil {
 		return err
 	}
 	return atfs.IgnoreNotExist(s.run.Unlink(stagedLockFile))

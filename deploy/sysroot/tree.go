@@ -61,29 +61,37 @@ func (t *osTree) regular(sum objectstore.Checksum, name string) (treeFile, error
 	return treeFile{sum, st.Size, name}, err
 }
 
+// look is lookup, with the target of a symbolic link.
+func (t *osTree) look(name string) (n objectstore.TreeEntry, target string, err error) {
+	if n, err = t.lookup(name); err != nil || n.Dir {
+		return n, "", err
+	}
+	m, err := t.repo.FileMeta(n.Checksum)
+	if err != nil {
+		return n, "", err
+	}
+	return n, m.Target, nil
+}
+
 // resolve returns the entry at a path, as [links.Resolve] does.
 func (t *osTree) resolve(name string) (objectstore.TreeEntry, error) {
-	return links.Resolve(name, func(name string) (n objectstore.TreeEntry, target string, err error) {
-		if n, err = t.lookup(name); err != nil || n.Dir {
-			return n, "", err
-		}
-		m, err := t.repo.FileMeta(n.Checksum)
-		if err != nil {
-			return n, "", err
-		}
-		return n, m.Target, nil
-	})
+	return links.Resolve(name, t.look)
 }
 
 // readFile returns the content of a file of at most limit bytes. It follows symbolic links as if the tree were the
 // root.
 func (t *osTree) readFile(name string, limit int64) ([]byte, error) {
 	n, err := t.resolve(name)
-	if err == nil && n.Dir {
-		err = &fs.PathError{Op: "read", Path: "/" + name, Err: unix.EISDIR}
-	}
 	if err != nil {
 		return nil, err
+	}
+	return t.readEntry(n, name, limit)
+}
+
+// readEntry returns the content of a file of at most limit bytes.
+func (t *osTree) readEntry(n objectstore.TreeEntry, name string, limit int64) ([]byte, error) {
+	if n.Dir {
+		return nil, &fs.PathError{Op: "read", Path: "/" + name, Err: unix.EISDIR}
 	}
 	f, err := t.repo.OpenFile(n.Checksum)
 	if err != nil {
