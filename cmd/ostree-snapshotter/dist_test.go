@@ -53,7 +53,7 @@ func TestDocsNameEveryKey(t *testing.T) {
 }
 
 // TestUnitHasNoMountNamespace keeps options out of the systemd unit under which containerd could not see our mounts
-// nor we the paths it gives us.
+// nor we the paths it gives us, and those in it that bound what the daemon may do.
 func TestUnitHasNoMountNamespace(t *testing.T) {
 	b, err := os.ReadFile("dist/ostree-snapshotter.service")
 	if err != nil {
@@ -76,7 +76,10 @@ func TestUnitHasNoMountNamespace(t *testing.T) {
 			}
 		}
 	}
-	for key, want := range map[string]string{"Type": "notify", "Before": "containerd.service", "KillMode": "mixed"} {
+	for key, want := range map[string]string{
+		"Type": "notify", "Before": "containerd.service", "KillMode": "mixed",
+		"OOMScoreAdjust": "-500", "MemoryHigh": "50%", "NoNewPrivileges": "yes", "RestrictAddressFamilies": "AF_UNIX",
+	} {
 		if options[key] != want {
 			t.Errorf("%s is %q, want %q", key, options[key], want)
 		}
