@@ -13,6 +13,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/cfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/ostreehost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // program is the path of our program in hosts.
@@ -107,6 +108,31 @@ func TestCLI(t *testing.T) {
 			}
 			s.testCLI(r, s.setReadonly(readonly), readonly)
 		}
+	})
+}
+
+// TestLinkedBoot changes a running system whose /boot is a link to that of a read-only /sysroot.
+func TestLinkedBoot(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r ostreehost.Release) {
+		t.Helper()
+		disk, systems := newSystems(t, r, false, "linked")
+		s := systems[0]
+		s.initEmpty()
+		dir := filepath.Join(disk, "tree")
+		testenv.Must(t, os.Mkdir(dir, 0o755))
+		trees["os/v1"].write(t, dir)
+		testenv.Must(t, os.Remove(filepath.Join(dir, "boot")))
+		testenv.Must(t, os.Symlink("sysroot/boot", filepath.Join(dir, "boot")))
+		s.ostree("commit", "--branch=os/v1", "--tree=dir="+dir)
+		if _, err := s.admin("deploy", "--os="+osName, "--karg=root=LABEL=root", "--karg=rw", "os/v1"); err != nil {
+			t.Fatal(err)
+		}
+		h := s.start(r, 0, s.setReadonly(true))
+		cli(t, h, 0, "kargs", "--append", "quiet")
+		if got := strings.TrimSpace(cli(t, h, 0, "kargs")); got != "root=LABEL=root rw quiet" {
+			t.Errorf("kernel arguments are %q", got)
+		}
+		h.Stop()
 	})
 }
 
