@@ -112,24 +112,37 @@ func testCRI(e *env) {
 		e.t.Fatalf("crictl pull printed %q", pulled)
 	}
 	e.compare("app:1", e.view("k8s.io", full))
-	var info struct {
-		Status struct {
-			ImageFilesystems []struct {
-				FsID struct{ Mountpoint string }
-			}
-		}
+	if got := e.imageFilesystem().FsID.Mountpoint; got != e.Root {
+		e.t.Errorf("the image file system is at %s, want the daemon's root %s", got, e.Root)
 	}
-	out := e.crictl("imagefsinfo", "--output", "json")
-	e.must(json.Unmarshal([]byte(out), &info))
-	if got := info.Status.ImageFilesystems; len(got) != 1 || got[0].FsID.Mountpoint != e.Root {
-		e.t.Errorf("the image file systems are %s, want one, at the daemon's root %s", out, e.Root)
-	}
-	out = e.runPod(strings.TrimSpace(ref), "/usr/bin/python3", "/srv/app/main.py")
+	out := e.runPod(strings.TrimSpace(ref), "/usr/bin/python3", "/srv/app/main.py")
 	// crictl prints stdout and stderr, and a newline after each.
 	if want := `{"sum": 45, "name": "second"}` + "\n\n\n"; out != want {
 		e.t.Errorf("the pod's container printed %q, want %q", out, want)
 	}
 	e.crictl("rmi", full)
+}
+
+// An imageFilesystem is what CRI reports of the file system of a snapshotter.
+type imageFilesystem struct {
+	FsID      struct{ Mountpoint string }
+	UsedBytes struct {
+		Value int64 `json:",string"`
+	}
+}
+
+// imageFilesystem returns what CRI reports to the kubelet.
+func (e *env) imageFilesystem() imageFilesystem {
+	e.t.Helper()
+	var info struct {
+		Status struct{ ImageFilesystems []imageFilesystem }
+	}
+	out := e.crictl("imagefsinfo", "--output", "json")
+	e.must(json.Unmarshal([]byte(out), &info))
+	if len(info.Status.ImageFilesystems) != 1 {
+		e.t.Fatalf("the image file systems are %s, want one", out)
+	}
+	return info.Status.ImageFilesystems[0]
 }
 
 // crictl runs crictl and returns its output.
@@ -143,27 +156,58 @@ func (e *env) crictl(args ...string) string {
 // runPod runs a command in a container of a pod on the host's network and returns its output.
 func (e *env) runPod(image string, command ...string) string {
 	e.t.Helper()
+	p := e.startPod()
+	out := p.exec(p.start(image), command...)
+	p.remove()
+	return out
+}
+
+// A pod is a running pod on the host's network.
+type pod struct {
+	*env
+	id, config string
+	linux      map[string]any // of its containers
+}
+
+// startPod starts a pod without containers.
+func (e *env) startPod() *pod {
+	e.t.Helper()
 	const hostNetwork = 2 // NamespaceMode_NODE of the CRI
 	name := containerID()
 	security := map[string]any{"namespace_options": map[string]any{"network": hostNetwork}}
-	pod := e.config("pod.json", map[string]any{
+	config := e.config("pod.json", map[string]any{
 		"metadata":      map[string]any{"name": name, "uid": name, "namespace": "test"},
 		"log_directory": e.Dir,
 		"linux":         map[string]any{"cgroup_parent": e.CgroupParent(), "security_context": security},
 	})
-	container := e.config("container.json", map[string]any{
-		"metadata": map[string]any{"name": name},
+	return &pod{e, strings.TrimSpace(e.crictl("runp", config)), config, map[string]any{"security_context": security}}
+}
+
+// start starts a container that sleeps, and returns its ID.
+func (p *pod) start(image string, mounts ...any) (id string) {
+	p.t.Helper()
+	container := p.env.config("container.json", map[string]any{
+		"metadata": map[string]any{"name": containerID()},
 		"image":    map[string]any{"image": image},
 		"command":  []string{"/bin/sleep", "1000"},
-		"linux":    map[string]any{"security_context": security},
+		"mounts":   mounts,
+		"linux":    p.linux,
 	})
-	podID := strings.TrimSpace(e.crictl("runp", pod))
-	id := strings.TrimSpace(e.crictl("create", podID, container, pod))
-	e.crictl("start", id)
-	out := e.crictl(append([]string{"exec", "--sync", "--timeout", "60", id}, command...)...)
-	e.crictl("stopp", podID)
-	e.crictl("rmp", podID)
-	return out
+	id = strings.TrimSpace(p.crictl("create", p.id, container, p.config))
+	p.crictl("start", id)
+	return id
+}
+
+// exec runs a command in a container of the pod and returns its output.
+func (p *pod) exec(id string, command ...string) string {
+	p.t.Helper()
+	return p.crictl(append([]string{"exec", "--sync", "--timeout", "60", id}, command...)...)
+}
+
+func (p *pod) remove() {
+	p.t.Helper()
+	p.crictl("stopp", p.id)
+	p.crictl("rmp", p.id)
 }
 
 // config writes a configuration file for crictl into the stack's directory and returns its path.
