@@ -101,15 +101,35 @@ func (t *Txn) StoreFile(m *FileMeta, mtime unix.Timespec, data []byte) (Stored, 
 	return stored, storeError(TypeFile, sum, err)
 }
 
-// startRegular hashes the header of a regular file. It rejects times that utimensat(2) would reject or take for a flag.
+// StoreFileAs is StoreFile with a checksum that the caller computed with [NewContentHash]. Nothing verifies it: a wrong one
+// damages the repository.
+func (t *Txn) StoreFileAs(m *FileMeta, mtime unix.Timespec, data []byte, sum Checksum) (Stored, error) {
+	if err := validateRegular(m, mtime); err != nil {
+		return Stored{}, fmt.Errorf("store file: %w", err)
+	}
+	stored, err := t.storeFile(m, mtime, data, sum)
+	return stored, storeError(TypeFile, sum, err)
+}
+
+// startRegular hashes the header of a regular file.
 func (h *hasher) startRegular(m *FileMeta, mtime unix.Timespec) error {
+	if err := validateRegular(m, mtime); err != nil {
+		return err
+	}
+	h.startUnchecked(m)
+	return nil
+}
+
+// validateRegular checks the attributes of a regular file. It rejects times that utimensat(2) would reject or take for a
+// flag.
+func validateRegular(m *FileMeta, mtime unix.Timespec) error {
 	if m.IsSymlink() {
 		return invalidf("mode %o: not a regular file", m.Mode)
 	}
 	if mtime.Nsec < 0 || mtime.Nsec >= 1e9 {
 		return invalidf("time with %d nanoseconds", mtime.Nsec)
 	}
-	return h.start(m)
+	return m.Validate()
 }
 
 func storeError(typ ObjectType, sum Checksum, err error) error {
@@ -326,8 +346,9 @@ type FileWriter struct {
 	meta  *FileMeta
 	mtime unix.Timespec
 	file  *atfs.File
-	h     *hasher
+	h     *hasher // nil if the caller of CommitAs computes the checksum
 	size  int64
+	done  bool
 	err   error // first error of Write
 }
 
@@ -349,6 +370,20 @@ func (t *Txn) NewFile(m *FileMeta, mtime unix.Timespec) (*FileWriter, error) {
 	return &FileWriter{txn: t, meta: m, mtime: mtime, file: f, h: h}, nil
 }
 
+// NewFileAs is NewFile for a caller that computes the checksum with [NewContentHash], and passes it to CommitAs. Nothing
+// verifies it: a wrong one damages the repository.
+func (t *Txn) NewFileAs(m *FileMeta, mtime unix.Timespec) (*FileWriter, error) {
+	err := validateRegular(m, mtime)
+	var f *atfs.File
+	if err == nil {
+		f, err = t.repo.tmp.TmpFile(m.Mode & 0o777)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store file: %w", err)
+	}
+	return &FileWriter{txn: t, meta: m, mtime: mtime, file: f}, nil
+}
+
 // Room returns an error that unwraps to ENOSPC if a file of size bytes does not fit, so that a caller that trusts a
 // stated size does not fill the disk to find out.
 func (t *Txn) Room(size int64) error {
@@ -360,13 +395,15 @@ func (t *Txn) Room(size int64) error {
 
 // Write appends to the content. After an error the file can only be aborted.
 func (w *FileWriter) Write(b []byte) (int, error) {
-	if w.h == nil {
+	if w.done {
 		return 0, errWriterDone
 	}
 	if w.err != nil {
 		return 0, w.err
 	}
-	w.h.hash.Write(b)
+	if w.h != nil {
+		w.h.hash.Write(b)
+	}
 	n, err := w.file.Write(b)
 	w.size += int64(n)
 	w.err = err
@@ -375,13 +412,20 @@ func (w *FileWriter) Write(b []byte) (int, error) {
 
 // Commit turns the written content into an object, with the guarantees of [Txn.StoreFile], and releases the writer.
 func (w *FileWriter) Commit() (Stored, error) {
-	if w.h == nil {
+	if w.done {
+		return Stored{}, errWriterDone
+	}
+	return w.CommitAs(w.h.finish())
+}
+
+// CommitAs is Commit for a writer of [Txn.NewFileAs], which has the checksum of the written content from its caller.
+func (w *FileWriter) CommitAs(sum Checksum) (Stored, error) {
+	if w.done {
 		return Stored{}, errWriterDone
 	}
 	if w.err != nil {
 		return Stored{}, errors.Join(w.err, w.Abort())
 	}
-	sum := w.h.finish()
 	stored, err := w.commit(sum)
 	return stored, storeError(TypeFile, sum, errors.Join(err, w.Abort()))
 }
@@ -405,11 +449,14 @@ func (w *FileWriter) commit(sum Checksum) (Stored, error) {
 
 // Abort drops the written content. After Commit or Abort it does nothing.
 func (w *FileWriter) Abort() error {
-	if w.h == nil {
+	if w.done {
 		return nil
 	}
-	w.h.put()
-	w.h = nil
+	w.done = true
+	if w.h != nil {
+		w.h.put()
+		w.h = nil
+	}
 	return w.file.Close()
 }
 

@@ -127,28 +127,63 @@ func TestStored(t *testing.T) {
 			}
 			return w.Commit()
 		},
+		"in memory, with its checksum": func() (objectstore.Stored, error) {
+			return txn.StoreFileAs(m, unix.Timespec{}, data, first.Checksum)
+		},
+		"in pieces, with its checksum": func() (objectstore.Stored, error) {
+			w, err := txn.NewFileAs(m, unix.Timespec{})
+			if err != nil {
+				return objectstore.Stored{}, err
+			}
+			if _, err := w.Write(data); err != nil {
+				return objectstore.Stored{}, err
+			}
+			return w.CommitAs(first.Checksum)
+		},
 	} {
 		got, err := store()
 		if want := (objectstore.Stored{Checksum: first.Checksum}); err != nil || got != want {
 			t.Errorf("again %s: got %+v, %v, want %+v", name, got, err, want)
 		}
 	}
-	w, err := txn.NewFile(m, unix.Timespec{})
+	h, err := objectstore.NewContentHash(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Abort(); err != nil {
-		t.Error(err)
+	h.Write([]byte("new"))
+	sum := objectstore.Checksum(h.Sum(nil))
+	if got, err := txn.StoreFileAs(m, unix.Timespec{}, []byte("new"), sum); err != nil || !got.Added || got.Checksum != sum {
+		t.Errorf("new, with its checksum: got %+v, %v", got, err)
 	}
-	if _, err := w.Write([]byte("x")); err == nil {
-		t.Error("a write after Abort was taken")
-	}
-	if _, err := w.Commit(); err == nil {
-		t.Error("a commit after Abort was taken")
+	for name, create := range map[string]func(*objectstore.FileMeta, unix.Timespec) (*objectstore.FileWriter, error){
+		"NewFile": txn.NewFile, "NewFileAs": txn.NewFileAs,
+	} {
+		w, err := create(m, unix.Timespec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Abort(); err != nil {
+			t.Error(err)
+		}
+		if _, err := w.Write([]byte("x")); err == nil {
+			t.Errorf("%s: a write after Abort was taken", name)
+		}
+		if _, err := w.Commit(); err == nil {
+			t.Errorf("%s: a commit after Abort was taken", name)
+		}
+		if _, err := w.CommitAs(sum); err == nil {
+			t.Errorf("%s: a commit with a checksum after Abort was taken", name)
+		}
+		if _, err := create(m, unix.Timespec{Nsec: -1}); !errors.Is(err, objectstore.ErrInvalid) {
+			t.Errorf("%s: time negative: got %v, want ErrInvalid", name, err)
+		}
 	}
 	for name, bad := range map[string]unix.Timespec{"negative": {Nsec: -1}, "omit": {Nsec: unix.UTIME_OMIT}, "large": {Nsec: 1e9}} {
 		if _, err := txn.StoreFile(m, bad, data); !errors.Is(err, objectstore.ErrInvalid) {
 			t.Errorf("time %s: got %v, want ErrInvalid", name, err)
+		}
+		if _, err := txn.StoreFileAs(m, bad, data, first.Checksum); !errors.Is(err, objectstore.ErrInvalid) {
+			t.Errorf("time %s, with a checksum: got %v, want ErrInvalid", name, err)
 		}
 	}
 	if _, err := txn.StoreMetadata(objectstore.TypeDirTree, []byte("nonsense")); !errors.Is(err, objectstore.ErrInvalid) {

@@ -65,6 +65,53 @@ func mixedTar(t testing.TB) []byte {
 	return makeTar(t, entries...)
 }
 
+// setHashOnRead makes a test's imports hash where this machine would, or elsewhere.
+func setHashOnRead(t testing.TB, on bool) {
+	t.Helper()
+	before := hashOnRead
+	t.Cleanup(func() { hashOnRead = before })
+	hashOnRead = on
+}
+
+// TestImportHashes imports a tar with both ways to hash. The results are equal, and every object has its checksum: newStore
+// checks the store at the end.
+func TestImportHashes(t *testing.T) {
+	b := mixedTar(t)
+	sparse := sparsePAX("sparse", sparseMap)
+	b = append(b[:len(b)-len(endOfTar)], sparse[:len(sparse)-len(endOfTar)]...)
+	b = append(b, makeTar(t, file("behind", "sparse"), file("attributes", "x", withXattr("user.a", "b"), mode(0o4755), owner(1, 2)))...)
+	var want Layer
+	for i, on := range []bool{false, true} {
+		setHashOnRead(t, on)
+		s, _ := newStore(t, Options{})
+		got := importTar(t, s, b)
+		if i == 0 {
+			want = got
+		}
+		if got != want {
+			t.Errorf("hash on read: %v: got layer %+v, want %+v", on, got, want)
+		}
+		if again := importTar(t, s, b); again != want {
+			t.Errorf("hash on read: %v: got layer %+v again, want %+v", on, again, want)
+		}
+	}
+}
+
+// TestImportTruncatedFile cuts a tar off inside files, with both ways to hash: nothing is left.
+func TestImportTruncatedFile(t *testing.T) {
+	b := makeTar(t, file("small", strings.Repeat("s", 5000)), file("large", strings.Repeat("l", 3<<20)))
+	for _, on := range []bool{false, true} {
+		for _, n := range []int{2000, 6000, 9000, 1 << 20, 3 << 20} {
+			setHashOnRead(t, on)
+			s, _ := newStore(t, Options{})
+			if err := importErr(t, s, bytes.NewReader(b[:n]), ImportOptions{}); !errors.Is(err, ErrInvalid) {
+				t.Errorf("hash on read: %v, the first %d bytes: got %v, want ErrInvalid", on, n, err)
+			}
+			wantNoRefs(t, s)
+		}
+	}
+}
+
 // TestImportPure imports a tar in different ways: the layer ID depends only on its bytes.
 func TestImportPure(t *testing.T) {
 	b := mixedTar(t)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/sha256x2"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer/recipe"
@@ -32,6 +33,10 @@ type ImportOptions struct {
 	// Distrust names damaged objects: those that the layer contains replace the stored ones.
 	Distrust map[objectstore.ObjectName]struct{}
 }
+
+// hashOnRead makes an import hash everything as it reads the tar, in one pass over the diff ID and the files. Where one
+// pass is not faster than two, the digester and the workers hash at the same time instead.
+var hashOnRead = sha256x2.Enabled()
 
 // Import reads a plain tar to the end of the stream and returns its layer, held. Errors in the tar are ErrInvalid.
 // After any error, nothing refers to the objects stored so far.
@@ -54,8 +59,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *He
 	defer in.finish(&err)
 	in.txn.Distrust(o.Distrust)
 
-	d := newDigester(r)
+	d := newDigester(r, hashOnRead)
 	defer d.Close()
+	if hashOnRead {
+		in.digester = d
+	}
 	if err := in.writeRecipe(d); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
@@ -98,6 +106,7 @@ type ingest struct {
 	share *share
 	tarReader
 
+	digester   *digester      // computes the checksums of files; nil if the workers do
 	recipe     *recipe.Writer // nil for a layer that is not made from a tar
 	recipeFile *objectstore.FileWriter
 	contents   []*inode // files whose content the recipe leaves out, in order
@@ -349,13 +358,13 @@ func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
 }
 
 // content stores the content of a file. A sparse file's content is not in the tar in that form, so the recipe keeps it
-// too.
+// too, and a worker hashes it.
 func (in *ingest) content(n *inode, hdr *tar.Header, r io.Reader) error {
 	if isSparse(hdr) {
-		return in.pub.file(n, r)
+		return in.pub.file(n, r, nil)
 	}
 	in.recipe.BeginContent()
-	if err := in.pub.file(n, r); err != nil {
+	if err := in.pub.file(n, r, in.digester); err != nil {
 		return err
 	}
 	in.recipe.EndContent(n.Size)

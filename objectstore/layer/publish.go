@@ -22,8 +22,8 @@ const (
 	chunkSize = 1 << 20 // larger content is passed on in chunks of this size
 )
 
-// A publisher makes objects of file contents. One goroutine reads the tar and feeds the publisher's workers, which hash
-// and write, through a bounded queue.
+// A publisher makes objects of file contents. One goroutine reads the tar and feeds the publisher's workers, which write,
+// and hash what the reader does not, through a bounded queue.
 type publisher struct {
 	ctx    context.Context //nolint:containedctx // of the workers; ends with the first error
 	cancel context.CancelCauseFunc
@@ -42,9 +42,10 @@ type publisher struct {
 // A job is a file of a layer and the source of its content.
 type job struct {
 	n    *inode
-	meta objectstore.FileMeta // attributes when the job was made: a hard link's header may change the inode
-	time unix.Timespec        // as meta
-	buf  *buffer              // the whole content, or
+	meta objectstore.FileMeta  // attributes when the job was made: a hard link's header may change the inode
+	time unix.Timespec         // as meta
+	sum  *objectstore.Checksum // if it is known
+	buf  *buffer               // the whole content, or
 	open func(txn *objectstore.Txn) (objectstore.Stored, error)
 	drop func() // called instead of open if the job is dropped
 }
@@ -80,16 +81,27 @@ func FileMeta(n *composefs.Inode) objectstore.FileMeta {
 }
 
 // file reads the n.Size bytes of a regular file from r and queues them to become an object. n.sum is set when wait has
-// returned.
-func (p *publisher) file(n *inode, r io.Reader) error {
+// returned. If d is not nil, r reads from it, and it computes the checksum.
+func (p *publisher) file(n *inode, r io.Reader, d *digester) error {
+	j := job{n: n, meta: FileMeta(&n.Inode), time: n.Mtime}
+	if d != nil {
+		if err := d.beginFile(&j.meta); err != nil {
+			return &storeError{fmt.Errorf("store file: %w", err)}
+		}
+		j.sum = new(objectstore.Checksum)
+	}
 	if n.Size > smallFile {
-		return p.large(n, r)
+		return p.large(j, r, d)
 	}
 	buf, err := p.read(r, n.Size)
 	if err != nil {
 		return err
 	}
-	return p.send(job{n: n, meta: FileMeta(&n.Inode), time: n.Mtime, buf: buf})
+	if d != nil {
+		*j.sum = d.endFile()
+	}
+	j.buf = buf
+	return p.send(j)
 }
 
 func (p *publisher) send(j job) error {
@@ -129,16 +141,20 @@ func (p *publisher) read(r io.Reader, size int64) (*buffer, error) {
 }
 
 // large streams content that is too long for memory to a separate goroutine.
-func (p *publisher) large(n *inode, r io.Reader) error {
+func (p *publisher) large(j job, r io.Reader, d *digester) error {
 	// A sparse file of a few bytes can claim any size.
-	if err := p.txn.Room(n.Size); err != nil {
+	size := j.n.Size
+	if err := p.txn.Room(size); err != nil {
 		return &storeError{err}
 	}
+	create := p.txn.NewFile
+	if j.sum != nil {
+		create = p.txn.NewFileAs
+	}
 	chunks := make(chan *buffer, 2)
-	j := job{n: n, meta: FileMeta(&n.Inode), time: n.Mtime}
-	ok := false // the reader below has sent everything; read after chunks is closed
+	ok := false // the reader below has sent everything; read, as j.sum is, after chunks is closed
 	p.group.Go(func() (err error) {
-		w, err := p.txn.NewFile(&j.meta, j.time)
+		w, err := create(&j.meta, j.time)
 		if err != nil {
 			return err
 		}
@@ -152,15 +168,20 @@ func (p *publisher) large(n *inode, r io.Reader) error {
 		if err != nil || !ok {
 			return err
 		}
-		stored, err := w.Commit()
+		var stored objectstore.Stored
+		if j.sum != nil {
+			stored, err = w.CommitAs(*j.sum)
+		} else {
+			stored, err = w.Commit()
+		}
 		if err != nil {
 			return err
 		}
-		p.done(n, stored)
+		p.done(j.n, stored)
 		return nil
 	})
 	defer close(chunks)
-	for left := n.Size; left > 0; {
+	for left := size; left > 0; {
 		c, err := p.read(r, min(left, chunkSize))
 		if err != nil {
 			return err
@@ -172,6 +193,9 @@ func (p *publisher) large(n *inode, r io.Reader) error {
 			p.release(c)
 			return &storeError{p.cause()}
 		}
+	}
+	if d != nil {
+		*j.sum = d.endFile()
 	}
 	ok = true
 	return nil
@@ -211,6 +235,9 @@ func (p *publisher) run(j job) error {
 // store makes an object of content in memory.
 func (p *publisher) store(j job) (objectstore.Stored, error) {
 	defer p.release(j.buf)
+	if j.sum != nil {
+		return p.txn.StoreFileAs(&j.meta, j.time, j.buf.data, *j.sum)
+	}
 	return p.txn.StoreFile(&j.meta, j.time, j.buf.data)
 }
 

@@ -58,7 +58,7 @@ func (s *Scanned) Files() iter.Seq[ScannedFile] {
 func Scan(ctx context.Context, r io.Reader, o ScanOptions) (*Scanned, error) {
 	opts := Options{MaxEntries: o.MaxEntries}
 	opts.setDefaults()
-	d := newDigester(r)
+	d := newDigester(r, false)
 	defer d.Close()
 	in := tarReader{tree: newTree(opts.MaxEntries), store: func(n *inode, _ *tar.Header, r io.Reader) (err error) {
 		source := &sourceReader{r: r}

@@ -1,15 +1,15 @@
 package layer
 
 import (
-	"crypto/sha256"
 	"errors"
-	"hash"
 	"io"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/sha256x2"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 const (
@@ -41,36 +41,47 @@ func (b *block) fill(src io.Reader) {
 	}
 }
 
-// A digester is an io.Reader over a source that computes the digest of everything read. Three goroutines read the
-// source, use the bytes and hash them, so that decompressing, unpacking and hashing overlap; blocks circulate between
-// them and are never copied.
+// A digester is an io.Reader over a source that computes the digest of everything read. Goroutines read the source, use
+// the bytes and hash them, so that decompressing, unpacking and hashing overlap; blocks circulate between them and are
+// never copied.
+//
+// A digester can compute the checksums of files as well, whose content is part of what is read. Then whoever reads also
+// hashes, both sums in one pass.
 type digester struct {
 	full, used, free chan *block
 	cur              *block
 	off              int
 	size             int64
-	sum              hash.Hash
+	sum              *sha256x2.Hash
 	hashErr          error // of the goroutine that hashes; read after wg
+	files            bool  // there is no such goroutine: Read hashes
+	file             *sha256x2.Hash
+	inFile           bool // what is read now is content of a file
 	stop             chan struct{}
 	wg               sync.WaitGroup
 	once             sync.Once
 	err              error
 }
 
-// newDigester starts reading src. Finish or Close must be called.
-func newDigester(src io.Reader) *digester {
+// newDigester starts reading src. Finish or Close must be called. With files, beginFile can be called.
+func newDigester(src io.Reader, files bool) *digester {
 	d := &digester{
 		full: make(chan *block, blockCount),
 		used: make(chan *block, blockCount),
 		free: make(chan *block, blockCount),
-		sum:  sha256.New(),
+		sum:  sha256x2.New(),
 		stop: make(chan struct{}),
+	}
+	if files {
+		d.files, d.file = true, sha256x2.New()
 	}
 	for range blockCount {
 		d.free <- &block{buf: make([]byte, blockSize)}
 	}
 	d.wg.Go(func() { d.fill(src) })
-	d.wg.Go(d.hash)
+	if !files {
+		d.wg.Go(d.hash)
+	}
 	return d
 }
 
@@ -119,14 +130,44 @@ func (d *digester) Read(p []byte) (int, error) {
 	}
 	n := copy(p, d.cur.buf[d.off:d.cur.n])
 	d.off += n
+	switch {
+	case d.inFile:
+		sha256x2.WriteBoth(d.sum, d.file, p[:n])
+	case d.files:
+		_, _ = d.sum.Write(p[:n])
+	}
 	return n, nil
+}
+
+// beginFile makes the digester compute the checksum of a file, whose content is what is read until endFile.
+func (d *digester) beginFile(m *objectstore.FileMeta) error {
+	header, err := m.Header()
+	if err != nil {
+		return err
+	}
+	d.file.Reset()
+	_, _ = d.file.Write(header)
+	d.inFile = true
+	return nil
+}
+
+// endFile returns the checksum of the file.
+func (d *digester) endFile() (sum objectstore.Checksum) {
+	d.inFile = false
+	d.file.Sum(sum[:0])
+	return sum
 }
 
 // next passes the current block on to be hashed and takes another.
 func (d *digester) next() error {
 	if d.cur != nil {
 		d.err = d.cur.err
-		d.used <- d.cur
+		if d.files {
+			_, _ = d.sum.Write(d.cur.buf[d.off:d.cur.n])
+			d.free <- d.cur
+		} else {
+			d.used <- d.cur
+		}
 		d.cur = nil
 		if d.err != nil {
 			return d.err

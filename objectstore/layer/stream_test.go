@@ -11,6 +11,10 @@ import (
 	"testing/synctest"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 func randomBytes(n int, seed uint64) []byte {
@@ -53,25 +57,27 @@ func TestDigester(t *testing.T) {
 		{"truncated source at once", func() io.Reader { return iotest.ErrReader(wrapped) }, 0, nil, wrapped},
 		{"source without progress", func() io.Reader { return emptyReader{} }, 0, nil, io.ErrNoProgress},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			d := newDigester(tt.src())
-			defer d.Close()
-			got := make([]byte, tt.read)
-			n, err := io.ReadFull(d, got)
-			if tt.err == nil && !bytes.Equal(got[:n], tt.want[:min(tt.read, len(tt.want))]) {
-				t.Errorf("read %d bytes (%v), not those of the source", n, err)
-			}
-			sum, size, err := d.Finish()
-			if tt.err != nil {
-				if !errors.Is(err, tt.err) {
-					t.Errorf("Finish: got error %v, want %v", err, tt.err)
+		for _, files := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, files=%v", tt.name, files), func(t *testing.T) {
+				d := newDigester(tt.src(), files)
+				defer d.Close()
+				got := make([]byte, tt.read)
+				n, err := io.ReadFull(d, got)
+				if tt.err == nil && !bytes.Equal(got[:n], tt.want[:min(tt.read, len(tt.want))]) {
+					t.Errorf("read %d bytes (%v), not those of the source", n, err)
 				}
-				return
-			}
-			if want := digest.FromBytes(tt.want); err != nil || sum != want || size != int64(len(tt.want)) {
-				t.Errorf("Finish: got %s of %d bytes (%v), want %s of %d", sum, size, err, want, len(tt.want))
-			}
-		})
+				sum, size, err := d.Finish()
+				if tt.err != nil {
+					if !errors.Is(err, tt.err) {
+						t.Errorf("Finish: got error %v, want %v", err, tt.err)
+					}
+					return
+				}
+				if want := digest.FromBytes(tt.want); err != nil || sum != want || size != int64(len(tt.want)) {
+					t.Errorf("Finish: got %s of %d bytes (%v), want %s of %d", sum, size, err, want, len(tt.want))
+				}
+			})
+		}
 	}
 }
 
@@ -79,15 +85,20 @@ type emptyReader struct{}
 
 func (emptyReader) Read([]byte) (int, error) { return 0, nil }
 
-// TestDigesterRandom reads pieces of random size from a source that returns pieces of random size.
+// TestDigesterRandom reads pieces of random size from a source that returns pieces of random size. Some of them are files.
 func TestDigesterRandom(t *testing.T) {
 	for seed := range uint64(50) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
 		data := randomBytes(rnd.IntN(4*blockSize), seed)
-		d := newDigester(&pieces{rnd: rand.New(rand.NewPCG(seed, 8)), data: data})
+		d := newDigester(&pieces{rnd: rand.New(rand.NewPCG(seed, 8)), data: data}, seed%2 == 0)
 		var got []byte
 		for len(got) < len(data) && rnd.IntN(50) > 0 {
 			p := make([]byte, rnd.IntN(blockSize))
+			if d.files && rnd.IntN(2) == 0 {
+				n := digestFile(t, d, p)
+				got = append(got, p[:n]...)
+				continue
+			}
 			n, err := d.Read(p)
 			if err != nil && !errors.Is(err, io.EOF) {
 				t.Fatalf("seed %d: %v", seed, err)
@@ -103,6 +114,24 @@ func TestDigesterRandom(t *testing.T) {
 		}
 		d.Close()
 	}
+}
+
+// digestFile reads p as the content of a file, and checks its checksum. It returns how much could be read.
+func digestFile(t *testing.T, d *digester, p []byte) int {
+	t.Helper()
+	m := objectstore.FileMeta{Mode: unix.S_IFREG | 0o640, UID: uint32(len(p))}
+	testenv.Must(t, d.beginFile(&m))
+	n, err := io.ReadFull(d, p)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Fatal(err)
+	}
+	h, err := objectstore.NewContentHash(&m)
+	testenv.Must(t, err)
+	h.Write(p[:n])
+	if got, want := d.endFile(), objectstore.Checksum(h.Sum(nil)); got != want {
+		t.Errorf("a file of %d bytes has checksum %s, want %s", n, got, want)
+	}
+	return n
 }
 
 // pieces is a reader that returns pieces of random size, sometimes nothing, and io.EOF with the last or behind it.
@@ -123,9 +152,9 @@ func (r *pieces) Read(p []byte) (int, error) {
 // TestDigesterClose drops digesters at different times. No goroutine is left: synctest reports each that would wait for ever.
 func TestDigesterClose(t *testing.T) {
 	data := randomBytes(2*blockCount*blockSize, 3) // more than all blocks hold
-	for _, read := range []int{0, 1, blockSize, 5 * blockSize, len(data)} {
+	for i, read := range []int{0, 1, blockSize, 5 * blockSize, len(data), 0, 1, blockSize, 5 * blockSize, len(data)} {
 		synctest.Test(t, func(t *testing.T) {
-			d := newDigester(bytes.NewReader(data))
+			d := newDigester(bytes.NewReader(data), i < 5)
 			if _, err := io.CopyN(io.Discard, d, int64(read)); err != nil {
 				t.Fatal(err)
 			}
