@@ -92,22 +92,24 @@ func readXattrs(list func([]byte) (int, error), get func(string, []byte) (int, e
 	return m, nil
 }
 
-// readSized calls a system call that fills a buffer or returns ERANGE, first with an empty buffer to learn the size.
+// xattrGuess is the size of the first buffer for a list of names, or a value. Most are smaller.
+const xattrGuess = 128
+
+// readSized calls a system call that fills a buffer or returns ERANGE, first with a small buffer, and then, as often as that
+// is too small, with the size that it returns for an empty one.
 func readSized(f func([]byte) (int, error)) ([]byte, error) {
-	for {
-		n, err := retry(func() (int, error) { return f(nil) })
-		if err != nil || n == 0 {
+	for buf := make([]byte, xattrGuess); ; {
+		n, err := retry(func() (int, error) { return f(buf) })
+		if err == nil {
+			return append([]byte(nil), buf[:n]...), nil
+		}
+		if err != unix.ERANGE { //nolint:errorlint // system calls return bare numbers
 			return nil, err
 		}
-		buf := make([]byte, n)
-		n, err = retry(func() (int, error) { return f(buf) })
-		if err == unix.ERANGE { //nolint:errorlint // system calls return bare numbers
-			continue
-		}
-		if err != nil {
+		if n, err = retry(func() (int, error) { return f(nil) }); err != nil {
 			return nil, err
 		}
-		return buf[:n], nil
+		buf = make([]byte, max(n, 1)) // an empty one asks for the size
 	}
 }
 

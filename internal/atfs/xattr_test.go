@@ -2,6 +2,8 @@ package atfs_test
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +39,25 @@ func TestXattrs(t *testing.T) {
 		}
 		if _, ok := x["user.empty"]; !ok {
 			t.Errorf("%s: the empty value is missing", name)
+		}
+	}
+	// Values and lists of names around the size of the first buffer.
+	long := make(map[string]string)
+	for _, n := range []int{127, 128, 129, 1000} {
+		long[fmt.Sprintf("user.value%d", n)] = strings.Repeat("v", n)
+	}
+	for name, value := range long {
+		if err := d.Setxattr("f", name, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+		x, err := f.Xattrs()
+		if err != nil || string(x[name]) != value {
+			t.Errorf("%s: got %q, %v", name, x, err)
+		}
+	}
+	for name := range long {
+		if err := d.Removexattr("f", name); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if x, err := d.Xattrs("."); err != nil || string(x["user.dir"]) != "d" {
