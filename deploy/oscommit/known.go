@@ -2,6 +2,7 @@ package oscommit
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -106,26 +107,23 @@ func (o *objects) resolve(repo *objectstore.Repo) error {
 		return nil
 	}
 	var err error
-	if o.known, err = loadKnown(repo); err != nil {
+	if o.known, err = loadKnown(repo); err != nil || len(o.known) == 0 {
 		return err
 	}
-	for i := range o.files {
-		f := &o.files[i]
+	return o.eachFile(context.Background(), func(f *file) error {
 		if f.relabel == nil {
-			continue
+			return nil
 		}
 		sum, ok := o.known[f.relabel.key]
 		if !ok {
-			continue
+			return nil
 		}
-		if ok, err = f.isStored(repo, sum); err != nil {
-			return fmt.Errorf("/%s: %w", f.path, err)
+		if ok, err := f.isStored(repo, sum); !ok || err != nil {
+			return err
 		}
-		if ok {
-			f.sum = sum
-		}
-	}
-	return nil
+		f.sum = sum
+		return nil
+	})
 }
 
 func isRelabelled(f file) bool { return f.relabel != nil }

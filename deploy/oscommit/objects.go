@@ -221,11 +221,11 @@ func contentMeta(n *composefs.Inode) objectstore.FileMeta {
 
 func isSymlink(n *composefs.Inode) bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
 
-// filesPerWorker is the number of files per goroutine that stores them.
+// filesPerWorker is the number of files per goroutine that works on them.
 const filesPerWorker = 1024
 
-// storeFiles stores every file, and calls done after each.
-func (o *objects) storeFiles(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, done func(objectstore.Stored)) error {
+// eachFile calls f for every file, by several goroutines. It names the file of an error.
+func (o *objects) eachFile(ctx context.Context, f func(*file) error) error {
 	group, ctx := panics.WithContext(ctx)
 	var next atomic.Int64
 	for range min(runtime.GOMAXPROCS(0), 1+len(o.files)/filesPerWorker) {
@@ -234,16 +234,25 @@ func (o *objects) storeFiles(ctx context.Context, txn *objectstore.Txn, from *ob
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
-				stored, err := o.files[i].store(txn, from)
-				if err != nil {
+				if err := f(&o.files[i]); err != nil {
 					return fmt.Errorf("/%s: %w", o.files[i].path, err)
 				}
-				done(stored)
 			}
 			return nil
 		})
 	}
 	return group.Wait()
+}
+
+// storeFiles stores every file, and calls done after each.
+func (o *objects) storeFiles(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, done func(objectstore.Stored)) error {
+	return o.eachFile(ctx, func(f *file) error {
+		stored, err := f.store(txn, from)
+		if err == nil {
+			done(stored)
+		}
+		return err
+	})
 }
 
 // store puts the object into the repository unless it exists.
