@@ -80,6 +80,10 @@ func (l *Lock) wait(ctx context.Context, timeout time.Duration) error {
 		if err == nil || !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 			return err
 		}
+		if poll == minLockPoll {
+			l.repo.waiting.Add(1)
+			defer l.repo.waiting.Add(-1)
+		}
 		if timeout != forever && time.Since(start) >= timeout {
 			return ErrLocked
 		}

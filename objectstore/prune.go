@@ -37,6 +37,8 @@ type PruneOptions struct {
 	// Unlinked returns how many links to an inode, other than the object's own name, the caller removes too: the object
 	// frees its bytes if no other links remain. Nil means none.
 	Unlinked func(*unix.Stat_t) uint64
+	// Unmeasured leaves the bytes of objects out of the statistics: then no object is looked at.
+	Unmeasured bool
 }
 
 // frees returns the bytes freed by removing an object with this inode.
@@ -124,14 +126,17 @@ func (r *Repo) planPrune(ctx context.Context, opts PruneOptions) (*PrunePlan, er
 		if !m.isGarbage(typ, sum) {
 			return nil
 		}
-		st, err := d.Lstat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+		g := garbage{typ: typ, sum: sum}
+		if !opts.Unmeasured {
+			st, err := d.Lstat(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			g.bytes = opts.frees(&st)
 		}
-		if err != nil {
-			return err
-		}
-		g := garbage{typ: typ, sum: sum, bytes: opts.frees(&st)}
 		p.garbage = append(p.garbage, g)
 		p.stats.Objects++
 		p.stats.Bytes += g.bytes
@@ -191,7 +196,8 @@ func (p *PrunePlan) execute(ctx context.Context) (PruneStats, error) {
 
 // Steps divide the execution of a plan.
 type Steps struct {
-	// Objects is the number of objects that a step removes at most, under the lock.
+	// Objects is the number of objects that a step removes at most, under the lock. A step ends early when another
+	// goroutine of this process waits for a lock.
 	Objects int
 	// Between is called between two steps, without the lock, with the time for which the first one held it. An error
 	// ends the execution.
@@ -277,7 +283,7 @@ func (e *execution) step(ctx context.Context, limit int) (done bool, err error) 
 		if !e.marker.isGarbage(g.typ, g.sum) {
 			continue
 		}
-		if n == limit {
+		if n == limit || n > 0 && limit < math.MaxInt && e.p.repo.waiting.Load() > 0 {
 			return false, nil
 		}
 		n++

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/objecttest"
@@ -119,5 +121,45 @@ func TestStepsStop(t *testing.T) {
 	execute(t, plan(t, repo))
 	if left := objectNames(t, repo.Dir().Path()); len(left) != 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestStepYields has a transaction begin while a step removes its first object: the step ends there, and the transaction gets
+// the lock before the next one.
+func TestStepYields(t *testing.T) {
+	var repo *objectstore.Repo
+	begun := make(chan error, 1)
+	removed := 0
+	dir, err := objecttest.OpenDir(t, t.TempDir()).WithHook(func(op atfs.Op, name string) error {
+		if op != atfs.OpUnlink || !strings.HasPrefix(name, "objects/") {
+			return nil
+		}
+		if removed++; removed == 1 {
+			go func() {
+				txn, err := repo.Begin(t.Context())
+				if err == nil {
+					err = txn.Abort()
+				}
+				begun <- err
+			}()
+			for repo.Waiting() == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return nil
+	})
+	testenv.Must(t, err)
+	defer dir.Close()
+	repo = objecttest.NewRepoAt(t, dir)
+	objecttest.Commit(t, repo, "", oneFile("a"))
+	pauses := 0
+	_, err = plan(t, repo).ExecuteInSteps(t.Context(), objectstore.Steps{Objects: 1000, Between: func(context.Context, time.Duration) error {
+		if pauses++; removed != 1 {
+			t.Errorf("%d objects are removed when the step ends, want 1", removed)
+		}
+		return <-begun
+	}})
+	if err != nil || pauses != 1 {
+		t.Errorf("got %v, and %d pauses, want 1", err, pauses)
 	}
 }

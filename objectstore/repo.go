@@ -45,7 +45,8 @@ type Repo struct {
 	blockSize int64
 	chownAll  bool // new files in tmp do not get the process's owner and group by themselves
 	refCache  refCache
-	rehearsal *rehearsal // nil unless it is one
+	rehearsal *rehearsal   // nil unless it is one
+	waiting   atomic.Int32 // goroutines of this process that wait for a lock
 
 	subdirs [256]atomic.Pointer[atfs.Dir] // objects/00 to objects/ff, opened on first use
 	mu      sync.Mutex                    // protects changes of subdirs, and retired

@@ -44,6 +44,24 @@ type PrunePlan struct {
 // leaves refs of other packages, and everything they reach, alone. First it restores lost refs of live layers, so that
 // neither this prune nor another program's takes the layers for garbage.
 func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
+	return s.restoreAndPlan(ctx, live, true)
+}
+
+// PlanUnmeasured is PlanPrune for a prune whose Bytes nobody needs: it looks at no file.
+func (s *Store) PlanUnmeasured(ctx context.Context, live Live) (*PrunePlan, error) {
+	return s.restoreAndPlan(ctx, live, false)
+}
+
+// Garbage returns what a prune would remove. It changes nothing, and takes refs that live layers have lost for lost.
+func (s *Store) Garbage(ctx context.Context, live Live) (PruneStats, error) {
+	p, err := s.planPrune(ctx, live, true)
+	if err != nil {
+		return PruneStats{}, err
+	}
+	return p.stats, nil
+}
+
+func (s *Store) restoreAndPlan(ctx context.Context, live Live, measured bool) (*PrunePlan, error) {
 	ids, err := live(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan prune: list live layers: %w", err)
@@ -55,19 +73,10 @@ func (s *Store) PlanPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 	if _, err := s.RestoreRefs(ctx, layers); err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
 	}
-	return s.planPrune(ctx, live)
+	return s.planPrune(ctx, live, measured)
 }
 
-// Garbage returns what a prune would remove. It changes nothing, and takes refs that live layers have lost for lost.
-func (s *Store) Garbage(ctx context.Context, live Live) (PruneStats, error) {
-	p, err := s.planPrune(ctx, live)
-	if err != nil {
-		return PruneStats{}, err
-	}
-	return p.stats, nil
-}
-
-func (s *Store) planPrune(ctx context.Context, live Live) (*PrunePlan, error) {
+func (s *Store) planPrune(ctx context.Context, live Live, measured bool) (*PrunePlan, error) {
 	p := &PrunePlan{s: s, live: live}
 	dead, err := p.dead(ctx)
 	if err != nil {
@@ -78,10 +87,14 @@ func (s *Store) planPrune(ctx context.Context, live Live) (*PrunePlan, error) {
 		return nil, fmt.Errorf("plan prune: %w", err)
 	}
 	links := make(links)
-	if p.bytes, err = s.measure(links, dead.checkouts, leftovers); err != nil {
-		return nil, fmt.Errorf("plan prune: %w", err)
+	if measured {
+		if p.bytes, err = s.measure(links, dead.checkouts, leftovers); err != nil {
+			return nil, fmt.Errorf("plan prune: %w", err)
+		}
 	}
-	p.objects, err = s.repo.PlanPrune(ctx, objectstore.PruneOptions{Without: dead.refs, Unlinked: links.count})
+	p.objects, err = s.repo.PlanPrune(ctx, objectstore.PruneOptions{
+		Without: dead.refs, Unlinked: links.count, Unmeasured: !measured,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("plan prune: %w", err)
 	}
