@@ -57,6 +57,7 @@ type Config struct {
 	Containerd ContainerdConfig `toml:"containerd"`
 	Decompress DecompressConfig `toml:"decompress"`
 	Import     ImportConfig     `toml:"import"`
+	Cleanup    CleanupConfig    `toml:"cleanup"`
 	Log        LogConfig        `toml:"log"`
 }
 
@@ -77,6 +78,11 @@ type ImportConfig struct {
 	Memory      Size `toml:"memory" comment:"File content of one layer held in memory at once."`
 	TotalMemory Size `toml:"total_memory" comment:"Memory that all layers that are being unpacked take together. Those that need more wait for the others; one that\nneeds more than about two thirds of it is refused. 0: a quarter of the machine's memory, or of the limit of the\ndaemon's control group."`
 	MaxEntries  int  `toml:"max_entries" comment:"Entries that a layer may have. Unpacking a layer with a million entries takes 1.2 GB of memory."`
+}
+
+// CleanupConfig controls the removal of images.
+type CleanupConfig struct {
+	WaitAbove int `toml:"wait_above" comment:"Removing an image waits only until its layers are forgotten. Their files are removed in the background, after any\npull; \"df\" shows what is left. If more than this percentage of the file system is used, in blocks or in inodes, it waits\nfor that too: kubelet looks at the free space as soon as it has removed an image. 0: always. 100: never."`
 }
 
 // LogConfig controls the daemon's log on standard error.
@@ -126,6 +132,7 @@ func DefaultConfig() *Config {
 		Containerd: ContainerdConfig{Address: "/run/containerd/containerd.sock"},
 		Decompress: DecompressConfig{Gzip: blob.GzipAuto},
 		Import:     ImportConfig{Memory: 64 << 20, MaxEntries: 1 << 20},
+		Cleanup:    CleanupConfig{WaitAbove: 80},
 		Log:        LogConfig{Level: "info", Format: "text"},
 	}
 }
@@ -236,6 +243,7 @@ func (c *Config) Validate() error {
 		{c.Import.Memory >= 1<<20, "import.memory", c.Import.Memory, "must be at least 1MiB"},
 		{c.Import.TotalMemory == 0 || c.Import.TotalMemory >= minTotalMemory, "import.total_memory", c.Import.TotalMemory, "must be 0 or at least 64MiB"},
 		{c.Import.MaxEntries > 0, "import.max_entries", c.Import.MaxEntries, "must be positive"},
+		{c.Cleanup.WaitAbove >= 0 && c.Cleanup.WaitAbove <= 100, "cleanup.wait_above", c.Cleanup.WaitAbove, "must be a percentage from 0 to 100"},
 		{oneOf(c.Log.Level, LogLevels...), "log.level", c.Log.Level, `must be "trace", "debug", "info", "warn" or "error"`},
 		{oneOf(c.Log.Format, "text", "json"), "log.format", c.Log.Format, `must be "text" or "json"`},
 	} {

@@ -99,6 +99,7 @@ func TestParseConfig(t *testing.T) {
 		{name: "little memory", text: "version = 1\n[import]\nmemory = '1KiB'\n", errs: []string{`"import.memory"`, "1MiB"}},
 		{name: "workers", text: "version = 1\n[import]\nworkers = -1\n", errs: []string{`"import.workers"`}},
 		{name: "entries", text: "version = 1\n[import]\nmax_entries = 0\n", errs: []string{`"import.max_entries"`}},
+		{name: "percentage", text: "version = 1\n[cleanup]\nwait_above = 101\n", errs: []string{`"cleanup.wait_above"`, "100"}},
 		{name: "level", text: "version = 1\n[log]\nlevel = 'loud'\n", errs: []string{`"log.level"`, "debug"}},
 		{name: "format", text: "version = 1\n[log]\nformat = 'xml'\n", errs: []string{`"log.format"`, "json"}},
 		{name: "containerd", text: "version = 1\n[containerd]\naddress = ''\ncontent_root = ''\n", errs: []string{`"containerd.address"`}},

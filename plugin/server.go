@@ -92,7 +92,9 @@ func Assemble(ctx context.Context, c *Config, options ...Option) (_ *Server, err
 	if err := s.store.Recover(ctx, blobs, decompressor); err != nil {
 		return nil, err
 	}
-	opts := []snapshotter.Option{snapshotter.WithMappedMounts(s.containerd.MapsMounts)}
+	opts := []snapshotter.Option{
+		snapshotter.WithMappedMounts(s.containerd.MapsMounts), snapshotter.WithBackgroundRemoval(c.Cleanup.WaitAbove),
+	}
 	if c.SkipDownload {
 		opts = append(opts, snapshotter.WithStaging(s.containerd.StagesMounts))
 	}
@@ -227,6 +229,9 @@ func newGRPC(identity, version string) *grpc.Server {
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 			if err := grpc.SetHeader(ctx, header); err != nil {
 				return nil, err
+			}
+			if len(metadata.ValueFromIncomingContext(ctx, inspect.WaitHeader)) > 0 {
+				ctx = snapshotter.WaitForRemoval(ctx)
 			}
 			err = call(info.FullMethod, func() error { resp, err = handler(ctx, req); return err })
 			return resp, errgrpc.ToGRPC(err)

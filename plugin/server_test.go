@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -25,10 +26,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
+	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd/containerdtest"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
@@ -121,6 +124,32 @@ func TestServer(t *testing.T) {
 	sn = proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
 	if m, err := sn.Mounts(t.Context(), "key-7"); err != nil || !strings.HasPrefix(m[0].Source, c.Root) {
 		t.Errorf("after restart: %v, %v", m, err)
+	}
+}
+
+// TestCleanupWaits has a layer that nothing needs: a client that asks to wait, as the command prune does, finds nothing
+// of it after a Cleanup.
+func TestCleanupWaits(t *testing.T) {
+	c := testConfig(t)
+	c.Cleanup.WaitAbove = 100
+	s, err := OpenStore(t.Context(), c)
+	testenv.Must(t, err)
+	held, err := s.Layers.Import(t.Context(), bytes.NewReader(snaptest.Tar(t, snaptest.File("file", "text"))), layer.ImportOptions{})
+	testenv.Must(t, err)
+	testenv.Must(t, errors.Join(held.Release(), s.Close()))
+	objects := func() int {
+		names, err := filepath.Glob(filepath.Join(c.Root, "repo/objects/??/*"))
+		testenv.Must(t, err)
+		return len(names)
+	}
+	if objects() == 0 {
+		t.Fatal("there are no objects: this tests nothing")
+	}
+	conn, _ := start(t, c)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), inspect.WaitHeader, "true")
+	_, err = snapshotsapi.NewSnapshotsClient(conn).Cleanup(ctx, &snapshotsapi.CleanupRequest{Snapshotter: "ostree"})
+	if n := objects(); err != nil || n > 0 {
+		t.Errorf("after the cleanup, %v, there are %d objects", err, n)
 	}
 }
 

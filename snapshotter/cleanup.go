@@ -21,6 +21,8 @@ import (
 // checkouts and objects of these. Calls wait for each other. During a pull the store is not pruned; the next Cleanup
 // does so. Files that cannot be removed do not stop the rest: the error is then an objectstore.ErrNotRemoved that names
 // them, and the next Cleanup tries again.
+//
+// With [WithBackgroundRemoval] layers are only forgotten, and their files removed later, after any pull.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	select {
 	case s.cleaning <- struct{}{}:
@@ -29,7 +31,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	var errs []error
-	for _, step := range []func(context.Context) error{s.sweepDirectories, s.sweepMounts, s.prune} {
+	for _, step := range []func(context.Context) error{s.sweepDirectories, s.sweepMounts, s.free} {
 		if err := step(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("clean up snapshots: %w", err))
 		}
@@ -135,10 +137,36 @@ func orphans(ctx context.Context, names []string) ([]string, error) {
 	}), nil
 }
 
+// free removes layers and objects that nothing needs, or has that done in the background.
+func (s *Snapshotter) free(ctx context.Context) error {
+	if s.rest == nil {
+		return s.prune(ctx)
+	}
+	if ctx.Value(waitKey{}) == nil {
+		full, err := s.root.Fuller(s.opts.background)
+		if err == nil && !full {
+			return s.forget(ctx)
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).Warn("free space is unknown, removing files at once")
+		}
+	}
+	done := s.rest.begin()
+	err := s.prune(ctx)
+	switch {
+	case err != nil:
+	case s.garbage.Load(): // the store is in use
+		s.rest.add()
+	default:
+		done()
+	}
+	return err
+}
+
 // prune removes layers and objects that nothing needs. Finding them takes a walk over the whole store, so it runs only
 // when there may be some.
 func (s *Snapshotter) prune(ctx context.Context) (err error) {
-	if !s.garbage.Swap(false) {
+	if !s.garbage.Swap(false) && !s.rest.left() {
 		return nil
 	}
 	defer func() {

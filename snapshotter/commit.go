@@ -79,7 +79,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
-	if s.garbage.Load() || s.shares.unsure.Load() {
+	if s.garbage.Load() || s.rest.left() || s.shares.unsure.Load() {
 		s.shares.stale.Store(true) // the layer may have objects that were nobody's
 	}
 	s.idle.Store(true) // the mounts below the active snapshot

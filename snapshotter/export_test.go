@@ -13,3 +13,12 @@ func (s *Snapshotter) CheckCopy() error {
 
 // StopPrebuild stops building rootfs images before they are needed.
 func (s *Snapshotter) StopPrebuild() { s.prebuilder.close() }
+
+// StopRemoval stops the background removal; RemoveRest does it.
+func (s *Snapshotter) StopRemoval() { s.rest.stop() }
+
+// RemoveRest removes what cleanups left.
+func (s *Snapshotter) RemoveRest() error { return s.rest.run(s.removeRest) }
+
+// WaitForStop waits until the background removal is told to stop.
+func (s *Snapshotter) WaitForStop() { <-s.rest.ctx.Done() }

@@ -7,11 +7,14 @@ import (
 )
 
 type options struct {
-	staging   func(context.Context) bool
-	mapped    func(context.Context) bool
-	sync      bool
-	shared    bool
-	overlay   []string
+	staging func(context.Context) bool
+	mapped  func(context.Context) bool
+	sync    bool
+	shared  bool
+	overlay []string
+
+	background int // percent
+
 	composefs *composefsmount.Support
 }
 
@@ -42,6 +45,13 @@ func WithMappedMounts(can func(context.Context) bool) Option {
 // WithSync makes AddLayer sync everything before it returns, and Commit before it records the snapshot.
 func WithSync() Option {
 	return func(o *options) { o.sync = true }
+}
+
+// WithBackgroundRemoval makes Cleanup return once unneeded layers are forgotten, and removes their files in the
+// background; unless the store's file system is fuller than this percentage, since whoever frees space then looks at it at
+// once. See also [WaitForRemoval].
+func WithBackgroundRemoval(percent int) Option {
+	return func(o *options) { o.background = percent }
 }
 
 // WithComposefs runs snapshots on one composefs image of all layers below them, instead of on a checkout of each.

@@ -43,7 +43,8 @@ type Snapshotter struct {
 	shares     shareIndex
 	locks      keylock.Map   // by ID: changes to the directory of an active snapshot
 	cleaning   chan struct{} // holds an element while a cleanup runs
-	garbage    atomic.Bool   // there may be unneeded layers or objects
+	garbage    atomic.Bool   // there may be unneeded layers or objects, apart from rest
+	rest       *rest         // nil without background removal
 	idle       atomic.Bool   // there may be unneeded mounts, images or checkouts
 	sweeping   sync.Mutex    // held while these are removed
 	work       sync.WaitGroup
@@ -102,6 +103,9 @@ func New(ctx context.Context, root *atfs.Dir, store *layer.Store, opts ...Option
 	if s.ms, err = openMetadata(filepath.Join(s.path, MetadataFile)); err != nil {
 		return nil, err
 	}
+	if s.opts.background > 0 {
+		s.rest = newRest(ctx, s.removeRest)
+	}
 	s.copies.failed = func(err error) { log.G(ctx).WithError(err).Error("metadata.db not copied, will retry") }
 	if err := s.recover(ctx); err != nil {
 		return nil, err
@@ -154,6 +158,7 @@ func (s *Snapshotter) Close() error { return s.close() }
 
 func (s *Snapshotter) closeAll() error {
 	s.prebuilder.close()
+	s.rest.close()
 	s.work.Wait()
 	var err error
 	if s.copies != nil {

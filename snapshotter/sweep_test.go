@@ -25,6 +25,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
+	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
 
@@ -43,6 +44,7 @@ var sweepCases = map[string]func(*testing.T) sweepCase{
 	"mounts":         mounting,
 	"remove-some":    func(t *testing.T) sweepCase { t.Helper(); return removing(t, false) },
 	"remove":         func(t *testing.T) sweepCase { t.Helper(); return removing(t, true) },
+	"remove-later":   removingLater,
 }
 
 // TestFaults checks that, whichever operation on the disk fails, the error says so, the store is whole, all snapshots
@@ -88,7 +90,7 @@ func TestKillsInTransactions(t *testing.T) {
 func TestOrder(t *testing.T) {
 	needsOverlay(t)
 	silence(t)
-	for _, name := range []string{"prepare", "commit-written", "remove"} {
+	for _, name := range []string{"prepare", "commit-written", "remove", "remove-later"} {
 		golden := name
 		if snaptest.Composefs() {
 			golden = "composefs-" + name
@@ -116,12 +118,17 @@ func silence(t *testing.T) {
 // openSwept opens the store in path as the daemon does. Only the process died, not the machine: nothing is lost.
 func openSwept(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
 	t.Helper()
+	return openSweptWith(t, path, hook)
+}
+
+func openSweptWith(t *testing.T, path string, hook atfs.Hook, opts ...snapshotter.Option) *snaptest.Env {
+	t.Helper()
 	plain, err := atfs.Open(path)
 	testenv.Must(t, err)
 	defer plain.Close()
 	root, err := plain.WithHook(hook)
 	testenv.Must(t, err)
-	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true, Workers: 1}, allowed)
+	e, err := snaptest.OpenAt(t.Context(), root, layer.Options{Journal: true, Workers: 1}, append(opts, allowed)...)
 	testenv.Must(t, err)
 	e.StopPrebuild() // its operations would come at any time
 	if r := e.Recovery; len(r.Damaged)+len(r.Lost)+r.Checkouts != 0 {
@@ -575,6 +582,37 @@ func mounting(t *testing.T) sweepCase {
 			}
 		},
 	}
+}
+
+// A removingLater case is a removing case that leaves the files of layers to the background.
+func removingLater(t *testing.T) sweepCase {
+	t.Helper()
+	c := removing(t, true)
+	c.Open = func(t *testing.T, path string, hook atfs.Hook) *snaptest.Env {
+		t.Helper()
+		e := openSweptWith(t, path, hook, snapshotter.WithBackgroundRemoval(100))
+		e.StopRemoval() // its operations would come at any time
+		return e
+	}
+	remove, check := c.Run, c.Check
+	c.Run = func(t *testing.T, e *snaptest.Env) error {
+		t.Helper()
+		if err := remove(t, e); err != nil {
+			return err
+		}
+		if refs, err := e.Repo.Refs(layer.RefPrefix); err != nil || len(refs) > 0 {
+			t.Errorf("after the cleanup there are refs %v (%v)", refs, err)
+		}
+		return e.RemoveRest()
+	}
+	c.Check = func(t *testing.T, e *snaptest.Env, done bool) {
+		t.Helper()
+		if done {
+			testenv.Must(t, e.RemoveRest())
+		}
+		check(t, e, done)
+	}
+	return c
 }
 
 // A removing case removes a container and its image. Nothing stays except what another image shares.

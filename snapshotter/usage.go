@@ -169,7 +169,7 @@ func (s *Snapshotter) owners(ctx context.Context) (owners []owner, sure bool, er
 	if lerr == nil {
 		defer func() { err = errors.Join(err, lock.Unlock()) }()
 	}
-	sure = lerr == nil && !s.garbage.Load()
+	sure = lerr == nil && !s.garbage.Load() && !s.rest.left()
 	// Directories before rows: Commit moves layers from the former to the latter.
 	byID, _, err := appliedLayers(s.snaps)
 	if err != nil {

@@ -35,9 +35,11 @@ type dfReport struct {
 	// Ratio is Logical / (Stored - Active); 0 for an empty store.
 	Ratio float64 `json:"dedup_ratio"`
 	// Unneeded is the space of layers that no snapshot needs, Unreferenced that of objects in no layer.
-	Unneeded     int64   `json:"unneeded_bytes"`
-	Unreferenced int64   `json:"unreferenced_bytes"`
-	Images       []dfRow `json:"images"`
+	Unneeded     int64 `json:"unneeded_bytes"`
+	Unreferenced int64 `json:"unreferenced_bytes"`
+	// ToFree is what a prune frees, and the daemon in the background if images were removed.
+	ToFree int64   `json:"to_free_bytes"`
+	Images []dfRow `json:"images"`
 	// Source tells whether Images lists the images of containerd, or the chains of snapshots.
 	Source string `json:"images_from"`
 }
@@ -82,6 +84,9 @@ active snapshots. It is a lower bound: stored includes whole blocks and metadata
 "elsewhere" is the space of inodes that others on the disk have too: repositories of dedup_repos, and the repository and
 deployments of a system that an image was deployed to. Removing them here frees nothing, so they are never "unique" or
 "unneeded".
+
+"to free" is what the daemon still has to remove, in the background, of images that were removed, and what "prune" frees at
+once. During a pull it includes files of the pull.
 
 For each image, "unique" is the space that would be freed by removing the image and its containers, and "shared" is the
 rest of its space. An image with several names in containerd is listed once. Without containerd, each chain of snapshots
@@ -179,6 +184,7 @@ func newDfReport(use *inspect.Usage, images []containerd.Image) *dfReport {
 		Ratio:        use.Ratio(),
 		Unneeded:     use.Unneeded,
 		Unreferenced: use.Unreferenced,
+		ToFree:       use.ToFree,
 		Images:       []dfRow{},
 	}
 	for _, g := range use.Groups {
@@ -215,6 +221,7 @@ func (c *cli) printDf(r *dfReport) error {
 		fmt.Sprintf("elsewhere\t%s\tobjects shared with other repositories or deployments", size(r.Elsewhere)),
 		fmt.Sprintf("unneeded\t%s\tlayers that no snapshot needs", size(r.Unneeded)),
 		fmt.Sprintf("unreferenced\t%s\tobjects in no layer", size(r.Unreferenced)),
+		fmt.Sprintf("to free\t%s\tof removed images: in the background, or by prune", size(r.ToFree)),
 		fmt.Sprintf("ratio\t%.2f\tlogical / (stored - active)", r.Ratio),
 	}
 	if err := c.table(rows...); err != nil || len(r.Images) == 0 {

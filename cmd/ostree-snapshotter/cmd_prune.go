@@ -27,8 +27,8 @@ func (c *cli) pruneCommand() *cobra.Command {
 		Use:   "prune",
 		Short: "Remove layers, checkouts and objects that no snapshot needs",
 		Long: `Remove layers, checkouts and objects that no snapshot needs, and leftovers of interrupted operations. A running daemon
-does so itself when containerd removes snapshots; this command is for leftovers of a crash, and for a store without a
-daemon.
+does so itself when containerd removes snapshots, in the background. This command waits until everything is removed; it is
+also for leftovers of a crash, and for a store without a daemon.
 
 Files that a snapshot of containerd or a ref of another program needs are never removed. Garbage is found without a lock
 and removed under the repository's exclusive lock, which waits for running pulls.` +

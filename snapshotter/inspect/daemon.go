@@ -33,6 +33,9 @@ const StoreHeader = "ostree-snapshotter-store"
 // VersionHeader is the gRPC header with the version of the daemon.
 const VersionHeader = "ostree-snapshotter-version"
 
+// WaitHeader is the gRPC header with which a client asks for a Cleanup that leaves nothing for the background.
+const WaitHeader = "ostree-snapshotter-wait"
+
 // Identity returns a text that distinguishes the store below root from every other store of the running kernel.
 func Identity(root *atfs.Dir) (string, error) {
 	st, err := root.Lstat(".")
@@ -55,10 +58,11 @@ func (e *LockedError) Error() string {
 
 func (e *LockedError) Unwrap() error { return e.Err }
 
-// Cleanup asks the daemon that uses this store to remove leftovers of removed snapshots. If the daemon does not answer,
+// Cleanup asks the daemon that uses this store to remove leftovers of removed snapshots, and waits for that. If the daemon does not answer,
 // the error is a [LockedError]; if it could not remove some files, an objectstore.ErrNotRemoved that names them.
 func (s *Store) Cleanup(ctx context.Context) error {
 	var left error
+	ctx = metadata.AppendToOutgoingContext(ctx, WaitHeader, "true")
 	err := s.askDaemon(ctx, func(sn snapshots.Snapshotter) error {
 		c, ok := sn.(snapshots.Cleaner)
 		if !ok {

@@ -230,8 +230,14 @@ func TestUniqueIsFreed(t *testing.T) {
 			if err := f.Remove(t.Context(), snaptest.SnapshotName(chain.String())); err != nil {
 				t.Fatal(err)
 			}
+			if got := usageOf(t, s).ToFree; got <= 0 || got > want {
+				t.Errorf("%d bytes are to be freed, unique were %d", got, want)
+			}
 			if err := s.Cleanup(t.Context()); err != nil {
 				t.Fatal(err)
+			}
+			if got := usageOf(t, s).ToFree; got != 0 {
+				t.Errorf("%d bytes are to be freed after all were", got)
 			}
 			if got := before.Stored() - usageOf(t, s).Stored(); got != want {
 				t.Errorf("%d bytes were freed, unique were %d", got, want)

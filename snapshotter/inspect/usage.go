@@ -27,6 +27,7 @@ type Usage struct {
 	Elsewhere    int64 // objects that are also on the disk for others: repositories and deployments
 	Unneeded     int64 // layers that no snapshot needs
 	Unreferenced int64 // objects that no layer has
+	ToFree       int64 // what a prune frees, and the background if images were removed
 
 	Groups []GroupUsage // those with most unique bytes first
 }
@@ -76,7 +77,13 @@ func (s *Store) Usage(ctx context.Context, images []Image, progress func(files i
 			a.claims[i] = shared
 		}
 	}
-	return newUsage(a, groups, m), damage
+	u := newUsage(a, groups, m)
+	garbage, err := s.Layers.Garbage(ctx, s.Live())
+	u.ToFree = garbage.Bytes
+	if damage == nil { // which a walk over all refs would meet too
+		damage = err
+	}
+	return u, damage
 }
 
 // LayerUsage measures each layer of the store. Its progress and error are those of [Store.Usage].
