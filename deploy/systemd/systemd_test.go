@@ -23,6 +23,11 @@ func install(t *testing.T, replace ...string) (root string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	dropIns, err := filepath.Glob("*.d/*.conf")
+	if err != nil || len(dropIns) == 0 {
+		t.Fatalf("find drop-ins: got %q, %v", dropIns, err)
+	}
+	files = append(files, dropIns...)
 	n := 0
 	for _, name := range files {
 		dir := "usr/lib/systemd/system"
@@ -31,6 +36,7 @@ func install(t *testing.T, replace ...string) (root string) {
 			n++
 		case ".preset":
 			dir = "usr/lib/systemd/system-preset"
+		case ".conf":
 		default:
 			continue
 		}
@@ -80,13 +86,13 @@ func enable(t *testing.T, root string) {
 func TestVerify(t *testing.T) {
 	root := install(t, program, "/bin/true")
 	enable(t, root)
-	units := []string{"verify", "--man=no", "multi-user.target", "ostree-snapshotter-hold@boot-efi.service"}
+	units := []string{"verify", "--man=no", "multi-user.target", "ostree-snapshotter-hold@boot-efi.service", "systemd-bless-boot.service"}
 	names, err := filepath.Glob(filepath.Join(root, "usr/lib/systemd/system/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range names {
-		if !strings.Contains(name, "@.") {
+		if !strings.Contains(name, "@.") && filepath.Ext(name) != ".d" {
 			units = append(units, name)
 		}
 	}

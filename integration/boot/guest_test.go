@@ -159,13 +159,13 @@ func wanted(unit string) images.File {
 func deployUnits(t *testing.T) (files []images.File) {
 	t.Helper()
 	const dir = "../../deploy/systemd"
-	for _, pattern := range []string{"*.service", "*.path", "*.timer"} {
+	for _, pattern := range []string{"*.service", "*.path", "*.timer", "*.d/*.conf"} {
 		names, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil || len(names) == 0 {
 			t.Fatalf("find the units to ship: got %q, %v", names, err)
 		}
 		for _, name := range names {
-			files = append(files, images.File{Name: guestUnits + filepath.Base(name), Mode: 0o644, Source: name})
+			files = append(files, images.File{Name: guestUnits + strings.TrimPrefix(name, dir+"/"), Mode: 0o644, Source: name})
 		}
 	}
 	preset, err := os.ReadFile(filepath.Join(dir, "80-ostree-snapshotter.preset"))
