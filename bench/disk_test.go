@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/inflate"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
@@ -86,6 +87,14 @@ func layerBlob(b *testing.B, ref string) string {
 
 // A gunzip opens a blob decompressed. The result must be read to its end and closed.
 type gunzip func(ctx context.Context, blob string) (io.ReadCloser, error)
+
+func builtin(_ context.Context, blob string) (io.ReadCloser, error) {
+	f, err := os.Open(blob)
+	if err != nil {
+		return nil, err
+	}
+	return readCloser{inflate.NewReader(f), f.Close}, nil
+}
 
 func klauspost(_ context.Context, blob string) (io.ReadCloser, error) {
 	f, err := os.Open(blob)

@@ -2,6 +2,7 @@ package blob
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -15,9 +16,10 @@ import (
 	"time"
 
 	"github.com/containerd/log"
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/inflate"
 )
 
 // Values of the gzip setting besides the path of a program.
@@ -30,8 +32,8 @@ const (
 	// pipeSize is the size of the pipe from igzip. With the default of 64 KiB the two processes wait for each other.
 	pipeSize = 1 << 20
 	// igzipMinSize is the size of the smallest blob for igzip: starting a process for a smaller one takes longer than
-	// decompressing it.
-	igzipMinSize = 256 << 10
+	// igzip saves.
+	igzipMinSize = 1 << 20
 	// memberProbe is the length of the search for the end of the first gzip member.
 	memberProbe = 64 << 10
 
@@ -99,20 +101,16 @@ func (s *tarStream) Close() error {
 }
 
 // useIgzip reports whether igzip should decompress a gzip blob: it must be a file that is large enough and probably has
-// a single member. With several members, such as one per file in an eStargz layer, only Go's gzip can tell that nothing
-// follows the last one; see igzipReader.end.
+// a single member. With several members, such as one per file in an eStargz layer, only package inflate can tell that
+// nothing follows the last one; see igzipReader.end.
 func (d *Decompressor) useIgzip(v *verifier) (bool, error) {
 	if d.igzip == "" || v.file == nil || v.blob.Size() < igzipMinSize {
 		return false, nil
 	}
-	r, err := gzip.NewReader(io.NewSectionReader(v.blob, 0, memberProbe))
-	if err != nil {
-		return false, err
-	}
-	r.Multistream(false)
-	_, err = io.Copy(io.Discard, r)
+	r := inflate.NewReader(io.NewSectionReader(v.blob, 0, memberProbe))
+	_, err := io.Copy(io.Discard, r)
 	switch {
-	case err == nil: // the first member is complete
+	case r.Members() > 0: // the first one is complete
 		return false, nil
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return true, nil
@@ -218,8 +216,8 @@ func (r *igzipReader) wait() error {
 // end returns io.EOF if igzip has decompressed the whole blob.
 //
 // A gzip file ends with the length of its last member. If the output has this length, the blob is a single member and
-// nothing follows it. Otherwise the blob has several members, or igzip has ignored something, so Go's gzip reads it all
-// again.
+// nothing follows it. Otherwise the blob has several members, or igzip has ignored something, so package inflate reads it
+// all again.
 func (r *igzipReader) end() error {
 	var length [4]byte
 	if _, err := r.v.blob.ReadAt(length[:], r.v.blob.Size()-int64(len(length))); err != nil {
@@ -228,13 +226,9 @@ func (r *igzipReader) end() error {
 	if binary.LittleEndian.Uint32(length[:]) == uint32(r.total) {
 		return io.EOF
 	}
-	z, err := newGzipReader(r.v.section())
+	n, err := io.Copy(io.Discard, inflate.NewReader(r.v.section()))
 	if err != nil {
-		return err
-	}
-	n, err := io.Copy(io.Discard, z)
-	if err = errors.Join(err, z.Close()); err != nil {
-		return err
+		return fmt.Errorf("decompress: %w", err)
 	}
 	if n != r.total {
 		return fmt.Errorf("decompress: %s wrote %d bytes of %d", r.name, r.total, n)

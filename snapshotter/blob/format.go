@@ -11,6 +11,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/inflate"
 )
 
 // A format is a compression format of layers.
@@ -105,11 +107,7 @@ func openGzip(ctx context.Context, d *Decompressor, v *verifier) (*tarStream, er
 		v.startHash()
 		return startIgzip(ctx, d.igzip, v)
 	}
-	r, err := newGzipReader(v.reader())
-	if err != nil {
-		return nil, err
-	}
-	return &tarStream{Reader: r, name: "gzip", close: r.Close}, nil
+	return &tarStream{Reader: inflate.NewReader(v.reader()), name: "gzip"}, nil
 }
 
 func openZstd(_ context.Context, _ *Decompressor, v *verifier) (*tarStream, error) {
