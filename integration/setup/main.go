@@ -1,8 +1,8 @@
 // Command setup prepares this machine for the integration tests and the benchmarks. It provides Debian packages, the
 // programs of the tests, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, an
-// SELinux policy, a buildah, and the test images. Existing ones are kept.
+// SELinux policy, a buildah, a Docker, and the test images. Existing ones are kept.
 //
-//	go run ./integration/setup [packages] [tools] [ostree] [erofs] [composefs] [buildah] [kernel] [selinux] [images] [gcc]
+//	go run ./integration/setup [packages] [tools] [docker] [ostree] [erofs] [composefs] [buildah] [kernel] [selinux] [images] [gcc]
 //
 // Without arguments it provides everything. The step gcc is the part of packages that the race detector needs. For an
 // ordinary user it prints a message and succeeds; tests that need it are skipped.
@@ -53,7 +53,14 @@ var steps = []step{
 		if _, err := tools.WithContainerd(ctx, log, testhost.OldContainerd); err != nil {
 			return err
 		}
+		if _, err := testhost.Buildkit(ctx, log); err != nil {
+			return err
+		}
 		_, err = testhost.Goerofs(ctx, log)
+		return err
+	}},
+	{"docker", false, func(ctx context.Context, log io.Writer) error {
+		_, err := testhost.Docker(ctx, log)
 		return err
 	}},
 	{"ostree", false, func(ctx context.Context, log io.Writer) error {

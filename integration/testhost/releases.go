@@ -18,13 +18,20 @@ exec "$root/%s" --inhibit-cache --library-path "$root/%s" "$root/%s" "$@"
 // ErofsUtils returns a directory for PATH that contains only the mkfs.erofs of Debian 13, erofs-utils 1.8.6.
 // containerd's erofs differ needs 1.8.2; Debian 12 has 1.5. It is made by mmdebstrap unless the cache has it.
 func ErofsUtils(ctx context.Context, log io.Writer) (string, error) {
-	return program(ctx, log, Extract{Release: "trixie", Packages: []string{"erofs-utils"}}, "mkfs.erofs")
+	return program(ctx, log, Extract{Release: "trixie", Packages: []string{"erofs-utils"}}, "usr/*bin/mkfs.erofs")
 }
 
 // Mkcomposefs returns a directory for PATH that contains only the mkcomposefs of Debian 14, the first release with one.
 // It is made by mmdebstrap unless the cache has it.
 func Mkcomposefs(ctx context.Context, log io.Writer) (string, error) {
-	return program(ctx, log, Extract{Release: "forky", Packages: []string{"composefs"}, Expired: true}, "mkcomposefs")
+	return program(ctx, log, Extract{Release: "forky", Packages: []string{"composefs"}, Expired: true}, "usr/*bin/mkcomposefs")
+}
+
+// Docker returns a directory for PATH with dockerd, docker and docker-buildx, which are those of Debian 14: the first release
+// of Debian whose Docker keeps images in containerd. It is made by mmdebstrap unless the cache has it.
+func Docker(ctx context.Context, log io.Writer) (string, error) {
+	packages := Extract{Release: "forky", Packages: []string{"docker.io", "docker-cli", "docker-buildx"}, Expired: true}
+	return program(ctx, log, packages, "usr/sbin/dockerd", "usr/bin/docker", "usr/libexec/docker/cli-plugins/docker-buildx")
 }
 
 // Kernel returns the root directory of the packages of Debian 13's kernel for virtual machines and of a static busybox.
@@ -34,9 +41,13 @@ func Kernel(ctx context.Context, log io.Writer) (string, error) {
 	return Cached("kernel", packages.Key(), func(dir string) error { return packages.Make(ctx, log, dir) })
 }
 
-// program returns a directory that contains a program from packages of another release.
-func program(ctx context.Context, log io.Writer, packages Extract, name string) (string, error) {
-	return Cached(packages.Packages[0], packages.Key(wrapper, name), func(dir string) error {
+// program returns a directory that contains programs from packages of another release. Their files match the patterns.
+func program(ctx context.Context, log io.Writer, packages Extract, patterns ...string) (string, error) {
+	inputs := []string{wrapper}
+	for _, p := range patterns {
+		inputs = append(inputs, filepath.Base(p))
+	}
+	return Cached(packages.Packages[0], packages.Key(inputs...), func(dir string) error {
 		root := filepath.Join(dir, "root")
 		if err := packages.Make(ctx, log, root); err != nil {
 			return err
@@ -45,12 +56,17 @@ func program(ctx context.Context, log io.Writer, packages Extract, name string) 
 		if err != nil {
 			return fmt.Errorf("find the dynamic loader: %w", err)
 		}
-		binary, err := relFile(root, "usr/*bin/"+name)
-		if err != nil {
-			return err
+		for _, p := range patterns {
+			binary, err := relFile(root, p)
+			if err != nil {
+				return err
+			}
+			script := fmt.Sprintf(wrapper, loader, filepath.Dir(loader), binary)
+			if err := os.WriteFile(filepath.Join(dir, filepath.Base(p)), []byte(script), 0o755); err != nil {
+				return err
+			}
 		}
-		script := fmt.Sprintf(wrapper, loader, filepath.Dir(loader), binary)
-		return os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755)
+		return nil
 	})
 }
 

@@ -153,15 +153,34 @@ func goBuild(ctx context.Context, log io.Writer, src, dir, tags string, packages
 }
 
 // WithContainerd returns the same tools with a release of containerd, such as "1.7.35", and its ctr. It builds the
-// release unless the cache has it, from its Go module and with the dependencies that it was released with.
+// release unless the cache has it.
 func (t Tools) WithContainerd(ctx context.Context, log io.Writer, release string) (*Tools, error) {
 	module := "github.com/containerd/containerd"
 	if major, _, _ := strings.Cut(release, "."); major != "1" {
 		module += "/v" + major
 	}
-	packages := []string{"./cmd/containerd", "./cmd/containerd-shim-runc-v2", "./cmd/ctr"}
-	key := Key(runtime.Version(), runtime.GOARCH, containerdTags, module, release, strings.Join(packages, " "))
-	dir, err := Cached("bin-containerd", key, func(dir string) error {
+	dir, err := buildRelease(ctx, log, "containerd", module, release, containerdTags,
+		"./cmd/containerd", "./cmd/containerd-shim-runc-v2", "./cmd/ctr")
+	t.Release, t.Containerd, t.Ctr = release, filepath.Join(dir, "containerd"), filepath.Join(dir, "ctr")
+	return &t, err
+}
+
+// BuildkitRelease is the release of BuildKit that the tests run.
+const BuildkitRelease = "0.34.2"
+
+// Buildkit returns the directory with buildkitd and buildctl. It builds them unless the cache has them.
+func Buildkit(ctx context.Context, log io.Writer) (string, error) {
+	return buildRelease(ctx, log, "buildkit", "github.com/moby/buildkit", BuildkitRelease, "netgo,osusergo",
+		"./cmd/buildkitd", "./cmd/buildctl")
+}
+
+// buildRelease builds packages of a release into the cache, from its Go module and with the dependencies that it was
+// released with.
+func buildRelease(
+	ctx context.Context, log io.Writer, name, module, release, tags string, packages ...string,
+) (string, error) {
+	key := Key(runtime.Version(), runtime.GOARCH, tags, module, release, strings.Join(packages, " "))
+	return Cached("bin-"+name, key, func(dir string) error {
 		get := exec.CommandContext(ctx, "go", "mod", "download", "-json", module+"@v"+release)
 		get.Dir = dir // outside our module, so go.sum is not ours: the checksum database has the module's hash
 		out, err := get.Output()
@@ -169,10 +188,8 @@ func (t Tools) WithContainerd(ctx context.Context, log io.Writer, release string
 		if jerr := json.Unmarshal(out, &got); jerr != nil || got.Dir == "" {
 			return fmt.Errorf("download %s@v%s: %s: %w", module, release, got.Error, cmp.Or(err, jerr))
 		}
-		return goBuild(ctx, log, got.Dir, dir, containerdTags, packages)
+		return goBuild(ctx, log, got.Dir, dir, tags, packages)
 	})
-	t.Release, t.Containerd, t.Ctr = release, filepath.Join(dir, "containerd"), filepath.Join(dir, "ctr")
-	return &t, err
 }
 
 // BinaryEnv names the environment variable with the binary to test.
