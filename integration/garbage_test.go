@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -11,33 +10,12 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 )
 
-// leftovers returns the files left in the store.
-func (e *env) leftovers() []string {
-	e.t.Helper()
-	var left []string
-	for _, dir := range []string{"repo/objects", "repo/refs", "layers", "rootfs", "mounts", "snapshots"} {
-		err := filepath.WalkDir(filepath.Join(e.Root, dir), func(path string, d os.DirEntry, err error) error {
-			if err != nil || d.IsDir() && strings.HasPrefix(dir, "repo/") || path == filepath.Join(e.Root, dir) {
-				return err
-			}
-			left = append(left, path)
-			if d.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
-		})
-		if err != nil && !os.IsNotExist(err) {
-			e.t.Fatal(err)
-		}
-	}
-	return left
-}
-
 // empty waits until the store is empty.
 func (e *env) empty() {
 	e.t.Helper()
 	e.eventually("empty the store", func() string {
-		left := e.leftovers()
+		left, err := stack.Leftovers(e.Root)
+		e.must(err)
 		if len(left) == 0 {
 			return ""
 		}

@@ -63,6 +63,8 @@ type Stack struct {
 	opts       Options
 	containerd *process.Process
 	daemon     *process.Process
+	others     []*process.Process // in the order in which they were started
+	made       []string           // empty directories elsewhere that Stop removes
 	client     *containerd.Client
 }
 
@@ -224,7 +226,11 @@ func (s *Stack) path(name string) string { return filepath.Join(s.Dir, name) }
 
 // WriteConfig sets the daemon's configuration for its next start.
 func (s *Stack) WriteConfig(config string) error {
-	if err := os.WriteFile(s.path("ostree.toml"), []byte("version = 1\n"+config), 0o600); err != nil {
+	return writeDaemonConfig(s.path("ostree.toml"), config)
+}
+
+func writeDaemonConfig(name, config string) error {
+	if err := os.WriteFile(name, []byte("version = 1\n"+config), 0o600); err != nil {
 		return fmt.Errorf("write the daemon's configuration: %w", err)
 	}
 	return nil
@@ -233,12 +239,15 @@ func (s *Stack) WriteConfig(config string) error {
 // environment is the environment of containerd and the clients. They find the shim and runc in PATH.
 func (s *Stack) environment() []string {
 	return []string{
-		"PATH=" + strings.Join([]string{
-			filepath.Dir(s.opts.Tools.Containerd), filepath.Dir(s.opts.Tools.Runc),
-			"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
-		}, ":"),
-		"CONTAINERD_ADDRESS=" + s.Containerd, "HOME=" + s.Dir, "TMPDIR=/tmp",
+		"PATH=" + s.searchPath(), "CONTAINERD_ADDRESS=" + s.Containerd, "HOME=" + s.Dir, "TMPDIR=/tmp",
 	}
+}
+
+func (s *Stack) searchPath() string {
+	return strings.Join([]string{
+		filepath.Dir(s.opts.Tools.Containerd), filepath.Dir(s.opts.Tools.Runc),
+		"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
+	}, ":")
 }
 
 func (s *Stack) startContainerd(ctx context.Context) error {
@@ -267,10 +276,11 @@ func (s *Stack) startContainerd(ctx context.Context) error {
 
 // DaemonArgs returns the arguments that start the daemon of this stack.
 func (s *Stack) DaemonArgs() []string {
-	return []string{
-		"serve", "--config", s.path("ostree.toml"), "--root", s.Root, "--address", s.Daemon,
-		"--containerd-address", s.Containerd,
-	}
+	return daemonArgs(s.path("ostree.toml"), s.Root, s.Daemon, s.Containerd)
+}
+
+func daemonArgs(config, root, address, containerd string) []string {
+	return []string{"serve", "--config", config, "--root", root, "--address", address, "--containerd-address", containerd}
 }
 
 func (s *Stack) startDaemon(ctx context.Context) error {
@@ -281,6 +291,9 @@ func (s *Stack) startDaemon(ctx context.Context) error {
 	}
 	return s.daemon.WaitFor(ctx, process.Listening(s.Daemon))
 }
+
+// Registry returns the address of the registry of the options.
+func (s *Stack) Registry() string { return s.opts.Registry }
 
 // ContainerdLog returns the path of containerd's log.
 func (s *Stack) ContainerdLog() string { return s.path("containerd.log") }
@@ -383,16 +396,21 @@ func (e *CommandError) Unwrap() error { return e.Err }
 
 // Run runs a program in the environment of the stack and returns its standard output.
 func (s *Stack) Run(ctx context.Context, name string, args ...string) (string, error) {
+	stdout, _, err := s.output(ctx, name, args...)
+	return stdout, err
+}
+
+func (s *Stack) output(ctx context.Context, name string, args ...string) (stdout, stderr string, err error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), s.environment()...)
 	cmd.WaitDelay = 10 * time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	var out, progress bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &progress
+	if err = cmd.Run(); err != nil {
 		args = append([]string{filepath.Base(name)}, args...)
-		return stdout.String(), &CommandError{Args: args, Output: stdout.String() + stderr.String(), Err: err}
+		err = &CommandError{Args: args, Output: out.String() + progress.String(), Err: err}
 	}
-	return stdout.String(), nil
+	return out.String(), progress.String(), err
 }
 
 // Ctr runs ctr in a namespace.
@@ -500,13 +518,21 @@ func (s *Stack) Stop() error {
 		errs = append(errs, s.client.Close())
 		s.client = nil
 	}
-	// Stop containerd first, so that it does not clean up after shims while they are killed.
+	for _, p := range slices.Backward(s.others) {
+		errs = append(errs, p.Stop())
+	}
+	// Stop containerd before shims, so that it does not clean up after shims while they are killed.
 	if s.containerd != nil {
 		errs = append(errs, s.containerd.Signal(unix.SIGKILL))
 	}
 	errs = append(errs, process.KillShims(s.Containerd))
 	if s.daemon != nil {
 		errs = append(errs, s.daemon.Stop())
+	}
+	for _, dir := range s.made {
+		if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	errs = append(errs, process.UnmountBelow(s.Dir), process.RemoveCgroups(s.CgroupParent()), os.RemoveAll(s.Dir))
 	return errors.Join(errs...)
