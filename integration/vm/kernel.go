@@ -24,7 +24,7 @@ var kernelScript string
 const scratchSize = 4 << 30
 
 // kernelModules are loaded in this order, unless they are built in.
-var kernelModules = []string{"virtio_blk", "qemu_fw_cfg", "loop", "netfs", "libcrc32c", "erofs", "overlay"}
+var kernelModules = []string{"virtio_blk", "qemu_fw_cfg", "loop", "netfs", "libcrc32c", "erofs", "overlay", "fat", "nls_cp437", "nls_ascii", "vfat"}
 
 // NewWithKernel returns a machine whose system is the kernel of Debian 13, busybox and some files of the host, by their
 // paths in the guest. Its /tmp is an empty ext4 with fs-verity. busybox's shell runs the commands. The parts of the

@@ -4,6 +4,7 @@
 export PATH=/bin
 busybox mkdir -p /proc /sys /dev /tmp /var
 busybox mount -t proc proc /proc && busybox --install -s /bin
+printf '#!/bin/sh\nexec mkdosfs "$@"\n' > /bin/mkfs.vfat && chmod +x /bin/mkfs.vfat
 mount -t sysfs sys /sys && mount -t devtmpfs dev /dev
 mkdir -p /dev/shm && mount -t tmpfs shm /dev/shm
 for module in /modules/*; do insmod "$module"; done
