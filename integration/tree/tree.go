@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -42,6 +43,7 @@ type Tree map[string]*Entry
 // Read reads the tree below a directory.
 func Read(ctx context.Context, root string) (Tree, error) {
 	tree := make(Tree)
+	attributes := new(xattrReader)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
@@ -55,7 +57,7 @@ func Read(ctx context.Context, root string) (Tree, error) {
 		if err != nil {
 			return err
 		}
-		e, err := readEntry(path)
+		e, err := readEntry(path, attributes)
 		if err != nil {
 			return err
 		}
@@ -78,7 +80,7 @@ func Read(ctx context.Context, root string) (Tree, error) {
 	return tree, nil
 }
 
-func readEntry(path string) (*Entry, error) {
+func readEntry(path string, attributes *xattrReader) (*Entry, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return nil, &fs.PathError{Op: "lstat", Path: path, Err: err}
@@ -102,35 +104,39 @@ func readEntry(path string) (*Entry, error) {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		e.Rdev = st.Rdev
 	}
-	if e.Xattrs, err = readXattrs(path); err != nil {
+	if e.Xattrs, err = attributes.read(path); err != nil {
 		return nil, err
 	}
 	return e, nil
 }
 
-func readXattrs(path string) (map[string]string, error) {
-	names := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(path, names)
+// An xattrReader reads extended attributes. Its buffers, of the largest size that the kernel returns, serve all files.
+type xattrReader struct{ names, value [64 << 10]byte }
+
+func (r *xattrReader) read(path string) (map[string]string, error) {
+	n, err := unix.Llistxattr(path, r.names[:])
 	if err != nil {
 		return nil, &fs.PathError{Op: "llistxattr", Path: path, Err: err}
 	}
 	var xattrs map[string]string
-	value := make([]byte, 64<<10)
-	for _, name := range strings.Split(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
+	for name := range strings.SplitSeq(strings.TrimRight(string(r.names[:n]), "\x00"), "\x00") {
 		if name == "" {
 			continue
 		}
-		n, err := unix.Lgetxattr(path, name, value)
+		n, err := unix.Lgetxattr(path, name, r.value[:])
 		if err != nil {
 			return nil, &fs.PathError{Op: "lgetxattr " + name, Path: path, Err: err}
 		}
 		if xattrs == nil {
 			xattrs = make(map[string]string)
 		}
-		xattrs[name] = string(value[:n])
+		xattrs[name] = string(r.value[:n])
 	}
 	return xattrs, nil
 }
+
+// buffers are for hashFile: trees have many thousands of files, most of them small.
+var buffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
 
 func hashFile(path string) (string, error) {
 	f, err := os.Open(path)
@@ -138,8 +144,11 @@ func hashFile(path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
+	buf := buffers.Get().(*[128 << 10]byte) //nolint:forcetypeassert // of the pool
+	defer buffers.Put(buf)
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	// Without the methods of an os.File, io.CopyBuffer uses the buffer.
+	if _, err := io.CopyBuffer(h, struct{ io.Reader }{f}, buf[:]); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
