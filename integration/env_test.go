@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,8 +17,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
@@ -323,11 +327,54 @@ func diffTrees(want, got tree.Tree, options tree.Options) []string {
 }
 
 // reference returns the files of a test image with containerd's overlayfs snapshotter, and the options to compare with
-// them.
+// them. The tests with other checkouts do not ask containerd again on a machine where they did so before: the tests with the
+// default ones always do.
 func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
 	t.Helper()
 	needsHost(t)
 	ref = images.SameContent(ref)
+	if os.Getenv(checkoutVariable) == "" {
+		return ownReference(t, ref)
+	}
+	type reference struct {
+		Tree    tree.Tree
+		Options tree.Options
+	}
+	const name = "reference"
+	dir, err := testhost.Cached(name, referenceKey(t, ref), func(dir string) error {
+		var r reference
+		r.Tree, r.Options = ownReference(t, ref)
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		return errors.Join(gob.NewEncoder(f).Encode(r), f.Close())
+	})
+	testenv.Must(t, err)
+	f, err := os.Open(filepath.Join(dir, name))
+	testenv.Must(t, err)
+	defer f.Close()
+	var r reference
+	testenv.Must(t, gob.NewDecoder(f).Decode(&r))
+	return r.Tree, r.Options
+}
+
+// referenceKey returns a key of all that can change the reference of an image: the image, containerd, the kernel, and how
+// trees are read.
+func referenceKey(t *testing.T, ref string) string {
+	t.Helper()
+	layout, err := images.Layout(t.Context(), t.Output(), ref)
+	testenv.Must(t, err)
+	var kernel unix.Utsname
+	testenv.Must(t, unix.Uname(&kernel))
+	reader, err := os.ReadFile("tree/tree.go")
+	testenv.Must(t, err)
+	return testhost.Key(layout, shared.tools.Containerd, unix.ByteSliceToString(kernel.Release[:]), string(reader))
+}
+
+// ownReference is reference with the containerd of this process.
+func ownReference(t *testing.T, ref string) (tree.Tree, tree.Options) {
+	t.Helper()
 	full := push(t, ref)
 	return referenceOf(t, ref, image(t, ref), func(e *env) {
 		if out := e.run(defaultNS, full, "/bin/sh", "-c", "echo $((40+2))"); strings.TrimSpace(out) != "42" {
@@ -336,7 +383,7 @@ func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
 	})
 }
 
-// referenceOf is reference for any image in the registry. The first call for an image runs check while it is pulled.
+// referenceOf is ownReference for any image in the registry. The first call for an image runs check while it is pulled.
 func referenceOf(t *testing.T, ref string, img *images.Image, check func(*env)) (tree.Tree, tree.Options) {
 	t.Helper()
 	shared.mu.Lock()
@@ -355,8 +402,7 @@ func referenceOf(t *testing.T, ref string, img *images.Image, check func(*env)) 
 	full := shared.registry.Address + "/" + ref
 	e.must(e.Pull(t.Context(), defaultNS, full))
 	got := e.view(defaultNS, full)
-	check(e)
-	e.ctr(defaultNS, "images", "rm", "--sync", full)
+	check(e) // the image stays: another one may have its layers
 	unsaid, err := img.UnsaidTimes()
 	e.must(err)
 	shared.trees[ref], shared.options[ref] = got, tree.Options{IgnoreMtime: unsaid}

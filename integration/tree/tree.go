@@ -34,7 +34,7 @@ type Entry struct {
 	SHA256 string // of regular files
 	Xattrs map[string]string
 	Nlink  uint64 // of all files except directories
-	inode  atfs.Inode
+	Inode  atfs.Inode
 }
 
 // A Tree is a directory tree: entries by path below its root, with "." for the root itself.
@@ -87,7 +87,7 @@ func readEntry(path string, attributes *xattrReader) (*Entry, error) {
 	}
 	e := &Entry{
 		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: st.Mtim,
-		inode: atfs.InodeOf(&st),
+		Inode: atfs.InodeOf(&st),
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		e.Nlink = uint64(st.Nlink) //nolint:unconvert // it has 32 bits on arm64
@@ -195,11 +195,11 @@ func Diff(want, got Tree, opts Options) []string {
 func (t Tree) miscounted() (lines []string) {
 	names := make(map[atfs.Inode]uint64)
 	for _, e := range t {
-		names[e.inode]++
+		names[e.Inode]++
 	}
 	for _, path := range slices.Sorted(maps.Keys(t)) {
-		if e := t[path]; e.Mode&unix.S_IFMT != unix.S_IFDIR && e.Nlink != names[e.inode] {
-			lines = append(lines, fmt.Sprintf("%q: has %d links, want %d", path, e.Nlink, names[e.inode]))
+		if e := t[path]; e.Mode&unix.S_IFMT != unix.S_IFDIR && e.Nlink != names[e.Inode] {
+			lines = append(lines, fmt.Sprintf("%q: has %d links, want %d", path, e.Nlink, names[e.Inode]))
 		}
 	}
 	return lines
@@ -253,12 +253,12 @@ func diffLinks(want, got Tree, say string) []string {
 		if g == nil || w.Mode&unix.S_IFMT == unix.S_IFDIR {
 			continue
 		}
-		other, seen := first[w.inode]
+		other, seen := first[w.Inode]
 		if !seen {
-			first[w.inode] = path
+			first[w.Inode] = path
 			continue
 		}
-		if got[other] != nil && got[other].inode != g.inode {
+		if got[other] != nil && got[other].Inode != g.Inode {
 			lines = append(lines, fmt.Sprintf("%q: "+say, path, other))
 		}
 	}
@@ -270,7 +270,7 @@ func (t Tree) Links() [][]string {
 	groups := make(map[atfs.Inode][]string)
 	for _, path := range slices.Sorted(maps.Keys(t)) {
 		if e := t[path]; e.Mode&unix.S_IFMT != unix.S_IFDIR {
-			groups[e.inode] = append(groups[e.inode], path)
+			groups[e.Inode] = append(groups[e.Inode], path)
 		}
 	}
 	var links [][]string
