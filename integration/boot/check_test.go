@@ -172,6 +172,7 @@ func (b *bootCheck) deployments(suffix string, wants []want) (booted deployment)
 var versions = map[string]string{
 	"os:1": "1", "os:2": "2", "os:broken": "3",
 	"selinux:1": "1", "selinux:2": "2", "selinux:3": "3",
+	"composefs:1": "1", "composefs:2": "2",
 }
 
 // ostreeLine matches the line of a deployment in "ostree admin status".

@@ -19,7 +19,12 @@ const bootcLayers = 6
 // chunkah makes: an ordinary image of several layers, without data of ostree, labelled for bootc, with the directories of
 // a Debian system where Debian has them. It configures kernel arguments and its installation.
 func Bootc(ctx context.Context, log io.Writer, dir string) (*Image, error) {
-	rootfs, err := osRootfs.make(ctx, log)
+	return writeBootc(ctx, log, dir, &osRootfs, bootcEdit)
+}
+
+// writeBootc writes an image of this form: a root file system in several layers, and one above.
+func writeBootc(ctx context.Context, log io.Writer, dir string, r *rootfs, top func(*layerWriter)) (*Image, error) {
+	rootfs, err := r.make(ctx, log)
 	if err != nil {
 		return nil, err
 	}
@@ -40,16 +45,17 @@ func Bootc(ctx context.Context, log io.Writer, dir string) (*Image, error) {
 			return nil, err
 		}
 	}
-	if err := w.addLayer(bootcEdit); err != nil {
+	if err := w.addLayer(top); err != nil {
 		return nil, err
 	}
-	err = w.finish([]string{"/sbin/init"}, map[string]string{
-		"containers.bootc": "1", "ostree.bootable": "1", ocispec.AnnotationVersion: "1",
-	})
-	if err != nil {
+	if err := w.finish([]string{"/sbin/init"}, bootcLabels("1")); err != nil {
 		return nil, err
 	}
 	return Open(w.dir)
+}
+
+func bootcLabels(version string) map[string]string {
+	return map[string]string{"containers.bootc": "1", "ostree.bootable": "1", ocispec.AnnotationVersion: version}
 }
 
 // bootcKeep reports whether the image has a file of the root file system. In contrast to osKeep, /var, /boot and
@@ -62,6 +68,14 @@ func bootcKeep(h *tar.Header) bool {
 }
 
 func bootcEdit(l *layerWriter) {
+	bootcDirs(l)
+	l.file("./usr/lib/bootc/kargs.d/10-console.toml", "kargs = [\"console=ttyS0\"]\n")
+	l.file("./usr/lib/bootc/install/00-example.toml",
+		"[install]\nkargs = [\"panic=1\"]\nstateroot = \"example\"\n[install.filesystem.root]\ntype = \"xfs\"\n[install.bootupd]\nskip-boot-uuid = true\n")
+}
+
+// bootcDirs adds what the root file system lacks to become a deployment, and an application in /opt.
+func bootcDirs(l *layerWriter) {
 	l.dir("./efi")
 	l.dir("./sysroot")
 	l.symlink("./ostree", "sysroot/ostree")
@@ -70,7 +84,4 @@ func bootcEdit(l *layerWriter) {
 	l.file("./etc/hostname", "") // left by the builder
 	l.dir("./opt/app")
 	l.file("./opt/app/program", "#!/bin/sh\necho app\n", mode(0o755))
-	l.file("./usr/lib/bootc/kargs.d/10-console.toml", "kargs = [\"console=ttyS0\"]\n")
-	l.file("./usr/lib/bootc/install/00-example.toml",
-		"[install]\nkargs = [\"panic=1\"]\nstateroot = \"example\"\n[install.filesystem.root]\ntype = \"xfs\"\n[install.bootupd]\nskip-boot-uuid = true\n")
 }

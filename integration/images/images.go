@@ -14,7 +14,6 @@
 //	odd:1          everything a file can be: capabilities, links, devices, long names, sparse files
 //	os-base:1      Debian with a kernel, systemd, systemd-boot and ostree, of which OS makes os:1, os:2 and os:broken
 //	os-selinux-base:1    the same of Debian trixie, with SELinux, of which SELinux makes selinux:1, selinux:2 and selinux:3
-//	os-composefs-base:1    the same of Debian forky, on composefs, of which Composefs makes composefs:1 and composefs:2
 //
 // and for workloads of benchmarks:
 //
@@ -79,7 +78,6 @@ var recipes = map[string]recipe{
 	"layers:docker": {rootfs: &smallRootfs, edit: addBusybox, layers: changeLayers, cmd: []string{"/bin/sh"}, media: dockerGzip},
 	OSBase:          {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, media: osMedia, extra: true},
 	SELinuxBase:     {rootfs: &selinuxRootfs, keep: osKeep, edit: selinuxEdit, cmd: []string{"/sbin/init"}, media: osMedia, extra: true},
-	ComposefsBase:   {rootfs: &composefsRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, media: osMedia, extra: true},
 	"odd:1":         {rootfs: &smallRootfs, edit: addBusybox, layers: oddLayers, cmd: []string{"/bin/sh"}},
 
 	PolicyBookworm: {rootfs: policyRootfs("bookworm", nil), cmd: []string{"/bin/sh"}, extra: true},
@@ -126,7 +124,7 @@ func (r recipe) key(ref string) (string, error) {
 		return "", err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), "_test.go") || e.Name() == "push.go" || e.Name() == "link.go" || e.Name() == "bootc.go" {
+		if strings.HasSuffix(e.Name(), "_test.go") || slices.Contains([]string{"bootc.go", "composefs.go", "link.go", "push.go"}, e.Name()) {
 			continue
 		}
 		b, err := sources.ReadFile(e.Name())

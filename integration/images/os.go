@@ -54,6 +54,13 @@ func writeOS(ctx context.Context, log io.Writer, dir, baseRef string, versions [
 	if err != nil {
 		return nil, err
 	}
+	return writeVersions(dir, base, versions, func(version string) map[string]string {
+		return map[string]string{ocispec.AnnotationVersion: version}
+	})
+}
+
+// writeVersions writes versions of an operating system, with the labels of each, on the image of a layout.
+func writeVersions(dir, base string, versions []osVersion, labels func(version string) map[string]string) (map[string]*Image, error) {
 	images := make(map[string]*Image)
 	for _, v := range versions {
 		w, err := newLayoutWriter(filepath.Join(dir, strings.ReplaceAll(v.ref, ":", "-")), osMedia)
@@ -66,7 +73,7 @@ func writeOS(ctx context.Context, log io.Writer, dir, baseRef string, versions [
 		if err := w.addLayer(v.layer); err != nil {
 			return nil, fmt.Errorf("make image %s: %w", v.ref, err)
 		}
-		if err := w.finish([]string{"/sbin/init"}, map[string]string{ocispec.AnnotationVersion: v.version}); err != nil {
+		if err := w.finish([]string{"/sbin/init"}, labels(v.version)); err != nil {
 			return nil, fmt.Errorf("make image %s: %w", v.ref, err)
 		}
 		if images[v.ref], err = Open(w.dir); err != nil {
@@ -215,13 +222,18 @@ func osEdit(l *layerWriter) {
 		}
 	}
 	l.file("./usr/lib/tmpfiles.d/example-layout.conf", tmpfiles.String()+"d /run/media 0755 root root -\n")
+	osUnits(l)
+	l.file("./etc/machine-id", "") // do not keep the builder's
+	l.file("./etc/fstab", "")
+	l.file("./etc/hostname", "example\n")
+}
+
+// osUnits chooses the units that a virtual machine starts.
+func osUnits(l *layerWriter) {
 	for _, unit := range osMasked {
 		l.symlink("./etc/systemd/system/"+unit, "/dev/null")
 	}
 	l.symlink("./etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target")
 	// The root of a deployment is read-only, so /tmp is a file system in memory.
 	l.symlink("./usr/lib/systemd/system/local-fs.target.wants/tmp.mount", "/usr/share/systemd/tmp.mount")
-	l.file("./etc/machine-id", "") // do not keep the builder's
-	l.file("./etc/fstab", "")
-	l.file("./etc/hostname", "example\n")
 }

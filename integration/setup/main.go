@@ -97,10 +97,13 @@ var steps = []step{
 		return err
 	}},
 	{"images", false, func(ctx context.Context, log io.Writer) error {
-		for _, ref := range append(images.Names(), images.OSBase, images.SELinuxBase, images.ComposefsBase, images.PolicyBookworm, images.PolicyLocal, images.PolicyForky) {
+		for _, ref := range append(images.Names(), images.OSBase, images.SELinuxBase, images.PolicyBookworm, images.PolicyLocal, images.PolicyForky) {
 			if _, err := images.Layout(ctx, log, ref); err != nil {
 				return err
 			}
+		}
+		if err := images.ComposefsRootfs(ctx, log); err != nil {
+			return err
 		}
 		if _, err := encapsulate.OS(ctx, log); err != nil {
 			return err

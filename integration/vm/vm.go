@@ -38,8 +38,8 @@ const (
 
 // Time limits of a boot.
 const (
-	bootLimit = 4 * time.Minute // until the guest's unit runs
-	runLimit  = 8 * time.Minute // in total
+	bootLimit = 4 * time.Minute  // until the guest's unit runs
+	runLimit  = 15 * time.Minute // in total
 )
 
 //go:embed guest.sh
