@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/sha256x2"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/gvariant"
 )
 
@@ -194,12 +195,12 @@ func NewContentHash(m *FileMeta) (hash.Hash, error) {
 
 // hasher is a reusable content hash.
 type hasher struct {
-	hash hash.Hash
+	hash *sha256x2.Hash
 	buf  []byte // scratch for headers
 	sum  Checksum
 }
 
-var hashers = sync.Pool{New: func() any { return &hasher{hash: sha256.New()} }}
+var hashers = sync.Pool{New: func() any { return &hasher{hash: sha256x2.New()} }}
 
 func getHasher() *hasher {
 	h, ok := hashers.Get().(*hasher)

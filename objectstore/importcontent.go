@@ -76,8 +76,9 @@ func (r *Repo) openContent(sum Checksum, size int64) (*atfs.File, unix.Timespec,
 // fill hashes the content of the object sum, which has metadata m, and copies it unless it is a clone already.
 func (w *FileWriter) fill(in *atfs.File, cloned bool, m *FileMeta, sum Checksum) error {
 	h := getHasher()
-	defer h.put()
 	h.startUnchecked(m)
+	w.other = h
+	defer func() { w.other = nil; h.put() }()
 	out := io.Writer(w)
 	if cloned {
 		out = cloneWriter{w}
@@ -88,7 +89,7 @@ func (w *FileWriter) fill(in *atfs.File, cloned bool, m *FileMeta, sum Checksum)
 	}
 	buf := getCopyBuffer()
 	defer copyBuffers.Put(buf)
-	if err := copyAll(io.MultiWriter(h.hash, out), in, buf[:]); err != nil {
+	if err := copyAll(out, in, buf[:]); err != nil {
 		return err
 	}
 	return verifySum(h.finish(), sum)
@@ -99,5 +100,6 @@ type cloneWriter struct{ w *FileWriter }
 
 func (c cloneWriter) Write(b []byte) (int, error) {
 	c.w.size += int64(len(b))
-	return c.w.h.hash.Write(b)
+	c.w.hash(b)
+	return len(b), nil
 }

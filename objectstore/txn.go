@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/sha256x2"
 )
 
 // Stored describes a stored object.
@@ -347,6 +348,7 @@ type FileWriter struct {
 	mtime unix.Timespec
 	file  *atfs.File
 	h     *hasher // nil if the caller of CommitAs computes the checksum
+	other *hasher // of the content with other metadata, or nil
 	size  int64
 	done  bool
 	err   error // first error of Write
@@ -401,13 +403,22 @@ func (w *FileWriter) Write(b []byte) (int, error) {
 	if w.err != nil {
 		return 0, w.err
 	}
-	if w.h != nil {
-		w.h.hash.Write(b)
-	}
+	w.hash(b)
 	n, err := w.file.Write(b)
 	w.size += int64(n)
 	w.err = err
 	return n, err
+}
+
+// hash adds content to the checksums.
+func (w *FileWriter) hash(b []byte) {
+	switch {
+	case w.h == nil:
+	case w.other != nil:
+		sha256x2.WriteBoth(w.other.hash, w.h.hash, b)
+	default:
+		w.h.hash.Write(b)
+	}
 }
 
 // Commit turns the written content into an object, with the guarantees of [Txn.StoreFile], and releases the writer.
