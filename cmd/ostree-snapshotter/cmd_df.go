@@ -37,8 +37,8 @@ type dfReport struct {
 	// Unneeded is the space of layers that no snapshot needs, Unreferenced that of objects in no layer.
 	Unneeded     int64 `json:"unneeded_bytes"`
 	Unreferenced int64 `json:"unreferenced_bytes"`
-	// ToFree is what a prune frees, and the daemon in the background if images were removed.
-	ToFree int64   `json:"to_free_bytes"`
+	// ToFree is what a prune frees, and the daemon in the background if images were removed; nil if damage hides it.
+	ToFree *int64  `json:"to_free_bytes"`
 	Images []dfRow `json:"images"`
 	// Source tells whether Images lists the images of containerd, or the chains of snapshots.
 	Source string `json:"images_from"`
@@ -184,8 +184,10 @@ func newDfReport(use *inspect.Usage, images []containerd.Image) *dfReport {
 		Ratio:        use.Ratio(),
 		Unneeded:     use.Unneeded,
 		Unreferenced: use.Unreferenced,
-		ToFree:       use.ToFree,
 		Images:       []dfRow{},
+	}
+	if use.ToFree != inspect.Unknown {
+		r.ToFree = &use.ToFree
 	}
 	for _, g := range use.Groups {
 		row := dfRow{
@@ -211,6 +213,10 @@ func (r *dfReport) keepNamespace(ns string) {
 }
 
 func (c *cli) printDf(r *dfReport) error {
+	toFree, of := "unknown", "because of damage; see fsck"
+	if r.ToFree != nil {
+		toFree, of = size(*r.ToFree), "of removed images: in the background, or by prune"
+	}
 	rows := []string{
 		fmt.Sprintf("logical\t%s\tin %d committed snapshots", size(r.Logical), r.Snapshots),
 		fmt.Sprintf("stored\t%s\ton the disk", size(r.Stored)),
@@ -221,7 +227,7 @@ func (c *cli) printDf(r *dfReport) error {
 		fmt.Sprintf("elsewhere\t%s\tobjects shared with other repositories or deployments", size(r.Elsewhere)),
 		fmt.Sprintf("unneeded\t%s\tlayers that no snapshot needs", size(r.Unneeded)),
 		fmt.Sprintf("unreferenced\t%s\tobjects in no layer", size(r.Unreferenced)),
-		fmt.Sprintf("to free\t%s\tof removed images: in the background, or by prune", size(r.ToFree)),
+		fmt.Sprintf("to free\t%s\t%s", toFree, of),
 		fmt.Sprintf("ratio\t%.2f\tlogical / (stored - active)", r.Ratio),
 	}
 	if err := c.table(rows...); err != nil || len(r.Images) == 0 {

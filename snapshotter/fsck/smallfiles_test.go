@@ -116,8 +116,12 @@ func smallFilesAfterPowerLoss(t *testing.T, composefs bool, opts ...snapshotter.
 						t.Errorf("fsck: got %+v, want a problem of kind %q", p, file.fsck)
 					}
 				}
-				if _, err := s.Usage(t.Context(), nil, func(int64) {}); err != nil {
+				use, err := s.Usage(t.Context(), nil, func(int64) {})
+				if err != nil {
 					t.Errorf("df: %v", err)
+				}
+				if torn := d.name != "absent" && file.fsck == KindRef; err == nil && torn != (use.ToFree == inspect.Unknown) {
+					t.Errorf("df: %d bytes to free", use.ToFree)
 				}
 				if _, err := s.LayerUsage(t.Context(), func(int64) {}); err != nil {
 					t.Errorf("layers: %v", err)

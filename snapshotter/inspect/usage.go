@@ -27,10 +27,13 @@ type Usage struct {
 	Elsewhere    int64 // objects that are also on the disk for others: repositories and deployments
 	Unneeded     int64 // layers that no snapshot needs
 	Unreferenced int64 // objects that no layer has
-	ToFree       int64 // what a prune frees, and the background if images were removed
+	ToFree       int64 // what a prune frees, and the background if images were removed; Unknown if damage hides it
 
 	Groups []GroupUsage // those with most unique bytes first
 }
+
+// Unknown stands for a figure that cannot be calculated.
+const Unknown = -1
 
 // Stored returns the allocated bytes of the whole store.
 func (u *Usage) Stored() int64 { return u.Objects + u.Checkouts + u.Active + u.Metadata }
@@ -80,8 +83,12 @@ func (s *Store) Usage(ctx context.Context, images []Image, progress func(files i
 	u := newUsage(a, groups, m)
 	garbage, err := s.Layers.Garbage(ctx, s.Live())
 	u.ToFree = garbage.Bytes
-	if damage == nil { // which a walk over all refs would meet too
-		damage = err
+	if err != nil {
+		u.ToFree = Unknown
+		// A power cut can leave a damaged ref. What it named has another, or is not needed.
+		if damage == nil && !errors.Is(err, objectstore.ErrCorrupt) {
+			damage = err
+		}
 	}
 	return u, damage
 }
