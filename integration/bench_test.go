@@ -186,14 +186,14 @@ func TestBench(t *testing.T) {
 	for _, r := range b.report.Runs {
 		want := []report.Metric{report.Unpack, report.Download, report.CPU, report.Memory, report.Disk, report.Inodes}
 		if r.State == report.Cold {
-			want = append(want, report.Start, report.Remove)
+			want = append(want, report.Start, report.Remove, report.RemoveCPU)
 		}
 		if r.State == report.All {
-			want = []report.Metric{report.Disk, report.Inodes, report.Cached, report.Remove}
+			want = []report.Metric{report.Disk, report.Inodes, report.Cached, report.Remove, report.RemoveCPU}
 		}
 		for _, m := range want {
 			v, ok := r.Values[m]
-			if zero := r.State == report.Again || m == report.CPU; !ok || v < 0 || v == 0 && !zero {
+			if zero := r.State == report.Again || m == report.CPU || m == report.RemoveCPU; !ok || v < 0 || v == 0 && !zero {
 				t.Errorf("round %d, %s, %s, %s: %s is %v", r.Round, r.Snapshotter, r.Image, r.State, m, v)
 			}
 		}

@@ -136,7 +136,7 @@ func (s *session) remove(ctx context.Context, v values, refs ...string) error {
 	if err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
-	v[report.Removal] = after - cpu
+	v[report.RemoveCPU] = after - cpu
 	return nil
 }
 

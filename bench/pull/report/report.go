@@ -74,16 +74,16 @@ type Metric string
 
 // The metrics.
 const (
-	Download Metric = "download"   // s, to download blobs into the content store
-	Unpack   Metric = "unpack"     // s, to unpack downloaded blobs, until the snapshots are committed
-	Start    Metric = "start"      // s, from creating a container to the end of a program that does nothing
-	Remove   Metric = "remove"     // s, to remove an image, until its snapshots and blobs are gone
-	Removal  Metric = "remove-cpu" // s of processor time for that, and for what is done afterwards in the background
-	Disk     Metric = "disk"       // bytes of allocated blocks added to the snapshotter's directory
-	Inodes   Metric = "inodes"     // added there
-	CPU      Metric = "cpu"        // s of processor time while unpacking, of containerd and the snapshotter's daemon
-	Memory   Metric = "memory"     // bytes, the largest resident set while unpacking, of both processes
-	Cached   Metric = "page-cache" // bytes of page cache after all files of all images were read in containers
+	Download  Metric = "download"   // s, to download blobs into the content store
+	Unpack    Metric = "unpack"     // s, to unpack downloaded blobs, until the snapshots are committed
+	Start     Metric = "start"      // s, from creating a container to the end of a program that does nothing
+	Remove    Metric = "remove"     // s, to remove an image, until its snapshots and blobs are gone
+	RemoveCPU Metric = "remove-cpu" // s of processor time for that, and for what is done afterwards in the background
+	Disk      Metric = "disk"       // bytes of allocated blocks added to the snapshotter's directory
+	Inodes    Metric = "inodes"     // added there
+	CPU       Metric = "cpu"        // s of processor time while unpacking, of containerd and the snapshotter's daemon
+	Memory    Metric = "memory"     // bytes, the largest resident set while unpacking, of both processes
+	Cached    Metric = "page-cache" // bytes of page cache after all files of all images were read in containers
 )
 
 // Unit is the unit of a metric.
@@ -111,7 +111,7 @@ func Metrics() []MetricInfo {
 		{Download, "download", "From the registry to the content store.", Seconds},
 		{Start, "first start", "From making a container to the end of a program that does nothing in it.", Seconds},
 		{Remove, "removal", "Removing the image, until its snapshots and blobs are gone.", Seconds},
-		{Removal, "removal, processor", "Processor time of containerd and the daemon for removing the image, also in the background afterwards.", Seconds},
+		{RemoveCPU, "removal, processor", "Processor time of containerd and the daemon for removing the image, also in the background afterwards.", Seconds},
 		{Disk, "on disk", "Allocated blocks below the snapshotter's directory, as du counts them.", Bytes},
 		{Inodes, "inodes", "Inodes below the snapshotter's directory.", Count},
 		{CPU, "processor", "Processor time of containerd and the snapshotter's daemon while unpacking.", Seconds},
