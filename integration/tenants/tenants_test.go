@@ -152,7 +152,9 @@ func commitUnderWriter(w *world) {
 	w.ours("fsck", "--deep")
 	w.must(w.RemoveContainer(w.t.Context(), mallory, id))
 	sn := w.Client().SnapshotService(w.Snapshotter)
-	w.must(sn.Remove(namespaces.WithNamespace(w.t.Context(), mallory), committed)) // it has no blob to repair it from
+	// It has no blob to repair it from.
+	w.must(sn.Remove(namespaces.WithNamespace(w.t.Context(), mallory), committed))
+	w.collect()
 }
 
 // overlayAttributesInContainer sets attributes in a container by which overlayfs would take the content of a file from
@@ -181,7 +183,9 @@ func overlayAttributesInContainer(w *world) {
 	if e := image["etc/stolen"]; e == nil || e.Size != 0 {
 		w.t.Errorf("the image has the file %v, want an empty one", e)
 	}
-	w.must(sn.Remove(namespaces.WithNamespace(w.t.Context(), mallory), committed)) // it has no blob to repair it from
+	// It has no blob to repair it from.
+	w.must(sn.Remove(namespaces.WithNamespace(w.t.Context(), mallory), committed))
+	w.collect()
 }
 
 // object returns the name of the object with a content, relative to the directory of objects.
@@ -258,6 +262,7 @@ func labelsOfSnapshots(w *world) {
 		}
 	}
 	w.must(release(ctx))
+	w.collect() // some have no blob to repair them from
 }
 
 // usersOfHost attacks the store as users of the host. If they can reach the objects, because the operator accepts that,

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
@@ -472,6 +473,16 @@ func (w *world) volume(image string) (target string, remove func()) {
 		w.t.Helper()
 		w.must(errors.Join(mount.UnmountAll(target, 0), sn.Remove(ctx, "volume"), release(ctx)))
 	}
+}
+
+// collect waits for containerd's garbage collection. Until then the daemon has the snapshots that a client has removed.
+func (w *world) collect() {
+	w.t.Helper()
+	ctx := namespaces.WithNamespace(w.t.Context(), mallory)
+	manager := w.Client().LeasesService()
+	lease, err := manager.Create(ctx, leases.WithRandomID())
+	w.must(err)
+	w.must(manager.Delete(ctx, lease, leases.SynchronousDelete))
 }
 
 // sorted returns the attempts, one a line.
