@@ -35,6 +35,7 @@ import (
 	"go/token"
 	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -179,7 +180,7 @@ func (r recipe) write(ctx context.Context, log io.Writer, dir string) error {
 		if err != nil {
 			return err
 		}
-		if err := w.addLayersOf(base); err != nil {
+		if err := w.addLayersOf(base, os.Link); err != nil { // the cache may remove the base image
 			return err
 		}
 	}

@@ -114,14 +114,14 @@ func (w *layoutWriter) addLayer(fill func(*layerWriter)) (err error) {
 	return nil
 }
 
-// addLayersOf adds the layers of another layout, sharing its blobs.
-func (w *layoutWriter) addLayersOf(dir string) error {
+// addLayersOf adds the layers of another layout, sharing its blobs by link, os.Link or os.Symlink.
+func (w *layoutWriter) addLayersOf(dir string, link func(oldname, newname string) error) error {
 	img, err := Open(dir)
 	if err != nil {
 		return err
 	}
 	for _, l := range img.Manifest.Layers {
-		if err := os.Link(img.Blob(l.Digest), w.blob(l.Digest.Encoded())); err != nil {
+		if err := link(img.Blob(l.Digest), w.blob(l.Digest.Encoded())); err != nil {
 			return fmt.Errorf("share layer: %w", err)
 		}
 	}

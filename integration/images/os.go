@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -67,7 +68,7 @@ func writeVersions(dir, base string, versions []osVersion, labels func(version s
 		if err != nil {
 			return nil, err
 		}
-		if err := w.addLayersOf(base); err != nil {
+		if err := w.addLayersOf(base, os.Symlink); err != nil { // the cache may be on another file system
 			return nil, err
 		}
 		if err := w.addLayer(v.layer); err != nil {
