@@ -13,6 +13,8 @@ HARDLINK = ^Test(Clients|DaemonKilled|EqualFilesStaySeparate|Garbage|Lost|Pull|R
 # Separate modules with code, for requirements that the product's go.mod must not have.
 MODULES = integration/browser integration/script integration/tools/goerofs
 LONGEST = ./integration ./integration/boot ./integration/kernel ./integration/sysroot ./integration/tenants ./objectstore/layer ./cmd/ostree-snapshotter
+# Runs a command with a file system of its own for temporary files, as root. It becomes the command, so signals reach it.
+SCRATCH = bin/scratch
 FUZZTIME ?= 20s
 BIN ?= bin/ostree-snapshotter
 # Without a tag the program has the version that the Go tool makes of the commit.
@@ -23,7 +25,7 @@ OTHERS = s390x ppc64le riscv64
 BENCH ?= .
 
 .DEFAULT_GOAL := build
-.PHONY: build cross vuln test test-default test-modes slowest race lint fmt fuzz bench gobench bench-compare integration test-containerd demo clean help setup
+.PHONY: $(SCRATCH) build cross vuln test test-default test-modes slowest race lint fmt fuzz bench gobench bench-compare integration test-containerd demo clean help setup
 
 build: ## the static binary, bin/ostree-snapshotter; VERSION is the release, by default the tag
 	CGO_ENABLED=0 $(GO) build $(LDFLAGS) -o $(BIN) ./cmd/ostree-snapshotter
@@ -44,10 +46,13 @@ vuln: ## known vulnerabilities that the code reaches, if their database can be r
 setup: ## Debian packages, containerd, its clients and images for the tests; needs root the first time
 	$(GO) run ./integration/setup
 
+$(SCRATCH):
+	$(GO) build -o $@ ./integration/scratch
+
 # The longest packages start first, and the tests with other checkouts run beside them: many tests wait for a disk, a timer or
 # another program. For a module of its own, Go's cache of test results does not know the binary: -count=1.
-test: build setup ## all tests: units, suites and, as root, with a real containerd
-	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(MAKE) --no-print-directory -j2 test-default test-modes
+test: build setup $(SCRATCH) ## all tests: units, suites and, as root, with a real containerd
+	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(SCRATCH) $(MAKE) --no-print-directory -j2 test-default test-modes
 
 test-default:
 	$(GO) test -timeout 40m $(LONGEST) ./...
@@ -58,14 +63,14 @@ test-modes:
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=hardlink $(GO) test -timeout 40m -run '$(HARDLINK)' ./integration
 	OSTREE_SNAPSHOTTER_TEST_CHECKOUT=composefs $(GO) test -p 1 -timeout 40m ./snapshotter/...
 
-slowest: build setup ## all tests once, with the time of each package and the slowest tests, and the processor time of both
+slowest: build setup $(SCRATCH) ## all tests once, with the time of each package and the slowest tests, and the processor time of both
 	$(GO) build -o bin/slowest ./integration/slowest
-	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(GO) test -json -count=1 -timeout 40m \
+	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter $(SCRATCH) $(GO) test -json -count=1 -timeout 40m \
 	  -exec '$(CURDIR)/bin/slowest -exec' $(LONGEST) ./... | bin/slowest
 
-race: ## units and suites with the race detector; needs gcc
+race: $(SCRATCH) ## units and suites with the race detector; needs gcc
 	$(GO) run ./integration/setup gcc
-	CGO_ENABLED=1 $(GO) test -race -timeout 25m $(UNIT)
+	CGO_ENABLED=1 $(SCRATCH) $(GO) test -race -timeout 25m $(UNIT)
 
 lint: ## golangci-lint, in the version of tools.mod
 	$(GOLANGCI_LINT) run ./...
@@ -92,14 +97,14 @@ gobench: setup ## run the Go benchmarks that match BENCH, BENCHCOUNT times (1)
 bench-compare: setup ## compare them with those of the revision BASE, BENCHCOUNT times (6), with benchstat
 	$(GO) run ./bench/compare -base '$(BASE)' -bench '$(BENCH)' -count $(or $(BENCHCOUNT),6) $(if $(BENCHTIME),-benchtime $(BENCHTIME))
 
-integration: setup ## only the tests with a real containerd
-	$(GO) test -count=1 -timeout 40m ./integration/...
+integration: setup $(SCRATCH) ## only the tests with a real containerd
+	$(SCRATCH) $(GO) test -count=1 -timeout 40m ./integration/...
 	$(GO) -C integration/script test -count=1 -timeout 5m ./...
 	$(GO) -C integration/browser test -count=1 -timeout 5m ./...
 
-test-containerd: build setup ## the tests of another containerd: VERSION=2.1.9
+test-containerd: build setup $(SCRATCH) ## the tests of another containerd: VERSION=2.1.9
 	OSTREE_SNAPSHOTTER_BINARY=$(CURDIR)/bin/ostree-snapshotter OSTREE_SNAPSHOTTER_TEST_CONTAINERD=$(VERSION) \
-	  $(GO) test -count=1 -v -timeout 10m -run '^TestRelease' ./integration
+	  $(SCRATCH) $(GO) test -count=1 -v -timeout 10m -run '^TestRelease' ./integration
 
 demo: build ## pull two versions of an image with a private containerd and show the shared files
 	$(GO) run ./integration/demo
