@@ -34,18 +34,24 @@ const (
 type unlabelled struct {
 	count int
 	first []string // with the reasons
+	last  string
 }
 
 // maxUnlabelled is the number of files that a note names.
 const maxUnlabelled = 3
 
+// add adds a file, once if its faults follow each other.
 func (u *unlabelled) add(at string, err error) {
+	if u.count > 0 && at == u.last {
+		return
+	}
+	u.last = at
 	if u.count++; len(u.first) < maxUnlabelled {
 		var errno unix.Errno
 		if errors.As(err, &errno) {
 			err = errno
 		}
-		u.first = append(u.first, fmt.Sprintf("%.200s (%v)", at, err))
+		u.first = append(u.first, fmt.Sprintf("%.200q (%v)", at, err))
 	}
 }
 

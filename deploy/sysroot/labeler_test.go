@@ -93,8 +93,8 @@ func TestLabelsRefused(t *testing.T) {
 		t.Cleanup(undo)
 	}
 	notes := b.notes("1")
-	want := "4 files or directories of /var could not be labelled, such as /var/lib/dir (operation not permitted), " +
-		"/var/lib/fixed (operation not permitted), /var/lib/fixed2 (operation not permitted)."
+	want := "4 files or directories of /var could not be labelled, such as \"/var/lib/dir\" (operation not permitted), " +
+		"\"/var/lib/fixed\" (operation not permitted), \"/var/lib/fixed2\" (operation not permitted)."
 	if !slices.Equal(notes, []string{want}) {
 		t.Errorf("got notes\n%q, want\n%q", notes, want)
 	}
@@ -139,7 +139,7 @@ func TestLabelsOfSubvolumes(t *testing.T) {
 	bind(t, disk+"/outside", stateroot+"/lib/mnt") // of the same file system
 	bind(t, disk+"/outside/file", stateroot+"/lib/here")
 	notes := b.notes("1")
-	if want := []string{"A file or directory of /var could not be labelled: /var/lib/snapshot (read-only file system)."}; !slices.Equal(notes, want) {
+	if want := []string{"A file or directory of /var could not be labelled: \"/var/lib/snapshot\" (read-only file system)."}; !slices.Equal(notes, want) {
 		t.Errorf("got notes %q, want %q", notes, want)
 	}
 	for name, want := range map[string]string{
