@@ -83,23 +83,39 @@ func (l *labeler) tree(dir *atfs.Dir, name, at string) error {
 	return nil
 }
 
-// failed returns nil if the work can go on after an error in a file.
-func (l *labeler) failed(at string, err error) error {
+// failed returns nil if the work can go on after an error in a file of dir.
+func (l *labeler) failed(dir *atfs.Dir, at string, err error) error {
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist):
 		return nil
-	case l.left != nil && isOwnFault(err):
+	case l.left != nil && isOwnFault(dir, err):
 		l.left.add(at, err)
 		return nil
 	}
 	return err
 }
 
-// isOwnFault reports whether an error says something about a single file: it is immutable, for instance, or on a
-// subvolume that is read-only.
-func isOwnFault(err error) bool {
-	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) ||
-		errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, unix.ESTALE)
+// ownFaults are errors that say something about a single file, which may be the fault of the user who owns it.
+var ownFaults = []error{
+	unix.EPERM, unix.EACCES, // immutable, for instance
+	unix.EROFS, // on a subvolume that is read-only
+	unix.ENAMETOOLONG, unix.ESTALE,
+	unix.E2BIG, unix.EDQUOT, // too many or too large attributes
+	unix.ENOTDIR, unix.ELOOP, // another file took a directory's place
+	unix.EIO, unix.EUCLEAN, unix.EBADMSG, // damaged
+}
+
+// fullPercent is how much of a file system users have used if it is full.
+const fullPercent = 99
+
+// isOwnFault reports whether an error says something about a single file of dir. Its attributes may fill the space that a
+// file has for them: ENOSPC, although the file system has room.
+func isOwnFault(dir *atfs.Dir, err error) bool {
+	if errors.Is(err, unix.ENOSPC) {
+		full, err := dir.Fuller(fullPercent)
+		return err == nil && !full
+	}
+	return slices.ContainsFunc(ownFaults, func(fault error) bool { return errors.Is(err, fault) })
 }
 
 // file labels a single file, and reports whether it is a directory whose entries come next.
@@ -109,10 +125,10 @@ func (l *labeler) file(dir *atfs.Dir, name, at string) (below bool, err error) {
 	}
 	st, err := dir.Lstat(name)
 	if err != nil {
-		return false, l.failed(at, err)
+		return false, l.failed(dir, at, err)
 	}
 	if len(at) > maxLabelPath {
-		return false, l.failed(at, unix.ENAMETOOLONG)
+		return false, l.failed(dir, at, unix.ENAMETOOLONG)
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if isDir || st.Nlink == 1 {
@@ -121,14 +137,14 @@ func (l *labeler) file(dir *atfs.Dir, name, at string) (below bool, err error) {
 		}
 	}
 	below = isDir && (name != "objects" || !isRepo(dir)) && !errors.Is(err, unix.EROFS)
-	return below, l.failed(at, err)
+	return below, l.failed(dir, at, err)
 }
 
 // enter labels the entries of a directory, with depth directories above it that are open.
 func (l *labeler) enter(dir *atfs.Dir, name, at string, depth int) error {
 	sub, err := dir.OpenDir(name)
 	if err != nil {
-		return l.failed(at, err)
+		return l.failed(dir, at, err)
 	}
 	sub, err = l.entries(sub, at, depth+1)
 	return errors.Join(err, closeDir(sub))
@@ -143,7 +159,7 @@ func (l *labeler) descend(dir *atfs.Dir, name, at string, depth int) (*atfs.Dir,
 	}
 	sub, err := dir.OpenDir(name)
 	if err != nil {
-		return dir, l.failed(at, err)
+		return dir, l.failed(dir, at, err)
 	}
 	if err := dir.Close(); err != nil {
 		return nil, errors.Join(err, sub.Close())
@@ -153,7 +169,7 @@ func (l *labeler) descend(dir *atfs.Dir, name, at string, depth int) (*atfs.Dir,
 		return nil, errors.Join(err, closeDir(sub))
 	}
 	up, err := sub.OpenParent(atfs.InodeOf(&st))
-	return up, errors.Join(l.failed(path.Dir(at), err), sub.Close())
+	return up, errors.Join(l.failed(sub, path.Dir(at), err), sub.Close())
 }
 
 // entries labels the entries of an open directory, the last of depth open ones. It returns the directory, perhaps with
@@ -161,13 +177,13 @@ func (l *labeler) descend(dir *atfs.Dir, name, at string, depth int) (*atfs.Dir,
 func (l *labeler) entries(dir *atfs.Dir, at string, depth int) (*atfs.Dir, error) {
 	names, err := dir.ReadNames()
 	if err != nil {
-		return dir, l.failed(at, err)
+		return dir, l.failed(dir, at, err)
 	}
 	slices.Sort(names)
 	for _, name := range names {
 		below := path.Join(at, name)
 		mounted, err := dir.IsMount(name)
-		if err = l.failed(below, err); err != nil {
+		if err = l.failed(dir, below, err); err != nil {
 			return dir, err
 		}
 		if mounted {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/selinux"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
@@ -247,4 +248,125 @@ func TestBadLocalPolicy(t *testing.T) {
 	if d := b.load().Default(); d.Version != "2" {
 		t.Errorf("default is %s, want 2", d.Version)
 	}
+}
+
+// mountVar makes a file system the /var of the bed's stateroot.
+func (b *bed) mountVar(fstype string, size int64) (dir string) {
+	b.t.Helper()
+	dir = filepath.Join(b.path, "ostree/deploy/os/var")
+	bind(b.t, testenv.NewDisk(b.t, fstype, size).Dir, dir)
+	return dir
+}
+
+// TestLabelsFullOfAttributes: users can fill what a file has for attributes, or have more than the kernel lists.
+func TestLabelsFullOfAttributes(t *testing.T) {
+	for fstype, c := range map[string]struct {
+		size        int64
+		attrs       int
+		label, note string
+	}{
+		"ext4": {64 << 20, 1 << 10, "", "A file or directory of /var could not be labelled: \"/var/full\" (no space left on device)."},
+		"xfs":  {320 << 20, 300, "u:r:var_t:s0", ""},
+	} {
+		t.Run(fstype, func(t *testing.T) {
+			b := newSysroot(t)
+			commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+			name := b.mountVar(fstype, c.size) + "/full"
+			testenv.Must(t, os.WriteFile(name, nil, 0o644))
+			var err error
+			for i := 0; i < c.attrs && err == nil; i++ {
+				for size := 240; size > 0; size /= 2 { // as much as fits
+					if err = unix.Lsetxattr(name, fmt.Sprintf("user.%d.%s", i, strings.Repeat("x", size)), []byte("v"), 0); err == nil {
+						break
+					}
+				}
+			}
+			if full := c.note != ""; full != errors.Is(err, unix.ENOSPC) || err != nil && !full {
+				t.Fatalf("set attributes: %v", err)
+			}
+			notes := b.notes("1")
+			if got := strings.Join(notes, " "); got != c.note {
+				t.Errorf("got notes %q, want %q", got, c.note)
+			}
+			if got := label(t, name); got != c.label {
+				t.Errorf("the file has the label %q, want %q", got, c.label)
+			}
+		})
+	}
+}
+
+// TestLabelsFaults: no fault of a single file of /var stops a deployment; a full file system does. A file is named once, in
+// letters that a terminal can show.
+func TestLabelsFaults(t *testing.T) {
+	const odd = "odd\x1b[2J\n"
+	for name, c := range map[string]struct {
+		err   error
+		swap  func(name string) error // what a user does with the directory meanwhile
+		fatal bool
+	}{
+		"too many attributes": {err: unix.E2BIG},
+		"quota":               {err: unix.EDQUOT},
+		"attributes too full": {err: unix.ENOSPC},
+		"bad block":           {err: unix.EIO},
+		"bad inode":           {err: unix.EUCLEAN},
+		"bad checksum":        {err: unix.EBADMSG},
+		"not for single file": {err: unix.ENOMEM, fatal: true},
+		"file for directory":  {swap: func(name string) error { return os.WriteFile(name, nil, 0o644) }},
+		"link for directory":  {swap: func(name string) error { return os.Symlink("/etc", name) }},
+		"two faults":          {err: unix.EPERM, swap: func(name string) error { return os.WriteFile(name, nil, 0o644) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newSysroot(t)
+			b.run = t.TempDir()
+			commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+			dir := filepath.Join(b.path, "ostree/deploy/os/var", odd)
+			testenv.Must(t, os.MkdirAll(dir, 0o755))
+			b.reopen(func(op atfs.Op, name string) error {
+				switch {
+				case op != atfs.OpSetxattr || !strings.HasSuffix(name, "/var/"+odd):
+					return nil
+				case c.swap == nil:
+					return c.err
+				}
+				return errors.Join(os.Remove(dir), c.swap(dir), c.err)
+			})
+			st := b.load()
+			p := value(b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "1")}))(t)
+			err := b.Execute(t.Context(), p)
+			if c.fatal {
+				if !errors.Is(err, c.err) {
+					t.Errorf("got error %v, want %v", err, c.err)
+				}
+				return
+			}
+			testenv.Must(t, err)
+			const prefix = `A file or directory of /var could not be labelled: "/var/odd\x1b[2J\n" (`
+			if len(p.Notes) != 1 || !strings.HasPrefix(p.Notes[0], prefix) {
+				t.Errorf("got notes %q, want one that begins with %q", p.Notes, prefix)
+			}
+		})
+	}
+	t.Run("full file system", func(t *testing.T) {
+		b := newSysroot(t)
+		b.run = t.TempDir()
+		commitTree(t, b.Repo(), "os/1", "1", labelledTree(t, "1", "a"))
+		dir := b.mountVar("ext4", 64<<20)
+		testenv.Must(t, os.WriteFile(dir+"/file", nil, 0o644))
+		b.reopen(func(op atfs.Op, name string) error {
+			if op == atfs.OpSetxattr && strings.HasSuffix(name, "/var/file") {
+				return unix.ENOSPC
+			}
+			return nil
+		})
+		st := b.load()
+		p := value(b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "1")}))(t)
+		var fs unix.Statfs_t
+		testenv.Must(t, unix.Statfs(dir, &fs))
+		f := value(os.Create(dir + "/large"))(t)
+		testenv.Must(t, unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bavail)*fs.Bsize-256<<10))
+		testenv.Must(t, f.Close())
+		if err := b.Execute(t.Context(), p); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("got error %v, want %v", err, unix.ENOSPC)
+		}
+	})
 }

@@ -371,8 +371,8 @@ func (s *Sysroot) bootLabel(f treeFile, name string, policy *selinux.Policy) (la
 
 // labelOf returns the label of a file in dir, or "" for none.
 func labelOf(dir *atfs.Dir, name string) (string, error) {
-	attrs, err := dir.Xattrs(name)
-	return labelText(attrs[atfs.XattrSELinux]), err
+	value, err := dir.Xattr(name, atfs.XattrSELinux)
+	return labelText(value), err
 }
 
 // labelText returns a label without the zero byte that ends it on disk. The label that the kernel shows for a file without

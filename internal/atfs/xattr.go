@@ -64,6 +64,25 @@ func (d *Dir) Xattrs(name string) (map[string][]byte, error) {
 	return m, nil
 }
 
+// Xattr returns one extended attribute of name itself ("." for d): nil if there is none, or on a file system without them.
+func (d *Dir) Xattr(name, attr string) (value []byte, err error) {
+	if name == "." {
+		value, err = readSized(func(b []byte) (int, error) { return unix.Fgetxattr(d.fd, attr, b) })
+	} else {
+		err = d.at(name, func(fd int, base string) (err error) {
+			value, err = readSized(func(b []byte) (int, error) { return unix.Lgetxattr(procPath(fd, base), attr, b) })
+			return err
+		})
+	}
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, d.err("getxattr "+attr, name, err)
+	}
+	return value, nil
+}
+
 func readXattrs(list func([]byte) (int, error), get func(string, []byte) (int, error)) (map[string][]byte, error) {
 	names, err := readSized(list)
 	if err != nil {
