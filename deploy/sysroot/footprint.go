@@ -18,7 +18,7 @@ import (
 
 // A Footprint is the space that a deployment takes in the sysroot: objects of the repository, and files of its own, which
 // are its directories, its /etc and other copies, its composefs image, and the upper layer of a transient root. Those are
-// allocated bytes, each inode once. The stateroot's /var and what is in /boot are not part of it.
+// allocated bytes, each inode once, without what the caller may not read. The stateroot's /var and what is in /boot are not part of it.
 type Footprint struct {
 	Unique int64 // freed if only this deployment went
 	Shared int64 // needed by another deployment or another commit of the repository, or linked from elsewhere
@@ -58,43 +58,77 @@ func (s *Sysroot) Footprints(ctx context.Context, list []*Deployment) ([]*Footpr
 	return result, nil
 }
 
-// addOwn adds the files of a deployment that are no objects.
+// addOwn adds the files of a deployment that are no objects. What the caller may not read is left out.
 func (s *Sysroot) addOwn(ctx context.Context, d *Deployment, f *Footprint) error {
-	links := make(map[atfs.Inode]int) // found names of inodes with several
+	m := ownMeasurer{ctx: ctx, links: make(map[atfs.Inode]int)}
 	for _, name := range []string{d.Path(), originPath(d), path.Join(backingDir(d.Stateroot), d.Name())} {
 		top, err := s.dir.Lstat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if err == nil {
+			m.dev = top.Dev
+			err = m.add(s.dir, name)
 		}
-		if err != nil {
-			return err
-		}
-		err = s.dir.Walk(name, func(st *unix.Stat_t) error {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if st.Dev != top.Dev { // mounted there
-				return nil
-			}
-			names := 1
-			if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 { // an object, unless all names are in the deployment
-				links[atfs.InodeOf(st)]++
-				names = int(st.Nlink) - links[atfs.InodeOf(st)] + 1
-			}
-			if names == 1 {
-				f.Unique += atfs.Allocated(st)
-			}
-			return nil
-		})
-		if err != nil {
+		if err = ignoreHidden(err); err != nil {
 			return err
 		}
 	}
+	f.Unique += m.bytes
 	image, err := s.statCfs(d)
 	if err == nil && image != nil && image.Nlink > 1 {
 		f.Shared += atfs.Allocated(image)
 	}
+	return ignoreHidden(err)
+}
+
+// ignoreHidden returns nil for a file that does not exist, as far as the caller may know.
+func ignoreHidden(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EACCES) {
+		return nil
+	}
 	return err
+}
+
+// An ownMeasurer measures files that are no objects.
+type ownMeasurer struct {
+	ctx   context.Context
+	dev   uint64 // what is elsewhere is mounted there
+	links map[atfs.Inode]int
+	bytes int64
+}
+
+// add adds name in dir and everything below it. An inode with several names counts, unless it has one that was not found: an
+// object has.
+func (m *ownMeasurer) add(dir *atfs.Dir, name string) error {
+	if m.ctx.Err() != nil {
+		return context.Cause(m.ctx)
+	}
+	st, err := dir.Lstat(name)
+	if err != nil || st.Dev != m.dev {
+		return ignoreHidden(err)
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	unseen := 1
+	if !isDir && st.Nlink > 1 {
+		id := atfs.InodeOf(&st)
+		m.links[id]++
+		unseen = int(st.Nlink) - m.links[id] + 1
+	}
+	if unseen == 1 {
+		m.bytes += atfs.Allocated(&st)
+	}
+	if !isDir {
+		return nil
+	}
+	sub, err := dir.OpenDir(name)
+	if err != nil {
+		return ignoreHidden(err)
+	}
+	names, err := sub.ReadNames()
+	for _, n := range names {
+		if err == nil {
+			err = m.add(sub, n)
+		}
+	}
+	return errors.Join(ignoreHidden(err), sub.Close())
 }
 
 func footprints(ctx context.Context, repo *objectstore.Repo, boot *atfs.Dir, list []*Deployment) ([]*Footprint, error) {
