@@ -83,7 +83,7 @@ type Staged struct {
 	Merge  *Deployment // whose /etc is merged; one of the state's Deployments, or nil
 	Locked bool        // it is not finalized at shutdown
 
-	// NoSELinux: it was staged with this option of a [Request].
+	// NoSELinux: it was staged with this option of a [Request], or with a policy that cannot be used.
 	NoSELinux bool
 
 	kargs kargs.List  // as recorded, with ostree= in its place

@@ -248,6 +248,14 @@ func TestBadLocalPolicy(t *testing.T) {
 	if d := b.load().Default(); d.Version != "2" {
 		t.Errorf("default is %s, want 2", d.Version)
 	}
+
+	// It can get other kernel arguments.
+	p := b.do(func(st *sysroot.State) (*sysroot.Plan, error) {
+		return b.PlanKargs(t.Context(), st, st.Default(), []string{"quiet"}, nil)
+	})
+	if len(p.Notes) == 0 || !strings.Contains(p.Notes[0], "file_contexts.local: line 1") {
+		t.Errorf("other kernel arguments: got notes %q, want the policy's error", p.Notes)
+	}
 }
 
 // mountVar makes a file system the /var of the bed's stateroot.

@@ -100,8 +100,8 @@ func (p *Plan) dropPolicy(err error) {
 }
 
 // checkLocalPolicy refuses changes of /etc/selinux that make the policy unusable. Otherwise a staged deployment would fail when
-// it is finalized, and any other in the middle.
-func (s *Sysroot) checkLocalPolicy(p *Plan, etc *etcmerge.Plan) error {
+// it is finalized, and any other in the middle. With allowed, the plan does without the policy, as in planPolicy.
+func (s *Sysroot) checkLocalPolicy(p *Plan, etc *etcmerge.Plan, allowed bool) error {
 	isPolicy := func(c etcmerge.Change) bool { return c.Path == "selinux" || strings.HasPrefix(c.Path, "selinux/") }
 	if p.policy == nil || etc == nil || !slices.ContainsFunc(etc.Changes, isPolicy) {
 		return nil
@@ -112,7 +112,7 @@ func (s *Sysroot) checkLocalPolicy(p *Plan, etc *etcmerge.Plan) error {
 	}
 	defer current.Close()
 	_, err = loadPolicy("etc/selinux", mergedReader(p.tree, current, etc.Changes))
-	if p.noSELinux && errors.Is(err, selinux.ErrInvalid) {
+	if allowed && errors.Is(err, selinux.ErrInvalid) {
 		p.dropPolicy(err)
 		err = nil
 	}

@@ -32,7 +32,7 @@ type Request struct {
 	Stage      bool // to be finalized at shutdown; needs a booted deployment
 	NotDefault bool // behind the booted one, or the one whose /etc is merged, or all others
 	NoSELinux  bool // deploy a tree with an SELinux policy although its files have no labels, or the policy cannot be used; others get none either
-	Deployed   bool // the tree is deployed already, labelled or not
+	Deployed   bool // the tree is deployed already, labelled or not, and with whatever policy
 	NoPrune    bool // leave unneeded objects in the repository
 	Tries      int  // boots it has to prove itself; 0: boots are not counted
 
@@ -140,14 +140,15 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 		return nil, err
 	}
 	p := &Plan{state: st, Staged: r.Stage, NoPrune: r.NoPrune, merge: r.Merge, noSELinux: r.NoSELinux}
+	anyLabels := r.NoSELinux || r.Deployed
 	var err error
 	if p.tree, err = openTree(cmp.Or(r.From, s.repo), r.Commit); err != nil {
 		return nil, err
 	}
-	if err := p.tree.checkTree(r.NoSELinux || r.Deployed); err != nil {
+	if err := p.tree.checkTree(anyLabels); err != nil {
 		return nil, err
 	}
-	if err := p.planPolicy(r.NoSELinux || r.Deployed); err != nil {
+	if err := p.planPolicy(anyLabels); err != nil {
 		return nil, err
 	}
 	if _, err := p.tree.systemName(); err != nil {
@@ -196,7 +197,7 @@ func (s *Sysroot) planDeploy(ctx context.Context, st *State, r Request) (*Plan, 
 	if err != nil || etc == nil {
 		return p, err
 	}
-	if err := s.checkLocalPolicy(p, etc); err != nil || r.Stage {
+	if err := s.checkLocalPolicy(p, etc, anyLabels); err != nil || r.Stage {
 		return p, err
 	}
 	p.Etc = etc

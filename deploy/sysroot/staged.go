@@ -200,7 +200,7 @@ func (s *Sysroot) writeStaged(p *Plan) error {
 	if p.New.Kargs != nil {
 		args = p.options(p.New)
 	}
-	if err := s.run.WriteFile(stagedFile, marshalStaged(p.New, p.merge, args, p.noSELinux), fileMode, false); err != nil {
+	if err := s.run.WriteFile(stagedFile, marshalStaged(p.New, p.merge, args, p.noSELinux || p.noPolicy), fileMode, false); err != nil {
 		return err
 	}
 	return atfs.IgnoreNotExist(s.run.Unlink(stagedLockFile))
