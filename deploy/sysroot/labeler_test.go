@@ -224,6 +224,12 @@ func TestBadLocalPolicy(t *testing.T) {
 			testenv.Must(t, os.WriteFile(files+"/mine", []byte("/y\n"), 0o644))
 			testenv.Must(t, os.Symlink("/etc/selinux/x/contexts/files/mine", files+"/file_contexts.local"))
 		},
+		"directory": func() { testenv.Must(t, os.Mkdir(files+"/file_contexts.local", 0o755)) },
+		"loop":      func() { testenv.Must(t, os.Symlink("file_contexts.local", files+"/file_contexts.local")) },
+		"large": func() {
+			testenv.Must(t, os.WriteFile(files+"/file_contexts.local", nil, 0o644))
+			testenv.Must(t, os.Truncate(files+"/file_contexts.local", selinux.MaxFile+1))
+		},
 	} {
 		change()
 		for _, stage := range []bool{false, true} {

@@ -68,8 +68,11 @@ func deployedPolicy(root *atfs.Dir) (*selinux.Policy, error) {
 func loadPolicy(dir string, read selinux.ReadFile) (*selinux.Policy, error) {
 	p, err := selinux.Load(func(name string) ([]byte, error) {
 		data, err := read(name)
-		if isAbsent(err) {
+		switch {
+		case isAbsent(err):
 			err = fs.ErrNotExist
+		case err != nil && isUnusable(err):
+			err = fmt.Errorf("%w: %w", selinux.ErrInvalid, err)
 		}
 		return data, err
 	}, dir)
@@ -77,6 +80,13 @@ func loadPolicy(dir string, read selinux.ReadFile) (*selinux.Policy, error) {
 		return nil, nil
 	}
 	return p, err
+}
+
+// isUnusable reports whether an error says that a path is no file that a policy may have, such as a directory, a loop of
+// links, or a file that is too large.
+func isUnusable(err error) bool {
+	return slices.ContainsFunc([]error{unix.EISDIR, unix.EFBIG, ErrInvalid, unix.ELOOP, unix.ENOTDIR, unix.ENAMETOOLONG},
+		func(kind error) bool { return errors.Is(err, kind) })
 }
 
 // planPolicy reads the policy of the new deployment's tree. With allowed, one that cannot be used is no error: the files that

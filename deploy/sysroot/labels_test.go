@@ -319,6 +319,14 @@ func TestBadPolicy(t *testing.T) {
 		t.Errorf("got error %v, want %v with file and line", err, selinux.ErrInvalid)
 	}
 
+	commitTree(t, b.Repo(), "os/dir", "1", labelledTree(t, "1", "a", func(tree *node) {
+		at(tree, "usr/etc/selinux/x/contexts/files")["file_contexts.local"] = dir(0o755, nil)
+	}))
+	_, err = b.PlanDeploy(t.Context(), st, sysroot.Request{Stateroot: "os", Commit: ref(b, "dir")})
+	if !errors.Is(err, selinux.ErrInvalid) || !strings.Contains(err.Error(), "/usr/etc/selinux/x/contexts/files/file_contexts.local: is a directory") {
+		t.Errorf("a directory: got error %v, want %v with the path", err, selinux.ErrInvalid)
+	}
+
 	// The administrator's own, which only the merge of /etc brings into the deployment, broken after it was planned.
 	b.deploy(ref(b, "2"))
 	local := filepath.Join(b.path, b.load().Default().Path(), "etc/selinux/x/contexts/files/file_contexts.local")
