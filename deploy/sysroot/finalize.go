@@ -91,7 +91,7 @@ func (s *Sysroot) planFinalize(ctx context.Context, st *State) (*Plan, error) {
 	if p.tree, err = openTree(s.repo, d.Commit); err != nil {
 		return nil, commitError(d.Commit, err)
 	}
-	if err := p.planPolicy(true); err != nil { // it was staged with this tree
+	if err := p.planPolicy(p.noSELinux); err != nil {
 		return nil, err
 	}
 	if p.kernel, err = p.tree.findKernel(ctx, ""); err != nil {

@@ -1,6 +1,7 @@
 package sysroot_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -196,6 +197,15 @@ func TestNoPolicy(t *testing.T) {
 	testenv.Must(t, finalizeOnce(b))
 	if d := b.load().Default(); d.Version != "2" {
 		t.Errorf("default is %s, want 2", d.Version)
+	}
+
+	// Staged by a program that does not ask for this.
+	b.notes("1", noSELinux, func(r *sysroot.Request) { r.Stage = true })
+	record := b.run + "/ostree/staged-deployment"
+	data := value(os.ReadFile(record))(t)
+	testenv.Must(t, os.WriteFile(record, bytes.Replace(data, []byte(".no-selinux"), []byte(".other-key."), 1), 0o644))
+	if err := finalizeOnce(b); !errors.Is(err, selinux.ErrInvalid) {
+		t.Errorf("staged by another program: got error %v, want %v", err, selinux.ErrInvalid)
 	}
 }
 
