@@ -105,7 +105,7 @@ func Open(name string, o Options) (_ *System, err error) {
 			return nil, notSysroot(s.Path, err)
 		}
 	}
-	if s.loader, err = s.openLoader(dir); err != nil {
+	if s.loader, err = s.openLoader(dir, opts.Boot); err != nil {
 		return nil, err
 	}
 	if s.loader != nil {
@@ -154,17 +154,19 @@ func (s *System) note(format string, args ...any) {
 
 // openLoader opens the boot loader of the system, or returns nil if it reads /boot itself. It uses the ESP of the
 // options, else the system's.
-func (s *System) openLoader(dir *atfs.Dir) (*bootloader.SystemdBoot, error) {
+func (s *System) openLoader(dir, boot *atfs.Dir) (*bootloader.SystemdBoot, error) {
 	if s.opts.ESP != "" {
 		return bootloader.Open(s.opts.ESP)
 	}
-	b, err := bootloader.FindFor(dir, s.Running)
+	b, err := bootloader.FindFor(dir, boot, s.Running)
 	switch {
 	case err == nil:
 		return b, nil
-	case errors.Is(err, bootloader.ErrNone), errors.Is(err, fs.ErrPermission) && unix.Geteuid() != 0:
+	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() != 0:
 		return nil, nil
-	case s.opts.ReadOnly:
+	case errors.Is(err, bootloader.ErrNone) && !errors.Is(err, bootloader.ErrUncertain):
+		return nil, nil
+	case s.opts.ReadOnly, errors.Is(err, bootloader.ErrUncertain):
 		s.note("%v", err)
 		return nil, nil
 	}

@@ -679,7 +679,7 @@ func TestFindFor(t *testing.T) {
 			}
 			sysroot := openDir(t, dir, nil)
 			defer sysroot.Close()
-			b, err := FindFor(sysroot, false)
+			b, err := FindFor(sysroot, sysroot, false)
 			if b != nil || errors.Is(err, ErrNone) != c.none || !strings.Contains(fmt.Sprint(err), c.want) {
 				t.Errorf("got %v, want an error with %q, and ErrNone to be %t", err, c.want, c.none)
 			}
@@ -716,11 +716,18 @@ func TestMountESP(t *testing.T) {
 	m := newMachine(t, dir, nil)
 	defer m.boot.Close()
 	defer m.esp.Close()
-	if b, err := mountESP(device, "ext4", false); !errors.Is(err, ErrNone) {
+	system := func(kernel, stateroot string) *bls.OSTreeArg {
+		return &bls.OSTreeArg{BootVersion: 1, Stateroot: stateroot, BootCsum: strings.Repeat(kernel, 64), BootSerial: 3}
+	}
+	if b, err := mountESP(device, "ext4", system("a", "os")); !errors.Is(err, ErrNone) {
 		t.Errorf("an ESP without entries: got %v, %v, want ErrNone", b, err)
 	}
 	for i, deployments := range [][]string{{"a"}, {"b", "a"}} {
-		b, err := mountESP(device, "ext4", i == 0)
+		booted := system("a", "os")
+		if i == 0 {
+			booted = nil
+		}
+		b, err := mountESP(device, "ext4", booted)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -738,7 +745,12 @@ func TestMountESP(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	b, err := mountESP(device, "ext4", false)
+	for _, other := range []*bls.OSTreeArg{system("c", "os"), system("a", "other"), {}} {
+		if b, err := mountStarted(device, "ext4", m.boot, *other); !errors.Is(err, ErrNone) || errors.Is(err, ErrUncertain) {
+			t.Errorf("an ESP with the entries of another system than %s: got %v, %v, want ErrNone", other, b, err)
+		}
+	}
+	b, err := mountStarted(device, "ext4", m.boot, *system("a", "os"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -746,7 +758,36 @@ func TestMountESP(t *testing.T) {
 	if tries, err := b.Tries(t.Context()); err != nil || len(tries) != 2 {
 		t.Errorf("got %v, %v, want two entries", tries, err)
 	}
-	if _, err := mountESP(device, "no-such-fs", true); err == nil || !strings.Contains(err.Error(), "the running kernel does not have it") {
+	if _, err := mountESP(device, "no-such-fs", nil); err == nil || !strings.Contains(err.Error(), "the running kernel does not have it") {
 		t.Errorf("a file system that the kernel does not have: got %v", err)
 	}
+}
+
+// An ESP that cannot be mounted, and is not recorded, is none if the entries of the running system are in /boot.
+func TestUncertainESP(t *testing.T) {
+	dir := t.TempDir()
+	boot := openDir(t, dir, nil)
+	defer boot.Close()
+	booted := bls.OSTreeArg{Stateroot: "os", BootCsum: strings.Repeat("a", 64)}
+	check := func(what string, booted bls.OSTreeArg, want bool) {
+		t.Helper()
+		b, err := mountStarted(filepath.Join(dir, "nowhere"), "no-such-fs", boot, booted)
+		if b != nil || err == nil || errors.Is(err, ErrNone) != want || errors.Is(err, ErrUncertain) != want || !strings.Contains(err.Error(), "no-such-fs") {
+			t.Errorf("%s: got %v, %v, want ErrUncertain to be %t", what, b, err, want)
+		}
+	}
+	check("no entries", booted, false)
+	e := entries(1, "a")[0]
+	list := filepath.Join(dir, "loader.1/entries")
+	err := errors.Join(os.MkdirAll(list, 0o755), os.WriteFile(filepath.Join(list, e.Name.String()), e.Entry.Marshal(), 0o644))
+	if err = errors.Join(err, os.Symlink("loader.1", filepath.Join(dir, "loader"))); err != nil {
+		t.Fatal(err)
+	}
+	check("its entry", booted, true)
+	check("another's entry", bls.OSTreeArg{Stateroot: "os", BootCsum: strings.Repeat("b", 64)}, false)
+	check("unknown", bls.OSTreeArg{}, false)
+	if err := errors.Join(os.Remove(filepath.Join(dir, "loader")), os.Rename(filepath.Dir(list), filepath.Join(dir, "loader"))); err != nil {
+		t.Fatal(err)
+	}
+	check("its entry without a link", booted, true)
 }

@@ -2,18 +2,21 @@ package bootloader
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf16"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/bls"
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/kargs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
@@ -24,6 +27,10 @@ var ErrNone = errors.New("no systemd-boot with entries of its own")
 
 // ErrCannotCount reports that a boot loader does not count boots.
 var ErrCannotCount = errors.New("the boot loader does not count boots")
+
+// ErrUncertain is an ErrNone: the partition that systemd-boot was started from cannot be mounted. The entries in /boot, which
+// are those of the running system, are taken for what boots.
+var ErrUncertain = fmt.Errorf("%w known", ErrNone)
 
 // mountPoints are where the ESP is mounted, in this order. systemd mounts the one that the machine has booted from at
 // /efi, or at /boot if /efi does not exist.
@@ -110,10 +117,11 @@ func SetESP(config *keyfile.File, uuid string) {
 
 // FindFor opens the boot loader of a sysroot. For the running system it does what [Find] does. Otherwise, and if that
 // fails, it mounts a partition for this process alone: the one that [SetESP] has recorded, or else the one that
-// systemd-boot has started the running system from, if that has entries of ostree. Nothing need be mounted while a system
-// shuts down, and on a composefs root. If a mount fails, the error is not an ErrNone: the entries in /boot are not what
-// boots.
-func FindFor(sysroot *atfs.Dir, running bool) (*SystemdBoot, error) {
+// systemd-boot has started the running system from, if that has an entry of this system. Nothing need be mounted while a
+// system shuts down, and on a composefs root. If the mount of a recorded one fails, the error is not an ErrNone: the entries
+// in /boot are not what boots. If that of another fails, the error is an ErrUncertain, provided that boot has an entry of the
+// running system.
+func FindFor(sysroot, boot *atfs.Dir, running bool) (*SystemdBoot, error) {
 	err := fmt.Errorf("%w: the sysroot names no EFI system partition", ErrNone)
 	if running {
 		var b *SystemdBoot
@@ -129,15 +137,23 @@ func FindFor(sysroot *atfs.Dir, running bool) (*SystemdBoot, error) {
 	if running {
 		started = startedFrom(efiVars)
 	}
-	uuid := cmp.Or(recorded, started)
-	if uuid == "" {
+	const byUUID, fat = "/dev/disk/by-partuuid/", "vfat"
+	var b *SystemdBoot
+	var merr error
+	switch {
+	case recorded != "":
+		b, merr = mountESP(byUUID+recorded, fat, nil)
+	case started != "":
+		b, merr = mountStarted(byUUID+started, fat, boot, bootedArg())
+	default:
 		return nil, err
 	}
-	b, merr := mountESP("/dev/disk/by-partuuid/"+uuid, "vfat", recorded != "")
-	if errors.Is(merr, ErrNone) {
+	switch {
+	case errors.Is(merr, ErrUncertain):
+		return nil, merr
+	case errors.Is(merr, ErrNone):
 		return nil, err // the boot loader reads /boot itself
-	}
-	if merr != nil {
+	case merr != nil:
 		return nil, fmt.Errorf("find the boot entries of %s: %w", sysroot.Path(), merr)
 	}
 	if running {
@@ -166,19 +182,62 @@ func readESP(sysroot *atfs.Dir) (string, error) {
 	return uuid, nil
 }
 
-// mountESP mounts an ESP for this process alone. One without entries of ostree is an ErrNone, unless it is certain that
-// they belong there.
-func mountESP(device, fstype string, certain bool) (*SystemdBoot, error) {
+// bootedArg returns the argument ostree= of the running system, or the zero value.
+func bootedArg() bls.OSTreeArg {
+	text, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return bls.OSTreeArg{}
+	}
+	value, _ := kargs.Parse(strings.TrimSpace(string(text))).Value("ostree")
+	arg, _ := bls.ParseOSTreeArg(value)
+	return arg
+}
+
+// mountStarted mounts the ESP that systemd-boot was started from for this process alone. If it has no entry of the booted
+// system, the error is an ErrNone. If it cannot be mounted, but boot has one, it is an ErrUncertain.
+func mountStarted(device, fstype string, boot *atfs.Dir, booted bls.OSTreeArg) (*SystemdBoot, error) {
+	b, err := mountESP(device, fstype, &booted)
+	if err == nil || errors.Is(err, ErrNone) {
+		return b, err
+	}
+	if has, berr := bootHas(boot, booted); !has || berr != nil {
+		return nil, errors.Join(err, berr)
+	}
+	return nil, fmt.Errorf("%w: what boots is taken to be in /boot: %w", ErrUncertain, err)
+}
+
+// bootHas reports whether /boot has an entry of the booted system.
+func bootHas(boot *atfs.Dir, booted bls.OSTreeArg) (bool, error) {
+	loader, entries := path.Split(entriesDir)
+	loader = path.Clean(loader)
+	target, err := boot.Readlink(loader)
+	if errors.Is(err, unix.EINVAL) { // not a link
+		target, err = loader, nil
+	}
+	var dir *atfs.Dir
+	if err == nil {
+		dir, err = boot.OpenDir(path.Join(target, entries))
+	}
+	if err != nil {
+		return false, atfs.IgnoreNotExist(err)
+	}
+	list, err := readEntries(dir)
+	return isAmong(list, booted), errors.Join(err, dir.Close())
+}
+
+// mountESP mounts an ESP for this process alone. Without an entry of the booted system it is an ErrNone, unless booted is
+// nil: it is certain then that the entries belong there.
+func mountESP(device, fstype string, booted *bls.OSTreeArg) (*SystemdBoot, error) {
 	m, err := mounts.MountDetached(device, fstype, device)
 	if err != nil {
 		return nil, err
 	}
 	b, err := New(m.Dir)
-	if errors.Is(err, ErrNone) && certain {
+	if errors.Is(err, ErrNone) && booted == nil {
 		err = fmt.Errorf("%s has no directory %s", device, entriesDir)
 	}
-	if err == nil && !certain {
-		err = b.hasEntries()
+	if err == nil && booted != nil {
+		err = b.checkBooted(*booted)
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
@@ -187,13 +246,22 @@ func mountESP(device, fstype string, certain bool) (*SystemdBoot, error) {
 	return b, nil
 }
 
-// hasEntries returns an ErrNone if there are no entries of ostree.
-func (b *SystemdBoot) hasEntries() error {
+// checkBooted returns an ErrNone if there is no entry of the booted system.
+func (b *SystemdBoot) checkBooted(booted bls.OSTreeArg) error {
 	entries, err := b.scanEntries()
-	if err == nil && len(entries) == 0 {
-		err = fmt.Errorf("%w: %s has no entries of ostree", ErrNone, b.esp.Path())
+	if err == nil && !isAmong(entries, booted) {
+		err = fmt.Errorf("%w: %s has no entry of this system", ErrNone, b.esp.Path())
 	}
 	return err
+}
+
+// isAmong reports whether an entry has the kernel and stateroot of the booted system. Another system on the same machine has
+// others. The two numbers in ostree= change with each deployment.
+func isAmong(entries []entryFile, booted bls.OSTreeArg) bool {
+	return slices.ContainsFunc(entries, func(e entryFile) bool {
+		arg, err := bls.ParseOSTreeArg(e.ostree())
+		return err == nil && arg.Stateroot == booted.Stateroot && arg.BootCsum == booted.BootCsum
+	})
 }
 
 // CanCount returns nil if the boot loader on the ESP counts boots: it is systemd-boot, and if this is the ESP of the

@@ -165,16 +165,22 @@ func (b *SystemdBoot) scanLeftovers() (tmp []string, err error) {
 	return tmp, err
 }
 
-func (b *SystemdBoot) scanEntries() (entries []entryFile, err error) {
-	names, err := b.sortedNames(entriesDir)
-	if err != nil {
-		return nil, err
-	}
+func (b *SystemdBoot) scanEntries() ([]entryFile, error) {
 	dir, err := b.esp.OpenDir(entriesDir)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
+	entries, err := readEntries(dir)
+	return entries, errors.Join(err, dir.Close())
+}
+
+// readEntries reads the entries of ostree in a directory, in the same order on every file system.
+func readEntries(dir *atfs.Dir) (entries []entryFile, err error) {
+	names, err := dir.ReadNames()
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
 	for _, file := range names {
 		if !isOurs(file) {
 			continue
