@@ -156,24 +156,40 @@ func TestOnlyOneFinalizes(t *testing.T) {
 				}
 			}
 			for _, unit := range []string{"ostree-snapshotter-finalize-staged.path", "ostree-snapshotter-finalize-staged.service"} {
-				b, err := os.ReadFile(filepath.Join(root, "usr/lib/systemd/system", unit))
-				if err != nil {
-					t.Fatal(err)
-				}
-				args := []string{"condition"}
-				for line := range strings.Lines(string(b)) {
-					if key, path, ok := strings.Cut(strings.TrimSpace(line), "/"); ok && strings.HasPrefix(key, "Condition") {
-						args = append(args, key+root+"/"+path)
-					}
-				}
-				if len(args) != 4 {
-					t.Fatalf("%s: got conditions %q, want 3", unit, args[1:])
-				}
-				out, err := run(t, root, "systemd-analyze", args...)
-				if active := strings.Contains(out, "Conditions succeeded."); active != tc.active || active != (err == nil) {
-					t.Errorf("%s: got active %v, %v, want %v\n%s", unit, active, err, tc.active, out)
-				}
+				checkConditions(t, root, unit, 3, tc.active)
 			}
 		})
 	}
+}
+
+// checkConditions evaluates the n conditions of a unit, with paths in root.
+func checkConditions(t *testing.T, root, unit string, n int, want bool) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(root, "usr/lib/systemd/system", unit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"condition"}
+	for line := range strings.Lines(string(b)) {
+		if key, path, ok := strings.Cut(strings.TrimSpace(line), "/"); ok && strings.HasPrefix(key, "Condition") {
+			args = append(args, key+root+"/"+path)
+		}
+	}
+	if len(args) != n+1 {
+		t.Fatalf("%s: got conditions %q, want %d", unit, args[1:], n)
+	}
+	out, err := run(t, root, "systemd-analyze", args...)
+	if active := strings.Contains(out, "Conditions succeeded."); active != want || active != (err == nil) {
+		t.Errorf("%s: got active %v, %v, want %v\n%s", unit, active, err, want, out)
+	}
+}
+
+// systemd's unit that keeps a good boot stays as it is on a system that was not booted by ostree, wherever that has its
+// entries.
+func TestBlessBoot(t *testing.T) {
+	const dropIn = "systemd-bless-boot.service.d/ostree-snapshotter.conf"
+	root := install(t)
+	checkConditions(t, root, dropIn, 3, true)
+	write(t, filepath.Join(root, "run/ostree-booted"), "")
+	checkConditions(t, root, dropIn, 3, false)
 }
