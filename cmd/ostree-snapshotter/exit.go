@@ -314,7 +314,7 @@ func hintFor(err error) string {
 	case errors.Is(err, objectstore.ErrLocked):
 		return "a pull or another prune holds the repository's lock; try again when it is done"
 	case errors.Is(err, objectstore.ErrCorrupt):
-		return "\"ostree-snapshotter fsck\" names everything that is damaged, \"fsck --repair\" mends the store"
+		return "\"ostree-snapshotter fsck\" names everything that is damaged in the store, \"fsck --repair\" mends it; \"ostree fsck --delete\" removes what is damaged in the repository of a system, and deploying its image again brings that back"
 	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() != 0:
 		return "the store belongs to root; try again as root"
 	case errors.Is(err, unix.ENOSPC) && !errors.As(err, new(*outputError)):
