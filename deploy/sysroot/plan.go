@@ -31,10 +31,13 @@ type Request struct {
 	Retain     bool // keep all deployments
 	Stage      bool // to be finalized at shutdown; needs a booted deployment
 	NotDefault bool // behind the booted one, or the one whose /etc is merged, or all others
-	NoSELinux  bool // deploy a tree with an SELinux policy although its files have no labels, or the policy cannot be used; others get none either
 	Deployed   bool // the tree is deployed already, labelled or not, and with whatever policy
 	NoPrune    bool // leave unneeded objects in the repository
 	Tries      int  // boots it has to prove itself; 0: boots are not counted
+
+	// NoSELinux: deploy a tree with an SELinux policy although its files have no labels, or the policy cannot be used. Files
+	// that are not in the commit get none either.
+	NoSELinux bool
 
 	// EarlyPrune allows to first remove the deployments that go anyway if /boot has no room for old and new kernels. Never
 	// among them are the booted one, pinned ones and Merge.
