@@ -72,6 +72,7 @@ func TestGoroutines(t *testing.T) {
 		"plugin/server.go: background.Go":           "Call",
 		"snapshotter/cleanup.go: AfterFunc":         "cancels a context",
 		"snapshotter/commit.go: work.Go":            "Call",
+		"snapshotter/rest.go: AfterFunc":            "cancels a context",
 		"snapshotter/worker.go: AfterFunc":          "Call",
 	}
 	skipped := map[string]bool{"bench": true, "integration": true, "findings": true, "internal/process": true, "internal/panics": true, ".git": true, "plugin/containerd/containerdtest": true}
