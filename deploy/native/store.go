@@ -3,9 +3,7 @@ package native
 import (
 	"context"
 	"errors"
-	"runtime"
 	"sync"
-	"sync/atomic"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
@@ -63,13 +61,13 @@ func (f *file) storedIn(repo *objectstore.Repo) (bool, error) {
 const filesPerWorker = 1024
 
 // Store writes the commit, with the signatures that came with it, and calls progress, which may be nil, after each content
-// object, by one goroutine at a time. It returns what the repository lacked before. An object that is its layer's inode is linked or copied from the repository of the layers, as by
-// [objectstore.Txn.ImportFile]; any other is a copy, or a reflink, of the layer's content, which is read and verified. An
-// object that exists stays.
+// object, by one goroutine at a time. It returns what the repository lacked before. An object that is its layer's inode is
+// linked or copied from the repository of the layers, as by [objectstore.Txn.ImportFile]; any other is a copy, or a reflink,
+// of the layer's content, which is read and verified. An object that exists stays.
 //
 // The commit itself is stored last: it exists only if everything below it does. Nothing refers to it yet. An object that
-// does not have the checksum that its name is is a [LayerError], and too little room ENOSPC. A failed Store leaves garbage, which the next prune
-// removes or the next Store reuses.
+// does not have the checksum that its name is is a [LayerError], and too little room ENOSPC. A failed Store leaves garbage,
+// which the next prune removes or the next Store reuses.
 func (b *Base) Store(
 	ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, progress func(oscommit.Progress),
 ) (need oscommit.Need, err error) {
@@ -120,24 +118,14 @@ func (p *Place) storeError(at int, err error) error {
 }
 
 func (b *Base) storeFiles(ctx context.Context, txn *objectstore.Txn, from *objectstore.Repo, done func(objectstore.Stored)) error {
-	group, ctx := panics.WithContext(ctx)
-	var next atomic.Int64
-	for range min(runtime.GOMAXPROCS(0), 1+len(b.files)/filesPerWorker) {
-		group.Go(func() error {
-			for i := next.Add(1) - 1; i < int64(len(b.files)); i = next.Add(1) - 1 {
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
-				}
-				stored, err := b.files[i].store(txn, from)
-				if err != nil {
-					return b.place.storeError(b.files[i].layer, err)
-				}
-				done(stored)
-			}
-			return nil
-		})
-	}
-	return group.Wait()
+	return panics.Each(ctx, len(b.files), filesPerWorker, func(i int) error {
+		stored, err := b.files[i].store(txn, from)
+		if err != nil {
+			return b.place.storeError(b.files[i].layer, err)
+		}
+		done(stored)
+		return nil
+	})
 }
 
 // store puts the object into the repository unless it exists.

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"runtime"
 	"slices"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -226,22 +224,12 @@ const filesPerWorker = 1024
 
 // eachFile calls f for every file, by several goroutines. It names the file of an error.
 func (o *objects) eachFile(ctx context.Context, f func(*file) error) error {
-	group, ctx := panics.WithContext(ctx)
-	var next atomic.Int64
-	for range min(runtime.GOMAXPROCS(0), 1+len(o.files)/filesPerWorker) {
-		group.Go(func() error {
-			for i := next.Add(1) - 1; i < int64(len(o.files)); i = next.Add(1) - 1 {
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
-				}
-				if err := f(&o.files[i]); err != nil {
-					return fmt.Errorf("/%s: %w", o.files[i].path, err)
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
+	return panics.Each(ctx, len(o.files), filesPerWorker, func(i int) error {
+		if err := f(&o.files[i]); err != nil {
+			return fmt.Errorf("/%s: %w", o.files[i].path, err)
+		}
+		return nil
+	})
 }
 
 // storeFiles stores every file, and calls done after each.

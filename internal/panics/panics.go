@@ -6,7 +6,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -64,3 +66,24 @@ func (g *Group) Go(f func() error) { g.Group.Go(func() error { return Call(f) })
 
 // TryGo is as of an errgroup.Group. A panic in f is its error, see [Call].
 func (g *Group) TryGo(f func() error) bool { return g.Group.TryGo(func() error { return Call(f) }) }
+
+// Each calls f for the numbers below n, by several goroutines: at most one per processor, and one for each share of the numbers.
+// After an error it starts no more calls, and returns that.
+func Each(ctx context.Context, n, share int, f func(i int) error) error {
+	group, ctx := WithContext(ctx)
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), 1+n/share) {
+		group.Go(func() error {
+			for i := int(next.Add(1) - 1); i < n; i = int(next.Add(1) - 1) {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := f(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}

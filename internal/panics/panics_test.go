@@ -1,6 +1,7 @@
 package panics
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
@@ -39,6 +41,7 @@ func TestPanics(t *testing.T) {
 				<-ctx.Done()
 				return g.Wait()
 			},
+			"Each": func() error { return Each(t.Context(), 1, 1, func(int) error { return boom() }) },
 		} {
 			reported = nil
 			err := run()
@@ -55,6 +58,29 @@ func TestPanics(t *testing.T) {
 	}
 	if err := Call(func() error { return cause }); !errors.Is(err, cause) {
 		t.Errorf("without a panic: got error %v, want %v", err, cause)
+	}
+}
+
+// TestEach calls a function for each number once, up to the first error.
+func TestEach(t *testing.T) {
+	const n = 1000
+	var calls [n]atomic.Int32
+	testenv.Must(t, Each(t.Context(), n, 10, func(i int) error { calls[i].Add(1); return nil }))
+	for i := range calls {
+		if got := calls[i].Load(); got != 1 {
+			t.Errorf("%d: %d calls, want 1", i, got)
+		}
+	}
+	cause := errors.New("cause")
+	var count atomic.Int32
+	err := Each(t.Context(), n, n+1, func(int) error { count.Add(1); return cause })
+	if !errors.Is(err, cause) || count.Load() != 1 {
+		t.Errorf("got error %v after %d calls, want %v after 1", err, count.Load(), cause)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if err := Each(ctx, n, 1, func(int) error { t.Error("called"); return nil }); !errors.Is(err, cause) {
+		t.Errorf("canceled: got error %v, want %v", err, cause)
 	}
 }
 
