@@ -70,6 +70,8 @@ type Reader struct {
 	pre  [1 << preBits]uint32
 	lit  [1 << 12]uint32
 	dist [1 << 10]uint32
+
+	isFixed bool // lit and dist are those of the fixed codes
 }
 
 // NewReader returns a Reader of a file. It reads from src in large pieces, and more than it needs.

@@ -503,3 +503,24 @@ func FuzzGzip(f *testing.F) {
 		}
 	})
 }
+
+// Fixed tables are made once for all blocks in a row, since a block may be as short as ten bits, and again after a block
+// with other codes.
+func TestFixedTables(t *testing.T) {
+	const mark = 0x5eed << valueShift
+	r := NewReader(nil)
+	r.fixed()
+	made := r.lit
+	r.lit[0] = mark
+	r.fixed()
+	if r.lit[0] != mark {
+		t.Error("the tables were made again for the second block in a row")
+	}
+	if err := r.dynamic(); err == nil { // there is no input
+		t.Error("a block of zeros has valid codes")
+	}
+	r.fixed()
+	if r.lit != made {
+		t.Error("the tables were not made again after other ones")
+	}
+}

@@ -156,8 +156,13 @@ func build(table []uint32, tableBits int, lengths []uint8, symbols []uint32) boo
 	return true
 }
 
-// fixed makes the tables of a block with the fixed codes.
+// fixed makes the tables of a block with the fixed codes, unless the last block had them too: a block may be as short as
+// ten bits.
 func (r *Reader) fixed() {
+	if r.isFixed {
+		return
+	}
+	r.isFixed = true
 	for i := range maxLit {
 		n := uint8(8)
 		switch {
@@ -180,6 +185,7 @@ var preOrder = [maxPre]uint8{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13,
 
 // dynamic reads the codes of a block, and makes its tables.
 func (r *Reader) dynamic() error {
+	r.isFixed = false
 	lits := int(r.take(5)) + 257
 	dists := int(r.take(5)) + 1
 	pres := int(r.take(4)) + 4
