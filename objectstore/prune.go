@@ -336,7 +336,9 @@ func (e *execution) look(ctx context.Context) error {
 		e.marker, e.refs = m, refs
 	}
 	commits, err := e.p.freshGarbage(ctx, e.marker, refs)
-	e.garbage = append(commits, e.garbage...)
+	if len(commits) > 0 {
+		e.garbage = append(commits, e.garbage...)
+	}
 	return err
 }
 
@@ -415,32 +417,27 @@ func (p *PrunePlan) freshGarbage(ctx context.Context, m *marker, refs map[string
 	if err := p.findFresh(ctx); err != nil {
 		return nil, err
 	}
-	unreached := make(map[Checksum]struct{})
+	unreached := make(map[Checksum]garbage)
 	for sum := range p.fresh {
-		if m.isGarbage(TypeCommit, sum) {
-			unreached[sum] = struct{}{}
+		if !m.isGarbage(TypeCommit, sum) {
+			continue
 		}
-	}
-	if len(unreached) == 0 {
-		return nil, nil
-	}
-	if !p.noHistory {
-		if err := m.parents(ctx, refs, unreached); err != nil {
-			return nil, err
-		}
-	}
-	var commits []garbage
-	for sum := range unreached {
 		st, err := p.repo.stat(&sum, TypeCommit)
 		if errors.Is(err, fs.ErrNotExist) {
+			delete(p.fresh, sum) // findFresh finds it if it is stored again
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		commits = append(commits, garbage{TypeCommit, sum, atfs.Allocated(&st)})
+		unreached[sum] = garbage{TypeCommit, sum, atfs.Allocated(&st)}
 	}
-	return commits, nil
+	if len(unreached) > 0 && !p.noHistory {
+		if err := m.parents(ctx, refs, unreached); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Collect(maps.Values(unreached)), nil
 }
 
 // A dirStamp tells whether names may have been added to a directory.
@@ -658,7 +655,7 @@ func (m *marker) refs(ctx context.Context, refs map[string]Checksum) error {
 
 // parents marks those fresh commits that are among the parents of refs, with everything they reach, and removes them
 // from fresh: older history was pulled.
-func (m *marker) parents(ctx context.Context, refs map[string]Checksum, fresh map[Checksum]struct{}) error {
+func (m *marker) parents(ctx context.Context, refs map[string]Checksum, fresh map[Checksum]garbage) error {
 	seen := make(map[Checksum]struct{})
 	for _, sum := range refs {
 		for _, done := seen[sum]; !done; _, done = seen[sum] {

@@ -163,3 +163,26 @@ func TestStepYields(t *testing.T) {
 		t.Errorf("got %v, and %d pauses, want 1", err, pauses)
 	}
 }
+
+// TestStepsForgetRemovedCommits removes many commits in steps: a later step does not look again at what an earlier one
+// removed. One that finds any fresh commit unreached reads the commits of all refs, too.
+func TestStepsForgetRemovedCommits(t *testing.T) {
+	const gone, perStep = 12, 3
+	repo := objecttest.NewRepo(t)
+	objecttest.Commit(t, repo, "kept", oneFile("kept"))
+	for i := range gone {
+		objecttest.Commit(t, repo, "", oneFile(fmt.Sprint("gone", i)))
+	}
+	p := plan(t, repo)
+	steps := 0
+	_, err := p.ExecuteInSteps(t.Context(), objectstore.Steps{Objects: perStep, Between: func(context.Context, time.Duration) error {
+		steps++
+		if n := p.Fresh(); n > perStep+1 { // those of this step, and the one that it ended before
+			t.Errorf("after step %d, the next one has %d commits to look at", steps, n)
+		}
+		return nil
+	}})
+	if err != nil || steps < gone/perStep {
+		t.Errorf("got %v after %d steps", err, steps)
+	}
+}
