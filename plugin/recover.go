@@ -17,7 +17,7 @@ import (
 
 // Recover repairs layers after a crash or a power failure, and logs the damage. It imports damaged layers again from
 // their blobs: from the file that the layer was first read from, or from source, which may be nil. After a clean stop
-// it does nothing.
+// it only syncs the store.
 func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.Decompressor) error {
 	start := time.Now()
 	r, err := s.Layers.Recover(ctx, func(ctx context.Context, lost layer.LostLayer) error {

@@ -376,8 +376,9 @@ func (j *journal) endSync(done []*journalEntry, ok bool) bool {
 	return true
 }
 
-// forget removes the entries of removed layers, whichever process wrote them: losing them loses nothing. The caller
-// holds the repository's exclusive lock, so that no such layer is being made.
+// forget removes the entries of removed layers, whichever process wrote them: losing them loses nothing. Their objects
+// may be used again: they stay pending in the process that published them, and after its death Recover syncs them. The
+// caller holds the repository's exclusive lock, so that no such layer is being made.
 func (j *journal) forget(layers map[objectstore.Checksum]struct{}) error {
 	if len(layers) == 0 {
 		return nil

@@ -42,8 +42,8 @@ type Recovery struct {
 
 // Recover repairs the store after a stop without warning. It hashes exactly the objects listed in the journal, in
 // parallel. It removes damaged objects, and every layer that lacks something: its commit, its refs and its checkouts.
-// Then it asks remake, which may be nil, to import such a layer's blob again. Finally it syncs everything and clears
-// the journal. If it is interrupted, the next Recover begins again.
+// Then it asks remake, which may be nil, to import such a layer's blob again. Finally it syncs everything, also if the
+// journal was empty, and clears it. If it is interrupted, the next Recover begins again.
 //
 // A checkout of a layer in the journal may have damage that no object has, so it is removed too, unless the kernel has
 // been running since it was made: then nothing was lost, and containers may use it. For the same reason rootfs images
@@ -66,7 +66,15 @@ func (s *Store) Recover(ctx context.Context, remake func(context.Context, LostLa
 
 func (s *Store) recoverJournal(ctx context.Context, remake func(context.Context, LostLayer) error) (*Recovery, error) {
 	entries, err := s.journal.dir.ReadNames()
-	if err != nil || len(entries) == 0 {
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 {
+		// A process that was killed may have left objects of no layer, of an import that did not end or of a layer that was
+		// removed. What an import of this process finds, it takes to be on the disk.
+		if s.journal.on {
+			err = s.Sync(ctx)
+		}
 		return &Recovery{}, err
 	}
 	r := &recovery{

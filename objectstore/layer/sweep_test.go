@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -722,44 +723,93 @@ func recovering() sweepCase {
 	}
 }
 
-const syncedFile = "synced" // exists once nothing is left to be lost
+const (
+	syncedFile = "synced" // lists the objects that cannot be lost any more
+	leftFile   = "left"   // lists the files that a first process left without a layer
+)
 
 // Killed at any operation, with the loss of everything unsynced on top: after the next start every recorded layer is
 // complete or reported lost, and after the prune that follows each start no object is damaged.
 func TestKillAndPowerLoss(t *testing.T) {
 	testenv.NeedsRoot(t)
-	t.Parallel()
+	for name, leave := range map[string]func(t *testing.T, b *bed, tar []byte){
+		"new": nil,
+		// Before that another process was killed, and left objects that are not on the disk and in no entry of the journal.
+		"removed": func(t *testing.T, b *bed, tar []byte) {
+			t.Helper()
+			importTar(t, b.Store, tar)
+			value(b.Forget(t.Context(), live()))(t)
+		},
+		"abandoned": func(t *testing.T, b *bed, tar []byte) {
+			t.Helper()
+			no := errors.New("not that one")
+			_, err := b.Import(t.Context(), bytes.NewReader(tar), ImportOptions{Accept: func(digest.Digest, int64) error {
+				for len(filesIn(t, b.path)) == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				return no
+			}})
+			if !errors.Is(err, no) {
+				t.Fatalf("got %v, want the import refused", err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			faulttest.KillSweep(t, killedAndPowerless(leave))
+		})
+	}
+}
+
+// killedAndPowerless is the case of TestKillAndPowerLoss. leave, if not nil, does what the first process did.
+func killedAndPowerless(leave func(t *testing.T, b *bed, tar []byte)) sweepCase {
 	var recovered *Recovery // result of the last Open
 	tar := func(t testing.TB, i int) []byte {
 		t.Helper()
 		return makeTar(t, file("same", "in both"), dir("d"), file("d/own", fmt.Sprint("only in ", i)))
 	}
-	faulttest.KillSweep(t, sweepCase{
+	return sweepCase{
 		Min: 80,
+		Prepare: func(t *testing.T, path string) {
+			t.Helper()
+			if leave == nil {
+				return
+			}
+			b := &bed{path: path}
+			b.open(t, Options{Journal: true, Boot: "before", Workers: 1})
+			leave(t, b, tar(t, 0))
+			b.crash(t)
+			left := filesIn(t, path)
+			if len(left) == 0 || len(b.records(t)) > 0 {
+				t.Fatal("the first process left no files, or an entry of the journal")
+			}
+			testenv.Must(t, os.WriteFile(filepath.Join(path, leftFile), []byte(strings.Join(left, "\n")), 0o600))
+		},
 		Open: func(t *testing.T, path string, hook atfs.Hook) *bed {
 			t.Helper()
 			var mu sync.Mutex
-			syncing := false
+			var syncing []byte // objects
 			b := &bed{path: path, hook: func(op atfs.Op, name string) error {
 				mu.Lock()
 				defer mu.Unlock()
-				if syncing { // and has synced
-					testenv.Must(t, os.WriteFile(filepath.Join(path, syncedFile), nil, 0o600))
+				if syncing != nil { // and synced by now
+					testenv.Must(t, os.WriteFile(filepath.Join(path, syncedFile), syncing, 0o600))
+					syncing = nil
 				}
-				syncing = op == atfs.OpSyncFS
+				if op == atfs.OpSyncFS {
+					syncing = []byte(strings.Join(objectsIn(t, path), "\n"))
+				}
 				if hook == nil {
 					return nil
 				}
 				return hook(op, name)
 			}}
-			if hook != nil {
-				b.open(t, Options{Journal: true, Boot: "before", Workers: 1})
-				return b
+			boot := "before"
+			if hook == nil {
+				truncateUnsynced(t, path)
+				boot = "after"
 			}
-			if _, err := os.Stat(filepath.Join(path, syncedFile)); err != nil {
-				truncateObjects(t, path)
-			}
-			b.open(t, Options{Journal: true, Boot: "after", Workers: 1})
+			b.open(t, Options{Journal: true, Boot: boot, Workers: 1})
 			testenv.Must(t, b.SweepTmp())
 			recovered = value(b.Recover(t.Context(), nil))(t)
 			return b
@@ -807,16 +857,39 @@ func TestKillAndPowerLoss(t *testing.T) {
 				t.Errorf("got %d layers, want 2", len(live))
 			}
 		},
-	})
+	}
 }
 
-// truncateObjects simulates a power failure before anything was written back.
-func truncateObjects(t testing.TB, path string) {
+// truncateUnsynced simulates a power failure: what was not synced is lost, or only what the first process left of it.
+func truncateUnsynced(t testing.TB, path string) {
+	t.Helper()
+	read := func(name string) []string {
+		data, err := os.ReadFile(filepath.Join(path, name))
+		testenv.Must(t, atfs.IgnoreNotExist(err))
+		return strings.Fields(string(data))
+	}
+	synced, left := read(syncedFile), read(leftFile)
+	for _, name := range objectsIn(t, path) {
+		if !slices.Contains(synced, name) && (len(left) == 0 || slices.Contains(left, name)) {
+			testenv.Must(t, os.Truncate(filepath.Join(path, name), 0))
+		}
+	}
+}
+
+// objectsIn lists the files of objects.
+func objectsIn(t testing.TB, path string) (names []string) {
 	t.Helper()
 	testenv.Must(t, filepath.WalkDir(filepath.Join(path, "repo/objects"), func(name string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
-			err = os.Truncate(name, 0)
+			names = append(names, strings.TrimPrefix(name, path+"/"))
 		}
 		return err
 	}))
+	return names
+}
+
+// filesIn lists those of files and symlinks.
+func filesIn(t testing.TB, path string) []string {
+	t.Helper()
+	return slices.DeleteFunc(objectsIn(t, path), func(name string) bool { return !strings.HasSuffix(name, ".file") })
 }
