@@ -270,21 +270,24 @@ func (p *PrunePlan) ExecuteInSteps(ctx context.Context, steps objectstore.Steps)
 	files, start := 0, time.Now()
 	removeAll := func(name string) error {
 		return p.s.tmp.RemoveAllWith(name, func() error {
-			if files++; files <= steps.Objects {
-				return nil
+			if files++; ctx.Err() != nil {
+				r.stop = context.Cause(ctx)
+			} else if files > steps.Objects {
+				r.stop = steps.Between(ctx, time.Since(start))
+				files, start = 1, time.Now()
 			}
-			err := steps.Between(ctx, time.Since(start))
-			files, start = 1, time.Now()
-			return err
+			return r.stop
 		})
 	}
 	for _, name := range r.trash {
-		r.keep(removeAll(name))
+		left := removeAll(name)
+		if r.stop != nil {
+			return r.end(errors.Join(err, left))
+		}
+		r.keep(left)
 	}
-	if ctx.Err() == nil {
-		r.sweep(removeAll)
-	}
-	return r.end(err)
+	r.sweep(removeAll)
+	return r.end(errors.Join(err, r.stop))
 }
 
 // Forget removes what finds the layers that live does not name: refs, entries of the journal, names of checkouts. The
@@ -314,6 +317,7 @@ func (s *Store) locked(ctx context.Context, f func(*objectstore.Lock) error) err
 type removal struct {
 	p     *PrunePlan
 	trash []string // names in tmp/ of discarded checkouts
+	stop  error    // that ended the removal of directories in tmp/
 
 	mu    sync.Mutex
 	stats PruneStats
@@ -335,12 +339,16 @@ func (r *removal) count(objects objectstore.PruneStats) {
 	r.stats.Bytes += objects.Bytes
 }
 
-// sweep removes leftovers in tmp/.
+// sweep removes leftovers in tmp/, until removeAll sets r.stop.
 func (r *removal) sweep(removeAll func(name string) error) {
 	leftovers, err := r.p.s.leftovers(time.Now())
 	r.keep(err)
 	for _, name := range leftovers {
-		if err := removeAll(name); err != nil {
+		err := removeAll(name)
+		if r.stop != nil {
+			return
+		}
+		if err != nil {
 			r.keep(err)
 			continue
 		}

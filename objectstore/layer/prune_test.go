@@ -5,16 +5,19 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
@@ -117,5 +120,48 @@ func TestPruneFrees(t *testing.T) {
 	}
 	if p := b.problems(t); len(p) > 0 {
 		t.Errorf("after the prune: %v", p)
+	}
+}
+
+// A removal in steps stops at the next file of a checkout, in the middle of a step, and the reason is its error.
+func TestStepsStopInCheckouts(t *testing.T) {
+	for _, kind := range []string{"removed", "left over"} {
+		t.Run(kind, func(t *testing.T) {
+			b := newBed(t, Options{})
+			for i := range 2 {
+				l := importTar(t, b.Store, makeTar(t, file("a", fmt.Sprint("a", i)), file("b", fmt.Sprint("b", i))))
+				checkOut(t, b.Store, b.path, l.ID)
+			}
+			if kind == "left over" {
+				_, err := b.Forget(t.Context(), live())
+				testenv.Must(t, err)
+			}
+			plan, err := b.PlanPrune(t.Context(), live())
+			testenv.Must(t, err)
+			ctx, cancel := context.WithCancel(t.Context())
+			removed := 0
+			b.hook = func(op atfs.Op, name string) error {
+				if op == atfs.OpUnlink && strings.HasPrefix(name, TmpDir+"/"+deadPrefix) && filepath.Base(name) < "c" {
+					removed++
+					cancel()
+				}
+				return nil
+			}
+			_, err = plan.ExecuteInSteps(ctx, objectstore.Steps{
+				Objects: 1000, Between: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) },
+			})
+			b.hook = nil
+			if !errors.Is(err, context.Canceled) || errors.Is(err, objectstore.ErrNotRemoved) || removed != 1 {
+				t.Errorf("got %v, after %d files, want it canceled after the first", err, removed)
+			}
+			plan, err = b.PlanPrune(t.Context(), live())
+			if err == nil {
+				_, err = plan.Execute(t.Context())
+			}
+			testenv.Must(t, err)
+			if left, err := b.tmp.ReadNames(); err != nil || len(left) > 0 {
+				t.Errorf("left: %q (%v)", left, err)
+			}
+		})
 	}
 }
