@@ -1,6 +1,9 @@
 package snapshotter
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // CopyMetadata copies metadata.db now.
 func (s *Snapshotter) CopyMetadata() error { return s.copyMetadata() }
@@ -19,6 +22,9 @@ func (s *Snapshotter) StopRemoval() { s.rest.stop() }
 
 // RemoveRest removes what cleanups left.
 func (s *Snapshotter) RemoveRest() error { return s.rest.run(s.removeRest) }
+
+// TryRemoveRest is one attempt of RemoveRest.
+func (s *Snapshotter) TryRemoveRest(ctx context.Context) error { return s.removeRest(ctx) }
 
 // WaitForStop waits until the background removal is told to stop.
 func (s *Snapshotter) WaitForStop() { <-s.rest.ctx.Done() }

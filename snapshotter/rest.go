@@ -147,6 +147,14 @@ func (s *Snapshotter) forget(ctx context.Context) error {
 
 // removeRest removes layers and objects that nothing needs, slowly, and never while a pull has the lock.
 func (s *Snapshotter) removeRest(ctx context.Context) error {
+	// A plan walks the whole store. During a pull it is pointless.
+	lock, err := s.layers.Repo().Lock(ctx, objectstore.LockExclusive)
+	if err != nil {
+		return err
+	}
+	if err := lock.Unlock(); err != nil {
+		return err
+	}
 	start := time.Now()
 	plan, err := s.layers.PlanUnmeasured(ctx, s.Live)
 	if err != nil {

@@ -200,6 +200,35 @@ func TestRemovalBesideAPull(t *testing.T) {
 	wantNothing(t, e)
 }
 
+// TestNoPlanDuringAPull: while a pull has the lock, the background does not walk the store. A plan restores a lost ref.
+func TestNoPlanDuringAPull(t *testing.T) {
+	needsOverlay(t)
+	e, err := snaptest.Open(t.Context(), t.TempDir(), snapshotter.WithBackgroundRemoval(100))
+	testenv.Must(t, err)
+	defer func() { testenv.Must(t, e.Close()) }()
+	newImage(t).unpackAll(t, e)
+	refs, err := e.Repo.Refs("")
+	testenv.Must(t, err)
+	for name := range refs {
+		testenv.Must(t, e.Repo.DeleteRefs(t.Context(), name))
+	}
+	lock, err := e.Repo.Lock(t.Context(), objectstore.LockShared)
+	testenv.Must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := e.TryRemoveRest(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want it to wait for the lock", err)
+	}
+	if refs, err := e.Repo.Refs(""); err != nil || len(refs) > 0 {
+		t.Errorf("a plan was made during a pull: got refs %v (%v)", refs, err)
+	}
+	testenv.Must(t, lock.Unlock())
+	testenv.Must(t, e.TryRemoveRest(t.Context()))
+	if refs, err := e.Repo.Refs(""); err != nil || len(refs) == 0 {
+		t.Errorf("after the pull there are no refs (%v): this tests nothing", err)
+	}
+}
+
 // TestFullerDiskWaits: on a disk that is fuller than the bound, everything is gone when Cleanup returns.
 func TestFullerDiskWaits(t *testing.T) {
 	needsOverlay(t)
