@@ -76,6 +76,7 @@ func TestUpdateSharesFiles(t *testing.T) {
 	}
 	e.usage(defaultNS)
 	e.ctr(defaultNS, "images", "rm", "--sync", strings.Replace(full, "base:2", "base:1", 1))
+	e.prune() // waits for what the daemon removes in the background
 	e.usage(defaultNS)
 }
 
