@@ -68,7 +68,7 @@ func TestNothingIsLeft(t *testing.T) {
 	for name, end := range map[string]syscall.Signal{"exit": 0, "failure": 0, "SIGINT": unix.SIGINT, "SIGTERM": unix.SIGTERM, "SIGKILL": unix.SIGKILL} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), program, "sh", "-euc",
-				`dev=$(findmnt -n -o SOURCE "$TMPDIR"); echo "/sys/block/${dev#/dev/}/loop/backing_file"; read -r status; exit "$status"`)
+				`dev=$(mountpoint -d "$TMPDIR"); echo "/sys/dev/block/$dev/loop/backing_file"; read -r status; exit "$status"`)
 			cmd.Env = append(os.Environ(), "TMPDIR=")
 			stdin, err := cmd.StdinPipe()
 			testenv.Must(t, err)
