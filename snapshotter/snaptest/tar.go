@@ -3,6 +3,7 @@ package snaptest
 import (
 	"archive/tar"
 	"bytes"
+	"maps"
 	"testing"
 	"time"
 )
@@ -17,6 +18,7 @@ func Tar(tb testing.TB, headers ...tar.Header) []byte {
 	w := tar.NewWriter(&buf)
 	for _, h := range headers {
 		content := h.PAXRecords["content"]
+		h.PAXRecords = maps.Clone(h.PAXRecords) // the caller's may be in use, or be used again
 		delete(h.PAXRecords, "content")
 		h.Size = int64(len(content))
 		if h.ModTime.IsZero() {
