@@ -91,11 +91,12 @@ func (t *Txn) distrusts(typ ObjectType, sum Checksum) bool {
 // exists. A new inode gets mtime; an existing one keeps its own, see docs/adr/0002-object-mtime.md. An inode whose
 // size, owner or mode cannot be the object's, as after a power failure, is replaced.
 func (t *Txn) StoreFile(m *FileMeta, mtime unix.Timespec, data []byte) (Stored, error) {
-	h := getHasher()
-	defer h.put()
-	if err := h.startRegular(m, mtime); err != nil {
+	if err := validateRegular(m, mtime); err != nil {
 		return Stored{}, fmt.Errorf("store file: %w", err)
 	}
+	h := getHasher()
+	defer h.put()
+	h.startUnchecked(m)
 	h.hash.Write(data)
 	sum := h.finish()
 	stored, err := t.storeFile(m, mtime, data, sum)
@@ -110,15 +111,6 @@ func (t *Txn) StoreFileAs(m *FileMeta, mtime unix.Timespec, data []byte, sum Che
 	}
 	stored, err := t.storeFile(m, mtime, data, sum)
 	return stored, storeError(TypeFile, sum, err)
-}
-
-// startRegular hashes the header of a regular file.
-func (h *hasher) startRegular(m *FileMeta, mtime unix.Timespec) error {
-	if err := validateRegular(m, mtime); err != nil {
-		return err
-	}
-	h.startUnchecked(m)
-	return nil
 }
 
 // validateRegular checks the attributes of a regular file. It rejects times that utimensat(2) would reject or take for a
@@ -359,17 +351,13 @@ var errWriterDone = errors.New("file writer was committed or aborted already")
 // NewFile starts storing a regular file of any size: write the content, then call Commit or Abort. m must not change
 // until then. The content goes to an unnamed file, which is dropped if the object exists.
 func (t *Txn) NewFile(m *FileMeta, mtime unix.Timespec) (*FileWriter, error) {
-	h := getHasher()
-	err := h.startRegular(m, mtime)
-	var f *atfs.File
-	if err == nil {
-		f, err = t.repo.tmp.TmpFile(m.Mode & 0o777)
-	}
+	w, err := t.NewFileAs(m, mtime)
 	if err != nil {
-		h.put()
-		return nil, fmt.Errorf("store file: %w", err)
+		return nil, err
 	}
-	return &FileWriter{txn: t, meta: m, mtime: mtime, file: f, h: h}, nil
+	w.h = getHasher()
+	w.h.startUnchecked(m)
+	return w, nil
 }
 
 // NewFileAs is NewFile for a caller that computes the checksum with [NewContentHash], and passes it to CommitAs. Nothing
