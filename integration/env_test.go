@@ -30,9 +30,6 @@ import (
 // defaultNS is the namespace of tests that need only one.
 const defaultNS = "default"
 
-// checkoutVariable names the environment variable with the key "checkout" for daemons whose test does not set it.
-const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
-
 // An env is a running stack whose failures end the test.
 type env struct {
 	*stack.Stack
@@ -62,7 +59,7 @@ func start(t *testing.T, change func(*stack.Options)) *env {
 	}
 	if opts.Snapshotter == stack.Ostree {
 		opts.Binary = daemonBinary(t)
-		if mode := os.Getenv(checkoutVariable); mode != "" && !strings.Contains(opts.Config, "checkout = ") {
+		if mode := testenv.Checkout(); mode != "" && !strings.Contains(opts.Config, "checkout = ") {
 			opts.Config = fmt.Sprintf("checkout = %q\n%s", mode, opts.Config)
 		}
 		opts.Config += "[log]\nformat = \"json\"\n" // daemonLog reads it
@@ -333,7 +330,7 @@ func reference(t *testing.T, ref string) (tree.Tree, tree.Options) {
 	t.Helper()
 	needsHost(t)
 	ref = images.SameContent(ref)
-	if os.Getenv(checkoutVariable) == "" {
+	if testenv.Checkout() == "" {
 		return ownReference(t, ref)
 	}
 	type reference struct {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/process"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // lostImages are pulled before the loss, and again afterwards.
@@ -56,7 +57,7 @@ func TestLost(t *testing.T) {
 		}, "", true}, // there are none with hard links
 		{"refs", func(root string) error { return os.RemoveAll(filepath.Join(root, "repo/refs")) }, refs, false},
 	} {
-		if tt.once && os.Getenv(checkoutVariable) != "" {
+		if tt.once && testenv.Checkout() != "" {
 			continue
 		}
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,13 +1,13 @@
 package integration
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // layered are the images with more than one layer, except app:1, whose layers TestConcurrentPulls and TestRepair unpack at
@@ -25,7 +25,7 @@ var pulledStores = [][]string{
 // checkouts that are not the default, it leaves out images that differ from others only in the format of their layers.
 func TestPull(t *testing.T) {
 	pull := func(mode string, unpacks int, refs ...string) {
-		if os.Getenv(checkoutVariable) != "" {
+		if testenv.Checkout() != "" {
 			// The default checkouts were tested with all formats of layers, which give the same objects.
 			refs = slices.DeleteFunc(slices.Clone(refs), func(ref string) bool { return images.SameContent(ref) != ref })
 		}

@@ -2,7 +2,6 @@ package docker
 
 import (
 	"cmp"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -22,7 +21,7 @@ func TestBuildkit(t *testing.T) {
 	}{{"containerd", composefs, testContainerdWorker}, {"oci", hardlink, testOCIWorker}} {
 		t.Run(worker.name, func(t *testing.T) {
 			want := reference(t)
-			checkout := cmp.Or(os.Getenv(checkoutVariable), worker.checkout)
+			checkout := cmp.Or(testenv.Checkout(), worker.checkout)
 			worker.test(start(t, checkout), want, checkout)
 		})
 	}

@@ -3,7 +3,6 @@ package docker
 import (
 	"cmp"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,12 +10,13 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // TestDocker runs Docker Engine with the containerd image store.
 func TestDocker(t *testing.T) {
 	needsHost(t)
-	checkout := cmp.Or(os.Getenv(checkoutVariable), composefs)
+	checkout := cmp.Or(testenv.Checkout(), composefs)
 	e := start(t, checkout)
 	started, err := e.StartDocker(t.Context(), shared.docker)
 	e.must(err)

@@ -19,9 +19,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// checkoutVariable names the environment variable with the kind of checkouts of all tests.
-const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
-
 const (
 	composefs = "composefs"
 	hardlink  = "hardlink"

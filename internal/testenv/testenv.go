@@ -230,3 +230,7 @@ func Must(tb testing.TB, err error) {
 		tb.Fatal(err)
 	}
 }
+
+// Checkout returns the kind of checkouts for all tests that choose none themselves, a value of the key "checkout" of the
+// daemon's configuration or "composefs-verity"; "" leaves it to each test.
+func Checkout() string { return os.Getenv("OSTREE_SNAPSHOTTER_TEST_CHECKOUT") }

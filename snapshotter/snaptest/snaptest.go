@@ -109,15 +109,12 @@ func openAt(ctx context.Context, root *atfs.Dir, layers layer.Options, opts ...s
 	return e, err
 }
 
-// checkoutVariable chooses the snapshotters' mode in tests; see [plugin.Config].
-const checkoutVariable = "OSTREE_SNAPSHOTTER_TEST_CHECKOUT"
-
 // composefsVerity is composefs, with fs-verity on file systems that support it.
 const composefsVerity = "composefs-verity"
 
 // Composefs reports whether the tests run in composefs mode.
 func Composefs() bool {
-	mode := os.Getenv(checkoutVariable)
+	mode := testenv.Checkout()
 	return mode == "composefs" || mode == composefsVerity
 }
 
@@ -132,7 +129,7 @@ func checkoutMode(root *atfs.Dir) ([]snapshotter.Option, error) {
 
 // verityOn reports whether objects below a directory have fs-verity.
 func verityOn(root *atfs.Dir) (bool, error) {
-	if os.Getenv(checkoutVariable) != composefsVerity {
+	if testenv.Checkout() != composefsVerity {
 		return false, nil
 	}
 	support, err := supportOf(root)
@@ -177,7 +174,7 @@ func probe(fsType int64) (s composefsmount.Support, err error) {
 	if s, err = composefsmount.Probe(dir); err != nil {
 		return s, err
 	}
-	if os.Getenv(checkoutVariable) == composefsVerity {
+	if testenv.Checkout() == composefsVerity {
 		verity, err := s.ProbeVerity(dir)
 		switch {
 		case err == nil:
