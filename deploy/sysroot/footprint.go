@@ -18,7 +18,8 @@ import (
 
 // A Footprint is the space that a deployment takes in the sysroot: objects of the repository, and files of its own, which
 // are its directories, its /etc and other copies, its composefs image, and the upper layer of a transient root. Those are
-// allocated bytes, each inode once, without what the caller may not read. The stateroot's /var and what is in /boot are not part of it.
+// allocated bytes, each inode once, without what the caller may not read. The stateroot's /var and what is in /boot are not
+// part of it.
 type Footprint struct {
 	Unique int64 // freed if only this deployment went
 	Shared int64 // needed by another deployment or another commit of the repository, or linked from elsewhere

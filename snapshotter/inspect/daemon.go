@@ -58,8 +58,9 @@ func (e *LockedError) Error() string {
 
 func (e *LockedError) Unwrap() error { return e.Err }
 
-// Cleanup asks the daemon that uses this store to remove leftovers of removed snapshots, and waits for that. If the daemon does not answer,
-// the error is a [LockedError]; if it could not remove some files, an objectstore.ErrNotRemoved that names them.
+// Cleanup asks the daemon that uses this store to remove leftovers of removed snapshots, and waits for that. If the
+// daemon does not answer, the error is a [LockedError]; if it could not remove some files, an objectstore.ErrNotRemoved
+// that names them.
 func (s *Store) Cleanup(ctx context.Context) error {
 	var left error
 	ctx = metadata.AppendToOutgoingContext(ctx, WaitHeader, "true")
