@@ -27,7 +27,7 @@ func BenchmarkJournal(b *testing.B) {
 			dir, remove := freshDisk(b, "4G")
 			store := openJournalStore(b, dir, name == "journal")
 			s.time(b, name, func() error {
-				r, err := igzip(b.Context(), blob)
+				r, err := builtin(b.Context(), blob)
 				if err != nil {
 					return err
 				}

@@ -118,16 +118,9 @@ func TestDurabilitySync(t *testing.T) {
 	e.run(defaultNS, full, "/bin/true")
 }
 
-// TestBuiltInGzip pulls without igzip, with blobs read through containerd.
-func TestBuiltInGzip(t *testing.T) {
-	for _, tc := range []struct{ name, config string }{
-		{"gzip", "[decompress]\ngzip = \"off\"\n"},
-		{"content service", "[containerd]\ncontent_root = \"/no/such/directory\"\n"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			e := start(t, func(o *stack.Options) { o.Config = tc.config })
-			full := e.pull(defaultNS, "odd:1")
-			e.compare("odd:1", e.view(defaultNS, full))
-		})
-	}
+// TestContentService pulls with blobs read through containerd.
+func TestContentService(t *testing.T) {
+	e := start(t, func(o *stack.Options) { o.Config = "[containerd]\ncontent_root = \"/no/such/directory\"\n" })
+	full := e.pull(defaultNS, "odd:1")
+	e.compare("odd:1", e.view(defaultNS, full))
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
 // DefaultConfigFile is the configuration file that the daemon reads unless another is named.
@@ -55,21 +54,18 @@ type Config struct {
 	SkipDownload    bool `toml:"skip_download" comment:"Do not download layers that the store has already, in whatever namespace. The images run, but cannot be pushed,\nsaved or converted, because containerd does not have their blobs. What share_namespaces says about diff IDs applies\nhere too. Needs containerd 2.4 or later; has no effect otherwise."`
 
 	Containerd ContainerdConfig `toml:"containerd"`
-	Decompress DecompressConfig `toml:"decompress"`
 	Import     ImportConfig     `toml:"import"`
 	Cleanup    CleanupConfig    `toml:"cleanup"`
 	Log        LogConfig        `toml:"log"`
+
+	// Removed lists the keys of the file that once had a meaning, and have none any more.
+	Removed []string `toml:"-"`
 }
 
 // ContainerdConfig locates containerd.
 type ContainerdConfig struct {
 	Address     string `toml:"address" comment:"Socket of the containerd that this daemon serves."`
 	ContentRoot string `toml:"content_root" comment:"Directory of containerd's content store, from which blobs are read. Empty: ask containerd."`
-}
-
-// DecompressConfig selects programs that decompress layers.
-type DecompressConfig struct {
-	Gzip string `toml:"gzip" comment:"\"auto\": igzip (from Intel's ISA-L) if the host has it: as fast as the built-in gzip, but in a process\nof its own. \"off\": the built-in gzip. Or the absolute path of an igzip."`
 }
 
 // ImportConfig limits the resources for unpacking layers.
@@ -130,7 +126,6 @@ func DefaultConfig() *Config {
 		Mtime:      layer.MtimeExact,
 		Durability: DurabilityJournal,
 		Containerd: ContainerdConfig{Address: "/run/containerd/containerd.sock"},
-		Decompress: DecompressConfig{Gzip: blob.GzipAuto},
 		Import:     ImportConfig{Memory: 64 << 20, MaxEntries: 1 << 20},
 		Cleanup:    CleanupConfig{WaitAbove: 80},
 		Log:        LogConfig{Level: "info", Format: "text"},
@@ -169,13 +164,26 @@ func LoadConfig(name string) (*Config, error) {
 	return c, nil
 }
 
-// ParseConfig parses a configuration. Missing keys have their defaults; unknown keys are errors.
+// A configFile has the keys of a file: those of the configuration, and removed ones.
+type configFile struct {
+	*Config
+	Decompress struct {
+		Gzip *string `toml:"gzip"` // chose between igzip and the built-in gzip
+	} `toml:"decompress"`
+}
+
+// ParseConfig parses a configuration. Missing keys have their defaults; unknown keys are errors, but removed ones are
+// not.
 func ParseConfig(b []byte) (*Config, error) {
 	c := DefaultConfig()
 	c.Version = 0
+	file := configFile{Config: c}
 	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
-	if err := d.Decode(c); err != nil {
+	if err := d.Decode(&file); err != nil {
 		return nil, positioned(err)
+	}
+	if file.Decompress.Gzip != nil {
+		c.Removed = append(c.Removed, "decompress.gzip")
 	}
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -238,7 +246,6 @@ func (c *Config) Validate() error {
 		{c.Durability == DurabilityJournal || c.Durability == DurabilitySync, "durability", c.Durability, `must be "journal" or "sync"`},
 		{filepath.IsAbs(c.Containerd.Address), "containerd.address", c.Containerd.Address, "must be an absolute path"},
 		{c.Containerd.ContentRoot == "" || filepath.IsAbs(c.Containerd.ContentRoot), "containerd.content_root", c.Containerd.ContentRoot, "must be an absolute path or empty"},
-		{c.Decompress.Gzip == blob.GzipAuto || c.Decompress.Gzip == blob.GzipOff || filepath.IsAbs(c.Decompress.Gzip), "decompress.gzip", c.Decompress.Gzip, `must be "auto", "off" or an absolute path`},
 		{c.Import.Workers >= 0, "import.workers", c.Import.Workers, "must not be negative"},
 		{c.Import.Memory >= 1<<20, "import.memory", c.Import.Memory, "must be at least 1MiB"},
 		{c.Import.TotalMemory == 0 || c.Import.TotalMemory >= minTotalMemory, "import.total_memory", c.Import.TotalMemory, "must be 0 or at least 64MiB"},

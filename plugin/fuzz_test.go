@@ -137,7 +137,6 @@ func newTarget(t *testing.T) *target {
 	c.Address = filepath.Join(base, "s")
 	c.Containerd.Address = filepath.Join(base, "nobody")
 	c.Containerd.ContentRoot = filepath.Join(base, "content")
-	c.Decompress.Gzip = "off"
 	var err error
 	if d.Server, err = Assemble(t.Context(), c); err != nil {
 		t.Fatal(err)

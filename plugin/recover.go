@@ -18,11 +18,10 @@ import (
 // Recover repairs layers after a crash or a power failure, and logs the damage. It imports damaged layers again from
 // their blobs: from the file that the layer was first read from, or from source, which may be nil. After a clean stop
 // it only syncs the store.
-func (s *Store) Recover(ctx context.Context, source content.Provider, d *blob.Decompressor) error {
+func (s *Store) Recover(ctx context.Context, source content.Provider) error {
 	start := time.Now()
 	r, err := s.Layers.Recover(ctx, func(ctx context.Context, lost layer.LostLayer) error {
-		blobs := fsck.Blobs{Provider: blobSource(lost, source), Decompressor: d}
-		return blobs.Remake(ctx, s.Layers, lost.ID, []digest.Digest{lost.Blob}, nil)
+		return fsck.Remake(ctx, s.Layers, blobSource(lost, source), lost.ID, []digest.Digest{lost.Blob}, nil)
 	})
 	if err != nil || r.Entries == 0 {
 		return err

@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +26,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
@@ -84,12 +82,7 @@ func Assemble(ctx context.Context, c *Config, options ...Option) (_ *Server, err
 		return nil, err
 	}
 	blobs := s.containerd.Blobs(c.Containerd.ContentRoot)
-	decompressor, err := blob.NewDecompressor(ctx, c.Decompress.Gzip)
-	if err != nil {
-		return nil, err
-	}
-	log.G(ctx).WithField("gzip", cmp.Or(decompressor.Gzip(), "built-in")).Debug("decompressor chosen")
-	if err := s.store.Recover(ctx, blobs, decompressor); err != nil {
+	if err := s.store.Recover(ctx, blobs); err != nil {
 		return nil, err
 	}
 	opts := []snapshotter.Option{
@@ -111,7 +104,7 @@ func Assemble(ctx context.Context, c *Config, options ...Option) (_ *Server, err
 		return nil, err
 	}
 	target := differ.Target{Store: s.containerd.Content(), Leases: s.containerd.Leases()}
-	d := differ.New(s.snapshotter, s.store.Layers, blobs, target, decompressor)
+	d := differ.New(s.snapshotter, s.store.Layers, blobs, target)
 	identity, err := inspect.Identity(s.store.Root)
 	if err != nil {
 		return nil, err

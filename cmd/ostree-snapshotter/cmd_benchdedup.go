@@ -12,7 +12,6 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup"
 	"github.com/ostree-snapshotter/ostree-snapshotter/bench/dedup/images"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
 // dedupOptions are the flags of "bench dedup".
@@ -67,9 +66,6 @@ func (c *cli) benchDedup(ctx context.Context, refs []string, opts dedupOptions) 
 	finder := &images.Finder{
 		Platform: platform, Namespace: opts.namespace, ContentRoot: cfg.Containerd.ContentRoot,
 		Dial: func() (*containerd.Client, error) { return opts.dial(cfg) },
-	}
-	if finder.Decompressor, err = blob.NewDecompressor(containerd.Silent(ctx), cfg.Decompress.Gzip); err != nil {
-		return err
 	}
 	defer func() { err = errors.Join(err, finder.Close()) }()
 	found, failed, err := finder.Find(ctx, refs)

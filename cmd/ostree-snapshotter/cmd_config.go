@@ -126,6 +126,9 @@ func (c *cli) configCheck(ctx context.Context, f *containerdFlags, daemon *daemo
 	if err != nil {
 		return err
 	}
+	for _, key := range cfg.Removed {
+		c.note("key %q has no effect any more", key)
+	}
 	cfg.Address = cmp.Or(daemon.daemon, cfg.Address)
 	list := findings(ctx, cfg, f.socket(cfg))
 	if c.json {

@@ -151,12 +151,13 @@ func (c *cli) check(ctx context.Context, s *store, opts *fsckOptions) (*fsck.Rep
 	if !opts.repair {
 		return fsck.Check(ctx, s.Store, o)
 	}
-	blobs := func(ctx context.Context) (b fsck.Blobs, err error) {
-		if b.Provider, err = opts.blobs(ctx, s.cfg); err != nil {
+	blobs := func(ctx context.Context) content.Provider {
+		from, err := opts.blobs(ctx, s.cfg)
+		if err != nil {
 			c.note("only checkouts and refs are repaired, because blobs cannot be read: %v", err)
+			return nil
 		}
-		b.Decompressor, err = blob.NewDecompressor(ctx, s.cfg.Decompress.Gzip)
-		return b, err
+		return from
 	}
 	// The log messages of imports are meant for the daemon.
 	return fsck.CheckAndRepair(containerd.Silent(ctx), s.Store, o, blobs, func(err error) { c.note("%v", err) })

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/panics"
@@ -104,6 +105,9 @@ func onHangup(ctx context.Context, f func()) {
 func serve(ctx context.Context, cfg *plugin.Config) (err error) {
 	if err := cfg.Log.Apply(); err != nil {
 		return err
+	}
+	for _, key := range cfg.Removed {
+		log.G(ctx).WithField("key", key).Warn("key of the configuration has no effect any more")
 	}
 	// Open files outlive ctx, so that running calls can finish.
 	s, err := plugin.Assemble(context.WithoutCancel(ctx), cfg, plugin.WithVersion(buildVersion().String()))

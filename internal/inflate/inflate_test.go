@@ -439,7 +439,7 @@ func TestRandomBlocks(t *testing.T) {
 	}
 }
 
-// TestIgzip compares random streams with igzip, which the daemon uses for large blobs if the host has it.
+// TestIgzip compares random streams with igzip.
 func TestIgzip(t *testing.T) {
 	igzip := testenv.NeedsTool(t, "igzip") // from the Debian package isal
 	for seed := range *cases / 20 {

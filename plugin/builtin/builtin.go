@@ -45,12 +45,6 @@ type SnapshotterConfig struct {
 	SkipDownload bool `toml:"skip_download"`
 }
 
-// DifferConfig is the section [plugins."io.containerd.differ.v1.ostree-diff"].
-type DifferConfig struct {
-	// Gzip is "auto", "off", or the absolute path of an igzip.
-	Gzip string `toml:"gzip"`
-}
-
 func init() {
 	defaults := plugin.DefaultConfig()
 	registry.Register(&containerdplugin.Registration{
@@ -63,7 +57,6 @@ func init() {
 		Type:     plugins.DiffPlugin,
 		ID:       differID,
 		Requires: []containerdplugin.Type{plugins.SnapshotPlugin, plugins.MetadataPlugin},
-		Config:   &DifferConfig{Gzip: defaults.Decompress.Gzip},
 		InitFn:   newDiffer,
 	})
 }
@@ -96,7 +89,7 @@ func newSnapshotter(ic *containerdplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	// The content store is not open yet, so blobs can only be read from the files that the journal names.
-	if err := store.Recover(ic.Context, nil, new(blob.Decompressor)); err != nil {
+	if err := store.Recover(ic.Context, nil); err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
 	var opts []snapshotter.Option
@@ -118,10 +111,6 @@ func newSnapshotter(ic *containerdplugin.InitContext) (any, error) {
 }
 
 func newDiffer(ic *containerdplugin.InitContext) (any, error) {
-	config, ok := ic.Config.(*DifferConfig)
-	if !ok {
-		return nil, errors.New("invalid ostree differ configuration")
-	}
 	sn, err := ic.GetByID(plugins.SnapshotPlugin, snapshotterID)
 	if err != nil {
 		return nil, fmt.Errorf("differ %s needs snapshotter %s: %w", differID, snapshotterID, err)
@@ -138,13 +127,9 @@ func newDiffer(ic *containerdplugin.InitContext) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("metadata store is a %T", m)
 	}
-	d, err := blob.NewDecompressor(ic.Context, config.Gzip)
-	if err != nil {
-		return nil, err
-	}
 	ic.Meta.Platforms = append(ic.Meta.Platforms, platforms.DefaultSpec())
 	target := differ.Target{Store: db.ContentStore(), Leases: metadata.NewLeaseManager(db)}
-	return differ.New(s.Snapshotter, s.Layers(), source(ic, db.ContentStore()), target, d), nil
+	return differ.New(s.Snapshotter, s.Layers(), source(ic, db.ContentStore()), target), nil
 }
 
 // localContent is a content store whose blobs may be read from files.

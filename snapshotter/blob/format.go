@@ -1,8 +1,8 @@
 package blob
 
 import (
-	"context"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -19,7 +19,7 @@ import (
 type format struct {
 	mediaTypes []string // that name the format
 	detect     func(head []byte) bool
-	open       func(ctx context.Context, d *Decompressor, v *verifier) (*tarStream, error) // the caller sets accept
+	open       func(v *verifier) (*tarStream, error) // the caller sets accept
 }
 
 // formats lists the known formats. Like containerd, we tell the format of a blob by its first bytes and not by its
@@ -77,8 +77,16 @@ const (
 	zstdMaxWindow = 128 << 20
 )
 
-// open starts to decompress a blob. Reads fail once ctx is done.
-func (d *Decompressor) open(ctx context.Context, v *verifier) (*tarStream, error) {
+// A tarStream reads the plain tar of a blob. Read returns io.EOF only if the whole blob was decompressed without error.
+type tarStream struct {
+	io.Reader
+	format string // gzip, zstd or none
+	accept func(diffID digest.Digest) error
+	close  func() // nil if there is nothing to do
+}
+
+// openStream starts to decompress a blob.
+func openStream(v *verifier) (*tarStream, error) {
 	if IsTar(v.desc.MediaType) {
 		return openPlain(v), nil
 	}
@@ -90,7 +98,7 @@ func (d *Decompressor) open(ctx context.Context, v *verifier) (*tarStream, error
 	if i < 0 {
 		return openPlain(v), nil
 	}
-	s, err := formats[i].open(ctx, d, v)
+	s, err := formats[i].open(v)
 	if err != nil {
 		return nil, err
 	}
@@ -98,29 +106,21 @@ func (d *Decompressor) open(ctx context.Context, v *verifier) (*tarStream, error
 	return s, nil
 }
 
-func openGzip(ctx context.Context, d *Decompressor, v *verifier) (*tarStream, error) {
-	ok, err := d.useIgzip(v)
-	if err != nil {
-		return nil, err
-	}
-	if ok {
-		v.startHash()
-		return startIgzip(ctx, d.igzip, v)
-	}
-	return &tarStream{Reader: inflate.NewReader(v.reader()), name: "gzip"}, nil
+func openGzip(v *verifier) (*tarStream, error) {
+	return &tarStream{Reader: inflate.NewReader(v.reader()), format: "gzip"}, nil
 }
 
-func openZstd(_ context.Context, _ *Decompressor, v *verifier) (*tarStream, error) {
+func openZstd(v *verifier) (*tarStream, error) {
 	r, err := zstd.NewReader(v.reader(), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdMaxWindow))
 	if err != nil {
 		return nil, err
 	}
-	return &tarStream{Reader: r, name: "zstd", close: func() error { r.Close(); return nil }}, nil
+	return &tarStream{Reader: r, format: "zstd", close: r.Close}, nil
 }
 
 // openPlain passes an uncompressed blob through. Its digest is the diff ID, which the import computes anyway.
 func openPlain(v *verifier) *tarStream {
-	s := &tarStream{name: "none"}
+	s := &tarStream{format: "none"}
 	if v.desc.Digest.Algorithm() != digest.SHA256 {
 		s.Reader = v.reader()
 		s.accept = func(digest.Digest) error { return v.verify() }

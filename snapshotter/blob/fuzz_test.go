@@ -39,8 +39,8 @@ func FuzzDecompress(f *testing.F) {
 		}
 		source, desc := putBlob(t, dir, blob)
 		defer os.Remove(filepath.Join(dir, "blobs/sha256", desc.Digest.Encoded()))
-		out, name, err := decompress(t, &Decompressor{}, source, desc)
-		again, _, aerr := decompress(t, &Decompressor{}, providerOf(blob), desc)
+		out, name, err := decompress(t, source, desc)
+		again, _, aerr := decompress(t, providerOf(blob), desc)
 		if (err == nil) != (aerr == nil) || err == nil && !bytes.Equal(out, again) {
 			t.Fatalf("from a file: %d bytes, %v; from containerd: %d bytes, %v", len(out), err, len(again), aerr)
 		}

@@ -17,9 +17,9 @@ import (
 // Import unpacks a blob into a layer of the store, and returns the layer held. It opens the blob as [Open] does, and
 // accepts the layer only if the blob has the descriptor's digest. Objects of the layer that are in distrust are
 // replaced.
-func Import(ctx context.Context, layers *layer.Store, provider content.Provider, d *Decompressor, desc ocispec.Descriptor, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
+func Import(ctx context.Context, layers *layer.Store, provider content.Provider, desc ocispec.Descriptor, distrust map[objectstore.ObjectName]struct{}) (_ *layer.Held, err error) {
 	start := time.Now()
-	tar, err := Open(ctx, provider, d, desc)
+	tar, err := Open(ctx, provider, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +41,7 @@ func Import(ctx context.Context, layers *layer.Store, provider content.Provider,
 	}
 	log.G(ctx).WithFields(log.Fields{
 		"layer": held.ID.String(), "diffID": held.DiffID, "blob": desc.Digest, "entries": held.Entries, "bytes": held.TarSize,
-		"added": held.Added.Bytes, "decompressor": tar.stream.name, "duration": time.Since(start),
+		"added": held.Added.Bytes, "compression": tar.stream.format, "duration": time.Since(start),
 	}).Info("layer imported")
 	return held, nil
 }

@@ -86,7 +86,7 @@ func TestMemoryOfDecompression(t *testing.T) {
 			testenv.LimitMemory(t, tt.limit<<20, func() {
 				source := repeated{tt.piece, int64(len(tt.piece)) * int64(pieces)}
 				desc := ocispec.Descriptor{Digest: digest.FromString("whatever"), Size: source.size}
-				tar, err := Open(t.Context(), source, &Decompressor{}, desc)
+				tar, err := Open(t.Context(), source, desc)
 				if err != nil {
 					t.Fatal(err)
 				}

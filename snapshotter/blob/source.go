@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A FileBlob is a blob in a file, which a decompressor can take as its standard input.
+// A FileBlob is a blob in a file.
 type FileBlob struct {
 	*os.File
 	size int64

@@ -43,7 +43,7 @@ func TestProviderIsReadInLargePieces(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &memory{Reader: bytes.NewReader(blob)}
 			desc := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
-			if _, _, err := decompress(t, &Decompressor{}, m, desc); err != nil {
+			if _, _, err := decompress(t, m, desc); err != nil {
 				t.Fatal(err)
 			}
 			if limit := 4 + len(blob)/(1<<20); m.reads > limit {

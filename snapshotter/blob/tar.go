@@ -25,7 +25,7 @@ type Tar struct {
 // The error is an errdefs.ErrNotFound if the provider does not have the blob, an errdefs.ErrNotImplemented if the media
 // type does not belong to a layer, and an errdefs.ErrFailedPrecondition if the blob's size is not the descriptor's.
 // Reads fail once ctx is done.
-func Open(ctx context.Context, provider content.Provider, d *Decompressor, desc ocispec.Descriptor) (_ *Tar, err error) {
+func Open(ctx context.Context, provider content.Provider, desc ocispec.Descriptor) (_ *Tar, err error) {
 	if desc.MediaType != "" {
 		if err := CheckType(desc.MediaType); err != nil {
 			return nil, err
@@ -50,7 +50,7 @@ func Open(ctx context.Context, provider content.Provider, d *Decompressor, desc 
 	if t.verify, err = newVerifier(ctx, blob, desc); err != nil {
 		return nil, err
 	}
-	if t.stream, err = d.open(ctx, t.verify); err != nil {
+	if t.stream, err = openStream(t.verify); err != nil {
 		return nil, err
 	}
 	return t, nil
@@ -66,15 +66,14 @@ func (t *Tar) Accept(diffID digest.Digest) error { return t.stream.accept(diffID
 // Close closes the blob, also before everything was read.
 func (t *Tar) Close() error {
 	defer t.cancel()
-	var err error
-	if t.stream != nil {
-		err = t.stream.Close()
+	if t.stream != nil && t.stream.close != nil {
+		t.stream.close()
 	}
 	if t.verify != nil {
 		t.verify.stop()
 	}
 	if t.blob != nil {
-		err = errors.Join(err, t.blob.Close())
+		return t.blob.Close()
 	}
-	return err
+	return nil
 }

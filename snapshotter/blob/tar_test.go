@@ -26,10 +26,6 @@ func TestOpen(t *testing.T) {
 	absent.Digest = digest.FromString("absent")
 	alien.MediaType = ocispec.MediaTypeImageManifest
 	short.Size--
-	d, err := NewDecompressor(t.Context(), GzipOff)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, tt := range []struct {
 		name       string
 		desc       ocispec.Descriptor
@@ -44,7 +40,7 @@ func TestOpen(t *testing.T) {
 		{name: "wrong size", desc: short, open: errdefs.ErrFailedPrecondition},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tar, err := Open(t.Context(), files, d, tt.desc)
+			tar, err := Open(t.Context(), files, tt.desc)
 			if !errors.Is(err, tt.open) {
 				t.Fatalf("open: got %v, want %v", err, tt.open)
 			}
@@ -75,11 +71,7 @@ func TestOpenDigest(t *testing.T) {
 	plain := text(1000)
 	blob := gzipped(plain)
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("other")}
-	d, err := NewDecompressor(t.Context(), GzipOff)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tar, err := Open(t.Context(), providerOf(blob), d, desc)
+	tar, err := Open(t.Context(), providerOf(blob), desc)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,12 +48,11 @@ type Content interface {
 
 // Differ implements containerd's diff.Applier and diff.Comparer. Its methods may be called by many goroutines at once.
 type Differ struct {
-	snapshots    Snapshots
-	layers       *layer.Store
-	content      Content
-	target       Target
-	decompressor *blob.Decompressor
-	blobs        keylock.Map // by digest; held while a blob is unpacked
+	snapshots Snapshots
+	layers    *layer.Store
+	content   Content
+	target    Target
+	blobs     keylock.Map // by digest; held while a blob is unpacked
 }
 
 var (
@@ -62,8 +61,8 @@ var (
 )
 
 // New returns a differ that unpacks blobs of source into layers, and writes the blobs of Compare to target.
-func New(snapshots Snapshots, layers *layer.Store, source Content, target Target, d *blob.Decompressor) *Differ {
-	return &Differ{snapshots: snapshots, layers: layers, content: source, target: target, decompressor: d}
+func New(snapshots Snapshots, layers *layer.Store, source Content, target Target) *Differ {
+	return &Differ{snapshots: snapshots, layers: layers, content: source, target: target}
 }
 
 // Apply applies the layer that desc describes to the active snapshot that mounts belong to, and returns a descriptor of
@@ -207,5 +206,5 @@ func (d *Differ) unpack(ctx context.Context, desc ocispec.Descriptor) (_ *layer.
 			d.snapshots.MarkGarbage()
 		}
 	}()
-	return blob.Import(ctx, d.layers, d.content, d.decompressor, desc, nil)
+	return blob.Import(ctx, d.layers, d.content, desc, nil)
 }

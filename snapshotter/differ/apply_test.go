@@ -52,14 +52,10 @@ type world struct {
 	owned map[string][]digest.Digest // blobs by namespace; nil: every namespace has every blob
 }
 
-func newWorld(tb testing.TB, gzip string, opts ...snapshotter.Option) *world {
+func newWorld(tb testing.TB, opts ...snapshotter.Option) *world {
 	tb.Helper()
 	w := &world{Env: snaptest.New(tb, opts...), dir: tb.TempDir()}
-	d, err := blob.NewDecompressor(tb.Context(), gzip)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	w.differ = differ.New(w.Env, w.Store, w, newTarget(tb), d)
+	w.differ = differ.New(w.Env, w.Store, w, newTarget(tb))
 	return w
 }
 
@@ -188,22 +184,18 @@ func TestApplyIsLikeContainerd(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
-		name, mediaType, gzip, tool string
-		encode                      func(testing.TB, []byte) []byte
+		name, mediaType string
+		encode          func(testing.TB, []byte) []byte
 	}{
-		{"gzip", ocispec.MediaTypeImageLayerGzip, blob.GzipOff, "", gz},
-		{"igzip", ocispec.MediaTypeImageLayerGzip, blob.GzipAuto, "igzip", gz},
-		{"docker gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip", blob.GzipOff, "", gz},
-		{"zstd", ocispec.MediaTypeImageLayerZstd, blob.GzipOff, "", zst},
-		{"plain", ocispec.MediaTypeImageLayer, blob.GzipOff, "", func(_ testing.TB, b []byte) []byte { return b }},
-		{"docker gzip called tar", "application/vnd.docker.image.rootfs.diff.tar", blob.GzipOff, "", gz},
+		{"gzip", ocispec.MediaTypeImageLayerGzip, gz},
+		{"docker gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip", gz},
+		{"zstd", ocispec.MediaTypeImageLayerZstd, zst},
+		{"plain", ocispec.MediaTypeImageLayer, func(_ testing.TB, b []byte) []byte { return b }},
+		{"docker gzip called tar", "application/vnd.docker.image.rootfs.diff.tar", gz},
 	} {
 		for _, mode := range []string{"sequential", "parallel"} {
 			t.Run(c.name+" "+mode, func(t *testing.T) {
-				if c.tool != "" {
-					testenv.NeedsTool(t, c.tool)
-				}
-				w := newWorld(t, c.gzip)
+				w := newWorld(t)
 				parent := ""
 				for i, tar := range tars {
 					desc := w.put(t, c.mediaType, c.encode(t, tar))
@@ -242,7 +234,7 @@ func TestApplyIsLikeContainerd(t *testing.T) {
 }
 
 func TestApplyOnce(t *testing.T) {
-	w := newWorld(t, blob.GzipAuto)
+	w := newWorld(t)
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	w.gate = make(chan struct{})
@@ -284,7 +276,7 @@ func TestApplyOnce(t *testing.T) {
 
 // A call that waits for another one ends with its own context, and does not fail because the other one does.
 func TestApplyWaitsForAnother(t *testing.T) {
-	w := newWorld(t, blob.GzipOff)
+	w := newWorld(t)
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, layers(t)[0]))
 	w.gate = make(chan struct{})
 	first, cancelFirst := context.WithCancel(t.Context())
@@ -319,7 +311,7 @@ func TestApplyWaitsForAnother(t *testing.T) {
 }
 
 func TestApplyKnown(t *testing.T) {
-	w := newWorld(t, blob.GzipOff)
+	w := newWorld(t)
 	tar := layers(t)[0]
 	zipped := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	plain := w.put(t, ocispec.MediaTypeImageLayer, tar)
@@ -353,7 +345,7 @@ func TestApplyInAnotherNamespace(t *testing.T) {
 		{"named by the snapshot", func(ctx context.Context, _ string) context.Context { return ctx }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, blob.GzipOff)
+			w := newWorld(t)
 			tar := layers(t)[0]
 			zipped := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 			plain := ocispec.Descriptor{
@@ -398,7 +390,7 @@ func TestApplyInAnotherNamespace(t *testing.T) {
 }
 
 func TestApplyToStaged(t *testing.T) {
-	w := newWorld(t, blob.GzipOff, snapshotter.WithStaging(func(context.Context) bool { return true }))
+	w := newWorld(t, snapshotter.WithStaging(func(context.Context) bool { return true }))
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	if _, err := w.differ.Apply(t.Context(), desc, w.prepare(t, "n/1/extract-1 x", "")); err != nil {
@@ -418,7 +410,7 @@ func TestApplyToStaged(t *testing.T) {
 }
 
 func TestApplyRefuses(t *testing.T) {
-	w := newWorld(t, blob.GzipOff)
+	w := newWorld(t)
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	ours := w.prepare(t, "n/1/extract-1 x", "")
@@ -485,37 +477,35 @@ func TestApplyCorrupted(t *testing.T) {
 		{"nothing", func([]byte) []byte { return nil }},
 		{"not a tar", func([]byte) []byte { return gz(t, []byte(noise(1<<20))) }},
 	} {
-		for _, g := range []string{blob.GzipOff, blob.GzipAuto} {
-			t.Run(c.name+" with gzip "+g, func(t *testing.T) {
-				w := newWorld(t, g)
-				good := gz(t, tar)
-				desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(good)}
-				w.putAs(t, desc.Digest, c.blob(good))
-				m := w.prepare(t, "n/1/extract-1 x", "")
-				if got, err := w.differ.Apply(t.Context(), desc, m); err == nil {
-					t.Fatalf("applied as %+v", got)
-				}
-				if ls, err := w.Store.Layers(t.Context()); err != nil || len(ls) != 0 {
-					t.Errorf("layers are %v, %v, want none", ls, err)
-				}
-				if err := w.Cleanup(t.Context()); err != nil {
-					t.Error(err)
-				}
-				if left, _ := filepath.Glob(filepath.Join(w.Path, "repo/objects/*/*")); len(left) != 0 {
-					t.Errorf("%d objects are left", len(left))
-				}
-				w.putAs(t, desc.Digest, good)
-				if got, err := w.differ.Apply(t.Context(), desc, m); err != nil || got.Digest != digest.FromBytes(tar) {
-					t.Errorf("good blob afterwards: %+v, %v", got, err)
-				}
-			})
-		}
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			good := gz(t, tar)
+			desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(good)}
+			w.putAs(t, desc.Digest, c.blob(good))
+			m := w.prepare(t, "n/1/extract-1 x", "")
+			if got, err := w.differ.Apply(t.Context(), desc, m); err == nil {
+				t.Fatalf("applied as %+v", got)
+			}
+			if ls, err := w.Store.Layers(t.Context()); err != nil || len(ls) != 0 {
+				t.Errorf("layers are %v, %v, want none", ls, err)
+			}
+			if err := w.Cleanup(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if left, _ := filepath.Glob(filepath.Join(w.Path, "repo/objects/*/*")); len(left) != 0 {
+				t.Errorf("%d objects are left", len(left))
+			}
+			w.putAs(t, desc.Digest, good)
+			if got, err := w.differ.Apply(t.Context(), desc, m); err != nil || got.Digest != digest.FromBytes(tar) {
+				t.Errorf("good blob afterwards: %+v, %v", got, err)
+			}
+		})
 	}
 }
 
 // Errors must keep their class through the socket: containerd tries the next differ only after a "not implemented".
 func TestApplyOverSocket(t *testing.T) {
-	w := newWorld(t, blob.GzipAuto)
+	w := newWorld(t)
 	tar := layers(t)[0]
 	desc := w.put(t, ocispec.MediaTypeImageLayerGzip, gz(t, tar))
 	l, err := net.Listen("unix", filepath.Join(snaptest.SocketDir(t), "s"))

@@ -33,7 +33,6 @@ import (
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
-	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/differ"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/snaptest"
 )
@@ -105,12 +104,8 @@ func newContainer(tb testing.TB) *container {
 // newContainerOn creates a container from an image with these layers.
 func newContainerOn(tb testing.TB, layers ...[]byte) *container {
 	tb.Helper()
-	c := &container{world: newWorld(tb, blob.GzipOff), target: newTarget(tb)}
-	d, err := blob.NewDecompressor(tb.Context(), blob.GzipOff)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	c.differ = differ.New(c.Env, c.Store, c.world, c.target, d)
+	c := &container{world: newWorld(tb), target: newTarget(tb)}
+	c.differ = differ.New(c.Env, c.Store, c.world, c.target)
 	c.ctx = namespaces.WithNamespace(tb.Context(), "test")
 	parent := ""
 	for i, layer := range layers {
@@ -126,6 +121,7 @@ func newContainerOn(tb testing.TB, layers ...[]byte) *container {
 		parent = name
 	}
 	c.upper = c.prepare(tb, "container", parent)
+	var err error
 	if c.lower, err = c.View(tb.Context(), "view", parent); err != nil {
 		tb.Fatal(err)
 	}
@@ -443,11 +439,7 @@ func TestCompareFails(t *testing.T) {
 	c.change(t, compareScripts["create"])
 	broken := c.target
 	broken.Store = brokenStore{c.target.Store}
-	d, err := blob.NewDecompressor(t.Context(), blob.GzipOff)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = differ.New(c.Env, c.Store, c.world, broken, d).Compare(c.ctx, c.lower, c.upper, diff.WithMediaType(ocispec.MediaTypeImageLayer))
+	_, err := differ.New(c.Env, c.Store, c.world, broken).Compare(c.ctx, c.lower, c.upper, diff.WithMediaType(ocispec.MediaTypeImageLayer))
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want ENOSPC", err)
 	}

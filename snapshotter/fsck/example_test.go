@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -50,7 +51,7 @@ func Example() {
 			log.Fatal(err)
 		}
 	}()
-	from := fsck.Blobs{Provider: blob.Files(blobs), Decompressor: new(blob.Decompressor)}
+	from := blob.Files(blobs)
 	if err := unpack(ctx, s, from, desc); err != nil {
 		log.Fatal(err)
 	}
@@ -110,7 +111,7 @@ func openStore(name string) (_ *inspect.Store, closeStore func() error, err erro
 }
 
 // unpack commits a snapshot of one layer, as containerd does.
-func unpack(ctx context.Context, s *inspect.Store, from fsck.Blobs, desc ocispec.Descriptor) (err error) {
+func unpack(ctx context.Context, s *inspect.Store, from content.Provider, desc ocispec.Descriptor) (err error) {
 	sn, err := snapshotter.New(ctx, s.Root, s.Layers)
 	if err != nil {
 		return err
@@ -120,7 +121,7 @@ func unpack(ctx context.Context, s *inspect.Store, from fsck.Blobs, desc ocispec
 	if err != nil {
 		return err
 	}
-	held, err := blob.Import(ctx, s.Layers, from.Provider, from.Decompressor, desc, nil)
+	held, err := blob.Import(ctx, s.Layers, from, desc, nil)
 	if err != nil {
 		return err
 	}

@@ -14,16 +14,10 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
-// Blobs reads the blobs of layers.
-type Blobs struct {
-	Provider     content.Provider // nil if blobs cannot be read
-	Decompressor *blob.Decompressor
-}
-
-// Remake rebuilds a layer from the first of blobs that can be read and unpacks to it. It replaces those objects of the
+// Remake rebuilds a layer from the first of blobs that can be read from a provider and unpacks to it. It replaces those objects of the
 // layer that are in distrust. If every blob fails, the error has the reason for each.
-func (b Blobs) Remake(ctx context.Context, layers *layer.Store, id objectstore.Checksum, blobs []digest.Digest, distrust map[objectstore.ObjectName]struct{}) error {
-	if b.Provider == nil {
+func Remake(ctx context.Context, layers *layer.Store, from content.Provider, id objectstore.Checksum, blobs []digest.Digest, distrust map[objectstore.ObjectName]struct{}) error {
+	if from == nil {
 		return errors.New("no blobs")
 	}
 	if len(blobs) == 0 {
@@ -31,7 +25,7 @@ func (b Blobs) Remake(ctx context.Context, layers *layer.Store, id objectstore.C
 	}
 	var errs []error
 	for _, d := range blobs {
-		held, err := blob.Import(ctx, layers, b.Provider, b.Decompressor, ocispec.Descriptor{Digest: d}, distrust)
+		held, err := blob.Import(ctx, layers, from, ocispec.Descriptor{Digest: d}, distrust)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("import blob %s: %w", d, err))
 			continue

@@ -8,6 +8,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/containerd/containerd/v2/core/content"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
@@ -17,9 +19,9 @@ import (
 // Repaired lists the problems that are solved. If snapshots cannot be listed it repairs nothing, and the report has an
 // Unread.
 //
-// blobs is called once, if the store has problems. failed is called with the error of each failed repair; it may be
+// blobs is called once, if the store has problems. It returns nil if blobs cannot be read. failed is called with the error of each failed repair; it may be
 // nil.
-func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func(context.Context) (Blobs, error), failed func(error)) (*Report, error) {
+func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func(context.Context) content.Provider, failed func(error)) (*Report, error) {
 	removed, err := RemoveDamagedRefs(ctx, s)
 	if err != nil {
 		return nil, err
@@ -32,10 +34,7 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 	if report.Unread != nil || len(report.Problems) == 0 {
 		return report, nil //nolint:nilerr // the report has the error
 	}
-	b, err := blobs(ctx)
-	if err != nil {
-		return nil, err
-	}
+	from := blobs(ctx)
 	found, known := report.Problems, make(map[string]bool)
 	// A running pull may copy a damaged file, where it cannot link to it, before the file is repaired. So problems that
 	// appear during a repair are repaired too.
@@ -49,7 +48,7 @@ func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func
 		for _, p := range report.Problems {
 			known[p.id()] = true
 		}
-		if err := Repair(ctx, s, report, b, o, failed); err != nil {
+		if err := Repair(ctx, s, report, from, o, failed); err != nil {
 			return nil, err
 		}
 		if report, err = Check(ctx, s, o); err != nil {
@@ -85,12 +84,12 @@ func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) ([]Problem, error)
 }
 
 // Repair repairs the problems of a report of the same store as far as possible. It imports damaged and missing layers
-// from their blobs, restores refs, and then repairs checkouts and rootfs images in place, even under running
+// from their blobs, unless from is nil, restores refs, and then repairs checkouts and rootfs images in place, even under running
 // containers. When it returns everything is on the disk. Run Check to find out what was repaired.
 //
 // A failed repair is not an error; failed, which may be nil, is called with it. After an error or a crash the store has
 // no additional damage, and another Repair continues.
-func Repair(ctx context.Context, s *inspect.Store, report *Report, b Blobs, o Options, failed func(error)) error {
+func Repair(ctx context.Context, s *inspect.Store, report *Report, from content.Provider, o Options, failed func(error)) error {
 	list, err := s.Snapshots(ctx)
 	if err != nil {
 		return err
@@ -100,7 +99,7 @@ func Repair(ctx context.Context, s *inspect.Store, report *Report, b Blobs, o Op
 	}
 	r := &repairer{
 		store:    s,
-		from:     b,
+		from:     from,
 		bad:      make(map[objectstore.ObjectName]struct{}),
 		layers:   make(map[objectstore.Checksum]struct{}),
 		affected: make(map[objectstore.Checksum]struct{}),
@@ -173,7 +172,7 @@ func blobsOf(s *inspect.Store, list []inspect.Snapshot, images []inspect.Image) 
 // A repairer is one call of Repair.
 type repairer struct {
 	store    *inspect.Store
-	from     Blobs
+	from     content.Provider                         // of blobs; nil if they cannot be read
 	blobs    map[objectstore.Checksum][]digest.Digest // that a layer may be unpacked from
 	bad      map[objectstore.ObjectName]struct{}      // damaged or missing
 	layers   map[objectstore.Checksum]struct{}        // that lack something
@@ -205,7 +204,7 @@ func (r *repairer) layer(ctx context.Context, id objectstore.Checksum) error {
 	if r.whole(id) {
 		return nil
 	}
-	if err := r.from.Remake(ctx, r.store.Layers, id, r.blobs[id], r.bad); err != nil {
+	if err := Remake(ctx, r.store.Layers, r.from, id, r.blobs[id], r.bad); err != nil {
 		return err
 	}
 	objects, err := r.store.Layers.Closure(id)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/atfs"
@@ -146,9 +147,7 @@ func (b bed) tryRepair(t *testing.T) (_ *Report, failed []error, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	blobs := func(context.Context) (Blobs, error) {
-		return Blobs{Provider: blob.Files(b.blobs), Decompressor: new(blob.Decompressor)}, nil
-	}
+	blobs := func(context.Context) content.Provider { return blob.Files(b.blobs) }
 	r, err := CheckAndRepair(t.Context(), s, Options{}, blobs, func(err error) { failed = append(failed, err) })
 	return r, failed, errors.Join(err, closeAll())
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
@@ -160,7 +161,7 @@ func smallFilesAfterPowerLoss(t *testing.T, composefs bool, opts ...snapshotter.
 				testenv.Must(t, f2.Cleanup(t.Context()))
 				testenv.Must(t, f2.Snapshotter.Close())
 				s = &inspect.Store{Root: f2.Root, Repo: f2.Repo, Layers: f2.Store}
-				noBlobs := func(context.Context) (Blobs, error) { return Blobs{}, nil }
+				noBlobs := func(context.Context) content.Provider { return nil }
 				r, err = CheckAndRepair(t.Context(), s, Options{Composefs: composefs}, noBlobs, func(err error) { t.Errorf("repair: %v", err) })
 				if err != nil || len(r.Problems) > 0 {
 					t.Errorf("fsck --repair: got %+v, %v, want no problems", r, err)

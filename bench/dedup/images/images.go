@@ -22,8 +22,7 @@ import (
 
 // A Finder finds images for one platform. The layers it returns can be read by several goroutines, until Close.
 type Finder struct {
-	Platform     ocispec.Platform
-	Decompressor *blob.Decompressor
+	Platform ocispec.Platform
 
 	Dial        func() (*containerd.Client, error) // called for the first image of containerd
 	Namespace   string                             // of containerd
@@ -134,7 +133,7 @@ func (f *Finder) layersOf(ctx context.Context, m *containerd.Manifest, provider 
 		layers[i] = dedup.Layer{
 			DiffID: m.DiffIDs[i], Blob: desc.Digest, BlobSize: desc.Size,
 			Open: func(ctx context.Context) (dedup.Tar, error) {
-				return blob.Open(namespaces.WithNamespace(containerd.Silent(ctx), f.Namespace), provider, f.Decompressor, desc)
+				return blob.Open(namespaces.WithNamespace(containerd.Silent(ctx), f.Namespace), provider, desc)
 			},
 		}
 		if err := check(ctx, provider, desc); err != nil {
