@@ -1,8 +1,8 @@
 // Command setup prepares this machine for the integration tests and the benchmarks. It provides Debian packages, the
 // programs of the tests, the ostree of several Debian releases, a new mkfs.erofs, a mkcomposefs, another kernel, an
-// SELinux policy, a buildah, a Docker, and the test images. Existing ones are kept.
+// SELinux policy, a buildah, a Docker, skopeo, podman and cosign, and the test images. Existing ones are kept.
 //
-//	go run ./integration/setup [packages] [tools] [docker] [ostree] [erofs] [composefs] [buildah] [kernel] [selinux] [images] [gcc]
+//	go run ./integration/setup [packages] [tools] [docker] [ostree] [erofs] [composefs] [buildah] [signers] [kernel] [selinux] [images] [gcc]
 //
 // Without arguments it provides everything. The step gcc is the part of packages that the race detector needs. For an
 // ordinary user it prints a message and succeeds; tests that need it are skipped.
@@ -81,6 +81,13 @@ var steps = []step{
 	}},
 	{"buildah", false, func(ctx context.Context, log io.Writer) error {
 		_, err := buildah.Rootfs(ctx, log)
+		return err
+	}},
+	{"signers", false, func(ctx context.Context, log io.Writer) error {
+		if _, err := testhost.Signers(ctx, log); err != nil {
+			return err
+		}
+		_, err := testhost.Cosign2(ctx, log)
 		return err
 	}},
 	{"kernel", false, func(ctx context.Context, log io.Writer) error {

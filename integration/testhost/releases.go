@@ -41,6 +41,19 @@ func Kernel(ctx context.Context, log io.Writer) (string, error) {
 	return Cached("kernel", packages.Key(), func(dir string) error { return packages.Make(ctx, log, dir) })
 }
 
+// Signers returns a directory for PATH with the skopeo, podman and cosign of Debian 14. It is made by mmdebstrap unless the
+// cache has it.
+func Signers(ctx context.Context, log io.Writer) (string, error) {
+	packages := Extract{Release: "forky", Packages: []string{"skopeo", "podman", "cosign"}, Expired: true}
+	return program(ctx, log, packages, "usr/bin/skopeo", "usr/bin/podman", "usr/bin/cosign")
+}
+
+// Cosign2 returns a directory for PATH with the cosign of Debian 13, the last release whose cosign signs without bundles
+// by default. It is made by mmdebstrap unless the cache has it.
+func Cosign2(ctx context.Context, log io.Writer) (string, error) {
+	return program(ctx, log, Extract{Release: "trixie", Packages: []string{"cosign"}}, "usr/bin/cosign")
+}
+
 // program returns a directory that contains programs from packages of another release. Their files match the patterns.
 func program(ctx context.Context, log io.Writer, packages Extract, patterns ...string) (string, error) {
 	inputs := []string{wrapper}
