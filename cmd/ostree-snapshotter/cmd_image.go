@@ -15,12 +15,13 @@ import (
 func (c *cli) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Show what the store makes of an image",
-		Long:  "Show the composefs image that an image's containers run on, or the SELinux labels that its files have in a deployment." + exitHelp(),
-		Args:  knownCommand,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Short: "Show what the store makes of an image, and check its signatures",
+		Long: "Show the composefs image that an image's containers run on, or the SELinux labels that its files have in a deployment; or\n" +
+			"check an image's signatures." + exitHelp(),
+		Args: knownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.imageDigestCommand(), c.imageLabelCommand())
+	cmd.AddCommand(c.imageDigestCommand(), c.imageLabelCommand(), c.imageVerifyCommand())
 	return cmd
 }
 

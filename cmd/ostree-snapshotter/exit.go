@@ -24,6 +24,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin"
 	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
+	"github.com/ostree-snapshotter/ostree-snapshotter/signature"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter"
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/inspect"
 )
@@ -41,6 +42,7 @@ const (
 	exitNotBootable = 14
 	exitConflict    = 15
 	exitNoImage     = 16
+	exitRefused     = 17
 	exitNoUpdate    = 77
 	exitInterrupted = 130
 )
@@ -57,6 +59,7 @@ var exitMeaning = map[int]string{
 	exitNotBootable: "the image cannot be booted",
 	exitConflict:    "changes in /etc conflict with the image",
 	exitNoImage:     "containerd does not have the image, or this snapshotter has not unpacked it",
+	exitRefused:     "the signature policy refuses the image",
 	exitNoUpdate:    "no update available",
 	exitInterrupted: "interrupted",
 }
@@ -192,6 +195,8 @@ func statusOf(err error) int {
 		return exitPartly
 	case is(err, deploy.ErrStaterootName, deploy.ErrManyStateroots, deploy.ErrCannotStage, kargs.ErrEdit):
 		return exitUsage
+	case errors.As(err, new(*signature.RefusedError)):
+		return exitRefused
 	case is(err, containerd.ErrNoImage, inspect.ErrNotUnpacked):
 		return exitNoImage
 	case errors.As(err, &none), errors.Is(err, objectstore.ErrNoRepo):
@@ -299,6 +304,8 @@ func hintFor(err error) string {
 		return "oci:DIR:TAG chooses one"
 	case errors.As(err, &img) && imageHint(img) != "":
 		return imageHint(img)
+	case signatureHint(err) != "":
+		return signatureHint(err)
 	case errors.As(err, &reg):
 		return registryHint(reg)
 	case deployHint(err) != "":
@@ -369,12 +376,36 @@ func fullName(name string) string {
 	return fmt.Sprintf("containerd takes names as they are, with the registry, like %q", full)
 }
 
+// signatureHint returns the hint for an error of package signature, "" for other errors.
+func signatureHint(err error) string {
+	var (
+		policy  *signature.PolicyError
+		refused *signature.RefusedError
+		source  *signature.SourceError
+	)
+	switch {
+	case errors.As(err, &policy) && errors.Is(err, fs.ErrNotExist):
+		return "--signature-policy names a policy; containers-policy.json(5) describes it, and docs/signatures.md has examples"
+	case errors.As(err, &policy):
+		return "containers-policy.json(5) describes the file"
+	case errors.As(err, &source):
+		return "the image may well be signed: try again when the registry answers. " + registryFlagsHint
+	case errors.As(err, &refused) && refused.Verdict.Unsigned():
+		return fmt.Sprintf("\"cosign sign --key KEY %s@%s\" signs it", refused.Verdict.Image.Name.Name(), refused.Verdict.Image.Digest)
+	case errors.As(err, &refused):
+		return fmt.Sprintf("\"ostree-snapshotter image verify %s\" tells why, signature by signature", refused.Verdict.Image.Name)
+	}
+	return ""
+}
+
+const registryFlagsHint = "--hosts-dir, --plain-http and --user say how to reach a registry, as with \"ctr images pull\""
+
 func registryHint(e *containerd.RegistryError) string {
 	if e.Snapshotter != "" && errdefs.IsNotImplemented(e) {
 		return fmt.Sprintf("containerd 2.0 and later pull by themselves; before that, \"ctr images pull --snapshotter %s %s\" "+
 			"and \"ostree-snapshotter deploy\" do the same", e.Snapshotter, e.Ref)
 	}
-	return "--hosts-dir, --plain-http and --user say how to reach a registry, as with \"ctr images pull\""
+	return registryFlagsHint
 }
 
 // note writes a message that is not an error to stderr.

@@ -55,24 +55,33 @@ func (f *imageFlags) addImage(cmd *cobra.Command) {
 		"containerd `NAMESPACE` of the image [$CONTAINERD_NAMESPACE]")
 }
 
-// pullFlags are the flags of "ctr images pull" for access to a registry.
-type pullFlags struct {
+// registryFlags are the flags of "ctr images pull" for access to a registry.
+type registryFlags struct {
 	containerd.Registry
-	snapshotter   string
 	passwordStdin bool
 }
 
-// addPull adds the flags. It takes the command's PreRunE, which reads the password.
-
-func (f *pullFlags) addPull(cmd *cobra.Command) {
+// addRegistry adds the flags. It takes the command's PreRunE, which reads the password.
+func (f *registryFlags) addRegistry(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringVar(&f.snapshotter, "snapshotter", containerd.SnapshotterID, "`NAME` of this snapshotter in containerd's configuration")
 	fl.StringVar(&f.HostsDir, "hosts-dir", "",
-		"`DIR` that describes registries, instead of containerd's own; to compare digests alone, "+containerd.DefaultHostsDir)
+		"`DIR` that describes registries, instead of containerd's own; without containerd, "+containerd.DefaultHostsDir)
 	fl.BoolVar(&f.PlainHTTP, "plain-http", false, "ask the registry without TLS")
 	fl.StringVarP(&f.User, "user", "u", "", "`USER[:PASSWORD]` for the registry; others see it in the list of processes")
 	fl.BoolVar(&f.passwordStdin, "password-stdin", false, "read the password of --user from standard input")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return f.readPassword(cmd.InOrStdin()) }
+}
+
+// pullFlags are the flags of "ctr images pull".
+type pullFlags struct {
+	registryFlags
+	snapshotter string
+}
+
+func (f *pullFlags) addPull(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.snapshotter, "snapshotter", containerd.SnapshotterID,
+		"`NAME` of this snapshotter in containerd's configuration")
+	f.addRegistry(cmd)
 }
 
 // maxPassword is the size of the largest password that is read. Tokens of registries have a few KiB.
@@ -80,7 +89,7 @@ const maxPassword = 64 << 10
 
 // readPassword completes USER by the password that r consists of, with --password-stdin. One line end after it is none
 // of its own.
-func (f *pullFlags) readPassword(r io.Reader) error {
+func (f *registryFlags) readPassword(r io.Reader) error {
 	if !f.passwordStdin {
 		return nil
 	}

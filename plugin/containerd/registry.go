@@ -2,13 +2,10 @@ package containerd
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -38,6 +35,9 @@ type Registry struct {
 	HostsDir  string // directory that describes registries
 	PlainHTTP bool   // do without TLS
 	User      string // USER:PASSWORD, "" for none
+
+	// Credentials returns those of a registry, if User is "" and it is not nil; "" and "" for none.
+	Credentials func(host string) (user, secret string, err error)
 }
 
 // A RegistryError reports that a registry cannot be reached, or does not have an image.
@@ -70,42 +70,44 @@ func (r *Registry) open(ctx context.Context, ref, hostsDir string) (*registry.OC
 // Manifest asks a registry for the current manifest of a reference for this platform, and returns its digest. It
 // downloads at most an index. HostsDir defaults to [DefaultHostsDir] if that exists. All errors are a [RegistryError].
 func (r *Registry) Manifest(ctx context.Context, ref string) (digest.Digest, error) {
-	d, err := r.manifest(Silent(ctx), ref)
-	if err != nil {
-		return "", &RegistryError{Op: "ask the registry for", Ref: ref, Err: err}
-	}
-	return d, nil
+	manifest, _, err := r.Target(ctx, ref)
+	return manifest, err
 }
 
-func (r *Registry) manifest(ctx context.Context, ref string) (digest.Digest, error) {
-	dir := cmp.Or(r.HostsDir, DefaultHostsDir)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) && r.HostsDir == "" {
-		dir = ""
+// Target is [Registry.Manifest], and returns also the digest that the reference itself has now: that of an index which
+// names the manifest, or the same.
+func (r *Registry) Target(ctx context.Context, ref string) (manifest, target digest.Digest, err error) {
+	if manifest, target, err = r.target(Silent(ctx), ref); err != nil {
+		return "", "", &RegistryError{Op: "ask the registry for", Ref: ref, Err: err}
 	}
-	reg, err := r.open(ctx, ref, dir)
+	return manifest, target, nil
+}
+
+func (r *Registry) target(ctx context.Context, ref string) (manifest, target digest.Digest, err error) {
+	reg, err := r.open(ctx, ref, r.hostsDir())
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	name, desc, err := reg.Resolve(ctx)
 	if err != nil || !images.IsIndexType(desc.MediaType) {
-		return desc.Digest, err
+		return desc.Digest, desc.Digest, err
 	}
 	fetcher, err := reg.Fetcher(ctx, name)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	children, err := images.Children(ctx, documents{fetched{fetcher}}, desc)
 	if err != nil {
-		return "", documentError(desc, err)
+		return "", "", documentError(desc, err)
 	}
 	match := platforms.Default()
 	sortByPlatform(children, match)
 	for _, m := range children {
 		if m.Platform != nil && images.IsManifestType(m.MediaType) && match.Match(*m.Platform) {
-			return m.Digest, nil
+			return m.Digest, desc.Digest, nil
 		}
 	}
-	return "", fmt.Errorf("no image for %s", platforms.FormatAll(platforms.DefaultSpec()))
+	return "", "", fmt.Errorf("no image for %s", platforms.FormatAll(platforms.DefaultSpec()))
 }
 
 // fetched provides documents from a registry.

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/signature"
+)
+
+// policyFlags are the flags of commands that ask a signature policy.
+type policyFlags struct {
+	policy string // file
+	places string // directory
+}
+
+func (f *policyFlags) addPolicy(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.policy, "signature-policy", signature.DefaultPolicyFile, "`FILE` with the policy, as containers-policy.json(5) describes")
+	fl.StringVar(&f.places, "registries.d", signature.DefaultPlacesDir, "`DIR` that says where signatures are, as containers-registries.d(5) describes")
+}
+
+// verifyFlags are the flags of commands that check an image of a registry.
+type verifyFlags struct {
+	policyFlags
+	registryFlags
+}
+
+// source returns the registry's signatures.
+func (f *verifyFlags) source() (*signature.Registry, error) {
+	places, err := signature.LoadPlaces(f.places)
+	if err != nil {
+		return nil, err
+	}
+	open := func(ctx context.Context, name reference.Named) (signature.Repository, error) {
+		return f.Repository(ctx, name)
+	}
+	return &signature.Registry{Open: open, Config: places}, nil
+}
+
+// verify asks the policy about an image.
+func (f *verifyFlags) verify(ctx context.Context, img signature.Image) (*signature.Verdict, error) {
+	policy, err := signature.LoadPolicy(f.policy)
+	if err != nil {
+		return nil, err
+	}
+	src, err := f.source()
+	if err != nil {
+		return nil, err
+	}
+	return signature.Verify(ctx, policy, img, src)
+}
+
+// verdictReport is the output of "image verify --json".
+type verdictReport struct {
+	Name         string              `json:"name"`
+	Digest       digest.Digest       `json:"digest"`
+	Index        digest.Digest       `json:"index,omitempty"`
+	Accepted     bool                `json:"accepted"`
+	Policy       string              `json:"policy"`
+	Rule         string              `json:"rule"`
+	Requirements []requirementReport `json:"requirements"`
+}
+
+type requirementReport struct {
+	Type     string             `json:"type"`
+	Met      bool               `json:"met"`
+	Accepted *acceptedSignature `json:"signature,omitempty"`
+	Refused  []refusedSignature `json:"refused,omitempty"`
+	Reason   string             `json:"reason,omitempty"`
+}
+
+type acceptedSignature struct {
+	Form     string        `json:"form"`
+	Origin   string        `json:"origin"`
+	Digest   digest.Digest `json:"digest"`
+	Key      string        `json:"key"`
+	Identity string        `json:"identity,omitempty"`
+	Logged   bool          `json:"logged"`
+}
+
+type refusedSignature struct {
+	Form   string `json:"form"`
+	Origin string `json:"origin"`
+	Reason string `json:"reason"`
+}
+
+func newVerdictReport(v *signature.Verdict) verdictReport {
+	r := verdictReport{
+		Name: v.Image.Name.String(), Digest: v.Image.Digest, Index: v.Image.Index, Accepted: v.Accepted, Policy: v.Policy, Rule: v.Scope,
+	}
+	for _, res := range v.Results {
+		req := requirementReport{Type: res.Requirement, Met: res.Met, Reason: res.Reason}
+		if by := res.By; by != nil {
+			req.Accepted = &acceptedSignature{
+				Form: by.Form.String(), Origin: by.Origin, Digest: by.Digest, Key: by.Key, Identity: by.Identity, Logged: by.Logged,
+			}
+		}
+		for _, t := range res.Tried {
+			req.Refused = append(req.Refused, refusedSignature{Form: t.Form.String(), Origin: t.Origin, Reason: t.Err.Error()})
+		}
+		r.Requirements = append(r.Requirements, req)
+	}
+	return r
+}
+
+func (r verdictReport) rows() []string {
+	verdict := "refused"
+	if r.Accepted {
+		verdict = "accepted"
+	}
+	rows := []string{"image\t" + r.Name, "digest\t" + r.Digest.String()}
+	if r.Index != "" {
+		rows = append(rows, "index\t"+r.Index.String())
+	}
+	rows = append(rows, "verdict\t"+verdict, "rule\t"+r.Rule+" of "+r.Policy)
+	for i, req := range r.Requirements {
+		text := req.Type + ": met"
+		if !req.Met {
+			text = req.Type + ": " + req.Reason
+		}
+		rows = append(rows, "requirement "+strconv.Itoa(i+1)+"\t"+text)
+		if s := req.Accepted; s != nil {
+			text := s.Form + " " + s.Origin
+			if s.Logged {
+				text += ", in a transparency log"
+			}
+			rows = append(rows, "  signature\t"+text, "  of\t"+s.Digest.String(), "  key\t"+s.Key)
+			if s.Identity != "" {
+				rows = append(rows, "  identity\t"+s.Identity)
+			}
+		}
+		for _, s := range req.Refused {
+			rows = append(rows, "  not by\t"+s.Form+" "+s.Origin+": "+s.Reason)
+		}
+	}
+	return rows
+}
+
+func (c *cli) imageVerifyCommand() *cobra.Command {
+	var f verifyFlags
+	cmd := &cobra.Command{
+		Use:   "verify IMAGE",
+		Short: "Check an image's signatures by a policy",
+		Long: `Ask the registry which image IMAGE is now, and the signature policy whether it may be used. Print the rule that decides,
+for each of its requirements the signature and the key that meet it, and why others do not. Nothing is pulled.
+
+IMAGE is a name with a tag or digest. The signature of an index counts for each image in it.` + exitHelp(exitRefused, exitInterrupted),
+		Args: oneArg("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return c.imageVerify(cmd.Context(), &f, args[0]) },
+	}
+	c.jsonFlag(cmd)
+	f.addPolicy(cmd)
+	f.addRegistry(cmd)
+	return cmd
+}
+
+func (c *cli) imageVerify(ctx context.Context, f *verifyFlags, image string) error {
+	name, err := signature.ParseName(image)
+	if err != nil {
+		return withStatus(exitUsage, err)
+	}
+	img := signature.Image{Name: name}
+	var target digest.Digest
+	if img.Digest, target, err = f.Target(ctx, name.String()); err != nil {
+		return err
+	}
+	if target != img.Digest {
+		img.Index = target
+	}
+	v, err := f.verify(ctx, img)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		err = c.writeJSON(newVerdictReport(v))
+	} else {
+		err = c.table(newVerdictReport(v).rows()...)
+	}
+	if err != nil {
+		return err
+	}
+	if err := v.Err(); err != nil {
+		return fmt.Errorf("verify image: %w", err)
+	}
+	return nil
+}
