@@ -190,6 +190,11 @@ func (f *File) find(group, key string) int {
 	return -1
 }
 
+// HasGroup reports whether there is a group, perhaps without keys.
+func (f *File) HasGroup(group string) bool {
+	return slices.ContainsFunc(f.lines, func(l line) bool { return l.kind == header && l.group == group })
+}
+
 // Get returns the value of a key, with its escapes resolved.
 func (f *File) Get(group, key string) (string, bool) {
 	i := f.find(group, key)

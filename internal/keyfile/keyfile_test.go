@@ -44,6 +44,15 @@ func TestGet(t *testing.T) {
 	}
 }
 
+func TestHasGroup(t *testing.T) {
+	f := parse(t, "[a]\n[b]\nk=v\n")
+	for group, want := range map[string]bool{"a": true, "b": true, "k": false, "": false} {
+		if got := f.HasGroup(group); got != want {
+			t.Errorf("group %q: got %t, want %t", group, got, want)
+		}
+	}
+}
+
 func TestBool(t *testing.T) {
 	f := parse(t, "[g]\nyes=true\none=1\nno=false \nzero=0\nbad=True\nempty=\n")
 	for _, tc := range []struct {
