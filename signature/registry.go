@@ -63,14 +63,8 @@ func (r *Registry) Signatures(ctx context.Context, name reference.Named, dgst di
 		}
 		found = append(found, list...)
 	}
-	if forms&Bundle != 0 {
-		list, err := bundles(ctx, repo, name, dgst)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, list...)
-	}
-	return found, nil
+	list, err := referring(ctx, repo, name, dgst, forms)
+	return append(found, list...), err
 }
 
 // payloadType is the media type of the payloads of attachments.
@@ -86,14 +80,26 @@ func attachments(ctx context.Context, repo Repository, name reference.Named, dgs
 	if err != nil {
 		return nil, fmt.Errorf("tag %s: %w", tag, err)
 	}
-	return layers(ctx, repo, m, Attachment, payloadType, name.Name()+":"+tag)
+	return layers(ctx, repo, m, Attachment, name.Name()+":"+tag)
 }
 
-// layers returns the signatures that the layers of a manifest are. Layers of other types are not read.
-func layers(ctx context.Context, repo Repository, m *ocispec.Manifest, form Form, mediaType, origin string) ([]Signature, error) {
+// formOf returns the form of the signature that a layer of a type is, 0 if it is none.
+func formOf(mediaType string) Form {
+	switch mediaType {
+	case payloadType:
+		return Attachment
+	case bundleType, bundleTypeOld:
+		return Bundle
+	}
+	return 0
+}
+
+// layers returns the signatures in some forms that the layers of a manifest are. Other layers are not read.
+func layers(ctx context.Context, repo Repository, m *ocispec.Manifest, forms Form, origin string) ([]Signature, error) {
 	var found []Signature
 	for _, l := range m.Layers {
-		if l.MediaType != mediaType {
+		form := formOf(l.MediaType)
+		if form&forms == 0 {
 			continue
 		}
 		if len(found) == maxSignatures {
@@ -120,22 +126,37 @@ func readManifest(ctx context.Context, repo Repository, ref string) (*ocispec.Ma
 	return m, err
 }
 
-// predicateAnnotation is the annotation of a referrer with the type of its statement.
+// predicateAnnotation is the annotation of a bundle's manifest with the type of its statement.
 const predicateAnnotation = "dev.sigstore.bundle.predicateType"
 
-// bundles returns the bundles that refer to a digest, by the registry's list of referrers or else by the tag that stands
-// for one.
-func bundles(ctx context.Context, repo Repository, name reference.Named, dgst digest.Digest) ([]Signature, error) {
+// signatureTypes are the types of manifests that may refer to an image as its signatures. Lists of referrers that cosign
+// has written have the type of the empty config instead, or none.
+var signatureTypes = []string{
+	bundleType, bundleTypeOld, "application/vnd.dev.cosign.artifact.sig.v1+json", ocispec.MediaTypeEmptyJSON,
+	ocispec.MediaTypeImageConfig, "",
+}
+
+// maySign reports whether a manifest with a type and annotations may have signatures. An image may have thousands of
+// statements about it that are none.
+func maySign(artifactType string, annotations map[string]string) bool {
+	predicate := annotations[predicateAnnotation]
+	return slices.Contains(signatureTypes, artifactType) && (predicate == "" || predicate == signType)
+}
+
+// maxReferrers is how many manifests that refer to an image are read.
+const maxReferrers = 512
+
+// referring returns the signatures that refer to a digest.
+func referring(ctx context.Context, repo Repository, name reference.Named, dgst digest.Digest, forms Form) ([]Signature, error) {
 	list, err := referrers(ctx, repo, dgst)
 	if err != nil {
 		return nil, fmt.Errorf("referrers: %w", err)
 	}
+	if len(list) > maxReferrers {
+		return nil, fmt.Errorf("referrers: %d manifests may be signatures, at most %d are read", len(list), maxReferrers)
+	}
 	var found []Signature
-	n := 0
 	for _, d := range list {
-		if n++; n > maxSignatures {
-			return nil, fmt.Errorf("referrers: there are more than %d bundles", maxSignatures)
-		}
 		m, err := readManifest(ctx, repo, d.Digest.String())
 		if errors.Is(err, ErrNotFound) {
 			continue // it was removed, and the list is not up to date
@@ -143,19 +164,22 @@ func bundles(ctx context.Context, repo Repository, name reference.Named, dgst di
 		if err != nil {
 			return nil, fmt.Errorf("referrer %s: %w", d.Digest, err)
 		}
-		for _, mediaType := range []string{bundleType, bundleTypeOld} {
-			more, err := layers(ctx, repo, m, Bundle, mediaType, name.Name()+"@"+d.Digest.String())
-			if err != nil {
-				return nil, err
-			}
-			found = append(found, more...)
+		if !maySign(m.ArtifactType, m.Annotations) {
+			continue
+		}
+		more, err := layers(ctx, repo, m, forms, name.Name()+"@"+d.Digest.String())
+		if err != nil {
+			return nil, err
+		}
+		if found = append(found, more...); len(found) > maxSignatures {
+			return nil, fmt.Errorf("referrers: there are more than %d signatures", maxSignatures)
 		}
 	}
 	return found, nil
 }
 
-// referrers returns the descriptors of what may be a bundle that signs a digest. Others are not read: an image may have
-// thousands of statements about it.
+// referrers returns the descriptors of what may be a signature of a digest, by the registry's list of referrers or else
+// by the tag that stands for one.
 func referrers(ctx context.Context, repo Repository, dgst digest.Digest) ([]ocispec.Descriptor, error) {
 	b, err := repo.Referrers(ctx, dgst, maxDocument)
 	if errors.Is(err, ErrNotFound) {
@@ -171,9 +195,6 @@ func referrers(ctx context.Context, repo Repository, dgst digest.Digest) ([]ocis
 	if err = checkNesting(b); err == nil {
 		err = json.Unmarshal(b, &index)
 	}
-	return slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		typ := d.Annotations[predicateAnnotation]
-		return d.ArtifactType != bundleType && d.ArtifactType != bundleTypeOld && d.ArtifactType != "" ||
-			typ != "" && typ != signType
-	}), err
+	list := index.Manifests
+	return slices.DeleteFunc(list, func(d ocispec.Descriptor) bool { return !maySign(d.ArtifactType, d.Annotations) }), err
 }

@@ -28,6 +28,8 @@ func (p Package) installed() bool {
 // Packages are the Debian packages that the tests need on the host.
 var Packages = slices.Concat(compiler, []Package{
 	{"mmdebstrap", "mmdebstrap"},                // the test images
+	{"gpg", "gpg"},                              // signs images
+	{"gpg-agent", "gpg-agent"},                  // has the keys
 	{"ostree", "ostree"},                        // checks our repository
 	{"runc", "runc"},                            // runs the containers
 	{"isal", "igzip"},                           // fast gzip
