@@ -100,11 +100,14 @@ func validateXattrs(xattrs []Xattr) error {
 
 // Header returns the bytes hashed before the content: the big-endian length of the GVariant (uuuusa(ayay)), four zero
 // bytes, and that GVariant, whose integers are big-endian. It validates m.
-func (m *FileMeta) Header() ([]byte, error) {
+func (m *FileMeta) Header() ([]byte, error) { return m.AppendHeader(nil) }
+
+// AppendHeader appends what Header returns to b.
+func (m *FileMeta) AppendHeader(b []byte) ([]byte, error) {
 	if err := m.Validate(); err != nil {
-		return nil, err
+		return b, err
 	}
-	return m.appendHeader(nil), nil
+	return m.appendHeader(b), nil
 }
 
 func (m *FileMeta) appendHeader(b []byte) []byte {

@@ -251,6 +251,18 @@ func (r *Repo) stat(sum *Checksum, t ObjectType) (unix.Stat_t, error) {
 	return d.Lstat(looseName(sum, t))
 }
 
+// look is stat for an object that is probably absent.
+func (r *Repo) look(sum *Checksum, t ObjectType) (unix.Stat_t, bool, error) {
+	d, err := r.subdir(sum[0], false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return unix.Stat_t{}, false, nil
+	}
+	if err != nil {
+		return unix.Stat_t{}, false, err
+	}
+	return d.Look(looseName(sum, t))
+}
+
 // Has reports whether an object exists. It does not check the content.
 func (r *Repo) Has(t ObjectType, sum Checksum) (bool, error) {
 	_, err := r.stat(&sum, t)

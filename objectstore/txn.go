@@ -87,29 +87,32 @@ func (t *Txn) distrusts(typ ObjectType, sum Checksum) bool {
 	return ok
 }
 
-// StoreFile stores a regular file from memory. The content is hashed first, and nothing is written if the object
-// exists. A new inode gets mtime; an existing one keeps its own, see docs/adr/0002-object-mtime.md. An inode whose
-// size, owner or mode cannot be the object's, as after a power failure, is replaced.
-func (t *Txn) StoreFile(m *FileMeta, mtime unix.Timespec, data []byte) (Stored, error) {
+// StoreFile stores a regular file from memory, where its content is in one or more pieces. The content is hashed first,
+// and nothing is written if the object exists. A new inode gets mtime; an existing one keeps its own, see
+// docs/adr/0002-object-mtime.md. An inode whose size, owner or mode cannot be the object's, as after a power failure, is
+// replaced.
+func (t *Txn) StoreFile(m *FileMeta, mtime unix.Timespec, content ...[]byte) (Stored, error) {
 	if err := validateRegular(m, mtime); err != nil {
 		return Stored{}, fmt.Errorf("store file: %w", err)
 	}
 	h := getHasher()
 	defer h.put()
 	h.startUnchecked(m)
-	h.hash.Write(data)
+	for _, b := range content {
+		h.hash.Write(b)
+	}
 	sum := h.finish()
-	stored, err := t.storeFile(m, mtime, data, sum)
+	stored, err := t.storeFile(m, mtime, sum, content)
 	return stored, storeError(TypeFile, sum, err)
 }
 
 // StoreFileAs is StoreFile with a checksum that the caller computed with [NewContentHash]. Nothing verifies it: a wrong one
 // damages the repository.
-func (t *Txn) StoreFileAs(m *FileMeta, mtime unix.Timespec, data []byte, sum Checksum) (Stored, error) {
+func (t *Txn) StoreFileAs(m *FileMeta, mtime unix.Timespec, sum Checksum, content ...[]byte) (Stored, error) {
 	if err := validateRegular(m, mtime); err != nil {
 		return Stored{}, fmt.Errorf("store file: %w", err)
 	}
-	stored, err := t.storeFile(m, mtime, data, sum)
+	stored, err := t.storeFile(m, mtime, sum, content)
 	return stored, storeError(TypeFile, sum, err)
 }
 
@@ -132,13 +135,17 @@ func storeError(typ ObjectType, sum Checksum, err error) error {
 	return fmt.Errorf("store %w", &ObjectError{Type: typ, Checksum: sum, Err: err})
 }
 
-func (t *Txn) storeFile(m *FileMeta, mtime unix.Timespec, data []byte, sum Checksum) (Stored, error) {
-	state, err := t.find(sum, m, int64(len(data)))
+func (t *Txn) storeFile(m *FileMeta, mtime unix.Timespec, sum Checksum, content [][]byte) (Stored, error) {
+	size := int64(0)
+	for _, b := range content {
+		size += int64(len(b))
+	}
+	state, err := t.find(sum, m, size)
 	if err != nil || state == present {
 		return Stored{Checksum: sum}, err
 	}
 	if state == absent {
-		if stored, ok, err := t.borrow(sum, m, int64(len(data)), mtime); err != nil || ok {
+		if stored, ok, err := t.borrow(sum, m, size, mtime); err != nil || ok {
 			return stored, err
 		}
 	}
@@ -146,8 +153,10 @@ func (t *Txn) storeFile(m *FileMeta, mtime unix.Timespec, data []byte, sum Check
 	if err != nil {
 		return Stored{}, err
 	}
-	if len(data) > 0 {
-		_, err = f.Write(data)
+	for _, b := range content {
+		if len(b) > 0 && err == nil {
+			_, err = f.Write(b)
+		}
 	}
 	if err == nil {
 		err = t.setAttr(f, m, mtime)
@@ -156,7 +165,7 @@ func (t *Txn) storeFile(m *FileMeta, mtime unix.Timespec, data []byte, sum Check
 	if err == nil {
 		added, err = t.publish(f, sum, TypeFile, state == wrong)
 	}
-	return t.stored(sum, added, int64(len(data))), errors.Join(err, f.Close())
+	return t.stored(sum, added, size), errors.Join(err, f.Close())
 }
 
 func (t *Txn) stored(sum Checksum, added bool, size int64) Stored {
@@ -177,11 +186,9 @@ const (
 
 // find looks for a content object. size is -1 for symbolic links.
 func (t *Txn) find(sum Checksum, m *FileMeta, size int64) (presence, error) {
-	st, err := t.repo.stat(&sum, TypeFile)
+	st, ok, err := t.repo.look(&sum, TypeFile)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return absent, nil
-	case err != nil:
+	case err != nil || !ok:
 		return absent, err
 	case !m.fits(&st, size), t.distrusts(TypeFile, sum):
 		return wrong, nil

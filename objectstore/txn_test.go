@@ -128,7 +128,7 @@ func TestStored(t *testing.T) {
 			return w.Commit()
 		},
 		"in memory, with its checksum": func() (objectstore.Stored, error) {
-			return txn.StoreFileAs(m, unix.Timespec{}, data, first.Checksum)
+			return txn.StoreFileAs(m, unix.Timespec{}, first.Checksum, data)
 		},
 		"in pieces, with its checksum": func() (objectstore.Stored, error) {
 			w, err := txn.NewFileAs(m, unix.Timespec{})
@@ -152,7 +152,7 @@ func TestStored(t *testing.T) {
 	}
 	h.Write([]byte("new"))
 	sum := objectstore.Checksum(h.Sum(nil))
-	if got, err := txn.StoreFileAs(m, unix.Timespec{}, []byte("new"), sum); err != nil || !got.Added || got.Checksum != sum {
+	if got, err := txn.StoreFileAs(m, unix.Timespec{}, sum, []byte("n"), []byte("ew")); err != nil || !got.Added || got.Checksum != sum {
 		t.Errorf("new, with its checksum: got %+v, %v", got, err)
 	}
 	for name, create := range map[string]func(*objectstore.FileMeta, unix.Timespec) (*objectstore.FileWriter, error){
@@ -182,7 +182,7 @@ func TestStored(t *testing.T) {
 		if _, err := txn.StoreFile(m, bad, data); !errors.Is(err, objectstore.ErrInvalid) {
 			t.Errorf("time %s: got %v, want ErrInvalid", name, err)
 		}
-		if _, err := txn.StoreFileAs(m, bad, data, first.Checksum); !errors.Is(err, objectstore.ErrInvalid) {
+		if _, err := txn.StoreFileAs(m, bad, first.Checksum, data); !errors.Is(err, objectstore.ErrInvalid) {
 			t.Errorf("time %s, with a checksum: got %v, want ErrInvalid", name, err)
 		}
 	}

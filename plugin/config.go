@@ -71,8 +71,8 @@ type ContainerdConfig struct {
 // ImportConfig limits the resources for unpacking layers.
 type ImportConfig struct {
 	Workers     int  `toml:"workers" comment:"Goroutines that write files. 0: one for each processor."`
-	Memory      Size `toml:"memory" comment:"File content of one layer held in memory at once."`
-	TotalMemory Size `toml:"total_memory" comment:"Memory that all layers that are being unpacked take together. Those that need more wait for the others; one that\nneeds more than about two thirds of it is refused. 0: a quarter of the machine's memory, or of the limit of the\ndaemon's control group."`
+	Memory      Size `toml:"memory" comment:"Part of the tar of one layer held in memory at once, at least 2MiB."`
+	TotalMemory Size `toml:"total_memory" comment:"Memory that all layers that are being unpacked take together. Those that need more wait for the others; one that\nneeds more than about three quarters of it is refused. 0: a quarter of the machine's memory, or of the limit of the\ndaemon's control group."`
 	MaxEntries  int  `toml:"max_entries" comment:"Entries that a layer may have. Unpacking a layer with a million entries takes 1.2 GB of memory."`
 }
 
@@ -126,7 +126,7 @@ func DefaultConfig() *Config {
 		Mtime:      layer.MtimeExact,
 		Durability: DurabilityJournal,
 		Containerd: ContainerdConfig{Address: "/run/containerd/containerd.sock"},
-		Import:     ImportConfig{Memory: 64 << 20, MaxEntries: 1 << 20},
+		Import:     ImportConfig{Memory: 4 << 20, MaxEntries: 1 << 20},
 		Cleanup:    CleanupConfig{WaitAbove: 80},
 		Log:        LogConfig{Level: "info", Format: "text"},
 	}

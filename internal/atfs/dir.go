@@ -262,6 +262,20 @@ func (d *Dir) Lstat(name string) (unix.Stat_t, error) {
 	return st, nil
 }
 
+// Look is Lstat for a name that may be absent, which is no error: a caller that looks for many need not pay for one.
+func (d *Dir) Look(name string) (st unix.Stat_t, ok bool, err error) {
+	err = d.at(name, func(fd int, base string) error {
+		return retry0(func() error { return unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW) })
+	})
+	if err == unix.ENOENT { //nolint:errorlint // system calls return bare numbers
+		return st, false, nil
+	}
+	if err != nil {
+		return st, false, d.err("stat", name, err)
+	}
+	return st, true, nil
+}
+
 // Exists reports whether name exists.
 func (d *Dir) Exists(name string) (bool, error) {
 	_, err := d.Lstat(name)

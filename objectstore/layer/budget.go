@@ -5,13 +5,11 @@ import (
 	"errors"
 	"slices"
 	"sync"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // What an import takes in memory, in the worst case. TestMemoryOfEntries and TestMemoryOfText hold it to this.
 const (
-	memoryPerImport = 16 << 20 // whatever it imports, besides file content in flight
+	memoryPerImport = 13 << 20 // whatever it imports, besides the blocks of the tar
 	memoryPerEntry  = 1400     // until the layer image is made
 	memoryPerText   = 6        // times the length of names, link targets and extended attributes
 
@@ -25,8 +23,8 @@ const (
 // Imports that all hold a part and wait for more would wait for ever. So what is free is always enough for the import
 // that holds most to take all that one import may hold: it never waits, and ends.
 type budget struct {
-	most    int64               // that one import may hold
-	content *semaphore.Weighted // file content in flight
+	least int64 // that one import holds
+	most  int64 // that one import may hold
 
 	mu      sync.Mutex
 	free    int64
@@ -34,21 +32,19 @@ type budget struct {
 	waiting []*request // in the order in which they began to wait
 }
 
-// contentPart is the part of a budget that is for file content in flight.
-const contentPart = 8
-
-// newBudget returns a budget of total bytes, nil if total is 0. A nil budget bounds nothing.
-func newBudget(total int64) *budget {
+// newBudget returns a budget of total bytes, nil if total is 0. A nil budget bounds nothing. Each import holds at least
+// memoryPerImport and its blocks.
+func newBudget(total, blocks int64) *budget {
 	if total <= 0 {
 		return nil
 	}
-	content := max(total/contentPart, 4*chunkSize)
-	free := max(total-content, memoryPerImport)
+	least := memoryPerImport + blocks
+	free := max(total, least)
 	return &budget{
-		most:    max(free*3/4, memoryPerImport), // the rest is for imports beside it
-		content: semaphore.NewWeighted(content),
-		free:    free,
-		shares:  make(map[*share]struct{}),
+		least:  least,
+		most:   max(free*3/4, least), // the rest is for imports beside it
+		free:   free,
+		shares: make(map[*share]struct{}),
 	}
 }
 
@@ -71,7 +67,7 @@ func (b *budget) begin(ctx context.Context) (*share, error) {
 		return nil, nil
 	}
 	s := &share{b: b}
-	if err := b.take(ctx, s, memoryPerImport); err != nil {
+	if err := b.take(ctx, s, b.least); err != nil {
 		s.release()
 		return nil, err
 	}
@@ -81,11 +77,15 @@ func (b *budget) begin(ctx context.Context) (*share, error) {
 // errMemory reports a layer that would take more memory than one import may.
 var errMemory = errors.New("unpacking the layer takes more memory than total_memory allows")
 
-// grow waits until the share is at least need bytes. A share that can never be as large is an errMemory; the end of ctx
+// grow waits until the share has need bytes more than the least. A share that can never be as large is an errMemory; the end of ctx
 // is a storeError.
 func (s *share) grow(ctx context.Context, need int64) error {
+	if s == nil {
+		return nil
+	}
+	need += s.b.least
 	switch {
-	case s == nil || need <= s.held:
+	case need <= s.held:
 		return nil
 	case need > s.b.most:
 		return errMemory

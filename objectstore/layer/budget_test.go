@@ -19,9 +19,9 @@ import (
 func TestMemoryTogether(t *testing.T) {
 	const bombs = 5
 	limit := testenv.Scale(1<<16, 1<<20)
-	budget := (memoryPerImport + (memoryPerEntry+memoryPerText*16)*int64(limit)) * 4 / 3 * contentPart / (contentPart - 1)
+	budget := (memoryPerImport + minBlocks*blockSize + (memoryPerEntry+memoryPerText*16)*int64(limit)) * 4 / 3
 	testenv.LimitMemory(t, budget, func() {
-		s, _ := newStore(t, Options{MaxEntries: limit, TotalMemory: budget})
+		s, _ := newStore(t, Options{MaxEntries: limit, MaxInFlight: minBlocks * blockSize, TotalMemory: budget})
 		var g errgroup.Group
 		for b := range bombs {
 			g.Go(func() error {
@@ -42,7 +42,7 @@ func TestBudgetEnds(t *testing.T) {
 	const total = 1 << 30
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
-			b := newBudget(total)
+			b := newBudget(total, scanBlocks*blockSize)
 			var g errgroup.Group
 			for i := range uint64(30) {
 				g.Go(func() error {
@@ -52,9 +52,9 @@ func TestBudgetEnds(t *testing.T) {
 						return err
 					}
 					defer s.release()
-					end := rnd.Int64N(b.most)
+					end := rnd.Int64N(b.most - b.least)
 					if rnd.IntN(3) == 0 {
-						end = b.most
+						end = b.most - b.least
 					}
 					for need := int64(0); need < end; {
 						need = min(end, need+rnd.Int64N(64<<20))
@@ -62,7 +62,7 @@ func TestBudgetEnds(t *testing.T) {
 							return err
 						}
 						b.mu.Lock()
-						if b.free < 0 || s.held < need {
+						if b.free < 0 || s.held < b.least+need {
 							t.Errorf("seed %d: %d bytes are free, a share of %d bytes should have %d", seed, b.free, s.held, need)
 						}
 						b.mu.Unlock()
@@ -71,7 +71,7 @@ func TestBudgetEnds(t *testing.T) {
 				})
 			}
 			testenv.Must(t, g.Wait())
-			if want := int64(total - total/contentPart); b.free != want || len(b.shares) > 0 || len(b.waiting) > 0 {
+			if want := int64(total); b.free != want || len(b.shares) > 0 || len(b.waiting) > 0 {
 				t.Errorf("seed %d: got %d bytes free, %d shares, %d waiting at the end; want %d, none, none", seed, b.free, len(b.shares), len(b.waiting), want)
 			}
 		})
@@ -82,15 +82,15 @@ func TestBudgetEnds(t *testing.T) {
 func TestBudgetWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
-		b := newBudget(400 << 20)
+		b := newBudget(400<<20, scanBlocks*blockSize)
 		large, err := b.begin(ctx)
 		testenv.Must(t, err)
-		testenv.Must(t, large.grow(ctx, b.most))
+		testenv.Must(t, large.grow(ctx, b.most-b.least))
 		small, err := b.begin(ctx)
 		testenv.Must(t, err)
 		ended := make(chan error, 2)
 		go func() {
-			err := small.grow(ctx, b.most)
+			err := small.grow(ctx, b.most-b.least)
 			small.release()
 			ended <- err
 		}()
@@ -116,7 +116,7 @@ func TestBudgetCancelled(t *testing.T) {
 	s, _ := newStore(t, Options{MaxEntries: limit, TotalMemory: 400 << 20})
 	large, err := s.budget.begin(t.Context())
 	testenv.Must(t, err)
-	testenv.Must(t, large.grow(t.Context(), s.budget.most))
+	testenv.Must(t, large.grow(t.Context(), s.budget.most-s.budget.least))
 	importTar(t, s, makeTar(t, file("a", "x"))) // what is left is enough for it
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)

@@ -41,7 +41,7 @@ var hashOnRead = sha256x2.Enabled()
 // Import reads a plain tar to the end of the stream and returns its layer, held. Errors in the tar are ErrInvalid.
 // After any error, nothing refers to the objects stored so far.
 //
-// Memory is bounded, whatever the tar claims: Options.MaxInFlight of file content; up to 1.4 KB for each entry while
+// Memory is bounded, whatever the tar claims: Options.MaxInFlight of the tar; up to 1.4 KB for each entry while
 // the layer image is made, for at most MaxEntries entries; and 6 times the length of their names, link targets and
 // extended attributes, for which at most 128 bytes for each of MaxEntries are allowed. With Options.TotalMemory, imports
 // that would take more together wait for each other, until ctx is done. Nothing is fsynced but the entry in the journal,
@@ -59,18 +59,16 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *He
 	defer in.finish(&err)
 	in.txn.Distrust(o.Distrust)
 
-	d := newDigester(r, hashOnRead)
+	d := newDigester(in.pub.ctx, r, s.opts.blocks(), hashOnRead)
 	defer d.Close()
-	if hashOnRead {
-		in.digester = d
-	}
-	if err := in.writeRecipe(d); err != nil {
+	if err := in.beginRecipe(); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
-	if err := in.readTar(in.pub.ctx, tar.NewReader(in.recipe)); err != nil {
+	in.entries = &tarEntries{src: d, record: in.record}
+	if err := in.readTar(in.pub.ctx); err != nil {
 		return nil, fmt.Errorf("import layer: %w", err)
 	}
-	if err := in.recipe.Finish(); err != nil {
+	if err := in.finishRecipe(); err != nil {
 		return nil, fmt.Errorf("import layer: %w", invalidTar(err))
 	}
 	diffID, size, err := d.Finish()
@@ -106,7 +104,6 @@ type ingest struct {
 	share *share
 	tarReader
 
-	digester   *digester      // computes the checksums of files; nil if the workers do
 	recipe     *recipe.Writer // nil for a layer that is not made from a tar
 	recipeFile *objectstore.FileWriter
 	contents   []*inode // files whose content the recipe leaves out, in order
@@ -138,7 +135,6 @@ func (s *Store) begin(ctx context.Context) (_ *ingest, err error) {
 	in.tarReader = tarReader{tree: newTree(s.opts.MaxEntries), store: in.content}
 	in.pub = newPublisher(ctx, txn, s.opts)
 	if s.budget != nil {
-		in.pub.shared = s.budget.content
 		in.tree.reserve = func(need int64) error { return share.grow(in.pub.ctx, need) }
 	}
 	return in, nil
@@ -147,12 +143,33 @@ func (s *Store) begin(ctx context.Context) (_ *ingest, err error) {
 // ownMeta is the metadata of objects that are not files of a layer.
 var ownMeta = objectstore.FileMeta{Mode: unix.S_IFREG | 0o600}
 
-// writeRecipe starts the recipe of the tar read from r.
-func (in *ingest) writeRecipe(r io.Reader) (err error) {
+func (in *ingest) beginRecipe() (err error) {
 	if in.recipeFile, err = in.txn.NewFile(&ownMeta, unix.Timespec{}); err != nil {
 		return err
 	}
-	in.recipe = recipe.NewWriter(r, storeWriter{in.recipeFile})
+	in.recipe = recipe.NewWriter(in.recipeFile)
+	return nil
+}
+
+// record adds bytes of the tar to the recipe.
+func (in *ingest) record(b []byte) error {
+	if err := in.recipe.Record(b); err != nil {
+		return &storeError{err}
+	}
+	return nil
+}
+
+// finishRecipe reads the rest of the tar, while the workers store the last files.
+func (in *ingest) finishRecipe() error {
+	if err := in.pub.flush(); err != nil {
+		return err
+	}
+	if err := in.entries.rest(); err != nil {
+		return err
+	}
+	if err := in.recipe.Finish(); err != nil {
+		return &storeError{err}
+	}
 	return nil
 }
 
@@ -205,15 +222,16 @@ func (in *ingest) restat() error {
 
 // A tarReader puts the entries of a tar into a tree.
 type tarReader struct {
-	tree  *tree
-	store func(n *inode, hdr *tar.Header, r io.Reader) error // gets the content of each file that is not empty
-	stale []*inode                                           // attributes changed after the content was passed to store
+	entries *tarEntries
+	tree    *tree
+	store   func(n *inode, hdr *tar.Header) error // reads the content of each file that is not empty
+	stale   []*inode                              // attributes changed after the content was passed to store
 }
 
-// readTar reads a tar to its end, or until ctx is done.
-func (in *tarReader) readTar(ctx context.Context, tr *tar.Reader) error {
+// readTar reads the entries of the tar, or until ctx is done.
+func (in *tarReader) readTar(ctx context.Context) error {
 	for {
-		hdr, err := tr.Next()
+		hdr, err := in.entries.next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -223,7 +241,7 @@ func (in *tarReader) readTar(ctx context.Context, tr *tar.Reader) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := in.entry(hdr, tr); err != nil {
+		if err := in.entry(hdr); err != nil {
 			var re *readError
 			if errors.As(err, &re) {
 				return invalidTar(re.err)
@@ -253,17 +271,6 @@ func entryError(name string, err error) error {
 	return &EntryError{Name: name, Err: err}
 }
 
-// A storeWriter writes into the store.
-type storeWriter struct{ io.Writer }
-
-func (w storeWriter) Write(p []byte) (int, error) {
-	n, err := w.Writer.Write(p)
-	if err != nil {
-		err = &storeError{err}
-	}
-	return n, err
-}
-
 // invalidTar tells a bad tar from an error of the underlying reader, which keeps its own class.
 func invalidTar(err error) error {
 	var se *storeError
@@ -287,7 +294,7 @@ const (
 )
 
 // entry adds one entry of the tar to the tree, as containerd's applier adds it to a directory.
-func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
+func (in *tarReader) entry(hdr *tar.Header) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -352,36 +359,25 @@ func (in *tarReader) entry(hdr *tar.Header, content io.Reader) error {
 		return err
 	}
 	if n.Size > 0 {
-		return in.store(n, hdr, content)
+		return in.store(n, hdr)
 	}
 	return nil
 }
 
-// content stores the content of a file. A sparse file's content is not in the tar in that form, so the recipe keeps it
-// too, and a worker hashes it.
-func (in *ingest) content(n *inode, hdr *tar.Header, r io.Reader) error {
+// content stores the content of a file. A sparse file's content is not in the tar in that form, so the recipe keeps what
+// is.
+func (in *ingest) content(n *inode, hdr *tar.Header) error {
 	if isSparse(hdr) {
-		return in.pub.file(n, r, nil)
+		return in.pub.sparse(n, in.entries.content())
 	}
-	in.recipe.BeginContent()
-	if err := in.pub.file(n, r, in.digester); err != nil {
+	if err := in.pub.file(n, in.entries); err != nil {
 		return err
 	}
-	in.recipe.EndContent(n.Size)
 	in.contents = append(in.contents, n)
+	if err := in.recipe.Content(n.Size); err != nil {
+		return &storeError{err}
+	}
 	return nil
-}
-
-func isSparse(hdr *tar.Header) bool {
-	if hdr.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for key := range hdr.PAXRecords {
-		if strings.HasPrefix(key, paxSparse) {
-			return true
-		}
-	}
-	return false
 }
 
 // put gives a new inode its name, if it fits.

@@ -58,10 +58,11 @@ func (s *Scanned) Files() iter.Seq[ScannedFile] {
 func Scan(ctx context.Context, r io.Reader, o ScanOptions) (*Scanned, error) {
 	opts := Options{MaxEntries: o.MaxEntries}
 	opts.setDefaults()
-	d := newDigester(r, false)
+	d := newDigester(ctx, r, scanBlocks, false)
 	defer d.Close()
-	in := tarReader{tree: newTree(opts.MaxEntries), store: func(n *inode, _ *tar.Header, r io.Reader) (err error) {
-		source := &sourceReader{r: r}
+	entries := &tarEntries{src: d}
+	in := tarReader{entries: entries, tree: newTree(opts.MaxEntries), store: func(n *inode, _ *tar.Header) (err error) {
+		source := &sourceReader{r: entries.content()}
 		if n.sum, err = o.Content(source, n.Size); source.err != nil {
 			return &readError{source.err}
 		}
@@ -70,7 +71,7 @@ func Scan(ctx context.Context, r io.Reader, o ScanOptions) (*Scanned, error) {
 		}
 		return nil
 	}}
-	if err := in.readTar(ctx, tar.NewReader(d)); err != nil {
+	if err := in.readTar(ctx); err != nil {
 		return nil, fmt.Errorf("scan layer: %w", err)
 	}
 	diffID, size, err := d.Finish()

@@ -30,7 +30,7 @@ const (
 type Options struct {
 	Mtime       Mtime // default: MtimeExact
 	Workers     int   // goroutines that hash and publish files of one layer; default: the number of processors
-	MaxInFlight int64 // bytes of file content in memory for one layer; default: 64 MiB
+	MaxInFlight int64 // bytes of a tar in memory for one layer, between its decompressor and the disk; default: 4 MiB, least: 2 MiB
 	TotalMemory int64 // bytes of memory for all layers being imported together; default: no limit
 	MaxEntries  int   // entries of a layer, with 128 bytes of names, targets and attributes each on average; default: 1 Mi
 	MaxLinks    int   // hard links made to one object; default: the file system's limit
@@ -57,7 +57,10 @@ func (o *Options) setDefaults() {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
 	if o.MaxInFlight <= 0 {
-		o.MaxInFlight = 64 << 20
+		o.MaxInFlight = 4 << 20
+	}
+	if o.TotalMemory > 0 {
+		o.MaxInFlight = min(o.MaxInFlight, o.TotalMemory/8)
 	}
 	if o.maxObjects <= 0 {
 		o.maxObjects = maxObjects
@@ -66,6 +69,9 @@ func (o *Options) setDefaults() {
 		o.MaxEntries = 1 << 20
 	}
 }
+
+// blocks returns the number of blocks of a tar that may be in memory.
+func (o *Options) blocks() int { return max(int(o.MaxInFlight/blockSize), minBlocks) }
 
 // A Store holds layers. Its methods are safe for concurrent use, also by several processes.
 type Store struct {
@@ -95,7 +101,7 @@ func Open(root *atfs.Dir, repo *objectstore.Repo, opts Options) (_ *Store, err e
 		return nil, fmt.Errorf("open layer store: mtime %q is neither %q nor %q", opts.Mtime, MtimeExact, MtimeCanonical)
 	}
 	s := &Store{
-		repo: repo, opts: opts, budget: newBudget(opts.TotalMemory),
+		repo: repo, opts: opts, budget: newBudget(opts.TotalMemory, int64(opts.blocks())*blockSize),
 		checkouts: make(map[string]*checkoutCall), whiteouts: make(map[objectstore.Checksum]bool),
 		stuck: make(map[objectstore.ObjectName]struct{}),
 	}

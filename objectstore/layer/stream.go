@@ -1,9 +1,11 @@
 package layer
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -13,22 +15,58 @@ import (
 )
 
 const (
-	blockSize  = 256 << 10
-	blockCount = 12 // in all of a digester's stages: 3 MiB
+	blockSize = 256 << 10 // a multiple of that of a tar's blocks
+
+	// minBlocks is the least number of blocks of a digester: a file in memory holds fileBlocks of them, while others are
+	// read, filled and hashed.
+	minBlocks = fileBlocks + 3
+	// scanBlocks is the number of blocks of a digester whose blocks nobody holds.
+	scanBlocks = 12
 
 	maxEmptyReads = 100 // in a row, as in bufio
 )
 
+// A block is a part of a tar, whose last user puts it back into the pool.
 type block struct {
-	buf []byte
-	n   int
-	err error // error of the source after these bytes
+	buf  [blockSize]byte
+	n    int
+	err  error // error of the source after these bytes
+	d    *digester
+	uses atomic.Int32
+}
+
+// blocks is shared by all imports.
+var blocks = sync.Pool{New: func() any { return new(block) }}
+
+func (d *digester) newBlock() *block {
+	b, ok := blocks.Get().(*block)
+	if !ok {
+		panic("layer: foreign value in the pool of blocks")
+	}
+	b.n, b.err, b.d = 0, nil, d
+	b.uses.Store(1)
+	return b
+}
+
+// hold adds a user of the block.
+func (b *block) hold() *block {
+	b.uses.Add(1)
+	return b
+}
+
+// release ends one use of the block.
+func (b *block) release() {
+	if b.uses.Add(-1) == 0 {
+		d := b.d
+		b.d = nil
+		blocks.Put(b)
+		d.room <- struct{}{} // never blocks: a token for each block
+	}
 }
 
 // fill reads until the block is full or the source has ended. io.ReadFull will not do: it returns io.ErrUnexpectedEOF
 // for a source that ends inside the block, and a decompressor returns the same for a truncated blob.
 func (b *block) fill(src io.Reader) {
-	b.n, b.err = 0, nil
 	for empty := 0; b.n < len(b.buf) && b.err == nil; {
 		var n int
 		n, b.err = src.Read(b.buf[b.n:])
@@ -41,42 +79,48 @@ func (b *block) fill(src io.Reader) {
 	}
 }
 
-// A digester is an io.Reader over a source that computes the digest of everything read. Goroutines read the source, use
-// the bytes and hash them, so that decompressing, unpacking and hashing overlap; blocks circulate between them and are
-// never copied.
+// A digester reads a source block by block and computes the digest of everything. Goroutines read the source, use the
+// bytes and hash them, so that decompressing, unpacking and hashing overlap; blocks pass between them and are never
+// copied. All blocks but the last are full.
 //
 // A digester can compute the checksums of files as well, whose content is part of what is read. Then whoever reads also
 // hashes, both sums in one pass.
 type digester struct {
-	full, used, free chan *block
-	cur              *block
-	off              int
-	size             int64
-	sum              *sha256x2.Hash
-	hashErr          error // of the goroutine that hashes; read after wg
-	files            bool  // there is no such goroutine: Read hashes
-	file             *sha256x2.Hash
-	inFile           bool // what is read now is content of a file
-	stop             chan struct{}
-	wg               sync.WaitGroup
-	once             sync.Once
-	err              error
+	ctx        context.Context //nolint:containedctx // of one import
+	full, used chan *block
+	room       chan struct{} // a token for each block that may be filled
+	cur        *block
+	off        int // of the next byte to read in cur
+	hashed     int // bytes of cur that are in the sums, if this goroutine hashes
+	size       int64
+	sum        *sha256x2.Hash
+	hashErr    error // of the goroutine that hashes; read after wg
+	files      bool  // there is no such goroutine: the reader hashes
+	file       *sha256x2.Hash
+	header     []byte // of the file, before its content
+	inFile     bool   // what is read now is content of a file
+	stop       chan struct{}
+	wg         sync.WaitGroup
+	once       sync.Once
+	err        error
 }
 
-// newDigester starts reading src. Finish or Close must be called. With files, beginFile can be called.
-func newDigester(src io.Reader, files bool) *digester {
+// newDigester starts reading src, in at most count blocks at once. Finish or Close must be called. When ctx ends, reading
+// returns its cause as a storeError: those who hold blocks may have stopped. With files, beginFile can be called.
+func newDigester(ctx context.Context, src io.Reader, count int, files bool) *digester {
 	d := &digester{
-		full: make(chan *block, blockCount),
-		used: make(chan *block, blockCount),
-		free: make(chan *block, blockCount),
+		ctx:  ctx,
+		full: make(chan *block, count),
+		used: make(chan *block, count),
+		room: make(chan struct{}, count),
 		sum:  sha256x2.New(),
 		stop: make(chan struct{}),
 	}
 	if files {
 		d.files, d.file = true, sha256x2.New()
 	}
-	for range blockCount {
-		d.free <- &block{buf: make([]byte, blockSize)}
+	for range count {
+		d.room <- struct{}{}
 	}
 	d.wg.Go(func() { d.fill(src) })
 	if !files {
@@ -88,21 +132,17 @@ func newDigester(src io.Reader, files bool) *digester {
 func (d *digester) fill(src io.Reader) {
 	defer close(d.full)
 	for {
-		var b *block
 		select {
-		case b = <-d.free:
+		case <-d.room:
 		case <-d.stop:
 			return
 		}
+		b := d.newBlock()
 		if err := panics.Call(func() error { b.fill(src); return nil }); err != nil {
 			b.n, b.err = 0, err
 		}
 		last := b.err != nil
-		select {
-		case d.full <- b:
-		case <-d.stop:
-			return
-		}
+		d.full <- b // never blocks
 		if last {
 			return
 		}
@@ -114,57 +154,79 @@ func (d *digester) hash() {
 		if d.hashErr == nil {
 			d.hashErr = panics.Call(func() error { _, err := d.sum.Write(b.buf[:b.n]); return err })
 		}
-		d.free <- b // never blocks: only blockCount blocks exist
+		b.release()
 	}
 }
 
-// Read implements io.Reader. Only one goroutine may call it.
-func (d *digester) Read(p []byte) (int, error) {
+// peek returns the next bytes, at most n and all of one block, without reading them. It returns none only with an error.
+func (d *digester) peek(n int64) ([]byte, error) {
 	for d.cur == nil || d.off == d.cur.n {
 		if d.err != nil {
-			return 0, d.err
+			return nil, d.err
 		}
 		if err := d.next(); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	n := copy(p, d.cur.buf[d.off:d.cur.n])
-	d.off += n
-	switch {
-	case d.inFile:
-		sha256x2.WriteBoth(d.sum, d.file, p[:n])
-	case d.files:
-		_, _ = d.sum.Write(p[:n])
-	}
-	return n, nil
+	return d.cur.buf[d.off : d.off+int(min(n, int64(d.cur.n-d.off)))], nil
+}
+
+// take is peek that reads the bytes. They are valid as long as the caller holds the block, which is current until the
+// next call.
+func (d *digester) take(n int64) ([]byte, error) {
+	p, err := d.peek(n)
+	d.off += len(p)
+	return p, err
+}
+
+// Read implements io.Reader. Only one goroutine may read.
+func (d *digester) Read(p []byte) (int, error) {
+	b, err := d.take(int64(len(p)))
+	return copy(p, b), err
 }
 
 // beginFile makes the digester compute the checksum of a file, whose content is what is read until endFile.
-func (d *digester) beginFile(m *objectstore.FileMeta) error {
-	header, err := m.Header()
-	if err != nil {
+func (d *digester) beginFile(m *objectstore.FileMeta) (err error) {
+	d.catchUp()
+	if d.header, err = m.AppendHeader(d.header[:0]); err != nil {
 		return err
 	}
 	d.file.Reset()
-	_, _ = d.file.Write(header)
+	_, _ = d.file.Write(d.header)
 	d.inFile = true
 	return nil
 }
 
 // endFile returns the checksum of the file.
 func (d *digester) endFile() (sum objectstore.Checksum) {
+	d.catchUp()
 	d.inFile = false
 	d.file.Sum(sum[:0])
 	return sum
+}
+
+// catchUp hashes what was read of the current block.
+func (d *digester) catchUp() {
+	if d.cur == nil || !d.files {
+		return
+	}
+	p := d.cur.buf[d.hashed:d.off]
+	d.hashed = d.off
+	if d.inFile {
+		sha256x2.WriteBoth(d.sum, d.file, p)
+	} else {
+		_, _ = d.sum.Write(p)
+	}
 }
 
 // next passes the current block on to be hashed and takes another.
 func (d *digester) next() error {
 	if d.cur != nil {
 		d.err = d.cur.err
+		d.off = d.cur.n
+		d.catchUp()
 		if d.files {
-			_, _ = d.sum.Write(d.cur.buf[d.off:d.cur.n])
-			d.free <- d.cur
+			d.cur.release()
 		} else {
 			d.used <- d.cur
 		}
@@ -173,14 +235,19 @@ func (d *digester) next() error {
 			return d.err
 		}
 	}
-	b, ok := <-d.full
-	if !ok {
-		d.err = io.ErrUnexpectedEOF
+	select {
+	case b, ok := <-d.full:
+		if !ok {
+			d.err = io.ErrUnexpectedEOF
+			return d.err
+		}
+		d.cur, d.off, d.hashed = b, 0, 0
+		d.size += int64(b.n)
+		return nil
+	case <-d.ctx.Done():
+		d.err = &storeError{context.Cause(d.ctx)}
 		return d.err
 	}
-	d.cur, d.off = b, 0
-	d.size += int64(b.n)
-	return nil
 }
 
 // Finish reads the rest of the source and returns digest and size of everything read. It returns errors of the source

@@ -59,7 +59,7 @@ func TestDigester(t *testing.T) {
 	} {
 		for _, files := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, files=%v", tt.name, files), func(t *testing.T) {
-				d := newDigester(tt.src(), files)
+				d := newDigester(t.Context(), tt.src(), scanBlocks, files)
 				defer d.Close()
 				got := make([]byte, tt.read)
 				n, err := io.ReadFull(d, got)
@@ -90,7 +90,7 @@ func TestDigesterRandom(t *testing.T) {
 	for seed := range uint64(50) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
 		data := randomBytes(rnd.IntN(4*blockSize), seed)
-		d := newDigester(&pieces{rnd: rand.New(rand.NewPCG(seed, 8)), data: data}, seed%2 == 0)
+		d := newDigester(t.Context(), &pieces{rnd: rand.New(rand.NewPCG(seed, 8)), data: data}, scanBlocks, seed%2 == 0)
 		var got []byte
 		for len(got) < len(data) && rnd.IntN(50) > 0 {
 			p := make([]byte, rnd.IntN(blockSize))
@@ -151,10 +151,10 @@ func (r *pieces) Read(p []byte) (int, error) {
 
 // TestDigesterClose drops digesters at different times. No goroutine is left: synctest reports each that would wait for ever.
 func TestDigesterClose(t *testing.T) {
-	data := randomBytes(2*blockCount*blockSize, 3) // more than all blocks hold
+	data := randomBytes(2*scanBlocks*blockSize, 3) // more than all blocks hold
 	for i, read := range []int{0, 1, blockSize, 5 * blockSize, len(data), 0, 1, blockSize, 5 * blockSize, len(data)} {
 		synctest.Test(t, func(t *testing.T) {
-			d := newDigester(bytes.NewReader(data), i < 5)
+			d := newDigester(t.Context(), bytes.NewReader(data), scanBlocks, i < 5)
 			if _, err := io.CopyN(io.Discard, d, int64(read)); err != nil {
 				t.Fatal(err)
 			}

@@ -95,7 +95,7 @@ type tree struct {
 	entries int
 	text    int
 	limit   int
-	reserve func(need int64) error // called when the import needs more memory; may be nil
+	reserve func(need int64) error // called when the tree needs more memory; may be nil
 }
 
 const (
@@ -290,7 +290,7 @@ func (t *tree) charge(text int) error {
 	if t.reserve == nil {
 		return nil
 	}
-	return t.reserve(memoryPerImport + memoryPerEntry*int64(t.entries) + memoryPerText*int64(t.text))
+	return t.reserve(memoryPerEntry*int64(t.entries) + memoryPerText*int64(t.text))
 }
 
 // put gives n the name base in dir. It replaces an existing file, except that a directory put over a directory keeps

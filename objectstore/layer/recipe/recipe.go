@@ -22,6 +22,7 @@ import (
 	"io"
 	"iter"
 	"math"
+	"math/bits"
 )
 
 const magic = "ostree-snapshotter tar 1\n"
@@ -38,54 +39,44 @@ const (
 const (
 	blockSize = 512
 
-	// bufferSize is the size of writes of a tar, and of reads if no one else reads it.
+	// bufferSize is the size of writes of a tar.
 	bufferSize = 256 << 10
 
 	// minZeros is the number of zero bytes that ends a run of others: fewer are cheaper within the run.
 	minZeros = 3
 )
 
-// A Writer is an io.Reader over a tar that records everything read from it, except the content of files.
+// A Writer makes the recipe of a tar, all of which it is told from the beginning to the end.
 type Writer struct {
-	src io.Reader
 	dst io.Writer
 	buf []byte // encoded but not written yet
 	err error  // of dst
 
-	offset  int64             // in the tar
-	block   [blockSize]byte   // being read; its bytes are at their place on the grid
-	first   int               // where in it the last operation ended
-	history [][blockSize]byte // the last whole blocks, the latest first
-	written int64             // bytes of the recipe
-
-	content bool // the content of a file is being read
+	offset  int64           // in the tar
+	block   [blockSize]byte // incomplete; its bytes are at their place on the grid
+	first   int             // where in it the last operation ended
+	history history
+	written int64 // bytes of the recipe
 }
 
 // flushSize is the size of writes of a recipe.
 const flushSize = 64 << 10
 
-// NewWriter returns a Writer of the recipe of src to dst. Errors of dst are returned unchanged.
-func NewWriter(src io.Reader, dst io.Writer) *Writer {
-	return &Writer{src: src, dst: dst, buf: []byte(magic)}
+// NewWriter returns a Writer of a recipe to dst. Errors of dst are returned unchanged.
+func NewWriter(dst io.Writer) *Writer {
+	return &Writer{dst: dst, buf: []byte(magic)}
 }
 
-// Read implements io.Reader.
-func (w *Writer) Read(p []byte) (int, error) {
-	n, err := w.src.Read(p)
-	if w.content {
-		w.offset += int64(n)
-	} else {
-		w.record(p[:n])
-	}
-	if w.err != nil {
-		return 0, w.err
-	}
-	return n, err
-}
-
-func (w *Writer) record(p []byte) {
+// Record adds the next bytes of the tar to the recipe.
+func (w *Writer) Record(p []byte) error {
 	for len(p) > 0 {
 		at := int(w.offset % blockSize)
+		if at == 0 && len(p) >= blockSize {
+			w.offset += blockSize
+			w.whole((*[blockSize]byte)(p))
+			p = p[blockSize:]
+			continue
+		}
 		n := copy(w.block[at:], p)
 		p = p[n:]
 		w.offset += int64(n)
@@ -93,40 +84,75 @@ func (w *Writer) record(p []byte) {
 			w.endBlock(blockSize)
 		}
 	}
+	return w.err
+}
+
+// Content leaves out the next size bytes of the tar, which are the content of a file.
+func (w *Writer) Content(size int64) error {
+	w.endShort()
+	w.buf = append(w.buf, opContent)
+	w.buf = binary.AppendUvarint(w.buf, uint64(size))
+	w.offset += size
+	w.first = int(w.offset % blockSize)
+	return w.err
 }
 
 // endBlock encodes the block, which ends at a place on the grid.
 func (w *Writer) endBlock(end int) {
+	if end-w.first == blockSize {
+		w.whole(&w.block)
+		return
+	}
 	b := w.block[w.first:end]
 	if end < blockSize {
 		w.buf = append(w.buf, opShort)
 		w.buf = binary.AppendUvarint(w.buf, uint64(len(b)))
 	}
-	predictor := 0
-	if len(b) == blockSize {
-		predictor = w.predict()
-	}
-	w.buf = append(w.buf, byte(predictor))
-	if predictor > 0 {
-		diff := w.block
-		xor(&diff, &w.history[predictor-1])
-		w.buf = appendRuns(w.buf, diff[:])
-	} else {
-		w.buf = appendRuns(w.buf, b)
-	}
-	if len(b) == blockSize {
-		w.history = remember(w.history, &w.block)
-	}
+	w.buf = append(w.buf, 0)
+	w.buf = appendRuns(w.buf, b)
 	w.first = end % blockSize
 	w.flush(flushSize)
 }
 
+// whole encodes a block that is whole.
+func (w *Writer) whole(b *[blockSize]byte) {
+	predictor := w.history.predict(b)
+	w.buf = append(w.buf, byte(predictor))
+	if predictor > 0 {
+		diff := *b
+		xor(&diff, w.history.at(predictor))
+		w.buf = appendRuns(w.buf, diff[:])
+	} else {
+		w.buf = appendRuns(w.buf, b[:])
+	}
+	w.history.add(b)
+	w.first = 0
+	w.flush(flushSize)
+}
+
+// A history holds the last whole blocks.
+type history struct {
+	blocks [maxPredictor][blockSize]byte // a ring
+	count  int                           // of all blocks so far
+}
+
+// at returns the block that is as many blocks back, which must not be more than there are.
+func (h *history) at(back int) *[blockSize]byte { return &h.blocks[(h.count-back)%maxPredictor] }
+
+// len returns the number of blocks that can be predictors.
+func (h *history) len() int { return min(h.count, maxPredictor) }
+
+func (h *history) add(b *[blockSize]byte) {
+	h.blocks[h.count%maxPredictor] = *b
+	h.count++
+}
+
 // predict returns the earlier block most like this one, as the lowest operation number among equals.
-func (w *Writer) predict() int {
-	best, least := 0, differences(&w.block, &zeroBlock)
-	for i := range w.history {
-		if n := differences(&w.block, &w.history[i]); n < least {
-			best, least = i+1, n
+func (h *history) predict(b *[blockSize]byte) int {
+	best, least := 0, differences(b, &zeroBlock, blockSize)
+	for back := 1; back <= h.len(); back++ {
+		if n := differences(b, h.at(back), least); n < least {
+			best, least = back, n
 		}
 	}
 	return best
@@ -134,30 +160,23 @@ func (w *Writer) predict() int {
 
 var zeroBlock [blockSize]byte
 
-// differences counts the 8-byte words that differ.
-func differences(a, b *[blockSize]byte) (n int) {
-	for i := 0; i < blockSize; i += 8 {
-		if binary.NativeEndian.Uint64(a[i:]) != binary.NativeEndian.Uint64(b[i:]) {
-			n++
+// differences counts the 8-byte words that differ, up to about most.
+func differences(a, b *[blockSize]byte, most int) (n int) {
+	const step = 64
+	for i := 0; i < blockSize && n < most; i += step {
+		for j := i; j < i+step; j += 8 {
+			if binary.NativeEndian.Uint64(a[j:]) != binary.NativeEndian.Uint64(b[j:]) {
+				n++
+			}
 		}
 	}
 	return n
 }
 
 func xor(a, b *[blockSize]byte) {
-	for i := range a {
-		a[i] ^= b[i]
+	for i := 0; i < blockSize; i += 8 {
+		binary.NativeEndian.PutUint64(a[i:], binary.NativeEndian.Uint64(a[i:])^binary.NativeEndian.Uint64(b[i:]))
 	}
-}
-
-// remember puts a block at the front of a history.
-func remember(history [][blockSize]byte, b *[blockSize]byte) [][blockSize]byte {
-	if len(history) < maxPredictor {
-		history = append(history, [blockSize]byte{})
-	}
-	copy(history[1:], history)
-	history[0] = *b
-	return history
 }
 
 // appendRuns encodes mostly-zero bytes.
@@ -185,12 +204,16 @@ func appendRuns(dst, b []byte) []byte {
 
 // zerosOf counts the leading zero bytes of b.
 func zerosOf(b []byte) int {
-	for i, c := range b {
-		if c != 0 {
-			return i
+	i := 0
+	for ; i+8 <= len(b); i += 8 {
+		if w := binary.LittleEndian.Uint64(b[i:]); w != 0 {
+			return i + bits.TrailingZeros64(w)/8
 		}
 	}
-	return len(b)
+	for i < len(b) && b[i] == 0 {
+		i++
+	}
+	return i
 }
 
 // flush writes the encoded bytes if there are at least that many.
@@ -204,20 +227,6 @@ func (w *Writer) flush(least int) {
 	w.buf = w.buf[:0]
 }
 
-// BeginContent begins the content of a file, which the recipe leaves out.
-func (w *Writer) BeginContent() {
-	w.endShort()
-	w.content = true
-}
-
-// EndContent ends the content of a file, of which size bytes were read.
-func (w *Writer) EndContent(size int64) {
-	w.content = false
-	w.buf = append(w.buf, opContent)
-	w.buf = binary.AppendUvarint(w.buf, uint64(size))
-	w.first = int(w.offset % blockSize)
-}
-
 // endShort encodes the bytes of an incomplete block.
 func (w *Writer) endShort() {
 	if at := int(w.offset % blockSize); at > w.first {
@@ -225,12 +234,8 @@ func (w *Writer) endShort() {
 	}
 }
 
-// Finish reads the rest of src. The recipe then lacks only its table.
+// Finish is called at the end of the tar. The recipe then lacks only its table.
 func (w *Writer) Finish() error {
-	buf := make([]byte, bufferSize)
-	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{w}, buf); err != nil {
-		return err
-	}
 	w.endShort()
 	w.buf = append(w.buf, opEnd)
 	w.flush(0)
@@ -287,7 +292,7 @@ type cooking struct {
 	content    func(index int, size int64, w io.Writer) error
 
 	offset  int64
-	history [][blockSize]byte
+	history history
 }
 
 func (c *cooking) run() error {
@@ -372,7 +377,7 @@ func (c *cooking) file() error {
 
 // block writes a block of n bytes.
 func (c *cooking) block(predictor byte, n int) error {
-	if int(predictor) > len(c.history) || predictor > 0 && n < blockSize {
+	if int(predictor) > c.history.len() || predictor > 0 && n < blockSize {
 		return ErrMalformed
 	}
 	var buf [blockSize]byte
@@ -381,10 +386,10 @@ func (c *cooking) block(predictor byte, n int) error {
 		return err
 	}
 	if predictor > 0 {
-		xor(&buf, &c.history[predictor-1])
+		xor(&buf, c.history.at(int(predictor)))
 	}
 	if n == blockSize {
-		c.history = remember(c.history, &buf)
+		c.history.add(&buf)
 	}
 	c.offset += int64(n)
 	_, err := c.w.Write(b)

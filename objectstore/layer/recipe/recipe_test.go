@@ -17,21 +17,18 @@ import (
 func makeRecipe(t testing.TB, stream []byte, pieces []int) (recipe []byte, contents [][]byte) {
 	t.Helper()
 	var out bytes.Buffer
-	w := NewWriter(bytes.NewReader(stream), &out)
-	for off, i := 0, 0; i < len(pieces); i++ {
-		size := max(pieces[i], -pieces[i])
-		content := pieces[i] < 0
-		if content {
-			w.BeginContent()
+	w := NewWriter(&out)
+	for _, size := range pieces {
+		if size < 0 {
+			contents = append(contents, stream[:-size])
+			testenv.Must(t, w.Content(int64(-size)))
+			stream = stream[-size:]
+			continue
 		}
-		_, err := io.CopyN(io.Discard, w, int64(size))
-		testenv.Must(t, err)
-		if content {
-			contents = append(contents, stream[off:off+size])
-			w.EndContent(int64(size))
-		}
-		off += size
+		testenv.Must(t, w.Record(stream[:size]))
+		stream = stream[size:]
 	}
+	testenv.Must(t, w.Record(stream))
 	testenv.Must(t, w.Finish())
 	testenv.Must(t, w.WriteTable(func(yield func(int) bool) {
 		for i := range contents {
