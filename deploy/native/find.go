@@ -8,17 +8,12 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/native/format"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 )
 
 // ErrInvalid marks errors in the ostree commit of an image.
 var ErrInvalid = errors.New("ostree commit in the image is invalid")
-
-// Labels of an image's configuration.
-const (
-	labelCommit = "ostree.commit"
-	labelFinal  = "ostree.final-diffid"
-)
 
 // A Place is where an image has an ostree commit.
 type Place struct {
@@ -43,8 +38,8 @@ func Find(config []byte) (*Place, error) {
 	if err := json.Unmarshal(config, &c); err != nil {
 		return nil, fmt.Errorf("%w: parse configuration: %w", ErrInvalid, err)
 	}
-	text, hasCommit := c.Config.Labels[labelCommit]
-	final, marked := c.Config.Labels[labelFinal]
+	text, hasCommit := c.Config.Labels[format.LabelCommit]
+	final, marked := c.Config.Labels[format.LabelFinal]
 	if !hasCommit && !marked || len(c.RootFS.DiffIDs) == 0 {
 		return nil, nil
 	}
@@ -53,7 +48,7 @@ func Find(config []byte) (*Place, error) {
 		if !marked {
 			return nil, nil // an ordinary image may have any label
 		}
-		return nil, fmt.Errorf("%w: label %s=%.100q is not a checksum", ErrInvalid, labelCommit, text)
+		return nil, fmt.Errorf("%w: label %s=%.100q is not a checksum", ErrInvalid, format.LabelCommit, text)
 	}
 	if !marked {
 		return &Place{Commit: commit, DiffIDs: c.RootFS.DiffIDs[:1], Unmarked: true}, nil
@@ -61,9 +56,9 @@ func Find(config []byte) (*Place, error) {
 	i := slices.Index(c.RootFS.DiffIDs, digest.Digest(final))
 	switch {
 	case i < 0:
-		return nil, fmt.Errorf("%w: label %s names layer %.100q, which the image does not have", ErrInvalid, labelFinal, final)
+		return nil, fmt.Errorf("%w: label %s names layer %.100q, which the image does not have", ErrInvalid, format.LabelFinal, final)
 	case slices.Contains(c.RootFS.DiffIDs[i+1:], digest.Digest(final)):
-		return nil, fmt.Errorf("%w: label %s names layer %s, which the image has twice", ErrInvalid, labelFinal, final)
+		return nil, fmt.Errorf("%w: label %s names layer %s, which the image has twice", ErrInvalid, format.LabelFinal, final)
 	}
 	return &Place{Commit: commit, DiffIDs: c.RootFS.DiffIDs[:i+1]}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/native/format"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
@@ -60,7 +61,7 @@ func (t *Tree) showRepo(shown *composefs.Inode) {
 	if from == nil {
 		return
 	}
-	if dir := lookup(shown, repoDir+"/"+objectsDir); dir != nil {
+	if dir := lookup(shown, format.RepoDir+"/"+format.ObjectsDir); dir != nil {
 		t.linkObjects(dir)
 	}
 	to := child(t.Root, "sysroot")

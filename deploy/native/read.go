@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/native/format"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/keyfile"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
@@ -26,19 +27,6 @@ const (
 	maxPath  = 4095 // PATH_MAX without the NUL
 	maxDepth = maxPath / len("a/")
 )
-
-// repoMode is the mode of the repository in an image.
-const repoMode = "bare-split-xattrs"
-
-// emptyTree is the dirtree of an empty directory. Builders leave out everything below /sysroot, and so this one where
-// no other directory is empty.
-var emptyTree = func() objectstore.ObjectName {
-	data, err := (&objectstore.DirTree{}).Marshal()
-	if err != nil {
-		panic(err)
-	}
-	return objectstore.ObjectName{Type: objectstore.TypeDirTree, Checksum: sha256.Sum256(data)}
-}()
 
 // A Base is the verified commit of an image. Of its content objects, those are not verified yet whose extended attributes
 // differ from the layer's.
@@ -165,7 +153,7 @@ type extent struct {
 
 func (r *reader) read() error {
 	if r.Sum != r.place.Commit {
-		return r.place.layerError(0, fmt.Errorf("its commit is %s, the label %s names %s", r.Sum, labelCommit, r.place.Commit))
+		return r.place.layerError(0, fmt.Errorf("its commit is %s, the label %s names %s", r.Sum, format.LabelCommit, r.place.Commit))
 	}
 	if err := r.checkConfig(); err != nil {
 		return err
@@ -194,10 +182,10 @@ func (r *reader) checkConfig() error {
 		if r.place.Unmarked {
 			return nil
 		}
-		return r.place.layerError(0, fmt.Errorf("/%s has no %s", repoDir, configName))
+		return r.place.layerError(0, fmt.Errorf("/%s has no %s", format.RepoDir, format.ConfigName))
 	}
 	if r.found.config.Size > maxConfig {
-		return r.place.layerError(0, fmt.Errorf("/%s/%s has %d bytes, at most %d are allowed", repoDir, configName, r.found.config.Size, maxConfig))
+		return r.place.layerError(0, fmt.Errorf("/%s/%s has %d bytes, at most %d are allowed", format.RepoDir, format.ConfigName, r.found.config.Size, maxConfig))
 	}
 	data, err := r.content(r.found.config)
 	if err != nil {
@@ -205,10 +193,10 @@ func (r *reader) checkConfig() error {
 	}
 	f, err := keyfile.Parse(data)
 	if err != nil {
-		return r.place.layerError(0, fmt.Errorf("/%s/%s: %w", repoDir, configName, err))
+		return r.place.layerError(0, fmt.Errorf("/%s/%s: %w", format.RepoDir, format.ConfigName, err))
 	}
-	if mode, _ := f.Get("core", "mode"); strings.TrimSpace(mode) != repoMode {
-		return r.place.layerError(0, fmt.Errorf("/%s has mode %.50q, not %s", repoDir, mode, repoMode))
+	if mode, _ := f.Get("core", "mode"); strings.TrimSpace(mode) != format.RepoMode {
+		return r.place.layerError(0, fmt.Errorf("/%s has mode %.50q, not %s", format.RepoDir, mode, format.RepoMode))
 	}
 	return nil
 }
@@ -231,7 +219,7 @@ func (r *reader) object(name objectstore.ObjectName) ([]byte, error) {
 		return nil, context.Cause(r.ctx)
 	}
 	n := r.found.metadata[name]
-	if n == nil && name == emptyTree {
+	if n == nil && name == format.EmptyTree {
 		return (&objectstore.DirTree{}).Marshal()
 	}
 	if n == nil {

@@ -9,24 +9,18 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/native/format"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/composefs"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore/layer"
 )
 
-// Limits of single files in layers, in bytes. Importers of ostree-native images have the same for the first two.
-const (
-	maxMetadata = 10 << 20
-	maxXattrs   = 1 << 20
-	maxConfig   = 64 << 10
-)
+// maxConfig is the size of the largest configuration of a repository.
+const maxConfig = 64 << 10
 
-// The repository in a layer, and the parts of names in it.
+// Parts of names of objects.
 const (
-	repoDir    = "sysroot/ostree/repo"
-	configName = "config"
-	objectsDir = "objects"
-	fileExt    = ".file"
+	fileExt = ".file"
 	// xattrsExtV0 follows the name of a file's object in the first version of the format.
 	xattrsExtV0 = ".xattrs"
 )
@@ -63,7 +57,7 @@ type content struct {
 
 // HasCommit reports whether a layer has an object with the name of a commit.
 func HasCommit(root *composefs.Inode, sum objectstore.Checksum) bool {
-	return lookup(root, repoDir+"/"+objectsDir+"/"+objectstore.LoosePath(sum, objectstore.TypeCommit)) != nil
+	return lookup(root, format.ObjectPath(sum, objectstore.TypeCommit)) != nil
 }
 
 // lookup returns the file at a path, or nil. It follows no symbolic links.
@@ -92,19 +86,19 @@ func scan(layers []*composefs.Inode) (_ *objects, layer int, err error) {
 		files:    make(map[objectstore.Checksum]*content),
 	}
 	for i, root := range layers {
-		repo := lookup(root, repoDir)
+		repo := lookup(root, format.RepoDir)
 		if repo == nil {
 			continue
 		}
-		if c := child(repo, configName); c != nil && o.config == nil {
+		if c := child(repo, format.ConfigName); c != nil && o.config == nil {
 			o.config = c
 		}
-		if err := o.scanLayer(i, child(repo, objectsDir)); err != nil {
+		if err := o.scanLayer(i, child(repo, format.ObjectsDir)); err != nil {
 			return nil, i, err
 		}
 	}
 	if o.commit.IsZero() {
-		return nil, 0, fmt.Errorf("it has no commit in /%s", repoDir)
+		return nil, 0, fmt.Errorf("it has no commit in /%s", format.RepoDir)
 	}
 	return o, 0, nil
 }
@@ -122,7 +116,7 @@ func (o *objects) scanLayer(layer int, dir *composefs.Inode) error {
 				err = o.add(layer, found, name, e.Inode)
 			}
 			if err != nil {
-				return fmt.Errorf("/%s/%s/%.20s/%.200s: %w", repoDir, objectsDir, sub.Name, e.Name, err)
+				return fmt.Errorf("/%s/%s/%.20s/%.200s: %w", format.RepoDir, format.ObjectsDir, sub.Name, e.Name, err)
 			}
 		}
 	}
@@ -170,8 +164,8 @@ func (o *objects) add(at int, found map[objectstore.Checksum]*content, name obje
 	case objectstore.TypeFile:
 		of(name.Checksum).file = n
 	case objectstore.TypeFileXattrsLink:
-		if n.Size > maxXattrs {
-			return fmt.Errorf("extended attributes of %d bytes, at most %d are allowed", n.Size, maxXattrs)
+		if n.Size > format.MaxXattrs {
+			return fmt.Errorf("extended attributes of %d bytes, at most %d are allowed", n.Size, format.MaxXattrs)
 		}
 		of(name.Checksum).xattrs = n
 	case objectstore.TypeFileXattrs: // files for links to them
@@ -187,8 +181,8 @@ func (o *objects) addMetadata(layer int, name objectstore.ObjectName, n *compose
 	switch {
 	case layer > 0:
 		return errors.New("metadata in a layer above the lowest")
-	case n.Size > maxMetadata:
-		return fmt.Errorf("metadata of %d bytes, at most %d are allowed", n.Size, maxMetadata)
+	case n.Size > format.MaxMetadata:
+		return fmt.Errorf("metadata of %d bytes, at most %d are allowed", n.Size, format.MaxMetadata)
 	case name.Type == objectstore.TypeCommit && !o.commit.IsZero():
 		return fmt.Errorf("second commit beside %s", o.commit)
 	case name.Type == objectstore.TypeCommit:
