@@ -26,37 +26,45 @@ func (r *Reader) decode() error {
 	if r.srcErr != nil {
 		lastIn = r.end + 8 // zeros, up to the end of any symbol
 	}
+	// Only the lowest six bits of n count: an entry is subtracted as a whole, and what it has above them is noise. The entry
+	// of the next symbol is loaded before what came before it is copied.
 	var (
-		in   = &r.in
-		out  = &r.out
-		bits = r.bits
-		n    = r.n
-		pos  = r.pos
-		o    = r.write
+		in    = &r.in
+		out   = &r.out
+		bits  = r.bits
+		n     = r.n
+		pos   = r.pos
+		o     = r.write
+		start = r.start
 	)
 	ended, valid := false, true
+	bits |= loadIn(in, pos) << (n & 63)
+	pos += int(^n & 63 >> 3)
+	n |= 56
+	e := r.lit[bits&(1<<litBits-1)]
 	for pos <= lastIn && o < outLimit {
-		bits |= loadIn(in, pos) << (n & 63)
-		pos += int((63 - n) >> 3)
-		n |= 56
-		e := r.lit[bits&(1<<litBits-1)]
+		// There are 56 bits at least, and e is the entry for the first of them.
 		if e&literal != 0 {
 			bits >>= e & takesMask
-			n -= uint(e & takesMask)
+			n -= uint(e)
 			out[o&outMask] = byte(e >> valueShift)
 			o++
 			e = r.lit[bits&(1<<litBits-1)]
 			if e&literal != 0 {
 				bits >>= e & takesMask
-				n -= uint(e & takesMask)
+				n -= uint(e)
 				out[o&outMask] = byte(e >> valueShift)
 				o++
 				e = r.lit[bits&(1<<litBits-1)]
 				if e&literal != 0 {
 					bits >>= e & takesMask
-					n -= uint(e & takesMask)
+					n -= uint(e)
 					out[o&outMask] = byte(e >> valueShift)
 					o++
+					e = r.lit[bits&(1<<litBits-1)]
+					bits |= loadIn(in, pos) << (n & 63)
+					pos += int(^n & 63 >> 3)
+					n |= 56
 					continue
 				}
 			}
@@ -64,20 +72,24 @@ func (r *Reader) decode() error {
 		if e&exceptional != 0 {
 			if e&subtable != 0 {
 				bits >>= e & takesMask
-				n -= uint(e & takesMask)
+				n -= uint(e)
 				e = r.lit[(e>>valueShift+uint32(bits)&(1<<(e>>codeShift&codeMask)-1))&(1<<12-1)]
 				if e&literal != 0 {
 					bits >>= e & takesMask
-					n -= uint(e & takesMask)
+					n -= uint(e)
 					out[o&outMask] = byte(e >> valueShift)
 					o++
+					bits |= loadIn(in, pos) << (n & 63)
+					pos += int(^n & 63 >> 3)
+					n |= 56
+					e = r.lit[bits&(1<<litBits-1)]
 					continue
 				}
 			}
 			if e&exceptional != 0 {
 				if e&blockEnd != 0 {
 					bits >>= e & takesMask
-					n -= uint(e & takesMask)
+					n -= uint(e)
 					ended = true
 				} else {
 					valid = false
@@ -87,10 +99,10 @@ func (r *Reader) decode() error {
 		}
 		length := int(e>>valueShift) + int(bits&(1<<(e&takesMask)-1)>>(e>>codeShift&codeMask))
 		bits >>= e & takesMask
-		n -= uint(e & takesMask)
-		if n < 28 {
+		n -= uint(e)
+		if n&63 < 28 {
 			bits |= loadIn(in, pos) << (n & 63)
-			pos += int((63 - n) >> 3)
+			pos += int(^n & 63 >> 3)
 			n |= 56
 		}
 		e = r.dist[bits&(1<<distBits-1)]
@@ -100,7 +112,7 @@ func (r *Reader) decode() error {
 				break
 			}
 			bits >>= e & takesMask
-			n -= uint(e & takesMask)
+			n -= uint(e)
 			e = r.dist[(e>>valueShift+uint32(bits)&(1<<(e>>codeShift&codeMask)-1))&(1<<10-1)]
 			if e&exceptional != 0 {
 				valid = false
@@ -109,27 +121,24 @@ func (r *Reader) decode() error {
 		}
 		d := int(e>>valueShift) + int(bits&(1<<(e&takesMask)-1)>>(e>>codeShift&codeMask))
 		bits >>= e & takesMask
-		n -= uint(e & takesMask)
-		if d > o-r.start {
+		n -= uint(e)
+		if d > o-start {
 			valid = false
 			break
 		}
+		bits |= loadIn(in, pos) << (n & 63)
+		pos += int(^n & 63 >> 3)
+		n |= 56
+		e = r.lit[bits&(1<<litBits-1)]
 		from, end := o-d, o+length
 		switch {
-		case d >= 16:
-			for {
-				a, b := load(out, from), load(out, from+8)
-				store(out, o, a)
-				store(out, o+8, b)
-				from += 16
-				if o += 16; o >= end {
-					break
-				}
-			}
 		case d >= 8:
-			for ; o < end; o += 8 {
+			store(out, o, load(out, from))
+			store(out, o+8, load(out, from+8)) // of what was just stored, if d is below 16
+			for o += 16; o < end; o += 16 {
+				from += 16
 				store(out, o, load(out, from))
-				from += 8
+				store(out, o+8, load(out, from+8))
 			}
 		case d == 1:
 			v := uint64(out[from&outMask]) * 0x0101010101010101
@@ -145,7 +154,7 @@ func (r *Reader) decode() error {
 		}
 		o = end
 	}
-	r.bits, r.n, r.pos = bits, n, pos
+	r.bits, r.n, r.pos = bits, n&63, pos
 	switch {
 	case !valid:
 		return r.corrupt()

@@ -1,6 +1,9 @@
 package inflate
 
-import "math/bits"
+import (
+	"bytes"
+	"math/bits"
+)
 
 const (
 	maxLit  = 288 // symbols of literals and lengths
@@ -83,16 +86,11 @@ func build(table []uint32, tableBits int, lengths []uint8, symbols []uint32) boo
 		if !empty && (code != 1 || longest != 1) {
 			return false
 		}
-		for i := range table[:1<<tableBits] {
-			table[i] = exceptional
+		table[0], table[1] = exceptional, exceptional
+		if !empty {
+			table[0] = symbols[bytes.IndexByte(lengths, 1)] + 1 + 1<<codeShift
 		}
-		for s, n := range lengths {
-			if n == 1 {
-				for i := 0; i < 1<<tableBits; i += 2 {
-					table[i] = symbols[s] + 1 + 1<<codeShift
-				}
-			}
-		}
+		double(table, 1, tableBits)
 		return true
 	}
 
@@ -124,9 +122,7 @@ func build(table []uint32, tableBits int, lengths []uint8, symbols []uint32) boo
 			at++
 		}
 	}
-	for n := longest; n < tableBits; n++ {
-		copy(table[1<<n:2<<n], table[:1<<n])
-	}
+	double(table, longest, tableBits)
 
 	// Longer ones: those with the same first tableBits bits share a subtable, which the longest of them determines.
 	prefix, begin, subBits := -1, 1<<tableBits, 0
@@ -154,6 +150,13 @@ func build(table []uint32, tableBits int, lengths []uint8, symbols []uint32) boo
 		}
 	}
 	return true
+}
+
+// double repeats the first 1<<have entries of a table until there are 1<<want.
+func double(table []uint32, have, want int) {
+	for n := have; n < want; n++ {
+		copy(table[1<<n:2<<n], table[:1<<n])
+	}
 }
 
 // fixed makes the tables of a block with the fixed codes, unless the last block had them too: a block may be as short as
