@@ -157,6 +157,12 @@ func (s *spec) matchesAll(name string) bool {
 	case s.tail == tailBelow:
 		return rest == "" || rest[0] == '/'
 	}
+	rest = strings.TrimSuffix(rest, s.suffix)
+	for _, text := range s.inner {
+		if _, rest, ok = strings.Cut(rest, text); !ok {
+			return false
+		}
+	}
 	return s.compile().MatchString(name)
 }
 

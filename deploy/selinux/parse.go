@@ -28,7 +28,8 @@ type spec struct {
 	kind    fs.FileMode // type bits; that of regular files is 0
 
 	// Of a pattern.
-	prefix, suffix string // with which a path must begin and end
+	prefix, suffix string   // with which a path must begin and end
+	inner          []string // what it must have between the two, in this order
 	tail           tail
 	compile        func() *regexp.Regexp
 }
@@ -164,6 +165,12 @@ func (s *spec) parsePattern() error {
 		s.tail = tailBelow
 	case len(parts) > 0 && isLiteral(parts[len(parts)-1]):
 		s.suffix = string(parts[len(parts)-1].Rune)
+		parts = parts[:len(parts)-1]
+	}
+	for _, part := range parts {
+		if isLiteral(part) {
+			s.inner = append(s.inner, string(part.Rune))
+		}
 	}
 	return nil
 }

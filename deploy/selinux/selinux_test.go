@@ -191,6 +191,9 @@ func FuzzPolicy(f *testing.F) {
 	for _, spec := range []string{"/usr(/.*)?", "/usr/lib/.*", "/a|/b", `/x\.so.*\.1`, "/(a|ab)c+", "/.*"} {
 		f.Add(spec, "/usr/lib/x")
 	}
+	f.Add("/usr/(.*/)?lib(/.*)?", "/usr/lib")
+	f.Add("/usr/lib/[^/]+/bin(64)?/x.*x", "/usr/lib/x/bin64/x")
+	f.Add("/usr/.*ab.*bc", "/usr/xabc")
 	f.Fuzz(func(t *testing.T, spec, path string) {
 		if strings.ContainsAny(spec, " \t\n\v\f\r#") || spec == "" || path == "" || strings.Contains(path, "//") {
 			return
