@@ -80,7 +80,7 @@ as an object of an ostree repository; containers run on composefs images over th
 			c.cleanupCommand(),
 		}},
 		{"For systemd units:", []*cobra.Command{c.finalizeStagedCommand(), c.bootCompleteCommand()}},
-		{groupOther, []*cobra.Command{c.benchCommand(), c.versionCommand()}},
+		{groupOther, []*cobra.Command{c.benchCommand(), c.verifyImageCommand(), c.versionCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
 		for _, cmd := range g.commands {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -45,7 +46,7 @@ func (c *cli) configDefaultCommand() *cobra.Command {
 
 func (c *cli) configContainerdCommand() *cobra.Command {
 	var f containerdFlags
-	var version string
+	var version, verifiers string
 	cmd := &cobra.Command{
 		Use:   "containerd",
 		Short: "Print the configuration that containerd needs",
@@ -54,17 +55,25 @@ program's configuration.
 
 It fits the containerd of --version, else the running one. --version takes a release, such as 2.2, or the version of the
 configuration format: 2 for containerd 1.7, 3 for 2.0 and later, 4 for 2.3 and later. Without either, the format is 3.
-containerd 1.6 and earlier cannot use this program.` + exitHelp(),
+containerd 1.6 and earlier cannot use this program.
+
+With --image-verifier, containerd calls the programs in DIR before it pulls an image; "verify-image" is for one of them.` + exitHelp(),
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.containerdConfig(cmd.Context(), &f, version) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.containerdConfig(cmd.Context(), &f, version, verifiers)
+		},
 	}
 	cmd.Flags().StringVar(&version, "version", "", "`VERSION` of containerd, or of its configuration format: 2, 3 or 4")
 	completeValues(cmd, "version", "2", "3", "4")
+	cmd.Flags().StringVar(&verifiers, "image-verifier", "", "let containerd check images with the programs in `DIR`, an absolute path")
 	f.addContainerd(cmd)
 	return cmd
 }
 
-func (c *cli) containerdConfig(ctx context.Context, f *containerdFlags, version string) error {
+func (c *cli) containerdConfig(ctx context.Context, f *containerdFlags, version, verifiers string) error {
+	if verifiers != "" && !filepath.IsAbs(verifiers) {
+		return usagef("--image-verifier %q is not an absolute path", verifiers)
+	}
 	var release containerd.Version
 	var err error
 	if version != "" {
@@ -85,7 +94,7 @@ func (c *cli) containerdConfig(ctx context.Context, f *containerdFlags, version 
 	if err := release.Supported(); err != nil {
 		return err
 	}
-	_, err = fmt.Fprint(c.stdout, containerd.Config{Version: release, Address: cfg.Address, Root: cfg.Root})
+	_, err = fmt.Fprint(c.stdout, containerd.Config{Version: release, Address: cfg.Address, Root: cfg.Root, Verifiers: verifiers})
 	return err
 }
 

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/plugin/containerd"
 	"github.com/ostree-snapshotter/ostree-snapshotter/signature"
 )
 
@@ -28,10 +31,34 @@ func (f *policyFlags) addPolicy(cmd *cobra.Command) {
 type verifyFlags struct {
 	policyFlags
 	registryFlags
+	authFile string // with credentials; "" for docker's, if it exists
+}
+
+// addVerify adds the flags.
+func (f *verifyFlags) addVerify(cmd *cobra.Command) {
+	f.addPolicy(cmd)
+	f.addRegistry(cmd)
+	cmd.Flags().StringVar(&f.authFile, "authfile", "", "`FILE` with credentials for registries, in docker's format (default that of docker)")
+}
+
+// readCredentials reads the file with credentials.
+func (f *verifyFlags) readCredentials() (err error) {
+	file := f.authFile
+	if file == "" {
+		file = containerd.DockerAuthFile()
+	}
+	f.Credentials, err = containerd.Credentials(file)
+	if errors.Is(err, fs.ErrNotExist) && f.authFile == "" {
+		return nil
+	}
+	return err
 }
 
 // source returns the registry's signatures.
 func (f *verifyFlags) source() (*signature.Registry, error) {
+	if err := f.readCredentials(); err != nil {
+		return nil, err
+	}
 	places, err := signature.LoadPlaces(f.places)
 	if err != nil {
 		return nil, err
@@ -154,8 +181,7 @@ IMAGE is a name with a tag or digest. The signature of an index counts for each 
 		RunE: func(cmd *cobra.Command, args []string) error { return c.imageVerify(cmd.Context(), &f, args[0]) },
 	}
 	c.jsonFlag(cmd)
-	f.addPolicy(cmd)
-	f.addRegistry(cmd)
+	f.addVerify(cmd)
 	return cmd
 }
 
@@ -163,6 +189,9 @@ func (c *cli) imageVerify(ctx context.Context, f *verifyFlags, image string) err
 	name, err := signature.ParseName(image)
 	if err != nil {
 		return withStatus(exitUsage, err)
+	}
+	if err := f.readCredentials(); err != nil {
+		return err
 	}
 	img := signature.Image{Name: name}
 	var target digest.Digest

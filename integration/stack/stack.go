@@ -48,6 +48,8 @@ type Options struct {
 	ParallelUnpacks int
 	// Registry is the address of the registry that holds the images, for containerd's configuration.
 	Registry string
+	// Verifiers is the directory of the programs that check images for containerd, "" for none.
+	Verifiers string
 	// SandboxImage is the image CRI uses for a pod's sandbox.
 	SandboxImage string
 }
@@ -90,6 +92,11 @@ disabled_plugins = [
   address = "{{.Containerd}}"
 [ttrpc]
   address = "{{.Containerd}}.ttrpc"
+{{with .Verifiers}}
+[plugins."io.containerd.image-verifier.v1.bindir"]
+  bin_dir = "{{.}}"
+  max_verifiers = -1
+{{end}}
 [plugins."io.containerd.internal.v1.opt"]
   path = "{{.Dir}}/opt"
 [plugins."io.containerd.shim.v1.manager"]
@@ -214,7 +221,7 @@ func (s *Stack) configureContainerd() error {
 		"Dir": s.Dir, "Root": s.Root, "Containerd": s.Containerd, "Daemon": s.Daemon, "Snapshotter": s.Snapshotter,
 		"Format": min(3, proxied.Version.ConfigFormat()), // [grpc] is ignored in format 4
 		"Import": imported, "Proxies": ours.Proxies{Address: s.Daemon, Root: s.Root, Version: newest},
-		"Unpacks": max(1, s.opts.ParallelUnpacks), "SandboxImage": s.opts.SandboxImage, "Runc": s.opts.Tools.Runc,
+		"Unpacks": max(1, s.opts.ParallelUnpacks), "SandboxImage": s.opts.SandboxImage, "Verifiers": s.opts.Verifiers, "Runc": s.opts.Tools.Runc,
 	})
 	if err != nil {
 		return err

@@ -53,6 +53,7 @@ func (p Proxies) String() string {
 type Config struct {
 	Version       Version // of containerd, one that is [Version.Supported]
 	Address, Root string  // of the daemon
+	Verifiers     string  // directory of programs that check images before they are pulled; "" for none
 }
 
 // Every key is documented by containerd. A list in a drop-in file replaces the list of the main file, so the entries
@@ -93,6 +94,17 @@ version = {{.Format}}
     snapshotter = "overlayfs"
     differ = "walking"
 
+{{- if .Verifiers}}
+
+# Images are checked before containerd pulls them. It pulls any image if this directory is missing or empty. Each file in it is a
+# verifier; the one of this program is: #!/bin/sh
+#                                       exec ostree-snapshotter verify-image "$@"
+[plugins."io.containerd.image-verifier.v1.bindir"]
+  bin_dir = {{quote .Verifiers}}
+  max_verifiers = -1 # none is skipped
+  per_verifier_timeout = "60s"
+{{- end}}
+
 # For Kubernetes, make it the snapshotter of every pod:
 {{- if eq .Format 2}}
 # [plugins."io.containerd.grpc.v1.cri".containerd]
@@ -128,7 +140,8 @@ func (c Config) String() string {
 	}
 	return execute(configTemplate, map[string]any{
 		"For": releases, "Format": format, "Parallel": c.Version.UnpacksInParallel(), "Platform": platform,
-		"Proxies": Proxies{Address: c.Address, Root: c.Root, Version: c.Version},
+		"Verifiers": c.Verifiers,
+		"Proxies":   Proxies{Address: c.Address, Root: c.Root, Version: c.Version},
 	})
 }
 

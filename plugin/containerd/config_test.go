@@ -61,3 +61,23 @@ func TestConfigIsTOML(t *testing.T) {
 		}
 	}
 }
+
+func TestVerifierConfig(t *testing.T) {
+	const dir = "/srv/with \"quotes\""
+	for _, want := range []string{"", dir} {
+		var got struct {
+			Plugins map[string]struct {
+				BinDir       string `toml:"bin_dir"`
+				MaxVerifiers int    `toml:"max_verifiers"`
+			}
+		}
+		text := Config{Version: Version{2, 4}, Address: "/a", Root: "/r", Verifiers: want}.String()
+		if err := toml.Unmarshal([]byte(text), &got); err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		p, ok := got.Plugins["io.containerd.image-verifier.v1.bindir"]
+		if ok != (want != "") || p.BinDir != want || ok && p.MaxVerifiers != -1 {
+			t.Errorf("directory %q: the plugin's configuration is %+v, %v", want, p, ok)
+		}
+	}
+}

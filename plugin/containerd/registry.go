@@ -52,6 +52,10 @@ func (e *RegistryError) Unwrap() error { return e.Err }
 
 // GetCredentials returns the credentials for a registry that demands them.
 func (r *Registry) GetCredentials(_ context.Context, _, host string) (registry.Credentials, error) {
+	if r.User == "" {
+		name, secret, err := r.Credentials(host)
+		return registry.Credentials{Host: host, Username: name, Secret: secret}, err
+	}
 	name, secret, _ := strings.Cut(r.User, ":")
 	return registry.Credentials{Host: host, Username: name, Secret: secret}, nil
 }
@@ -61,7 +65,7 @@ func (r *Registry) open(ctx context.Context, ref, hostsDir string) (*registry.OC
 	if r.PlainHTTP {
 		opts = append(opts, registry.WithDefaultScheme("http"))
 	}
-	if r.User != "" {
+	if r.User != "" || r.Credentials != nil {
 		opts = append(opts, registry.WithCredentials(r))
 	}
 	return registry.NewOCIRegistry(ctx, ref, opts...)

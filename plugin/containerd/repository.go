@@ -51,13 +51,11 @@ func (r *Registry) Repository(ctx context.Context, name refdocker.Named) (*Repos
 	if r.PlainHTTP {
 		opts.DefaultScheme = "http"
 	}
-	if r.User != "" {
+	if r.User != "" || r.Credentials != nil {
 		opts.Credentials = func(host string) (string, string, error) {
 			c, err := r.GetCredentials(ctx, "", host)
 			return c.Username, c.Secret, err
 		}
-	} else if r.Credentials != nil {
-		opts.Credentials = r.Credentials
 	}
 	hosts, err := config.ConfigureHosts(Silent(ctx), opts)(spec.Hostname())
 	if err != nil {
