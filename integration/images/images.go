@@ -18,6 +18,7 @@
 // and for workloads of benchmarks:
 //
 //	app:2          the application of app:1 on base:2
+//	small:1, small:8    an application on base:1 in one small layer, and in eight
 //	web:1          Debian with nginx and all updates
 //	os-base:1-gzip, os-base:2-gzip    os-base:1 compressed, and the same packages with all updates
 //
@@ -89,6 +90,8 @@ var recipes = map[string]recipe{
 	},
 
 	"app:2":          {base: "base:2", layers: appLayers, cmd: []string{"/usr/bin/python3", "/srv/app/main.py"}, extra: true},
+	"small:1":        {base: "base:1", layers: smallLayers(1), cmd: []string{"/usr/bin/python3"}, extra: true},
+	"small:8":        {base: "base:1", layers: smallLayers(8), cmd: []string{"/usr/bin/python3"}, extra: true},
 	"base:1-split":   {rootfs: &base1Rootfs, split: 10, cmd: []string{"/usr/bin/python3"}, extra: true},
 	"web:1":          {rootfs: &webRootfs, cmd: []string{"/usr/sbin/nginx", "-g", "daemon off;"}, extra: true},
 	"os-base:1-gzip": {rootfs: &osRootfs, keep: osKeep, edit: osEdit, cmd: []string{"/sbin/init"}, extra: true},

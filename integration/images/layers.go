@@ -53,6 +53,25 @@ var appLayers = []func(*layerWriter){
 	},
 }
 
+// smallLayers returns n layers of an application: each has a directory of its own with 40 sources and a compressed file,
+// 500 KB together. No two have a file in common, nor layers of images with another n.
+func smallLayers(n int) []func(*layerWriter) {
+	layers := make([]func(*layerWriter), n)
+	for i := range layers {
+		layers[i] = func(l *layerWriter) {
+			dir := fmt.Sprintf("srv/small-%d-%d", n, i)
+			l.dir("srv")
+			l.dir(dir)
+			for k := range 40 {
+				l.file(fmt.Sprintf("%s/source%02d.py", dir, k), strings.Repeat(fmt.Sprintf("print('line %d of %s')\n", k, dir), 20*(k+1)))
+			}
+			r := rand.NewChaCha8([32]byte{byte(n), byte(i)})
+			l.stream(dir+"/data.bin", io.LimitReader(r, 80_000), 80_000)
+		}
+	}
+	return layers
+}
+
 // changeLayers change content of lower layers. The lowest makes the tree that the others change. The root file system
 // below has /usr/share/zoneinfo, /etc and busybox.
 var changeLayers = []func(*layerWriter){
