@@ -382,16 +382,32 @@ func TestCheckoutChain(t *testing.T) {
 			for _, entries := range tt.layers {
 				chain = append(chain, importTar(t, s, makeTar(t, entries...)).ID)
 			}
+			err := s.Resolve(t.Context(), chain)
 			if tt.err == nil {
+				testenv.Must(t, err)
 				wantTree(t, checkOut(t, s, root, chain...), tt.tree...)
 				return
 			}
-			_, _, err := s.Checkout(t.Context(), chain)
-			var e *EntryError
-			if !errors.Is(err, tt.err) || !errors.Is(err, ErrInvalid) || !errors.As(err, &e) || e.Name != "h" {
-				t.Errorf("got error %v, want %v about entry h", err, tt.err)
+			_, _, cerr := s.Checkout(t.Context(), chain)
+			for _, err := range []error{err, cerr} {
+				var e *EntryError
+				if !errors.Is(err, tt.err) || !errors.Is(err, ErrInvalid) || !errors.As(err, &e) || e.Name != "h" {
+					t.Errorf("got error %v, want %v about entry h", err, tt.err)
+				}
 			}
 		})
+	}
+}
+
+// TestResolveReadsForLinks resolves over a layer that is lost: Resolve reads it for a hard link, and not for a directory.
+func TestResolveReadsForLinks(t *testing.T) {
+	s, _ := newStore(t, Options{})
+	below := objectstore.Checksum{1}
+	implicit := importTar(t, s, makeTar(t, file("tmp/f", "x"))).ID
+	link := importTar(t, s, makeTar(t, hardlink("h", "a"))).ID
+	testenv.Must(t, s.Resolve(t.Context(), []objectstore.Checksum{below, implicit}))
+	if err := s.Resolve(t.Context(), []objectstore.Checksum{below, link}); !errors.Is(err, ErrNotExist) {
+		t.Errorf("with a hard link to a layer that is lost: got error %v, want %v", err, ErrNotExist)
 	}
 }
 

@@ -17,11 +17,15 @@ import (
 var errNoLinkTarget = errors.New("hard link target is in neither this layer nor a lower one")
 
 // Resolve checks that the last layer of a chain, lowest first, can be shown over the others: a hard link whose target
-// is in none of them is an [EntryError].
+// is in none of them is an [EntryError]. It reads the layers below only as far as such links need it.
 func (s *Store) Resolve(ctx context.Context, chain []objectstore.Checksum) error {
-	_, _, err := s.resolved(ctx, chain[len(chain)-1], chain[:len(chain)-1], false)
+	id, below := chain[len(chain)-1], chain[:len(chain)-1]
+	root, err := s.Image(ctx, id)
+	if err == nil {
+		err = s.newResolver(below).checkLinks(ctx, root, "")
+	}
 	if err != nil {
-		return fmt.Errorf("check layer %s: %w", chain[len(chain)-1], err)
+		return fmt.Errorf("check layer %s: %w", id, err)
 	}
 	return nil
 }
@@ -96,7 +100,7 @@ func (s *Store) resolved(
 // become these files. With drop, whiteouts go from directories that no layer below has: overlayfs lists them there. It
 // changes root and returns the name of the checkout, which depends only on layer and resolution.
 func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []objectstore.Checksum, drop bool) (string, error) {
-	r := &resolver{s: s, below: below, images: make(map[objectstore.Checksum]*composefs.Inode)}
+	r := s.newResolver(below)
 	sum := sha256.New()
 	same := true                               // as the layer's own tree
 	links := make(map[string]*composefs.Inode) // by target: two links to one file below stay links of each other
@@ -119,9 +123,9 @@ func (s *Store) resolve(ctx context.Context, root *composefs.Inode, below []obje
 			case isLink:
 				n := links[target]
 				if n == nil {
-					found, err := r.file(ctx, target, len(below))
+					found, err := r.target(ctx, p, target)
 					if err != nil {
-						return &EntryError{Name: p, Err: fmt.Errorf("%w: %q", err, target)}
+						return err
 					}
 					n = found
 					links[target] = n
@@ -166,6 +170,35 @@ type resolver struct {
 	s      *Store
 	below  []objectstore.Checksum
 	images map[objectstore.Checksum]*composefs.Inode
+}
+
+func (s *Store) newResolver(below []objectstore.Checksum) *resolver {
+	return &resolver{s: s, below: below, images: make(map[objectstore.Checksum]*composefs.Inode)}
+}
+
+// checkLinks looks up the hard links to files below in a directory, whose path is name.
+func (r *resolver) checkLinks(ctx context.Context, dir *composefs.Inode, name string) error {
+	for _, e := range dir.Entries {
+		p := path.Join(name, e.Name)
+		if target, ok := external(e.Inode); ok {
+			if _, err := r.target(ctx, p, target); err != nil {
+				return err
+			}
+		}
+		if err := r.checkLinks(ctx, e.Inode, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// target returns the file below that a hard link at a path is.
+func (r *resolver) target(ctx context.Context, name, target string) (*composefs.Inode, error) {
+	n, err := r.file(ctx, target, len(r.below))
+	if err != nil {
+		return nil, &EntryError{Name: name, Err: fmt.Errorf("%w: %q", err, target)}
+	}
+	return n, nil
 }
 
 func (r *resolver) image(ctx context.Context, i int) (*composefs.Inode, error) {
