@@ -209,6 +209,10 @@ func (s *Server) closeAll() error {
 // a call for each layer being unpacked, and short ones for containers.
 const maxCalls = 1000
 
+// window is how much of requests a client may send before the server has read it. It is fixed: a server that adapts it to
+// the speed of the connection sends a ping with each request, which wakes containerd once more.
+const window = 1 << 20
+
 // newGRPC returns a server with containerd's message limits. A panic ends one call, not the daemon. Errors get the
 // codes of errdefs: containerd's services see to that themselves, except for List. Every response carries the identity
 // of the store, for commands that must know whose snapshots they list, and the version of the daemon.
@@ -218,6 +222,8 @@ func newGRPC(identity, version string) *grpc.Server {
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.MaxConcurrentStreams(maxCalls),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 			if err := grpc.SetHeader(ctx, header); err != nil {

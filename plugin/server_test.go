@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
@@ -310,5 +311,60 @@ func TestPruneBesideStuckDaemon(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Dir(stuck)); !os.IsNotExist(err) {
 		t.Errorf("it is left: %v", err)
+	}
+}
+
+// Of HTTP/2: the type of a ping, and the flag of an answer to one.
+const framePing, flagAck = 6, 1
+
+// pings counts the pings among the HTTP/2 frames that a connection receives.
+type pings struct {
+	net.Conn
+	mu   sync.Mutex
+	left []byte // of a frame that is not complete
+	n    int
+}
+
+// Read reads and counts.
+func (p *pings) Read(b []byte) (int, error) {
+	n, err := p.Conn.Read(b)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left = append(p.left, b[:n]...)
+	for len(p.left) >= 9 {
+		size := 9 + int(p.left[0])<<16 + int(p.left[1])<<8 + int(p.left[2])
+		if len(p.left) < size {
+			break
+		}
+		if p.left[3] == framePing && p.left[4]&flagAck == 0 {
+			p.n++
+		}
+		p.left = p.left[size:]
+	}
+	return n, err
+}
+
+// TestNoPings calls the daemon a few times: it sends no ping for any of the requests.
+func TestNoPings(t *testing.T) {
+	c := testConfig(t)
+	start(t, c)
+	var p *pings
+	conn, err := grpc.NewClient("passthrough:///daemon", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, "unix", c.Address)
+			p = &pings{Conn: conn}
+			return p, err
+		}))
+	testenv.Must(t, err)
+	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "ostree")
+	for i := range 5 {
+		_, err := sn.Prepare(t.Context(), fmt.Sprint(i), "")
+		testenv.Must(t, err)
+	}
+	testenv.Must(t, conn.Close())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n > 0 {
+		t.Errorf("the daemon sent %d pings for 5 requests", p.n)
 	}
 }

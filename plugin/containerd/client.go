@@ -44,6 +44,10 @@ var ErrNoContentRoot = errors.New("containerd does not report the directory of i
 // A Client is a client of the containerd at one socket. Its methods may be called concurrently.
 type Client struct{ conn *grpc.ClientConn }
 
+// window is how much of answers containerd may send before the client has read it. A fixed window spares a ping with each
+// answer, by which gRPC would adapt it.
+const window = 1 << 20
+
 // Dial returns a client of the containerd at a unix socket. The address may start with unix://, as that of ctr may.
 // containerd need not run yet: the first call connects, and fails at once if it cannot. After the connection was lost,
 // later calls connect again.
@@ -58,6 +62,8 @@ func Dial(address string) (*Client, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dial),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: maxRetry}),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
