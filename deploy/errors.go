@@ -27,8 +27,8 @@ var (
 	ErrNothingDeployed = errors.New("nothing is deployed")
 	// ErrNotFromImage: a deployment was not made from an image.
 	ErrNotFromImage = errors.New("not deployed from an image")
-	// ErrSigned: an origin demands a signature, and signatures are not verified.
-	ErrSigned = errors.New("origin demands a signature")
+	// ErrRefused: an image lacks a signature that its reference demands, or the keys to check it are missing.
+	ErrRefused = errors.New("image is refused")
 	// ErrTransport: an origin names an image outside registries.
 	ErrTransport = errors.New("origin is not in a registry")
 	// ErrNotRoot: changing a system takes root.

@@ -28,6 +28,8 @@ const (
 // An InstallRequest asks for the installation of an image on a disk.
 type InstallRequest struct {
 	Image     *Image
+	Reference *Reference      // to the image, for the origin; nil: its name, without a demand
+	Verifier  Verifier        // nil: no signature policy
 	Stateroot string          // "": what the image asks for, else DefaultStateroot
 	Kargs     kargs.Edits     // of those of the installation and the image
 	NoSELinux bool            // give files no labels, although the image has an SELinux policy
@@ -47,11 +49,15 @@ type Installation struct {
 	config  *install.Config // of the image
 	copies  bool            // the deployment has copies of what is outside of /usr
 	asIs    bool            // the deployment has the tree of a commit inside the image, with or without labels
+
+	reference Reference
+	verdict   *Verdict
 }
 
 // PlanInstall plans to install an image on a disk: a block device, or a file that is or becomes the image of one. It
 // rehearses the deployment in a temporary directory of the store, so that an image that cannot be deployed is an error
-// before the disk is written to.
+// before the disk is written to. Signatures are checked first: an image without those that the policy and its reference
+// demand is an ErrRefused, or the verifier's error. Keys are the running system's.
 //
 // The image chooses the file system of the root partition, the stateroot and further kernel arguments (see
 // [install.Config]) where the request does not.
@@ -60,7 +66,10 @@ type Installation struct {
 // ErrInstallConfig, ErrImageKargs and kargs.ErrEdit.
 func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r InstallRequest) (*Installation, error) {
 	r.Promote.NoLabels = r.NoSELinux
-	i := &Installation{request: &r, layers: layers}
+	i := &Installation{request: &r, layers: layers, reference: Reference{Name: r.Image.Name}}
+	if err := i.verify(ctx); err != nil {
+		return nil, err
+	}
 	found, err := i.look(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", r.Image.Name, err)
@@ -76,6 +85,29 @@ func PlanInstall(ctx context.Context, layers *layer.Store, disk string, r Instal
 	return i, nil
 }
 
+// verify checks what can be checked before the layers are read.
+func (i *Installation) verify(ctx context.Context) (err error) {
+	r := i.request
+	if r.Reference != nil {
+		i.reference = *r.Reference
+	}
+	if i.verdict, err = verify(ctx, r.Verifier, i.reference, r.Image); err != nil {
+		return err
+	}
+	if i.reference.Demand != DemandCommit {
+		return nil
+	}
+	repo := ""
+	if running, err := IsRunning("/"); err != nil {
+		return err
+	} else if running {
+		repo = repoOf(runningSysroot)
+	}
+	r.Promote.covered = i.verdict != nil && len(i.verdict.Signers) > 0
+	r.Promote.remote, err = commitKeys(repo, i.reference.Remote)
+	return err
+}
+
 // look returns the OS of the image, and reads its configuration.
 func (i *Installation) look(ctx context.Context) (_ OS, err error) {
 	lock, err := i.layers.Repo().Lock(ctx, objectstore.LockShared)
@@ -89,6 +121,13 @@ func (i *Installation) look(ctx context.Context) (_ OS, err error) {
 	}
 	if n, ok := found.(*nativeOS); ok {
 		i.asIs = !n.derived
+	}
+	if p := &i.request.Promote; p.remote != nil {
+		signed, err := verifyCommit(found, p.remote, p.covered)
+		if err != nil {
+			return nil, err
+		}
+		i.verdict = i.verdict.add(signed)
 	}
 	boot, err := prepareroot.Load(func(name string) ([]byte, error) { return found.ReadFile(i.layers.Repo(), name, install.MaxConfig) })
 	i.copies = err != nil || boot.Composefs != prepareroot.Yes // the rehearsal returns the error
@@ -235,7 +274,8 @@ func (i *Installation) store(
 
 // Execute installs the image, as [install.Plan.Execute] does. Errors are an *[InstallError].
 func (i *Installation) Execute(ctx context.Context) error {
-	origin := NewOrigin(nil, i.request.Image.Name)
+	origin := NewOrigin(nil, i.reference)
+	setVerdict(origin, i.verdict)
 	err := i.Plan.Execute(ctx, &install.OS{
 		Stateroot: i.Stateroot,
 		Origin:    origin,

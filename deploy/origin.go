@@ -23,7 +23,7 @@ const (
 )
 
 // The group of an origin file that is this program's own, and its keys: the kernel arguments that both the image and the
-// machine ask for, which stay when the image no longer does, and the epoch of SELinux labels.
+// machine ask for, which stay when the image no longer does, and the epoch of SELinux labels. See originVerdict.
 const (
 	originGroup  = "ostree-snapshotter"
 	originShared = "shared-kargs"
@@ -37,7 +37,7 @@ func setOwn(f *keyfile.File, key, value string) {
 		return
 	}
 	f.Remove(originGroup, key)
-	for _, key := range []string{originShared, originEpoch} {
+	for _, key := range []string{originShared, originEpoch, originVerdict} {
 		if _, ok := f.Get(originGroup, key); ok {
 			return
 		}
@@ -84,35 +84,12 @@ func setSharedKargs(f *keyfile.File, args kargs.List) {
 	setOwn(f, originShared, args.String())
 }
 
-const unverifiedRegistry = "ostree-unverified-registry:"
-
-// unverifiedImages are the prefixes of references to images in a registry that are used without verification, as by a
-// container runtime.
-var unverifiedImages = []string{
-	unverifiedRegistry, "ostree-unverified-image:registry:", "ostree-unverified-image:docker://",
-}
-
-// ParseReference returns the name in a registry of the image that a reference of an origin file names. A reference that
-// demands a signature is an ErrSigned, any other an ErrTransport.
-func ParseReference(reference string) (string, error) {
-	for _, form := range unverifiedImages {
-		if name, ok := strings.CutPrefix(reference, form); ok && name != "" {
-			return name, nil
-		}
-	}
-	err := fmt.Errorf("containerd cannot pull origin %q", reference)
-	if strings.HasPrefix(reference, "ostree-image-signed:") || strings.HasPrefix(reference, "ostree-remote-") {
-		return "", as(ErrSigned, err)
-	}
-	return "", as(ErrTransport, err)
-}
-
 // OriginName returns the name of the image that a deployment was made from, or else an ostree refspec. Both are "" if
 // its origin has neither.
 func OriginName(d *sysroot.Deployment) (image, refspec string) {
 	if reference, ok := d.ImageReference(); ok {
-		if name, err := ParseReference(reference); err == nil {
-			return name, ""
+		if r, err := ParseReference(reference); err == nil {
+			return r.Name, ""
 		}
 		return reference, ""
 	}
@@ -126,7 +103,7 @@ func OriginName(d *sysroot.Deployment) (image, refspec string) {
 
 // NewOrigin returns the origin of a deployment of an image that takes over from another, which may be nil. All other
 // parts of the old origin are kept.
-func NewOrigin(from *sysroot.Deployment, image string) *keyfile.File {
+func NewOrigin(from *sysroot.Deployment, ref Reference) *keyfile.File {
 	f := &keyfile.File{}
 	if from != nil && from.Origin != nil {
 		f = from.Origin.Clone()
@@ -134,7 +111,7 @@ func NewOrigin(from *sysroot.Deployment, image string) *keyfile.File {
 	for _, key := range []string{originRefspec, originBase, originOverride} {
 		f.Remove(sysroot.OriginGroup, key)
 	}
-	f.Set(sysroot.OriginGroup, sysroot.OriginImage, unverifiedRegistry+image)
+	f.Set(sysroot.OriginGroup, sysroot.OriginImage, ref.String())
 	return f
 }
 

@@ -12,24 +12,68 @@ import (
 )
 
 func TestParseReference(t *testing.T) {
-	for _, tt := range []struct{ reference, want string }{
-		{"ostree-unverified-registry:example.org/os:1", "example.org/os:1"},
-		{"ostree-unverified-image:docker://example.org/os:1", "example.org/os:1"},
-		{"ostree-unverified-image:registry:example.org/os@sha256:00", "example.org/os@sha256:00"},
-		{"ostree-unverified-image:oci:/var/os", ""},
-		{"ostree-image-signed:docker://example.org/os:1", ""},
-		{"ostree-remote-registry:remote:example.org/os:1", ""},
-		{"ostree-unverified-registry:", ""},
-		{"example.org/os:1", ""},
-		{"", ""},
+	const name = "example.org/os:1"
+	for _, tt := range []struct {
+		text    string
+		want    Reference
+		written string // "": an error
+	}{
+		{"ostree-unverified-registry:" + name, Reference{Name: name}, "ostree-unverified-registry:" + name},
+		{"ostree-unverified-image:docker://" + name, Reference{Name: name}, "ostree-unverified-registry:" + name},
+		{"ostree-unverified-image:registry:" + name + "@sha256:00", Reference{Name: name + "@sha256:00"}, "ostree-unverified-registry:" + name + "@sha256:00"},
+		{"ostree-image-signed:docker://" + name, Reference{name, DemandPolicy, ""}, "ostree-image-signed:docker://" + name},
+		{"ostree-image-signed:registry:" + name, Reference{name, DemandPolicy, ""}, "ostree-image-signed:docker://" + name},
+		{"ostree-remote-registry:r:" + name, Reference{name, DemandCommit, "r"}, "ostree-remote-image:r:docker://" + name},
+		{"ostree-remote-image:r:docker://" + name, Reference{name, DemandCommit, "r"}, "ostree-remote-image:r:docker://" + name},
+		{"ostree-unverified-image:oci:/var/os", Reference{}, ""},
+		{"ostree-image-signed:oci:/var/os", Reference{Demand: DemandPolicy}, ""},
+		{"ostree-image-signed:" + name, Reference{Demand: DemandPolicy}, ""},
+		{"ostree-remote-image:r:oci:/var/os", Reference{"", DemandCommit, "r"}, ""},
+		{"ostree-remote-registry::" + name, Reference{Demand: DemandCommit}, ""},
+		{"ostree-remote-registry:r:", Reference{"", DemandCommit, "r"}, ""},
+		{"ostree-unverified-registry:", Reference{}, ""},
+		{name, Reference{}, ""},
+		{"", Reference{}, ""},
 	} {
-		got, err := ParseReference(tt.reference)
-		if got != tt.want || (err == nil) != (tt.want != "") {
-			t.Errorf("ParseReference(%q) = %q, %v, want %q", tt.reference, got, err, tt.want)
+		got, err := ParseReference(tt.text)
+		if got != tt.want || (err == nil) != (tt.written != "") || err != nil && !errors.Is(err, ErrTransport) {
+			t.Errorf("ParseReference(%q) = %+v, %v, want %+v", tt.text, got, err, tt.want)
 		}
-		if err != nil && errors.Is(err, ErrSigned) == errors.Is(err, ErrTransport) {
-			t.Errorf("ParseReference(%q): %v is not of one kind", tt.reference, err)
+		if err == nil && got.String() != tt.written {
+			t.Errorf("%q is written as %q, want %q", tt.text, got, tt.written)
 		}
+	}
+}
+
+// TestNewReference: no plain name drops a demand, not even that of an image that is in no registry.
+func TestNewReference(t *testing.T) {
+	const name = "example.org/other:1"
+	for before, want := range map[string]Reference{
+		"":                                     {Name: name},
+		"ostree-unverified-registry:os":        {Name: name},
+		"ostree-image-signed:docker://os":      {name, DemandPolicy, ""},
+		"ostree-image-signed:oci:/var/os":      {name, DemandPolicy, ""},
+		"ostree-remote-registry:r:os":          {name, DemandCommit, "r"},
+		"ostree-remote-image:r:oci:/var/os":    {name, DemandCommit, "r"},
+		"ostree-remote-image:r:docker://other": {name, DemandCommit, "r"},
+	} {
+		var f keyfile.File
+		if before != "" {
+			f.Set("origin", "container-image-reference", before)
+		}
+		from := &sysroot.Deployment{Origin: &f}
+		if got, err := NewReference(name, from); err != nil || got != want {
+			t.Errorf("a plain name after %q: got %+v, %v, want %+v", before, got, err, want)
+		}
+		if got, err := NewReference("ostree-unverified-registry:"+name, from); err != nil || got != (Reference{Name: name}) {
+			t.Errorf("an unverified reference after %q: got %+v, %v", before, got, err)
+		}
+	}
+	if got, err := NewReference(name, nil); err != nil || got != (Reference{Name: name}) {
+		t.Errorf("without a deployment: got %+v, %v", got, err)
+	}
+	if _, err := NewReference("ostree-image-signed:"+name, nil); !errors.Is(err, ErrTransport) {
+		t.Errorf("a reference without a transport: got %v", err)
 	}
 }
 
@@ -38,7 +82,7 @@ func TestNewOrigin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := NewOrigin(&sysroot.Deployment{Origin: old}, "example.org/os:1")
+	got := NewOrigin(&sysroot.Deployment{Origin: old}, Reference{Name: "example.org/os:1"})
 	want := "[origin]\nunconfigured-state=x\ncontainer-image-reference=ostree-unverified-registry:example.org/os:1\n" +
 		"[packages]\nrequested=vim;\n"
 	if string(got.Marshal()) != want {
@@ -56,7 +100,7 @@ func TestNewOrigin(t *testing.T) {
 	}
 	for _, from := range []*sysroot.Deployment{nil, {}} {
 		want := "[origin]\ncontainer-image-reference=ostree-unverified-registry:example.org/os:1\n"
-		if got := NewOrigin(from, "example.org/os:1").Marshal(); string(got) != want {
+		if got := NewOrigin(from, Reference{Name: "example.org/os:1"}).Marshal(); string(got) != want {
 			t.Errorf("origin of the first deployment is\n%s\nwant\n%s", got, want)
 		}
 	}

@@ -18,6 +18,8 @@ import (
 // A Request asks for a deployment of an image.
 type Request struct {
 	Image     *Image
+	Reference *Reference  // to the image, for the origin; nil: by its name, with the demand of the deployment before
+	Verifier  Verifier    // nil: no signature policy
 	Stateroot string      // as for [System.Stateroot]
 	Kargs     kargs.Edits // of the kernel arguments that it takes over
 
@@ -45,14 +47,18 @@ type Plan struct {
 	// OS is the image's OS commit; nil if the image has failed to boot.
 	OS *Promoted
 
-	system *System
-	dryRun bool
+	system    *System
+	dryRun    bool
+	stateroot string
+	reference Reference
+	verdict   *Verdict
 }
 
-// Plan promotes an image and plans its deployment. The deployment takes over /etc, origin and kernel arguments from the
+// Plan checks the signatures of an image before anything is written. Then it promotes an image and plans its deployment. The deployment takes over /etc, origin and kernel arguments from the
 // previous one of the stateroot. Kernel arguments follow the image's changes of its own (usr/lib/bootc/kargs.d); then
 // the edits are made.
 //
+// An image without the signatures that the policy and its reference demand is an ErrRefused, or the verifier's error.
 // Besides the errors of [Promote] and [sysroot.Sysroot.PlanDeploy] it returns ErrNoStateroot, ErrManyStateroots,
 // ErrCannotStage, ErrNoBootCounting, bootloader.ErrCannotCount, ErrImageKargs and kargs.ErrEdit. After an error the
 // commit has lost its ref. In a dry run a plan with conflicts in /etc is returned along with the error.
@@ -82,11 +88,14 @@ func (s *System) Plan(ctx context.Context, st *sysroot.State, layers *layer.Stor
 	if err := r.labels(newest(st, stateroot)); err != nil {
 		return nil, err
 	}
-	promoted, err := Promote(ctx, layers, s.Repo(), r.Image, r.Promote)
-	if err != nil {
+	p := &Plan{system: s, dryRun: r.Promote.DryRun, stateroot: stateroot}
+	if err := p.verify(ctx, newest(st, stateroot), &r); err != nil {
 		return nil, err
 	}
-	p := &Plan{OS: promoted, system: s, dryRun: r.Promote.DryRun}
+	if p.OS, err = Promote(ctx, layers, s.Repo(), r.Image, r.Promote); err != nil {
+		return nil, err
+	}
+	p.verdict = p.verdict.add(p.OS.Signed)
 	if err = p.plan(ctx, st, stateroot, &r); err != nil {
 		err = p.forget(ctx, err)
 	}
@@ -94,6 +103,23 @@ func (s *System) Plan(ctx context.Context, st *sysroot.State, layers *layer.Stor
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, err
+}
+
+// verify determines the reference, and checks what can be checked before the layers are read.
+func (p *Plan) verify(ctx context.Context, from *sysroot.Deployment, r *Request) (err error) {
+	if r.Reference != nil {
+		p.reference = *r.Reference
+	} else if p.reference, err = NewReference(r.Image.Name, from); err != nil {
+		return err
+	}
+	if p.verdict, err = verify(ctx, r.Verifier, p.reference, r.Image); err != nil {
+		return err
+	}
+	if p.reference.Demand == DemandCommit {
+		r.Promote.covered = p.verdict != nil && len(p.verdict.Signers) > 0
+		r.Promote.remote, err = commitKeys(repoOf(p.system.Path), p.reference.Remote)
+	}
+	return err
 }
 
 // labels determines the labels of a deployment that takes over from another, which may be nil.
@@ -113,7 +139,7 @@ func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r 
 	req := sysroot.Request{
 		Stateroot:  stateroot,
 		Commit:     p.OS.Commit,
-		Origin:     NewOrigin(from, r.Image.Name),
+		Origin:     NewOrigin(from, p.reference),
 		Merge:      st.MergeDeployment(stateroot),
 		Retain:     r.Retain,
 		Stage:      r.Stage,
@@ -132,7 +158,8 @@ func (p *Plan) plan(ctx context.Context, st *sysroot.State, stateroot string, r 
 	}
 	setSharedKargs(req.Origin, shared)
 	setLabelEpoch(req.Origin, r.Promote.Epoch)
-	if next := bootsNext(st); next != nil && next == from && isSame(next, &req, r.Image.Name) {
+	setVerdict(req.Origin, p.verdict)
+	if next := bootsNext(st); next != nil && next == from && isSame(next, &req, p.reference) {
 		p.Same = next
 		return nil
 	}
@@ -178,9 +205,9 @@ func (p *Plan) Execute(ctx context.Context) error {
 	}
 	err := p.system.Execute(ctx, p.Plan)
 	if err != nil && !errors.Is(err, objectstore.ErrNotRemoved) {
-		err = p.forget(ctx, err)
+		return p.forget(ctx, err)
 	}
-	return err
+	return errors.Join(err, p.system.accept(p.stateroot))
 }
 
 // Close releases the OS commit.
@@ -225,11 +252,12 @@ func bootsNext(st *sysroot.State) *sysroot.Deployment {
 }
 
 // isSame reports whether a deployment equals the requested one.
-func isSame(d *sysroot.Deployment, r *sysroot.Request, image string) bool {
-	name, _ := OriginName(d)
+func isSame(d *sysroot.Deployment, r *sysroot.Request, ref Reference) bool {
+	text, _ := d.ImageReference()
+	old, parseErr := ParseReference(text)
 	before, err := labelEpoch(d.Origin)
 	after, _ := labelEpoch(r.Origin)
-	return err == nil && before == after && d.Commit == r.Commit && name == image && slices.Equal(d.Kargs, r.Kargs) &&
+	return err == nil && parseErr == nil && before == after && d.Commit == r.Commit && old == ref && slices.Equal(d.Kargs, r.Kargs) &&
 		slices.Equal(sharedKargs(d.Origin), sharedKargs(r.Origin))
 }
 

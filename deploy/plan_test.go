@@ -196,7 +196,7 @@ func TestUpdate(t *testing.T) {
 	st.Deployments[0].Tries = &bls.Tries{Done: 3}
 
 	from, image, err := s.UpgradeFrom(st, "")
-	if err != nil || from != st.Deployments[1] || image != good.Name {
+	if err != nil || from != st.Deployments[1] || image.Name != good.Name {
 		t.Errorf("upgrade from %v, %q, %v, want the deployment that boots", from, image, err)
 	}
 	for _, tt := range []struct {

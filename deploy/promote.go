@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/commitsig"
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/oscommit"
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/mounts"
 	"github.com/ostree-snapshotter/ostree-snapshotter/objectstore"
@@ -19,6 +20,9 @@ type PromoteOptions struct {
 	Epoch    oscommit.Epoch          // of the labels
 	DryRun   bool                    // make the commit in a temporary repository, and leave the other one alone
 	Progress func(oscommit.Progress) // called after each object, by one goroutine at a time; may be nil
+
+	remote  *commitsig.Remote // whose keys must have signed the commit inside; nil: anybody's
+	covered bool              // another signature covers the whole image
 }
 
 func (o *PromoteOptions) source(layers *layer.Store) Source {
@@ -37,6 +41,7 @@ type Promoted struct {
 	Repo    *objectstore.Repo  // with the commit
 	Ref     string             // of the commit
 	Dropped []oscommit.Dropped // files of the image that the commit does not have
+	Signed  *commitsig.Verdict // signatures of the commit inside; nil if none were demanded
 	Need    oscommit.Need      // what the sysroot's repository lacked
 
 	close func() error
@@ -73,6 +78,11 @@ func promote(ctx context.Context, layers *layer.Store, to *objectstore.Repo, img
 		return nil, err
 	}
 	p := &Promoted{Repo: to, Dropped: found.Dropped(), close: func() error { return nil }}
+	if o.remote != nil {
+		if p.Signed, err = verifyCommit(found, o.remote, o.covered); err != nil {
+			return nil, err
+		}
+	}
 	if p.Ref, err = imageRef(img.Name); err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ import (
 type Image struct {
 	Name           string        // under which a registry has it
 	ManifestDigest digest.Digest // of Manifest
+	Target         digest.Digest // that the name stands for: ManifestDigest, an index that names it, or "" if unknown
 	Manifest       []byte        // JSON, byte for byte
 	Config         []byte        // JSON, byte for byte
 	Version        string        // "" if the image has none

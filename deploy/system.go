@@ -43,6 +43,7 @@ type System struct {
 	Path    string // of the sysroot
 	Running bool   // it is the running system's
 
+	run    *atfs.Dir               // /run of the running system; nil for another one
 	loader *bootloader.SystemdBoot // nil: it reads /boot itself
 	dirs   []*atfs.Dir
 	opts   Options
@@ -93,6 +94,7 @@ func Open(name string, o Options) (_ *System, err error) {
 		if opts.Run, err = s.adopt(atfs.Open(runningRun)); err != nil {
 			return nil, err
 		}
+		s.run = opts.Run
 	case filepath.Clean(name) == "/":
 		return nil, as(ErrNotBooted, errors.New("this system was not booted from an ostree deployment"))
 	}

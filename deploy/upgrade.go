@@ -8,19 +8,19 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy/sysroot"
 )
 
-// UpgradeFrom returns the deployment from which a stateroot, chosen as by [System.Stateroot], upgrades, and the name of
-// its image. Errors are ErrNothingDeployed, ErrNotFromImage, and those of [ParseReference].
-func (s *System) UpgradeFrom(st *sysroot.State, stateroot string) (from *sysroot.Deployment, image string, err error) {
+// UpgradeFrom returns the deployment from which a stateroot, chosen as by [System.Stateroot], upgrades, and the reference
+// to its image. Errors are ErrNothingDeployed, ErrNotFromImage, and those of [ParseReference].
+func (s *System) UpgradeFrom(st *sysroot.State, stateroot string) (from *sysroot.Deployment, image Reference, err error) {
 	stateroot, err = s.Stateroot(st, stateroot)
 	if err != nil {
-		return nil, "", err
+		return nil, image, err
 	}
 	if from = newest(st, stateroot); from == nil {
-		return nil, "", as(ErrNothingDeployed, fmt.Errorf("stateroot %s has no deployment", stateroot))
+		return nil, image, as(ErrNothingDeployed, fmt.Errorf("stateroot %s has no deployment", stateroot))
 	}
 	reference, ok := from.ImageReference()
 	if !ok {
-		return nil, "", as(ErrNotFromImage, fmt.Errorf("%s was not deployed from an image", Title(from)))
+		return nil, image, as(ErrNotFromImage, fmt.Errorf("%s was not deployed from an image", Title(from)))
 	}
 	image, err = ParseReference(reference)
 	return from, image, err

@@ -30,6 +30,8 @@ type deployFlags struct {
 	verbose    bool
 	tries      int
 	kargs      kargs.Edits
+	policy     policyFlags
+	verifier   *verifier
 	untried    bool // do nothing if the image failed to boot before
 }
 
@@ -50,6 +52,7 @@ func (f *deployFlags) addDeploy(c *cli, cmd *cobra.Command) {
 	c.jsonFlag(cmd)
 	f.addDaemon(cmd)
 	f.addImage(cmd)
+	f.policy.addPolicy(cmd)
 }
 
 // addKargs adds the flags that edit kernel arguments to a command that deploys an image.
@@ -66,11 +69,13 @@ func addKargEdits(cmd *cobra.Command, edits *kargs.Edits, set, prefix string) {
 
 // deployStatuses are the exit statuses of commands that deploy an image.
 var deployStatuses = []int{
-	exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitNoSysroot, exitNotBootable, exitConflict, exitNoImage, exitInterrupted,
+	exitPartly, exitNoRepo, exitLocked, exitCorrupt, exitNoSysroot, exitNotBootable, exitConflict, exitNoImage, exitRefused,
+	exitInterrupted,
 }
 
 func (c *cli) deployCommand() *cobra.Command {
 	var f deployFlags
+	var r registryFlags
 	cmd := &cobra.Command{
 		Use:   "deploy IMAGE",
 		Short: "Make a pulled image the system that boots next",
@@ -79,14 +84,22 @@ now stays, to fall back to. The image's files are hard links to the snapshotter'
 merged: local changes are kept.
 
 The kernel arguments are those of the deployment that boots now, with the changes of the image's /usr/lib/bootc/kargs.d,
-then those of --karg and related flags. IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" pulls it again.` +
+then those of --karg and related flags. IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" pulls it again.
+
+The image must have the signatures that the signature policy of the running system demands, and that its reference does:
+"ostree-image-signed:docker://NAME" or "ostree-remote-registry:REMOTE:NAME". A plain name keeps the demand of the
+deployment before; "ostree-unverified-registry:NAME" has none.` +
 			exitHelp(deployStatuses...),
 		Args:              oneArg("IMAGE"),
 		ValidArgsFunction: c.completeImage(&f.imageFlags),
-		RunE:              func(cmd *cobra.Command, args []string) error { return c.deploy(cmd.Context(), &f, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.verifier = newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: r})
+			return c.deploy(cmd.Context(), &f, args[0])
+		},
 	}
 	f.addDeploy(c, cmd)
 	addKargs(cmd, &f.kargs)
+	r.addRegistry(cmd)
 	cmd.Flags().BoolVar(&f.init, "init", false, "create sysroot and stateroot if they do not exist")
 	return cmd
 }
@@ -119,13 +132,30 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 				return c.wouldInit(ctx, src, f, image)
 			}
 		}
-		return c.deployImage(ctx, src, s, st, f, image)
+		ref, err := imageReference(s, st, f, image)
+		if err != nil {
+			return err
+		}
+		return c.deployImage(ctx, src, s, st, f, ref)
 	})
+}
+
+// imageReference returns the reference that the image of a command line stands for.
+func imageReference(s *deploy.System, st *sysroot.State, f *deployFlags, image string) (deploy.Reference, error) {
+	from, _, err := s.UpgradeFrom(st, f.stateroot)
+	if err != nil && !is(err, deploy.ErrNothingDeployed, deploy.ErrNotFromImage, deploy.ErrTransport) {
+		return deploy.Reference{}, err
+	}
+	return deploy.NewReference(image, from)
 }
 
 // wouldInit ends "deploy --init --dry-run" without a sysroot or stateroot to plan with.
 func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, image string) error {
-	img, err := src.resolve(ctx, image)
+	ref, err := deploy.NewReference(image, nil)
+	if err != nil {
+		return err
+	}
+	img, err := src.resolve(ctx, ref.Name)
 	if err != nil {
 		return err
 	}
@@ -161,15 +191,15 @@ const maxTries = 5
 
 // deployImage deploys an image of containerd's, or with --dry-run prints the plan.
 func (c *cli) deployImage(
-	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string,
+	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, ref deploy.Reference,
 ) (err error) {
-	img, err := src.resolve(ctx, image)
+	img, err := src.resolve(ctx, ref.Name)
 	if err != nil {
 		return err
 	}
 	bar := c.newProgress("storing files")
 	p, err := s.Plan(ctx, st, src.store.Layers, deploy.Request{
-		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux, Epoch: f.epoch.epoch,
+		Image: img, Reference: &ref, Verifier: f.verifier, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux, Epoch: f.epoch.epoch,
 		NoPrune: f.noPrune, EarlyPrune: f.earlyPrune, Tries: f.tries, Untried: f.untried,
 		Promote: deploy.PromoteOptions{DryRun: f.dryRun, Progress: bar.stored},
 	})
@@ -178,14 +208,14 @@ func (c *cli) deployImage(
 		if errors.Is(err, deploy.ErrCannotStage) {
 			err = fmt.Errorf("--stage: %w", err)
 		}
-		return err
+		return refused(s, st, f, ref.Name, img.ManifestDigest, err)
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	switch {
 	case p.Same != nil:
 		return c.noChange(st, &f.systemFlags, fmt.Sprintf("%s is what boots next", deploy.Title(p.Same)))
 	case p.Plan == nil:
-		return c.noChange(st, &f.systemFlags, fmt.Sprintf("%s: %s", image, failedUpdate))
+		return c.noChange(st, &f.systemFlags, fmt.Sprintf("%s: %s", ref.Name, failedUpdate))
 	}
 	c.dropped(p.OS.Dropped, f.verbose)
 	var failed error

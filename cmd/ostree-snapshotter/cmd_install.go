@@ -28,6 +28,8 @@ type installFlags struct {
 	epoch         epochValue
 	verbose       bool
 	kargs         kargs.Edits
+	verify        verifyFlags
+	verifier      *verifier
 }
 
 func (c *cli) installCommand() *cobra.Command {
@@ -45,8 +47,12 @@ The partition table is written last: until then the disk counts as empty, also a
 The image can choose the root partition's file system, the stateroot and kernel arguments, in the files of bootc-install-config(5):
 /usr/lib/bootc/install/*.toml. Flags win.
 
+The image must have the signatures that the signature policy of this host demands, and that its reference does:
+"ostree-image-signed:docker://NAME" or "ostree-remote-registry:REMOTE:NAME" with a remote of this host. The installed
+system's upgrades keep the demand of the reference.
+
 IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the installed system pulls it again.` +
-			exitHelp(exitNoRepo, exitLocked, exitCorrupt, exitNotBootable, exitNoImage, exitInterrupted),
+			exitHelp(exitNoRepo, exitLocked, exitCorrupt, exitNotBootable, exitNoImage, exitRefused, exitInterrupted),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
 				return nil
@@ -59,7 +65,10 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 			}
 			return c.completeImage(&f.imageFlags)(cmd, args, word)
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return c.install(cmd.Context(), &f, args[0], args[1]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.verifier = newVerifier(cmd, &f.verify)
+			return c.install(cmd.Context(), &f, args[0], args[1])
+		},
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.stateroot, "stateroot", "", "stateroot `NAME` of the new system, instead of the image's choice or "+deploy.DefaultStateroot)
@@ -76,6 +85,7 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 	completeValues(cmd, "filesystem", install.Filesystems...)
 	f.addDaemon(cmd)
 	f.addImage(cmd)
+	f.verify.addVerify(cmd)
 	return cmd
 }
 
@@ -83,6 +93,11 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 	if err := f.kargs.Check(); err != nil {
 		return err
 	}
+	ref, err := deploy.NewReference(image, nil)
+	if err != nil {
+		return err
+	}
+	image = ref.Name
 	src, err := c.openImages(&f.daemonFlags, &f.imageFlags)
 	if err != nil {
 		return err
@@ -105,7 +120,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 		promote.Epoch = *f.epoch.epoch
 	}
 	p, err := deploy.PlanInstall(ctx, src.store.Layers, disk, deploy.InstallRequest{
-		Image: img, Stateroot: f.stateroot, Kargs: f.kargs, NoSELinux: f.noSELinux, Options: opts,
+		Image: img, Reference: &ref, Verifier: f.verifier, Stateroot: f.stateroot, Kargs: f.kargs, NoSELinux: f.noSELinux, Options: opts,
 		Promote: promote,
 	})
 	bar.stop()

@@ -22,6 +22,7 @@ import (
 type statusReport struct {
 	Sysroot     string          `json:"sysroot"`
 	Deployments []deploymentRow `json:"deployments"`
+	Refused     *deploy.Refusal `json:"refused,omitempty"` // the image that an upgrade would have deployed last
 	Notes       []string        `json:"notes"`
 }
 
@@ -39,10 +40,14 @@ type deploymentRow struct {
 
 	Digest digest.Digest `json:"digest,omitempty"` // of the image's manifest
 	Time   *time.Time    `json:"timestamp,omitempty"`
-	Kernel string        `json:"bootcsum"`
-	Unique *int64        `json:"unique_bytes,omitempty"`
-	Shared *int64        `json:"shared_bytes,omitempty"`
-	Tries  *bootTries    `json:"boot_tries,omitempty"`
+
+	Reference string          `json:"image_reference,omitempty"` // as the origin has it, with its demand
+	Signature *deploy.Verdict `json:"signature,omitempty"`       // why the image was accepted; null if that was not asked
+
+	Kernel string     `json:"bootcsum"`
+	Unique *int64     `json:"unique_bytes,omitempty"`
+	Shared *int64     `json:"shared_bytes,omitempty"`
+	Tries  *bootTries `json:"boot_tries,omitempty"`
 }
 
 // bootTries is the boot counting of a deployment that has to prove itself.
@@ -59,7 +64,8 @@ func (c *cli) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "List the deployments of the system",
 		Long: `List the deployments of the system: which one is booted, which boots next, which is there to fall back to, and the image
-of each.
+of each. With -v it also tells which signatures the image was accepted by. If an upgrade has refused an image since the
+system was booted, it says so.
 
 "unique" is the space that is freed if only this deployment goes, with its own /etc and other copies; "shared" is the rest of
 its commit's space, shared with other deployments, layers of images, or other content of the repository. /var, which all
@@ -115,6 +121,12 @@ func (c *cli) describe(ctx context.Context, s *deploy.System, st *sysroot.State)
 		}
 		r.Deployments = append(r.Deployments, row)
 	}
+	if r.Refused, err = s.LastRefusal(); err != nil {
+		return nil, err
+	}
+	if f := r.Refused; f != nil {
+		r.Notes = append(r.Notes, fmt.Sprintf("%s %s was refused at %s: %s", f.Image, f.Digest, f.Time.Format(time.RFC3339), f.Reason))
+	}
 	if note := fellBack(st); note != "" {
 		r.Notes = append(r.Notes, note)
 	}
@@ -131,7 +143,9 @@ func newDeploymentRow(st *sysroot.State, d *sysroot.Deployment) deploymentRow {
 		Rollback:       d == st.Rollback(),
 		Kernel:         d.BootCsum,
 		Tries:          newBootTries(d.Tries),
+		Signature:      deploy.VerdictOf(d),
 	}
+	row.Reference, _ = d.ImageReference()
 	row.Locked = row.Staged && st.Staged.Locked
 	return row
 }
@@ -219,6 +233,10 @@ func (c *cli) printDeployment(d *deploymentRow) error {
 	if d.Digest != "" {
 		rows = append(rows, fmt.Sprintf("  digest\t%s", deploy.Printable(d.Digest.String())))
 	}
+	if d.Reference != "" {
+		rows = append(rows, fmt.Sprintf("  origin\t%s", deploy.Printable(d.Reference)))
+	}
+	rows = append(rows, signatureRows(d.Signature)...)
 	if d.Time != nil {
 		rows = append(rows, fmt.Sprintf("  time\t%s", d.Time.Format(time.RFC3339)))
 	}
@@ -227,6 +245,32 @@ func (c *cli) printDeployment(d *deploymentRow) error {
 		rows = append(rows, fmt.Sprintf("  boots\t%d failed, %d left to prove itself", d.Tries.Done, d.Tries.Left))
 	}
 	return c.table(rows...)
+}
+
+// signatureRows says why an image was accepted.
+func signatureRows(v *deploy.Verdict) (rows []string) {
+	if v == nil {
+		return []string{"  signed\tnot checked"}
+	}
+	by := "by nobody: the policy accepts it without a signature"
+	if len(v.Signers) > 0 {
+		by = "checked " + v.Time.Format(time.RFC3339)
+	}
+	rows = append(rows, "  signed\t"+by)
+	if v.Rule != "" {
+		rows = append(rows, fmt.Sprintf("  rule\t%s of %s", deploy.Printable(v.Rule), deploy.Printable(v.Policy)))
+	}
+	if v.Remote != "" {
+		rows = append(rows, "  remote\t"+deploy.Printable(v.Remote))
+	}
+	for _, s := range v.Signers {
+		text := s.Key + ", " + s.Signature
+		if s.Identity != "" {
+			text += ", " + s.Identity
+		}
+		rows = append(rows, "  key\t"+deploy.Printable(text))
+	}
+	return rows
 }
 
 // states returns the states of a deployment in the table.

@@ -32,10 +32,15 @@ func (c *cli) upgradeCommand() *cobra.Command {
 another image now. Otherwise the system stays as it is, also if the new image was deployed with --boot-tries and failed to
 boot.
 
+A new image must have the signatures that the signature policy of the running system demands, and that the deployment's
+origin does. They are checked before the pull, by digest: what was checked is what is pulled. A refused image changes
+nothing; "ostree-snapshotter status" reports it.
+
 --check only asks the registry, and pulls nothing: the exit status is 0 if there is an update and 77 if there is none.
 --dry-run pulls nothing either, and reports what would happen.` + exitHelp(append([]int{exitNoUpdate}, deployStatuses...)...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.verifier = newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: p.registryFlags})
 			if check {
 				return c.checkUpgrade(cmd.Context(), &f, &p)
 			}
@@ -56,10 +61,14 @@ func (c *cli) switchCommand() *cobra.Command {
 		Use:   "switch IMAGE",
 		Short: "Deploy another image, and upgrade from it from now on",
 		Long: `Deploy another image than the system's present one. containerd pulls it first if it does not have it. From then on
-"ostree-snapshotter upgrade" pulls it again. Changes of /etc, and /var, stay.` + exitHelp(deployStatuses...),
+"ostree-snapshotter upgrade" pulls it again. Changes of /etc, and /var, stay. Signatures are demanded as by
+"ostree-snapshotter deploy".` + exitHelp(deployStatuses...),
 		Args:              oneArg("IMAGE"),
 		ValidArgsFunction: c.completeImage(&f.imageFlags),
-		RunE:              func(cmd *cobra.Command, args []string) error { return c.switchTo(cmd.Context(), &f, &p, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.verifier = newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: p.registryFlags})
+			return c.switchTo(cmd.Context(), &f, &p, args[0])
+		},
 	}
 	f.addDeploy(c, cmd)
 	addKargs(cmd, &f.kargs)
@@ -82,10 +91,11 @@ const failedUpdate = "it was deployed and has failed to boot; \"ostree-snapshott
 
 func (c *cli) checkUpgrade(ctx context.Context, f *deployFlags, p *pullFlags) error {
 	return c.viewSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
-		from, image, err := s.UpgradeFrom(st, f.stateroot)
+		from, ref, err := s.UpgradeFrom(st, f.stateroot)
 		if err != nil {
 			return err
 		}
+		image := ref.Name
 		u, err := c.update(ctx, s, st, p, from, image)
 		if err != nil {
 			return err
@@ -118,30 +128,52 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
-		from, image, err := s.UpgradeFrom(st, f.stateroot)
+		_, ref, err := s.UpgradeFrom(st, f.stateroot)
 		if err != nil {
 			return err
 		}
-		if f.dryRun {
-			u, err := c.update(ctx, s, st, p, from, image)
-			if err != nil {
-				return err
-			}
-			return c.planPull(ctx, src, s, st, f, image, u.Available)
-		}
-		if err := c.pull(ctx, src, p, image); err != nil {
+		return c.pullAndDeploy(ctx, src, s, st, f, p, ref)
+	})
+}
+
+// pullAndDeploy pulls the image that a reference stands for now, after the signature policy has accepted it, and deploys it.
+func (c *cli) pullAndDeploy(
+	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, p *pullFlags, ref deploy.Reference,
+) error {
+	known := ref.Demand == deploy.DemandPolicy
+	policy, err := f.verifier.load()
+	if err != nil {
+		return err
+	}
+	var manifest, target digest.Digest
+	if f.dryRun || known || policy != nil {
+		if manifest, target, err = p.Target(ctx, ref.Name); err != nil {
 			return err
 		}
-		return c.deployImage(ctx, src, s, st, f, image)
-	})
+		index := target
+		if index == manifest {
+			index = ""
+		}
+		if _, err := f.verifier.Verify(ctx, ref.Name, manifest, index, known); err != nil {
+			return refused(s, st, f, ref.Name, manifest, err)
+		}
+	}
+	if f.dryRun {
+		return c.planPull(ctx, src, s, st, f, ref, manifest)
+	}
+	if err := c.pull(ctx, src, p, ref.Name, target); err != nil {
+		return err
+	}
+	return c.deployImage(ctx, src, s, st, f, ref)
 }
 
 // planPull prints what pulling and deploying an image would do. If the registry's image is here already, that includes
 // the plan.
-func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, image string, manifest digest.Digest) error {
+func (c *cli) planPull(ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, ref deploy.Reference, manifest digest.Digest) error {
+	image := ref.Name
 	img, err := src.resolve(ctx, image)
 	if err == nil && img.ManifestDigest == manifest {
-		return c.deployImage(ctx, src, s, st, f, image)
+		return c.deployImage(ctx, src, s, st, f, ref)
 	}
 	if err != nil && statusOf(err) != exitNoImage {
 		return err
@@ -160,23 +192,17 @@ func (c *cli) switchTo(ctx context.Context, f *deployFlags, p *pullFlags, image 
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
-		_, err := src.resolve(ctx, image)
+		ref, err := imageReference(s, st, f, image)
+		if err != nil {
+			return err
+		}
+		_, err = src.resolve(ctx, ref.Name)
 		switch {
 		case err == nil:
-			return c.deployImage(ctx, src, s, st, f, image)
+			return c.deployImage(ctx, src, s, st, f, ref)
 		case statusOf(err) != exitNoImage:
 			return err
 		}
-		if f.dryRun {
-			manifest, err := p.Manifest(ctx, image)
-			if err != nil {
-				return err
-			}
-			return c.planPull(ctx, src, s, st, f, image, manifest)
-		}
-		if err := c.pull(ctx, src, p, image); err != nil {
-			return err
-		}
-		return c.deployImage(ctx, src, s, st, f, image)
+		return c.pullAndDeploy(ctx, src, s, st, f, p, ref)
 	})
 }

@@ -195,7 +195,7 @@ func statusOf(err error) int {
 		return exitPartly
 	case is(err, deploy.ErrStaterootName, deploy.ErrManyStateroots, deploy.ErrCannotStage, kargs.ErrEdit):
 		return exitUsage
-	case errors.As(err, new(*signature.RefusedError)):
+	case errors.As(err, new(*signature.RefusedError)), errors.Is(err, deploy.ErrRefused):
 		return exitRefused
 	case is(err, containerd.ErrNoImage, inspect.ErrNotUnpacked):
 		return exitNoImage
@@ -235,7 +235,7 @@ var deployHints = []struct {
 	{deploy.ErrNoDeployment, "\"ostree-snapshotter status\" lists all"},
 	{deploy.ErrNothingDeployed, "\"ostree-snapshotter deploy IMAGE\" makes the first"},
 	{deploy.ErrNotFromImage, "\"ostree-snapshotter switch IMAGE\" deploys one, and upgrades come from it from then on"},
-	{deploy.ErrSigned, "it demands a signature, and signatures are not verified; \"ostree-snapshotter switch IMAGE\" deploys an image without"},
+	{deploy.ErrRefused, "\"ostree-snapshotter deploy --help\" describes what a reference demands; docs/deploy.md, where keys belong"},
 	{deploy.ErrTransport, "\"ostree-snapshotter switch IMAGE\" sets another"},
 	{deploy.ErrNotRoot, "try again as root"},
 	{deploy.ErrBootloader, "--esp DIR gives the mount point of the EFI system partition"},

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/deploy"
@@ -42,7 +43,7 @@ func (s *imageSource) resolve(ctx context.Context, name string) (*deploy.Image, 
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	}
 	img := &deploy.Image{
-		Name: name, ManifestDigest: m.Digest, Manifest: m.JSON, Config: m.ConfigJSON, Version: m.Version, Created: m.Created,
+		Name: name, ManifestDigest: m.Digest, Target: m.Target, Manifest: m.JSON, Config: m.ConfigJSON, Version: m.Version, Created: m.Created,
 	}
 	if img.Layers, err = s.store.Unpacked(ctx, m.DiffIDs); err == nil {
 		err = img.Check()
@@ -54,11 +55,11 @@ func (s *imageSource) resolve(ctx context.Context, name string) (*deploy.Image, 
 	return img, nil
 }
 
-// pull makes containerd pull an image and unpack it with this snapshotter.
-func (c *cli) pull(ctx context.Context, src *imageSource, f *pullFlags, ref string) error {
+// pull makes containerd pull an image, with a digest exactly that one, and unpack it with this snapshotter.
+func (c *cli) pull(ctx context.Context, src *imageSource, f *pullFlags, ref string, pin digest.Digest) error {
 	bar := c.newProgress("pulling " + ref + ", KiB")
 	defer bar.stop()
-	return src.client.Pull(ctx, src.namespace, f.snapshotter, ref, &f.Registry, bar.update)
+	return src.client.Pull(ctx, src.namespace, f.snapshotter, ref, pin, &f.Registry, bar.update)
 }
 
 // completeImage offers a shell the names of containerd's images.

@@ -84,7 +84,8 @@ func TestResolveImage(t *testing.T) {
 		Labels:      map[string]string{"version": "1", ocispec.AnnotationVersion: "12.1"},
 		Annotations: map[string]string{ocispec.AnnotationCreated: "2002-02-02T02:02:02.5+01:00"},
 	})
-	f.Tag("default", "example.org/os:1", f.Index(attestation, absent, foreign, f.Index(host)))
+	index := f.Index(attestation, absent, foreign, f.Index(host))
+	f.Tag("default", "example.org/os:1", index)
 	f.Tag("default", "example.org/single:1", f.Manifest(containerdtest.Image{Created: "2001-01-01T00:00:00Z", DiffIDs: b.diffIDs, Labels: map[string]string{"version": "1"}}))
 	f.Tag("default", "example.org/no-time:1", f.Manifest(containerdtest.Image{Created: "yesterday", DiffIDs: b.diffIDs, Annotations: map[string]string{ocispec.AnnotationCreated: "x"}}))
 
@@ -93,7 +94,7 @@ func TestResolveImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &deploy.Image{
-		Name: "example.org/os:1", ManifestDigest: host.Digest, Layers: []objectstore.Checksum{b.base, b.os}, Version: "12.1",
+		Name: "example.org/os:1", ManifestDigest: host.Digest, Target: index.Digest, Layers: []objectstore.Checksum{b.base, b.os}, Version: "12.1",
 		Manifest: got.Manifest, Config: got.Config, Created: got.Created,
 	}
 	if diff := testenv.Diff(want, got); diff != "" {

@@ -13,7 +13,7 @@ import (
 
 // deploymentAt returns a deployment with an origin of an image.
 func deploymentAt(serial int, image string) *sysroot.Deployment {
-	return &sysroot.Deployment{Stateroot: "os", Serial: serial, Origin: deploy.NewOrigin(nil, image)}
+	return &sysroot.Deployment{Stateroot: "os", Serial: serial, Origin: deploy.NewOrigin(nil, deploy.Reference{Name: image})}
 }
 
 func TestStates(t *testing.T) {
@@ -74,7 +74,8 @@ func TestPrintStatus(t *testing.T) {
 		{
 			deploymentName: deploymentName{Stateroot: "os", Image: "example.org/os:2", Version: "2", Kargs: []string{"rw", "quiet"}},
 			Default:        true, Digest: "sha256:2", Time: new(now.Add(-3 * time.Hour)), Unique: new(int64(1 << 20)), Shared: new(int64(0)),
-			Tries: &bootTries{Left: 2, Done: 1},
+			Tries: &bootTries{Left: 2, Done: 1}, Reference: "ostree-image-signed:docker://example.org/os:2",
+			Signature: &deploy.Verdict{Rule: "example.org", Policy: "/p", Time: now, Signers: []deploy.Signer{{Key: "k", Signature: "s"}}},
 		},
 		{Index: 1, deploymentName: deploymentName{Stateroot: "os", Refspec: "remote:os\x1b[2J"}, Time: new(now.Add(time.Hour))},
 	}, Notes: []string{"a note"}}
@@ -88,7 +89,9 @@ func TestPrintStatus(t *testing.T) {
 		"0      default,unproven  os         example.org/os:2  2        3 hours ",
 		"1      -                 os         remote:os?[2J     -        1 hour in the future ",
 		"\n  boots   1 failed, 2 left to prove itself\n",
-		"\n  digest  sha256:2\n  time    ",
+		"\n  digest  sha256:2\n  origin  ostree-image-signed:docker://example.org/os:2\n  signed  checked 20",
+		"\n  rule    example.org of /p\n  key     k, s\n  time    ",
+		"\n  signed  not checked\n",
 	} {
 		if !strings.Contains(stdout.String(), line) {
 			t.Errorf("output lacks %q:\n%s", line, stdout.String())

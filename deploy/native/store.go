@@ -94,6 +94,12 @@ func (b *Base) Store(
 	return need, b.storeMetadata(txn)
 }
 
+// Object returns the bytes of the commit object, which signatures are of.
+func (b *Base) Object() []byte { return b.metadata[len(b.metadata)-1].data }
+
+// CommitMeta returns the detached metadata that came with the commit, which is unchecked; nil if there is none.
+func (b *Base) CommitMeta() []byte { return b.commitMeta }
+
 func (b *Base) storeMetadata(txn *objectstore.Txn) error {
 	last := len(b.metadata) - 1
 	for i := range b.metadata {

@@ -27,8 +27,9 @@ const unknownPlatform = "unknown"
 // image's author wrote them, unchecked.
 type Manifest struct {
 	Digest     digest.Digest
-	JSON       []byte // the manifest, byte for byte
-	ConfigJSON []byte // the config, byte for byte
+	Target     digest.Digest // by [Client.Resolve]: that the name stands for, of the manifest or an index
+	JSON       []byte        // the manifest, byte for byte
+	ConfigJSON []byte        // the config, byte for byte
 	Layers     []ocispec.Descriptor
 	DiffIDs    []digest.Digest
 	Version    string    // "" if the image has none

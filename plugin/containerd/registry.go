@@ -130,12 +130,18 @@ func (f fetched) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content
 }
 
 // Pull makes containerd pull an image into a namespace and unpack it with a snapshotter, like "ctr images pull
-// --snapshotter". HostsDir defaults to containerd's own. progress, which may be nil, is called with the KiB downloaded
+// --snapshotter". With a digest it pulls that, whatever the name stands for meanwhile. HostsDir defaults to containerd's own. progress, which may be nil, is called with the KiB downloaded
 // and the size of all known blobs in KiB. An error of the transfer is a [RegistryError], which is an
 // errdefs.ErrNotImplemented for containerd before 2.0.
-func (c *Client) Pull(ctx context.Context, namespace, snapshotter, ref string, r *Registry, progress func(done, total int64)) error {
+func (c *Client) Pull(
+	ctx context.Context, namespace, snapshotter, ref string, pin digest.Digest, r *Registry, progress func(done, total int64),
+) error {
 	ctx = namespaces.WithNamespace(Silent(ctx), namespace)
-	reg, err := r.open(ctx, ref, r.HostsDir)
+	from := ref
+	if pin != "" && !strings.Contains(ref, "@") {
+		from += "@" + pin.String()
+	}
+	reg, err := r.open(ctx, from, r.HostsDir)
 	if err != nil {
 		return fmt.Errorf("pull %s: %w", ref, err)
 	}

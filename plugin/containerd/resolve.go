@@ -58,6 +58,7 @@ func (c *Client) Resolve(ctx context.Context, namespace, name string, want ocisp
 	var platform *PlatformError
 	switch {
 	case err == nil:
+		m.Target = target.Digest
 		return m, nil
 	case errors.As(err, &doc) && errdefs.IsNotFound(err):
 		return fail(noImageError{fmt.Sprintf("containerd does not have its %s %s", doc.Kind, doc.Digest), err})
