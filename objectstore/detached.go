@@ -17,6 +17,14 @@ func ParseXattrs(data []byte) ([]Xattr, error) {
 	return *list, nil
 }
 
+// MarshalXattrs is the inverse of ParseXattrs: no bytes for an empty list. A list that no object can have is ErrInvalid.
+func MarshalXattrs(xattrs []Xattr) ([]byte, error) {
+	if err := validateXattrs(xattrs); err != nil {
+		return nil, err
+	}
+	return appendXattrs(nil, xattrs), nil
+}
+
 // StoreCommitMeta stores the detached metadata of a commit, its signatures: the bytes of an a{sv}, anything else is
 // ErrInvalid. Existing metadata stays: it may have been changed after the commit was made.
 func (t *Txn) StoreCommitMeta(commit Checksum, data []byte) error {

@@ -57,5 +57,15 @@ func TestParseXattrs(t *testing.T) {
 		if got != want {
 			t.Errorf("%q: got %q, want %q", data, got, want)
 		}
+		if back, err2 := objectstore.MarshalXattrs(xattrs); err == nil && (err2 != nil || string(back) != data) {
+			t.Errorf("%q: marshalled again it is %q, %v", data, back, err2)
+		}
+	}
+}
+
+func TestMarshalXattrsInvalid(t *testing.T) {
+	data, err := objectstore.MarshalXattrs([]objectstore.Xattr{{Name: "user.empty"}})
+	if !errors.Is(err, objectstore.ErrInvalid) || data != nil {
+		t.Errorf("got %q, %v, want an ErrInvalid", data, err)
 	}
 }
