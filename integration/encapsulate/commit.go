@@ -44,6 +44,9 @@ type Commit struct {
 	dirs    map[string]attrs
 }
 
+// Objects returns the objects of the commit.
+func (c *Commit) Objects() Objects { return c.objects }
+
 // A file is a name of a content object.
 type file struct {
 	path string

@@ -9,9 +9,15 @@ import (
 
 // Labels of an image's configuration.
 const (
-	LabelCommit = "ostree.commit"       // the commit's checksum
-	LabelFinal  = "ostree.final-diffid" // diff ID of the last layer that has objects of the commit
+	LabelCommit   = "ostree.commit"       // the commit's checksum
+	LabelFinal    = "ostree.final-diffid" // diff ID of the last layer that has objects of the commit
+	LabelBootable = "ostree.bootable"     // true or false, from the commit's metadata, as is the next
+	LabelLinux    = "ostree.linux"        // version of the kernel
+	LabelBootc    = "containers.bootc"    // beside LabelBootable, whatever its value
 )
+
+// Components is the annotation of a layer that lists what the files in it belong to.
+const Components = "ostree.components"
 
 // Limits of single objects in layers, in bytes. All importers of ostree-native images have them.
 const (
