@@ -135,21 +135,24 @@ func (v *Verdict) Err() error {
 // An image that is refused is no error: the verdict says so. An error is a [PolicyError] if a key cannot be read, and a
 // [SourceError] if the source cannot be; the image must not be used then.
 func Verify(ctx context.Context, p *Policy, img Image, src Source) (*Verdict, error) {
-	v := &Verdict{Image: img, Policy: p.File}
-	var list []requirement
-	v.Scope, list = p.rule(img.Name)
-	var found []candidate
-	for _, d := range []digest.Digest{img.Digest, img.Index} {
-		if d == "" {
-			continue
-		}
+	digests := []digest.Digest{img.Digest}
+	if img.Index != "" {
+		digests = append(digests, img.Index)
+	}
+	for _, d := range digests {
 		if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
 			return nil, fmt.Errorf("image %s: digest %q is not a sha256 digest", img.Name, d)
 		}
-		if pinned, ok := img.Name.(reference.Digested); ok && pinned.Digest() != img.Digest && pinned.Digest() != img.Index {
-			return nil, fmt.Errorf("image %s: it is not the one that the name demands, but %s", img.Name, img.Digest)
-		}
-		if forms := needs(list); forms != 0 {
+	}
+	if pinned, ok := img.Name.(reference.Digested); ok && !slices.Contains(digests, pinned.Digest()) {
+		return nil, fmt.Errorf("image %s: it is not the one that the name demands, but %s", img.Name, img.Digest)
+	}
+	v := &Verdict{Image: img, Policy: p.File}
+	scope, list := p.rule(img.Name)
+	v.Scope = scope
+	var found []candidate
+	if forms := needs(list); forms != 0 {
+		for _, d := range digests {
 			sigs, err := src.Signatures(ctx, img.Name, d, forms)
 			if err != nil {
 				return nil, &SourceError{Name: img.Name.String(), Err: err}
