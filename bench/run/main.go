@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&b.results, "results", "bench/results", "the directory of the page")
 	flag.BoolVar(&b.keep, "keep", false, "keep report.html and report.json too")
 	layouts := flag.String("layouts", "", "make the layouts of all workloads in this directory, and measure nothing")
-	workloads := flag.String("workloads", "debian,layers,os-update,small", "what is measured")
+	workloads := flag.String("workloads", "debian,layers,os-update,small,zstd", "what is measured")
 	flag.Parse()
 	b.workloads, b.flags = strings.Split(*workloads, ","), flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)

@@ -90,7 +90,7 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestBuiltin(t *testing.T) {
-	images := map[string]int{"debian": 4, "dockerhub": 25, "layers": 1, "os-update": 5, "small": 3}
+	images := map[string]int{"debian": 4, "dockerhub": 25, "layers": 1, "os-update": 5, "small": 3, "zstd": 1}
 	if got := Names(); len(got) != len(images) {
 		t.Errorf("the workloads are %q, want %d", got, len(images))
 	}
@@ -139,7 +139,7 @@ func TestLoad(t *testing.T) {
 		{arg: "oci:dir.toml", first: "oci:dir.toml"},
 		{arg: "none.toml", err: "read workload: open none.toml: no such file or directory"},
 		{arg: "long.toml", err: "read workload long.toml: more than 1048576 bytes"},
-		{arg: "debain", err: `find workload "debain": is none of debian, dockerhub, layers, os-update, small, no file FILE.toml, and no reference of an image`},
+		{arg: "debain", err: `find workload "debain": is none of debian, dockerhub, layers, os-update, small, zstd, no file FILE.toml, and no reference of an image`},
 		{arg: "", err: `find workload "": is none of`},
 		{arg: "-x/y", err: `find image: reference "-x/y": must be an image of a registry, or oci:DIR[:TAG]`},
 		{arg: "oci:", err: `find image: reference "oci:": names no directory`},
