@@ -15,13 +15,13 @@ import (
 func (c *cli) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Show what the store makes of an image, and check its signatures",
-		Long: "Show the composefs image that an image's containers run on, or the SELinux labels that its files have in a deployment; or\n" +
-			"check an image's signatures." + exitHelp(),
+		Short: "Look at images, check their signatures, and make them of ostree commits",
+		Long: "Show the composefs image that an image's containers run on, or the SELinux labels that its files have in a deployment;\n" +
+			"check an image's signatures; or write an ostree commit as an image." + exitHelp(),
 		Args: knownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.imageDigestCommand(), c.imageLabelCommand(), c.imageVerifyCommand())
+	cmd.AddCommand(c.imageDigestCommand(), c.imageLabelCommand(), c.imageVerifyCommand(), c.imageEncapsulateCommand())
 	return cmd
 }
 

@@ -29,9 +29,10 @@ const (
 type Layer struct {
 	Chunk // of the lowest layer, without components
 
-	commit  *Commit
-	version Version
-	lowest  bool
+	commit   *Commit
+	version  Version
+	lowest   bool
+	progress func(files int) // may be nil
 }
 
 // Layers returns the layers of a commit, lowest first. They write their tars independently of each other.
@@ -52,7 +53,7 @@ func (c *Commit) Layers(plan Plan, v Version) ([]*Layer, error) {
 // is not what its name says an objectstore.ErrCorrupt, and one that no importer takes an ErrInvalid.
 func (l *Layer) WriteTar(ctx context.Context, w io.Writer) error {
 	lw := layerWriter{
-		tarWriter: tarWriter{w: w}, ctx: ctx, c: l.commit, parents: l.version >= Version2,
+		tarWriter: tarWriter{w: w}, ctx: ctx, c: l.commit, progress: l.progress, parents: l.version >= Version2,
 		done: make(map[objectstore.ObjectName]bool), entered: make([]bool, len(l.commit.dirs)), buf: make([]byte, copyBuffer),
 	}
 	if l.lowest {
@@ -70,12 +71,13 @@ const copyBuffer = 256 << 10
 // A layerWriter writes one layer.
 type layerWriter struct {
 	tarWriter
-	ctx     context.Context
-	c       *Commit
-	parents bool
-	done    map[objectstore.ObjectName]bool // metadata objects
-	entered []bool                          // by directory: it has an entry before a file of it
-	buf     []byte
+	ctx      context.Context
+	c        *Commit
+	progress func(files int)
+	parents  bool
+	done     map[objectstore.ObjectName]bool // metadata objects
+	entered  []bool                          // by directory: it has an entry before a file of it
+	buf      []byte
 }
 
 // lowest writes what only the lowest layer has: the root directory, metadata objects and all directories.
@@ -159,6 +161,9 @@ func (w *layerWriter) content(files []File) {
 			n++
 		}
 		w.object(files[:n])
+		if w.progress != nil {
+			w.progress(n)
+		}
 		files = files[n:]
 	}
 }
