@@ -214,6 +214,12 @@ func TestErrors(t *testing.T) {
 		{"the other bit", member(clens(257, 1, map[int]int{0: 2, 1: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 3, 2, 1, 2, 1, 1, 0, 64), nil), ErrCorrupt, ""},
 		{"no code at all", member(clens(257, 1, map[int]int{0: 2, 1: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 1, 2, 1, 2, 0, 64), nil), ErrCorrupt, ""},
 		{"literals incomplete", member(clens(257, 1, map[int]int{0: 2, 2: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 3, 2, 1, 2, 0, 64), nil), ErrCorrupt, ""},
+		{"distances incomplete", member(clens(257, 2, map[int]int{1: 2, 2: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 1, 2, 3, 2, 3, 2, 0, 64), nil), ErrCorrupt, ""},
+		{"one distance of two bits", member(clens(257, 1, map[int]int{1: 2, 2: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 1, 2, 3, 2, 0, 64), nil), ErrCorrupt, ""},
+		{"distances oversubscribed", member(clens(257, 3, map[int]int{1: 2, 2: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 1, 2, 1, 2, 1, 2, 1, 2, 0, 64), nil), ErrCorrupt, ""},
+		{"no distances", member(clens(258, 1, map[int]int{0: 2, 1: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 3, 2, 3, 2, 1, 2, 0, 1), nil), nil, ""},
+		{"a distance where there are none", member(clens(258, 1, map[int]int{0: 2, 1: 2, 18: 1}, 0, 1, 127, 7, 0, 1, 107, 7, 3, 2, 3, 2, 1, 2, 1, 1, 0, 64), nil), ErrCorrupt, ""},
+		{"stored, cut", head(0, string(bits(1, 1, 0, 2, 0, 5, 5, 16, 0xfffa, 16, 'a', 8))), io.ErrUnexpectedEOF, "a"},
 		{"literals oversubscribed", member(clens(258, 1, map[int]int{1: 1, 18: 1}, 1, 1, 127, 7, 1, 1, 106, 7, 0, 3, 0, 1, 0, 64), nil), ErrCorrupt, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

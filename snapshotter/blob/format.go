@@ -126,7 +126,7 @@ func openPlain(v *verifier) *tarStream {
 		s.accept = func(digest.Digest) error { return v.verify() }
 		return s
 	}
-	s.Reader = newChunkReader(v.section())
+	s.Reader = newChunkReader(v.section(), v.blob.Size())
 	s.accept = func(diffID digest.Digest) error {
 		if diffID != v.desc.Digest {
 			return fmt.Errorf("blob has digest %s, descriptor says %s: %w", diffID, v.desc.Digest, errdefs.ErrFailedPrecondition)

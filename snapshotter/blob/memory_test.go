@@ -102,3 +102,21 @@ func TestMemoryOfDecompression(t *testing.T) {
 		})
 	}
 }
+
+// A small blob takes no buffers for a large one.
+func TestMemoryOfSmallBlobs(t *testing.T) {
+	b := gzipped([]byte("small"))
+	files, desc := putBlob(t, t.TempDir(), b)
+	for kind, provider := range map[string]content.Provider{"file": files, "provider": providerOf(b)} {
+		got := testing.Benchmark(func(tb *testing.B) {
+			for tb.Loop() {
+				if _, _, err := decompress(tb, provider, desc); err != nil {
+					tb.Fatal(err)
+				}
+			}
+		}).AllocedBytesPerOp()
+		if got > 512<<10 {
+			t.Errorf("%s: %d bytes allocated, want at most 512 KiB", kind, got)
+		}
+	}
+}

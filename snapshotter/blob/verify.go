@@ -67,7 +67,7 @@ func (v *verifier) head(n int) ([]byte, error) {
 // reader starts to hash the blob, and returns a reader of all of it.
 func (v *verifier) reader() io.Reader {
 	if v.file == nil {
-		v.stream = io.TeeReader(newChunkReader(v.section()), v.hash)
+		v.stream = io.TeeReader(newChunkReader(v.section(), v.blob.Size()), v.hash)
 		return v.stream
 	}
 	v.startHash()
@@ -80,7 +80,7 @@ func (v *verifier) startHash() {
 	panics.Go(func() error {
 		defer close(v.done)
 		v.err = panics.Call(func() error {
-			buf := make([]byte, hashSize)
+			buf := make([]byte, bufferSize(hashSize, v.blob.Size()))
 			_, err := io.CopyBuffer(struct{ io.Writer }{v.hash}, stopReader{v.section(), v.quit}, buf)
 			return err
 		})
@@ -156,7 +156,13 @@ type chunkReader struct {
 	err  error
 }
 
-func newChunkReader(r io.Reader) *chunkReader { return &chunkReader{r: r, buf: make([]byte, readSize)} }
+// newChunkReader returns a chunkReader of size bytes.
+func newChunkReader(r io.Reader, size int64) *chunkReader {
+	return &chunkReader{r: r, buf: make([]byte, bufferSize(readSize, size))}
+}
+
+// bufferSize returns the size of a buffer for size bytes, at most limit and never 0. Most layers are smaller than limit.
+func bufferSize(limit, size int64) int64 { return max(1, min(limit, size)) }
 
 func (c *chunkReader) Read(b []byte) (int, error) {
 	if len(c.rest) == 0 {
