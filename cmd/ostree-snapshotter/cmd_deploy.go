@@ -197,6 +197,7 @@ func (c *cli) deployImage(
 	if err != nil {
 		return err
 	}
+	f.verifier.keepIn(src, f.dryRun)
 	bar := c.newProgress("storing files")
 	p, err := s.Plan(ctx, st, src.store.Layers, deploy.Request{
 		Image: img, Reference: &ref, Verifier: f.verifier, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux, Epoch: f.epoch.epoch,

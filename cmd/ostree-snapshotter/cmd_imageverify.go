@@ -168,24 +168,36 @@ func (r verdictReport) rows() []string {
 	return rows
 }
 
+// imageVerifyFlags are the flags of "image verify".
+type imageVerifyFlags struct {
+	verifyFlags
+	imageFlags
+	keep bool
+}
+
 func (c *cli) imageVerifyCommand() *cobra.Command {
-	var f verifyFlags
+	var f imageVerifyFlags
 	cmd := &cobra.Command{
 		Use:   "verify IMAGE",
 		Short: "Check an image's signatures by a policy",
 		Long: `Ask the registry which image IMAGE is now, and the signature policy whether it may be used. Print the rule that decides,
 for each of its requirements the signature and the key that meet it, and why others do not. Nothing is pulled.
 
+With --keep, the signatures that the image is accepted by are kept with it in containerd, which has to have pulled it: "deploy"
+and "install" then need no registry to check them.
+
 IMAGE is a name with a tag or digest. The signature of an index counts for each image in it.` + exitHelp(exitRefused, exitInterrupted),
 		Args: oneArg("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.imageVerify(cmd.Context(), &f, args[0]) },
 	}
 	c.jsonFlag(cmd)
+	cmd.Flags().BoolVar(&f.keep, "keep", false, "keep the signatures with the image in containerd")
 	f.addVerify(cmd)
+	f.addImage(cmd)
 	return cmd
 }
 
-func (c *cli) imageVerify(ctx context.Context, f *verifyFlags, image string) error {
+func (c *cli) imageVerify(ctx context.Context, f *imageVerifyFlags, image string) error {
 	name, err := signature.ParseName(image)
 	if err != nil {
 		return withStatus(exitUsage, err)
@@ -216,5 +228,25 @@ func (c *cli) imageVerify(ctx context.Context, f *verifyFlags, image string) err
 	if err := v.Err(); err != nil {
 		return fmt.Errorf("verify image: %w", err)
 	}
+	if f.keep {
+		return c.keepSignatures(ctx, &f.imageFlags, v)
+	}
 	return nil
+}
+
+// keepSignatures keeps the signatures that an image was accepted by with it in containerd.
+func (c *cli) keepSignatures(ctx context.Context, f *imageFlags, v *signature.Verdict) error {
+	doc, err := v.Kept().Encode()
+	if err != nil {
+		return err
+	}
+	cfg, err := c.loadConfig()
+	if err != nil {
+		return err
+	}
+	client, err := f.dial(cfg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(client.KeepSignatures(ctx, f.namespace, v.Image.Digest, doc), client.Close())
 }

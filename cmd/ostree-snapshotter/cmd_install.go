@@ -107,6 +107,7 @@ func (c *cli) install(ctx context.Context, f *installFlags, image, disk string) 
 	if err != nil {
 		return err
 	}
+	f.verifier.keepIn(src, f.dryRun)
 	opts := install.Options{Size: int64(f.size), ESPSize: int64(f.espSize), Filesystem: f.filesystem, Wipe: f.wipe}
 	bar := c.newProgress("storing files")
 	if bar.w != nil {

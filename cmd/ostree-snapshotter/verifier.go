@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -22,11 +23,22 @@ type verifier struct {
 	policy  *signature.Policy
 	loaded  bool
 	checked map[signature.Image]*deploy.Verdict
+	kept    *keptSignatures                  // nil if images are not in containerd
+	pending map[digest.Digest]signature.Kept // to be kept when containerd has the image
+}
+
+// keptSignatures are those in a namespace of containerd.
+type keptSignatures struct {
+	src      *imageSource
+	readOnly bool
 }
 
 func newVerifier(cmd *cobra.Command, f *verifyFlags) *verifier {
-	return &verifier{flags: f, given: cmd.Flags().Changed("signature-policy"), checked: make(map[signature.Image]*deploy.Verdict)}
+	return &verifier{flags: f, given: cmd.Flags().Changed("signature-policy"), checked: make(map[signature.Image]*deploy.Verdict), pending: make(map[digest.Digest]signature.Kept)}
 }
+
+// keepIn has signatures kept with images in containerd, and read from there first. A dry run keeps none.
+func (v *verifier) keepIn(src *imageSource, dryRun bool) { v.kept = &keptSignatures{src, dryRun} }
 
 // load returns the policy, nil if there is none.
 func (v *verifier) load() (*signature.Policy, error) {
@@ -64,22 +76,68 @@ func (v *verifier) Verify(ctx context.Context, name string, manifest, index dige
 		return nil, err
 	}
 	img := signature.Image{Name: ref, Digest: manifest, Index: index}
-	if done := v.checked[img]; done != nil {
-		return done, nil
+	if v.checked[img] == nil {
+		found, err := v.ask(ctx, policy, img)
+		if err == nil {
+			err = found.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		v.checked[img], v.pending[manifest] = newVerdict(found), found.Kept()
+	}
+	return v.checked[img], v.keep(ctx, manifest)
+}
+
+// ask asks the policy about an image with the signatures that are kept with it. If it is not accepted by these, the
+// registry's count.
+func (v *verifier) ask(ctx context.Context, policy *signature.Policy, img signature.Image) (*signature.Verdict, error) {
+	if v.kept != nil {
+		found, err := v.kept.verify(ctx, policy, img)
+		if found != nil && found.Accepted {
+			return found, nil
+		}
+		if errors.As(err, new(*signature.PolicyError)) {
+			return nil, err
+		}
 	}
 	src, err := v.flags.source()
 	if err != nil {
 		return nil, err
 	}
-	found, err := signature.Verify(ctx, policy, img, src)
+	return signature.Verify(ctx, policy, img, src)
+}
+
+// verify asks the policy with kept signatures. It returns nil if there are none.
+func (k *keptSignatures) verify(ctx context.Context, policy *signature.Policy, img signature.Image) (*signature.Verdict, error) {
+	doc, err := k.src.client.KeptSignatures(ctx, k.src.namespace, img.Digest)
+	if err != nil || doc == nil {
+		return nil, err
+	}
+	list, err := signature.ParseKept(doc)
 	if err != nil {
 		return nil, err
 	}
-	if err := found.Err(); err != nil {
-		return nil, err
+	return signature.Verify(ctx, policy, img, list)
+}
+
+// keep keeps the signatures that an image was accepted by. Without the image in containerd, they are kept later.
+func (v *verifier) keep(ctx context.Context, manifest digest.Digest) error {
+	list := v.pending[manifest]
+	if v.kept == nil || v.kept.readOnly || len(list) == 0 {
+		return nil
 	}
-	v.checked[img] = newVerdict(found)
-	return v.checked[img], nil
+	doc, err := list.Encode()
+	if err == nil {
+		err = v.kept.src.client.KeepSignatures(ctx, v.kept.src.namespace, manifest, doc)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		delete(v.pending, manifest)
+	}
+	return err
 }
 
 func newVerdict(v *signature.Verdict) *deploy.Verdict {

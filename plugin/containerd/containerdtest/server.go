@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
 	"net"
 	"path/filepath"
 	"strings"
@@ -59,7 +60,7 @@ func New(t testing.TB) *Server {
 func NewAt(t testing.TB, address string) *Server {
 	t.Helper()
 	dir := t.TempDir()
-	store, err := local.NewStore(dir)
+	store, err := local.NewLabeledStore(dir, &labels{all: make(map[digest.Digest]map[string]string)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,4 +244,37 @@ func (i introspectionServer) Plugins(_ context.Context, req *introspectionapi.Pl
 		resp.Plugins = append(resp.Plugins, p)
 	}
 	return resp, nil
+}
+
+// labels are the labels of blobs.
+type labels struct {
+	mu  sync.Mutex
+	all map[digest.Digest]map[string]string
+}
+
+// Get returns the labels of a blob.
+func (l *labels) Get(d digest.Digest) (map[string]string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.all[d]), nil
+}
+
+// Set replaces the labels of a blob.
+func (l *labels) Set(d digest.Digest, m map[string]string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all[d] = maps.Clone(m)
+	return nil
+}
+
+// Update sets labels of a blob, and removes those without a value.
+func (l *labels) Update(d digest.Digest, m map[string]string) (map[string]string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all[d] == nil {
+		l.all[d] = make(map[string]string)
+	}
+	maps.Copy(l.all[d], m)
+	maps.DeleteFunc(l.all[d], func(_, v string) bool { return v == "" })
+	return maps.Clone(l.all[d]), nil
 }
