@@ -15,13 +15,14 @@ import (
 func (c *cli) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Look at images, check their signatures, and make them of ostree commits",
+		Short: "Look at images, check their signatures, and make them of ostree commits and back",
 		Long: "Show the composefs image that an image's containers run on, or the SELinux labels that its files have in a deployment;\n" +
-			"check an image's signatures; or write an ostree commit as an image." + exitHelp(),
+			"check an image's signatures; or write an ostree commit as an image, and take it out again." + exitHelp(),
 		Args: knownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.imageDigestCommand(), c.imageLabelCommand(), c.imageVerifyCommand(), c.imageEncapsulateCommand())
+	cmd.AddCommand(c.imageDigestCommand(), c.imageLabelCommand(), c.imageVerifyCommand(),
+		c.imageEncapsulateCommand(), c.imageUnencapsulateCommand())
 	return cmd
 }
 
