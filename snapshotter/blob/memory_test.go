@@ -105,13 +105,14 @@ func TestMemoryOfDecompression(t *testing.T) {
 
 // A small blob takes no buffers for a large one.
 func TestMemoryOfSmallBlobs(t *testing.T) {
-	b := gzipped([]byte("small"))
-	files, desc := putBlob(t, t.TempDir(), b)
-	for kind, provider := range map[string]content.Provider{"file": files, "provider": providerOf(b)} {
-		got := testing.Benchmark(func(tb *testing.B) {
-			for tb.Loop() {
-				if _, _, err := decompress(tb, provider, desc); err != nil {
-					tb.Fatal(err)
+	small := gzipped([]byte("small"))
+	files, desc := putBlob(t, t.TempDir(), small)
+	for kind, provider := range map[string]content.Provider{"file": files, "provider": providerOf(small)} {
+		got := testing.Benchmark(func(b *testing.B) {
+			b.Helper()
+			for b.Loop() {
+				if _, _, err := decompress(b, provider, desc); err != nil {
+					b.Fatal(err)
 				}
 			}
 		}).AllocedBytesPerOp()
