@@ -183,6 +183,12 @@ func (k *keyring) add(b blob) error {
 
 // open returns the content of a signed message, and the key that signed it.
 func (k *keyring) open(message []byte, now time.Time) (payload []byte, key string, err error) {
+	defer func() {
+		// The library panics on some malformed packets.
+		if p := recover(); p != nil {
+			payload, key, err = nil, "", fmt.Errorf("openpgp: malformed message: %v", p)
+		}
+	}()
 	if len(message) > maxSignature {
 		return nil, "", fmt.Errorf("it has more than %d bytes", maxSignature)
 	}

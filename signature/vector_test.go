@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/distribution/reference"
@@ -402,6 +403,11 @@ func TestOpenPGP(t *testing.T) {
 	}
 	if v := verdictOf(t, p, Signature{Form: Simple, Data: good[:len(good)-1]}); v.Accepted {
 		t.Error("a message without its end is accepted")
+	}
+	// A nil key stands for what the library panics on.
+	broken := &keyring{entities: openpgp.EntityList{nil}}
+	if _, _, err := broken.open(good, time.Now()); err == nil || !strings.Contains(err.Error(), "malformed") {
+		t.Errorf("a panic of the library: error is %v", err)
 	}
 	if v := verdictOf(t, p, Signature{Form: Simple, Data: payload}); v.Accepted {
 		t.Error("a content without a signature is accepted")
