@@ -23,6 +23,8 @@ const diskSize = "3GiB"
 type bed struct {
 	machine  *vm.Machine
 	registry string // its address in the guest
+	host     string // its address on the host, which is part of the name that was installed
+	images   map[string]*images.Image
 }
 
 // A maker makes the images of a bed below a directory, with the given files.
@@ -65,7 +67,7 @@ func newBed(t *testing.T, makeImages maker, first string) *bed {
 		t.Fatal(err)
 	}
 	_, port, _ := strings.Cut(registry.Address, ":")
-	return &bed{machine: machine, registry: vm.Host + ":" + port}
+	return &bed{machine: machine, registry: vm.Host + ":" + port, host: registry.Address, images: systems}
 }
 
 // install pulls an image with a containerd of its own and installs it on a new disk.
