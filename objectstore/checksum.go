@@ -89,16 +89,21 @@ func (t ObjectType) hashed() bool { return t == TypeDirTree || t == TypeDirMeta 
 
 // LoosePath returns the path of an object below objects/: "ab/cdef….file".
 func LoosePath(sum Checksum, t ObjectType) string {
-	s := sum.String()
-	return s[:2] + "/" + s[2:] + "." + t.Ext()
+	var buf [80]byte
+	b := append(hex.AppendEncode(buf[:0], sum[:1]), '/')
+	b = append(hex.AppendEncode(b, sum[1:]), '.')
+	return string(append(b, t.Ext()...))
 }
 
 // ParseLoosePath is the inverse of LoosePath; anything else is ErrInvalid.
 func ParseLoosePath(name string) (ObjectName, error) {
-	const first = 2 // hexadecimal digits in front of the slash
-	if len(name) > first && name[first] == '/' {
-		if n, err := ParseObjectName(name[:first] + name[first+1:]); err == nil {
-			return n, nil
+	const digits = 2 // in front of the slash
+	if dir, base, ok := strings.Cut(name, "/"); ok && len(dir) == digits && !strings.ContainsAny(dir, "ABCDEF") {
+		var first [1]byte
+		if _, err := hex.Decode(first[:], []byte(dir)); err == nil {
+			if sum, t, ok := parseLooseName(first[0], base); ok {
+				return ObjectName{t, sum}, nil
+			}
 		}
 	}
 	return ObjectName{}, invalidf("path %.100q: not that of an object", name)
@@ -124,7 +129,9 @@ func parseLooseName(first byte, name string) (Checksum, ObjectType, bool) {
 	if !ok || strings.ContainsAny(name[:digits], "ABCDEF") {
 		return sum, 0, false
 	}
-	_, err := hex.Decode(sum[1:], []byte(name[:digits]))
+	var buf [digits]byte
+	copy(buf[:], name)
+	_, err := hex.Decode(sum[1:], buf[:])
 	return sum, t, err == nil
 }
 

@@ -239,9 +239,10 @@ func FuzzSplitName(f *testing.F) {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		dir, base, err := splitName(name)
+		parent, base, err := splitName(name)
+		dir := components(parent)
 		if err != nil {
-			if dir != nil || base != "" {
+			if parent != "" || base != "" {
 				t.Fatalf("%q: got %q, %q with error %v", name, dir, base, err)
 			}
 			return

@@ -93,6 +93,8 @@ func tarCases() []tarCase {
 		{name: "parent is a link up", entries: []tarEntry{symlink("l", "../../../../../../../../"+outside), file("l/planted", "x")}, tree: []string{"tmp: dir 755", outside + ": dir 755", outside + `/planted: file 644 "x"`, `l: link "../../../../../../../../` + outside + `"`}},
 		{name: "parent is a link to the root", entries: []tarEntry{symlink("l", "/"), file("l/f", "x")}, tree: []string{`f: file 644 "x"`, `l: link "/"`}},
 		{name: "parent is a link in a link", entries: []tarEntry{dir("a/b"), symlink("a/up", ".."), symlink("l", "a/up/a/b"), file("l/f", "x")}, tree: []string{"a: dir 755", "a/b: dir 755", `a/b/f: file 644 "x"`, `a/up: link ".."`, `l: link "a/up/a/b"`}},
+		{name: "parent becomes a file", entries: []tarEntry{file("d/e/x", "x"), file("d/e", "file"), file("d/e/y", "y")}, err: errNotDir, entry: "d/e/y"},
+		{name: "link to the parent becomes a file", entries: []tarEntry{dir("a"), symlink("a/l", "."), file("a/l/x", "x"), file("a/l/l", "file"), file("a/l/y", "y")}, err: errNotDir, entry: "a/l/y"},
 		{name: "parent is a loop", entries: []tarEntry{symlink("a", "b"), symlink("b", "a"), file("a/f", "x")}, err: errLinkLoop, entry: "a/f"},
 		{name: "parent is a link to itself", entries: []tarEntry{symlink("a", "a"), file("a/f", "x")}, err: errLinkLoop, entry: "a/f"},
 		{name: "parent is a link that grows", entries: []tarEntry{symlink("a", strings.Repeat("a/", 2000)), file("a/f", "x")}, err: errLinkLoop, entry: "a/f"},

@@ -147,7 +147,7 @@ func compareSums(a, b objectstore.Checksum) int { return bytes.Compare(a[:], b[:
 func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
 	l.Entries, l.Size, l.Unresolved = 0, 0, 0
 	seen := make(map[*composefs.Inode]struct{})
-	payloads := make(map[string]struct{})
+	var sums []objectstore.Checksum
 	var walk func(n *composefs.Inode)
 	walk = func(n *composefs.Inode) {
 		for _, e := range n.Entries {
@@ -164,20 +164,16 @@ func (l *Layer) summarize(root *composefs.Inode) []objectstore.Checksum {
 			}
 			if c.Payload != "" {
 				l.Size += c.Size
-				payloads[c.Payload] = struct{}{}
+				if sum, err := PayloadSum(c.Payload); err == nil { // made by LoosePath
+					sums = append(sums, sum)
+				}
 			}
 			walk(c)
 		}
 	}
 	walk(root)
-	sums := make([]objectstore.Checksum, 0, len(payloads))
-	for p := range payloads {
-		if sum, err := PayloadSum(p); err == nil { // made by LoosePath
-			sums = append(sums, sum)
-		}
-	}
 	slices.SortFunc(sums, compareSums)
-	return sums
+	return slices.Compact(sums)
 }
 
 func isOpaque(n *composefs.Inode) bool {

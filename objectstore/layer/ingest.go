@@ -298,14 +298,14 @@ func (in *tarReader) entry(hdr *tar.Header) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	parts, base, err := splitName(hdr.Name)
+	parent, base, err := splitName(hdr.Name)
 	if err != nil {
 		return err
 	}
 	if base == "" { // a layer may not set attributes of the root
 		return nil
 	}
-	dir, err := in.tree.dir(parts, base)
+	dir, err := in.tree.dir(parent, base)
 	if err != nil {
 		return err
 	}

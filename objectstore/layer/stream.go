@@ -99,6 +99,7 @@ type digester struct {
 	file       *sha256x2.Hash
 	header     []byte // of the file, before its content
 	inFile     bool   // what is read now is content of a file
+	fileSum    objectstore.Checksum
 	stop       chan struct{}
 	wg         sync.WaitGroup
 	once       sync.Once
@@ -198,11 +199,11 @@ func (d *digester) beginFile(m *objectstore.FileMeta) (err error) {
 }
 
 // endFile returns the checksum of the file.
-func (d *digester) endFile() (sum objectstore.Checksum) {
+func (d *digester) endFile() objectstore.Checksum {
 	d.catchUp()
 	d.inFile = false
-	d.file.Sum(sum[:0])
-	return sum
+	d.file.Sum(d.fileSum[:0])
+	return d.fileSum
 }
 
 // catchUp hashes what was read of the current block.

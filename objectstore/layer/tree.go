@@ -92,6 +92,7 @@ func xattrLen(xattrs []composefs.Xattr) (n int) {
 // Its memory is bounded by the limit of entries, each of which may have [textPerEntry] bytes of text on average.
 type tree struct {
 	root    *inode
+	recent  step // the directory of the last entry, with its whole path, if no symbolic link led there
 	entries int
 	text    int
 	limit   int
@@ -112,40 +113,56 @@ func newTree(limit int) *tree {
 	return t
 }
 
-// splitName splits the name of a tar entry into the components of its parent and the last one. The root gives base "".
-// As in containerd, ".." cancels the component before it, and above the root leads to the root.
+// splitName splits the name of a tar entry into the path of its parent, without a slash at its end, and the last component.
+// The root gives base "". As in containerd, ".." cancels the component before it, and above the root leads to the root.
 // Limits apply to the name of the file that the entry makes or hides: that of a whiteout has a prefix more.
-func splitName(name string) (dir []string, base string, err error) {
-	if strings.ContainsRune(name, 0) {
-		return nil, "", errName
+func splitName(name string) (parent, base string, err error) {
+	if strings.IndexByte(name, 0) >= 0 {
+		return "", "", errName
 	}
-	clean := path.Clean("/" + name)[1:]
-	if clean == "" {
-		return nil, "", nil
-	}
-	parent, base := path.Split(clean)
+	parent, base = path.Split(cleanName(name))
 	shown := fileName(base)
 	if len(parent)+len(shown) > maxPath || len(shown) > maxName {
-		return nil, "", errNameLong
+		return "", "", errNameLong
 	}
-	if parent == "" {
-		return nil, base, nil
-	}
-	dir = strings.Split(strings.TrimSuffix(parent, "/"), "/")
-	for _, c := range dir {
-		if len(c) > maxName {
-			return nil, "", errNameLong
+	parent = strings.TrimSuffix(parent, "/")
+	if len(parent) > maxName {
+		for c := range strings.SplitSeq(parent, "/") {
+			if len(c) > maxName {
+				return "", "", errNameLong
+			}
 		}
 	}
-	return dir, base, nil
+	return parent, base, nil
 }
 
-// splitLink is splitName for the target of a hard link. As in containerd, a ".." is the parent of what the components
-// before it lead to, which matters after a symbolic link.
+// cleanName is path.Clean for a name relative to the root.
+func cleanName(name string) string {
+	n := strings.TrimSuffix(strings.TrimPrefix(name, "./"), "/")
+	for rest, more := n, true; more; {
+		var c string
+		if c, rest, more = strings.Cut(rest, "/"); c == "" || c == "." || c == ".." {
+			return path.Clean("/" + name)[1:]
+		}
+	}
+	return n
+}
+
+// components splits a path of splitName.
+func components(parent string) []string {
+	if parent == "" {
+		return nil
+	}
+	return strings.Split(parent, "/")
+}
+
+// splitLink is splitName for the target of a hard link, with the components of the parent. As in containerd, a ".." is the
+// parent of what the components before it lead to, which matters after a symbolic link.
 func splitLink(name string) (dir []string, base string, err error) {
 	parts := strings.Split(strings.TrimRight(name, "/"), "/")
 	if !slices.Contains(parts, "..") {
-		return splitName(name)
+		parent, base, err := splitName(name)
+		return components(parent), base, err
 	}
 	if strings.ContainsRune(name, 0) {
 		return nil, "", errName
@@ -163,11 +180,25 @@ func splitLink(name string) (dir []string, base string, err error) {
 // fileName returns the name of the file that a tar entry makes or, if it is a whiteout, hides.
 func fileName(base string) string { return strings.TrimPrefix(base, whiteoutPrefix) }
 
-// dir returns the directory that the components lead to, and makes missing ones. base, the last component of the
+// dir returns the directory that a path of splitName leads to, and makes missing ones. base, the last component of the
 // entry's name, is only for the length limit.
-func (t *tree) dir(parts []string, base string) (*inode, error) {
+func (t *tree) dir(parent, base string) (*inode, error) {
+	d := t.recent
+	if d.n == nil || d.name != parent {
+		var err error
+		if d, err = t.walk(parent); err != nil {
+			return nil, err
+		}
+	}
+	if d.length+len(fileName(base)) > maxPath {
+		return nil, errNameLong
+	}
+	return d.n, nil
+}
+
+func (t *tree) walk(parent string) (step, error) {
 	w := walker{stack: []step{{n: t.root}}}
-	err := w.walk(parts, func(top *inode, part string) (*inode, error) {
+	err := w.walk(components(parent), func(top *inode, part string) (*inode, error) {
 		switch child := top.children[part]; {
 		case child == nil:
 			if err := t.count(part); err != nil {
@@ -181,13 +212,13 @@ func (t *tree) dir(parts []string, base string) (*inode, error) {
 		}
 		return top.children[part], nil
 	})
-	if err != nil {
-		return nil, err
+	d := step{w.top().n, parent, w.top().length}
+	t.recent = step{}
+	// An entry of this directory can change what the path of the next one leads to only through a symbolic link.
+	if err == nil && w.links == 0 {
+		t.recent = d
 	}
-	if w.top().length+len(fileName(base)) > maxPath {
-		return nil, errNameLong
-	}
-	return w.top().n, nil
+	return d, err
 }
 
 // find returns the file that the components lead to, or nil if the layer does not have it. It follows symbolic links in
