@@ -20,8 +20,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// freshDisk mounts a new ext4 file system and returns its mount point. Every cold run needs one: ext4 is slow to reuse
-// inodes freed in the last minutes, so a run would pay for what the previous run removed.
+// freshDisk mounts a new ext4 file system and returns its mount point. Every cold run gets one, so that none depends on what
+// the previous ones left.
 func freshDisk(b *testing.B, size string) (dir string, remove func()) {
 	b.Helper()
 	return newDisk(b, size, false)

@@ -146,10 +146,17 @@ func (p *prober) root() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	detail := p.config.Root + ", without reflinks"
 	if reflinks { // useful, but not required
-		return p.config.Root + ", with reflinks", nil
+		detail = p.config.Root + ", with reflinks"
 	}
-	return p.config.Root + ", without reflinks", nil
+	switch slow, err := p.scratch.ReusesInodesLate(); {
+	case err != nil:
+		return "", err
+	case slow:
+		detail += "; ext4 without a journal: for five minutes after a removal, layers are unpacked several times slower"
+	}
+	return detail, nil
 }
 
 func (p *prober) checkouts() (string, error) {

@@ -3,6 +3,9 @@ package atfs
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,4 +96,25 @@ func (d *Dir) Room(size int64) error {
 		err = d.err("write", ".", fmt.Errorf("file of %d bytes: %w", size, unix.ENOSPC))
 	}
 	return err
+}
+
+// ReusesInodesLate reports whether the directory is on ext4 without a journal. Linux gives the inodes of files that were
+// removed there in the last five minutes to no new file (recently_deleted in fs/ext4/ialloc.c), but looks at each of them
+// for every file that is made.
+func (d *Dir) ReusesInodesLate() (bool, error) {
+	fsys, err := d.statfs()
+	if err != nil || fsys.Type != unix.EXT4_SUPER_MAGIC {
+		return false, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd, &st); err != nil {
+		return false, d.err("stat", ".", err)
+	}
+	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		return false, nil //nolint:nilerr // no sysfs, or not ext4 but ext2, which has the same number
+	}
+	// A file system has this file while it is mounted, with the process ID of the journal's thread.
+	task, err := os.ReadFile(path.Join("/sys/fs/ext4", path.Base(device), "journal_task"))
+	return err == nil && strings.TrimSpace(string(task)) == "<none>", nil
 }

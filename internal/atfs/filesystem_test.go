@@ -102,3 +102,25 @@ func TestFuller(t *testing.T) {
 		})
 	}
 }
+
+func TestReusesInodesLate(t *testing.T) {
+	for _, tt := range []struct {
+		fstype, options string
+		want            bool
+	}{{"ext4", "-Jsize=4", false}, {"ext4", "-O^has_journal", true}} {
+		t.Run(tt.fstype+" "+tt.options, func(t *testing.T) {
+			d, err := atfs.Open(testenv.NewDisk(t, tt.fstype, 64<<20, "-q", tt.options).Dir)
+			testenv.Must(t, err)
+			defer d.Close()
+			if got, err := d.ReusesInodesLate(); err != nil || got != tt.want {
+				t.Errorf("got %t (%v), want %t", got, err, tt.want)
+			}
+		})
+	}
+	d, err := atfs.Open("/proc")
+	testenv.Must(t, err)
+	defer d.Close()
+	if got, err := d.ReusesInodesLate(); err != nil || got {
+		t.Errorf("proc: got %t, %v", got, err)
+	}
+}
