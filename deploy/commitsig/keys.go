@@ -77,6 +77,12 @@ func (s signers) KeysByIdUsage(id uint64, _ byte) (keys []openpgp.Key) { //nolin
 
 // splitPackets returns the signatures in OpenPGP data. Anything else in it is an error.
 func splitPackets(data []byte) (sigs []*packet.Signature, err error) {
+	defer func() {
+		// The library panics on some malformed packets.
+		if p := recover(); p != nil {
+			sigs, err = nil, fmt.Errorf("malformed packet: %v", p)
+		}
+	}()
 	for r := packet.NewReader(bytes.NewReader(data)); ; {
 		p, err := r.Next()
 		if errors.Is(err, io.EOF) {
