@@ -408,6 +408,23 @@ func TestResolveReadsForLinks(t *testing.T) {
 	testenv.Must(t, s.Resolve(t.Context(), []objectstore.Checksum{below, implicit}))
 	if err := s.Resolve(t.Context(), []objectstore.Checksum{below, link}); !errors.Is(err, ErrNotExist) {
 		t.Errorf("with a hard link to a layer that is lost: got error %v, want %v", err, ErrNotExist)
+	} else if errors.Is(err, ErrInvalid) {
+		t.Errorf("a layer above one that is lost is called invalid: %v", err)
+	}
+}
+
+// TestResolveStops looks for targets of hard links after the call was cancelled.
+func TestResolveStops(t *testing.T) {
+	s, _ := newStore(t, Options{})
+	below := importTar(t, s, makeTar(t, file("a", "x"))).ID
+	top, err := s.Image(t.Context(), importTar(t, s, makeTar(t, hardlink("h", "a"))).ID)
+	testenv.Must(t, err)
+	r := s.newResolver([]objectstore.Checksum{below})
+	ctx, cancel := context.WithCancel(t.Context())
+	testenv.Must(t, r.checkLinks(ctx, top, "")) // reads the layers
+	cancel()
+	if err := r.checkLinks(ctx, top, ""); !errors.Is(err, context.Canceled) || errors.Is(err, ErrInvalid) {
+		t.Errorf("got error %v, want %v", err, context.Canceled)
 	}
 }
 

@@ -195,10 +195,14 @@ func (r *resolver) checkLinks(ctx context.Context, dir *composefs.Inode, name st
 // target returns the file below that a hard link at a path is.
 func (r *resolver) target(ctx context.Context, name, target string) (*composefs.Inode, error) {
 	n, err := r.file(ctx, target, len(r.below))
-	if err != nil {
-		return nil, &EntryError{Name: name, Err: fmt.Errorf("%w: %q", err, target)}
+	if err == nil {
+		return n, nil
 	}
-	return n, nil
+	err = fmt.Errorf("%w: %q", err, target)
+	if errors.Is(err, errNoLinkTarget) || errors.Is(err, errLinkDir) {
+		return nil, &EntryError{Name: name, Err: err}
+	}
+	return nil, err // of the store: it says nothing about the layer
 }
 
 func (r *resolver) image(ctx context.Context, i int) (*composefs.Inode, error) {
@@ -218,6 +222,9 @@ func (r *resolver) image(ctx context.Context, i int) (*composefs.Inode, error) {
 // an entry hides everything further below. A directory for which f returns false does not end the lookup, even if it
 // hides everything below: it takes its own attributes from there.
 func (r *resolver) lookup(ctx context.Context, name string, n int, f func(layer int, n *composefs.Inode) (done bool)) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	parts := strings.Split(name, "/")
 	for i := n - 1; i >= 0; i-- {
 		cur, err := r.image(ctx, i)
