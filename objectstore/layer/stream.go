@@ -160,6 +160,7 @@ func (d *digester) hash() {
 }
 
 // peek returns the next bytes, at most n and all of one block, without reading them. It returns none only with an error.
+// Only one goroutine may read.
 func (d *digester) peek(n int64) ([]byte, error) {
 	for d.cur == nil || d.off == d.cur.n {
 		if d.err != nil {
@@ -178,12 +179,6 @@ func (d *digester) take(n int64) ([]byte, error) {
 	p, err := d.peek(n)
 	d.off += len(p)
 	return p, err
-}
-
-// Read implements io.Reader. Only one goroutine may read.
-func (d *digester) Read(p []byte) (int, error) {
-	b, err := d.take(int64(len(p)))
-	return copy(p, b), err
 }
 
 // beginFile makes the digester compute the checksum of a file, whose content is what is read until endFile.

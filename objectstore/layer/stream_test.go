@@ -62,7 +62,7 @@ func TestDigester(t *testing.T) {
 				d := newDigester(t.Context(), tt.src(), scanBlocks, files)
 				defer d.Close()
 				got := make([]byte, tt.read)
-				n, err := io.ReadFull(d, got)
+				n, err := io.ReadFull(digesterReader{d}, got)
 				if tt.err == nil && !bytes.Equal(got[:n], tt.want[:min(tt.read, len(tt.want))]) {
 					t.Errorf("read %d bytes (%v), not those of the source", n, err)
 				}
@@ -99,7 +99,7 @@ func TestDigesterRandom(t *testing.T) {
 				got = append(got, p[:n]...)
 				continue
 			}
-			n, err := d.Read(p)
+			n, err := digesterReader{d}.Read(p)
 			if err != nil && !errors.Is(err, io.EOF) {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
@@ -116,12 +116,20 @@ func TestDigesterRandom(t *testing.T) {
 	}
 }
 
+type digesterReader struct{ d *digester }
+
+// Read implements io.Reader.
+func (r digesterReader) Read(p []byte) (int, error) {
+	b, err := r.d.take(int64(len(p)))
+	return copy(p, b), err
+}
+
 // digestFile reads p as the content of a file, and checks its checksum. It returns how much could be read.
 func digestFile(t *testing.T, d *digester, p []byte) int {
 	t.Helper()
 	m := objectstore.FileMeta{Mode: unix.S_IFREG | 0o640, UID: uint32(len(p))}
 	testenv.Must(t, d.beginFile(&m))
-	n, err := io.ReadFull(d, p)
+	n, err := io.ReadFull(digesterReader{d}, p)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Fatal(err)
 	}
@@ -155,7 +163,7 @@ func TestDigesterClose(t *testing.T) {
 	for i, read := range []int{0, 1, blockSize, 5 * blockSize, len(data), 0, 1, blockSize, 5 * blockSize, len(data)} {
 		synctest.Test(t, func(t *testing.T) {
 			d := newDigester(t.Context(), bytes.NewReader(data), scanBlocks, i < 5)
-			if _, err := io.CopyN(io.Discard, d, int64(read)); err != nil {
+			if _, err := io.CopyN(io.Discard, digesterReader{d}, int64(read)); err != nil {
 				t.Fatal(err)
 			}
 			d.Close()
