@@ -154,7 +154,7 @@ func (p *prober) root() (string, error) {
 	case err != nil:
 		return "", err
 	case slow:
-		detail += "; ext4 without a journal: for five minutes after a removal, layers are unpacked several times slower"
+		detail += "; ext4 without a journal: for some minutes after a removal, layers are unpacked several times slower"
 	}
 	return detail, nil
 }

@@ -99,8 +99,8 @@ func (d *Dir) Room(size int64) error {
 }
 
 // ReusesInodesLate reports whether the directory is on ext4 without a journal. Linux gives the inodes of files that were
-// removed there in the last five minutes to no new file (recently_deleted in fs/ext4/ialloc.c), but looks at each of them
-// for every file that is made.
+// removed there in the last minute, or six while that is not on the disk, to no new file (recently_deleted in
+// fs/ext4/ialloc.c), but looks at each of them for every file that is made.
 func (d *Dir) ReusesInodesLate() (bool, error) {
 	fsys, err := d.statfs()
 	if err != nil || fsys.Type != unix.EXT4_SUPER_MAGIC {
