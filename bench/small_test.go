@@ -135,7 +135,7 @@ func onBase(b *testing.B, base content.Provider, target ocispec.Descriptor, n in
 	return blobs.document(b, ocispec.MediaTypeImageManifest, manifest), blobs
 }
 
-// smallLayer returns the tar of 40 sources and a compressed file, 500 KB together.
+// smallLayer returns the tar of 40 sources and a compressed file, 0.9 MB together.
 func smallLayer(b *testing.B) []byte {
 	b.Helper()
 	var buf bytes.Buffer

@@ -54,7 +54,7 @@ var appLayers = []func(*layerWriter){
 }
 
 // smallLayers returns n layers of an application: each has a directory of its own with 40 sources and a compressed file,
-// 500 KB together. No two have a file in common, nor layers of images with another n.
+// 640 KB together. No two have a file in common, nor layers of images with another n.
 func smallLayers(n int) []func(*layerWriter) {
 	layers := make([]func(*layerWriter), n)
 	for i := range layers {

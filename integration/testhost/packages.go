@@ -32,7 +32,7 @@ var Packages = slices.Concat(compiler, []Package{
 	{"gpg-agent", "gpg-agent"},                  // has the keys
 	{"ostree", "ostree"},                        // checks our repository
 	{"runc", "runc"},                            // runs the containers
-	{"isal", "igzip"},                           // fast gzip
+	{"isal", "igzip"},                           // containerd's gzip if it is there; ours is compared with it
 	{"erofs-utils", "mkfs.erofs"},               // checks our EROFS images
 	{"e2fsprogs", "mkfs.ext4"},                  // the full-disk test
 	{"mount", "losetup"},                        // the same
