@@ -71,7 +71,7 @@ type ContainerdConfig struct {
 // ImportConfig limits the resources for unpacking layers.
 type ImportConfig struct {
 	Workers     int  `toml:"workers" comment:"Goroutines that write files. 0: one for each processor."`
-	Memory      Size `toml:"memory" comment:"Part of the tar of one layer held in memory at once, at least 2MiB."`
+	Memory      Size `toml:"memory" comment:"Part of the tar of one layer held in memory at once: at least 2MiB, and at most an eighth of total_memory,\nwhatever this says."`
 	TotalMemory Size `toml:"total_memory" comment:"Memory that all layers that are being unpacked take together. Those that need more wait for the others; one that\nneeds more than about three quarters of it is refused. 0: a quarter of the machine's memory, or of the limit of the\ndaemon's control group."`
 	MaxEntries  int  `toml:"max_entries" comment:"Entries that a layer may have. Unpacking a layer with a million entries takes 1.2 GB of memory."`
 }

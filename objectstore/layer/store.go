@@ -30,7 +30,7 @@ const (
 type Options struct {
 	Mtime       Mtime // default: MtimeExact
 	Workers     int   // goroutines that hash and publish files of one layer; default: the number of processors
-	MaxInFlight int64 // bytes of a tar in memory for one layer, between its decompressor and the disk; default: 4 MiB, least: 2 MiB
+	MaxInFlight int64 // bytes of a tar in memory for one layer, between its decompressor and the disk; default: 4 MiB, least: 2 MiB, most: TotalMemory/8
 	TotalMemory int64 // bytes of memory for all layers being imported together; default: no limit
 	MaxEntries  int   // entries of a layer, with 128 bytes of names, targets and attributes each on average; default: 1 Mi
 	MaxLinks    int   // hard links made to one object; default: the file system's limit
