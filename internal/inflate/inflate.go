@@ -63,7 +63,6 @@ type Reader struct {
 	next    func(*Reader) error // goes on, until out is full at the most
 	stored  int                 // bytes left in a block that is not compressed
 	last    bool                // the member has no further blocks
-	members int
 	err     error
 	lengths [maxLit + maxDist]uint8
 
@@ -78,9 +77,6 @@ type Reader struct {
 func NewReader(src io.Reader) *Reader {
 	return &Reader{src: src, next: (*Reader).header}
 }
-
-// Members returns the number of members that were read to their end.
-func (r *Reader) Members() int { return r.members }
 
 // Read implements io.Reader.
 func (r *Reader) Read(p []byte) (int, error) {
@@ -319,7 +315,6 @@ func (r *Reader) trailer() error {
 	if binary.LittleEndian.Uint32(b[:]) != r.sum || binary.LittleEndian.Uint32(b[4:]) != r.size {
 		return ErrChecksum
 	}
-	r.members++
 	r.next = (*Reader).member
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -31,7 +30,6 @@ type verifier struct {
 	desc ocispec.Descriptor
 	hash hash.Hash
 
-	file   *os.File      // nil for other blobs
 	done   chan struct{} // closed when the file is hashed; nil before hashing starts
 	err    error         // from hashing the file
 	stream io.Reader     // reads a blob that is not a file, and hashes it
@@ -43,11 +41,7 @@ func newVerifier(ctx context.Context, blob content.ReaderAt, desc ocispec.Descri
 	if desc.Size > 0 && blob.Size() != desc.Size {
 		return nil, fmt.Errorf("blob has %d bytes, descriptor says %d: %w", blob.Size(), desc.Size, errdefs.ErrFailedPrecondition)
 	}
-	v := &verifier{ctx: ctx, blob: blob, desc: desc, hash: desc.Digest.Algorithm().Hash(), quit: make(chan struct{})}
-	if f, ok := blob.(*FileBlob); ok {
-		v.file = f.File
-	}
-	return v, nil
+	return &verifier{ctx: ctx, blob: blob, desc: desc, hash: desc.Digest.Algorithm().Hash(), quit: make(chan struct{})}, nil
 }
 
 // section returns a reader of the whole blob.
@@ -66,7 +60,7 @@ func (v *verifier) head(n int) ([]byte, error) {
 
 // reader starts to hash the blob, and returns a reader of all of it.
 func (v *verifier) reader() io.Reader {
-	if v.file == nil {
+	if _, ok := v.blob.(*FileBlob); !ok {
 		v.stream = io.TeeReader(newChunkReader(v.section(), v.blob.Size()), v.hash)
 		return v.stream
 	}
