@@ -246,6 +246,19 @@ func TestProbe(t *testing.T) {
 	notChecked("root", "repository", "checkouts")
 }
 
+// TestProbeJournal has roots on ext4 with a journal and without.
+func TestProbeJournal(t *testing.T) {
+	for option, want := range map[string]bool{"-Jsize=4": false, "-O^has_journal": true} {
+		c := testConfig(t)
+		c.Root = testenv.NewDisk(t, "ext4", 64<<20, "-q", option).Dir
+		for _, f := range Probe(c) {
+			if f.Check == "root" && (f.Err != nil || strings.Contains(f.Detail, "ext4 without a journal") != want) {
+				t.Errorf("%s: got %q (%v), want one about the journal: %t", option, f.Detail, f.Err, want)
+			}
+		}
+	}
+}
+
 // TestProbeNamespaces checks that the report says what sharing between namespaces gives away.
 func TestProbeNamespaces(t *testing.T) {
 	for _, tt := range []struct {
