@@ -77,8 +77,8 @@ func (b *budget) begin(ctx context.Context) (*share, error) {
 // errMemory reports a layer that would take more memory than one import may.
 var errMemory = errors.New("unpacking the layer takes more memory than total_memory allows")
 
-// grow waits until the share has need bytes more than the least. A share that can never be as large is an errMemory; the end of ctx
-// is a storeError.
+// grow waits until the share has need bytes more than the least. A share that can never be as large is an errMemory; the
+// end of ctx is a storeError.
 func (s *share) grow(ctx context.Context, need int64) error {
 	if s == nil {
 		return nil

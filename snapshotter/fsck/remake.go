@@ -14,8 +14,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/snapshotter/blob"
 )
 
-// Remake rebuilds a layer from the first of blobs that can be read from a provider and unpacks to it. It replaces those objects of the
-// layer that are in distrust. If every blob fails, the error has the reason for each.
+// Remake rebuilds a layer from the first of blobs that can be read from a provider and unpacks to it. It replaces those
+// objects of the layer that are in distrust. If every blob fails, the error has the reason for each.
 func Remake(ctx context.Context, layers *layer.Store, from content.Provider, id objectstore.Checksum, blobs []digest.Digest, distrust map[objectstore.ObjectName]struct{}) error {
 	if from == nil {
 		return errors.New("no blobs")

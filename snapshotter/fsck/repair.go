@@ -19,8 +19,8 @@ import (
 // Repaired lists the problems that are solved. If snapshots cannot be listed it repairs nothing, and the report has an
 // Unread.
 //
-// blobs is called once, if the store has problems. It returns nil if blobs cannot be read. failed is called with the error of each failed repair; it may be
-// nil.
+// blobs is called once, if the store has problems. It returns nil if blobs cannot be read. failed is called with the error
+// of each failed repair; it may be nil.
 func CheckAndRepair(ctx context.Context, s *inspect.Store, o Options, blobs func(context.Context) content.Provider, failed func(error)) (*Report, error) {
 	removed, err := RemoveDamagedRefs(ctx, s)
 	if err != nil {
@@ -84,8 +84,8 @@ func RemoveDamagedRefs(ctx context.Context, s *inspect.Store) ([]Problem, error)
 }
 
 // Repair repairs the problems of a report of the same store as far as possible. It imports damaged and missing layers
-// from their blobs, unless from is nil, restores refs, and then repairs checkouts and rootfs images in place, even under running
-// containers. When it returns everything is on the disk. Run Check to find out what was repaired.
+// from their blobs, unless from is nil, restores refs, and then repairs checkouts and rootfs images in place, even under
+// running containers. When it returns everything is on the disk. Run Check to find out what was repaired.
 //
 // A failed repair is not an error; failed, which may be nil, is called with it. After an error or a crash the store has
 // no additional damage, and another Repair continues.
