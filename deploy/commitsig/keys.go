@@ -75,14 +75,19 @@ func (s signers) KeysByIdUsage(id uint64, _ byte) (keys []openpgp.Key) { //nolin
 	return keys
 }
 
-// splitPackets returns the signatures in OpenPGP data. Anything else in it is an error.
-func splitPackets(data []byte) (sigs []*packet.Signature, err error) {
+// guarded calls f, which uses the OpenPGP library: that panics on some malformed packets.
+func guarded[T any](f func() (T, error)) (v T, err error) {
 	defer func() {
-		// The library panics on some malformed packets.
 		if p := recover(); p != nil {
-			sigs, err = nil, fmt.Errorf("malformed packet: %v", p)
+			var none T
+			v, err = none, fmt.Errorf("malformed packet: %v", p)
 		}
 	}()
+	return f()
+}
+
+// splitPackets returns the signatures in OpenPGP data. Anything else in it is an error.
+func splitPackets(data []byte) (sigs []*packet.Signature, err error) {
 	for r := packet.NewReader(bytes.NewReader(data)); ; {
 		p, err := r.Next()
 		if errors.Is(err, io.EOF) {

@@ -44,7 +44,9 @@ func (r *Remote) Verify(commit, meta []byte, now time.Time) (*Verdict, error) {
 		found    bool
 		verify   func() (string, error)
 	}{
-		{r.gpg, "OpenPGP", len(sigs.GPG) > 0, func() (string, error) { return r.verifyGPG(commit, sigs.GPG, now) }},
+		{r.gpg, "OpenPGP", len(sigs.GPG) > 0, func() (string, error) {
+			return guarded(func() (string, error) { return r.verifyGPG(commit, sigs.GPG, now) })
+		}},
 		{r.sign, "ed25519", len(sigs.Ed25519) > 0, func() (string, error) { return r.verifyEd25519(commit, sigs.Ed25519) }},
 	} {
 		if !kind.demanded {
