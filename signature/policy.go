@@ -5,14 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/distribution/reference"
 )
 
-// DefaultPolicyFile is the system's policy.
-const DefaultPolicyFile = "/etc/containers/policy.json"
+// The system's policy: that of the host, or else the vendor's.
+const (
+	DefaultPolicyFile = "/etc/containers/policy.json"
+	VendorPolicyFile  = "/usr/share/containers/policy.json"
+)
+
+var systemPolicies = []string{DefaultPolicyFile, VendorPolicyFile}
 
 // maxConfig is the size of the largest file of configuration that is read: a policy, a key, a list of certificates.
 const maxConfig = 4 << 20
@@ -43,13 +50,33 @@ type Policy struct {
 	scopes map[string][]requirement // of the transport docker
 }
 
-// LoadPolicy reads a policy of containers-policy.json(5). With "", it is [DefaultPolicyFile]; a policy of a user is never
-// read. All errors are a [PolicyError], and that of an absent file is an fs.ErrNotExist.
+// LoadPolicy reads a policy of containers-policy.json(5). With "", it is [DefaultPolicyFile], or [VendorPolicyFile] if that
+// is absent; a policy of a user is never read. All errors are a [PolicyError], and that of an absent file is an
+// fs.ErrNotExist: only that of one which is not there at all, and not of a link that leads nowhere.
 func LoadPolicy(file string) (*Policy, error) {
-	if file == "" {
-		file = DefaultPolicyFile
+	if file != "" {
+		return loadPolicy(file)
 	}
+	var absent error
+	for _, file := range systemPolicies {
+		p, err := loadPolicy(file)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return p, err
+		}
+		if absent == nil {
+			absent = err
+		}
+	}
+	return nil, absent
+}
+
+func loadPolicy(file string) (*Policy, error) {
 	b, err := readConfig(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		if link := lostLink(file); link != "" {
+			err = fmt.Errorf("the link %s leads nowhere", link)
+		}
+	}
 	if err != nil {
 		return nil, &PolicyError{File: file, Err: err}
 	}
@@ -63,6 +90,21 @@ func LoadPolicy(file string) (*Policy, error) {
 	}
 	p.File = file
 	return p, nil
+}
+
+// lostLink returns the symbolic link for which a file cannot be found: itself, or a directory above it. It returns "" if
+// the file is absent.
+func lostLink(file string) string {
+	for name := filepath.Clean(file); ; name = filepath.Dir(name) {
+		if st, err := os.Lstat(name); err == nil && st.Mode()&fs.ModeSymlink != 0 {
+			if _, err := os.Stat(name); err != nil {
+				return name
+			}
+		}
+		if name == filepath.Dir(name) {
+			return ""
+		}
+	}
 }
 
 // readConfig reads a file of configuration.

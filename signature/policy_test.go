@@ -95,6 +95,48 @@ func TestLoadPolicy(t *testing.T) {
 	}
 }
 
+// TestSystemPolicy: the vendor's policy counts without that of the host, and only a policy that is not there at all is absent.
+func TestSystemPolicy(t *testing.T) {
+	dir := t.TempDir()
+	host, vendor := filepath.Join(dir, "etc/policy.json"), filepath.Join(dir, "usr/policy.json")
+	saved := systemPolicies
+	systemPolicies = []string{host, vendor}
+	t.Cleanup(func() { systemPolicies = saved })
+	if _, err := LoadPolicy(""); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), host) {
+		t.Errorf("no policy: error is %v", err)
+	}
+	for _, d := range []string{"etc", "usr"} {
+		testenv.Must(t, os.Mkdir(filepath.Join(dir, d), 0o700))
+	}
+	testenv.Must(t, os.WriteFile(vendor, []byte(`{"default":[`+nobody+`]}`), 0o600))
+	if p, err := LoadPolicy(""); err != nil || p.File != vendor {
+		t.Errorf("only the vendor's: policy %v, error %v", p, err)
+	}
+	// A link that leads nowhere is a policy that is lost.
+	testenv.Must(t, os.Symlink("lost", host))
+	if p, err := LoadPolicy(""); err == nil || errors.Is(err, fs.ErrNotExist) || !errors.As(err, new(*PolicyError)) {
+		t.Errorf("the host's is lost: policy %v, error %v", p, err)
+	}
+	if _, err := LoadPolicy(host); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a lost policy by name: error is %v", err)
+	}
+	testenv.Must(t, os.RemoveAll(filepath.Dir(host)))
+	testenv.Must(t, os.Symlink("lost", filepath.Dir(host)))
+	if p, err := LoadPolicy(""); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the host's directory is lost: policy %v, error %v", p, err)
+	}
+	testenv.Must(t, os.Remove(filepath.Dir(host)))
+	testenv.Must(t, os.Mkdir(filepath.Join(dir, "elsewhere"), 0o700))
+	testenv.Must(t, os.Symlink("elsewhere", filepath.Dir(host)))
+	if p, err := LoadPolicy(""); err != nil || p.File != vendor {
+		t.Errorf("the host's directory is elsewhere: policy %v, error %v", p, err)
+	}
+	testenv.Must(t, os.WriteFile(host, []byte(`{`), 0o600))
+	if p, err := LoadPolicy(""); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the host's is damaged: policy %v, error %v", p, err)
+	}
+}
+
 func TestRule(t *testing.T) {
 	list := `[` + nobody + `]`
 	p, err := ParsePolicy([]byte(`{"default":` + list + `,"transports":{"docker":{

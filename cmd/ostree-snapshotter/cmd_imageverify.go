@@ -17,13 +17,16 @@ import (
 
 // policyFlags are the flags of commands that ask a signature policy.
 type policyFlags struct {
-	policy string // file
+	policy string // file; "" for the system's
 	places string // directory
 }
 
+// defaultPolicy is the end of the usage of --signature-policy.
+const defaultPolicy = " (default " + signature.DefaultPolicyFile + ", else " + signature.VendorPolicyFile + ")"
+
 func (f *policyFlags) addPolicy(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringVar(&f.policy, "signature-policy", signature.DefaultPolicyFile, "`FILE` with the policy, as containers-policy.json(5) describes")
+	fl.StringVar(&f.policy, "signature-policy", "", "`FILE` with the policy, as containers-policy.json(5) describes"+defaultPolicy)
 	fl.StringVar(&f.places, "registries.d", signature.DefaultPlacesDir, "`DIR` that says where signatures are, as containers-registries.d(5) describes")
 }
 

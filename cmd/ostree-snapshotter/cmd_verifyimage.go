@@ -30,7 +30,7 @@ func (c *cli) verifyImageCommand() *cobra.Command {
 	fl.StringVar(&name, "name", "", "`NAME` of the image, as it is pulled")
 	fl.StringVar(&dgst, "digest", "", "`DIGEST` that the name has")
 	fl.StringVar(&mediaType, "stdin-media-type", "", "`TYPE` of the document at standard input")
-	fl.StringVar(&f.policy, "signature-policy", signature.DefaultPolicyFile, "`FILE` with the policy")
+	fl.StringVar(&f.policy, "signature-policy", "", "`FILE` with the policy"+defaultPolicy)
 	fl.StringVar(&f.places, "registries.d", signature.DefaultPlacesDir, "`DIR` that says where signatures are")
 	fl.StringVar(&f.HostsDir, "hosts-dir", "", "`DIR` that describes registries (default "+containerd.DefaultHostsDir+")")
 	fl.StringVar(&f.authFile, "authfile", "", "`FILE` with credentials for registries, in docker's format")

@@ -64,10 +64,10 @@ func (v *verifier) Verify(ctx context.Context, name string, manifest, index dige
 	}
 	switch {
 	case known && policy == nil:
-		return nil, fmt.Errorf("%w: ostree-image-signed: demands a signature policy, and there is no %s", deploy.ErrRefused, v.flags.policy)
+		return nil, fmt.Errorf("%w: ostree-image-signed: demands a signature policy, and there is no %s", deploy.ErrRefused, signature.DefaultPolicyFile)
 	case known && policy.AcceptsUnknown():
 		return nil, fmt.Errorf("%w: ostree-image-signed: demands a signature policy that does not accept everything by default, as %s does",
-			deploy.ErrRefused, v.flags.policy)
+			deploy.ErrRefused, policy.File)
 	case policy == nil:
 		return nil, nil
 	}
