@@ -254,8 +254,12 @@ func scopesOf(name reference.Named) []string {
 	}
 }
 
-// AcceptsUnknown reports whether the policy accepts images that no scope names, signed or not.
-func (p *Policy) AcceptsUnknown() bool { return acceptsAnything(p.def) }
+// AcceptsUnknown reports whether the policy accepts images that no scope names, signed or not: by its default, or for all
+// registries.
+func (p *Policy) AcceptsUnknown() bool {
+	all, ok := p.scopes[""]
+	return acceptsAnything(p.def) || ok && acceptsAnything(all)
+}
 
 func acceptsAnything(list []requirement) bool {
 	for _, r := range list {

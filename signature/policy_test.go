@@ -168,6 +168,24 @@ func TestRule(t *testing.T) {
 	}
 }
 
+// TestAcceptsUnknown: neither the default nor the scope of all registries may accept images that no scope names.
+func TestAcceptsUnknown(t *testing.T) {
+	for policy, want := range map[string]bool{
+		`{"default":[` + nobody + `]}`:                                                   false,
+		`{"default":[` + anyone + `]}`:                                                   true,
+		`{"default":[` + anyone + `,` + nobody + `]}`:                                    false,
+		`{"default":[` + nobody + `],"transports":{"docker":{"":[` + anyone + `]}}}`:     true,
+		`{"default":[` + nobody + `],"transports":{"docker":{"r.io":[` + anyone + `]}}}`: false,
+		`{"default":[` + nobody + `],"transports":{"dir":{"":[` + anyone + `]}}}`:        false,
+	} {
+		p, err := ParsePolicy([]byte(policy))
+		testenv.Must(t, err)
+		if got := p.AcceptsUnknown(); got != want {
+			t.Errorf("%s: %t, want %t", policy, got, want)
+		}
+	}
+}
+
 func TestIdentity(t *testing.T) {
 	sum := "@sha256:" + strings.Repeat("a", 64)
 	other := "@sha256:" + strings.Repeat("b", 64)
