@@ -159,6 +159,10 @@ func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, i
 	if err != nil {
 		return err
 	}
+	f.verifier.keepIn(src, f.dryRun)
+	if err := f.verifier.check(ctx, ref, img.ManifestDigest, img.Target); err != nil {
+		return err
+	}
 	return c.wouldDeploy(&sysroot.State{}, img.ManifestDigest, fmt.Sprintf("%s gets the stateroot %s, and %s is the first deployment in it",
 		f.sysroot, cmp.Or(f.stateroot, deploy.DefaultStateroot), image))
 }

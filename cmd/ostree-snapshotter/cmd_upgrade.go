@@ -140,21 +140,16 @@ func (c *cli) upgrade(ctx context.Context, f *deployFlags, p *pullFlags) (err er
 func (c *cli) pullAndDeploy(
 	ctx context.Context, src *imageSource, s *deploy.System, st *sysroot.State, f *deployFlags, p *pullFlags, ref deploy.Reference,
 ) error {
-	known := ref.Demand == deploy.DemandPolicy
 	policy, err := f.verifier.load()
 	if err != nil {
 		return err
 	}
 	var manifest, target digest.Digest
-	if f.dryRun || known || policy != nil {
+	if f.dryRun || policy != nil || ref.Demand == deploy.DemandPolicy {
 		if manifest, target, err = p.Target(ctx, ref.Name); err != nil {
 			return err
 		}
-		index := target
-		if index == manifest {
-			index = ""
-		}
-		if _, err := f.verifier.Verify(ctx, ref.Name, manifest, index, known); err != nil {
+		if err := f.verifier.check(ctx, ref, manifest, target); err != nil {
 			return refused(s, st, f, ref.Name, manifest, err)
 		}
 	}

@@ -89,6 +89,15 @@ func (v *verifier) Verify(ctx context.Context, name string, manifest, index dige
 	return v.checked[img], v.keep(ctx, manifest)
 }
 
+// check asks the policy about the image that a reference stands for: a manifest, and what the name has, itself or an index.
+func (v *verifier) check(ctx context.Context, ref deploy.Reference, manifest, target digest.Digest) error {
+	if target == manifest {
+		target = ""
+	}
+	_, err := v.Verify(ctx, ref.Name, manifest, target, ref.Demand == deploy.DemandPolicy)
+	return err
+}
+
 // ask asks the policy about an image with the signatures that are kept with it. If it is not accepted by these, the
 // registry's count.
 func (v *verifier) ask(ctx context.Context, policy *signature.Policy, img signature.Image) (*signature.Verdict, error) {
