@@ -186,6 +186,25 @@ func TestBundle(t *testing.T) {
 	}
 }
 
+// TestReasonBounded: a registry's data does not make long errors.
+func TestReasonBounded(t *testing.T) {
+	p := policyFor(t, [][]byte{publicPEM(t, ecKey(t).Public())})
+	var list []Signature
+	for _, c := range "\x00xyz" {
+		list = append(list, Signature{Form: Bundle, Data: mustJSON(map[string]any{"mediaType": strings.Repeat(string(c), maxSignature/16)})})
+	}
+	v := verdictOf(t, p, list...)
+	const want = 4096
+	if n := len(v.Reason()); v.Accepted || n > want {
+		t.Errorf("accepted %v, a reason of %d bytes, want at most %d", v.Accepted, n, want)
+	}
+	for _, tried := range v.Results[0].Tried {
+		if n := len(tried.Err.Error()); n > want || !strings.HasPrefix(tried.Err.Error(), "bundle: its type is ") {
+			t.Errorf("a trial with an error of %d bytes, want at most %d", n, want)
+		}
+	}
+}
+
 // promise returns a bundle's entry that a log has promised to include.
 func promise(t testing.TB, log crypto.Signer, body []byte) map[string]any {
 	t.Helper()

@@ -198,7 +198,7 @@ func tryAll(typ string, forms Form, list []candidate, try func(candidate) (*Acce
 		}
 		by, err := try(c)
 		if err != nil {
-			res.Tried = append(res.Tried, Trial{c.Signature, err})
+			res.Tried = append(res.Tried, Trial{c.Signature, bounded(err)})
 			continue
 		}
 		by.Signature, by.Digest = c.Signature, c.of
@@ -207,6 +207,18 @@ func tryAll(typ string, forms Form, list []candidate, try func(candidate) (*Acce
 	}
 	res.Reason = reason(res.Tried)
 	return res
+}
+
+// maxReason is the length of the longest error of a signature: errors quote what is in it.
+const maxReason = 1024
+
+// bounded returns an error with a text of bounded length.
+func bounded(err error) error {
+	text := err.Error()
+	if len(text) <= maxReason {
+		return err
+	}
+	return errors.New(strings.ToValidUTF8(text[:maxReason], "") + "...")
 }
 
 var errNoSignature = errors.New("it has no signature")
