@@ -10,8 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/distribution/reference"
@@ -39,13 +37,16 @@ type place struct {
 
 // LoadPlaces reads the files of a directory. One that does not exist has none.
 func LoadPlaces(dir string) (*Places, error) {
-	names, err := filepath.Glob(filepath.Join(escapeGlob(dir), "*.yaml"))
-	if err != nil {
+	entries, err := os.ReadDir(dir)
+	if err != nil && (!errors.Is(err, fs.ErrNotExist) || lostLink(dir) != "") {
 		return nil, fmt.Errorf("read %s: %w", dir, err)
 	}
-	slices.Sort(names)
 	p := &Places{scopes: make(map[string]place)}
-	for _, name := range names {
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".yaml" {
+			continue
+		}
+		name := filepath.Join(dir, e.Name())
 		b, err := readConfig(name)
 		if err == nil {
 			err = p.add(b)
@@ -55,10 +56,6 @@ func LoadPlaces(dir string) (*Places, error) {
 		}
 	}
 	return p, nil
-}
-
-func escapeGlob(dir string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
 // add adds a file. No scope may be in two files.

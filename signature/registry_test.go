@@ -163,6 +163,31 @@ func (e *endless) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
+// TestPlacesFail: a directory that cannot be read is no empty one.
+func TestPlacesFail(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := LoadPlaces(filepath.Join(dir, "none")); err != nil {
+		t.Errorf("no directory: %v", err)
+	}
+	for _, name := range []string{"file", "[odd]/a.yaml"} {
+		name = filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.WriteFile(name, []byte("}"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"file", "[odd]"} {
+		if p, err := LoadPlaces(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s: got %+v, want an error", name, p)
+		}
+	}
+	if err := os.Symlink("lost", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := LoadPlaces(filepath.Join(dir, "link")); err == nil {
+		t.Errorf("a link that leads nowhere: got %+v, want an error", p)
+	}
+}
+
 func TestLookaside(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
