@@ -362,7 +362,7 @@ func TestVerify(t *testing.T) {
 		t.Errorf("a registry that fails: %v", err)
 	}
 	v, err := Verify(t.Context(), p, Image{Name: name, Digest: sumA}, memory{})
-	if err != nil || v.Accepted || !v.Unsigned() || !errors.As(v.Err(), new(*RefusedError)) {
+	if err != nil || v.Accepted || v.Unsigned() != Attachment|Bundle || !errors.As(v.Err(), new(*RefusedError)) {
 		t.Errorf("no signature: %+v, %v", v, err)
 	}
 	for _, d := range []digest.Digest{"", "sha256:x", digest.SHA512.FromString("a")} {

@@ -81,6 +81,8 @@ type Result struct {
 	By          *Acceptance // the signature that met it, if it needs one
 	Tried       []Trial     // the signatures that did not
 	Reason      string      // why it is not met
+
+	forms Form // of the signatures that meet it
 }
 
 // An Acceptance says which signature met a requirement.
@@ -116,9 +118,16 @@ func (v *Verdict) Reason() string {
 	return ""
 }
 
-// Unsigned reports whether an image is refused for want of any signature in a form that the rule could accept.
-func (v *Verdict) Unsigned() bool {
-	return !v.Accepted && slices.ContainsFunc(v.Results, func(r Result) bool { return !r.Met && r.Requirement != typeReject && len(r.Tried) == 0 })
+// Unsigned returns the forms of which an image has no signature, for want of which it is refused; 0 if there are other
+// reasons.
+func (v *Verdict) Unsigned() Form {
+	var forms Form
+	for _, r := range v.Results {
+		if !r.Met && len(r.Tried) == 0 {
+			forms |= r.forms
+		}
+	}
+	return forms
 }
 
 // Err returns a [RefusedError] unless the image is accepted.
@@ -191,7 +200,7 @@ func needs(list []requirement) Form {
 
 // tryAll returns the result of a requirement that one signature has to meet.
 func tryAll(typ string, forms Form, list []candidate, try func(candidate) (*Acceptance, error)) Result {
-	res := Result{Requirement: typ}
+	res := Result{Requirement: typ, forms: forms}
 	for _, c := range list {
 		if c.Form&forms == 0 {
 			continue

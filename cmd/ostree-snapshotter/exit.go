@@ -382,15 +382,20 @@ func signatureHint(err error) string {
 		policy  *signature.PolicyError
 		refused *signature.RefusedError
 		source  *signature.SourceError
+		missing *fs.PathError
 	)
 	switch {
-	case errors.As(err, &policy) && errors.Is(err, fs.ErrNotExist):
+	case errors.As(err, &policy) && errors.As(err, &missing) && errors.Is(err, fs.ErrNotExist) && missing.Path == policy.File:
 		return "--signature-policy names a policy; containers-policy.json(5) describes it, and docs/signatures.md has examples"
+	case errors.As(err, &policy) && errors.Is(err, fs.ErrNotExist):
+		return "the policy names a key that is not there; containers-policy.json(5) describes where keys are named"
 	case errors.As(err, &policy):
 		return "containers-policy.json(5) describes the file"
 	case errors.As(err, &source):
 		return "the image may well be signed: try again when the registry answers. " + registryFlagsHint
-	case errors.As(err, &refused) && refused.Verdict.Unsigned():
+	case errors.As(err, &refused) && refused.Verdict.Unsigned()&signature.Simple != 0:
+		return "\"skopeo copy --sign-by KEY\" signs a copy of it, and registries.d names the lookaside with the signature"
+	case errors.As(err, &refused) && refused.Verdict.Unsigned() != 0:
 		return fmt.Sprintf("\"cosign sign --key KEY %s@%s\" signs it", refused.Verdict.Image.Name.Name(), refused.Verdict.Image.Digest)
 	case errors.As(err, &refused):
 		return fmt.Sprintf("\"ostree-snapshotter image verify %s\" tells why, signature by signature", refused.Verdict.Image.Name)

@@ -1,12 +1,18 @@
 package main
 
 import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
+	"github.com/ostree-snapshotter/ostree-snapshotter/signature"
 )
 
 // TestDryRunRefuses: what the policy refuses, a dry run without a system refuses too.
@@ -20,4 +26,45 @@ func TestDryRunRefuses(t *testing.T) {
 	if status != exitRefused || out != "" || !strings.Contains(errs, `is refused by rule "default"`) {
 		t.Errorf("got status %d, %q, %q, want %d", status, out, errs, exitRefused)
 	}
+}
+
+// TestSignatureHints: a hint names the tool that makes the signature that a rule demands, and the file that is missing.
+func TestSignatureHints(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "policy.json")
+	name, err := signature.ParseName("r.io/os:1")
+	testenv.Must(t, err)
+	img := signature.Image{Name: name, Digest: digest.FromString("os")}
+	key := filepath.Join(dir, "key")
+	testenv.Must(t, os.WriteFile(key, pemKey(t), 0o600))
+	for _, c := range []struct{ requirement, want string }{
+		{`{"type":"sigstoreSigned","keyPath":"` + key + `"}`, "cosign sign"},
+		{`{"type":"signedBy","keyType":"GPGKeys","keyPath":"../../deploy/commitsig/testdata/key.gpg"}`, "skopeo copy --sign-by"},
+		{`{"type":"sigstoreSigned","keyPath":"` + key + `.lost"}`, "a key"},
+	} {
+		testenv.Must(t, os.WriteFile(file, []byte(`{"default":[`+c.requirement+`]}`), 0o600))
+		p, err := signature.LoadPolicy(file)
+		testenv.Must(t, err)
+		v, err := signature.Verify(t.Context(), p, img, signature.Kept{})
+		if err == nil {
+			err = v.Err()
+		}
+		if hint := hintFor(err); !strings.Contains(hint, c.want) {
+			t.Errorf("%v: hint is %q, want %q", err, hint, c.want)
+		}
+	}
+	_, err = signature.LoadPolicy(filepath.Join(dir, "none"))
+	if hint := hintFor(err); !strings.Contains(hint, "--signature-policy names") {
+		t.Errorf("%v: hint is %q", err, hint)
+	}
+}
+
+// pemKey returns a public key.
+func pemKey(t *testing.T) []byte {
+	t.Helper()
+	pub, _, err := ed25519.GenerateKey(nil)
+	testenv.Must(t, err)
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	testenv.Must(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
