@@ -114,22 +114,32 @@ func (c *cli) deploy(ctx context.Context, f *deployFlags, image string) (err err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	if f.init {
-		missing, err := deploy.Init(f.sysroot, c.options(&f.systemFlags), f.dryRun)
-		if err != nil {
-			return err
+		missing, err := deploy.Init(f.sysroot, c.options(&f.systemFlags), true)
+		if missing && f.dryRun {
+			return c.wouldInit(ctx, src, f, image)
 		}
 		if missing {
-			return c.wouldInit(ctx, src, f, image)
+			if _, err = checkFirst(ctx, src, f, image); err == nil {
+				_, err = deploy.Init(f.sysroot, c.options(&f.systemFlags), false)
+			}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return c.lockSystem(ctx, &f.systemFlags, func(s *deploy.System, st *sysroot.State) error {
 		if f.init {
-			var missing bool
-			if f.stateroot, missing, err = s.EnsureStateroot(f.stateroot, f.dryRun); err != nil {
-				return err
+			stateroot, missing, err := s.EnsureStateroot(f.stateroot, true)
+			if missing && f.dryRun {
+				return c.wouldInit(ctx, src, f, image)
 			}
 			if missing {
-				return c.wouldInit(ctx, src, f, image)
+				if _, err = checkFirst(ctx, src, f, image); err == nil {
+					stateroot, _, err = s.EnsureStateroot(f.stateroot, false)
+				}
+			}
+			if f.stateroot = stateroot; err != nil {
+				return err
 			}
 		}
 		ref, err := imageReference(s, st, f, image)
@@ -151,20 +161,26 @@ func imageReference(s *deploy.System, st *sysroot.State, f *deployFlags, image s
 
 // wouldInit ends "deploy --init --dry-run" without a sysroot or stateroot to plan with.
 func (c *cli) wouldInit(ctx context.Context, src *imageSource, f *deployFlags, image string) error {
-	ref, err := deploy.NewReference(image, nil)
+	manifest, err := checkFirst(ctx, src, f, image)
 	if err != nil {
 		return err
+	}
+	return c.wouldDeploy(&sysroot.State{}, manifest, fmt.Sprintf("%s gets the stateroot %s, and %s is the first deployment in it",
+		f.sysroot, cmp.Or(f.stateroot, deploy.DefaultStateroot), image))
+}
+
+// checkFirst asks the policy about the first image of a sysroot or stateroot, before that is made. It returns the manifest.
+func checkFirst(ctx context.Context, src *imageSource, f *deployFlags, image string) (digest.Digest, error) {
+	ref, err := deploy.NewReference(image, nil)
+	if err != nil {
+		return "", err
 	}
 	img, err := src.resolve(ctx, ref.Name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	f.verifier.keepIn(src, f.dryRun)
-	if err := f.verifier.check(ctx, ref, img.ManifestDigest, img.Target); err != nil {
-		return err
-	}
-	return c.wouldDeploy(&sysroot.State{}, img.ManifestDigest, fmt.Sprintf("%s gets the stateroot %s, and %s is the first deployment in it",
-		f.sysroot, cmp.Or(f.stateroot, deploy.DefaultStateroot), image))
+	return img.ManifestDigest, f.verifier.check(ctx, ref, img.ManifestDigest, img.Target)
 }
 
 // wouldDeploy ends a dry run that has no plan.

@@ -4,6 +4,8 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +27,35 @@ func TestDryRunRefuses(t *testing.T) {
 	status, out, errs := b.run(t, "deploy", "--init", "--dry-run", "--sysroot", dir, "--signature-policy", policy, name)
 	if status != exitRefused || out != "" || !strings.Contains(errs, `is refused by rule "default"`) {
 		t.Errorf("got status %d, %q, %q, want %d", status, out, errs, exitRefused)
+	}
+}
+
+// TestRefusedMakesNothing: an image that the policy refuses leaves neither a sysroot nor a stateroot.
+func TestRefusedMakesNothing(t *testing.T) {
+	b := newImageBed(t)
+	name := b.osImage(t).Name
+	dir := t.TempDir()
+	policy := filepath.Join(dir, "policy.json")
+	testenv.Must(t, os.WriteFile(policy, []byte(`{"default":[{"type":"reject"}]}`), 0o600))
+	parent := openDir(t, t.TempDir())
+	sys := filepath.Join(parent.Path(), "sys")
+	testenv.Must(t, os.Mkdir(sys, 0o755))
+	t.Cleanup(func() { testenv.Must(t, parent.RemoveAll("sys")) }) // deployments are immutable
+	init := func(want int, flags ...string) {
+		t.Helper()
+		args := append([]string{"deploy", "--init", "--sysroot", sys, name}, flags...)
+		if status, _, errs := b.run(t, args...); status != want {
+			t.Errorf("%q: got status %d, %s, want %d", flags, status, errs, want)
+		}
+	}
+	init(exitRefused, "--signature-policy", policy)
+	if list, err := os.ReadDir(sys); err != nil || len(list) != 0 {
+		t.Errorf("a refused image has left %v, %v", list, err)
+	}
+	init(exitOK)
+	init(exitRefused, "--signature-policy", policy, "--stateroot", "other")
+	if _, err := os.Stat(filepath.Join(sys, "ostree/deploy/other")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a refused image has left a stateroot: %v", err)
 	}
 }
 
