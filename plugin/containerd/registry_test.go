@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,11 +11,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ostree-snapshotter/ostree-snapshotter/signature"
 )
 
 // serveManifests starts a registry that serves manifests by tag and digest, and returns its address.
@@ -104,6 +108,39 @@ func TestRegistryManifest(t *testing.T) {
 				t.Errorf("Manifest() = %q, %v, want %q", got, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestSilentRegistry: a registry that takes a request and does not answer, or stops in an answer, does not hold a check up.
+func TestSilentRegistry(t *testing.T) {
+	saved := requestTime
+	requestTime = 50 * time.Millisecond
+	t.Cleanup(func() { requestTime = saved })
+	done := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/half") {
+			_, _ = w.Write([]byte("{"))
+			_ = http.NewResponseController(w).Flush()
+		}
+		<-done
+	}))
+	t.Cleanup(srv.Close)
+	t.Cleanup(func() { close(done) })
+	name, err := signature.ParseName(strings.TrimPrefix(srv.URL, "http://") + "/os:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := (&Registry{PlainHTTP: true}).Repository(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, tag := range []string{"none", "half"} {
+		_, err := repo.Manifest(ctx, tag, MaxDocument)
+		if !errors.As(err, new(*RegistryError)) || errors.Is(err, signature.ErrNotFound) || ctx.Err() != nil {
+			t.Errorf("%s: error is %v, %v, want a RegistryError in time", tag, err, ctx.Err())
+		}
 	}
 }
 

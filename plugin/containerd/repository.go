@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
@@ -129,10 +130,15 @@ func (r *Repository) get(ctx context.Context, can docker.HostCapabilities, path,
 	return nil, &RegistryError{Op: "ask the registry for " + path + " of", Ref: r.name, Err: failed}
 }
 
+// requestTime is how long one document may take, with all tries. The system is locked meanwhile.
+var requestTime = time.Minute
+
 // maxTries is how often a request is made: without credentials, and with those that the registry demands.
 const maxTries = 3
 
 func (r *Repository) getFrom(ctx context.Context, host docker.RegistryHost, path, accept string, limit int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
 	_, repo, _ := strings.Cut(r.name, "/")
 	url := host.Scheme + "://" + host.Host + host.Path + "/" + repo + "/" + path
 	if ns := r.spec.Hostname(); host.Host != ns && (ns != "docker.io" || host.Host != "registry-1.docker.io") {
