@@ -16,8 +16,8 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
-// program is the path of our program in hosts.
-const program = "/run/ostree-snapshotter"
+// program is the path of our program in hosts. The directory of its name in /run is the program's own.
+const program = "/run/program/ostree-snapshotter"
 
 // buildProgram builds the program once, and returns its path.
 var buildProgram = sync.OnceValues(func() (string, error) {
