@@ -29,10 +29,21 @@ func (v *Verdict) Kept() Kept {
 	var list Kept
 	for _, r := range v.Results {
 		if v.Accepted && r.By != nil {
-			list = append(list, keptSignature{r.By.Form, r.By.Digest, r.By.Origin, r.By.Data, r.By.Annotations})
+			list = append(list, keptSignature{r.By.Form, r.By.Digest, r.By.Origin, r.By.Data, usedAnnotations(r.By.Annotations)})
 		}
 	}
 	return list
+}
+
+// usedAnnotations returns those of the annotations that are looked at. Whoever can push may add others of any size.
+func usedAnnotations(all map[string]string) map[string]string {
+	used := make(map[string]string)
+	for _, name := range []string{annotationSignature, annotationCert, annotationChain, annotationBundle} {
+		if v, ok := all[name]; ok {
+			used[name] = v
+		}
+	}
+	return used
 }
 
 // Encode returns the document that [ParseKept] reads.

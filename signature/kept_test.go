@@ -2,6 +2,7 @@ package signature
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 )
 
@@ -12,7 +13,11 @@ func TestKept(t *testing.T) {
 	img := Image{Name: mustName(t, "r.io/a:1"), Digest: sumA, Index: sumB}
 	payload := statement(signType, "", sumB)
 	v, err := Verify(t.Context(), p, img, memory{list: []Signature{
-		{Form: Bundle, Data: []byte("bad")}, {Form: Bundle, Origin: "here", Data: newBundle(payload, signWith(t, key, pae(statementType, payload)))},
+		{Form: Bundle, Data: []byte("bad")},
+		{
+			Form: Bundle, Origin: "here", Data: newBundle(payload, signWith(t, key, pae(statementType, payload))),
+			Annotations: map[string]string{"padding": strings.Repeat("x", MaxKept), annotationCert: "c"},
+		},
 	}})
 	if err != nil || !v.Accepted || len(v.Kept()) != 1 {
 		t.Fatalf("%+v, %v", v, err)
@@ -24,6 +29,9 @@ func TestKept(t *testing.T) {
 	k, err := ParseKept(b)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if a := k[0].Annotations; len(a) != 1 || a[annotationCert] != "c" {
+		t.Errorf("kept annotations: %.200q, want those that are used", a)
 	}
 	if v, err = Verify(t.Context(), p, img, k); err != nil || !v.Accepted || v.Results[0].By.Origin != "here" {
 		t.Errorf("kept signatures: %+v, %v", v, err)

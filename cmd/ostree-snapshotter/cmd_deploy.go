@@ -93,7 +93,7 @@ deployment before; "ostree-unverified-registry:NAME" has none.` +
 		Args:              oneArg("IMAGE"),
 		ValidArgsFunction: c.completeImage(&f.imageFlags),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f.verifier = newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: r})
+			f.verifier = c.newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: r})
 			return c.deploy(cmd.Context(), &f, args[0])
 		},
 	}

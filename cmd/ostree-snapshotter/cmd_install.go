@@ -66,7 +66,7 @@ IMAGE is the name in "ctr images ls"; "ostree-snapshotter upgrade" in the instal
 			return c.completeImage(&f.imageFlags)(cmd, args, word)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f.verifier = newVerifier(cmd, &f.verify)
+			f.verifier = c.newVerifier(cmd, &f.verify)
 			return c.install(cmd.Context(), &f, args[0], args[1])
 		},
 	}

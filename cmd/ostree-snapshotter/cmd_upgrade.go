@@ -40,7 +40,7 @@ nothing; "ostree-snapshotter status" reports it.
 --dry-run pulls nothing either, and reports what would happen.` + exitHelp(append([]int{exitNoUpdate}, deployStatuses...)...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f.verifier = newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: p.registryFlags})
+			f.verifier = c.newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: p.registryFlags})
 			if check {
 				return c.checkUpgrade(cmd.Context(), &f, &p)
 			}
@@ -66,7 +66,7 @@ func (c *cli) switchCommand() *cobra.Command {
 		Args:              oneArg("IMAGE"),
 		ValidArgsFunction: c.completeImage(&f.imageFlags),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f.verifier = newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: p.registryFlags})
+			f.verifier = c.newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: p.registryFlags})
 			return c.switchTo(cmd.Context(), &f, &p, args[0])
 		},
 	}

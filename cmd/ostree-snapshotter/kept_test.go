@@ -83,15 +83,23 @@ func TestKeptSignatures(t *testing.T) {
 
 	registry := signedRegistry(t, manifest, key)
 	name := strings.TrimPrefix(registry.URL, "http://") + "/os:1"
-	check := func(readOnly bool) error {
-		v := newVerifier(new(cobra.Command), &verifyFlags{policyFlags: policyFlags{policy, dir}})
+	var notes bytes.Buffer
+	check := func(client *containerd.Client, readOnly bool) error {
+		v := (&cli{stderr: &notes}).newVerifier(new(cobra.Command), &verifyFlags{policyFlags: policyFlags{policy, dir}})
 		v.keepIn(&imageSource{client: client, namespace: "default"}, readOnly)
 		_, err := v.Verify(t.Context(), name, dgst, "", false)
 		return err
 	}
-	testenv.Must(t, check(true))
+	testenv.Must(t, check(client, true))
 	if doc, err := client.KeptSignatures(t.Context(), "default", dgst); doc != nil || err != nil {
 		t.Errorf("a dry run has kept %q, %v", doc, err)
+	}
+	closed, err := containerd.Dial(s.Address)
+	testenv.Must(t, err)
+	testenv.Must(t, closed.Close())
+	testenv.Must(t, check(closed, false))
+	if got := notes.String(); strings.Count(got, "signatures are not kept with the image") != 1 {
+		t.Errorf("without containerd: notes %q, want that the signatures are not kept with the image", got)
 	}
 	var out bytes.Buffer
 	c := cli{stdout: &out, stderr: &out}
@@ -101,10 +109,10 @@ func TestKeptSignatures(t *testing.T) {
 	kept, err := client.KeptSignatures(t.Context(), "default", dgst)
 	testenv.Must(t, err)
 	registry.Close()
-	testenv.Must(t, check(false)) // without the registry
+	testenv.Must(t, check(client, false)) // without the registry
 
 	testenv.Must(t, client.KeepSignatures(t.Context(), "default", dgst, bytes.Replace(kept, []byte(`"data":"`), []byte(`"data":"AAAA`), 1)))
-	if err := check(false); !errors.As(err, new(*signature.SourceError)) {
+	if err := check(client, false); !errors.As(err, new(*signature.SourceError)) {
 		t.Errorf("damaged kept signatures and no registry: error is %v", err)
 	}
 }

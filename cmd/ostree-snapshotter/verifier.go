@@ -19,6 +19,7 @@ import (
 // verifier asks the signature policy of the running system about images, of each only once. It is a [deploy.Verifier].
 type verifier struct {
 	flags   *verifyFlags
+	note    func(format string, args ...any)
 	given   bool // the policy was named on the command line: it must exist
 	policy  *signature.Policy
 	loaded  bool
@@ -33,8 +34,8 @@ type keptSignatures struct {
 	readOnly bool
 }
 
-func newVerifier(cmd *cobra.Command, f *verifyFlags) *verifier {
-	return &verifier{flags: f, given: cmd.Flags().Changed("signature-policy"), checked: make(map[signature.Image]*deploy.Verdict), pending: make(map[digest.Digest]signature.Kept)}
+func (c *cli) newVerifier(cmd *cobra.Command, f *verifyFlags) *verifier {
+	return &verifier{flags: f, note: c.note, given: cmd.Flags().Changed("signature-policy"), checked: make(map[signature.Image]*deploy.Verdict), pending: make(map[digest.Digest]signature.Kept)}
 }
 
 // keepIn has signatures kept with images in containerd, and read from there first. A dry run keeps none.
@@ -86,7 +87,8 @@ func (v *verifier) Verify(ctx context.Context, name string, manifest, index dige
 		}
 		v.checked[img], v.pending[manifest] = newVerdict(found), found.Kept()
 	}
-	return v.checked[img], v.keep(ctx, manifest)
+	v.keep(ctx, manifest)
+	return v.checked[img], nil
 }
 
 // check asks the policy about the image that a reference stands for: a manifest, and what the name has, itself or an index.
@@ -130,23 +132,24 @@ func (k *keptSignatures) verify(ctx context.Context, policy *signature.Policy, i
 	return signature.Verify(ctx, policy, img, list)
 }
 
-// keep keeps the signatures that an image was accepted by. Without the image in containerd, they are kept later.
-func (v *verifier) keep(ctx context.Context, manifest digest.Digest) error {
+// keep keeps the signatures that an image was accepted by. Without the image in containerd, they are kept later. The image
+// is accepted without that too: a failure is only noted.
+func (v *verifier) keep(ctx context.Context, manifest digest.Digest) {
 	list := v.pending[manifest]
 	if v.kept == nil || v.kept.readOnly || len(list) == 0 {
-		return nil
+		return
 	}
 	doc, err := list.Encode()
 	if err == nil {
 		err = v.kept.src.client.KeepSignatures(ctx, v.kept.src.namespace, manifest, doc)
 	}
 	if errdefs.IsNotFound(err) {
-		return nil
+		return
 	}
-	if err == nil {
-		delete(v.pending, manifest)
+	delete(v.pending, manifest)
+	if err != nil {
+		v.note("signatures are not kept with the image: %v", err)
 	}
-	return err
 }
 
 func newVerdict(v *signature.Verdict) *deploy.Verdict {
