@@ -144,6 +144,32 @@ func TestSilentRegistry(t *testing.T) {
 	}
 }
 
+// TestNoReferrers: a registry that does not know the API of referrers keeps none. Other failures, and those of manifests,
+// stay failures.
+func TestNoReferrers(t *testing.T) {
+	status := http.StatusOK
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	t.Cleanup(srv.Close)
+	name, err := signature.ParseName(strings.TrimPrefix(srv.URL, "http://") + "/os:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := (&Registry{PlainHTTP: true}).Repository(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dgst := digest.FromString("os")
+	for code, none := range map[int]bool{400: true, 404: true, 405: true, 406: true, 401: false, 403: false, 429: false, 500: false, 503: false} {
+		status = code
+		if _, err := repo.Referrers(t.Context(), dgst, MaxDocument); err == nil || errors.Is(err, signature.ErrNotFound) != none {
+			t.Errorf("referrers, status %d: error is %v, want not found: %t", code, err, none)
+		}
+		if _, err := repo.Manifest(t.Context(), "1", MaxDocument); err == nil || errors.Is(err, signature.ErrNotFound) != (code == 404) {
+			t.Errorf("manifest, status %d: error is %v", code, err)
+		}
+	}
+}
+
 func TestPullCount(t *testing.T) {
 	c := pullCount{blobs: make(map[string]transfer.Progress)}
 	for _, tt := range []struct {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -116,7 +117,7 @@ func (r *Repository) get(ctx context.Context, can docker.HostCapabilities, path,
 		if !host.Capabilities.Has(can) {
 			continue
 		}
-		b, err := r.getFrom(ctx, host, path, accept, limit)
+		b, err := r.getFrom(ctx, host, can, path, accept, limit)
 		if err == nil {
 			return b, nil
 		}
@@ -136,7 +137,7 @@ var requestTime = time.Minute
 // maxTries is how often a request is made: without credentials, and with those that the registry demands.
 const maxTries = 3
 
-func (r *Repository) getFrom(ctx context.Context, host docker.RegistryHost, path, accept string, limit int64) ([]byte, error) {
+func (r *Repository) getFrom(ctx context.Context, host docker.RegistryHost, can docker.HostCapabilities, path, accept string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
 	_, repo, _ := strings.Cut(r.name, "/")
@@ -155,7 +156,7 @@ func (r *Repository) getFrom(ctx context.Context, host docker.RegistryHost, path
 			last = resp
 			continue
 		}
-		return readResponse(resp, limit)
+		return readResponse(resp, limit, can)
 	}
 	return nil, fmt.Errorf("%s: %s", host.Host, last.Status)
 }
@@ -187,11 +188,14 @@ func (r *Repository) request(ctx context.Context, host docker.RegistryHost, url,
 	return client.Do(req)
 }
 
-func readResponse(resp *http.Response, limit int64) (_ []byte, err error) {
+// unknownAPI are the statuses by which registries say that they do not know the API of referrers.
+var unknownAPI = []int{http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable}
+
+func readResponse(resp *http.Response, limit int64, can docker.HostCapabilities) (_ []byte, err error) {
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
+	switch code := resp.StatusCode; {
+	case code == http.StatusOK:
+	case code == http.StatusNotFound, can == docker.HostCapabilityReferrers && slices.Contains(unknownAPI, code):
 		return nil, signature.ErrNotFound
 	default:
 		return nil, fmt.Errorf("%s: %s", resp.Request.URL.Host, resp.Status)
