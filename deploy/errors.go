@@ -27,8 +27,10 @@ var (
 	ErrNothingDeployed = errors.New("nothing is deployed")
 	// ErrNotFromImage: a deployment was not made from an image.
 	ErrNotFromImage = errors.New("not deployed from an image")
-	// ErrRefused: an image lacks a signature that its reference demands, or the keys to check it are missing.
+	// ErrRefused: an image lacks a signature that its reference demands.
 	ErrRefused = errors.New("image is refused")
+	// ErrRemote: the ostree remote whose keys a reference demands is missing, or its configuration or keys cannot be used.
+	ErrRemote = errors.New("keys of the ostree remote cannot be used")
 	// ErrTransport: an origin names an image outside registries.
 	ErrTransport = errors.New("origin is not in a registry")
 	// ErrNotRoot: changing a system takes root.

@@ -57,7 +57,7 @@ type Installation struct {
 // PlanInstall plans to install an image on a disk: a block device, or a file that is or becomes the image of one. It
 // rehearses the deployment in a temporary directory of the store, so that an image that cannot be deployed is an error
 // before the disk is written to. Signatures are checked first: an image without those that the policy and its reference
-// demand is an ErrRefused, or the verifier's error. Keys are the running system's.
+// demand is an ErrRefused, or the verifier's error; an ErrRemote if keys cannot be used. Keys are the running system's.
 //
 // The image chooses the file system of the root partition, the stateroot and further kernel arguments (see
 // [install.Config]) where the request does not.

@@ -58,7 +58,7 @@ type Plan struct {
 // previous one of the stateroot. Kernel arguments follow the image's changes of its own (usr/lib/bootc/kargs.d); then
 // the edits are made.
 //
-// An image without the signatures that the policy and its reference demand is an ErrRefused, or the verifier's error.
+// An image without the signatures that the policy and its reference demand is an ErrRefused, or the verifier's error; an ErrRemote if keys cannot be used.
 // Besides the errors of [Promote] and [sysroot.Sysroot.PlanDeploy] it returns ErrNoStateroot, ErrManyStateroots,
 // ErrCannotStage, ErrNoBootCounting, bootloader.ErrCannotCount, ErrImageKargs and kargs.ErrEdit. After an error the
 // commit has lost its ref. In a dry run a plan with conflicts in /etc is returned along with the error.

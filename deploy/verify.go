@@ -66,7 +66,7 @@ func commitKeys(repo, remote string) (*commitsig.Remote, error) {
 	}
 	r, err := commitsig.Load(host, remote)
 	if err != nil {
-		return nil, as(ErrRefused, err)
+		return nil, as(ErrRemote, err)
 	}
 	return r, nil
 }

@@ -35,7 +35,7 @@ func addRemote(t *testing.T, s *System) {
 	f, err := os.OpenFile(filepath.Join(s.Path, "ostree/repo/config"), os.O_APPEND|os.O_WRONLY, 0)
 	testenv.Must(t, err)
 	key := base64.StdEncoding.EncodeToString(signKey.Public().(ed25519.PublicKey))
-	_, err = f.WriteString("\n[remote \"vendor\"]\ngpg-verify=false\nsign-verify=ed25519\nverification-ed25519-key=" + key + "\n")
+	_, err = f.WriteString("\n[remote \"vendor\"]\ngpg-verify=false\nsign-verify=ed25519\nverification-ed25519-key=" + key + "\n[remote \"broken\"]\ngpg-verify=perhaps\n")
 	testenv.Must(t, err)
 	testenv.Must(t, f.Close())
 }
@@ -79,12 +79,19 @@ func TestCommitDemand(t *testing.T) {
 		"not the layers above it":                 {Image: b.signedImage(t, name, signKey, above), Reference: demand},
 		"the layers above it":                     {Image: b.signedImage(t, name, signKey, above), Reference: demand, Verifier: accepts},
 		"it has none inside":                      {Image: b.osImage(t), Reference: demand, Verifier: covers},
-		"no such ostree remote":                   {Image: b.signedImage(t, name, signKey), Reference: &Reference{Name: name, Demand: DemandCommit, Remote: "absent"}},
 		"commit is not signed: remote vendor dem": {Image: b.signedImage(t, name, nil, above), Reference: demand, Verifier: covers},
 	} {
 		_, err := s.Plan(t.Context(), b.load(t, s), b.layers, r)
 		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), text) {
 			t.Errorf("got %v, want a refusal with %q", err, text)
+		}
+	}
+	for _, remote := range []string{"absent", "broken"} {
+		_, err := s.Plan(t.Context(), b.load(t, s), b.layers, Request{
+			Image: b.signedImage(t, name, signKey), Reference: &Reference{Name: name, Demand: DemandCommit, Remote: remote},
+		})
+		if !errors.Is(err, ErrRemote) || errors.Is(err, ErrRefused) {
+			t.Errorf("remote %s: got %v, want an error of the remote, not of the image", remote, err)
 		}
 	}
 	if after := refs(t, s.Repo()); len(after) != len(before) || len(contentObjects(t, s.Repo())) != 0 {

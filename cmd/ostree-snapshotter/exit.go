@@ -236,6 +236,7 @@ var deployHints = []struct {
 	{deploy.ErrNothingDeployed, "\"ostree-snapshotter deploy IMAGE\" makes the first"},
 	{deploy.ErrNotFromImage, "\"ostree-snapshotter switch IMAGE\" deploys one, and upgrades come from it from then on"},
 	{deploy.ErrRefused, "\"ostree-snapshotter deploy --help\" describes what a reference demands; docs/deploy.md, where keys belong"},
+	{deploy.ErrRemote, "docs/deploy.md describes where remotes and their keys belong"},
 	{deploy.ErrTransport, "\"ostree-snapshotter switch IMAGE\" sets another"},
 	{deploy.ErrNotRoot, "try again as root"},
 	{deploy.ErrBootloader, "--esp DIR gives the mount point of the EFI system partition"},
