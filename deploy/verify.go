@@ -192,11 +192,19 @@ func (s *System) LastRefusal() (*Refusal, error) {
 	return r, nil
 }
 
-// accept removes the record of a refusal for a stateroot.
+// accept removes the record of a refusal for a stateroot. A deployment does not fail for a record that cannot be read: that is
+// removed too, if possible.
 func (s *System) accept(stateroot string) error {
+	if s.opts.ReadOnly {
+		return nil
+	}
 	r, err := s.LastRefusal()
-	if err != nil || r == nil || r.Stateroot != stateroot || s.opts.ReadOnly {
-		return err
+	if err != nil {
+		_ = s.run.Unlink(refusalFile)
+		return nil //nolint:nilerr // status notes it
+	}
+	if r == nil || r.Stateroot != stateroot {
+		return nil
 	}
 	return s.run.Unlink(refusalFile)
 }

@@ -173,4 +173,12 @@ func TestRefusal(t *testing.T) {
 	if r, err := s.LastRefusal(); err != nil || r != nil {
 		t.Errorf("after a deployment: got %+v, %v", r, err)
 	}
+	testenv.Must(t, s.run.WriteFile(refusalFile, []byte("{"), 0o644, false))
+	if r, err := s.LastRefusal(); err == nil || r != nil {
+		t.Errorf("a damaged record: got %+v, %v", r, err)
+	}
+	testenv.Must(t, s.accept("os"))
+	if r, err := s.LastRefusal(); err != nil || r != nil {
+		t.Errorf("a damaged record after a deployment: got %+v, %v", r, err)
+	}
 }

@@ -96,6 +96,17 @@ func (c *cli) status(ctx context.Context, f *systemFlags, verbose bool) error {
 	})
 }
 
+// addRefusal adds the last refusal, or a note if its record cannot be read.
+func (r *statusReport) addRefusal(f *deploy.Refusal, err error) {
+	switch {
+	case err != nil:
+		r.Notes = append(r.Notes, fmt.Sprintf("whether an image was refused is not known: %v", err))
+	case f != nil:
+		r.Refused = f
+		r.Notes = append(r.Notes, fmt.Sprintf("%s %s was refused at %s: %s", f.Image, f.Digest, f.Time.Format(time.RFC3339), f.Reason))
+	}
+}
+
 // describe makes the report.
 func (c *cli) describe(ctx context.Context, s *deploy.System, st *sysroot.State) (*statusReport, error) {
 	list := st.All()
@@ -121,12 +132,7 @@ func (c *cli) describe(ctx context.Context, s *deploy.System, st *sysroot.State)
 		}
 		r.Deployments = append(r.Deployments, row)
 	}
-	if r.Refused, err = s.LastRefusal(); err != nil {
-		return nil, err
-	}
-	if f := r.Refused; f != nil {
-		r.Notes = append(r.Notes, fmt.Sprintf("%s %s was refused at %s: %s", f.Image, f.Digest, f.Time.Format(time.RFC3339), f.Reason))
-	}
+	r.addRefusal(s.LastRefusal())
 	if note := fellBack(st); note != "" {
 		r.Notes = append(r.Notes, note)
 	}

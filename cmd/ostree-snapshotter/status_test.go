@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +65,15 @@ func TestFellBack(t *testing.T) {
 	broken.Tries = &bls.Tries{Done: 3}
 	if got := fellBack(st); got != "" {
 		t.Errorf("fellBack() of a system that does not run = %q", got)
+	}
+}
+
+// TestDamagedRefusal: a record of a refusal that cannot be read is a note.
+func TestDamagedRefusal(t *testing.T) {
+	var r statusReport
+	r.addRefusal(nil, errors.New("damaged"))
+	if r.Refused != nil || len(r.Notes) != 1 || !strings.HasSuffix(r.Notes[0], "not known: damaged") {
+		t.Errorf("got %+v", r)
 	}
 }
 
