@@ -37,7 +37,8 @@ origin does. They are checked before the pull, by digest: what was checked is wh
 nothing; "ostree-snapshotter status" reports it.
 
 --check only asks the registry, and pulls nothing: the exit status is 0 if there is an update and 77 if there is none.
---dry-run pulls nothing either, and reports what would happen.` + exitHelp(append([]int{exitNoUpdate}, deployStatuses...)...),
+It does not check signatures: the policy may refuse the update. --dry-run pulls nothing either, checks signatures, and
+reports what would happen.` + exitHelp(append([]int{exitNoUpdate}, deployStatuses...)...),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.verifier = c.newVerifier(cmd, &verifyFlags{policyFlags: f.policy, registryFlags: p.registryFlags})
