@@ -134,7 +134,7 @@ func (c *cli) imageEncapsulate(ctx context.Context, f *encapsulateFlags, rev, to
 	if err != nil {
 		return err
 	}
-	w, err := ocilayout.Create(dest)
+	w, err := ocilayout.Create(ctx, dest)
 	if err != nil {
 		return err
 	}

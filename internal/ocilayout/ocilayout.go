@@ -2,12 +2,14 @@
 //
 // Whatever happens to the process, a layout has an image completely or not at all: a new directory and an archive get their
 // name last, and in an existing layout index.json is replaced last. A process that is killed leaves a directory whose name
-// begins with a dot and the layout's name beside a new layout, and unused blobs in an existing one.
+// begins with a dot and the layout's name beside a new layout, and unused blobs in an existing one. Writers to an existing
+// layout wait for each other, by a flock of its directory.
 package ocilayout
 
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -18,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -75,17 +78,17 @@ type Writer struct {
 
 // Create starts writing an image. The directory of the destination must exist. What exists there must be an OCI layout, which
 // gets one more image, or an empty directory, or, for an archive, a file, which is replaced. After Create, the caller must
-// call Close.
-func Create(dest Dest) (*Writer, error) {
+// call Close. Create waits until no other Writer has the layout.
+func Create(ctx context.Context, dest Dest) (*Writer, error) {
 	parent, err := atfs.Open(filepath.Dir(dest.Path))
 	if err != nil {
 		return nil, err
 	}
-	return create(dest, parent)
+	return create(ctx, dest, parent)
 }
 
 // create is Create in an open directory, which it takes over.
-func create(dest Dest, parent *atfs.Dir) (_ *Writer, err error) {
+func create(ctx context.Context, dest Dest, parent *atfs.Dir) (_ *Writer, err error) {
 	w := &Writer{dest: dest, parent: parent, name: filepath.Base(dest.Path)}
 	defer func() {
 		if err != nil {
@@ -97,7 +100,9 @@ func create(dest Dest, parent *atfs.Dir) (_ *Writer, err error) {
 		return nil, err
 	}
 	if exists {
-		w.dir, err = parent.OpenDir(w.name)
+		if w.dir, err = parent.OpenDir(w.name); err == nil {
+			err = w.lock(ctx)
+		}
 	} else {
 		tmp := "." + w.name + ".tmp-" + rand.Text()
 		if err := parent.Mkdir(tmp, dirMode); err != nil {
@@ -114,6 +119,27 @@ func create(dest Dest, parent *atfs.Dir) (_ *Writer, err error) {
 	}
 	w.blobs, err = w.dir.OpenDir(blobsDir)
 	return w, err
+}
+
+const poll = 20 * time.Millisecond
+
+// lock locks an existing layout until its directory is closed. Without it, one of two writers could lose the other's image
+// from index.json, or remove blobs that the other's image has too.
+func (w *Writer) lock(ctx context.Context) error {
+	for {
+		err := unix.Flock(w.dir.FD(), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for another writer: %w", context.Cause(ctx))
+		case <-time.After(poll):
+		}
+	}
 }
 
 // check reports whether the destination is a layout.

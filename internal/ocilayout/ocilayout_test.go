@@ -2,6 +2,7 @@ package ocilayout
 
 import (
 	"archive/tar"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ func write(dest Dest, text string, hook atfs.Hook) (err error) {
 		}
 		parent = hooked
 	}
-	w, err := create(dest, parent)
+	w, err := create(context.Background(), dest, parent)
 	if err != nil {
 		return err
 	}
@@ -174,7 +175,7 @@ func TestCreateErrors(t *testing.T) {
 		"":      {true, "it exists and is not a regular file"},
 	} {
 		dest := Dest{Archive: test.archive, Path: filepath.Join(dir, name)}
-		if _, err := Create(dest); err == nil || err.Error() != fmt.Sprintf("create image %s: %s", dest.Path, test.want) {
+		if _, err := Create(t.Context(), dest); err == nil || err.Error() != fmt.Sprintf("create image %s: %s", dest.Path, test.want) {
 			t.Errorf("%s: got error %v, want %s", name, err, test.want)
 		}
 	}
@@ -218,6 +219,49 @@ func TestFaults(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestConcurrent writes many images into one layout at once: it has all of them.
+func TestConcurrent(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "layout")
+	testenv.Must(t, write(Dest{Path: dir, Tag: "first"}, "first", nil))
+	const writers = 8
+	errs := make(chan error)
+	for i := range writers {
+		tag := fmt.Sprint("t", i)
+		go func() { errs <- write(Dest{Path: dir, Tag: tag}, tag, nil) }()
+	}
+	for range writers {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	got := images(t, files(t, dir))
+	slices.Sort(got)
+	want := []string{"first=first"}
+	for i := range writers {
+		want = append(want, fmt.Sprintf("t%d=t%[1]d", i))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestLocked waits for another writer no longer than it is asked to.
+func TestLocked(t *testing.T) {
+	dest := Dest{Path: filepath.Join(t.TempDir(), "layout")}
+	testenv.Must(t, write(dest, "text", nil))
+	first, err := Create(t.Context(), dest)
+	testenv.Must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Create(ctx, dest); !errors.Is(err, context.Canceled) {
+		t.Errorf("beside another writer: got error %v, want that of the context", err)
+	}
+	testenv.Must(t, first.Close())
+	second, err := Create(t.Context(), dest)
+	testenv.Must(t, err)
+	testenv.Must(t, second.Close())
 }
 
 // visible reports whether the new image is in place, complete: the fault came after that.
