@@ -297,7 +297,7 @@ func (f *fsck) connect(ctx context.Context) (err error) {
 
 // commit follows a commit. Partial commits are only counted.
 func (f *fsck) commit(ctx context.Context, m *marker, sum Checksum) error {
-	partial, err := f.repo.isPartial(sum)
+	partial, err := f.repo.IsPartial(sum)
 	if err != nil {
 		return err
 	}

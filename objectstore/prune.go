@@ -693,7 +693,7 @@ func (m *marker) commits(ctx context.Context, sum Checksum) error {
 			}
 			return err
 		}
-		partial, err := m.repo.isPartial(sum)
+		partial, err := m.repo.IsPartial(sum)
 		if err != nil {
 			return err
 		}
@@ -741,8 +741,8 @@ func (m *marker) tree(ctx context.Context, root Checksum, partial bool) error {
 	return nil
 }
 
-// isPartial reports whether a commit is marked as incomplete: its pull has not finished, or fsck marked it.
-func (r *Repo) isPartial(sum Checksum) (bool, error) {
+// IsPartial reports whether a commit is marked as incomplete: its pull has not finished, or fsck marked it.
+func (r *Repo) IsPartial(sum Checksum) (bool, error) {
 	st, err := r.dir.Lstat(partialName(sum))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

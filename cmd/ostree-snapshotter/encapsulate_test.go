@@ -70,6 +70,11 @@ func TestEncapsulateErrors(t *testing.T) {
 	other := filepath.Join(path, "objects", objectOf(t, repo, "damaged", "other"))
 	testenv.Must(t, os.WriteFile(other, []byte("OTHER"), 0o644))
 	t.Cleanup(func() { testenv.Must(t, os.WriteFile(other, []byte("other"), 0o644)) })
+	partial := objecttest.Commit(t, repo, "partial", objecttest.Dir(0o755, nil))
+	mark := filepath.Join(path, "state", partial.String()+".commitpartial")
+	testenv.Must(t, os.MkdirAll(filepath.Dir(mark), 0o755))
+	testenv.Must(t, os.WriteFile(mark, []byte("f"), 0o644))
+	t.Cleanup(func() { testenv.Must(t, os.Remove(mark)) })
 	archive := filepath.Join(t.TempDir(), "archive")
 	for _, name := range []string{"objects", "refs/heads", "tmp", "state"} {
 		testenv.Must(t, os.MkdirAll(filepath.Join(archive, name), 0o755))
@@ -86,6 +91,7 @@ func TestEncapsulateErrors(t *testing.T) {
 		"sysroot":         {exitFailed, []string{"filled", "oci:" + dir + "/x"}, "/sysroot is not empty"},
 		"missing object":  {exitFailed, []string{"lost", "oci:" + dir + "/x"}, ".file: does not exist"},
 		"damaged object":  {exitCorrupt, []string{"damaged", "oci:" + dir + "/x"}, ".file: corrupt"},
+		"partial":         {exitFailed, []string{"partial", "oci:" + dir + "/x"}, "the commit is incomplete"},
 		"into an archive": {exitFailed, []string{"lost", "oci-archive:" + dir + "/x"}, ".file: does not exist"},
 		"no metadata":     {exitFailed, []string{"odd", "oci:" + dir + "/x", "--copymeta", "none"}, `its metadata has no string "none"`},
 		"no repository":   {exitNoRepo, []string{"odd", "oci:" + dir + "/x", "--repo", dir}, "not an ostree repository"},

@@ -22,7 +22,7 @@ const (
 
 // Objects are the objects of a commit.
 type Objects interface {
-	// ReadMetadata returns the verified bytes of a metadata object.
+	// ReadMetadata returns the verified bytes of a metadata object. Of a commit without all its objects it is an ErrInvalid.
 	ReadMetadata(t objectstore.ObjectType, sum objectstore.Checksum) ([]byte, error)
 	// FileMeta returns the metadata of a content object.
 	FileMeta(sum objectstore.Checksum) (*objectstore.FileMeta, error)
@@ -34,6 +34,18 @@ type Objects interface {
 func Repo(r *objectstore.Repo) Objects { return repo{r} }
 
 type repo struct{ *objectstore.Repo }
+
+func (r repo) ReadMetadata(t objectstore.ObjectType, sum objectstore.Checksum) ([]byte, error) {
+	if t == objectstore.TypeCommit {
+		switch partial, err := r.IsPartial(sum); {
+		case err != nil:
+			return nil, err
+		case partial:
+			return nil, fmt.Errorf("%w: the commit is incomplete; pull it again", ErrInvalid)
+		}
+	}
+	return r.Repo.ReadMetadata(t, sum)
+}
 
 func (r repo) Open(sum objectstore.Checksum) (io.ReadCloser, int64, error) {
 	f, err := r.OpenFile(sum)
