@@ -486,9 +486,7 @@ func (r *Repo) removeObject(typ ObjectType, sum Checksum) (removed bool, err err
 	removed = err == nil
 	if removed && typ == TypeCommit {
 		// Only now: a commit without its closure must keep its mark.
-		if err = r.dir.Unlink(partialName(sum)); errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
+		err = r.SetComplete(sum)
 	}
 	return removed, objectError(typ, sum, err)
 }
@@ -748,4 +746,9 @@ func (r *Repo) IsPartial(sum Checksum) (bool, error) {
 		return false, nil
 	}
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG, err
+}
+
+// SetComplete removes a commit's mark as incomplete, if it has one. All its objects must be in the repository, durably.
+func (r *Repo) SetComplete(sum Checksum) error {
+	return atfs.IgnoreNotExist(r.dir.Unlink(partialName(sum)))
 }

@@ -111,6 +111,11 @@ func (c *cli) takeOut(
 	if err != nil {
 		return err
 	}
+	lock, err := repo.Lock(ctx, objectstore.LockShared) // until the commit has no mark, no prune removes it
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	txn, err := repo.Begin(ctx)
 	if err != nil {
 		return err
@@ -126,6 +131,9 @@ func (c *cli) takeOut(
 		txn.SetRef(f.ref, base.Sum)
 	}
 	if err := txn.Commit(ctx, objectstore.CommitOptions{Sync: true}); err != nil {
+		return err
+	}
+	if err := repo.SetComplete(base.Sum); err != nil {
 		return err
 	}
 	return c.printTakenOut(unencapsulateReport{base.Sum, f.ref, len(ids) - len(place.DiffIDs)})
