@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/distribution/reference"
@@ -150,13 +151,13 @@ func TestRegistryFails(t *testing.T) {
 }
 
 // endless is a body without an end. It counts what is sent.
-type endless struct{ sent int64 }
+type endless struct{ sent atomic.Int64 }
 
 func (e *endless) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	chunk := make([]byte, 1<<16)
-	for e.sent < 1<<30 {
+	for e.sent.Load() < 1<<30 {
 		n, err := w.Write(chunk)
-		e.sent += int64(n)
+		e.sent.Add(int64(n))
 		if err != nil {
 			return
 		}
@@ -235,8 +236,8 @@ func TestLookaside(t *testing.T) {
 			t.Errorf("%s: %q, %v, want %q", name, got, err, want)
 		}
 	}
-	if big.sent > 64<<20 {
-		t.Errorf("%d bytes of an endless signature were sent", big.sent)
+	if sent := big.sent.Load(); sent > 64<<20 {
+		t.Errorf("%d bytes of an endless signature were sent", sent)
 	}
 	if places.attachments(mustName(t, "h.io/off:1")) || !places.attachments(mustName(t, "h.io/on:1")) {
 		t.Error("use-sigstore-attachments is not heeded")
