@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/tree"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // A host is shared by all tests.
@@ -32,55 +32,33 @@ type host struct {
 var shared *host
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) (code int) {
-	if testing.Short() || os.Geteuid() != 0 {
-		return m.Run()
-	}
-	start := time.Now()
-	h, err := newHost(context.Background())
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "prepare the host: %v\n", err)
-		return 1
-	}
-	defer func() {
-		if err := h.close(); err != nil {
-			fmt.Fprintf(os.Stderr, "clean up the host: %v\n", err)
-			code = max(code, 1)
+	testenv.Main(m, func(ctx context.Context) error {
+		start := time.Now()
+		shared = &host{trees: make(map[string]tree.Tree), options: make(map[string]tree.Options)}
+		if err := shared.prepare(ctx); err != nil {
+			return err
 		}
-	}()
-	fmt.Fprintf(os.Stderr, "host ready in %.1f s\n", time.Since(start).Seconds())
-	shared = h
-	return m.Run()
+		fmt.Fprintf(os.Stderr, "host ready in %.1f s\n", time.Since(start).Seconds())
+		return nil
+	}, func() error { return shared.close() })
 }
 
-func newHost(ctx context.Context) (_ *host, err error) {
-	h := &host{trees: make(map[string]tree.Tree), options: make(map[string]tree.Options)}
+func (h *host) prepare(ctx context.Context) (err error) {
 	if h.dir, err = os.MkdirTemp("", "osb"); err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.Chmod(h.dir, 0o755); err != nil { // a test runs the daemon as another user
-		return nil, err
+		return err
 	}
 	h.binary = sync.OnceValues(func() (string, error) { return testhost.BuildBinary(ctx, h.dir) })
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, h.close())
-		}
-	}()
 	if err := testhost.InstallPackages(ctx, os.Stderr); err != nil {
-		return nil, err
+		return err
 	}
 	if h.tools, err = testhost.BuildTools(ctx, os.Stderr); err != nil {
-		return nil, err
+		return err
 	}
-	if h.registry, err = stack.StartRegistry(ctx, h.tools); err != nil {
-		return nil, err
-	}
-	return h, nil
+	h.registry, err = stack.StartRegistry(ctx, h.tools)
+	return err
 }
 
 func (h *host) close() error {

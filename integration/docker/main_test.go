@@ -3,18 +3,18 @@ package docker
 import (
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"os"
 	"sync"
 	"testing"
 
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/stack"
 	"github.com/ostree-snapshotter/ostree-snapshotter/integration/testhost"
+	"github.com/ostree-snapshotter/ostree-snapshotter/internal/testenv"
 )
 
 // A host is shared by all tests.
 type host struct {
+	dir              string
 	tools            *testhost.Tools
 	buildkit, docker string // directories with programs
 	binary           string // of the daemon
@@ -28,51 +28,39 @@ type host struct {
 var shared *host
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	os.Exit(run(m))
+	testenv.Main(m, func(ctx context.Context) error {
+		shared = new(host)
+		return shared.prepare(ctx)
+	}, func() error { return shared.close() })
 }
 
-func run(m *testing.M) (code int) {
-	if testing.Short() || os.Geteuid() != 0 {
-		return m.Run()
+func (h *host) prepare(ctx context.Context) (err error) {
+	if h.dir, err = os.MkdirTemp("", "osb"); err != nil {
+		return err
 	}
-	dir, err := os.MkdirTemp("", "osb")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		shared, err = newHost(context.Background(), dir)
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "prepare the host: %v\n", err)
-		return 1
-	}
-	defer func() {
-		if err := shared.registry.Stop(); err != nil {
-			fmt.Fprintf(os.Stderr, "clean up the host: %v\n", err)
-			code = max(code, 1)
-		}
-	}()
-	return m.Run()
-}
-
-func newHost(ctx context.Context, dir string) (_ *host, err error) {
-	h := new(host)
 	if err := testhost.InstallPackages(ctx, os.Stderr); err != nil {
-		return nil, err
+		return err
 	}
 	if h.tools, err = testhost.BuildTools(ctx, os.Stderr); err != nil {
-		return nil, err
+		return err
 	}
 	if h.buildkit, err = testhost.Buildkit(ctx, os.Stderr); err != nil {
-		return nil, err
+		return err
 	}
 	if h.docker, err = testhost.Docker(ctx, os.Stderr); err != nil {
-		return nil, err
+		return err
 	}
-	if h.binary, err = testhost.BuildBinary(ctx, dir); err != nil {
-		return nil, err
+	if h.binary, err = testhost.BuildBinary(ctx, h.dir); err != nil {
+		return err
 	}
-	if h.registry, err = stack.StartRegistry(ctx, h.tools); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+	h.registry, err = stack.StartRegistry(ctx, h.tools)
+	return err
+}
+
+func (h *host) close() error {
+	var err error
+	if h.registry != nil {
+		err = h.registry.Stop()
 	}
-	return h, nil
+	return errors.Join(err, os.RemoveAll(h.dir))
 }

@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math/big"
@@ -52,53 +51,35 @@ type host struct {
 var shared *host
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	os.Exit(run(m))
+	testenv.Main(m, func(ctx context.Context) error {
+		shared = &host{gpg: make(map[string]string), keys: make(map[string]*ecdsa.PrivateKey)}
+		return shared.prepare(ctx)
+	}, func() error { return shared.close() })
 }
 
-func run(m *testing.M) (code int) {
-	if testing.Short() || os.Geteuid() != 0 {
-		return m.Run()
-	}
-	h, err := newHost(context.Background())
-	defer func() {
-		if err := h.close(); err != nil {
-			fmt.Fprintf(os.Stderr, "clean up the host: %v\n", err)
-			code = max(code, 1)
-		}
-	}()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "prepare the host: %v\n", err)
-		return 1
-	}
-	shared = h
-	return m.Run()
-}
-
-func newHost(ctx context.Context) (h *host, err error) {
-	h = &host{gpg: make(map[string]string), keys: make(map[string]*ecdsa.PrivateKey)}
+func (h *host) prepare(ctx context.Context) (err error) {
 	if h.dir, err = os.MkdirTemp("", "oss"); err != nil {
-		return h, err
+		return err
 	}
 	if err := testhost.InstallPackages(ctx, os.Stderr); err != nil {
-		return h, err
+		return err
 	}
 	if h.tools, err = testhost.BuildTools(ctx, os.Stderr); err != nil {
-		return h, err
+		return err
 	}
 	if h.signers, err = testhost.Signers(ctx, os.Stderr); err != nil {
-		return h, err
+		return err
 	}
 	if h.cosign2, err = testhost.Cosign2(ctx, os.Stderr); err != nil {
-		return h, err
+		return err
 	}
 	if h.binary, err = testhost.BuildBinary(ctx, h.dir); err != nil {
-		return h, err
+		return err
 	}
 	if h.registry, err = stack.StartRegistry(ctx, h.tools); err != nil {
-		return h, err
+		return err
 	}
-	return h, h.prepare(ctx)
+	return h.makeFiles(ctx)
 }
 
 func (h *host) close() error {
@@ -125,8 +106,8 @@ func (h *host) run(ctx context.Context, name string, args ...string) (string, er
 	return string(out), err
 }
 
-// prepare makes the keys, and the files by which the programs find signatures.
-func (h *host) prepare(ctx context.Context) error {
+// makeFiles makes the keys, and the files by which the programs find signatures.
+func (h *host) makeFiles(ctx context.Context) error {
 	home := filepath.Join(h.dir, "home")
 	h.env = []string{
 		"HOME=" + home, "GNUPGHOME=" + filepath.Join(h.dir, "gnupg"), "COSIGN_PASSWORD=", "PODMAN_IGNORE_CGROUPSV1_WARNING=1",
