@@ -20,10 +20,11 @@ import (
 
 // A Verifier decides by the signature policy of the running system whether an image may be used.
 type Verifier interface {
-	// Verify returns what the policy says of an image: of a manifest, or of the index that names it. It returns nil if
-	// there is no policy, and an error for an image that must not be used. With known set, the policy must not accept
-	// images that it does not know, and must exist.
-	Verify(ctx context.Context, name string, manifest, index digest.Digest, known bool) (*Verdict, error)
+	// Verify returns what the policy says of an image, by the digest of its manifest and that which its name has: the same,
+	// that of an index which names the manifest, or "" if it is not known. It returns nil if there is no policy, and an error
+	// for an image that must not be used. With known set, the policy must not accept images that it does not know, and must
+	// exist.
+	Verify(ctx context.Context, name string, manifest, target digest.Digest, known bool) (*Verdict, error)
 }
 
 // A Verdict says why an image was accepted.
@@ -51,11 +52,7 @@ func verify(ctx context.Context, v Verifier, ref Reference, img *Image) (*Verdic
 		}
 		return nil, nil
 	}
-	index := img.Target
-	if index == img.ManifestDigest {
-		index = ""
-	}
-	return v.Verify(ctx, img.Name, img.ManifestDigest, index, known)
+	return v.Verify(ctx, img.Name, img.ManifestDigest, img.Target, known)
 }
 
 // commitKeys returns the keys of an ostree remote, those of the running system and of a repository, "" for none.

@@ -65,6 +65,15 @@ type Image struct {
 	Index  digest.Digest   // of the index that names the manifest, whose signature counts for it too; or ""
 }
 
+// NewImage returns the image of a manifest, for the digest that its name has: the same, that of an index which names the
+// manifest, or "" if it is not known.
+func NewImage(name reference.Named, manifest, target digest.Digest) Image {
+	if target == manifest {
+		target = ""
+	}
+	return Image{Name: name, Digest: manifest, Index: target}
+}
+
 // A Verdict is what a policy says of an image.
 type Verdict struct {
 	Accepted bool

@@ -220,7 +220,8 @@ func (c *cli) deployImage(
 	f.verifier.keepIn(src, f.dryRun)
 	bar := c.newProgress("storing files")
 	p, err := s.Plan(ctx, st, src.store.Layers, deploy.Request{
-		Image: img, Reference: &ref, Verifier: f.verifier, Stateroot: f.stateroot, Kargs: f.kargs, Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux, Epoch: f.epoch.epoch,
+		Image: img, Reference: &ref, Verifier: f.verifier, Stateroot: f.stateroot, Kargs: f.kargs,
+		Retain: f.retain, Stage: f.stage, NoSELinux: f.noSELinux, Epoch: f.epoch.epoch,
 		NoPrune: f.noPrune, EarlyPrune: f.earlyPrune, Tries: f.tries, Untried: f.untried,
 		Promote: deploy.PromoteOptions{DryRun: f.dryRun, Progress: bar.stored},
 	})

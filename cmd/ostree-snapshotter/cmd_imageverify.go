@@ -208,15 +208,11 @@ func (c *cli) imageVerify(ctx context.Context, f *imageVerifyFlags, image string
 	if err := f.readCredentials(); err != nil {
 		return err
 	}
-	img := signature.Image{Name: name}
-	var target digest.Digest
-	if img.Digest, target, err = f.Target(ctx, name.String()); err != nil {
+	manifest, target, err := f.Target(ctx, name.String())
+	if err != nil {
 		return err
 	}
-	if target != img.Digest {
-		img.Index = target
-	}
-	v, err := f.verify(ctx, img)
+	v, err := f.verify(ctx, signature.NewImage(name, manifest, target))
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,10 @@ type keptSignatures struct {
 }
 
 func (c *cli) newVerifier(cmd *cobra.Command, f *verifyFlags) *verifier {
-	return &verifier{flags: f, note: c.note, given: cmd.Flags().Changed("signature-policy"), checked: make(map[signature.Image]*deploy.Verdict), pending: make(map[digest.Digest]signature.Kept)}
+	return &verifier{
+		flags: f, note: c.note, given: cmd.Flags().Changed("signature-policy"),
+		checked: make(map[signature.Image]*deploy.Verdict), pending: make(map[digest.Digest]signature.Kept),
+	}
 }
 
 // keepIn has signatures kept with images in containerd, and read from there first. A dry run keeps none.
@@ -58,7 +61,7 @@ func (v *verifier) load() (*signature.Policy, error) {
 }
 
 // Verify implements [deploy.Verifier].
-func (v *verifier) Verify(ctx context.Context, name string, manifest, index digest.Digest, known bool) (*deploy.Verdict, error) {
+func (v *verifier) Verify(ctx context.Context, name string, manifest, target digest.Digest, known bool) (*deploy.Verdict, error) {
 	policy, err := v.load()
 	if err != nil {
 		return nil, err
@@ -76,7 +79,7 @@ func (v *verifier) Verify(ctx context.Context, name string, manifest, index dige
 	if err != nil {
 		return nil, err
 	}
-	img := signature.Image{Name: ref, Digest: manifest, Index: index}
+	img := signature.NewImage(ref, manifest, target)
 	if v.checked[img] == nil {
 		found, err := v.ask(ctx, policy, img)
 		if err == nil {
@@ -91,11 +94,8 @@ func (v *verifier) Verify(ctx context.Context, name string, manifest, index dige
 	return v.checked[img], nil
 }
 
-// check asks the policy about the image that a reference stands for: a manifest, and what the name has, itself or an index.
+// check asks the policy about the image that a reference stands for.
 func (v *verifier) check(ctx context.Context, ref deploy.Reference, manifest, target digest.Digest) error {
-	if target == manifest {
-		target = ""
-	}
 	_, err := v.Verify(ctx, ref.Name, manifest, target, ref.Demand == deploy.DemandPolicy)
 	return err
 }
