@@ -130,9 +130,9 @@ func (f fetched) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content
 }
 
 // Pull makes containerd pull an image into a namespace and unpack it with a snapshotter, like "ctr images pull
-// --snapshotter". With a digest it pulls that, whatever the name stands for meanwhile. HostsDir defaults to containerd's own. progress, which may be nil, is called with the KiB downloaded
-// and the size of all known blobs in KiB. An error of the transfer is a [RegistryError], which is an
-// errdefs.ErrNotImplemented for containerd before 2.0.
+// --snapshotter". With pin it pulls what has that digest, whatever the name stands for meanwhile. HostsDir defaults to
+// containerd's own. progress, which may be nil, is called with the KiB downloaded and the size of all known blobs in KiB.
+// An error of the transfer is a [RegistryError], which is an errdefs.ErrNotImplemented for containerd before 2.0.
 func (c *Client) Pull(
 	ctx context.Context, namespace, snapshotter, ref string, pin digest.Digest, r *Registry, progress func(done, total int64),
 ) error {
